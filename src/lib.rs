@@ -1,0 +1,1 @@
+//! Positional encodings on the GPU.
