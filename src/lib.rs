@@ -1,1 +1,13 @@
 //! Positional encodings on the GPU.
+
+pub mod accuracy;
+mod double;
+mod error;
+pub mod rotate;
+mod scalar;
+mod shape;
+
+pub use error::{Error, Result};
+pub use rotate::{Direction, Pairing, Rope, Scaling};
+pub use scalar::Scalar;
+pub use shape::Heads;

@@ -1,0 +1,272 @@
+//! Sizes and strides of one call.
+//!
+//! A shape counts elements, never bytes; the innermost dimension has stride 1.
+
+use crate::{Error, Result};
+
+/// `a * b` of sizes, or an error that names the product. The limit is 63 bits, so that a kernel's signed offsets hold it.
+pub(crate) fn product(what: &str, factors: &[usize]) -> Result<usize> {
+    factors
+        .iter()
+        .try_fold(1usize, |product, &factor| product.checked_mul(factor))
+        .filter(|&product| product <= i64::MAX as usize)
+        .ok_or_else(|| Error::Overflow(format!("{what} ({})", join(factors))))
+}
+
+fn join(factors: &[usize]) -> String {
+    factors.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
+}
+
+/// One past the last element that `dims` of `(size, stride)` reach from `offset`; 0 when a size is 0.
+pub(crate) fn span(what: &str, offset: usize, dims: &[(usize, usize)]) -> Result<usize> {
+    if dims.iter().any(|&(size, _)| size == 0) {
+        return Ok(0);
+    }
+    let mut last = offset;
+    for &(size, stride) in dims {
+        let step = product(what, &[size - 1, stride])?;
+        last = last
+            .checked_add(step)
+            .filter(|&last| last < i64::MAX as usize)
+            .ok_or_else(|| Error::Overflow(format!("the reach of {what}")))?;
+    }
+    Ok(last + 1)
+}
+
+/// Refuses dimensions of which two different indices meet at one element.
+pub(crate) fn distinct(what: &str, dims: &[(usize, usize)]) -> Result<()> {
+    let mut sorted: Vec<_> = dims.iter().copied().filter(|&(size, _)| size > 1).collect();
+    sorted.sort_by_key(|&(_, stride)| stride);
+    let mut reach = 1usize;
+    for (size, stride) in sorted {
+        if stride < reach {
+            return Err(Error::Value(format!(
+                "{what} is written and its elements overlap: a dimension of {size} has stride {stride}, \
+                 and {reach} elements lie below it"
+            )));
+        }
+        reach = span(what, 0, &[(reach, 1), (size, stride)])?;
+    }
+    Ok(())
+}
+
+/// A tensor of heads, `[batch, tokens, heads, dim]` in any order of memory: queries, keys, values or their gradients.
+///
+/// Element `(b, t, h, c)` lies at `offset + b * strides[0] + t * strides[1] + h * strides[2] + c`.
+///
+/// ```
+/// use posenc::Heads;
+/// // Queries and keys inside one packed buffer [tokens, (32 + 8 + 8) * 128].
+/// let row = (32 + 8 + 8) * 128;
+/// let q = Heads::thd(7, 32, 128).row(row);
+/// let k = Heads::thd(7, 8, 128).row(row).at(32 * 128);
+/// assert_eq!(k.span()?, 6 * row + (32 + 8) * 128);
+/// # Ok::<(), posenc::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// sequences
+    pub batch: usize,
+    /// tokens of each sequence
+    pub tokens: usize,
+    /// heads of each token
+    pub heads: usize,
+    /// channels of each head
+    pub dim: usize,
+    /// first element
+    pub offset: usize,
+    /// elements from one batch, token and head to the next
+    pub strides: [usize; 3],
+}
+
+impl Heads {
+    /// `[tokens, heads, dim]`, contiguous.
+    pub const fn thd(tokens: usize, heads: usize, dim: usize) -> Self {
+        Self::bthd(1, tokens, heads, dim)
+    }
+
+    /// `[batch, tokens, heads, dim]`, contiguous.
+    pub const fn bthd(batch: usize, tokens: usize, heads: usize, dim: usize) -> Self {
+        // Saturating: an overflow here is found, with its numbers, by `span`.
+        let head = dim;
+        let token = heads.saturating_mul(head);
+        let strides = [tokens.saturating_mul(token), token, head];
+        Self { batch, tokens, heads, dim, offset: 0, strides }
+    }
+
+    /// `[batch, heads, tokens, dim]`, contiguous.
+    pub const fn bhtd(batch: usize, heads: usize, tokens: usize, dim: usize) -> Self {
+        let token = dim;
+        let head = tokens.saturating_mul(token);
+        let strides = [heads.saturating_mul(head), token, head];
+        Self { batch, tokens, heads, dim, offset: 0, strides }
+    }
+
+    /// The same tensor as part of rows of `row` elements: one token's row follows another's, one sequence another.
+    pub const fn row(self, row: usize) -> Self {
+        let [_, _, head] = self.strides;
+        Self { strides: [self.tokens.saturating_mul(row), row, head], ..self }
+    }
+
+    /// The same tensor, starting at element `offset` of its buffer.
+    pub const fn at(self, offset: usize) -> Self {
+        Self { offset, ..self }
+    }
+
+    /// Elements of the tensor, `batch * tokens * heads * dim`.
+    ///
+    /// # Errors
+    /// If the product does not fit into 63 bits.
+    pub fn elements(&self) -> Result<usize> {
+        product("batch x tokens x heads x dim", &[self.batch, self.tokens, self.heads, self.dim])
+    }
+
+    /// Elements that a buffer must hold: one past the last element that the tensor reaches, 0 for an empty tensor.
+    ///
+    /// # Errors
+    /// If a product does not fit into 63 bits.
+    pub fn span(&self) -> Result<usize> {
+        span("a tensor of heads", self.offset, &self.dims())
+    }
+
+    /// Index of element `(batch, token, head, channel)` in the buffer.
+    pub const fn index(&self, batch: usize, token: usize, head: usize, channel: usize) -> usize {
+        self.offset + batch * self.strides[0] + token * self.strides[1] + head * self.strides[2] + channel
+    }
+
+    /// Whether a call has nothing to do.
+    pub const fn is_empty(&self) -> bool {
+        self.batch == 0 || self.tokens == 0
+    }
+
+    pub(crate) fn dims(&self) -> [(usize, usize); 4] {
+        [(self.batch, self.strides[0]), (self.tokens, self.strides[1]), (self.heads, self.strides[2]), (self.dim, 1)]
+    }
+
+    /// Refuses zero heads or channels, products that overflow, and a buffer of `len` elements that is too short.
+    pub(crate) fn check(&self, name: &'static str, len: usize) -> Result<()> {
+        if self.heads == 0 || self.dim == 0 {
+            return Err(Error::Value(format!(
+                "{name} has {} heads of {} channels, both must be at least 1",
+                self.heads, self.dim
+            )));
+        }
+        self.elements()?;
+        let need = self.span()?;
+        if len < need {
+            return Err(Error::Length { name, got: len, need });
+        }
+        Ok(())
+    }
+
+    /// [`Heads::check`] for a tensor that is written: its elements must not overlap.
+    pub(crate) fn check_written(&self, name: &'static str, len: usize) -> Result<()> {
+        self.check(name, len)?;
+        distinct(name, &self.dims())
+    }
+
+    /// Refuses two tensors of one buffer that may share an element.
+    ///
+    /// Proved apart: ranges that do not meet, at the top level or inside a common outer dimension whose stride holds
+    /// both. Everything else is refused, even where a finer argument would find no common element.
+    pub(crate) fn check_apart(&self, name: &str, other: &Self, other_name: &str) -> Result<()> {
+        let sorted = |heads: &Self| {
+            let mut dims: Vec<_> = heads.dims().into_iter().filter(|&(size, _)| size != 1).collect();
+            dims.sort_by_key(|&(_, stride)| std::cmp::Reverse(stride));
+            dims
+        };
+        let (a, b) = (sorted(self), sorted(other));
+        let (mut a, mut b) = (&a[..], &b[..]);
+        loop {
+            let a_end = span(name, self.offset, a)?;
+            let b_end = span(other_name, other.offset, b)?;
+            if a_end <= other.offset || b_end <= self.offset {
+                return Ok(());
+            }
+            match (a.split_first(), b.split_first()) {
+                (Some((outer, a_rest)), Some((b_outer, b_rest))) if outer == b_outer => {
+                    let start = self.offset.min(other.offset);
+                    let end = span(name, self.offset, a_rest)?.max(span(other_name, other.offset, b_rest)?);
+                    if end - start > outer.1 {
+                        break;
+                    }
+                    (a, b) = (a_rest, b_rest);
+                }
+                _ => break,
+            }
+        }
+        Err(Error::Value(format!(
+            "{name} (offset {}, strides {:?}) and {other_name} (offset {}, strides {:?}) may overlap in one buffer",
+            self.offset, self.strides, other.offset, other.strides
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_place_every_element() {
+        let (b, t, h, d) = (2, 3, 5, 7);
+        assert_eq!(Heads::bthd(b, t, h, d).index(1, 2, 4, 6), ((3 + 2) * 5 + 4) * 7 + 6);
+        assert_eq!(Heads::bhtd(b, h, t, d).index(1, 2, 4, 6), ((5 + 4) * 3 + 2) * 7 + 6);
+        for heads in [Heads::bthd(b, t, h, d), Heads::bhtd(b, h, t, d)] {
+            assert_eq!(heads.span().unwrap(), b * t * h * d);
+            heads.check_written("q", b * t * h * d).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_empty_tensor_needs_nothing() {
+        assert_eq!(Heads::thd(0, 8, 64).span().unwrap(), 0);
+        assert!(Heads::thd(0, 8, 64).is_empty());
+    }
+
+    #[test]
+    fn short_buffers_are_refused_with_both_numbers() {
+        let error = Heads::thd(2, 2, 2).check("q", 7).unwrap_err();
+        assert_eq!(error.to_string(), "q holds 7 elements, the shape needs 8");
+    }
+
+    #[test]
+    fn overlapping_writes_are_refused() {
+        let heads = Heads { strides: [0, 4, 6], ..Heads::thd(3, 2, 8) };
+        let error = heads.check_written("q", 1000).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "q is written and its elements overlap: a dimension of 3 has stride 4, and 8 elements lie below it"
+        );
+        assert!(Heads { strides: [0, 0, 8], ..Heads::thd(2, 1, 8) }.check_written("q", 1000).is_err());
+        Heads { strides: [0, 0, 0], ..Heads::thd(1, 1, 8) }.check_written("q", 8).unwrap();
+    }
+
+    #[test]
+    fn products_that_overflow_are_refused() {
+        let error = Heads::thd(1 << 40, 1 << 20, 1 << 20).check("q", 7).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "batch x tokens x heads x dim (1 x 1099511627776 x 1048576 x 1048576) does not fit into 63 bits"
+        );
+        assert!(Heads::thd(2, 1, 1).at(usize::MAX).span().is_err());
+    }
+
+    #[test]
+    fn packed_queries_and_keys_are_apart_and_shifted_ones_are_not() {
+        let row = 48 * 64;
+        let q = Heads::bthd(3, 5, 32, 64).row(row);
+        let k = Heads::bthd(3, 5, 8, 64).row(row).at(32 * 64);
+        q.check_apart("q", &k, "k").unwrap();
+        k.check_apart("k", &q, "q").unwrap();
+        assert!(q.check_apart("q", &k.at(32 * 64 - 1), "k").is_err());
+        assert!(q.check_apart("q", &k.at(row - 1), "k").is_err());
+
+        let block = 48 * 5 * 64;
+        let bhtd = |heads: usize, at: usize| {
+            let heads = Heads::bhtd(3, heads, 5, 64).at(at);
+            Heads { strides: [block, heads.strides[1], heads.strides[2]], ..heads }
+        };
+        bhtd(32, 0).check_apart("q", &bhtd(8, 32 * 5 * 64), "k").unwrap();
+        assert!(bhtd(32, 0).check_apart("q", &bhtd(8, 31 * 5 * 64), "k").is_err());
+    }
+}
