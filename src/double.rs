@@ -63,6 +63,12 @@ impl Double {
         (self.ln() * exponent).exp()
     }
 
+    /// The largest whole number that is not above.
+    pub fn floor(self) -> Self {
+        let whole = self.hi.floor();
+        if whole == self.hi { quick_two_sum(whole, self.lo.floor()) } else { Self::from(whole) }
+    }
+
     /// This many radians per position as a fraction of a turn per position, rounded to units of 2^-64. Whole turns fall
     /// away: at integer positions they change nothing.
     pub fn rate(self) -> u64 {
