@@ -28,8 +28,8 @@ use crate::{Direction, Error, Heads, Result, Rope, Scalar};
 /// use posenc::rotate::{Side, XPos};
 /// let xpos = XPos::new(Rope::new(64, 10_000.0));
 /// assert_eq!(xpos.zeta(0), 0.4 / 1.4);
-/// assert_eq!(xpos.scale(512, 0, Side::Query), 0.4 / 1.4);
-/// assert_eq!(xpos.scale(-512, 0, Side::Key), 0.4 / 1.4);
+/// assert_eq!(xpos.scale(0, 0, Side::Query), 1.0);
+/// assert_eq!(xpos.scale(-7, 0, Side::Key), xpos.scale(7, 0, Side::Query));
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct XPos {

@@ -1,4 +1,7 @@
 //! The rotate room's tests, one file for each of its encodings.
 
+mod rope;
 mod scaling;
+#[path = "../support/mod.rs"]
+mod support;
 mod xpos;
