@@ -7,6 +7,6 @@ mod scaling;
 mod xpos;
 
 pub use query_scale::QueryScale;
-pub use rope::{Direction, Expected, Pairing, Rope};
+pub use rope::{Direction, Expected, Operand, Pairing, Rope, RopePlan};
 pub use scaling::{Ramp, Scaling, Yarn, longrope_attention_factor, mla_logit_scale, yarn_mscale};
 pub use xpos::{Side, XPos};
