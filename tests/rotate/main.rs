@@ -1,4 +1,5 @@
 //! The rotate room's tests, one file for each of its encodings.
 
+mod axes;
 mod scaling;
 mod xpos;
