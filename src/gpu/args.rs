@@ -147,6 +147,11 @@ macro_rules! args {
             }
         )*
 
+        /// Every struct: its name in C++, its size and its fields.
+        pub fn all() -> Vec<(&'static str, usize, Vec<FieldLayout>)> {
+            vec![$(($name::NAME, size_of::<$name>(), $name::layout())),*]
+        }
+
         /// Every struct as C++: the text of `args.cuh`.
         #[allow(dead_code, reason = "used by build.rs alone")]
         pub fn header() -> String {

@@ -366,10 +366,8 @@ impl Rope {
         let Call { q, q_out, k, .. } = *call;
         let (k, k_out) = k.unwrap_or((Heads { heads: 0, ..q }, Heads { heads: 0, ..q_out }));
         let small = |what: &str, n: usize| {
-            u32::try_from(n)
-                .ok()
-                .filter(|&n| n <= i32::MAX as u32)
-                .ok_or_else(|| Error::Overflow(format!("{n} {what}")))
+            let small = u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32);
+            small.ok_or_else(|| Error::Value(format!("{n} {what} in one call, a kernel counts to {}", i32::MAX)))
         };
         let strides = |heads: &Heads| heads.strides.map(|stride| stride as i64);
 
@@ -748,4 +746,99 @@ fn check_pair(q: &Heads, k: &Heads) -> Result<()> {
     differ("sequences", q.batch, k.batch)?;
     differ("tokens", q.tokens, k.tokens)?;
     differ("channels", q.dim, k.dim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(q: Heads, k: Option<Heads>, in_place: bool, element: usize) -> Call {
+        Call { q, q_out: q, k: k.map(|k| (k, k)), in_place, alignment: 16, element, multiprocessors: 132 }
+    }
+
+    /// Runs the kernel's index arithmetic and counts how often each (token, head, first pair) is reached.
+    fn covered(launch: &Launch<RopeArgs>, width: usize) -> bool {
+        let a = &launch.args;
+        let (tokens, heads, groups) = (a.tokens as usize, (a.q_heads + a.k_heads) as usize, a.pairs as usize / width);
+        let mut count = vec![0u8; tokens * heads * groups];
+        for (block_x, block_y) in (0..launch.grid[0]).flat_map(|x| (0..launch.grid[1]).map(move |y| (x, y))) {
+            for (y, z) in (0..launch.block[1]).flat_map(|y| (0..launch.block[2]).map(move |z| (y, z))) {
+                let token = (block_x * launch.block[1] + y) as usize;
+                let first = ((block_y * launch.block[2] + z) * a.heads_per_thread) as usize;
+                if token >= tokens || first >= heads {
+                    continue;
+                }
+                for head in first..(first + a.heads_per_thread as usize).min(heads) {
+                    for lane in 0..launch.block[0] as usize {
+                        for group in (lane..groups).step_by(launch.block[0] as usize) {
+                            count[(token * heads + head) * groups + group] += 1;
+                        }
+                    }
+                }
+            }
+        }
+        count.iter().all(|&n| n == 1)
+    }
+
+    #[test]
+    fn every_token_count_is_covered_once_without_idle_blocks() {
+        let rope = Rope::new(128, 10_000.0);
+        for (hq, hk) in [(32, 8), (8, 1), (71, 1)] {
+            for tokens in 1..=4096 {
+                let (q, k) = (Heads::thd(tokens, hq, 128), Heads::thd(tokens, hk, 128));
+                let launch = rope.launch(&call(q, Some(k), true, 2)).unwrap();
+                launch.check().unwrap();
+                assert_eq!(launch.entry, "rope_wide");
+                if tokens < 64 || tokens % 97 == 0 {
+                    assert!(covered(&launch, 8), "{tokens} tokens, {hq} and {hk} heads: {launch:?}");
+                }
+                // Threads that have no token or no head: less than half, and less than a block's worth for long calls.
+                let threads: u64 = launch.grid.iter().chain(&launch.block).map(|&n| u64::from(n)).product();
+                let walks = (hq + hk).div_ceil(launch.args.heads_per_thread as usize);
+                let busy = (tokens * walks * 8) as u64;
+                assert!(threads <= 4 * busy, "{tokens} tokens: {threads} threads for {busy}, {launch:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn few_tokens_spread_their_heads_and_many_walk_them() {
+        let rope = Rope::new(128, 10_000.0);
+        let launch = |tokens| {
+            let (q, k) = (Heads::thd(tokens, 32, 128), Heads::thd(tokens, 8, 128));
+            rope.launch(&call(q, Some(k), true, 2)).unwrap()
+        };
+        assert_eq!(launch(1).args.heads_per_thread, 1);
+        assert_eq!(launch(1 << 20).args.heads_per_thread, 40);
+        // Half a million blocks of one sequence, and more sequences than a grid is deep.
+        let deep = Heads::bthd(70_000, 1, 4, 128);
+        assert_eq!(rope.launch(&call(deep, None, true, 2)).unwrap().grid[2], 65535);
+    }
+
+    #[test]
+    fn width_follows_sizes_strides_and_addresses() {
+        let entry = |rope: &Rope, q: Heads, in_place: bool, alignment: usize, element: usize| {
+            rope.launch(&Call { alignment, ..call(q, None, in_place, element) }).unwrap().entry
+        };
+        let rope = Rope::new(64, 10_000.0);
+        let q = Heads::thd(3, 2, 64);
+        assert_eq!(entry(&rope, q, true, 16, 2), "rope_wide");
+        assert_eq!(entry(&rope, q, true, 8, 2), "rope_mid");
+        assert_eq!(entry(&rope, q, true, 4, 2), "rope_one");
+        assert_eq!(entry(&rope, q.row(132), true, 16, 2), "rope_mid");
+        assert_eq!(entry(&rope, q.row(132), true, 16, 4), "rope_wide");
+        assert_eq!(entry(&rope, q.at(1), true, 16, 4), "rope_one");
+        // 24 of 96 channels, GPT-NeoX-20B: 12 pairs are three accesses of 8 bytes.
+        assert_eq!(entry(&Rope::new(24, 10_000.0), Heads::thd(3, 64, 96), true, 16, 2), "rope_mid");
+        // What is copied beside the rotary part counts out of place alone.
+        assert_eq!(entry(&rope, Heads::thd(3, 1, 70), false, 16, 2), "rope_one");
+        // A stride that is never taken does not count.
+        assert_eq!(entry(&rope, Heads { strides: [1, 1, 64], ..Heads::thd(1, 2, 64) }, true, 16, 2), "rope_wide");
+    }
+
+    #[test]
+    fn more_tokens_than_a_kernel_counts_are_refused() {
+        let error = Rope::new(2, 1e4).launch(&call(Heads::thd(1 << 31, 1, 2), None, true, 2)).unwrap_err();
+        assert_eq!(error.to_string(), "2147483648 tokens in one call, a kernel counts to 2147483647");
+    }
 }
