@@ -14,7 +14,7 @@ use crate::double::Double;
 use crate::gpu::args::{In, Out, RopeArgs};
 use crate::gpu::{Function, Gpu, Held, Launch, Read, Write};
 use crate::positions::{Positions, Resolved};
-use crate::rotate::Scaling;
+use crate::rotate::{Axes, Scaling};
 use crate::{Error, Heads, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
@@ -83,6 +83,8 @@ pub enum Angles {
 /// | `base` | | theta of the paper, 10000 there |
 /// | `scaling` | | what stretches the frequencies |
 /// | `attention_factor` | | multiplies cos and sin; YaRN's and LongRoPE's `mscale`, else 1 |
+/// | `axes` | | which axis of the position turns a pair; one for text |
+/// | `pairing_out` | | where a pair is written, if not where it was read; only out of place |
 /// | `angles` | | how a position becomes an angle |
 ///
 /// # Source
@@ -109,6 +111,11 @@ pub struct Rope {
     pub scaling: Scaling,
     /// multiplies cos and sin
     pub attention_factor: f64,
+    /// which axis of the position turns a pair
+    pub axes: Axes,
+    /// Where a pair is written; `None` where it was read. Hugging Face's DeepSeek-V3 reads interleaved pairs and writes
+    /// halves, which scores do not show and a cache of keys does.
+    pub pairing_out: Option<Pairing>,
     /// how a position becomes an angle
     pub angles: Angles,
 }
@@ -123,6 +130,8 @@ impl Rope {
             base,
             scaling: Scaling::None,
             attention_factor: 1.0,
+            axes: Axes::One,
+            pairing_out: None,
             angles: Angles::Exact,
         }
     }
@@ -132,8 +141,13 @@ impl Rope {
         self.rotary / 2
     }
 
+    /// Which channels a pair is written to.
+    pub fn written(&self) -> Pairing {
+        self.pairing_out.unwrap_or(self.pairing)
+    }
+
     /// Refuses a spec outside the law: odd or zero `rotary`, a base that is not finite and above 0, a scaling's
-    /// parameters outside its own law.
+    /// parameters outside its own law, axes that do not fit the pairs.
     ///
     /// # Errors
     /// [`Error::Value`] with the field, the rule and the value.
@@ -150,6 +164,12 @@ impl Rope {
         }
         if !(self.attention_factor.is_finite() && self.attention_factor > 0.0) {
             return wrong(format!("attention_factor is {}, it must be finite and above 0", self.attention_factor));
+        }
+        self.axes.check(self.pairs())?;
+        if !self.axes.one_ladder()
+            && !matches!(self.scaling, Scaling::None | Scaling::Linear { .. } | Scaling::Divisors(_))
+        {
+            return wrong("axes with ladders of their own go with no scaling, a linear one or divisors".into());
         }
         self.scaling.check(self.base, self.rotary)
     }
@@ -193,7 +213,8 @@ impl Rope {
 
     fn exact_frequency(&self, pair: usize) -> Double {
         assert!(pair < self.pairs(), "pair {pair} of {}", self.pairs());
-        self.scaling.frequency(self.base, self.rotary, pair)
+        let (rung, size) = self.axes.rung(pair, self.pairs());
+        self.scaling.frequency(self.base, size, rung, pair)
     }
 
     /// The angle of `pair` at `position` in radians; exact ones lie within half a turn of zero.
@@ -233,7 +254,7 @@ impl Rope {
     /// |---|---|---|
     /// | `x` | `heads` | queries or keys; channels outside the rotary part stay as they are |
     /// | `heads` | | sizes and strides of `x`, in elements |
-    /// | `positions` | `[batch, tokens]` | any integers; negative ones rotate backwards |
+    /// | `positions` | `[axes, batch, tokens]` | any integers; negative ones rotate backwards |
     ///
     /// # Accuracy
     /// Half an ulp of `T`, and 1e-15 of the pair.
@@ -256,7 +277,11 @@ impl Rope {
     pub fn rotate<T: Scalar>(&self, x: &mut [T], heads: &Heads, positions: &[i64], direction: Direction) -> Result<()> {
         self.check()?;
         let sin_cos = self.sin_cos();
-        self.rotate_f64(x, heads, positions, direction, sin_cos, |x, index, value| x[index] = T::from_f64(value))
+        self.rotate_f64(x, heads, positions, direction, sin_cos, |x, _, outputs, values| {
+            for (index, value) in outputs.into_iter().zip(values) {
+                x[index] = T::from_f64(value);
+            }
+        })
     }
 
     /// The wanted values in f64 and the error allowed at each element, for comparison with a rotation of `x`.
@@ -319,18 +344,11 @@ impl Rope {
         let mut want: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
         let mut bound = vec![0.0; x.len()];
         let mut source = x.to_vec();
-        let mut pair = None;
-        self.rotate_f64(&mut source, heads, positions, direction, sin_cos, |x, index, value| {
-            // Elements come in pairs, and both bounds need both inputs.
-            match pair.take() {
-                None => pair = Some((index, value)),
-                Some((first, first_value)) => {
-                    let error = self.error_bound(x[first].to_f64(), x[index].to_f64());
-                    for (index, value) in [(first, first_value), (index, value)] {
-                        want[index] = value;
-                        bound[index] = crate::accuracy::rounded::<T>(value, error);
-                    }
-                }
+        self.rotate_f64(&mut source, heads, positions, direction, sin_cos, |_, [a, b], outputs, values| {
+            let error = self.error_bound(x[a].to_f64(), x[b].to_f64());
+            for (index, value) in outputs.into_iter().zip(values) {
+                want[index] = value;
+                bound[index] = crate::accuracy::rounded::<T>(value, error);
             }
         })?;
         Ok(Expected { want, bound })
@@ -343,28 +361,41 @@ impl Rope {
         positions: &[i64],
         direction: Direction,
         sin_cos: impl Fn(usize, i64) -> (f64, f64),
-        mut put: impl FnMut(&mut [T], usize, f64),
+        mut put: impl FnMut(&mut [T], [usize; 2], [usize; 2], [f64; 2]),
     ) -> Result<()> {
         self.check_head(heads.dim)?;
         heads.check_written("x", x.len())?;
-        let need = heads.batch * heads.tokens;
+        let row = heads.batch * heads.tokens;
+        let need = row * self.axes.count();
         if positions.len() < need {
             return Err(Error::Length { name: "positions", got: positions.len(), need });
         }
+        let pairs: Vec<_> = (0..self.pairs())
+            .map(|pair| {
+                let (a, b) = self.pairing.channels(pair, self.rotary);
+                let (a_out, b_out) = self.written().channels(pair, self.rotary);
+                (self.axes.axis(pair, self.pairs()), [a, b], [a_out, b_out])
+            })
+            .collect();
+        let mut inputs = vec![[0.0; 2]; pairs.len()];
+        let mut turns = vec![(0.0, 0.0); pairs.len()];
         for batch in 0..heads.batch {
             for token in 0..heads.tokens {
-                let position = positions[batch * heads.tokens + token];
-                for pair in 0..self.pairs() {
-                    let (sin, cos) = sin_cos(pair, position);
+                for (pair, (turn, (axis, _, _))) in turns.iter_mut().zip(&pairs).enumerate() {
+                    let (sin, cos) = sin_cos(pair, positions[axis * row + batch * heads.tokens + token]);
                     let sin = if direction == Direction::Forward { sin } else { -sin };
-                    let (sin, cos) = (sin * self.attention_factor, cos * self.attention_factor);
-                    let (a, b) = self.pairing.channels(pair, self.rotary);
-                    for head in 0..heads.heads {
-                        let a_index = heads.index(batch, token, head, self.offset + a);
-                        let b_index = heads.index(batch, token, head, self.offset + b);
-                        let (a, b) = (x[a_index].to_f64(), x[b_index].to_f64());
-                        put(x, a_index, a * cos - b * sin);
-                        put(x, b_index, a * sin + b * cos);
+                    *turn = (sin * self.attention_factor, cos * self.attention_factor);
+                }
+                for head in 0..heads.heads {
+                    let place = |channels: [usize; 2]| {
+                        channels.map(|channel| heads.index(batch, token, head, self.offset + channel))
+                    };
+                    // All pairs of a head are read before one is written: they may move.
+                    for (input, &(_, channels, _)) in inputs.iter_mut().zip(&pairs) {
+                        *input = place(channels).map(|index| x[index].to_f64());
+                    }
+                    for ((&[a, b], &(sin, cos)), &(_, from, to)) in inputs.iter().zip(&turns).zip(&pairs) {
+                        put(x, place(from), place(to), [a * cos - b * sin, a * sin + b * cos]);
                     }
                 }
             }
@@ -472,7 +503,7 @@ impl Rope {
             offset: small("channels before the rotary part", self.offset)?,
             copied: small("channels", copied)?,
             interleaved: u32::from(self.pairing == Pairing::Interleaved),
-            interleaved_out: u32::from(self.pairing == Pairing::Interleaved),
+            interleaved_out: u32::from(self.written() == Pairing::Interleaved),
             factor: self.attention_factor as f32,
             ..RopeArgs::zeroed()
         };
@@ -521,7 +552,10 @@ impl<'a, T: Scalar> Operand<'a, T> {
         let dim = self.shapes().0.dim;
         rope.check_head(dim)?;
         match &self.buffers {
-            Buffers::InPlace { x, heads } => heads.check_written(name, x.len()),
+            Buffers::InPlace { x, heads } => {
+                check_in_place(rope)?;
+                heads.check_written(name, x.len())
+            }
             Buffers::Copy { x, heads, out, out_heads } => {
                 heads.check(name, x.len())?;
                 out_heads.check_written(out_name, out.len())?;
@@ -609,6 +643,7 @@ pub struct RopePlan<T> {
     gpu: Gpu,
     rope: Rope,
     rates: Rates,
+    axes: Option<CudaSlice<u8>>,
     /// by width: of the spec's own angles, and by a table
     functions: [[Function; 3]; 2],
     element: std::marker::PhantomData<T>,
@@ -710,6 +745,7 @@ impl<T: Scalar> RopePlan<T> {
             gpu: gpu.clone(),
             rope: rope.clone(),
             rates,
+            axes: rope.axes.table(rope.pairs()).map(|table| gpu.upload(&table)).transpose()?,
             functions: [own, by_table],
             element: std::marker::PhantomData,
         })
@@ -816,7 +852,7 @@ impl<T: Scalar> RopePlan<T> {
             return Ok(());
         }
         let gpu = &self.gpu;
-        let positions = positions.resolve(gpu, 1, q_heads.batch, q_heads.tokens)?;
+        let positions = positions.resolve(gpu, self.rope.axes.count(), q_heads.batch, q_heads.tokens)?;
         let (q, q_out) = q.hold(gpu, "q", "q_out")?;
         let k = k.as_mut().map(|k| k.hold(gpu, "k", "k_out")).transpose()?;
         let (k, k_out) = k.map_or((None, None), |(k, k_out)| (k, Some(k_out)));
@@ -885,6 +921,7 @@ impl<T: Scalar> RopePlan<T> {
         positions: Positions<'_>,
         direction: Direction,
     ) -> Result<()> {
+        check_in_place(&self.rope)?;
         for (name, heads) in [("q", &q), ("k", &k)] {
             self.rope.check_head(heads.dim)?;
             heads.check_written(name, x.len())?;
@@ -895,7 +932,7 @@ impl<T: Scalar> RopePlan<T> {
         }
         q.check_apart("q", &k, "k")?;
         let gpu = &self.gpu;
-        let positions = positions.resolve(gpu, 1, q.batch, q.tokens)?;
+        let positions = positions.resolve(gpu, self.rope.axes.count(), q.batch, q.tokens)?;
         let x = gpu.write("x", x, q.span()?.max(k.span()?))?;
         let (x, out) = (x.address.as_in(), x.address);
         let addresses = Addresses { q: x, q_out: out, k: x, k_out: out };
@@ -921,6 +958,7 @@ impl<T: Scalar> RopePlan<T> {
         // Kernels get the address of each tensor's first element, so that an offset costs nothing there.
         let at = |heads: &Heads| (heads.offset * size_of::<T>()) as u64;
         let (k, k_out) = k.unwrap_or((Heads::thd(0, 0, 0), Heads::thd(0, 0, 0)));
+        let axes = self.axes.as_ref().map(|axes| gpu.read("axes", axes, self.rope.pairs())).transpose()?;
         launch.args = RopeArgs {
             q: addresses.q.offset(at(&q)),
             q_out: addresses.q_out.offset(at(&q_out)),
@@ -928,6 +966,7 @@ impl<T: Scalar> RopePlan<T> {
             k_out: addresses.k_out.offset(at(&k_out)),
             positions: positions.ids(),
             indptr: positions.indptr(),
+            axes: axes.as_ref().map_or(In::NULL, |axes| axes.address),
             axis_stride: positions.axis_stride,
             sequence_stride: positions.sequence_stride,
             position_kind: positions.kind,
@@ -962,6 +1001,18 @@ struct Addresses {
     q_out: Out,
     k: In,
     k_out: Out,
+}
+
+/// Refuses pairs that move: in place, one thread's store would fall on another thread's load.
+fn check_in_place(rope: &Rope) -> Result<()> {
+    if rope.written() == rope.pairing {
+        return Ok(());
+    }
+    Err(Error::Value(format!(
+        "pairing is {:?} and pairing_out {:?}: pairs move, so the rotation cannot be in place",
+        rope.pairing,
+        rope.written()
+    )))
 }
 
 /// Refuses keys that do not go with the queries.

@@ -137,7 +137,7 @@ impl XPos {
     /// let xpos = XPos::new(Rope::new(2, 10_000.0));
     /// let mut q = [1.0f32, 0.0];
     /// xpos.rotate(&mut q, &Heads::thd(1, 1, 2), &[512], Side::Query, Direction::Forward)?;
-    /// assert_eq!(q, [(512f64.cos() * (0.4 / 1.4)) as f32, (512f64.sin() * (0.4 / 1.4)) as f32]);
+    /// assert_eq!(q, [(512f64.cos() * 2.0 / 7.0) as f32, (512f64.sin() * 2.0 / 7.0) as f32]);
     /// # Ok::<(), posenc::Error>(())
     /// ```
     pub fn rotate<T: Scalar>(
