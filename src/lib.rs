@@ -4,11 +4,15 @@ pub mod accuracy;
 mod double;
 pub mod embed;
 mod error;
+pub mod gpu;
+mod positions;
 pub mod rotate;
 mod scalar;
 mod shape;
 
 pub use error::{Error, Result};
-pub use rotate::{Direction, Pairing, Rope, Scaling};
+pub use gpu::Gpu;
+pub use positions::{Id, Ids, Positions};
+pub use rotate::{Direction, Pairing, Rope, RopePlan, Scaling};
 pub use scalar::Scalar;
 pub use shape::Heads;

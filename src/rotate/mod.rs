@@ -4,5 +4,5 @@ mod hf;
 mod rope;
 mod scaling;
 
-pub use rope::{Direction, Expected, Pairing, Rope};
+pub use rope::{Direction, Expected, Operand, Pairing, Rope, RopePlan};
 pub use scaling::Scaling;
