@@ -127,7 +127,7 @@ impl Rope {
         if !(self.attention_factor.is_finite() && self.attention_factor > 0.0) {
             return wrong(format!("attention_factor is {}, it must be finite and above 0", self.attention_factor));
         }
-        self.scaling.check()
+        self.scaling.check(self.base, self.rotary)
     }
 
     /// [`Rope::check`], and that the rotated channels lie inside a head of `dim` channels.
