@@ -7,13 +7,20 @@
 //! ```
 
 use std::f64::consts::TAU;
+use std::marker::PhantomData;
+
+use bytemuck::Zeroable;
+use cudarc::driver::CudaSlice;
 
 use crate::double::Double;
 use crate::embed::Tokens;
+use crate::embed::launch::{alignment, small, spread, width};
 use crate::embed::tokens::at_least;
+use crate::gpu::args::SinusoidArgs;
+use crate::gpu::{Function, Launch, Write};
 use crate::rotate::Pairing;
 use crate::shape::product;
-use crate::{Error, Result, Scalar};
+use crate::{Error, Gpu, Positions, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
@@ -429,5 +436,225 @@ pub(crate) fn check_scale(scale: f64) -> Result<()> {
         Ok(())
     } else {
         Err(Error::Value(format!("scale is {scale}, it must be finite and fit into f32")))
+    }
+}
+
+// -------------------------------------------------------------------------------------------------------------- launch
+
+/// The variants of the kernel: added and written, from wide accesses to narrow ones.
+const ENTRIES: [[&str; 3]; 2] = [
+    ["sinusoid_add_wide", "sinusoid_add_mid", "sinusoid_add_one"],
+    ["sinusoid_write_wide", "sinusoid_write_mid", "sinusoid_write_one"],
+];
+
+/// What a launch is decided from, beside the spec.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    tokens: Tokens,
+    add: bool,
+    /// one row of positions serves every sequence
+    shared: bool,
+    alignment: usize,
+    element: usize,
+    multiprocessors: u32,
+}
+
+impl Sinusoid {
+    /// The last channel of an odd dim as the kernels know it (0 none, 1 one more of the first wave, 2 a zero), and where it
+    /// lies.
+    pub(crate) fn rest(&self) -> (u32, usize) {
+        match (self.dim % 2, self.odd, self.pairing) {
+            (0, _, _) => (0, 0),
+            (_, Odd::Longer, Pairing::Half) => (1, self.dim / 2),
+            (_, Odd::Longer, Pairing::Interleaved) => (1, self.dim - 1),
+            _ => (2, self.dim - 1),
+        }
+    }
+
+    /// The first channel of the second wave, in halves.
+    pub(crate) fn second(&self) -> usize {
+        self.pairs()
+    }
+
+    /// The variant, the grid and the arguments that shapes decide; addresses, tables and positions are still missing.
+    pub(crate) fn launch(&self, call: &Call) -> Result<Launch<SinusoidArgs>> {
+        let tokens = call.tokens;
+        let sides = if self.pairing == Pairing::Half { self.second() } else { 0 };
+        let width = width(call.element, call.alignment, tokens.sizes() | (self.dim / 2) | sides);
+        let pairs = self.dim / 2;
+        let spread = spread(pairs / width.elements, tokens.batch, tokens.tokens, call.shared, call.multiprocessors)?;
+        let (rest, rest_channel) = self.rest();
+        let args = SinusoidArgs {
+            strides: tokens.strides(),
+            offset: self.offset,
+            padding: self.padding.unwrap_or(0),
+            tokens: small("tokens", tokens.tokens)?,
+            batch: small("sequences", tokens.batch)?,
+            batches_per_thread: spread.batches_per_thread,
+            groups: spread.groups,
+            pairs: small("pairs", pairs)?,
+            second: small("channels", self.second())?,
+            rest,
+            rest_channel: small("channels", rest_channel)?,
+            interleaved: u32::from(self.pairing == Pairing::Interleaved),
+            cosine_first: u32::from(self.first == Wave::Cosine),
+            padded: u32::from(self.padding.is_some()),
+            ..SinusoidArgs::zeroed()
+        };
+        let entry = ENTRIES[usize::from(!call.add)][width.index];
+        Ok(Launch { file: "embed/sinusoid", entry, grid: spread.grid, block: spread.block, args })
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// [`Sinusoid`] on a [`Gpu`], for one element type: its rates are uploaded, its kernels loaded.
+///
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; shapes may change from call to
+/// call.
+pub struct SinusoidPlan<T> {
+    gpu: Gpu,
+    spec: Sinusoid,
+    rates: CudaSlice<u64>,
+    functions: [[Function; 3]; 2],
+    element: PhantomData<T>,
+}
+
+impl<T: Scalar> SinusoidPlan<T> {
+    /// Uploads the rates and loads the kernels.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, spec: &Sinusoid) -> Result<Self> {
+        spec.check()?;
+        let rates: Vec<u64> = (0..spec.pairs()).map(|pair| spec.rate(pair)).collect();
+        let load = |entry| gpu.function("embed/sinusoid", T::NAME, entry);
+        let [[a, b, c], [d, e, f]] = ENTRIES;
+        Ok(Self {
+            gpu: gpu.clone(),
+            spec: spec.clone(),
+            rates: gpu.upload(&rates)?,
+            functions: [[load(a)?, load(b)?, load(c)?], [load(d)?, load(e)?, load(f)?]],
+            element: PhantomData,
+        })
+    }
+
+    /// The spec.
+    pub fn sinusoid(&self) -> &Sinusoid {
+        &self.spec
+    }
+
+    /// Writes the sinusoid of every token: a table, or the values at given positions.
+    ///
+    /// `channel = sin or cos((position + offset) * frequency(pair))`
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `out` | `tokens` | written |
+    /// | `tokens` | | sizes and strides; a table of n rows is `Tokens::new(1, n, dim)` |
+    /// | `positions` | see [`Positions`] | any integers; [`Positions::counted`] for the rows of a table |
+    ///
+    /// # Accuracy
+    /// [`Sinusoid::error_bound`] and the rounding to `T`. The same bits on every device, for every shape and alignment.
+    ///
+    /// # Errors
+    /// If the shape is refused, a buffer is too short or lies in another context. Nothing is written then.
+    ///
+    /// # Source
+    /// "Attention Is All You Need" (arXiv 1706.03762), section 3.5.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::embed::{Sinusoid, SinusoidPlan, Tokens};
+    /// use posenc::{Gpu, Positions};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = SinusoidPlan::<f32>::new(&gpu, &Sinusoid::new(512))?;
+    /// let mut table = gpu.stream().alloc_zeros(1500 * 512)?;
+    /// plan.write(&mut table, Tokens::new(1, 1500, 512), Positions::counted())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn write(&self, out: Write<'_, T>, tokens: Tokens, positions: Positions<'_>) -> Result<()> {
+        self.run("out", out, tokens, positions, None)
+    }
+
+    /// `x = x * scale + sinusoid` in place.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `x` | `tokens` | embeddings |
+    /// | `tokens` | | sizes and strides of `x` |
+    /// | `positions` | see [`Positions`] | where the tokens stand |
+    /// | `scale` | | multiplies `x`: 1, or `sqrt(dim)` in the paper |
+    ///
+    /// `x` is read and written once and no table is read. Sequences that share their positions share their angles.
+    ///
+    /// # Accuracy
+    /// [`Sinusoid::add_error_bound`] and the rounding to `T`. The same bits on every device, for every shape and
+    /// alignment.
+    ///
+    /// # Errors
+    /// If the shape or `scale` is refused, a buffer is too short or lies in another context. Nothing is written then.
+    ///
+    /// # Source
+    /// "Attention Is All You Need" (arXiv 1706.03762), sections 3.4 and 3.5.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::embed::{Sinusoid, SinusoidPlan, Tokens};
+    /// use posenc::{Gpu, Positions};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = SinusoidPlan::<half::bf16>::new(&gpu, &Sinusoid::new(512))?;
+    /// let mut x = gpu.stream().alloc_zeros(8 * 100 * 512)?;
+    /// plan.add(&mut x, Tokens::new(8, 100, 512), Positions::counted(), 512f64.sqrt())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn add(&self, x: Write<'_, T>, tokens: Tokens, positions: Positions<'_>, scale: f64) -> Result<()> {
+        check_scale(scale)?;
+        self.run("x", x, tokens, positions, Some(scale as f32))
+    }
+
+    fn run(
+        &self,
+        name: &'static str,
+        x: Write<'_, T>,
+        tokens: Tokens,
+        positions: Positions<'_>,
+        scale: Option<f32>,
+    ) -> Result<()> {
+        tokens.check_written(name, self.spec.dim, x.len())?;
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let gpu = &self.gpu;
+        let positions = positions.resolve(gpu, 1, tokens.batch, tokens.tokens)?;
+        let x = gpu.write(name, x, tokens.span()?)?;
+        let rates = gpu.read("rates", &self.rates, self.spec.pairs())?;
+        let shared = positions.sequence_stride == 0 || tokens.batch == 1;
+        let call = Call {
+            tokens,
+            add: scale.is_some(),
+            shared,
+            alignment: alignment(&[x.address.address()]),
+            element: size_of::<T>(),
+            multiprocessors: gpu.multiprocessors(),
+        };
+        let mut launch = self.spec.launch(&call)?;
+        launch.args = SinusoidArgs {
+            x: x.address.offset((tokens.offset * size_of::<T>()) as u64),
+            positions: positions.ids(),
+            indptr: positions.indptr(),
+            rates: rates.address,
+            sequence_stride: positions.sequence_stride,
+            position_kind: positions.kind,
+            position_type: positions.id_type,
+            sequences: positions.sequences,
+            scale: scale.unwrap_or(1.0),
+            ..launch.args
+        };
+        let entries = usize::from(!call.add);
+        let function = ENTRIES[entries].iter().position(|&entry| entry == launch.entry).unwrap_or(2);
+        gpu.launch(&self.functions[entries][function], &launch)
     }
 }

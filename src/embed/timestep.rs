@@ -5,12 +5,20 @@
 //! channel        = sin(2 pi turns) or cos(2 pi turns) of its pair
 //! ```
 
+use std::marker::PhantomData;
+
+use bytemuck::Zeroable;
+use cudarc::driver::CudaSlice;
+
 use crate::double::Double;
+use crate::embed::launch::{THREADS, alignment, small, width};
 use crate::embed::tokens::at_least;
 use crate::embed::{Odd, Sinusoid, Wave};
+use crate::gpu::args::TimestepArgs;
+use crate::gpu::{Function, Launch, Read, Write};
 use crate::rotate::Pairing;
 use crate::shape::product;
-use crate::{Error, Result, Scalar};
+use crate::{Error, Gpu, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
@@ -35,18 +43,10 @@ mod sealed {
     message = "timesteps of type `{Self}` are refused",
     note = "timesteps are f32 or f64: bf16 moves 494 of the timesteps 0 to 1000, by up to 2, and f16 moves fractional ones"
 )]
-pub trait Time: sealed::Sealed + bytemuck::Pod + cudarc::driver::DeviceRepr + Into<f64> {
-    /// The name that its kernels carry: `"t32"`, `"t64"`.
-    const NAME: &'static str;
-}
+pub trait Time: sealed::Sealed + Copy + Into<f64> {}
 
-impl Time for f32 {
-    const NAME: &'static str = "t32";
-}
-
-impl Time for f64 {
-    const NAME: &'static str = "t64";
-}
+impl Time for f32 {}
+impl Time for f64 {}
 
 impl Sinusoid {
     /// The timestep embedding of most diffusion models: cosines, then sines, without frequency shift.
@@ -189,4 +189,138 @@ pub(crate) fn check_time(index: usize, t: f64, fastest: f64) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+// -------------------------------------------------------------------------------------------------------------- launch
+
+/// The variants of the kernel, from wide accesses to narrow ones.
+const ENTRIES: [&str; 3] = ["timestep_wide", "timestep_mid", "timestep_one"];
+
+impl Sinusoid {
+    /// The variant, the grid and the arguments that shapes decide; addresses and tables are still missing.
+    pub(crate) fn time_launch(&self, times: usize, element: usize, alignment: usize) -> Result<Launch<TimestepArgs>> {
+        let sides = if self.pairing == Pairing::Half { self.second() } else { 0 };
+        let row = if times > 1 { self.dim } else { 0 };
+        let width = width(element, alignment, row | (self.dim / 2) | sides);
+        let lanes = (self.dim / 2 / width.elements).clamp(1, THREADS);
+        let rows = (THREADS / lanes).min(times.next_power_of_two()).max(1);
+        let (rest, rest_channel) = self.rest();
+        let args = TimestepArgs {
+            offset: self.offset as f64,
+            padding: self.padding.unwrap_or(0) as f64,
+            times: small("timesteps", times)?,
+            dim: small("channels", self.dim)?,
+            pairs: small("pairs", self.dim / 2)?,
+            second: small("channels", self.second())?,
+            rest,
+            rest_channel: small("channels", rest_channel)?,
+            interleaved: u32::from(self.pairing == Pairing::Interleaved),
+            cosine_first: u32::from(self.first == Wave::Cosine),
+            padded: u32::from(self.padding.is_some()),
+            ..TimestepArgs::zeroed()
+        };
+        let grid = [small("blocks of timesteps", times.div_ceil(rows))?, 1, 1];
+        let block = [small("lanes", lanes)?, small("rows", rows)?, 1];
+        Ok(Launch { file: "embed/timestep", entry: ENTRIES[width.index], grid, block, args })
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// [`Sinusoid`] at fractional positions on a [`Gpu`], for one element type: its turns are uploaded, its kernels loaded.
+///
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel.
+pub struct TimestepPlan<T> {
+    gpu: Gpu,
+    spec: Sinusoid,
+    turns: CudaSlice<f64>,
+    functions: [Function; 3],
+    element: PhantomData<T>,
+}
+
+impl<T: Scalar> TimestepPlan<T> {
+    /// Uploads the turns of every pair and loads the kernels.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, spec: &Sinusoid) -> Result<Self> {
+        spec.check()?;
+        let turns: Vec<f64> = (0..spec.pairs())
+            .flat_map(|pair| {
+                let turns = spec.turns(pair);
+                [turns.hi, turns.lo]
+            })
+            .collect();
+        let load = |entry| gpu.function("embed/timestep", T::NAME, entry);
+        let [a, b, c] = ENTRIES;
+        Ok(Self {
+            gpu: gpu.clone(),
+            spec: spec.clone(),
+            turns: gpu.upload(&turns)?,
+            functions: [load(a)?, load(b)?, load(c)?],
+            element: PhantomData,
+        })
+    }
+
+    /// The spec.
+    pub fn sinusoid(&self) -> &Sinusoid {
+        &self.spec
+    }
+
+    /// Writes one row per timestep.
+    ///
+    /// `channel = sin or cos((t + offset) * frequency(pair))`
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `out` | `[times, dim]` | written |
+    /// | `t` | `[times]` | `f32` or `f64`; half types do not compile, and [`Time`](crate::embed::Time) says why |
+    /// | `times` | | rows |
+    ///
+    /// A timestep that is not finite, or turns more than 2^48 times, makes a row of NaN.
+    ///
+    /// # Accuracy
+    /// The nearest value of `T` or, where the truth lies within `2^-49` of itself of a tie, the other neighbour: 1 ulp of
+    /// the formula in f64 at most, whose own angle is off by `2^-52 |t * frequency|`. The same bits on every device.
+    ///
+    /// # Errors
+    /// If a buffer is too short or lies in another context. Nothing is written then.
+    ///
+    /// # Source
+    /// "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), appendix B.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::Gpu;
+    /// use posenc::embed::{Sinusoid, TimestepPlan};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = TimestepPlan::<half::bf16>::new(&gpu, &Sinusoid::timestep(256))?;
+    /// let t = gpu.stream().clone_htod(&[999.0f32, 0.25])?;
+    /// let mut out = gpu.stream().alloc_zeros(2 * 256)?;
+    /// plan.write(&mut out, &t, 2)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn write<F: Time>(&self, out: Write<'_, T>, t: Read<'_, F>, times: usize) -> Result<()> {
+        let need = product("times x dim", &[times, self.spec.dim])?;
+        at_least("out", out.len(), need)?;
+        at_least("t", t.len(), times)?;
+        if times == 0 {
+            return Ok(());
+        }
+        let gpu = &self.gpu;
+        let out = gpu.write("out", out, need)?;
+        let t = gpu.read("t", t, times)?;
+        let turns = gpu.read("turns", &self.turns, 2 * self.spec.pairs())?;
+        let mut launch = self.spec.time_launch(times, size_of::<T>(), alignment(&[out.address.address()]))?;
+        launch.args = TimestepArgs {
+            x: out.address,
+            t: t.address,
+            turns: turns.address,
+            double_time: u32::from(size_of::<F>() == 8),
+            ..launch.args
+        };
+        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(2);
+        gpu.launch(&self.functions[function], &launch)
+    }
 }

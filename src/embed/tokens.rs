@@ -78,7 +78,7 @@ impl Tokens {
     /// [`Tokens::check`] for a tensor that is written: its elements must not overlap.
     pub(crate) fn check_written(&self, name: &'static str, dim: usize, len: usize) -> Result<()> {
         self.check(name, dim, len)?;
-        distinct(name, &self.dims())
+        distinct(name, self.dims())
     }
 }
 

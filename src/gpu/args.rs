@@ -219,4 +219,90 @@ args! {
         /// keeps the struct's size a multiple of 8
         unused: u32,
     }
+
+    /// `embed/sinusoid`: the waves of integer positions, added or written.
+    SinusoidArgs {
+        /// embeddings
+        x: Out,
+        /// positions: an id for each token, or one start for each sequence; null counts from 0
+        positions: In,
+        /// where each sequence begins in a packed batch, `sequences + 1` of them
+        indptr: In,
+        /// turns per position of each pair in units of 2^-64
+        rates: In,
+        /// elements from one sequence and one token to the next
+        strides: [i64; 2],
+        /// elements from one sequence to the next in `positions`; 0 shares a row
+        sequence_stride: i64,
+        /// added to every position
+        offset: i64,
+        /// the row of zeros, if `padded`
+        padding: i64,
+        /// tokens of each sequence, or of the packed batch
+        tokens: u32,
+        /// sequences
+        batch: u32,
+        /// sequences that one thread walks; 1 unless they share their positions
+        batches_per_thread: u32,
+        /// `batch` over `batches_per_thread`, rounded up
+        groups: u32,
+        /// pairs of which both waves are there
+        pairs: u32,
+        /// first channel of the second wave, in halves
+        second: u32,
+        /// the last channel of an odd dim: 0 none, 1 one more of the first wave, 2 a zero
+        rest: u32,
+        /// where it lies
+        rest_channel: u32,
+        /// 1: a pair's waves lie side by side
+        interleaved: u32,
+        /// 1: the first wave is the cosine
+        cosine_first: u32,
+        /// 1: there is a row of zeros
+        padded: u32,
+        /// how `positions` is read: 0 an id for each token, 1 a start for each sequence, 2 packed by `indptr`
+        position_kind: u32,
+        /// type of `positions`: 0 i32, 1 i64, 2 u32
+        position_type: u32,
+        /// sequences of a packed batch
+        sequences: u32,
+        /// multiplies `x`
+        scale: f32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
+    }
+
+    /// `embed/timestep`: the waves of fractional positions.
+    TimestepArgs {
+        /// embeddings
+        x: Out,
+        /// timesteps
+        t: In,
+        /// turns per unit of time of each pair, a sum of two f64
+        turns: In,
+        /// added to every timestep
+        offset: f64,
+        /// the row of zeros, if `padded`
+        padding: f64,
+        /// rows
+        times: u32,
+        /// channels
+        dim: u32,
+        /// pairs of which both waves are there
+        pairs: u32,
+        /// first channel of the second wave, in halves
+        second: u32,
+        /// the last channel of an odd dim: 0 none, 1 one more of the first wave, 2 a zero
+        rest: u32,
+        /// where it lies
+        rest_channel: u32,
+        /// 1: a pair's waves lie side by side
+        interleaved: u32,
+        /// 1: the first wave is the cosine
+        cosine_first: u32,
+        /// 1: there is a row of zeros
+        padded: u32,
+        /// 1: timesteps are f64
+        double_time: u32,
+    }
 }

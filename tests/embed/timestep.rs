@@ -1,8 +1,8 @@
 //! The sinusoid at fractional positions.
 
+use posenc::Scalar;
 use posenc::accuracy::{assert_close, compare, rounded};
 use posenc::embed::{Frequencies, Sinusoid, Wave};
-use posenc::{Scalar, embed};
 
 use crate::golden;
 
@@ -111,11 +111,6 @@ fn f32_and_f64_timesteps_are_the_same_number() {
     assert_eq!(a, b);
     let want: Vec<f64> = (0..12).map(|channel| spec.value_at(f64::from(0.1f32), channel)).collect();
     assert_close(&a, &want, |i| rounded::<f32>(want[i], spec.time_error_bound(want[i])));
-}
-
-#[test]
-fn kernels_know_timesteps_by_name() {
-    assert_eq!((<f32 as embed::Time>::NAME, <f64 as embed::Time>::NAME), ("t32", "t64"));
 }
 
 // ------------------------------------------------------------------------------------------------------------ refusals
