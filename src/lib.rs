@@ -1,4 +1,4 @@
-//! Positional encodings on the GPU.
+#![doc = include_str!("../README.md")]
 
 pub mod accuracy;
 mod double;

@@ -147,6 +147,11 @@ macro_rules! args {
             }
         )*
 
+        /// Every struct: its name in C++, its size and its fields.
+        pub fn all() -> Vec<(&'static str, usize, Vec<FieldLayout>)> {
+            vec![$(($name::NAME, size_of::<$name>(), $name::layout())),*]
+        }
+
         /// Every struct as C++: the text of `args.cuh`.
         #[allow(dead_code, reason = "used by build.rs alone")]
         pub fn header() -> String {
@@ -170,8 +175,12 @@ args! {
         positions: In,
         /// where each sequence begins in a packed batch, `sequences + 1` of them
         indptr: In,
-        /// turns per position of each pair in units of 2^-64
+        /// turns per position of each pair in units of 2^-64; frequencies in f32; or cosines by row
         rates: In,
+        /// sines by row
+        sines: In,
+        /// set to 1 if a position lies beyond the table's rows; null for no report
+        flag: Out,
         /// axis of each pair; null with one axis
         axes: In,
         /// elements from one batch, token and head to the next
@@ -186,6 +195,10 @@ args! {
         axis_stride: i64,
         /// elements from one sequence to the next in `positions`; 0 shares a row
         sequence_stride: i64,
+        /// elements from one row to the next in a table
+        table_stride: i64,
+        /// rows of a table
+        table_rows: i64,
         /// tokens of each sequence, or of the packed batch
         tokens: u32,
         /// sequences
@@ -216,8 +229,12 @@ args! {
         factor: f32,
         /// multiplies the sine: 1 forward, -1 back
         sign: f32,
-        /// keeps the struct's size a multiple of 8
-        unused: u32,
+        /// 1: a table holds f32, 0: the tensors' type
+        table_is_f32: u32,
+        /// 1: rows of a table allow the accesses of the tensors' width
+        table_aligned: u32,
+        /// what a position beyond the table gives: 0 the nearest row, 1 NaN
+        beyond: u32,
     }
 
     /// `embed/sinusoid`: the waves of integer positions, added or written.
