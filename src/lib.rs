@@ -2,6 +2,7 @@
 
 pub mod accuracy;
 mod double;
+pub mod embed;
 mod error;
 pub mod gpu;
 mod positions;
