@@ -63,6 +63,12 @@ impl Double {
         (self.ln() * exponent).exp()
     }
 
+    /// The largest whole number that is not above.
+    pub fn floor(self) -> Self {
+        let whole = self.hi.floor();
+        if whole == self.hi { quick_two_sum(whole, self.lo.floor()) } else { Self::from(whole) }
+    }
+
     /// This many radians per position as a fraction of a turn per position, rounded to units of 2^-64. Whole turns fall
     /// away: at integer positions they change nothing.
     pub fn rate(self) -> u64 {
@@ -169,7 +175,7 @@ mod tests {
         let mut consts = Consts::new().unwrap();
         let tau = consts.pi(BITS, NEAREST).mul(&BigFloat::from_f64(2.0, BITS), BITS, NEAREST);
         let scale = BigFloat::from_f64(18446744073709551616.0, BITS);
-        for frequency in [1.0, 0.5, 1e-3, 3.0689e-7, 6.2831853, 7.0, 1e-18, 0.0] {
+        for frequency in [1.0, 0.5, 1e-3, 3.0689e-7, std::f64::consts::TAU, 7.0, 1e-18, 0.0] {
             let turns = BigFloat::from_f64(frequency, BITS).div(&tau, BITS, NEAREST);
             let fraction = turns.sub(&turns.floor(), BITS, NEAREST).mul(&scale, BITS, NEAREST);
             let rate = Double::from(frequency).rate();

@@ -4,6 +4,8 @@ pub mod accuracy;
 pub mod bias;
 mod double;
 mod error;
+pub mod gpu;
+mod positions;
 pub mod rotate;
 mod scalar;
 mod shape;
@@ -13,6 +15,8 @@ pub use bias::{
     Order, Output, Place, Places, Sandwich, Sides, Slopes, SlopesGrad, Softmax, T5Bias, Toeplitz,
 };
 pub use error::{Error, Result};
-pub use rotate::{Direction, Pairing, Rope, Scaling};
+pub use gpu::Gpu;
+pub use positions::{Id, Ids, Positions};
+pub use rotate::{Direction, Pairing, Rope, RopePlan, Scaling};
 pub use scalar::Scalar;
 pub use shape::{Heads, Logits};

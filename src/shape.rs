@@ -34,11 +34,10 @@ pub(crate) fn span(what: &str, offset: usize, dims: &[(usize, usize)]) -> Result
 }
 
 /// Refuses dimensions of which two different indices meet at one element.
-pub(crate) fn distinct(what: &str, dims: &[(usize, usize)]) -> Result<()> {
-    let mut sorted: Vec<_> = dims.iter().copied().filter(|&(size, _)| size > 1).collect();
-    sorted.sort_by_key(|&(_, stride)| stride);
+pub(crate) fn distinct<const N: usize>(what: &str, mut dims: [(usize, usize); N]) -> Result<()> {
+    dims.sort_unstable_by_key(|&(_, stride)| stride);
     let mut reach = 1usize;
-    for (size, stride) in sorted {
+    for (size, stride) in dims.into_iter().filter(|&(size, _)| size > 1) {
         if stride < reach {
             return Err(Error::Value(format!(
                 "{what} is written and its elements overlap: a dimension of {size} has stride {stride}, \
@@ -162,7 +161,7 @@ impl Heads {
     /// [`Heads::check`] for a tensor that is written: its elements must not overlap.
     pub(crate) fn check_written(&self, name: &'static str, len: usize) -> Result<()> {
         self.check(name, len)?;
-        distinct(name, &self.dims())
+        distinct(name, self.dims())
     }
 
     /// Refuses two tensors of one buffer that may share an element.
@@ -170,9 +169,10 @@ impl Heads {
     /// Proved apart: ranges that do not meet, at the top level or inside a common outer dimension whose stride holds
     /// both. Everything else is refused, even where a finer argument would find no common element.
     pub(crate) fn check_apart(&self, name: &str, other: &Self, other_name: &str) -> Result<()> {
+        // Outermost first; a dimension of one element has no stride to speak of.
         let sorted = |heads: &Self| {
-            let mut dims: Vec<_> = heads.dims().into_iter().filter(|&(size, _)| size != 1).collect();
-            dims.sort_by_key(|&(_, stride)| std::cmp::Reverse(stride));
+            let mut dims = heads.dims().map(|(size, stride)| (size, if size == 1 { 0 } else { stride }));
+            dims.sort_unstable_by_key(|&(_, stride)| std::cmp::Reverse(stride));
             dims
         };
         let (a, b) = (sorted(self), sorted(other));

@@ -1,8 +1,12 @@
 //! Query and key are rotated: RoPE.
 
 mod hf;
+mod query_scale;
 mod rope;
 mod scaling;
+mod xpos;
 
-pub use rope::{Direction, Expected, Pairing, Rope};
-pub use scaling::Scaling;
+pub use query_scale::QueryScale;
+pub use rope::{Direction, Expected, Operand, Pairing, Rope, RopePlan};
+pub use scaling::{Ramp, Scaling, Yarn, longrope_attention_factor, mla_logit_scale, yarn_mscale};
+pub use xpos::{Side, XPos};

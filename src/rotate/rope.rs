@@ -7,7 +7,13 @@
 //! b' = a * sin + b * cos
 //! ```
 
+use bytemuck::Zeroable;
+use cudarc::driver::CudaSlice;
+
 use crate::double::Double;
+use crate::gpu::args::{In, Out, RopeArgs};
+use crate::gpu::{Function, Gpu, Held, Launch, Read, Write};
+use crate::positions::{Positions, Resolved};
 use crate::rotate::Scaling;
 use crate::{Error, Heads, Result, Scalar};
 
@@ -121,7 +127,7 @@ impl Rope {
         if !(self.attention_factor.is_finite() && self.attention_factor > 0.0) {
             return wrong(format!("attention_factor is {}, it must be finite and above 0", self.attention_factor));
         }
-        self.scaling.check()
+        self.scaling.check(self.base, self.rotary)
     }
 
     /// [`Rope::check`], and that the rotated channels lie inside a head of `dim` channels.
@@ -295,4 +301,396 @@ pub struct Expected {
     pub want: Vec<f64>,
     /// the error allowed, rounding to the element type included; 0 where the element must not change
     pub bound: Vec<f64>,
+}
+
+// -------------------------------------------------------------------------------------------------------------- launch
+
+/// What a launch is decided from, beside the spec.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    q: Heads,
+    q_out: Heads,
+    k: Option<(Heads, Heads)>,
+    in_place: bool,
+    /// the largest power of two that divides every address, in bytes
+    alignment: usize,
+    element: usize,
+    multiprocessors: u32,
+}
+
+/// Threads of a block; the kernel's launch bounds allow 256.
+const THREADS: usize = 128;
+/// Threads that one multiprocessor holds at the kernel's register count.
+const RESIDENT_THREADS: usize = 1280;
+/// Cost of making a pair's angles, in units of rotating it in one head.
+const ANGLE_COST: usize = 1;
+
+impl Rope {
+    /// The variant, the grid and the arguments that shapes decide; addresses, tables and positions are still missing.
+    pub(crate) fn launch(&self, call: &Call) -> Result<Launch<RopeArgs>> {
+        let Call { q, q_out, k, .. } = *call;
+        let (k, k_out) = k.unwrap_or((Heads { heads: 0, ..q }, Heads { heads: 0, ..q_out }));
+        let small = |what: &str, n: usize| {
+            u32::try_from(n)
+                .ok()
+                .filter(|&n| n <= i32::MAX as u32)
+                .ok_or_else(|| Error::Overflow(format!("{n} {what}")))
+        };
+        let strides = |heads: &Heads| heads.strides.map(|stride| stride as i64);
+
+        // The widest access that every element group of a thread is aligned to.
+        let copied = if call.in_place { 0 } else { q.dim - self.rotary };
+        let mut sizes = self.pairs() | self.offset | if copied > 0 { q.dim } else { 0 };
+        for heads in [&q, &q_out, &k, &k_out].into_iter().filter(|heads| heads.heads > 0) {
+            sizes |= heads.offset;
+            for (size, stride) in heads.dims().into_iter().take(3) {
+                sizes |= if size > 1 { stride } else { 0 };
+            }
+        }
+        // Widths are powers of two: one divides all sizes where it divides their union.
+        let fits = |bytes: usize| call.alignment % bytes == 0 && sizes % (bytes / call.element) == 0;
+        let (entry, width) = [("rope_wide", 16), ("rope_mid", 8)]
+            .into_iter()
+            .find(|&(_, bytes)| fits(bytes))
+            .map_or(("rope_one", 1), |(entry, bytes)| (entry, bytes / call.element));
+
+        // Lanes of a token, tokens of a block, and how many threads share a token's heads.
+        let lanes = (self.pairs() / width).clamp(1, THREADS);
+        let rows = (THREADS / lanes).min(q.tokens.next_power_of_two()).max(1);
+        let heads = q.heads + k.heads;
+        let blocks_of = |per_thread: usize| {
+            let walkers = heads.div_ceil(per_thread);
+            let groups = (THREADS / (lanes * rows)).clamp(1, walkers).min(64);
+            (walkers.div_ceil(groups), groups)
+        };
+        // Few heads a thread spread a short call over the device; many make angles once for all of them. The cheapest
+        // is the one whose waves of blocks, times the work of one thread, come out least.
+        let resident = call.multiprocessors as usize * (RESIDENT_THREADS / THREADS);
+        let cost = |per_thread: usize| {
+            let (splits, _) = blocks_of(per_thread);
+            let blocks = q.tokens.div_ceil(rows).saturating_mul(splits).saturating_mul(q.batch);
+            blocks.div_ceil(resident).saturating_mul(per_thread + ANGLE_COST)
+        };
+        let per_thread = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
+            .into_iter()
+            .filter(|&walkers| walkers <= heads)
+            .map(|walkers| heads.div_ceil(walkers))
+            .chain([1])
+            .filter(|&n| blocks_of(n).0 <= 65535)
+            .min_by_key(|&n| cost(n))
+            .unwrap_or(heads);
+        let (splits, groups) = blocks_of(per_thread);
+
+        let args = RopeArgs {
+            q_strides: strides(&q),
+            q_out_strides: strides(&q_out),
+            k_strides: strides(&k),
+            k_out_strides: strides(&k_out),
+            tokens: small("tokens", q.tokens)?,
+            batch: small("sequences", q.batch)?,
+            q_heads: small("query heads", q.heads)?,
+            k_heads: small("key heads", k.heads)?,
+            heads_per_thread: small("heads of a thread", per_thread)?,
+            pairs: small("pairs", self.pairs())?,
+            offset: small("channels before the rotary part", self.offset)?,
+            copied: small("channels", copied)?,
+            interleaved: u32::from(self.pairing == Pairing::Interleaved),
+            interleaved_out: u32::from(self.pairing == Pairing::Interleaved),
+            factor: self.attention_factor as f32,
+            ..RopeArgs::zeroed()
+        };
+        let grid = [
+            small("blocks of tokens", q.tokens.div_ceil(rows))?,
+            small("blocks of heads", splits)?,
+            small("sequences", q.batch.min(65535))?,
+        ];
+        let block = [small("lanes", lanes)?, small("rows", rows)?, small("groups", groups)?];
+        Ok(Launch { file: "rotate/rope", entry, grid, block, args })
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// Queries or keys of one call: the buffer, and its sizes and strides.
+pub struct Operand<'a, T> {
+    buffers: Buffers<'a, T>,
+}
+
+enum Buffers<'a, T> {
+    InPlace { x: Write<'a, T>, heads: Heads },
+    Copy { x: Read<'a, T>, heads: Heads, out: Write<'a, T>, out_heads: Heads },
+}
+
+impl<'a, T: Scalar> Operand<'a, T> {
+    /// `x` is rotated where it lies; channels outside the rotary part are not touched.
+    pub fn in_place(x: Write<'a, T>, heads: Heads) -> Self {
+        Self { buffers: Buffers::InPlace { x, heads } }
+    }
+
+    /// `x` is read and `out` is written, channels outside the rotary part copied.
+    pub fn copy(x: Read<'a, T>, heads: Heads, out: Write<'a, T>, out_heads: Heads) -> Self {
+        Self { buffers: Buffers::Copy { x, heads, out, out_heads } }
+    }
+
+    fn shapes(&self) -> (Heads, Heads, bool) {
+        match &self.buffers {
+            Buffers::InPlace { heads, .. } => (*heads, *heads, true),
+            Buffers::Copy { heads, out_heads, .. } => (*heads, *out_heads, false),
+        }
+    }
+
+    /// Every rule about one tensor that needs no device.
+    fn check(&self, rope: &Rope, name: &'static str, out_name: &'static str) -> Result<()> {
+        let dim = self.shapes().0.dim;
+        rope.check_head(dim)?;
+        match &self.buffers {
+            Buffers::InPlace { x, heads } => heads.check_written(name, x.len()),
+            Buffers::Copy { x, heads, out, out_heads } => {
+                heads.check(name, x.len())?;
+                out_heads.check_written(out_name, out.len())?;
+                let sizes = |heads: &Heads| [heads.batch, heads.tokens, heads.heads, heads.dim];
+                if sizes(heads) != sizes(out_heads) {
+                    return Err(Error::Value(format!(
+                        "{name} has the sizes {:?} and {out_name} {:?} (batch, tokens, heads, dim), they must be equal",
+                        sizes(heads),
+                        sizes(out_heads)
+                    )));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn hold<'b>(
+        &'b mut self,
+        gpu: &'b Gpu,
+        name: &'static str,
+        out_name: &'static str,
+    ) -> Result<(Option<Held<'b, In>>, Held<'b, Out>)> {
+        match &mut self.buffers {
+            Buffers::InPlace { x, heads } => Ok((None, gpu.write(name, &mut **x, heads.span()?)?)),
+            Buffers::Copy { x, heads, out, out_heads } => {
+                let x = gpu.read(name, *x, heads.span()?)?;
+                let out = gpu.write(out_name, &mut **out, out_heads.span()?)?;
+                out.apart_from(out_name, &x, name)?;
+                Ok((Some(x), out))
+            }
+        }
+    }
+}
+
+/// [`Rope`] on a [`Gpu`], for one element type: its rates are uploaded, its kernels loaded.
+///
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; token counts may change from call
+/// to call. It can be captured in a CUDA graph (with cudarc's event tracking disabled, as cudarc's own graphs need).
+pub struct RopePlan<T> {
+    gpu: Gpu,
+    rope: Rope,
+    rates: CudaSlice<u64>,
+    functions: [(&'static str, Function); 3],
+    element: std::marker::PhantomData<T>,
+}
+
+impl<T: Scalar> RopePlan<T> {
+    /// Uploads the rates and loads the kernels.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, rope: &Rope) -> Result<Self> {
+        rope.check()?;
+        let rates: Vec<u64> = (0..rope.pairs()).map(|pair| rope.rate(pair)).collect();
+        let load = |entry| Ok((entry, gpu.function("rotate/rope", T::NAME, entry)?));
+        Ok(Self {
+            gpu: gpu.clone(),
+            rope: rope.clone(),
+            rates: gpu.upload(&rates)?,
+            functions: [load("rope_wide")?, load("rope_mid")?, load("rope_one")?],
+            element: std::marker::PhantomData,
+        })
+    }
+
+    /// The spec.
+    pub fn rope(&self) -> &Rope {
+        &self.rope
+    }
+
+    /// Rotates queries, and keys if they are given, in one kernel.
+    ///
+    /// `a' = a cos - b sin`, `b' = a sin + b cos` for every pair `(a, b)`, cos and sin of `position * frequency(pair)`.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `q` | `[batch, tokens, heads, dim]` in any order | queries, in place or copied |
+    /// | `k` | the same batch, tokens and dim | keys, with heads and strides of their own |
+    /// | `positions` | see [`Positions`] | where the tokens stand, any integers |
+    /// | `direction` | | forward, or back: the inverse, which is also the gradient |
+    ///
+    /// # Accuracy
+    /// [`Rope::error_bound`] and the rounding to `T`, at every position from -2^31 to 2^31 - 1. The same bits on every
+    /// device, for every layout and alignment.
+    ///
+    /// # Errors
+    /// If a buffer is too short, belongs to another context or shares memory with an output, if shapes do not go
+    /// together or written elements overlap. Nothing is written then.
+    ///
+    /// # Source
+    /// RoFormer (arXiv 2104.09864), equation 34.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::rotate::Operand;
+    /// use posenc::{Direction, Gpu, Heads, Positions, Rope, RopePlan};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = RopePlan::<half::bf16>::new(&gpu, &Rope::new(128, 10_000.0))?;
+    /// let stream = gpu.stream();
+    /// let mut q = stream.alloc_zeros(7 * 32 * 128)?;
+    /// let mut k = stream.alloc_zeros(7 * 8 * 128)?;
+    /// let positions = stream.clone_htod(&[0, 1, 2, 3, 4, 5, 6])?;
+    /// plan.rotate(
+    ///     Operand::in_place(&mut q, Heads::thd(7, 32, 128)),
+    ///     Some(Operand::in_place(&mut k, Heads::thd(7, 8, 128))),
+    ///     Positions::ids(&positions),
+    ///     Direction::Forward,
+    /// )?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn rotate(
+        &self,
+        mut q: Operand<'_, T>,
+        mut k: Option<Operand<'_, T>>,
+        positions: Positions<'_>,
+        direction: Direction,
+    ) -> Result<()> {
+        q.check(&self.rope, "q", "q_out")?;
+        let (q_heads, q_out_heads, in_place) = q.shapes();
+        let k_shapes = match &k {
+            None => None,
+            Some(k) => {
+                k.check(&self.rope, "k", "k_out")?;
+                let (heads, out_heads, k_in_place) = k.shapes();
+                check_pair(&q_heads, &heads)?;
+                if k_in_place != in_place {
+                    return Err(Error::Value("one of q and k is rotated in place and the other copied".into()));
+                }
+                Some((heads, out_heads))
+            }
+        };
+        if q_heads.is_empty() {
+            return Ok(());
+        }
+        let gpu = &self.gpu;
+        let positions = positions.resolve(gpu, 1, q_heads.batch, q_heads.tokens)?;
+        let (q, q_out) = q.hold(gpu, "q", "q_out")?;
+        let k = k.as_mut().map(|k| k.hold(gpu, "k", "k_out")).transpose()?;
+        let (k, k_out) = k.map_or((None, None), |(k, k_out)| (k, Some(k_out)));
+        if let (Some(q), Some(k_out)) = (&q, &k_out) {
+            k_out.apart_from("k_out", q, "q")?;
+        }
+        if let (Some(k), Some(_)) = (&k, &k_out) {
+            q_out.apart_from("q_out", k, "k")?;
+        }
+        let address = |x: &Option<Held<'_, In>>, out: Out| x.as_ref().map_or(out.as_in(), |x| x.address);
+        let k_out = k_out.as_ref().map_or(Out::NULL, |k_out| k_out.address);
+        self.run(
+            Addresses { q: address(&q, q_out.address), q_out: q_out.address, k: address(&k, k_out), k_out },
+            (q_heads, q_out_heads),
+            k_shapes,
+            in_place,
+            &positions,
+            direction,
+        )
+    }
+
+    /// Rotates queries and keys that lie in one buffer, in place, in one kernel: packed QKV.
+    ///
+    /// As [`RopePlan::rotate`], with `q` and `k` as shapes in `x`; values between them are not touched.
+    ///
+    /// | layout of `x` | `q` | `k` |
+    /// |---|---|---|
+    /// | `[tokens, (hq + 2 hk) * dim]` | `Heads::thd(tokens, hq, dim).row(row)` | `Heads::thd(tokens, hk, dim).row(row).at(hq * dim)` |
+    ///
+    /// # Errors
+    /// As [`RopePlan::rotate`], and if `q` and `k` cannot be shown to lie apart.
+    pub fn rotate_packed(
+        &self,
+        x: Write<'_, T>,
+        q: Heads,
+        k: Heads,
+        positions: Positions<'_>,
+        direction: Direction,
+    ) -> Result<()> {
+        for (name, heads) in [("q", &q), ("k", &k)] {
+            self.rope.check_head(heads.dim)?;
+            heads.check_written(name, x.len())?;
+        }
+        check_pair(&q, &k)?;
+        if q.is_empty() {
+            return Ok(());
+        }
+        q.check_apart("q", &k, "k")?;
+        let gpu = &self.gpu;
+        let positions = positions.resolve(gpu, 1, q.batch, q.tokens)?;
+        let x = gpu.write("x", x, q.span()?.max(k.span()?))?;
+        let (x, out) = (x.address.as_in(), x.address);
+        let addresses = Addresses { q: x, q_out: out, k: x, k_out: out };
+        self.run(addresses, (q, q), Some((k, k)), true, &positions, direction)
+    }
+
+    fn run(
+        &self,
+        addresses: Addresses,
+        (q, q_out): (Heads, Heads),
+        k: Option<(Heads, Heads)>,
+        in_place: bool,
+        positions: &Resolved<'_>,
+        direction: Direction,
+    ) -> Result<()> {
+        let gpu = &self.gpu;
+        let all = addresses.q.address() | addresses.q_out.address() | addresses.k.address() | addresses.k_out.address();
+        let alignment = 1 << all.trailing_zeros().min(4);
+        let call =
+            Call { q, q_out, k, in_place, alignment, element: size_of::<T>(), multiprocessors: gpu.multiprocessors() };
+        let mut launch = self.rope.launch(&call)?;
+        // Kernels get the address of each tensor's first element, so that an offset costs nothing there.
+        let at = |heads: &Heads| (heads.offset * size_of::<T>()) as u64;
+        let (k, k_out) = k.unwrap_or((Heads::thd(0, 0, 0), Heads::thd(0, 0, 0)));
+        let rates = gpu.read("rates", &self.rates, self.rope.pairs())?;
+        launch.args = RopeArgs {
+            q: addresses.q.offset(at(&q)),
+            q_out: addresses.q_out.offset(at(&q_out)),
+            k: addresses.k.offset(at(&k)),
+            k_out: addresses.k_out.offset(at(&k_out)),
+            positions: positions.ids(),
+            indptr: positions.indptr(),
+            rates: rates.address,
+            axis_stride: positions.axis_stride,
+            sequence_stride: positions.sequence_stride,
+            position_kind: positions.kind,
+            position_type: positions.id_type,
+            sequences: positions.sequences,
+            sign: if direction == Direction::Forward { 1.0 } else { -1.0 },
+            ..launch.args
+        };
+        let function = self.functions.iter().find(|(entry, _)| *entry == launch.entry);
+        let (_, function) = function.unwrap_or(&self.functions[2]);
+        gpu.launch(function, &launch)
+    }
+}
+
+struct Addresses {
+    q: In,
+    q_out: Out,
+    k: In,
+    k_out: Out,
+}
+
+/// Refuses keys that do not go with the queries.
+fn check_pair(q: &Heads, k: &Heads) -> Result<()> {
+    let differ = |what: &str, q: usize, k: usize| {
+        if q == k { Ok(()) } else { Err(Error::Value(format!("q has {q} {what} and k {k}, they must be equal"))) }
+    };
+    differ("sequences", q.batch, k.batch)?;
+    differ("tokens", q.tokens, k.tokens)?;
+    differ("channels", q.dim, k.dim)
 }

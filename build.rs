@@ -1,0 +1,471 @@
+//! Compiles `kernels/**/*.cu` for f32, f16 and bf16 through NVRTC, into cubins for each architecture and portable PTX.
+//!
+//! No CUDA toolkit, compiler or GPU is needed, only libnvrtc. Without it the crate is built without kernels.
+
+use std::collections::hash_map::DefaultHasher;
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::fmt::Write as _;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail, ensure};
+use libloading::Library;
+
+#[path = "src/gpu/args.rs"]
+#[allow(missing_docs, dead_code, reason = "only its C++ text is used here")]
+mod args;
+
+/// Architectures that cubins are made for, with the lowest PTX version that their instructions need: a driver accepts
+/// PTX up to its own version, so a lower one loads on older drivers.
+const ARCHITECTURES: [(u32, &str); 5] = [(75, "6.3"), (80, "7.0"), (90, "7.8"), (100, "8.6"), (120, "8.7")];
+/// Counts changes of what this script makes of a source, so that older images are not taken for new ones.
+const IMAGE_FORMAT: u32 = 1;
+const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
+
+fn main() -> Result<()> {
+    println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-changed=src/gpu/args.rs");
+    for name in SEARCHED {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    println!("cargo::rerun-if-env-changed=POSENC_PTX");
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+
+    let nvrtc = match Nvrtc::find() {
+        Ok(nvrtc) => nvrtc,
+        Err(tried) => {
+            println!(
+                "cargo::warning=posenc is built without its kernels: no NVRTC was found ({tried}). Run `pip install \
+                 nvidia-cuda-nvrtc-cu12==12.9.86` or point POSENC_NVRTC at the folder that holds libnvrtc."
+            );
+            fs::write(out.join("images.rs"), "&[]")?;
+            return Ok(());
+        }
+    };
+
+    let sources = Sources::read()?;
+    let architectures: Vec<_> =
+        ARCHITECTURES.into_iter().filter(|(sm, _)| nvrtc.architectures.contains(&(*sm as c_int))).collect();
+    ensure!(!architectures.is_empty(), "NVRTC {:?} knows none of our architectures", nvrtc.version);
+
+    let cache = out.join("images");
+    fs::create_dir_all(&cache)?;
+    let mut jobs = Vec::new();
+    for file in &sources.kernels {
+        for dtype in DTYPES {
+            for &(sm, ptx_version) in &architectures {
+                jobs.push(Job { file, dtype, sm, ptx_version });
+            }
+        }
+    }
+
+    // NVRTC compiles programs side by side; one thread per core takes the next job until none is left.
+    let next = AtomicUsize::new(0);
+    let failure = Mutex::new(None);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(error) = job.run(&nvrtc, &sources, &cache) {
+                        let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                        failure.get_or_insert(error);
+                        next.store(usize::MAX / 2, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+
+    // The lowest PTX runs everywhere; all of it is wanted where every code path is to be run without its device.
+    let all_ptx = std::env::var("POSENC_PTX").is_ok_and(|value| value == "all");
+    let mut text = String::from("&[\n");
+    let mut wanted = Vec::new();
+    for file in &sources.kernels {
+        for dtype in DTYPES {
+            let of_module = |job: &&Job| job.file.name == file.name && job.dtype == dtype;
+            writeln!(text, "Images {{ file: {:?}, dtype: {dtype:?}, cubins: &[", file.stem())?;
+            for job in jobs.iter().filter(of_module) {
+                let path = job.path(&nvrtc, &sources, &cache, "cubin");
+                writeln!(text, "    ({}, include_bytes!({path:?})),", job.sm)?;
+                wanted.push(path);
+            }
+            text += "], ptx: &[\n";
+            for (i, job) in jobs.iter().filter(of_module).enumerate() {
+                let path = job.path(&nvrtc, &sources, &cache, "ptx");
+                if i == 0 || all_ptx {
+                    writeln!(text, "    ({}, include_str!({path:?})),", job.sm)?;
+                }
+                wanted.push(path);
+            }
+            text += "] },\n";
+        }
+    }
+    text += "]\n";
+    fs::write(out.join("images.rs"), text)?;
+    remove_stale(&cache, &wanted)
+}
+
+/// Images of kernels as they were before the last change.
+fn remove_stale(cache: &Path, wanted: &[PathBuf]) -> Result<()> {
+    for entry in fs::read_dir(cache)? {
+        let path = entry?.path();
+        if !wanted.contains(&path) {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+// -------------------------------------------------------------------------------------------------------------- sources
+
+struct Source {
+    /// path below `kernels`, with forward slashes
+    name: String,
+    text: String,
+}
+
+impl Source {
+    /// `rotate/rope` of `rotate/rope.cu`
+    fn stem(&self) -> &str {
+        self.name.trim_end_matches(".cu")
+    }
+}
+
+struct Sources {
+    kernels: Vec<Source>,
+    /// what a kernel may include, the printed argument structs among them
+    headers: Vec<Source>,
+}
+
+impl Sources {
+    fn read() -> Result<Self> {
+        let mut files = Vec::new();
+        list(Path::new("kernels"), &mut files)?;
+        files.sort();
+        let mut kernels = Vec::new();
+        let mut headers = vec![Source { name: "args.cuh".into(), text: args::header() }];
+        for path in files {
+            let name =
+                path.strip_prefix("kernels")?.to_str().context("a kernel's path is not UTF-8")?.replace('\\', "/");
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            if name.ends_with(".cu") {
+                kernels.push(Source { name, text });
+            } else if name.ends_with(".cuh") {
+                headers.push(Source { name, text });
+            }
+        }
+        Ok(Self { kernels, headers })
+    }
+
+    /// The headers that `kernel` includes, directly or through another header.
+    fn included<'a>(&'a self, kernel: &'a Source) -> Vec<&'a Source> {
+        let mut found: Vec<&Source> = Vec::new();
+        let mut texts = vec![&kernel.text];
+        while let Some(text) = texts.pop() {
+            for header in &self.headers {
+                let named = text.contains(&format!("#include \"{}\"", header.name));
+                if named && !found.iter().any(|other| other.name == header.name) {
+                    found.push(header);
+                    texts.push(&header.text);
+                }
+            }
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found
+    }
+}
+
+fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            list(&path, files)?;
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+// -------------------------------------------------------------------------------------------------------------- compile
+
+struct Job<'a> {
+    file: &'a Source,
+    dtype: &'static str,
+    sm: u32,
+    ptx_version: &'static str,
+}
+
+impl Job<'_> {
+    fn options(&self) -> Vec<String> {
+        vec![
+            // A real architecture, so that ptxas sees inline assembly at build time and a cubin comes out.
+            format!("--gpu-architecture=sm_{}", self.sm),
+            format!("-DDTYPE={}", self.dtype),
+            "--std=c++17".into(),
+            // What is written is what is computed, on every device.
+            "--fmad=false".into(),
+        ]
+    }
+
+    /// Named by everything that goes into the image, so that an unchanged kernel is found and not compiled again.
+    fn path(&self, nvrtc: &Nvrtc, sources: &Sources, cache: &Path, kind: &str) -> PathBuf {
+        let mut hash = DefaultHasher::new();
+        (IMAGE_FORMAT, nvrtc.version, self.options(), self.ptx_version, &self.file.text).hash(&mut hash);
+        for header in sources.included(self.file) {
+            (&header.name, &header.text).hash(&mut hash);
+        }
+        let stem = self.file.stem().replace('/', "_");
+        cache.join(format!("{stem}.{}.sm_{}.{:016x}.{kind}", self.dtype, self.sm, hash.finish()))
+    }
+
+    fn run(&self, nvrtc: &Nvrtc, sources: &Sources, cache: &Path) -> Result<()> {
+        let cubin = self.path(nvrtc, sources, cache, "cubin");
+        let ptx = self.path(nvrtc, sources, cache, "ptx");
+        if cubin.exists() && ptx.exists() {
+            return Ok(());
+        }
+        let compiled = nvrtc.compile(self.file, &sources.included(self.file), &self.options())?;
+        fs::write(&ptx, lower_version(&compiled.ptx, self.ptx_version)?)?;
+        fs::write(&cubin, compiled.cubin)?;
+        Ok(())
+    }
+}
+
+/// NVRTC states its own PTX version; what the instructions need is older. The one newer thing, `used_bytes_mask` (8.3), is
+/// a hint for tools that look for uninitialised reads, and goes.
+fn lower_version(ptx: &str, version: &str) -> Result<String> {
+    ensure!(ptx.contains("\n.version "), "NVRTC made PTX without a .version");
+    let mut text = String::with_capacity(ptx.len());
+    for line in ptx.lines() {
+        if line.starts_with(".version ") {
+            writeln!(text, ".version {version}")?;
+        } else if !line.trim_start().starts_with(".pragma \"used_bytes_mask") {
+            writeln!(text, "{line}")?;
+        }
+    }
+    Ok(text)
+}
+
+// ---------------------------------------------------------------------------------------------------------------- NVRTC
+
+/// Environment that decides where NVRTC is looked for.
+const SEARCHED: [&str; 7] =
+    ["POSENC_NVRTC", "CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR", "VIRTUAL_ENV", "CONDA_PREFIX"];
+
+type Program = *mut std::ffi::c_void;
+
+struct Nvrtc {
+    library: Library,
+    version: (c_int, c_int),
+    architectures: Vec<c_int>,
+    _builtins: Option<Library>,
+}
+
+struct Compiled {
+    cubin: Vec<u8>,
+    ptx: String,
+}
+
+impl Nvrtc {
+    /// The first that loads, or a list of the places that were tried.
+    fn find() -> Result<Self, String> {
+        let explicit = std::env::var_os("POSENC_NVRTC").map(PathBuf::from);
+        let folders = if let Some(path) = &explicit { vec![path.clone()] } else { folders() };
+        let mut tried = Vec::new();
+        for folder in folders {
+            let candidates = if folder.is_file() { vec![folder.clone()] } else { libraries(&folder, "nvrtc") };
+            for path in candidates {
+                match Self::open(&path) {
+                    Ok(nvrtc) => return Ok(nvrtc),
+                    Err(error) => tried.push(format!("{}: {error}", path.display())),
+                }
+            }
+        }
+        if let Some(path) = explicit {
+            return Err(if tried.is_empty() {
+                format!("POSENC_NVRTC is {} and no libnvrtc is there", path.display())
+            } else {
+                tried.join("; ")
+            });
+        }
+        for name in ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"] {
+            if let Ok(nvrtc) = Self::open(Path::new(name)) {
+                return Ok(nvrtc);
+            }
+        }
+        tried.push(
+            "CUDA_HOME, CUDA_PATH, the usual folders, the active Python environment and the loader's path".into(),
+        );
+        Err(tried.join("; "))
+    }
+
+    fn open(path: &Path) -> Result<Self> {
+        // NVRTC 13.0 does not find its builtins beside itself when it is opened by path; opened first, they are found.
+        let builtins = path
+            .parent()
+            .and_then(|folder| libraries(folder, "nvrtc-builtins").into_iter().next())
+            .and_then(|path| open_globally(&path).ok());
+        let library = open_globally(path)?;
+        let mut version = (0, 0);
+        let mut count = 0;
+        // SAFETY: these are NVRTC's documented signatures, stable since 11.2, and every pointer is to a live local.
+        let architectures = unsafe {
+            let get = library.get::<unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int>(b"nvrtcVersion\0")?;
+            ensure!(get(&mut version.0, &mut version.1) == 0, "nvrtcVersion failed");
+            let get = library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"nvrtcGetNumSupportedArchs\0")?;
+            ensure!(get(&mut count) == 0, "nvrtcGetNumSupportedArchs failed");
+            let mut architectures = vec![0; usize::try_from(count)?];
+            let get = library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"nvrtcGetSupportedArchs\0")?;
+            ensure!(get(architectures.as_mut_ptr()) == 0, "nvrtcGetSupportedArchs failed");
+            architectures
+        };
+        ensure!(version.0 >= 12, "NVRTC {}.{} is older than 12.0", version.0, version.1);
+        Ok(Self { library, version, architectures, _builtins: builtins })
+    }
+
+    fn compile(&self, source: &Source, headers: &[&Source], options: &[String]) -> Result<Compiled> {
+        let name = CString::new(format!("kernels/{}", source.name))?;
+        let text = CString::new(source.text.as_str())?;
+        let strings = |f: &dyn Fn(&Source) -> &str| -> Result<Vec<CString>> {
+            headers.iter().map(|header| Ok(CString::new(f(header))?)).collect()
+        };
+        let header_texts = strings(&|header| &header.text)?;
+        let header_names = strings(&|header| &header.name)?;
+        let options: Vec<CString> = options.iter().map(|o| Ok(CString::new(o.as_str())?)).collect::<Result<_>>()?;
+        let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
+        let (header_texts, header_names, options) =
+            (pointers(&header_texts), pointers(&header_names), pointers(&options));
+
+        // SAFETY: NVRTC's documented signatures; every pointer is to a live buffer of the stated length, and the
+        // program is destroyed once, after its last use.
+        unsafe {
+            type Create = unsafe extern "C" fn(
+                *mut Program,
+                *const c_char,
+                *const c_char,
+                c_int,
+                *const *const c_char,
+                *const *const c_char,
+            ) -> c_int;
+            let mut program: Program = std::ptr::null_mut();
+            let create = self.library.get::<Create>(b"nvrtcCreateProgram\0")?;
+            let code = create(
+                &mut program,
+                text.as_ptr(),
+                name.as_ptr(),
+                c_int::try_from(headers.len())?,
+                header_texts.as_ptr(),
+                header_names.as_ptr(),
+            );
+            ensure!(code == 0, "nvrtcCreateProgram failed with {code}");
+            let compile = self
+                .library
+                .get::<unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int>(b"nvrtcCompileProgram\0")?;
+            let code = compile(program, c_int::try_from(options.len())?, options.as_ptr());
+            let result = if code == 0 {
+                self.output(program, b"nvrtcGetCUBINSize\0", b"nvrtcGetCUBIN\0").and_then(|cubin| {
+                    let ptx = self.output(program, b"nvrtcGetPTXSize\0", b"nvrtcGetPTX\0")?;
+                    Ok(Compiled { cubin, ptx: text_of(&ptx) })
+                })
+            } else {
+                let log = self.output(program, b"nvrtcGetProgramLogSize\0", b"nvrtcGetProgramLog\0")?;
+                Err(anyhow::anyhow!("NVRTC refuses kernels/{}:\n{}", source.name, text_of(&log)))
+            };
+            let destroy = self.library.get::<unsafe extern "C" fn(*mut Program) -> c_int>(b"nvrtcDestroyProgram\0")?;
+            destroy(&mut program);
+            result
+        }
+    }
+
+    /// # Safety
+    /// `program` is alive, and the symbols are one of NVRTC's pairs of size and content.
+    unsafe fn output(&self, program: Program, size_symbol: &[u8], symbol: &[u8]) -> Result<Vec<u8>> {
+        let mut size = 0usize;
+        // SAFETY: as the caller promises; the buffer has the size that NVRTC asked for.
+        unsafe {
+            let get = self.library.get::<unsafe extern "C" fn(Program, *mut usize) -> c_int>(size_symbol)?;
+            ensure!(get(program, &mut size) == 0, "NVRTC does not give the size of its output");
+            let mut bytes = vec![0u8; size];
+            let get = self.library.get::<unsafe extern "C" fn(Program, *mut u8) -> c_int>(symbol)?;
+            ensure!(get(program, bytes.as_mut_ptr()) == 0, "NVRTC does not give its output");
+            if bytes.is_empty() {
+                bail!("NVRTC made no code");
+            }
+            Ok(bytes)
+        }
+    }
+}
+
+fn text_of(bytes: &[u8]) -> String {
+    CStr::from_bytes_until_nul(bytes)
+        .map_or_else(|_| String::from_utf8_lossy(bytes), CStr::to_string_lossy)
+        .into_owned()
+}
+
+#[cfg(unix)]
+fn open_globally(path: &Path) -> Result<Library> {
+    use libloading::os::unix::{Library as Unix, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: NVRTC's initialisers have no preconditions.
+    Ok(unsafe { Unix::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }?.into())
+}
+
+#[cfg(not(unix))]
+fn open_globally(path: &Path) -> Result<Library> {
+    // SAFETY: NVRTC's initialisers have no preconditions.
+    Ok(unsafe { Library::new(path) }?)
+}
+
+/// Folders that may hold NVRTC, best first.
+fn folders() -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    let mut toolkits: Vec<PathBuf> = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"]
+        .iter()
+        .filter_map(std::env::var_os)
+        .map(PathBuf::from)
+        .collect();
+    toolkits.extend(["/usr/local/cuda", "/opt/cuda"].map(PathBuf::from));
+    for toolkit in toolkits {
+        for below in ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "bin/x64", "bin"] {
+            folders.push(toolkit.join(below));
+        }
+    }
+    for environment in ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(std::env::var_os).map(PathBuf::from) {
+        let mut packages = vec![environment.join("Lib/site-packages")];
+        if let Ok(entries) = fs::read_dir(environment.join("lib")) {
+            packages.extend(entries.flatten().map(|entry| entry.path().join("site-packages")));
+        }
+        for packages in packages {
+            for below in ["nvidia/cuda_nvrtc/lib", "nvidia/cu13/lib", "nvidia/cuda_nvrtc/bin", "nvidia/cu13/bin/x86_64"]
+            {
+                folders.push(packages.join(below));
+            }
+        }
+    }
+    folders
+}
+
+/// Shared libraries called `stem` in `folder`, whatever their version; development copies (`.alt`) last.
+fn libraries(folder: &Path, stem: &str) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name.starts_with(&format!("lib{stem}.so"))
+                || name.starts_with(&format!("lib{stem}.alt"))
+                || (name.starts_with(&format!("{stem}64_")) && name.ends_with(".dll"))
+        })
+        .collect();
+    found.sort_by_key(|path| (path.to_string_lossy().contains(".alt"), std::cmp::Reverse(path.clone())));
+    found
+}

@@ -1,0 +1,46 @@
+// Entry names, positions, and programmatic dependent launch.
+#pragma once
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+// `extern "C" __global__ void ENTRY(rope_wide)(...)` is `rope_wide_bf16` in the module of bf16.
+#define ENTRY(name) JOIN(name, DTYPE)
+
+// Waits for the kernels before this one in its stream, if this one was launched ahead of their end. What the caller's
+// kernels did not write (rates, slopes) may be read before.
+__device__ inline void wait_for_predecessor() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next kernel of the stream start if it was launched to overlap. Call it after the last load.
+__device__ inline void release_successor() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Types of position ids.
+enum PositionType : unsigned { ID_I32 = 0, ID_I64 = 1, ID_U32 = 2 };
+
+__device__ inline long long read_id(const void* ids, unsigned type, long long index) {
+    if (type == ID_I64) return static_cast<const long long*>(ids)[index];
+    int id = static_cast<const int*>(ids)[index];
+    return type == ID_U32 ? static_cast<long long>(static_cast<unsigned>(id)) : id;
+}
+
+// The sequence that token `token` of a packed batch belongs to: the last one that begins at it or before it.
+__device__ inline unsigned find_sequence(const int* indptr, unsigned sequences, long long token) {
+    unsigned low = 0;
+    unsigned high = sequences;
+    while (high - low > 1) {
+        unsigned middle = low + (high - low) / 2;
+        if (indptr[middle] <= token) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}

@@ -1,0 +1,165 @@
+//! A device as a plan sees it: the engine's stream, and what is loaded there.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, DriverError, sys};
+
+use super::launch::Function;
+use super::modules::{self, Module};
+use crate::{Error, Result};
+
+/// A stream of the engine, and the kernels that were loaded for its context.
+///
+/// It creates no stream and no context, and synchronises nothing. Cloning is cheap and shares the loaded kernels.
+#[derive(Clone)]
+pub struct Gpu {
+    shared: Arc<Shared>,
+    overlap: bool,
+}
+
+struct Shared {
+    stream: Arc<CudaStream>,
+    capability: (i32, i32),
+    driver: i32,
+    multiprocessors: u32,
+    modules: Mutex<HashMap<(&'static str, &'static str), Arc<Module>>>,
+}
+
+impl Gpu {
+    /// Kernels on `stream`, in its context.
+    ///
+    /// # Errors
+    /// [`Error::NoKernels`] if the crate was built without NVRTC, [`Error::Driver`] if the driver does not answer.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use cudarc::driver::CudaContext;
+    /// let stream = CudaContext::new(0)?.default_stream();
+    /// let gpu = posenc::Gpu::new(&stream)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+        if modules::images().is_empty() {
+            return Err(Error::NoKernels);
+        }
+        let context = stream.context();
+        let attribute = |name: &'static str, attribute| context.attribute(attribute).map_err(driver_error(name));
+        use sys::CUdevice_attribute as Attribute;
+        let multiprocessors = attribute("cuDeviceGetAttribute", Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                stream: stream.clone(),
+                capability: context.compute_capability().map_err(driver_error("cuDeviceGetAttribute"))?,
+                driver: driver_version()?,
+                multiprocessors: u32::try_from(multiprocessors).unwrap_or(1).max(1),
+                modules: Mutex::default(),
+            }),
+            overlap: false,
+        })
+    }
+
+    /// Device `ordinal` through its primary context and default stream, for programs that have no engine.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] if there is no driver or no such device; then as [`Gpu::new`]. It never panics.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        if modules::images().is_empty() {
+            return Err(Error::NoKernels);
+        }
+        find_driver()?;
+        let context = CudaContext::new(ordinal).map_err(|error| {
+            Error::NoDevice(format!("the driver does not give device {ordinal} ({})", reason(error)))
+        })?;
+        Self::new(&context.default_stream())
+    }
+
+    /// The same kernels, launched so that each may start before the kernel ahead of it in the stream has ended
+    /// (programmatic dependent launch; compute capability 9.0 and later, no effect before).
+    ///
+    /// Safe after kernels of any origin: ours wait for the memory of the one ahead before they touch a tensor.
+    pub fn overlapping(mut self, overlap: bool) -> Self {
+        self.overlap = overlap;
+        self
+    }
+
+    /// The engine's stream.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.shared.stream
+    }
+
+    /// Compute capability, such as `(9, 0)`.
+    pub fn capability(&self) -> (i32, i32) {
+        self.shared.capability
+    }
+
+    /// Streaming multiprocessors of the device.
+    pub fn multiprocessors(&self) -> u32 {
+        self.shared.multiprocessors
+    }
+
+    pub(super) fn overlaps(&self) -> bool {
+        self.overlap && self.shared.capability.0 >= 9
+    }
+
+    /// `entry` of kernel file `file` for element type `dtype`, loaded at its first use.
+    pub(crate) fn function(&self, file: &'static str, dtype: &'static str, entry: &'static str) -> Result<Function> {
+        let mut modules = self.shared.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let module = match modules.get(&(file, dtype)) {
+            Some(module) => module.clone(),
+            None => {
+                let module = Arc::new(Module::load(self, file, dtype)?);
+                modules.insert((file, dtype), module.clone());
+                module
+            }
+        };
+        module.function(&format!("{entry}_{dtype}"))
+    }
+
+    pub(super) fn driver(&self) -> i32 {
+        self.shared.driver
+    }
+
+    /// A table of a spec, uploaded once.
+    pub(crate) fn upload<V: DeviceRepr>(&self, values: &[V]) -> Result<CudaSlice<V>> {
+        self.stream().clone_htod(values).map_err(driver_error("cuMemcpyHtoDAsync"))
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (major, minor) = self.capability();
+        write!(f, "Gpu(device {}, {major}.{minor})", self.stream().context().ordinal())
+    }
+}
+
+/// Asks for the driver before cudarc does, which panics where there is none.
+fn find_driver() -> Result<()> {
+    let names = if cfg!(windows) { ["nvcuda.dll", "nvcuda.dll"] } else { ["libcuda.so.1", "libcuda.so"] };
+    for name in names {
+        // SAFETY: the driver's initialisers have no preconditions; cudarc loads the same library.
+        if unsafe { libloading::Library::new(name) }.is_ok() {
+            return Ok(());
+        }
+    }
+    Err(Error::NoDevice(format!("the NVIDIA driver's library {} cannot be loaded", names[0])))
+}
+
+fn driver_version() -> Result<i32> {
+    let mut version = 0;
+    // SAFETY: the pointer is to a live i32.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(driver_error("cuDriverGetVersion"))?;
+    Ok(version)
+}
+
+/// The driver's name and text of an error.
+pub(super) fn reason(error: DriverError) -> String {
+    let text = |text: Result<&std::ffi::CStr, DriverError>| {
+        text.map_or_else(|_| format!("error {}", error.0 as u32), |text| text.to_string_lossy().into_owned())
+    };
+    format!("{}: {}", text(error.error_name()), text(error.error_string()))
+}
+
+pub(super) fn driver_error(call: &'static str) -> impl Fn(DriverError) -> Error {
+    move |error| Error::Driver { call, reason: reason(error) }
+}

@@ -1,0 +1,83 @@
+//! Where kernels run: a real GPU, or the emulator.
+
+use std::ffi::c_int;
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use libloading::Library;
+
+/// What answers to the driver's name.
+pub enum Device {
+    /// the machine's own driver, with this many devices
+    Real(c_int),
+    /// `tools/emulator`, in this folder
+    Emulator(PathBuf),
+}
+
+impl Device {
+    /// The machine's GPU, or the emulator, built for the purpose.
+    pub fn find(force_emulator: bool) -> Result<Self> {
+        if !force_emulator && let Some(count) = devices() {
+            return Ok(Self::Real(count));
+        }
+        Ok(Self::Emulator(emulator()?))
+    }
+
+    pub fn is_real(&self) -> bool {
+        matches!(self, Self::Real(_))
+    }
+
+    /// Makes `command` find this device.
+    pub fn prepare(&self, command: &mut Command) -> Result<()> {
+        if let Self::Emulator(folder) = self {
+            let mut path = folder.clone().into_os_string();
+            if let Some(others) = std::env::var_os("LD_LIBRARY_PATH") {
+                path.push(":");
+                path.push(others);
+            }
+            command.env("LD_LIBRARY_PATH", path);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Real(count) => write!(f, "this machine's GPU ({count} found)"),
+            Self::Emulator(_) => write!(f, "the emulator"),
+        }
+    }
+}
+
+/// Devices of the machine's own driver; `None` without driver or device.
+fn devices() -> Option<c_int> {
+    // SAFETY: the driver's initialisers have no preconditions, and these two functions have had these signatures since
+    // CUDA 2.0; the pointer is to a live integer.
+    unsafe {
+        let driver = Library::new("libcuda.so.1").ok()?;
+        let init = driver.get::<unsafe extern "C" fn(u32) -> c_int>(b"cuInit\0").ok()?;
+        let count_of = driver.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount\0").ok()?;
+        let mut count = 0;
+        (init(0) == 0 && count_of(&mut count) == 0 && count > 0).then_some(count)
+    }
+}
+
+/// Builds the emulator and gives it the driver's name.
+pub fn emulator() -> Result<PathBuf> {
+    crate::run(Command::new(env!("CARGO")).args(["build", "--quiet", "--release", "--package", "emulator"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let folder = std::path::absolute(target.join("emulator"))?;
+    fs::create_dir_all(&folder)?;
+    let built = target.join("release/libemulator.so");
+    for name in ["libcuda.so.1", "libcuda.so"] {
+        // Renamed into place, so that a program that runs on the old one keeps it whole.
+        let partial = folder.join(format!("{name}.{}", std::process::id()));
+        fs::copy(&built, &partial).with_context(|| format!("cannot copy {}", built.display()))?;
+        fs::rename(partial, folder.join(name))?;
+    }
+    Ok(folder)
+}

@@ -1,0 +1,130 @@
+//! `cargo xtask`: everything around posenc that is not the crate.
+
+mod bundle;
+mod cuda;
+mod device;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Fetches, tests, shows and packs posenc")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Rotates a model's queries and keys on this machine and shows how exact that is
+    Demo {
+        /// A model's config.json; without it, the values of Llama-3.1-8B
+        config: Option<PathBuf>,
+        /// Tokens to rotate, at positions spread from 0 to 131071
+        #[arg(long, default_value_t = 128)]
+        tokens: usize,
+    },
+    /// Runs every test: on a GPU if there is one, else on the emulator
+    Test {
+        /// Use the emulator even where there is a GPU
+        #[arg(long)]
+        emulator: bool,
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Checks formatting, lints, documentation and the package
+    Check,
+    /// Fetches NVRTC and the disassembler, and prints the environment that uses them
+    Fetch,
+    /// Builds test and bench binaries into one folder that needs only a driver to run
+    GpuBundle,
+}
+
+fn main() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the workspace has no root")?;
+    std::env::set_current_dir(root)?;
+    match Cli::parse().task {
+        Task::Demo { config, tokens } => demo(config, tokens),
+        Task::Test { emulator, filter } => test(emulator, filter.as_deref()),
+        Task::Check => check(),
+        Task::Fetch => {
+            let tools = cuda::Tools::fetch()?;
+            for (name, value) in tools.environment() {
+                println!("export {name}={}", value.display());
+            }
+            Ok(())
+        }
+        Task::GpuBundle => bundle::build(),
+    }
+}
+
+/// Cargo, with the fetched tools in its environment.
+fn cargo(tools: &cuda::Tools) -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    command.envs(tools.environment());
+    command
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    ensure!(status.success(), "{command:?} failed: {status}");
+    Ok(())
+}
+
+fn demo(config: Option<PathBuf>, tokens: usize) -> Result<()> {
+    let config = config.map(|path| path.canonicalize().with_context(|| path.display().to_string())).transpose()?;
+    let tools = cuda::Tools::fetch_or_explain();
+    let mut command = cargo(&tools);
+    command.args(["run", "--quiet", "--release", "--example", "demo", "--"]);
+    command.arg(tokens.to_string());
+    command.args(config);
+    if tools.has_nvrtc() {
+        device::Device::find(false)?.prepare(&mut command)?;
+    }
+    run(&mut command)
+}
+
+/// The generations whose code paths differ; the emulator claims each in turn.
+const CAPABILITIES: [&str; 4] = ["9.0", "8.0", "7.5", "12.0"];
+
+fn test(emulator: bool, filter: Option<&str>) -> Result<()> {
+    let tools = cuda::Tools::fetch()?;
+    let device = device::Device::find(emulator)?;
+    println!("tests that need a device run on {device}");
+
+    let mut tests = cargo(&tools);
+    tests.args(["test", "--workspace", "--exclude", "posenc"]).args(filter);
+    run(&mut tests)?;
+    for (i, capability) in CAPABILITIES.iter().enumerate() {
+        let mut tests = cargo(&tools);
+        tests.args(["test", "--package", "posenc"]);
+        // Each generation runs its own images; what needs no device, and is no image, need not be run again.
+        if i > 0 {
+            tests.args(["--test", "*"]);
+        }
+        device.prepare(&mut tests)?;
+        tests.env("EMULATOR_CC", capability).env("EMULATOR_STRICT", "all");
+        tests.arg("--").args(if i == 0 { "--include-ignored" } else { "--ignored" }.split(' ')).args(filter);
+        println!("\n---- compute capability {}", if device.is_real() { "of the device" } else { capability });
+        run(&mut tests)?;
+        if device.is_real() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn check() -> Result<()> {
+    let tools = cuda::Tools::fetch()?;
+    run(Command::new(env!("CARGO")).args(["fmt", "--all", "--check"]))?;
+    run(cargo(&tools).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    run(cargo(&tools).args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
+    // The package builds from itself alone, with and without NVRTC.
+    run(cargo(&tools).args(["package", "--package", "posenc", "--allow-dirty"]))?;
+    let mut bare = Command::new(env!("CARGO"));
+    bare.args(["package", "--package", "posenc", "--allow-dirty"]).env("POSENC_NVRTC", "/nowhere");
+    run(&mut bare)
+}
