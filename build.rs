@@ -32,6 +32,7 @@ fn main() -> Result<()> {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rerun-if-env-changed=POSENC_PTX");
+    println!("cargo::rerun-if-env-changed=POSENC_ARCHS");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
 
     let nvrtc = match Nvrtc::find() {
@@ -47,9 +48,13 @@ fn main() -> Result<()> {
     };
 
     let sources = Sources::read()?;
-    let architectures: Vec<_> =
-        ARCHITECTURES.into_iter().filter(|(sm, _)| nvrtc.architectures.contains(&(*sm as c_int))).collect();
-    ensure!(!architectures.is_empty(), "NVRTC {:?} knows none of our architectures", nvrtc.version);
+    let wanted = wanted_architectures()?;
+    let architectures: Vec<_> = ARCHITECTURES
+        .into_iter()
+        .filter(|(sm, _)| nvrtc.architectures.contains(&(*sm as c_int)))
+        .filter(|(sm, _)| wanted.is_empty() || wanted.contains(sm))
+        .collect();
+    ensure!(!architectures.is_empty(), "NVRTC {:?} knows none of the architectures {wanted:?}", nvrtc.version);
 
     let cache = out.join("images");
     fs::create_dir_all(&cache)?;
@@ -110,6 +115,18 @@ fn main() -> Result<()> {
     text += "]\n";
     fs::write(out.join("images.rs"), text)?;
     remove_stale(&cache, &wanted)
+}
+
+/// POSENC_ARCHS, such as `90` or `80,90`: a build for known devices alone is that much shorter. Empty: all.
+fn wanted_architectures() -> Result<Vec<u32>> {
+    let Ok(text) = std::env::var("POSENC_ARCHS") else { return Ok(Vec::new()) };
+    let known = ARCHITECTURES.map(|(sm, _)| sm);
+    text.split(',')
+        .map(|name| {
+            let sm = name.trim().parse().ok().filter(|sm| known.contains(sm));
+            sm.with_context(|| format!("POSENC_ARCHS is {text:?}, it must list some of {known:?}"))
+        })
+        .collect()
 }
 
 /// Images of kernels as they were before the last change.
