@@ -355,7 +355,8 @@ pub(crate) unsafe fn warp_sync(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
     }
     match together(cx, mask, needed) {
         Ok(()) => {
-            cx.warp().inner += 1;
+            let w = cx.w;
+            cx.warp().clocks[w] += 1;
             Flow::Next
         }
         Err(flow) => flow,
@@ -393,8 +394,9 @@ pub(crate) fn retry(cx: &mut Cx) -> bool {
         let here = syncs.iter().fold(0, |m, s| m | s.mask);
         let wanted = syncs.iter().fold(0, |m, s| if let State::Lanes { needed } = s.state { m | needed } else { m });
         if !syncs.is_empty() && wanted & live & !here == 0 {
+            let w = cx.w;
             let warp = cx.warp();
-            warp.inner += 1;
+            warp.clocks[w] += 1;
             for split in &mut warp.splits {
                 if here & split.mask != 0 && matches!(split.state, State::Lanes { .. }) {
                     split.state = State::Ready;
