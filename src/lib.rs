@@ -12,6 +12,6 @@ mod shape;
 pub use error::{Error, Result};
 pub use gpu::Gpu;
 pub use positions::{Id, Ids, Positions};
-pub use rotate::{Direction, Pairing, Rope, RopePlan, Scaling};
+pub use rotate::{Direction, ModelRope, Pairing, Rope, RopePlan, Scaling};
 pub use scalar::Scalar;
 pub use shape::Heads;
