@@ -15,6 +15,8 @@ pub(super) struct Family {
     pub share: f64,
     /// where theta stands, beside `rope_theta`
     pub theta_key: Option<&'static str>,
+    /// whether the class scales where the config is silent, so that the config must speak
+    pub must_say: bool,
     /// where the share stands, beside `partial_rotary_factor`
     pub share_key: Option<&'static str>,
     pub form: Form,
@@ -72,7 +74,15 @@ pub(super) enum Pattern {
 }
 
 const fn plain(pairing: Pairing, theta: f64) -> Family {
-    Family { pairing, theta: Some(theta), share: 1.0, theta_key: None, share_key: None, form: Form::Plain }
+    Family {
+        pairing,
+        theta: Some(theta),
+        share: 1.0,
+        theta_key: None,
+        share_key: None,
+        must_say: false,
+        form: Form::Plain,
+    }
 }
 
 /// The conventions of a model type; `None` where they are not known.
@@ -90,13 +100,14 @@ pub(super) fn family(model_type: &str) -> Option<Family> {
         "llama" | "mistral" | "qwen2" | "qwen2_moe" | "qwen3" | "qwen3_moe" | "gemma" | "gemma2" | "granite"
         | "granitemoe" | "granitemoeshared" | "starcoder2" | "olmo" | "olmo2" | "olmoe" | "phi3"
         | "phi4_multimodal" | "arcee" | "seed_oss" | "dbrx" | "jetmoe" | "diffllama" | "dots1" | "ministral"
-        | "ministral3" | "chameleon" | "mimo" | "internlm2" | "xverse" | "orion" | "minicpm" | "esm" | "jais2"
-        | "hrm_text" | "eurobert" | "hunyuan_v1_dense" | "hunyuan_v1_moe" | "vaultgemma" | "idefics" | "doge"
-        | "moshi" | "aria_text" => half,
+        | "chameleon" | "mimo" | "internlm2" | "xverse" | "orion" | "minicpm" | "esm" | "jais2" | "hrm_text"
+        | "eurobert" | "hunyuan_v1_dense" | "hunyuan_v1_moe" | "vaultgemma" | "idefics" | "doge" | "moshi"
+        | "aria_text" => half,
         "mixtral" | "phimoe" | "qwen3_omni_moe_text" | "solar_open" | "emu3_text_model" => with(1e6),
-        "gpt_oss" => with(150_000.0),
-        "cwm" => with(1e6),
-        "apertus" => with(12e6),
+        "gpt_oss" => Family { must_say: true, ..with(150_000.0) },
+        "cwm" => Family { must_say: true, ..with(1e6) },
+        "apertus" => Family { must_say: true, ..with(12e6) },
+        "ministral3" => Family { must_say: true, ..half },
         "bitnet" | "csm" | "mllama_text_model" | "flex_olmo" | "evolla" => with(500_000.0),
         "hy_v3" => with(11_158_840.0),
         "nomic_bert" => with(1_000.0),
@@ -121,7 +132,7 @@ pub(super) fn family(model_type: &str) -> Option<Family> {
         "moonshine" => Family { share: 0.9, ..interleaved(10_000.0) },
         // Latent attention.
         "deepseek_v2" | "deepseek_v3" | "deepseek_v32" | "kimi_k2" | "glm4_moe_lite" | "glm_moe_dsa" | "mistral4"
-        | "youtu" | "axk1" => latent(10_000.0),
+        | "youtu" | "axk1" => Family { must_say: model_type == "mistral4", ..latent(10_000.0) },
         "longcat_flash" => latent(1e7),
         // DeepSeek-V2's latent attention with pairs in halves.
         "minicpm3" => Family { pairing: Half, ..latent(10_000.0) },
@@ -168,15 +179,17 @@ pub(super) fn family(model_type: &str) -> Option<Family> {
         "laguna" | "mellum" => {
             let form = Form::Local { key: "swa_rope_theta", theta: 10_000.0, scaled: false, pattern: Pattern::Listed };
             let share = if model_type == "laguna" { 0.5 } else { 1.0 };
-            Family { form, share, ..with(500_000.0) }
+            Family { form, share, must_say: true, ..with(500_000.0) }
         }
         "llama4_text" | "llama4" => {
             Family { form: Form::Skipping { latent: false, temperature: true }, ..interleaved(500_000.0) }
         }
         "smollm3" => Family { form: Form::Skipping { latent: false, temperature: false }, ..with(2e6) },
-        "mistral_large4_text" => {
-            Family { form: Form::Skipping { latent: true, temperature: false }, ..interleaved(10_000.0) }
-        }
+        "mistral_large4_text" => Family {
+            form: Form::Skipping { latent: true, temperature: false },
+            must_say: true,
+            ..interleaved(10_000.0)
+        },
         "cohere2" => Family { form: windows(last("sliding_window_pattern", 4)), ..interleaved(10_000.0) },
         "exaone4" | "exaone_moe" => Family { form: windows(last("sliding_window_pattern", 4)), ..half },
         "afmoe" => Family { form: windows(last("global_attn_every_n_layers", 4)), ..half },

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Seek, SeekFrom};
 
 use super::hf::wrong;
-use super::{Layer, ModelRope};
+use super::{Layer, ModelRope, check_layers};
 use crate::Result;
 use crate::rotate::{Axes, Pairing, QueryScale, Rope, Scaling, Yarn, yarn_mscale};
 
@@ -333,7 +333,7 @@ impl ModelRope {
         };
         let keys = Keys { gguf, architecture, asked: RefCell::default() };
         let context = keys.count("context_length")?;
-        let layers = keys.count("block_count")?;
+        let layers = check_layers("block_count", keys.count("block_count")?)?;
         let count = layers.unwrap_or(1);
         if let Kind::None(text) = kind {
             let notes = vec![format!("position comes from {text}")];

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::families::{Family, Form, Pattern, family};
-use super::{Layer, ModelRope};
+use super::{Layer, ModelRope, check_layers};
 use crate::rotate::{
     Axes, Pairing, QueryScale, Rope, Scaling, Yarn, longrope_attention_factor, mla_logit_scale, yarn_mscale,
 };
@@ -362,6 +362,7 @@ impl<'a> Reader<'a> {
             Some(count) => Some(count),
             None => config.count("n_layer")?.or(config.count("num_layers")?).or(config.count("n_layers")?),
         };
+        let count = check_layers("num_hidden_layers", count)?;
         let context =
             ["max_position_embeddings", "n_positions", "seq_length", "model_max_length", "max_sequence_length"];
         let mut positions = None;
@@ -378,6 +379,12 @@ impl<'a> Reader<'a> {
         }
 
         let merged = merge(config, self.model_type)?;
+        if merged.is_empty() && self.family.must_say {
+            return wrong(format!(
+                "rope_parameters is missing; the class of model_type {:?} scales by default, so the config must say how",
+                self.model_type
+            ));
+        }
         let layers = self.kinds(count, &merged)?;
         let mut kinds: Vec<Kind> = Vec::new();
         let mut indices = Vec::new();
@@ -751,9 +758,18 @@ impl<'a> Reader<'a> {
     fn theta(&self, kind: &Kind, map: &Keys<'_>, merged: &Map<String, Value>, is_nested: bool) -> Result<f64> {
         let config = &self.config;
         let mut own = config.number("rope_theta")?.map(|theta| ("rope_theta", theta));
-        for key in self.family.theta_key.into_iter().chain(["rope_base"]) {
-            if let Some(theta) = config.number(key)? {
-                own = Some((key, theta));
+        if let Some(key) = self.family.theta_key {
+            match (own, config.number(key)?) {
+                (Some((_, usual)), Some(theta)) if usual != theta => {
+                    return wrong(format!("{key} is {theta} and rope_theta is {usual}, they must be the same"));
+                }
+                (Some((_, usual)), None) => {
+                    return wrong(format!(
+                        "rope_theta is {usual}, model_type {:?} reads {key} instead",
+                        self.model_type
+                    ));
+                }
+                (_, theta) => own = theta.map(|theta| (key, theta)),
             }
         }
         let listed = map.number("rope_theta")?;
@@ -829,10 +845,7 @@ impl<'a> Reader<'a> {
             head = global;
         }
         if matches!(self.family.form, Form::Compressed) {
-            let rotary = match config.count("qk_rope_head_dim")? {
-                Some(rotary) => rotary,
-                None => 64,
-            };
+            let rotary = config.count("qk_rope_head_dim")?.unwrap_or(64);
             if rotary > head {
                 return wrong(format!("qk_rope_head_dim is {rotary}, a head has {head} channels"));
             }
@@ -892,7 +905,10 @@ impl<'a> Reader<'a> {
             (Some(Axes::HeightWidthFirst(_)), None | Some(false)) => match sections[..] {
                 [height, width, time] => Axes::HeightWidthFirst([time, height, width]),
                 _ => {
-                    return wrong(format!("mrope_section is {sections:?}, model_type {:?} has 3 axes", self.model_type));
+                    return wrong(format!(
+                        "mrope_section is {sections:?}, model_type {:?} has 3 axes",
+                        self.model_type
+                    ));
                 }
             },
             (Some(Axes::Interleaved(_)), None) | (_, Some(true)) => Axes::Interleaved(sections),

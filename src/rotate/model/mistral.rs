@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::hf::{Keys, wrong};
-use super::{Layer, ModelRope};
+use super::{Layer, ModelRope, check_layers};
 use crate::rotate::{Pairing, QueryScale, Rope, Scaling, Yarn, mla_logit_scale};
 use crate::{Error, Result};
 
@@ -97,7 +97,7 @@ impl ModelRope {
             refuse_unknown(&temperature, |_| true)?;
         }
         let context = params.count("max_position_embeddings")?.or(params.count("max_seq_len")?);
-        let layers = params.count("n_layers")?.unwrap_or(0);
+        let layers = check_layers("n_layers", params.count("n_layers")?)?.unwrap_or(0);
         refuse_unknown(&params, |key| key.contains("rope") || key.contains("rotary"))?;
         let rope =
             Rope { offset, pairing: Pairing::Interleaved, scaling, attention_factor, ..Rope::new(rotary, theta) };

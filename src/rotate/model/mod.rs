@@ -191,6 +191,16 @@ impl ModelRope {
     }
 }
 
+/// Layers that a config may count: a damaged file must not ask for memory.
+fn check_layers(key: &str, count: Option<usize>) -> Result<Option<usize>> {
+    match count {
+        Some(count) if count > 1 << 16 => {
+            Err(Error::Config(format!("{key} is {count}, at most 65536 layers are possible")))
+        }
+        count => Ok(count),
+    }
+}
+
 fn describe_layer(layer: &Layer) -> String {
     let mut parts = Vec::new();
     match &layer.rope {
