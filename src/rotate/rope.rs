@@ -58,6 +58,19 @@ pub enum Direction {
     Inverse,
 }
 
+/// How a position becomes an angle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Angles {
+    /// The exact phase, `position * frequency` modulo one turn in 64-bit integers: cos and sin within 1e-7 of the truth at
+    /// every position from -2^31 to 2^31 - 1.
+    #[default]
+    Exact,
+    /// What Hugging Face's models compute: the frequency in f32 ([`Rope::compat_frequency`]), the position in f32, their
+    /// product rounded to f32, and the nearest cosine and sine of that. For parity with a checkpoint's reference code; off
+    /// by 9e-3 at position 131072 and by 8e-2 at a million.
+    HfCompat,
+}
+
 /// Rotary position embedding: what to compute, without shape, element type or device.
 ///
 /// `angle(position, pair) = position * frequency(pair)`, and `attention_factor` multiplies cosine and sine.
@@ -72,6 +85,7 @@ pub enum Direction {
 /// | `attention_factor` | | multiplies cos and sin; YaRN's and LongRoPE's `mscale`, else 1 |
 /// | `axes` | | which axis of the position turns a pair; one for text |
 /// | `pairing_out` | | where a pair is written, if not where it was read; only out of place |
+/// | `angles` | | how a position becomes an angle |
 ///
 /// # Source
 /// RoFormer (arXiv 2104.09864), section 3.2.2, equations 15 and 34.
@@ -102,6 +116,8 @@ pub struct Rope {
     /// Where a pair is written; `None` where it was read. Hugging Face's DeepSeek-V3 reads interleaved pairs and writes
     /// halves, which scores do not show and a cache of keys does.
     pub pairing_out: Option<Pairing>,
+    /// how a position becomes an angle
+    pub angles: Angles,
 }
 
 impl Rope {
@@ -116,6 +132,7 @@ impl Rope {
             attention_factor: 1.0,
             axes: Axes::One,
             pairing_out: None,
+            angles: Angles::Exact,
         }
     }
 
@@ -200,9 +217,22 @@ impl Rope {
         self.scaling.frequency(self.base, size, rung, pair)
     }
 
-    /// The angle of `pair` at `position` in radians, within half a turn of zero.
+    /// The angle of `pair` at `position` in radians; exact ones lie within half a turn of zero.
     pub fn angle(&self, position: i64, pair: usize) -> f64 {
-        angle(self.rate(pair), position)
+        self.turner(pair)(position)
+    }
+
+    /// [`Rope::angle`] of one pair, its law evaluated once.
+    fn turner(&self, pair: usize) -> impl Fn(i64) -> f64 {
+        let (rate, frequency) = match self.angles {
+            Angles::Exact => (self.rate(pair), None),
+            Angles::HfCompat => (0, Some(self.compat_frequency(pair))),
+        };
+        move |position| match frequency {
+            // Exact modulo one turn; as a signed number it is the turn nearest to zero.
+            None => rate.wrapping_mul(position as u64) as i64 as f64 * (std::f64::consts::TAU / 18446744073709551616.0),
+            Some(frequency) => f64::from(position as f32 * frequency),
+        }
     }
 
     /// The largest error of a rotated element before it is rounded to its type, for the pair `(a, b)` that it came
@@ -213,12 +243,6 @@ impl Rope {
     pub fn error_bound(&self, a: f64, b: f64) -> f64 {
         self.attention_factor * (a.abs() + b.abs()) * (1e-7 + 4.0 * f32::ROUNDOFF) + 4.0 * f32::TINY
     }
-}
-
-fn angle(rate: u64, position: i64) -> f64 {
-    // Exact modulo one turn; as a signed number it is the turn nearest to zero.
-    let phase = rate.wrapping_mul(position as u64) as i64;
-    phase as f64 * (std::f64::consts::TAU / 18446744073709551616.0)
 }
 
 // ----------------------------------------------------------------------------------------------------------- reference
@@ -251,7 +275,9 @@ impl Rope {
     /// # Ok::<(), posenc::Error>(())
     /// ```
     pub fn rotate<T: Scalar>(&self, x: &mut [T], heads: &Heads, positions: &[i64], direction: Direction) -> Result<()> {
-        self.rotate_f64(x, heads, positions, direction, |x, _, outputs, values| {
+        self.check()?;
+        let sin_cos = self.sin_cos();
+        self.rotate_f64(x, heads, positions, direction, sin_cos, |x, _, outputs, values| {
             for (index, value) in outputs.into_iter().zip(values) {
                 x[index] = T::from_f64(value);
             }
@@ -269,10 +295,56 @@ impl Rope {
         positions: &[i64],
         direction: Direction,
     ) -> Result<Expected> {
+        self.check()?;
+        self.expect_f64(x, heads, positions, direction, self.sin_cos())
+    }
+
+    /// [`Rope::expect`] for a rotation by a table: row `position` of `cos` and `sin`, each `[rows, pairs]`; positions beyond
+    /// them take the nearest row.
+    ///
+    /// # Errors
+    /// As [`Rope::rotate`], and if the tables are empty, ragged or of different sizes.
+    pub fn expect_by_table<T: Scalar>(
+        &self,
+        x: &[T],
+        heads: &Heads,
+        positions: &[i64],
+        direction: Direction,
+        (cos, sin): (&[f64], &[f64]),
+    ) -> Result<Expected> {
+        let pairs = self.pairs().max(1);
+        if cos.is_empty() || cos.len() % pairs != 0 || cos.len() != sin.len() {
+            return Err(Error::Value(format!(
+                "cos holds {} values and sin {}, both must hold the same number of rows of {pairs}",
+                cos.len(),
+                sin.len()
+            )));
+        }
+        let last = (cos.len() / pairs - 1) as i64;
+        self.expect_f64(x, heads, positions, direction, |pair, position| {
+            let at = position.clamp(0, last) as usize * pairs + pair;
+            (sin[at], cos[at])
+        })
+    }
+
+    /// Sine and cosine by pair and position.
+    fn sin_cos(&self) -> impl Fn(usize, i64) -> (f64, f64) {
+        let turners: Vec<_> = (0..self.pairs()).map(|pair| self.turner(pair)).collect();
+        move |pair, position| turners[pair](position).sin_cos()
+    }
+
+    fn expect_f64<T: Scalar>(
+        &self,
+        x: &[T],
+        heads: &Heads,
+        positions: &[i64],
+        direction: Direction,
+        sin_cos: impl Fn(usize, i64) -> (f64, f64),
+    ) -> Result<Expected> {
         let mut want: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
         let mut bound = vec![0.0; x.len()];
         let mut source = x.to_vec();
-        self.rotate_f64(&mut source, heads, positions, direction, |_, [a, b], outputs, values| {
+        self.rotate_f64(&mut source, heads, positions, direction, sin_cos, |_, [a, b], outputs, values| {
             let error = self.error_bound(x[a].to_f64(), x[b].to_f64());
             for (index, value) in outputs.into_iter().zip(values) {
                 want[index] = value;
@@ -288,6 +360,7 @@ impl Rope {
         heads: &Heads,
         positions: &[i64],
         direction: Direction,
+        sin_cos: impl Fn(usize, i64) -> (f64, f64),
         mut put: impl FnMut(&mut [T], [usize; 2], [usize; 2], [f64; 2]),
     ) -> Result<()> {
         self.check_head(heads.dim)?;
@@ -301,25 +374,27 @@ impl Rope {
             .map(|pair| {
                 let (a, b) = self.pairing.channels(pair, self.rotary);
                 let (a_out, b_out) = self.written().channels(pair, self.rotary);
-                (self.rate(pair), self.axes.axis(pair, self.pairs()), [a, b], [a_out, b_out])
+                (self.axes.axis(pair, self.pairs()), [a, b], [a_out, b_out])
             })
             .collect();
         let mut inputs = vec![[0.0; 2]; pairs.len()];
+        let mut turns = vec![(0.0, 0.0); pairs.len()];
         for batch in 0..heads.batch {
             for token in 0..heads.tokens {
+                for (pair, (turn, (axis, _, _))) in turns.iter_mut().zip(&pairs).enumerate() {
+                    let (sin, cos) = sin_cos(pair, positions[axis * row + batch * heads.tokens + token]);
+                    let sin = if direction == Direction::Forward { sin } else { -sin };
+                    *turn = (sin * self.attention_factor, cos * self.attention_factor);
+                }
                 for head in 0..heads.heads {
                     let place = |channels: [usize; 2]| {
                         channels.map(|channel| heads.index(batch, token, head, self.offset + channel))
                     };
                     // All pairs of a head are read before one is written: they may move.
-                    for (input, &(_, _, channels, _)) in inputs.iter_mut().zip(&pairs) {
+                    for (input, &(_, channels, _)) in inputs.iter_mut().zip(&pairs) {
                         *input = place(channels).map(|index| x[index].to_f64());
                     }
-                    for (&[a, b], &(rate, axis, from, to)) in inputs.iter().zip(&pairs) {
-                        let position = positions[axis * row + batch * heads.tokens + token];
-                        let (sin, cos) = angle(rate, position).sin_cos();
-                        let sin = if direction == Direction::Forward { sin } else { -sin };
-                        let (sin, cos) = (sin * self.attention_factor, cos * self.attention_factor);
+                    for ((&[a, b], &(sin, cos)), &(_, from, to)) in inputs.iter().zip(&turns).zip(&pairs) {
                         put(x, place(from), place(to), [a * cos - b * sin, a * sin + b * cos]);
                     }
                 }
@@ -515,6 +590,51 @@ impl<'a, T: Scalar> Operand<'a, T> {
     }
 }
 
+/// Cosines and sines of the caller, by position: row `p` holds those of position `p` for every pair.
+///
+/// | field | shape | meaning |
+/// |---|---|---|
+/// | `values` | `[rows, pairs]` twice, or `[rows, 2 * pairs]` | f32 or the tensors' type |
+/// | `rows` | | positions from 0 on |
+/// | `stride` | elements | from one row to the next |
+/// | `beyond` | | what a position without a row gives |
+pub struct Table<'a, T> {
+    /// the buffers
+    pub values: TableValues<'a, T>,
+    /// positions that have a row
+    pub rows: usize,
+    /// elements from one row to the next
+    pub stride: usize,
+    /// what a position without a row gives
+    pub beyond: Beyond<'a>,
+}
+
+/// Buffers of a [`Table`]. Without `sin`, a row of `cos` holds the cosines and then the sines, as vLLM's cache does.
+pub enum TableValues<'a, T> {
+    /// in f32
+    F32 {
+        /// cosines
+        cos: Read<'a, f32>,
+        /// sines
+        sin: Option<Read<'a, f32>>,
+    },
+    /// in the tensors' own type, whose rounding then limits the result: 2e-3 in bf16
+    Same {
+        /// cosines
+        cos: Read<'a, T>,
+        /// sines
+        sin: Option<Read<'a, T>>,
+    },
+}
+
+/// What a position without a row in a [`Table`] gives. The table is never read out of bounds.
+pub enum Beyond<'a> {
+    /// the nearest row
+    Clamp,
+    /// NaN in every rotated channel of the token, and 1 in this word if there is one
+    Nan(Option<Write<'a, u32>>),
+}
+
 /// [`Rope`] on a [`Gpu`], for one element type: its rates are uploaded, its kernels loaded.
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; token counts may change from call
@@ -522,10 +642,82 @@ impl<'a, T: Scalar> Operand<'a, T> {
 pub struct RopePlan<T> {
     gpu: Gpu,
     rope: Rope,
-    rates: CudaSlice<u64>,
+    rates: Rates,
     axes: Option<CudaSlice<u8>>,
-    functions: [(&'static str, Function); 3],
+    /// by width: of the spec's own angles, and by a table
+    functions: [[Function; 3]; 2],
     element: std::marker::PhantomData<T>,
+}
+
+enum Rates {
+    Exact(CudaSlice<u64>),
+    Compat(CudaSlice<f32>),
+}
+
+const WIDTHS: [&str; 3] = ["wide", "mid", "one"];
+
+/// A table's addresses, held for one launch.
+struct HeldTable<'a> {
+    cos: Held<'a, In>,
+    /// `None`: behind the cosines of the same row
+    sin: Option<Held<'a, In>>,
+    flag: Option<Held<'a, Out>>,
+    nan: bool,
+    is_f32: bool,
+}
+
+impl<T: Scalar> Table<'_, T> {
+    fn hold<'a>(&'a mut self, gpu: &'a Gpu, rope: &Rope) -> Result<HeldTable<'a>> {
+        let pairs = rope.pairs();
+        let packed = match &self.values {
+            TableValues::F32 { sin, .. } => sin.is_none(),
+            TableValues::Same { sin, .. } => sin.is_none(),
+        };
+        let row = if packed { 2 * pairs } else { pairs };
+        if self.rows == 0 || self.stride < row || self.rows > i32::MAX as usize {
+            return Err(Error::Value(format!(
+                "the table has {} rows {} elements apart, it needs 1 to {} rows of at least {row}",
+                self.rows,
+                self.stride,
+                i32::MAX
+            )));
+        }
+        let need = crate::shape::span("the table", 0, &[(self.rows, self.stride), (row, 1)])?;
+        let (cos, sin, is_f32) = match &self.values {
+            TableValues::F32 { cos, sin } => {
+                (gpu.read("cos", *cos, need)?, sin.map(|sin| gpu.read("sin", sin, need)).transpose()?, true)
+            }
+            TableValues::Same { cos, sin } => {
+                (gpu.read("cos", *cos, need)?, sin.map(|sin| gpu.read("sin", sin, need)).transpose()?, false)
+            }
+        };
+        let (flag, nan) = match &mut self.beyond {
+            Beyond::Clamp => (None, false),
+            Beyond::Nan(flag) => (flag.as_mut().map(|flag| gpu.write("the flag", &mut **flag, 1)).transpose()?, true),
+        };
+        Ok(HeldTable { cos, sin, flag, nan, is_f32 })
+    }
+}
+
+impl HeldTable<'_> {
+    /// Fills in the table for rows of `pairs` values `stride` apart, read by threads of `width` values.
+    fn apply<T: Scalar>(&self, args: &mut RopeArgs, (rows, stride, width): (usize, usize, usize)) {
+        let element = if self.is_f32 { size_of::<f32>() } else { size_of::<T>() };
+        args.rates = self.cos.address;
+        args.sines = match &self.sin {
+            Some(sin) => sin.address,
+            None => self.cos.address.offset(u64::from(args.pairs) * element as u64),
+        };
+        args.flag = self.flag.as_ref().map_or(Out::NULL, |flag| flag.address);
+        args.beyond = u32::from(self.nan);
+        args.table_rows = rows as i64;
+        args.table_stride = stride as i64;
+        args.table_is_f32 = u32::from(self.is_f32);
+        // One access takes the thread's values, 16 bytes at most.
+        let bytes = (width * element).min(16) as u64;
+        let places = args.rates.address() | args.sines.address() | (stride * element) as u64;
+        args.table_aligned = u32::from(places % bytes == 0);
+    }
 }
 
 impl<T: Scalar> RopePlan<T> {
@@ -535,14 +727,26 @@ impl<T: Scalar> RopePlan<T> {
     /// If the spec is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, rope: &Rope) -> Result<Self> {
         rope.check()?;
-        let rates: Vec<u64> = (0..rope.pairs()).map(|pair| rope.rate(pair)).collect();
-        let load = |entry| Ok((entry, gpu.function("rotate/rope", T::NAME, entry)?));
+        let load = |entry| gpu.function("rotate/rope", T::NAME, entry);
+        let pairs = 0..rope.pairs();
+        let (rates, own) = match rope.angles {
+            Angles::Exact => {
+                let rates: Vec<u64> = pairs.map(|pair| rope.rate(pair)).collect();
+                (Rates::Exact(gpu.upload(&rates)?), [load("rope_wide")?, load("rope_mid")?, load("rope_one")?])
+            }
+            Angles::HfCompat => {
+                let rates: Vec<f32> = pairs.map(|pair| rope.compat_frequency(pair)).collect();
+                let own = [load("rope_compat_wide")?, load("rope_compat_mid")?, load("rope_compat_one")?];
+                (Rates::Compat(gpu.upload(&rates)?), own)
+            }
+        };
+        let by_table = [load("rope_table_wide")?, load("rope_table_mid")?, load("rope_table_one")?];
         Ok(Self {
             gpu: gpu.clone(),
             rope: rope.clone(),
-            rates: gpu.upload(&rates)?,
+            rates,
             axes: rope.axes.table(rope.pairs()).map(|table| gpu.upload(&table)).transpose()?,
-            functions: [load("rope_wide")?, load("rope_mid")?, load("rope_one")?],
+            functions: [own, by_table],
             element: std::marker::PhantomData,
         })
     }
@@ -595,6 +799,36 @@ impl<T: Scalar> RopePlan<T> {
     /// ```
     pub fn rotate(
         &self,
+        q: Operand<'_, T>,
+        k: Option<Operand<'_, T>>,
+        positions: Positions<'_>,
+        direction: Direction,
+    ) -> Result<()> {
+        self.rotate_from(None, q, k, positions, direction)
+    }
+
+    /// [`RopePlan::rotate`] with cosines and sines from `table` in place of the spec's own; `attention_factor` multiplies
+    /// them too.
+    ///
+    /// # Accuracy
+    /// [`Rope::error_bound`] around the table's values, and the rounding to `T`.
+    ///
+    /// # Errors
+    /// As [`RopePlan::rotate`], and if the table is empty, shorter than its rows, or its rows overlap.
+    pub fn rotate_by_table(
+        &self,
+        table: Table<'_, T>,
+        q: Operand<'_, T>,
+        k: Option<Operand<'_, T>>,
+        positions: Positions<'_>,
+        direction: Direction,
+    ) -> Result<()> {
+        self.rotate_from(Some(table), q, k, positions, direction)
+    }
+
+    fn rotate_from(
+        &self,
+        mut table: Option<Table<'_, T>>,
         mut q: Operand<'_, T>,
         mut k: Option<Operand<'_, T>>,
         positions: Positions<'_>,
@@ -631,6 +865,7 @@ impl<T: Scalar> RopePlan<T> {
         let address = |x: &Option<Held<'_, In>>, out: Out| x.as_ref().map_or(out.as_in(), |x| x.address);
         let k_out = k_out.as_ref().map_or(Out::NULL, |k_out| k_out.address);
         self.run(
+            table.as_mut(),
             Addresses { q: address(&q, q_out.address), q_out: q_out.address, k: address(&k, k_out), k_out },
             (q_heads, q_out_heads),
             k_shapes,
@@ -658,6 +893,34 @@ impl<T: Scalar> RopePlan<T> {
         positions: Positions<'_>,
         direction: Direction,
     ) -> Result<()> {
+        self.rotate_packed_from(None, x, q, k, positions, direction)
+    }
+
+    /// [`RopePlan::rotate_packed`] with cosines and sines from `table`.
+    ///
+    /// # Errors
+    /// As [`RopePlan::rotate_packed`] and [`RopePlan::rotate_by_table`].
+    pub fn rotate_packed_by_table(
+        &self,
+        table: Table<'_, T>,
+        x: Write<'_, T>,
+        q: Heads,
+        k: Heads,
+        positions: Positions<'_>,
+        direction: Direction,
+    ) -> Result<()> {
+        self.rotate_packed_from(Some(table), x, q, k, positions, direction)
+    }
+
+    fn rotate_packed_from(
+        &self,
+        mut table: Option<Table<'_, T>>,
+        x: Write<'_, T>,
+        q: Heads,
+        k: Heads,
+        positions: Positions<'_>,
+        direction: Direction,
+    ) -> Result<()> {
         check_in_place(&self.rope)?;
         for (name, heads) in [("q", &q), ("k", &k)] {
             self.rope.check_head(heads.dim)?;
@@ -673,11 +936,12 @@ impl<T: Scalar> RopePlan<T> {
         let x = gpu.write("x", x, q.span()?.max(k.span()?))?;
         let (x, out) = (x.address.as_in(), x.address);
         let addresses = Addresses { q: x, q_out: out, k: x, k_out: out };
-        self.run(addresses, (q, q), Some((k, k)), true, &positions, direction)
+        self.run(table.as_mut(), addresses, (q, q), Some((k, k)), true, &positions, direction)
     }
 
     fn run(
         &self,
+        table: Option<&mut Table<'_, T>>,
         addresses: Addresses,
         (q, q_out): (Heads, Heads),
         k: Option<(Heads, Heads)>,
@@ -694,7 +958,6 @@ impl<T: Scalar> RopePlan<T> {
         // Kernels get the address of each tensor's first element, so that an offset costs nothing there.
         let at = |heads: &Heads| (heads.offset * size_of::<T>()) as u64;
         let (k, k_out) = k.unwrap_or((Heads::thd(0, 0, 0), Heads::thd(0, 0, 0)));
-        let rates = gpu.read("rates", &self.rates, self.rope.pairs())?;
         let axes = self.axes.as_ref().map(|axes| gpu.read("axes", axes, self.rope.pairs())).transpose()?;
         launch.args = RopeArgs {
             q: addresses.q.offset(at(&q)),
@@ -703,7 +966,6 @@ impl<T: Scalar> RopePlan<T> {
             k_out: addresses.k_out.offset(at(&k_out)),
             positions: positions.ids(),
             indptr: positions.indptr(),
-            rates: rates.address,
             axes: axes.as_ref().map_or(In::NULL, |axes| axes.address),
             axis_stride: positions.axis_stride,
             sequence_stride: positions.sequence_stride,
@@ -713,9 +975,24 @@ impl<T: Scalar> RopePlan<T> {
             sign: if direction == Direction::Forward { 1.0 } else { -1.0 },
             ..launch.args
         };
-        let function = self.functions.iter().find(|(entry, _)| *entry == launch.entry);
-        let (_, function) = function.unwrap_or(&self.functions[2]);
-        gpu.launch(function, &launch)
+        let width = WIDTHS.iter().position(|width| launch.entry.ends_with(width)).unwrap_or(WIDTHS.len() - 1);
+        let [own, by_table] = &self.functions;
+        match table {
+            None => {
+                let rates = match &self.rates {
+                    Rates::Exact(rates) => gpu.read("rates", rates, self.rope.pairs())?,
+                    Rates::Compat(rates) => gpu.read("rates", rates, self.rope.pairs())?,
+                };
+                launch.args.rates = rates.address;
+                gpu.launch(&own[width], &launch)
+            }
+            Some(table) => {
+                let (rows, stride) = (table.rows, table.stride);
+                let held = table.hold(gpu, &self.rope)?;
+                held.apply::<T>(&mut launch.args, (rows, stride, [16 / size_of::<T>(), 8 / size_of::<T>(), 1][width]));
+                gpu.launch(&by_table[width], &launch)
+            }
+        }
     }
 }
 

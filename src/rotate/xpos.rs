@@ -27,9 +27,9 @@ use crate::{Direction, Error, Heads, Result, Rope, Scalar};
 /// use posenc::Rope;
 /// use posenc::rotate::{Side, XPos};
 /// let xpos = XPos::new(Rope::new(64, 10_000.0));
-/// assert_eq!(xpos.zeta(0), 2.0 / 7.0); // 0.4 / 1.4
-/// assert_eq!(xpos.scale(512, 0, Side::Query), 2.0 / 7.0);
-/// assert_eq!(xpos.scale(-512, 0, Side::Key), 2.0 / 7.0);
+/// assert!((xpos.zeta(0) - 2.0 / 7.0).abs() < 1e-16);
+/// assert_eq!(xpos.scale(0, 0, Side::Query), 1.0);
+/// assert_eq!(xpos.scale(-7, 0, Side::Key), xpos.scale(7, 0, Side::Query));
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct XPos {
