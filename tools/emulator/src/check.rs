@@ -257,7 +257,8 @@ impl Now<'_> {
             return self.acquired > 0;
         }
         if old.block() != me.block() {
-            return self.acquired > 0 && self.grid.released(old.block(), (old.thread() / 32) as usize, old, self.acquired);
+            return self.acquired > 0
+                && self.grid.released(old.block(), (old.thread() / 32) as usize, old, self.acquired);
         }
         if old.clock() == CLOCK_MAX {
             // too many barriers to tell
@@ -355,9 +356,8 @@ impl crate::exec::Grid {
     fn released(&self, block: u64, warp: usize, old: Stamp, acquired: u64) -> bool {
         let list = self.releases.list.lock().unwrap_or_else(PoisonError::into_inner);
         list.get(&block).is_some_and(|all| {
-            all.iter().any(|(time, clocks)| {
-                *time < acquired && clocks.get(warp).is_some_and(|c| u64::from(*c) > old.clock())
-            })
+            all.iter()
+                .any(|(time, clocks)| *time < acquired && clocks.get(warp).is_some_and(|c| u64::from(*c) > old.clock()))
         })
     }
 }
@@ -440,14 +440,7 @@ fn who(cx: &Cx, other: Stamp, me: Stamp) -> String {
 
 /// Checks and records an access to global memory.
 #[inline]
-pub(crate) fn global_race(
-    cx: &mut Cx,
-    addr: &[u64; LANES],
-    mask: u32,
-    touch: Touch,
-    bytes: u64,
-    order: Order,
-) -> bool {
+pub(crate) fn global_race(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, order: Order) -> bool {
     let grid = cx.grid;
     let Some(shadow) = grid.memory.race_shadow() else { return true };
     if order == Order::Sync && touch != Touch::Read {
@@ -507,7 +500,9 @@ fn race(
     space: &str,
 ) -> bool {
     let place = match cx.grid.table.find(at) {
-        Some(a) if space == "global" => format!(" (byte {} of an allocation of {} bytes)", at - a.start, a.end - a.start),
+        Some(a) if space == "global" => {
+            format!(" (byte {} of an allocation of {} bytes)", at - a.start, a.end - a.start)
+        }
         _ => String::new(),
     };
     let who = who(cx, other, me);
@@ -557,20 +552,15 @@ impl SharedShadow {
 }
 
 /// Checks and records an access to shared memory.
-pub(crate) fn shared(
-    cx: &mut Cx,
-    addr: &[u64; LANES],
-    mask: u32,
-    touch: Touch,
-    bytes: u64,
-    order: Order,
-) -> bool {
+pub(crate) fn shared(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, order: Order) -> bool {
     let strict = cx.grid.strict;
     if strict.uninitialised {
         for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {
             let range = addr[l] as usize..(addr[l] + bytes) as usize;
             let known = &mut cx.block.shadow.written[range];
-            if touch != Touch::Write && let Some(i) = known.iter().position(|w| *w == 0) {
+            if touch != Touch::Write
+                && let Some(i) = known.iter().position(|w| *w == 0)
+            {
                 if cx.block.shadow.pending.is_none() {
                     let at = addr[l];
                     let what = format!(
