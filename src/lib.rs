@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod accuracy;
+pub mod bias;
 mod double;
 pub mod embed;
 mod error;
@@ -10,9 +11,13 @@ pub mod rotate;
 mod scalar;
 mod shape;
 
+pub use bias::{
+    Alibi, Bias, DistanceGrad, Fire, FireGrad, FireLines, Gradient, Inputs, Kerple, KerpleGrad, KerpleKind, KeyOnly,
+    Order, Output, Place, Places, Sandwich, Sides, Slopes, SlopesGrad, Softmax, T5Bias, Toeplitz,
+};
 pub use error::{Error, Result};
 pub use gpu::Gpu;
 pub use positions::{Id, Ids, Positions};
 pub use rotate::{Direction, Pairing, Rope, RopePlan, Scaling};
 pub use scalar::Scalar;
-pub use shape::Heads;
+pub use shape::{Heads, Logits};

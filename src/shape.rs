@@ -202,6 +202,117 @@ impl Heads {
     }
 }
 
+/// Attention logits `[batch, heads, queries, keys]` in any order of memory, keys innermost with stride 1.
+///
+/// Element `(b, h, i, j)` lies at `offset + b * strides[0] + h * strides[1] + i * strides[2] + j`.
+///
+/// ```
+/// use posenc::Logits;
+/// // Rows of 1023 keys inside rows of 1024 elements: 16-byte accesses stay possible.
+/// let s = Logits::bhqk(2, 12, 5, 1023).row(1024);
+/// assert_eq!(s.span()?, (2 * 12 * 5 - 1) * 1024 + 1023);
+/// # Ok::<(), posenc::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Logits {
+    /// sequences
+    pub batch: usize,
+    /// heads of each sequence
+    pub heads: usize,
+    /// queries of each head: rows
+    pub queries: usize,
+    /// keys of each row
+    pub keys: usize,
+    /// first element
+    pub offset: usize,
+    /// elements from one batch, head and query to the next
+    pub strides: [usize; 3],
+}
+
+impl Logits {
+    /// `[batch, heads, queries, keys]`, contiguous.
+    pub const fn bhqk(batch: usize, heads: usize, queries: usize, keys: usize) -> Self {
+        Self { batch, heads, queries, keys, offset: 0, strides: [0; 3] }.row(keys)
+    }
+
+    /// `[batch, heads, queries]` rows that are `row` elements apart.
+    pub const fn row(self, row: usize) -> Self {
+        // Saturating: an overflow here is found, with its numbers, by `span`.
+        let head = self.queries.saturating_mul(row);
+        Self { strides: [self.heads.saturating_mul(head), head, row], ..self }
+    }
+
+    /// The same tensor, starting at element `offset` of its buffer.
+    pub const fn at(self, offset: usize) -> Self {
+        Self { offset, ..self }
+    }
+
+    /// Elements of the tensor, `batch * heads * queries * keys`.
+    ///
+    /// # Errors
+    /// If the product does not fit into 63 bits.
+    pub fn elements(&self) -> Result<usize> {
+        product("batch x heads x queries x keys", &[self.batch, self.heads, self.queries, self.keys])
+    }
+
+    /// Rows of the tensor, `batch * heads * queries`.
+    ///
+    /// # Errors
+    /// If the product does not fit into 63 bits.
+    pub fn rows(&self) -> Result<usize> {
+        product("batch x heads x queries", &[self.batch, self.heads, self.queries])
+    }
+
+    /// Elements that a buffer must hold: one past the last element that the tensor reaches, 0 for an empty tensor.
+    ///
+    /// # Errors
+    /// If a product does not fit into 63 bits.
+    pub fn span(&self) -> Result<usize> {
+        span("a tensor of logits", self.offset, &self.dims())
+    }
+
+    /// Index of element `(batch, head, query, key)` in the buffer.
+    pub const fn index(&self, batch: usize, head: usize, query: usize, key: usize) -> usize {
+        self.offset + batch * self.strides[0] + head * self.strides[1] + query * self.strides[2] + key
+    }
+
+    /// Whether a call has nothing to do.
+    pub const fn is_empty(&self) -> bool {
+        self.batch == 0 || self.queries == 0 || self.keys == 0
+    }
+
+    pub(crate) fn dims(&self) -> [(usize, usize); 4] {
+        [(self.batch, self.strides[0]), (self.heads, self.strides[1]), (self.queries, self.strides[2]), (self.keys, 1)]
+    }
+
+    /// Refuses zero heads, products that overflow, sizes of 2^31 and more, and a buffer of `len` elements that is too
+    /// short.
+    pub(crate) fn check(&self, name: &'static str, len: usize) -> Result<()> {
+        if self.heads == 0 {
+            return Err(Error::Value(format!("{name} has 0 heads, there must be at least 1")));
+        }
+        for (what, size) in
+            [("sequences", self.batch), ("heads", self.heads), ("queries", self.queries), ("keys", self.keys)]
+        {
+            if size > i32::MAX as usize {
+                return Err(Error::Value(format!("{name} has {size} {what}, there may be 2147483647")));
+            }
+        }
+        self.elements()?;
+        let need = self.span()?;
+        if len < need {
+            return Err(Error::Length { name, got: len, need });
+        }
+        Ok(())
+    }
+
+    /// [`Logits::check`] for a tensor that is written: its elements must not overlap.
+    pub(crate) fn check_written(&self, name: &'static str, len: usize) -> Result<()> {
+        self.check(name, len)?;
+        distinct(name, &self.dims())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -268,5 +379,27 @@ mod tests {
         };
         bhtd(32, 0).check_apart("q", &bhtd(8, 32 * 5 * 64), "k").unwrap();
         assert!(bhtd(32, 0).check_apart("q", &bhtd(8, 31 * 5 * 64), "k").is_err());
+    }
+
+    #[test]
+    fn logits_place_every_element_and_refuse_what_breaks() {
+        let s = Logits::bhqk(2, 3, 5, 7).row(8).at(4);
+        assert_eq!(s.index(1, 2, 4, 6), 4 + (29 * 8) + 6);
+        assert_eq!(s.span().unwrap(), 4 + 29 * 8 + 7);
+        s.check_written("logits", s.span().unwrap()).unwrap();
+        assert_eq!(s.check("logits", 10).unwrap_err().to_string(), "logits holds 10 elements, the shape needs 243");
+        let error = Logits::bhqk(2, 3, 5, 7).row(6).check_written("logits", 1000).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "logits is written and its elements overlap: a dimension of 5 has stride 6, and 7 elements lie below it"
+        );
+        let error = Logits::bhqk(1, 0, 5, 7).check("logits", 0).unwrap_err();
+        assert_eq!(error.to_string(), "logits has 0 heads, there must be at least 1");
+        let side = 1 << 31;
+        let error = Logits::bhqk(1, 1, 1, side).check("logits", 0).unwrap_err();
+        assert_eq!(error.to_string(), "logits has 2147483648 keys, there may be 2147483647");
+        let side = (1 << 31) - 1;
+        let error = Logits::bhqk(side, 1, side, side).check("logits", 0).unwrap_err();
+        assert!(error.to_string().ends_with("does not fit into 63 bits"), "{error}");
     }
 }

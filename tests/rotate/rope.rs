@@ -7,7 +7,7 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUgraphInstantiate_flags_enum, CUstreamCaptureMode_enum};
 use half::{bf16, f16};
 use posenc::accuracy::assert_close;
-use posenc::rotate::Operand;
+use posenc::rotate::{Angles, Beyond, Operand, Table, TableValues};
 use posenc::{Direction, Gpu, Heads, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
 
 use crate::support::{Data, Guarded, POSITIONS, gpu, last_launch, poison};
@@ -493,6 +493,156 @@ fn widths_give_the_same_bits() {
     check::<f32>(&gpu, &mut data, 4);
     check::<f16>(&gpu, &mut data, 8);
     check::<bf16>(&gpu, &mut data, 8);
+}
+
+// ----------------------------------------------------------------------------------------------- other sources of angles
+
+/// Cosine and sine that the device makes for every pair at each position: the pair (1, 0), rotated.
+fn turned(gpu: &Gpu, rope: &Rope, positions: &[i64]) -> Vec<(f32, f32)> {
+    let plan = RopePlan::<f32>::new(gpu, rope).expect("a plan");
+    let heads = Heads::thd(positions.len(), 1, rope.rotary);
+    let pairs = rope.pairs();
+    let one_zero: Vec<f32> = (0..positions.len() * 2 * pairs).map(|i| f32::from(i % (2 * pairs) < pairs)).collect();
+    let mut x = gpu.stream().clone_htod(&one_zero).expect("a copy");
+    let ids = gpu.stream().clone_htod(positions).expect("a copy");
+    plan.rotate(Operand::in_place(&mut x, heads), None, Positions::ids(&ids), Direction::Forward).expect("a call");
+    let x = gpu.stream().clone_dtoh(&x).expect("a copy");
+    (0..positions.len() * pairs)
+        .map(|i| {
+            let at = i / pairs * 2 * pairs + i % pairs;
+            (x[at], x[at + pairs])
+        })
+        .collect()
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn compat_angles_are_the_nearest_cosine_and_sine_of_the_f32_product() {
+    let (gpu, mut data) = (gpu(), Data::new(20));
+    let rope = Rope { angles: Angles::HfCompat, ..llama3() };
+    let mut positions: Vec<i64> = vec![0, 1, 2, 3, 8190, 8191, 131_071, 131_072, (1 << 24) + 1, -5, (1 << 31) - 1];
+    positions.extend((0..40).map(|_| data.below(131_073) as i64));
+    for (i, (cos, sin)) in turned(&gpu, &rope, &positions).into_iter().enumerate() {
+        let (position, pair) = (positions[i / 64], i % 64);
+        let angle = f64::from(position as f32 * rope.compat_frequency(pair));
+        for (got, want) in [(cos, angle.cos()), (sin, angle.sin())] {
+            // Half an ulp of f32, and the last bits of f64.
+            let half_ulp =
+                (f64::from(f32::from_bits((want as f32).abs().to_bits() + 1)) - f64::from((want as f32).abs())) / 2.0;
+            assert!(
+                (f64::from(got) - want).abs() <= half_ulp * 1.00001,
+                "{got:e} for {want:e}: {position}, pair {pair}"
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn compat_angles_rotate_like_their_reference() {
+    let (gpu, mut data) = (gpu(), Data::new(21));
+    for (dim, rotary) in [(16, 16), (24, 12), (13, 10)] {
+        let rope = Rope { angles: Angles::HfCompat, pairing: Pairing::Interleaved, ..Rope::new(rotary, 10_000.0) };
+        let case = Case::in_place(&rope, Heads::thd(5, 3, dim), Some(Heads::thd(5, 2, dim)), &mut data);
+        case.check_all(&gpu, &mut data);
+    }
+}
+
+/// Rows of cosines and sines that are no rotation at all: a kernel cannot guess them.
+fn table(data: &mut Data, rows: usize, pairs: usize) -> (Vec<f64>, Vec<f64>) {
+    let mut column = || (0..rows * pairs).map(|_| bf16::from_f64(data.value()).to_f64()).collect();
+    (column(), column())
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn tables_of_either_type_and_layout() {
+    let (gpu, mut data) = (gpu(), Data::new(22));
+    fn check<T: Scalar>(gpu: &Gpu, data: &mut Data, dim: usize, rotary: usize, packed: bool, same: bool) {
+        let rope = Rope { attention_factor: 1.25, ..Rope::new(rotary, 10_000.0) };
+        let (rows, pairs, heads) = (9, rotary / 2, Heads::thd(6, 3, dim));
+        let (cos, sin) = table(data, rows, pairs);
+        let positions = [0i64, 8, 3, 9, 1 << 40, -1];
+        let x = data.values::<T>(heads.span().expect("small"));
+        // The reference's bound is for cosines and sines up to 1, these go to 2.
+        let expected =
+            rope.expect_by_table(&x, &heads, &positions, Direction::Inverse, (&cos, &sin)).expect("reference");
+        let cache: Vec<f64> = if packed {
+            (0..rows)
+                .flat_map(|r| [&cos[r * pairs..(r + 1) * pairs], &sin[r * pairs..(r + 1) * pairs]].concat())
+                .collect()
+        } else {
+            cos.clone()
+        };
+        let stream = gpu.stream();
+        let upload = |x: &[f64]| stream.clone_htod(&x.iter().map(|&x| x as f32).collect::<Vec<_>>()).expect("a copy");
+        let upload_same =
+            |x: &[f64]| stream.clone_htod(&x.iter().map(|&x| T::from_f64(x)).collect::<Vec<_>>()).expect("a copy");
+        let (cos_f32, sin_f32) = (upload(&cache), upload(&sin));
+        let (cos_same, sin_same) = (upload_same(&cache), upload_same(&sin));
+        let values = match (same, packed) {
+            (false, true) => TableValues::F32 { cos: &cos_f32, sin: None },
+            (false, false) => TableValues::F32 { cos: &cos_f32, sin: Some(&sin_f32) },
+            (true, true) => TableValues::Same { cos: &cos_same, sin: None },
+            (true, false) => TableValues::Same { cos: &cos_same, sin: Some(&sin_same) },
+        };
+        let stride = if packed { 2 * pairs } else { pairs };
+        let table = Table { values, rows, stride, beyond: Beyond::Clamp };
+        let plan = RopePlan::<T>::new(gpu, &rope).expect("a plan");
+        let ids = stream.clone_htod(&positions).expect("a copy");
+        let mut buffer = Guarded::new(gpu, &x, 0);
+        let q = Operand::in_place(&mut buffer.view(), heads);
+        plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Inverse).expect("a call");
+        assert_close(&buffer.read(gpu), &expected.want, |i| 2.0 * expected.bound[i]);
+    }
+    for (dim, rotary) in [(32, 32), (32, 16), (24, 12), (10, 6), (128, 128)] {
+        for packed in [false, true] {
+            for same in [false, true] {
+                check::<f32>(&gpu, &mut data, dim, rotary, packed, same);
+                check::<bf16>(&gpu, &mut data, dim, rotary, packed, same);
+                check::<f16>(&gpu, &mut data, dim, rotary, packed, same);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_position_beyond_the_table_is_clamped_or_nan_and_reported() {
+    let (gpu, mut data) = (gpu(), Data::new(23));
+    let (rope, heads) = (Rope::new(16, 10_000.0), Heads::thd(2, 1, 16));
+    let plan = RopePlan::<f32>::new(&gpu, &rope).expect("a plan");
+    let (cos, sin) = table(&mut data, 4, 8);
+    let stream = gpu.stream();
+    let upload = |x: &[f64]| stream.clone_htod(&x.iter().map(|&x| x as f32).collect::<Vec<_>>()).expect("a copy");
+    let (cos_gpu, sin_gpu) = (upload(&cos), upload(&sin));
+    let values = || TableValues::F32 { cos: &cos_gpu, sin: Some(&sin_gpu) };
+    let x = data.values::<f32>(32);
+    for (positions, beyond) in [([3i64, 1], false), ([3, 4], true), ([3, -1], true)] {
+        let ids = stream.clone_htod(&positions).expect("a copy");
+        let mut flag = stream.clone_htod(&[0u32]).expect("a copy");
+        let mut buffer = Guarded::new(&gpu, &x, 0);
+        let table = Table { values: values(), rows: 4, stride: 8, beyond: Beyond::Nan(Some(&mut flag)) };
+        let q = Operand::in_place(&mut buffer.view(), heads);
+        plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Forward).expect("a call");
+        let got = buffer.read(&gpu);
+        let expected =
+            rope.expect_by_table(&x, &heads, &positions, Direction::Forward, (&cos, &sin)).expect("reference");
+        assert_close(&got[..16], &expected.want[..16], |i| 2.0 * expected.bound[i]);
+        assert_eq!(got[16..].iter().all(|x| x.is_nan()), beyond, "{got:?}");
+        assert_eq!(stream.clone_dtoh(&flag).expect("a copy"), [u32::from(beyond)]);
+    }
+    let mut buffer = Guarded::new(&gpu, &x, 0);
+    let ids = stream.clone_htod(&[0i64, 0]).expect("a copy");
+    let mut refuse = |rows: usize, stride: usize, want: &str| {
+        let table = Table { values: values(), rows, stride, beyond: Beyond::Clamp };
+        let q = Operand::in_place(&mut buffer.view(), heads);
+        let result = plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Forward);
+        assert_eq!(result.expect_err(want).to_string(), want);
+    };
+    refuse(5, 8, "cos holds 32 elements, the shape needs 40");
+    refuse(4, 7, "the table has 4 rows 7 elements apart, it needs 1 to 2147483647 rows of at least 8");
+    refuse(0, 8, "the table has 0 rows 8 elements apart, it needs 1 to 2147483647 rows of at least 8");
 }
 
 // --------------------------------------------------------------------------------------------------------------- bytes

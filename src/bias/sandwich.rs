@@ -1,0 +1,97 @@
+//! Sandwich: the inner product of two sinusoidal embeddings, one strength per head.
+//!
+//! ```text
+//! bias(head, distance) = heads / (8 * (head + 1)) * sum over i < width / 2 of cos(distance / 10000^(2i / width))
+//! ```
+
+use crate::bias::Toeplitz;
+use crate::{Error, Result};
+
+// ---------------------------------------------------------------------------------------------------------------- spec
+
+/// The Sandwich bias of some of a model's heads. Nothing in it is learned.
+///
+/// | field | unit | meaning |
+/// |---|---|---|
+/// | `total_heads` | heads | of the whole model: the law depends on it |
+/// | `first` | heads | the first head of this shard |
+/// | `heads` | heads | of this shard |
+/// | `width` | channels | of the sinusoidal embedding, even; 128 in the paper |
+///
+/// # Source
+/// "Dissecting Transformer Length Extrapolation via the Lens of Receptive Field Analysis" (arXiv 2212.10356), section
+/// 5 and its listing.
+///
+/// # Example
+/// ```
+/// use posenc::Sandwich;
+/// let sandwich = Sandwich::new(8);
+/// assert_eq!(sandwich.bias(0, 0), 64.0);
+/// assert_eq!(sandwich.bias(7, 0), 8.0);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sandwich {
+    /// heads of the whole model
+    pub total_heads: usize,
+    /// first head of this shard
+    pub first: usize,
+    /// heads of this shard
+    pub heads: usize,
+    /// channels of the sinusoidal embedding
+    pub width: usize,
+}
+
+impl Sandwich {
+    /// All heads of a model, 128 channels.
+    pub const fn new(heads: usize) -> Self {
+        Self { total_heads: heads, first: 0, heads, width: 128 }
+    }
+
+    /// Refuses zero heads, a shard outside the model, and a width that is odd or 0.
+    ///
+    /// # Errors
+    /// [`Error::Value`] with the field, the rule and the value.
+    pub fn check(&self) -> Result<()> {
+        if self.heads == 0 || self.first.checked_add(self.heads).is_none_or(|end| end > self.total_heads) {
+            return Err(Error::Value(format!(
+                "Sandwich's shard of {} heads from head {} must hold 1 and lie inside a model of {} heads",
+                self.heads, self.first, self.total_heads
+            )));
+        }
+        if self.width == 0 || self.width % 2 == 1 {
+            return Err(Error::Value(format!("width is {}, it must be even and at least 2", self.width)));
+        }
+        Ok(())
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------------- law
+
+impl Sandwich {
+    /// The bias of head `head` of this shard at `distance`.
+    ///
+    /// # Panics
+    /// If there is no such head.
+    pub fn bias(&self, head: usize, distance: i64) -> f64 {
+        assert!(head < self.heads, "head {head} of {}", self.heads);
+        let strength = self.total_heads as f64 / (8 * (self.first + head + 1)) as f64;
+        let waves = (0..self.width / 2).map(|i| {
+            let period = 10_000f64.powf(2.0 * i as f64 / self.width as f64);
+            (distance as f64 / period).cos()
+        });
+        strength * waves.sum::<f64>()
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- reference
+
+impl Sandwich {
+    /// The bias of a range of distances: it must hold every distance of a call.
+    ///
+    /// # Errors
+    /// If the spec or the range is refused.
+    pub fn row(&self, distances: std::ops::RangeInclusive<i64>) -> Result<Toeplitz> {
+        self.check()?;
+        Toeplitz::from_law(self.heads, distances, |head, distance| self.bias(head, distance))
+    }
+}

@@ -1,0 +1,451 @@
+//! The softmax that consumes a bias: scale, softcap, bias, mask and sink in one pass over the logits.
+//!
+//! ```text
+//! z = softcap(scale * s) + bias + mask           the order is a choice, see Order
+//! p = exp(z - lse),  lse = ln(sum over keys of exp(z) + exp(sink))
+//! ```
+
+use crate::bias::{Bias, Places};
+use crate::{Error, Logits, Result, Scalar};
+
+// ---------------------------------------------------------------------------------------------------------------- spec
+
+/// In which order scale, softcap and bias act; the mask and the sink always come last.
+///
+/// | order | `z` before the mask | who |
+/// |---|---|---|
+/// | `SoftcapThenBias` | `softcap(scale * s) + bias` | flash-attention, BLOOM, MPT, T5, Hugging Face's T5 and Gemma |
+/// | `BiasThenSoftcap` | `softcap(scale * s + bias)` | FlashInfer |
+/// | `BiasThenScale` | `softcap(scale * (s + bias))` | Falcon; TensorRT-LLM's `scale_alibi_bias` |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Order {
+    /// `softcap(scale * s) + bias`
+    #[default]
+    SoftcapThenBias,
+    /// `softcap(scale * s + bias)`
+    BiasThenSoftcap,
+    /// `softcap(scale * (s + bias))`
+    BiasThenScale,
+}
+
+/// The softmax of attention logits: what to compute, without shape, element type or device.
+///
+/// | field | unit | meaning |
+/// |---|---|---|
+/// | `scale` | | multiplies the logit; 1 for T5, `1 / sqrt(dim)` elsewhere |
+/// | `softcap` | logits | `softcap(x) = cap * tanh(x / cap)`, above 0; `None`: nothing |
+/// | `order` | | see [`Order`] |
+/// | `left` | positions | a key may lie this far before its query; `None`: any distance |
+/// | `right` | positions | a key may lie this far after its query; 0: causal; `None`: any distance |
+///
+/// Masked are keys outside the window, keys beyond their sequence's length, and those whose `z` is -inf. A query
+/// without keys, and one beyond its sequence's length, gets zeros and an `lse` of -inf (of the sink, where there is
+/// one); never NaN.
+///
+/// # Example
+/// ```
+/// use posenc::{Inputs, Logits, Places, Softmax};
+/// let mut logits = [0.0f32, 9.0, 0.0, 0.0];
+/// let lse = Softmax::causal(1.0).apply(&mut logits, &Logits::bhqk(1, 1, 2, 2), &Inputs::at(Places::from(0, 0)))?;
+/// assert_eq!(logits, [1.0, 0.0, 0.5, 0.5]);
+/// assert_eq!(lse, [0.0, 2f32.ln()]);
+/// # Ok::<(), posenc::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Softmax {
+    /// multiplies the logit
+    pub scale: f32,
+    /// the logit's limit
+    pub softcap: Option<f32>,
+    /// in which order scale, softcap and bias act
+    pub order: Order,
+    /// how far a key may lie before its query
+    pub left: Option<u32>,
+    /// how far a key may lie after its query
+    pub right: Option<u32>,
+}
+
+impl Softmax {
+    /// All keys, no softcap.
+    pub const fn new(scale: f32) -> Self {
+        Self { scale, softcap: None, order: Order::SoftcapThenBias, left: None, right: None }
+    }
+
+    /// No keys of the future, no softcap.
+    pub const fn causal(scale: f32) -> Self {
+        Self { right: Some(0), ..Self::new(scale) }
+    }
+
+    /// Refuses a scale that is not finite and a softcap that is not finite and above 0.
+    ///
+    /// # Errors
+    /// [`Error::Value`] with the field, the rule and the value.
+    pub fn check(&self) -> Result<()> {
+        if !self.scale.is_finite() {
+            return Err(Error::Value(format!("scale is {}, it must be finite", self.scale)));
+        }
+        if let Some(cap) = self.softcap {
+            if !(cap.is_finite() && cap > 0.0) {
+                return Err(Error::Value(format!("softcap is {cap}, it must be finite and above 0")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a key at this distance lies inside the window.
+    pub fn sees(&self, distance: i64) -> bool {
+        self.left.is_none_or(|left| distance >= -i64::from(left))
+            && self.right.is_none_or(|right| distance <= i64::from(right))
+    }
+}
+
+/// What a call adds to its logits.
+///
+/// | field | shape | meaning |
+/// |---|---|---|
+/// | `bias` | | any bias of this room |
+/// | `positions` | | where queries and keys sit, and how many of them there are |
+/// | `mask` | `[batch or 1, heads or 1, queries or 1, keys]` | added last; -inf masks |
+/// | `sinks` | `[heads]` | a logit without a key, neither scaled nor biased: it takes its share of the sum |
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a, T> {
+    /// any bias of this room
+    pub bias: Bias<'a>,
+    /// where queries and keys sit
+    pub positions: Places<&'a [i32]>,
+    /// added last
+    pub mask: Option<(&'a [T], Logits)>,
+    /// logits without keys
+    pub sinks: Option<&'a [f32]>,
+}
+
+impl<'a, T: Scalar> Inputs<'a, T> {
+    /// Nothing but positions.
+    pub const fn at(positions: Places<&'a [i32]>) -> Self {
+        Self { bias: Bias::None, positions, mask: None, sinks: None }
+    }
+
+    fn check(&self, shape: &Logits) -> Result<()> {
+        self.bias.check(shape)?;
+        self.positions.check(shape)?;
+        if let Some((mask, mask_shape)) = &self.mask {
+            check_mask(mask_shape, shape)?;
+            mask_shape.check("mask", mask.len())?;
+        }
+        if let Some(sinks) = self.sinks {
+            if sinks.len() != shape.heads {
+                return Err(Error::Value(format!("there are {} sinks for {} heads", sinks.len(), shape.heads)));
+            }
+            if let Some(head) = sinks.iter().position(|sink| sink.is_nan() || *sink == f32::INFINITY) {
+                return Err(Error::Value(format!("the sink of head {head} is {}, it must be below inf", sinks[head])));
+            }
+        }
+        Ok(())
+    }
+
+    fn mask_at(&self, batch: usize, head: usize, query: usize, key: usize) -> f64 {
+        self.mask.map_or(0.0, |(mask, shape)| {
+            let at = |size: usize, index: usize| if size == 1 { 0 } else { index };
+            let index = shape.index(at(shape.batch, batch), at(shape.heads, head), at(shape.queries, query), key);
+            mask[index].to_f64()
+        })
+    }
+}
+
+/// Refuses a mask that does not broadcast to the logits.
+pub(crate) fn check_mask(mask: &Logits, shape: &Logits) -> Result<()> {
+    let fits = |mask: usize, size: usize| mask == size || mask == 1;
+    if !fits(mask.batch, shape.batch)
+        || !fits(mask.heads, shape.heads)
+        || !fits(mask.queries, shape.queries)
+        || mask.keys != shape.keys
+    {
+        return Err(Error::Value(format!(
+            "the mask is [{}, {}, {}, {}] and the logits [{}, {}, {}, {}]: each of the first three must be equal or 1, \
+             and the keys equal",
+            mask.batch, mask.heads, mask.queries, mask.keys, shape.batch, shape.heads, shape.queries, shape.keys
+        )));
+    }
+    Ok(())
+}
+
+// ----------------------------------------------------------------------------------------------------------------- law
+
+/// A logit on its way: `z`, its largest error in f32, and its derivatives by the logit and by the bias.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    z: f64,
+    error: f64,
+    by_logit: f64,
+    by_bias: f64,
+}
+
+impl Softmax {
+    /// The logit after scale, softcap and bias, before the mask.
+    pub fn logit(&self, s: f64, bias: f64) -> f64 {
+        self.step(s, bias, 0.0).z
+    }
+
+    fn step(&self, s: f64, bias: f64, bias_error: f64) -> Step {
+        let scale = f64::from(self.scale);
+        let eps = f32::ROUNDOFF;
+        // Value, error, and derivative of the softcap; the kernel's tanh is within 8 roundings.
+        let capped = |x: f64, error: f64| match self.softcap {
+            None => (x, error, 1.0),
+            Some(cap) => {
+                let cap = f64::from(cap);
+                let tanh = (x / cap).tanh();
+                (cap * tanh, error + eps * (2.0 * x.abs() + 8.0 * cap * tanh.abs()), 1.0 - tanh * tanh)
+            }
+        };
+        match self.order {
+            Order::SoftcapThenBias => {
+                let x = s * scale;
+                let (x, error, slope) = capped(x, eps * x.abs());
+                let z = x + bias;
+                Step { z, error: error + bias_error + eps * z.abs(), by_logit: slope * scale, by_bias: 1.0 }
+            }
+            Order::BiasThenSoftcap => {
+                let x = s * scale;
+                let sum = x + bias;
+                let (z, error, slope) = capped(sum, eps * (x.abs() + sum.abs()) + bias_error);
+                Step { z, error, by_logit: slope * scale, by_bias: slope }
+            }
+            Order::BiasThenScale => {
+                let sum = s + bias;
+                let error = (eps * sum.abs() + bias_error) * scale.abs() + eps * (sum * scale).abs();
+                let (z, error, slope) = capped(sum * scale, error);
+                Step { z, error, by_logit: slope * scale, by_bias: slope * scale }
+            }
+        }
+    }
+
+    /// The largest relative error of a probability in f32, before it is rounded to its type:
+    ///
+    /// ```text
+    /// (1 + e) / (1 - mean(e)) * (1 + (32 + 3 * keys / 8192) * 2^-24) - 1,   e = exp(error + |z - max| * 2^-24) - 1
+    /// ```
+    ///
+    /// `error` is that of the logit `z`: one rounding of each of its steps, and the bias's own. `mean` weighs with the
+    /// probabilities. The rest are the exponential (3 roundings), the sum, the reciprocal and two products. Weights
+    /// below e^-86 of the largest are zero: `2^-120` is added to the bound of each.
+    pub fn error_bound(&self, deviation: f64, mean: f64, keys: usize) -> f64 {
+        (1.0 + deviation) / (1.0 - mean.min(0.5)) * (1.0 + Self::steps(keys)) - 1.0
+    }
+
+    fn steps(keys: usize) -> f64 {
+        (32.0 + 3.0 * (keys / 8192) as f64) * f32::ROUNDOFF
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- reference
+
+/// What a kernel should have written.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// the true probabilities, laid out as the logits
+    pub want: Vec<f64>,
+    /// the error allowed at each, rounding to the element type included; 0 where an element must not change
+    pub bound: Vec<f64>,
+    /// `[batch, heads, queries]`
+    pub lse: Vec<f64>,
+    /// the error allowed at each
+    pub lse_bound: Vec<f64>,
+}
+
+/// The gradients of a softmax.
+#[derive(Clone, Debug)]
+pub struct Gradient {
+    /// of the logits, laid out as they are
+    pub logits: Vec<f64>,
+    /// of the bias at every query and key, laid out as the logits
+    pub bias: Vec<f64>,
+    /// of the sinks, `[heads]`
+    pub sinks: Vec<f64>,
+}
+
+impl Softmax {
+    /// The softmax in place on the CPU: f64 arithmetic, one rounding at the end. Returns the log-sum-exp of each row,
+    /// `[batch, heads, queries]`, the sink included.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `logits` | `shape` | logits, then probabilities |
+    /// | `shape` | | sizes and strides of `logits` |
+    /// | `inputs` | | bias, positions, mask, sinks |
+    ///
+    /// # Accuracy
+    /// Half an ulp of `T`.
+    ///
+    /// # Errors
+    /// If the spec, the shape or an input is refused. Nothing is written then.
+    pub fn apply<T: Scalar>(&self, logits: &mut [T], shape: &Logits, inputs: &Inputs<T>) -> Result<Vec<f32>> {
+        shape.check_written("logits", logits.len())?;
+        let output = self.expect(logits, shape, inputs)?;
+        each(shape, |batch, head, query, key| {
+            let index = shape.index(batch, head, query, key);
+            logits[index] = T::from_f64(output.want[index]);
+        });
+        Ok(output.lse.iter().map(|&lse| lse as f32).collect())
+    }
+
+    /// The wanted values in f64 and the error allowed at each element, for comparison with a softmax of `logits`.
+    ///
+    /// # Errors
+    /// As [`Softmax::apply`].
+    pub fn expect<T: Scalar>(&self, logits: &[T], shape: &Logits, inputs: &Inputs<T>) -> Result<Output> {
+        self.check()?;
+        shape.check("logits", logits.len())?;
+        inputs.check(shape)?;
+        let rows = shape.rows()?;
+        let mut output = Output {
+            want: logits.iter().map(|x| x.to_f64()).collect(),
+            bound: vec![0.0; logits.len()],
+            lse: Vec::with_capacity(rows),
+            lse_bound: Vec::with_capacity(rows),
+        };
+        let eps = f32::ROUNDOFF;
+        for batch in 0..shape.batch {
+            for head in 0..shape.heads {
+                for query in 0..shape.queries {
+                    let row = self.row(logits, shape, inputs, batch, head, query);
+                    let (max, lse) = (row.max, row.lse);
+                    let p = |z: f64| if z == f64::NEG_INFINITY { 0.0 } else { (z - lse).exp() };
+                    let deviation = |step: &Step| {
+                        if step.z == f64::NEG_INFINITY {
+                            return 0.0;
+                        }
+                        (step.error + (step.z - max).abs() * eps).exp_m1()
+                    };
+                    let mean: f64 = row.steps.iter().map(|step| p(step.z) * deviation(step)).sum();
+                    for (key, step) in row.steps.iter().enumerate() {
+                        let index = shape.index(batch, head, query, key);
+                        let want = p(step.z);
+                        output.want[index] = want;
+                        let error = want * self.error_bound(deviation(step), mean, shape.keys);
+                        let flush = if want == 0.0 { 0.0 } else { f64::exp2(-120.0) };
+                        output.bound[index] = if row.masked[key] || !row.any {
+                            0.0
+                        } else {
+                            crate::accuracy::rounded::<T>(want, error + flush)
+                        };
+                    }
+                    output.lse.push(lse);
+                    // The logarithm is within 4 roundings of itself, and of the largest logit that is added.
+                    let size = if lse.is_finite() { 4.0 * (lse.abs() + max.abs() + 1.0) * eps } else { 0.0 };
+                    output.lse_bound.push(2.0 * mean + Self::steps(shape.keys) + size);
+                }
+            }
+        }
+        Ok(output)
+    }
+
+    /// The gradients of the logits, the bias and the sinks on the CPU, in f64, from the gradient of the probabilities.
+    ///
+    /// ```text
+    /// dz = p * (dp - sum over keys of p * dp)
+    /// dsink = -p(sink) * sum over keys of p * dp
+    /// ```
+    ///
+    /// and `dz` goes back through bias, softcap and scale. The rows of `dz` sum to zero where there is no sink.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `logits` | `shape` | the logits before the softmax |
+    /// | `grad` | `shape` | the gradient of the probabilities |
+    /// | `inputs` | | as in the softmax |
+    ///
+    /// # Errors
+    /// If the spec, the shape or an input is refused.
+    pub fn grad<T: Scalar>(&self, logits: &[T], grad: &[T], shape: &Logits, inputs: &Inputs<T>) -> Result<Gradient> {
+        self.check()?;
+        shape.check("logits", logits.len())?;
+        shape.check("grad", grad.len())?;
+        inputs.check(shape)?;
+        let size = logits.len();
+        let mut out = Gradient { logits: vec![0.0; size], bias: vec![0.0; size], sinks: vec![0.0; shape.heads] };
+        for batch in 0..shape.batch {
+            for head in 0..shape.heads {
+                for query in 0..shape.queries {
+                    let row = self.row(logits, shape, inputs, batch, head, query);
+                    if row.lse == f64::NEG_INFINITY {
+                        continue;
+                    }
+                    let p: Vec<f64> = row.steps.iter().map(|step| (step.z - row.lse).exp()).collect();
+                    let dp = |key: usize| grad[shape.index(batch, head, query, key)].to_f64();
+                    let seen = |key: &usize| p[*key] != 0.0;
+                    let dot: f64 = (0..shape.keys).filter(seen).map(|key| p[key] * dp(key)).sum();
+                    for key in (0..shape.keys).filter(seen) {
+                        let index = shape.index(batch, head, query, key);
+                        let dz = p[key] * (dp(key) - dot);
+                        out.logits[index] = dz * row.steps[key].by_logit;
+                        out.bias[index] = dz * row.steps[key].by_bias;
+                    }
+                    if let Some(sinks) = inputs.sinks {
+                        out.sinks[head] -= (f64::from(sinks[head]) - row.lse).exp() * dot;
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    fn row<T: Scalar>(
+        &self,
+        logits: &[T],
+        shape: &Logits,
+        inputs: &Inputs<T>,
+        batch: usize,
+        head: usize,
+        query: usize,
+    ) -> Row {
+        let positions = &inputs.positions;
+        let query_position = positions.query(shape, batch, query);
+        let any = query < positions.queries_of(shape, batch);
+        let keys = if any { positions.keys_of(shape, batch) } else { 0 };
+        let mut masked = vec![false; shape.keys];
+        let steps: Vec<Step> = (0..shape.keys)
+            .map(|key| {
+                let position = positions.key(shape, batch, key);
+                if key >= keys || !self.sees(position - query_position) {
+                    masked[key] = true;
+                    return Step { z: f64::NEG_INFINITY, error: 0.0, by_logit: 0.0, by_bias: 0.0 };
+                }
+                let bias = inputs.bias.at(batch, head, query_position, position);
+                let bias_error = inputs.bias.error_bound(batch, head, query_position, position);
+                let s = logits[shape.index(batch, head, query, key)].to_f64();
+                let mut step = self.step(s, bias, bias_error);
+                step.z += inputs.mask_at(batch, head, query, key);
+                step.error += f32::ROUNDOFF * step.z.abs();
+                if step.z == f64::NEG_INFINITY {
+                    masked[key] = true;
+                    step.error = 0.0;
+                }
+                step
+            })
+            .collect();
+        let sink = inputs.sinks.filter(|_| any).map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
+        let max = steps.iter().fold(sink, |max, step| max.max(step.z));
+        let sum: f64 = steps.iter().map(|step| step.z).chain([sink]).map(|z| (z - max).exp()).sum();
+        let lse = if max == f64::NEG_INFINITY { max } else { max + sum.ln() };
+        Row { steps, masked, max, lse, any }
+    }
+}
+
+struct Row {
+    steps: Vec<Step>,
+    masked: Vec<bool>,
+    max: f64,
+    lse: f64,
+    any: bool,
+}
+
+fn each(shape: &Logits, mut f: impl FnMut(usize, usize, usize, usize)) {
+    for batch in 0..shape.batch {
+        for head in 0..shape.heads {
+            for query in 0..shape.queries {
+                (0..shape.keys).for_each(|key| f(batch, head, query, key));
+            }
+        }
+    }
+}

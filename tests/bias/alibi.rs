@@ -1,0 +1,193 @@
+use crate::{bits, golden};
+use half::{bf16, f16};
+use posenc::{Alibi, Bias, KeyOnly, Logits, Places, Sides, Slopes};
+
+const HEADS: [usize; 6] = [1, 6, 12, 40, 71, 112];
+
+// -------------------------------------------------------------------------------------------------------------- values
+
+#[test]
+fn slopes_are_those_of_the_paper() {
+    // arXiv 2108.12409, section 3: 1/2, 1/4, ... 1/256 for 8 heads, 1/2^0.5, 1/2^1, ... 1/2^8 for 16.
+    for head in 0..8 {
+        assert_eq!(Alibi::new(8).slope(head), 0.5f64.powi(head as i32 + 1));
+    }
+    for head in 0..16 {
+        assert_eq!(Alibi::new(16).slope(head), (-(head as f64 + 1.0) / 2.0).exp2());
+    }
+}
+
+#[test]
+fn hugging_face_agrees() {
+    for case in golden()["alibi"].as_array().unwrap().iter().filter(|case| case["keys"].is_null()) {
+        let heads = case["heads"].as_u64().unwrap() as usize;
+        let alibi = Alibi::new(heads);
+        let positions: Vec<i32> = (0..9).collect();
+        let padded = [0, 0, 0, 1, 2, 3, 4, 5, 6];
+        let near = |got: Vec<f32>, want: Vec<f32>, ulps: f32| {
+            assert_eq!(got.len(), want.len());
+            for (got, want) in got.iter().zip(&want) {
+                assert!((got - want).abs() <= want.abs() * ulps * f32::EPSILON, "{heads} heads: {got} and {want}");
+            }
+        };
+        // torch's f32 pow may be an ulp from the nearest; its product with the position rounds once more.
+        near(KeyOnly::Bloom.row(&alibi, &positions).unwrap(), bits(&case["bloom_f32"]), 2.0);
+        near(KeyOnly::Bloom.row(&alibi, &padded).unwrap(), bits(&case["bloom_padded_f32"]), 2.0);
+        near(KeyOnly::Mpt.row(&alibi, &positions).unwrap(), bits(&case["mpt"]), 1.0);
+        let other = Alibi { max_bias: 4.0, ..alibi };
+        near(KeyOnly::Mpt.row(&other, &positions).unwrap(), bits(&case["mpt_bias_max_4"]), 1.0);
+        let half: Vec<bf16> = KeyOnly::Bloom.row(&alibi, &positions).unwrap();
+        assert_eq!(half.iter().map(|x| x.to_f32()).collect::<Vec<_>>(), bits(&case["bloom_bf16"]));
+        assert_eq!(KeyOnly::Falcon.row::<f32>(&alibi, &positions).unwrap(), bits(&case["falcon"]));
+    }
+}
+
+#[test]
+fn falcon_and_bloom_agree_where_bf16_has_lost_the_integers() {
+    let golden = golden();
+    let case = golden["alibi"].as_array().unwrap().iter().find(|case| !case["keys"].is_null()).unwrap();
+    let positions: Vec<i32> = (0..2049).collect();
+    let alibi = Alibi::new(64).shard(0, 1);
+    let falcon: Vec<f32> = KeyOnly::Falcon.row(&alibi, &positions).unwrap();
+    assert_eq!(falcon, bits(&case["falcon_head_0"]));
+    let bloom: Vec<bf16> = KeyOnly::Bloom.row(&alibi, &positions).unwrap();
+    let bloom: Vec<f32> = bloom.iter().map(|x| x.to_f32()).collect();
+    assert_eq!(bloom, bits(&case["bloom_bf16_head_0"]));
+    // Of 2049 keys these tell apart that many, and the f32 form tells apart all.
+    let distinct = |row: &[f32]| row.windows(2).filter(|pair| pair[0] != pair[1]).count() + 1;
+    assert!(distinct(&falcon) < 700 && distinct(&bloom) < 700, "{} {}", distinct(&falcon), distinct(&bloom));
+    assert_eq!(distinct(&KeyOnly::FlashAttention.row::<f32>(&alibi, &positions).unwrap()), 2049);
+}
+
+// ---------------------------------------------------------------------------------------------------------------- laws
+
+#[test]
+fn slopes_of_every_head_count_are_distinct_and_interleave() {
+    for heads in 1..=256usize {
+        let alibi = Alibi::new(heads);
+        let mut slopes: Vec<f64> = (0..heads).map(|head| alibi.slope(head)).collect();
+        assert!(slopes.iter().all(|&slope| slope > 0.0 && slope < 1.0));
+        // The paper's series of the next power of two holds every slope.
+        let next = heads.next_power_of_two();
+        for &slope in &slopes {
+            let step = -slope.log2() * next as f64 / 8.0;
+            assert!((step - step.round()).abs() < 1e-9, "{heads} heads: {slope}");
+        }
+        slopes.sort_by(f64::total_cmp);
+        assert!(slopes.windows(2).all(|pair| pair[0] < pair[1]), "{heads} heads");
+    }
+}
+
+#[test]
+fn shards_together_are_the_whole() {
+    for heads in HEADS {
+        for sides in [Sides::Symmetric, Sides::Signed, Sides::Halves] {
+            let whole = Alibi { sides, max_bias: 6.0, scale: 0.75, ..Alibi::new(heads) };
+            if sides == Sides::Halves && heads % 2 == 1 {
+                assert!(whole.slopes().is_err());
+                continue;
+            }
+            let all = whole.slopes().unwrap();
+            for ranks in (1..=4).filter(|ranks| heads % ranks == 0) {
+                let each = heads / ranks;
+                let parts: Vec<_> = (0..ranks).map(|rank| whole.shard(rank * each, each).slopes().unwrap()).collect();
+                let join =
+                    |side: fn(&Slopes) -> &Vec<f32>| parts.iter().flat_map(|p| side(p).clone()).collect::<Vec<_>>();
+                assert_eq!(join(|s| &s.left), all.left);
+                assert_eq!(join(|s| &s.right), all.right);
+            }
+        }
+    }
+}
+
+#[test]
+fn sides_do_what_they_say() {
+    let at = |sides, head, distance| Alibi { sides, ..Alibi::new(4) }.slopes().unwrap().bias(0, head, distance);
+    // Slopes 1/4, 1/16, 1/64, 1/256; of two heads 1/16, 1/256.
+    assert_eq!((at(Sides::Symmetric, 0, -8), at(Sides::Symmetric, 0, 8)), (-2.0, -2.0));
+    assert_eq!((at(Sides::Signed, 0, -8), at(Sides::Signed, 0, 8)), (-2.0, 2.0));
+    assert_eq!((at(Sides::Halves, 0, -8), at(Sides::Halves, 0, 8)), (-0.5, f64::NEG_INFINITY));
+    assert_eq!((at(Sides::Halves, 2, -8), at(Sides::Halves, 2, 8)), (f64::NEG_INFINITY, -0.5));
+    assert_eq!((at(Sides::Halves, 0, 0), at(Sides::Halves, 3, 0)), (0.0, 0.0));
+}
+
+#[test]
+fn the_bound_holds_at_a_million_keys_and_peers_lose_distances() {
+    let mut worst = 0.0f64;
+    for heads in HEADS {
+        let alibi = Alibi::new(heads);
+        let slopes = alibi.slopes().unwrap();
+        for head in 0..heads {
+            for distance in [1i64, 257, 2049, 131_071, 1 << 20, (1 << 24) + 1, (1 << 30) + 1] {
+                let want = -alibi.slope(head) * distance as f64;
+                let got = f64::from(slopes.left[head] * -(distance as f32));
+                // One rounding more than error_bound: that of the slope to f32.
+                assert!(
+                    (got - want).abs() <= 1.5 * Slopes::error_bound(want) * (1.0 + 1e-7),
+                    "{heads} {head} {distance}"
+                );
+                if want > -104.0 {
+                    worst = worst.max((got - want).abs());
+                }
+            }
+        }
+    }
+    assert!(worst <= 2e-5, "{worst}");
+    // A bias that is stored in half precision cannot tell these distances from their neighbours.
+    assert_eq!(bf16::from_f32(-257.0).to_f32(), -256.0);
+    assert_eq!(f16::from_f32(-2049.0).to_f32(), -2048.0);
+    // A key-only form in f32: the step to the neighbour, a million keys out, is off by up to a sixteenth.
+    let far = (1 << 20) as f32;
+    let step = |slope: f32| ((slope * (far + 1.0) - slope * far) - slope).abs();
+    let worst = (0..112).map(|head| step(Alibi::new(112).slope(head) as f32)).fold(0.0, f32::max);
+    assert!((0.02..=0.0626).contains(&worst), "{worst}");
+}
+
+#[test]
+fn the_gradient_of_slopes_is_that_of_finite_differences() {
+    let shape = Logits::bhqk(2, 3, 4, 5);
+    let mut numbers = crate::Numbers(3);
+    let weights: Vec<f32> = numbers.take(shape.elements().unwrap(), 1.0);
+    let positions = Places::from(1, 0);
+    let loss = |left: &[f32], right: &[f32]| {
+        let mut bias = vec![0.0f32; weights.len()];
+        let slopes = Slopes::new(3, left, right).unwrap();
+        Bias::Slopes(&slopes).write(&mut bias, &shape, &positions).unwrap();
+        bias.iter().zip(&weights).map(|(b, w)| f64::from(*b) * f64::from(*w)).sum::<f64>()
+    };
+    let grad = posenc::DistanceGrad::new(&weights, &shape, &positions, -9..=9).unwrap();
+    let grad = Slopes::grad(&grad);
+    let zero = [0.0f32; 3];
+    for head in 0..3 {
+        // The bias is linear: a slope of 1 alone is its derivative.
+        let mut one = zero;
+        one[head] = 1.0;
+        assert!((loss(&one, &zero) - grad.left[head]).abs() < 1e-9);
+        assert!((loss(&zero, &one) - grad.right[head]).abs() < 1e-9);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ refusals
+
+#[test]
+fn what_breaks_the_law_is_refused() {
+    let text = |alibi: Alibi| alibi.slopes().unwrap_err().to_string();
+    assert_eq!(text(Alibi::new(0)), "ALiBi has 0 heads of 0, both must be at least 1");
+    assert_eq!(
+        text(Alibi::new(12).shard(8, 8)),
+        "ALiBi's shard of 8 heads from head 8 lies outside a model of 12 heads"
+    );
+    assert_eq!(
+        text(Alibi { sides: Sides::Halves, ..Alibi::new(71) }),
+        "total_heads is 71, Sides::Halves needs an even number"
+    );
+    assert_eq!(text(Alibi { max_bias: 0.0, ..Alibi::new(1) }), "max_bias is 0, it must be finite and above 0");
+    assert_eq!(text(Alibi { scale: f64::NAN, ..Alibi::new(1) }), "scale is NaN, it must be finite and above 0");
+    let text = |heads, left: &[f32], right: &[f32]| Slopes::new(heads, left, right).unwrap_err().to_string();
+    assert_eq!(text(2, &[1.0, f32::NAN], &[1.0, 1.0]), "the left slope 1 is NaN");
+    assert_eq!(text(0, &[], &[]), "slopes have 0 heads, there must be at least 1");
+    assert_eq!(
+        text(2, &[1.0; 3], &[1.0; 3]),
+        "slopes hold 3 on the left and 3 on the right, both must hold the same multiple of 2 heads"
+    );
+}

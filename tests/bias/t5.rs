@@ -1,0 +1,124 @@
+use crate::golden;
+use posenc::{Bias, DistanceGrad, Logits, Places, T5Bias};
+
+// -------------------------------------------------------------------------------------------------------------- values
+
+#[test]
+fn thresholds_are_those_of_the_real_models() {
+    let from = |spec: T5Bias, exact: usize| spec.thresholds().unwrap()[exact..].to_vec();
+    assert_eq!(from(T5Bias::new(32, 128, true), 8), [8, 12, 16, 23, 32, 46, 64, 91]);
+    assert_eq!(
+        from(T5Bias::new(32, 128, false), 16),
+        [16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]
+    );
+    assert_eq!(
+        from(T5Bias::new(64, 256, true), 16),
+        [16, 20, 23, 27, 32, 39, 46, 54, 64, 77, 91, 108, 128, 153, 182, 216]
+    );
+}
+
+#[test]
+fn buckets_are_those_of_hugging_face() {
+    let golden = golden();
+    let cases = golden["buckets"].as_array().unwrap();
+    assert!(cases.len() >= 15);
+    for case in cases {
+        let number = |name: &str| case[name].as_i64().unwrap();
+        let spec = T5Bias::new(
+            number("buckets") as usize,
+            number("max_distance") as usize,
+            case["bidirectional"].as_bool().unwrap(),
+        );
+        let lookup = spec.lookup().unwrap();
+        let (low, high) = (*spec.distances().start(), *spec.distances().end());
+        let mut distance = number("first");
+        for run in case["runs"].as_array().unwrap() {
+            for _ in 0..run[1].as_i64().unwrap() {
+                let got = lookup[(distance.clamp(low, high) - low) as usize];
+                assert_eq!(i64::from(got), run[0].as_i64().unwrap(), "{spec:?} at {distance}: {}", case["source"]);
+                distance += 1;
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- laws
+
+#[test]
+fn buckets_grow_with_the_distance_and_meet_the_formula_in_f64() {
+    for (side, reach) in (2..40usize).flat_map(|side| [side / 2 + 1, 2 * side, 129, 500].map(|reach| (side, reach))) {
+        let exact = side / 2;
+        if reach <= exact {
+            continue;
+        }
+        let spec = T5Bias::new(2 * side, reach, true);
+        let thresholds = spec.thresholds().unwrap();
+        assert_eq!(thresholds.len(), side);
+        assert!(thresholds.windows(2).all(|pair| pair[0] <= pair[1]));
+        assert!(thresholds.iter().all(|&threshold| threshold <= reach));
+        for n in 0..2 * reach as i64 {
+            let bucket = spec.bucket(-n).unwrap() as i64;
+            assert_eq!(spec.bucket(n).unwrap() as i64, if n == 0 { 0 } else { bucket + side as i64 });
+            let e = exact as f64;
+            let wide = (side - exact) as f64;
+            let real = (n as f64 / e).ln() / (reach as f64 / e).ln() * wide;
+            // Where the logarithm is an integer f64 may fall on either side; integers do not.
+            if n >= exact as i64 && (real - real.round()).abs() > 1e-9 {
+                assert_eq!(bucket, (exact as i64 + real.floor() as i64).min(side as i64 - 1), "{spec:?} at {n}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_row_is_exact_at_every_distance() {
+    for spec in [T5Bias::new(32, 128, true), T5Bias::new(32, 128, false), T5Bias::new(320, 800, true)] {
+        let heads = 6;
+        let table: Vec<f32> = crate::Numbers(9).take(spec.buckets * heads, 1.0);
+        let row = spec.row(&table, heads).unwrap();
+        for distance in (-3000..3000).chain([-(1 << 30), 1 << 30]) {
+            let bucket = spec.bucket(distance.clamp(-2000, 2000)).unwrap();
+            for head in 0..heads {
+                assert_eq!(row.bias(head, distance), f64::from(table[bucket * heads + head]));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_gradient_of_the_table_is_exact() {
+    let (heads, spec) = (3, T5Bias::new(8, 12, true));
+    let shape = Logits::bhqk(2, heads, 17, 19);
+    let positions = Places::last();
+    let weights: Vec<f32> = crate::Numbers(5).take(shape.elements().unwrap(), 1.0);
+    let grad = DistanceGrad::new(&weights, &shape, &positions, spec.distances()).unwrap();
+    let grad = spec.grad(&grad).unwrap();
+    for bucket in 0..spec.buckets {
+        for head in 0..heads {
+            // The bias is linear in the table: a table with a single 1 gives that number's derivative.
+            let mut table = vec![0.0; spec.buckets * heads];
+            table[bucket * heads + head] = 1.0;
+            let row = spec.row(&table, heads).unwrap();
+            let mut bias = vec![0.0f32; weights.len()];
+            Bias::Toeplitz(&row).write(&mut bias, &shape, &positions).unwrap();
+            let want: f64 = bias.iter().zip(&weights).map(|(b, w)| f64::from(*b) * f64::from(*w)).sum();
+            assert!((grad[bucket * heads + head] - want).abs() < 1e-9);
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ refusals
+
+#[test]
+fn what_breaks_the_law_is_refused() {
+    let text = |spec: T5Bias| spec.thresholds().unwrap_err().to_string();
+    assert_eq!(text(T5Bias::new(31, 128, true)), "buckets is 31, two sides need an even number");
+    assert_eq!(text(T5Bias::new(2, 128, true)), "buckets is 2, it must lie between 4 and 65536");
+    assert_eq!(text(T5Bias::new(1, 128, false)), "buckets is 1, it must lie between 2 and 65536");
+    assert_eq!(
+        text(T5Bias::new(32, 8, true)),
+        "max_distance is 8, it must be above the 8 distances that have buckets of their own, and at most 2^20"
+    );
+    let error = T5Bias::new(32, 128, true).row(&[0.0; 100], 12).unwrap_err();
+    assert_eq!(error.to_string(), "table holds 100 elements, 32 buckets of 12 heads are 384");
+}
