@@ -8,7 +8,7 @@ mod sinusoid;
 mod timestep;
 mod tokens;
 
-pub use grid::{Along, Axis, Blocks, Counted, Grid, GridSize};
+pub use grid::{Along, Axis, Blocks, Counted, Grid, GridPlan, GridSize};
 pub use learned::{Fault, Gradients, Inputs, Learned, LearnedPlan, Lookup, Norm, Row, Rows, Tables, Weights, order};
 pub use learned_grad::{GradPlan, TableGrad};
 pub use sinusoid::{Frequencies, Odd, Sinusoid, SinusoidPlan, Wave};
