@@ -434,4 +434,92 @@ args! {
         /// keeps the struct's size a multiple of 8
         unused: u32,
     }
+
+    /// `embed/grid`: the waves of a grid's indices, added or written.
+    GridArgs {
+        /// embeddings
+        x: Out,
+        /// rate and phase of each channel in units of 2^-64 turn
+        channels: In,
+        /// axis of each channel in bytes: 0 frame, 1 row, 2 column, 3 always zero
+        axes: In,
+        /// elements from one sequence and one token to the next
+        strides: [i64; 2],
+        /// tokens of each sequence
+        tokens: u32,
+        /// rows of a frame
+        rows: u32,
+        /// columns of a row
+        columns: u32,
+        /// sequences
+        batch: u32,
+        /// sequences that one thread walks
+        batches_per_thread: u32,
+        /// `batch` over `batches_per_thread`, rounded up
+        groups: u32,
+        /// channels
+        dim: u32,
+        /// multiplies `x`
+        scale: f32,
+    }
+
+    /// The masked part of `embed/grid`: waves of coordinates counted over a mask.
+    MaskedArgs {
+        /// embeddings
+        x: Out,
+        /// 1 for a token of the image, 0 for padding, in bytes
+        mask: In,
+        /// turns of each channel, a sum of two f64, and its axis's offset
+        channels: In,
+        /// axis of each channel in bytes: 1 row, 2 column, 3 always zero, plus 4 for a cosine
+        axes: In,
+        /// subtracted from counts
+        centre: f64,
+        /// multiplies normalised counts
+        scale: f64,
+        /// rows of an image
+        rows: u32,
+        /// columns of a row
+        columns: u32,
+        /// images
+        batch: u32,
+        /// channels
+        dim: u32,
+        /// 1: counts are divided by the last count
+        normalize: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
+    }
+
+    /// `embed/resample`: a table of positions at another size, or the transpose of that.
+    ResampleArgs {
+        /// the table at the new size, `[prefix + out_rows * out_columns, dim]`
+        out: Out,
+        /// the table, `[prefix + in_rows * in_columns, dim]`
+        table: In,
+        /// first tap and number of taps of each output row, in pairs
+        row_spans: In,
+        /// weights of each output row, `row_taps` apart
+        row_weights: In,
+        /// first tap and number of taps of each output column, in pairs
+        column_spans: In,
+        /// weights of each output column, `column_taps` apart
+        column_weights: In,
+        /// rows that are copied before the grid: class and register tokens
+        prefix: u32,
+        /// columns of the table's grid
+        in_columns: u32,
+        /// rows of the output's grid
+        out_rows: u32,
+        /// columns of the output's grid
+        out_columns: u32,
+        /// most taps of an output row
+        row_taps: u32,
+        /// most taps of an output column
+        column_taps: u32,
+        /// channels
+        dim: u32,
+        /// 1: add to what is there
+        accumulate: u32,
+    }
 }
