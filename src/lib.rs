@@ -11,8 +11,8 @@ mod scalar;
 mod shape;
 
 pub use bias::{
-    Alibi, Bias, DistanceGrad, Fire, FireGrad, FireLines, Gradient, Inputs, Kerple, KerpleGrad, KerpleKind, KeyOnly,
-    Order, Output, Place, Places, Sandwich, Sides, Slopes, SlopesGrad, Softmax, T5Bias, Toeplitz,
+    Alibi, Bias, BiasPlan, DistanceGrad, ExpectedGrad, Fire, FireGrad, FireLines, Gradient, Inputs, Kerple, KerpleGrad,
+    KerpleKind, KeyOnly, Order, Output, Place, Places, Sandwich, Sides, Slopes, SlopesGrad, Softmax, T5Bias, Toeplitz,
 };
 pub use error::{Error, Result};
 pub use gpu::Gpu;

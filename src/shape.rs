@@ -309,7 +309,7 @@ impl Logits {
     /// [`Logits::check`] for a tensor that is written: its elements must not overlap.
     pub(crate) fn check_written(&self, name: &'static str, len: usize) -> Result<()> {
         self.check(name, len)?;
-        distinct(name, &self.dims())
+        distinct(name, self.dims())
     }
 }
 

@@ -92,10 +92,15 @@ impl Softmax {
         Ok(())
     }
 
+    /// The least and the largest distance inside the window.
+    pub(crate) fn window(&self) -> (i64, i64) {
+        (self.left.map_or(i64::MIN, |left| -i64::from(left)), self.right.map_or(i64::MAX, i64::from))
+    }
+
     /// Whether a key at this distance lies inside the window.
     pub fn sees(&self, distance: i64) -> bool {
-        self.left.is_none_or(|left| distance >= -i64::from(left))
-            && self.right.is_none_or(|right| distance <= i64::from(right))
+        let (low, high) = self.window();
+        (low..=high).contains(&distance)
     }
 }
 
@@ -106,6 +111,7 @@ impl Softmax {
 /// | `bias` | | any bias of this room |
 /// | `positions` | | where queries and keys sit, and how many of them there are |
 /// | `mask` | `[batch or 1, heads or 1, queries or 1, keys]` | added last; -inf masks |
+/// | `gates` | `[batch, heads, queries]` | multiply the bias: WavLM's, `gate_a * (gate_b * const - 1) + 2` |
 /// | `sinks` | `[heads]` | a logit without a key, neither scaled nor biased: it takes its share of the sum |
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a, T> {
@@ -117,17 +123,25 @@ pub struct Inputs<'a, T> {
     pub mask: Option<(&'a [T], Logits)>,
     /// logits without keys
     pub sinks: Option<&'a [f32]>,
+    /// multiply the bias
+    pub gates: Option<&'a [f32]>,
 }
 
 impl<'a, T: Scalar> Inputs<'a, T> {
     /// Nothing but positions.
     pub const fn at(positions: Places<&'a [i32]>) -> Self {
-        Self { bias: Bias::None, positions, mask: None, sinks: None }
+        Self { bias: Bias::None, positions, mask: None, sinks: None, gates: None }
     }
 
-    fn check(&self, shape: &Logits) -> Result<()> {
-        self.bias.check(shape)?;
+    fn check(&self, shape: &Logits, window: (i64, i64)) -> Result<()> {
         self.positions.check(shape)?;
+        self.bias.check(shape, &self.positions, window)?;
+        if let Some(gates) = self.gates {
+            let need = shape.rows()?;
+            if gates.len() < need {
+                return Err(Error::Length { name: "gates", got: gates.len(), need });
+            }
+        }
         if let Some((mask, mask_shape)) = &self.mask {
             check_mask(mask_shape, shape)?;
             mask_shape.check("mask", mask.len())?;
@@ -195,7 +209,7 @@ impl Softmax {
             Some(cap) => {
                 let cap = f64::from(cap);
                 let tanh = (x / cap).tanh();
-                (cap * tanh, error + eps * (2.0 * x.abs() + 8.0 * cap * tanh.abs()), 1.0 - tanh * tanh)
+                (cap * tanh, error + eps * (3.0 * x.abs() + 8.0 * cap * tanh.abs()), 1.0 - tanh * tanh)
             }
         };
         match self.order {
@@ -264,6 +278,23 @@ pub struct Gradient {
     pub sinks: Vec<f64>,
 }
 
+/// What a kernel of the gradient should have written.
+#[derive(Clone, Debug)]
+pub struct ExpectedGrad {
+    /// of the logits, laid out as they are
+    pub logits: Vec<f64>,
+    /// the error allowed at each
+    pub logits_bound: Vec<f64>,
+    /// of the bias, laid out as the logits
+    pub bias: Vec<f64>,
+    /// the error allowed at each
+    pub bias_bound: Vec<f64>,
+    /// the sum of probability and gradient of each row, `[batch, heads, queries]`
+    pub dots: Vec<f64>,
+    /// the error allowed at each
+    pub dots_bound: Vec<f64>,
+}
+
 impl Softmax {
     /// The softmax in place on the CPU: f64 arithmetic, one rounding at the end. Returns the log-sum-exp of each row,
     /// `[batch, heads, queries]`, the sink included.
@@ -296,7 +327,7 @@ impl Softmax {
     pub fn expect<T: Scalar>(&self, logits: &[T], shape: &Logits, inputs: &Inputs<T>) -> Result<Output> {
         self.check()?;
         shape.check("logits", logits.len())?;
-        inputs.check(shape)?;
+        inputs.check(shape, self.window())?;
         let rows = shape.rows()?;
         let mut output = Output {
             want: logits.iter().map(|x| x.to_f64()).collect(),
@@ -361,7 +392,7 @@ impl Softmax {
         self.check()?;
         shape.check("logits", logits.len())?;
         shape.check("grad", grad.len())?;
-        inputs.check(shape)?;
+        inputs.check(shape, self.window())?;
         let size = logits.len();
         let mut out = Gradient { logits: vec![0.0; size], bias: vec![0.0; size], sinks: vec![0.0; shape.heads] };
         for batch in 0..shape.batch {
@@ -390,6 +421,94 @@ impl Softmax {
         Ok(out)
     }
 
+    /// The gradients that a kernel computes, in f64 from the probabilities as they were rounded, and the error allowed at
+    /// each element.
+    ///
+    /// ```text
+    /// dz = p * (dp - dot),  |error of dz| <= p * (e + 2^-24 * |dp - dot|) + 2^-24 * |dz|
+    /// e = (20 + 3 * keys / 8192) * 2^-24 * sum over keys of |p * dp|
+    /// ```
+    ///
+    /// and a rounding for each factor behind it: the softcap's slope `1 - tanh^2` is within `20 * 2^-24`.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `probabilities` | `shape` | what the softmax gave |
+    /// | `grad` | `shape` | the gradient of the probabilities |
+    /// | `logits` | `shape` | before the softmax; used with a softcap alone |
+    ///
+    /// # Errors
+    /// If the spec, the shape or an input is refused.
+    pub fn expect_grad<T: Scalar>(
+        &self,
+        probabilities: &[T],
+        grad: &[T],
+        logits: &[T],
+        shape: &Logits,
+        inputs: &Inputs<T>,
+    ) -> Result<ExpectedGrad> {
+        self.check()?;
+        for (name, x) in [("probabilities", probabilities), ("grad", grad), ("logits", logits)] {
+            shape.check(name, x.len())?;
+        }
+        inputs.check(shape, self.window())?;
+        let eps = f32::ROUNDOFF;
+        let zeros = || vec![0.0; grad.len()];
+        let mut out = ExpectedGrad {
+            logits: zeros(),
+            logits_bound: zeros(),
+            bias: zeros(),
+            bias_bound: zeros(),
+            dots: Vec::new(),
+            dots_bound: Vec::new(),
+        };
+        for batch in 0..shape.batch {
+            for head in 0..shape.heads {
+                for query in 0..shape.queries {
+                    let row = self.row(logits, shape, inputs, batch, head, query);
+                    let at = |key: usize| shape.index(batch, head, query, key);
+                    let p = |key: usize| probabilities[at(key)].to_f64();
+                    let dp = |key: usize| grad[at(key)].to_f64();
+                    let seen: Vec<usize> = (0..shape.keys).filter(|&key| p(key) != 0.0 && !row.masked[key]).collect();
+                    let dot: f64 = seen.iter().map(|&key| p(key) * dp(key)).sum();
+                    let size: f64 = seen.iter().map(|&key| (p(key) * dp(key)).abs()).sum();
+                    let dot_error = (20.0 + 3.0 * (shape.keys / 8192) as f64) * eps * size;
+                    out.dots.push(dot);
+                    out.dots_bound.push(dot_error);
+                    for key in seen {
+                        let step = row.steps[key];
+                        let dz = p(key) * (dp(key) - dot);
+                        let error = p(key) * (dot_error + eps * (dp(key) - dot).abs()) + eps * dz.abs();
+                        // The slope is a difference from 1 and carries the logit's own error too.
+                        let slope = if self.softcap.is_some() {
+                            20.0 * eps + 2.0 * step.error / f64::from(self.softcap.unwrap_or(1.0))
+                        } else {
+                            0.0
+                        };
+                        let scale = f64::from(self.scale).abs();
+                        let bound = |by: f64, most: f64| {
+                            let value = (dz * by).abs();
+                            crate::accuracy::rounded::<T>(
+                                dz * by,
+                                error * by.abs() + dz.abs() * slope * most + 3.0 * eps * value,
+                            )
+                        };
+                        let by_bias_most = match self.order {
+                            Order::SoftcapThenBias => 0.0,
+                            Order::BiasThenSoftcap => 1.0,
+                            Order::BiasThenScale => scale,
+                        };
+                        out.logits[at(key)] = dz * step.by_logit;
+                        out.logits_bound[at(key)] = bound(step.by_logit, scale);
+                        out.bias[at(key)] = dz * step.by_bias;
+                        out.bias_bound[at(key)] = bound(step.by_bias, by_bias_most);
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+
     fn row<T: Scalar>(
         &self,
         logits: &[T],
@@ -411,8 +530,12 @@ impl Softmax {
                     masked[key] = true;
                     return Step { z: f64::NEG_INFINITY, error: 0.0, by_logit: 0.0, by_bias: 0.0 };
                 }
-                let bias = inputs.bias.at(batch, head, query_position, position);
-                let bias_error = inputs.bias.error_bound(batch, head, query_position, position);
+                let gate = inputs
+                    .gates
+                    .map_or(1.0, |gates| f64::from(gates[(batch * shape.heads + head) * shape.queries + query]));
+                let bias = gate * inputs.bias.at(batch, head, query_position, position);
+                let rounding = if gate == 1.0 { 0.0 } else { bias.abs() * f32::ROUNDOFF };
+                let bias_error = gate.abs() * inputs.bias.error_bound(batch, head, query_position, position) + rounding;
                 let s = logits[shape.index(batch, head, query, key)].to_f64();
                 let mut step = self.step(s, bias, bias_error);
                 step.z += inputs.mask_at(batch, head, query, key);

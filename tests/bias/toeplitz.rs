@@ -105,10 +105,15 @@ fn what_breaks_a_call_is_refused_before_anything_is_written() {
     );
     let three = Slopes::new(1, &[1.0; 3], &[1.0; 3]).unwrap();
     assert_eq!(text(Bias::Slopes(&three), shape, from), "slopes are for 3 sequences, the logits have 2");
-    let row = Toeplitz { heads: 2, first: 0, values: vec![0.0; 3] };
+    let row = Toeplitz { heads: 2, first: 0, values: vec![0.0; 3], saturates: true };
     assert_eq!(
         text(Bias::Toeplitz(&row), shape, from),
         "a Toeplitz row of 3 numbers for 2 heads, it must hold the same count, at least 1, for each head"
+    );
+    let short = Toeplitz::from_law(1, -4..=1, |_, _| 0.0).unwrap();
+    assert_eq!(
+        text(Bias::Toeplitz(&short), shape, from),
+        "the call has distances from -2 to 4, the row of the bias holds -4 to 1"
     );
     let error = Toeplitz::from_law(1, 0..=3, |_, d| if d == 2 { f64::NAN } else { 0.0 }).unwrap_err();
     assert_eq!(error.to_string(), "the bias of head 0 at distance 2 is NaN");
