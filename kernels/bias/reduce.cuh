@@ -29,7 +29,7 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// GROUP threads work on a row: a warp, for rows of up to 1024 keys, or a block of 256.
+// GROUP threads work on a row: a warp, for rows of up to 1024 keys, or a block of 256 or 512.
 // All threads of the group call these and get the result.
 template <int GROUP> struct Group;
 
@@ -66,6 +66,44 @@ template <> struct Group<256> {
     // A call of `max` or a barrier must lie between two calls: the space is used again.
     __device__ float sum(const float (&pack)[PACKS]) {
         space.sum[threadIdx.x] = ((pack[0] + pack[1]) + pack[2]) + pack[3];
+        __syncthreads();
+        const float* own = space.sum + threadIdx.x % 32;
+        float warp[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) warp[i] = own[32 * i];
+        return warp_sum(((warp[0] + warp[4]) + (warp[2] + warp[6])) + ((warp[1] + warp[5]) + (warp[3] + warp[7])));
+    }
+};
+
+struct WideSpace {
+    float max[16];
+    float pack[1024];
+    float sum[256];
+};
+
+template <> struct Group<512> {
+    static constexpr int PACKS = 2;
+    WideSpace& space;
+
+    __device__ static unsigned lane() { return threadIdx.x; }
+
+    __device__ float max(float x) {
+        x = warp_max(x);
+        if (threadIdx.x % 32 == 0) space.max[threadIdx.x / 32] = x;
+        __syncthreads();
+        float y = space.max[0];
+#pragma unroll
+        for (int i = 1; i < 16; ++i) y = fmaxf(y, space.max[i]);
+        return y;
+    }
+
+    // Half of the threads put together what 256 threads hold in registers. As above for the space.
+    __device__ float sum(const float (&pack)[PACKS]) {
+        space.pack[threadIdx.x] = pack[0];
+        space.pack[threadIdx.x + 512] = pack[1];
+        __syncthreads();
+        const float* four = space.pack + threadIdx.x % 256;
+        if (threadIdx.x < 256) space.sum[threadIdx.x] = ((four[0] + four[256]) + four[512]) + four[768];
         __syncthreads();
         const float* own = space.sum + threadIdx.x % 32;
         float warp[8];

@@ -6,11 +6,16 @@
 // sinks    f32 [heads]
 // lse      f32 [batch, heads, queries]
 //
-// A warp takes a row of up to 1024 keys, a block of 256 a longer one; a thread takes eight keys at a time and keeps their
-// exponentials in registers. Bytes: each logit that is not masked is read once, each probability written once, for rows of
-// up to 32768 keys (`softmax_warp`, `softmax_block`, `softmax_held`). Longer rows are read twice: by one block in two
-// passes (`softmax_long`), or, where rows are few, by a block for each 8192 keys in two launches (`softmax_parts`,
-// `softmax_finish`). All of them give the same bits: the order of every sum is that of reduce.cuh.
+// A thread takes eight keys at a time and keeps their exponentials in registers. Bytes: each logit that is not masked is
+// read once and each probability written once, for rows of up to 32768 keys:
+//
+//     softmax_warp   a warp a row         up to 1024 keys
+//     softmax_long   256 threads a row    up to 8192 keys
+//     softmax_held   512 threads a row    up to 32768 keys
+//
+// Longer rows are read twice by softmax_long, in two passes of one block, or, where rows are few, by a block for each 8192
+// keys in two launches, `mode` 1 and 2. All of them give the same bits: the order of every sum is that of reduce.cuh.
+// softmax_fire is softmax_long for FIRE.
 #include "bias/row.cuh"
 #include "bias/reduce.cuh"
 
@@ -172,38 +177,44 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(softmax_warp)(const Soft
     held<32, 1>(args, index, Group<32>{});
 }
 
-extern "C" __global__ void __launch_bounds__(256) ENTRY(softmax_block)(const SoftmaxArgs args) {
-    __shared__ BlockSpace space;
+extern "C" __global__ void __launch_bounds__(512, 1) ENTRY(softmax_held)(const SoftmaxArgs args) {
+    __shared__ WideSpace space;
     wait_for_predecessor();
-    held<256, 1>(args, blockIdx.x, Group<256>{space});
+    held<512, 4>(args, blockIdx.x, Group<512>{space});
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) ENTRY(softmax_held)(const SoftmaxArgs args) {
-    __shared__ BlockSpace space;
-    wait_for_predecessor();
-    held<256, 4>(args, blockIdx.x, Group<256>{space});
-}
-
-// Rows of any length: a row of several chunks is read twice.
+// mode 0: one block a row, which is read twice if it has several chunks.
+// mode 1: one block a chunk, blockIdx.x = row * chunks + chunk; it writes the chunk's part.
+// mode 2: the same blocks add the row's parts and write their chunk.
 template <bool FIRE> __device__ void passes(const SoftmaxArgs& args, Group<256> group) {
-    Logits<FIRE> logits(args, blockIdx.x);
+    int chunks = args.chunks;
+    unsigned index = args.mode ? blockIdx.x / args.chunks : blockIdx.x;
+    int own = args.mode ? static_cast<int>(blockIdx.x - index * args.chunks) : 0;
+    Logits<FIRE> logits(args, index);
     Part whole = start(args, logits.row);
+    if (args.mode == 2) {
+        // Every thread adds them all, in their order: a few dozen numbers from a cache, and no barrier.
+        const float2* parts = static_cast<const float2*>(args.parts) + static_cast<long long>(index) * chunks;
+        for (int i = 0; i < chunks; ++i) whole.add({parts[i].x, parts[i].y});
+    }
     Chunk<256> chunk;
     Part part;
-    int chunks = args.chunks;
+    int steps = args.mode == 0 ? 2 * chunks : 1;
 #pragma unroll 1
-    for (int i = 0; i < 2 * chunks; ++i) {
+    for (int i = 0; i < steps; ++i) {
         // The first pass sums, the second writes; a single chunk is still in registers then.
-        bool first = i < chunks;
-        int own = first ? i : i - chunks;
-        if (first || chunks > 1) part = chunk.make(args, logits, group, own);
-        if (first) {
+        bool sums = args.mode == 0 && i < chunks;
+        if (args.mode == 0) own = sums ? i : i - chunks;
+        if (args.mode || sums || chunks > 1) part = chunk.make(args, logits, group, own);
+        if (sums) {
             whole.add(part);
+        } else if (args.mode == 1) {
+            if (threadIdx.x == 0) static_cast<float2*>(args.parts)[blockIdx.x] = make_float2(part.max, part.sum);
         } else {
             chunk.store(args, logits, own, factor(whole, part.max, inverse(whole)));
         }
     }
-    if (threadIdx.x == 0) store_lse(args, blockIdx.x, whole);
+    if (args.mode != 1 && threadIdx.x == 0 && (args.mode == 0 || own == 0)) store_lse(args, index, whole);
 }
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(softmax_long)(const SoftmaxArgs args) {
@@ -216,36 +227,4 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(softmax_fire)(const Soft
     __shared__ BlockSpace space;
     wait_for_predecessor();
     passes<true>(args, Group<256>{space});
-}
-
-// One block a chunk: blockIdx.x = row * chunks + chunk.
-extern "C" __global__ void __launch_bounds__(256) ENTRY(softmax_parts)(const SoftmaxArgs args) {
-    __shared__ BlockSpace space;
-    wait_for_predecessor();
-    Group<256> group{space};
-    unsigned index = blockIdx.x / args.chunks;
-    Logits<> logits(args, index);
-    Chunk<256> chunk;
-    Part part = chunk.make(args, logits, group, blockIdx.x - index * args.chunks);
-    if (threadIdx.x == 0) static_cast<float2*>(args.parts)[blockIdx.x] = make_float2(part.max, part.sum);
-}
-
-extern "C" __global__ void __launch_bounds__(256) ENTRY(softmax_finish)(const SoftmaxArgs args) {
-    __shared__ BlockSpace space;
-    wait_for_predecessor();
-    Group<256> group{space};
-    unsigned index = blockIdx.x / args.chunks;
-    unsigned own = blockIdx.x - index * args.chunks;
-    Logits<> logits(args, index);
-    Chunk<256> chunk;
-    Part part = chunk.make(args, logits, group, own);
-    Part whole = start(args, logits.row);
-    const float2* parts = static_cast<const float2*>(args.parts) + static_cast<long long>(index) * args.chunks;
-    // Every thread adds them all, in their order: a few dozen numbers from a cache, and no barrier.
-    for (unsigned i = 0; i < args.chunks; ++i) {
-        float2 next = parts[i];
-        whole.add({next.x, next.y});
-    }
-    chunk.store(args, logits, own, factor(whole, part.max, inverse(whole)));
-    if (own == 0 && threadIdx.x == 0) store_lse(args, index, whole);
 }

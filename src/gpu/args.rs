@@ -348,8 +348,8 @@ args! {
         chunks: u32,
         /// 1: all rows of `x` and `y` begin at a multiple of 16 bytes; 2: those of `mask` too
         aligned: u32,
-        /// keeps the struct's size a multiple of 8
-        unused: u32,
+        /// 0: one block a row; 1: a block a chunk, which writes its part; 2: a block a chunk, which adds the parts
+        mode: u32,
     }
 
     /// `bias/softmax_grad`.
