@@ -1,8 +1,9 @@
-//! Positional encodings on the GPU.
+#![doc = include_str!("../README.md")]
 
 pub mod accuracy;
 pub mod bias;
 mod double;
+pub mod embed;
 mod error;
 pub mod gpu;
 mod positions;

@@ -53,6 +53,7 @@ pub enum Ids<'a> {
 /// |---|---|---|
 /// | [`Positions::ids`] | `[axes, batch, tokens]` | its own id |
 /// | [`Positions::starts`] | `[axes, batch]` | `starts[b] + t` |
+/// | [`Positions::counted`] | none | `t` |
 /// | [`Positions::packed`] | `indptr [sequences + 1]` | `t - indptr[s]` in a batch of one, for the sequence `s` with `indptr[s] <= t < indptr[s + 1]` |
 #[derive(Clone, Copy)]
 pub struct Positions<'a> {
@@ -65,6 +66,7 @@ pub struct Positions<'a> {
 enum Kind<'a> {
     Ids(Ids<'a>),
     Starts(Ids<'a>),
+    Counted,
     Packed { indptr: Read<'a, i32>, sequences: usize, starts: Option<Ids<'a>> },
 }
 
@@ -77,6 +79,11 @@ impl<'a> Positions<'a> {
     /// One start for each sequence, `[batch]`; its tokens follow one another.
     pub fn starts<I: Id>(starts: Read<'a, I>) -> Self {
         Self { kind: Kind::Starts(I::ids(starts)), axis_stride: None, shared: false }
+    }
+
+    /// 0, 1, 2 ... in every sequence; no buffer is read.
+    pub fn counted() -> Self {
+        Self { kind: Kind::Counted, axis_stride: None, shared: true }
     }
 
     /// Sequences packed one after another into a batch of one: `indptr` holds `sequences + 1` first tokens, from 0 to
@@ -111,10 +118,11 @@ impl<'a> Positions<'a> {
         let (kind, buffer, rows, row) = match self.kind {
             Kind::Ids(ids) => (0, Some(ids), if self.shared { 1 } else { batch }, tokens),
             Kind::Starts(starts) => (1, Some(starts), if self.shared { 1 } else { batch }, 1),
+            Kind::Counted => (1, None, 1, 1),
             Kind::Packed { starts, sequences, .. } => (2, starts, 1, sequences),
         };
         if axes > 1 && buffer.is_none() {
-            return Err(Error::Value(format!("the spec has {axes} axes, packed positions without ids have one")));
+            return Err(Error::Value(format!("the spec has {axes} axes, positions without ids have one")));
         }
         let axis_stride = self.axis_stride.unwrap_or(product("batch x tokens of positions", &[rows, row])?);
         if axes > 1 && axis_stride < rows * row {

@@ -2,7 +2,8 @@
 //
 // q, q_out   [batch, tokens, q_heads, dim] by strides in elements (64 bits), channels contiguous; k, k_out likewise
 // positions  ids [axes][batch, tokens], or one start for each sequence
-// rates      [pairs] turns per position in units of 2^-64
+// rates      [pairs] turns per position in units of 2^-64 (exact), frequencies in f32 (compat), or cosines by row (table)
+// sines      sines by row (table)
 // axes       [pairs] axis of each pair, or null
 //
 // One thread owns W pairs of one token: two accesses of W elements, one for each side of the pairs. It makes their
@@ -47,23 +48,110 @@ struct Place {
     }
 };
 
-template <int W>
-__device__ void exact_angles(const RopeArgs& args, unsigned batch, unsigned token, unsigned first_pair, float (&sin)[W],
-                             float (&cos)[W]) {
-    const unsigned long long* rates = static_cast<const unsigned long long*>(args.rates) + first_pair;
-    const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + first_pair;
-    unsigned long long rate[W];
+// Sources of cosine and sine for the W pairs from `pair` on. What they read before `wait_for_predecessor` is the plan's own.
+
+// The exact phase, position * rate modulo one turn.
+struct Exact {
+    template <int W>
+    static __device__ void angles(const RopeArgs& args, unsigned batch, unsigned token, unsigned pair, float (&sin)[W],
+                                  float (&cos)[W]) {
+        const unsigned long long* rates = static_cast<const unsigned long long*>(args.rates) + pair;
+        const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + pair;
+        unsigned long long rate[W];
 #pragma unroll
-    for (int i = 0; i < W; ++i) rate[i] = rates[i];
-    wait_for_predecessor();
-    Place place(args, batch, token);
-    unsigned long long at = place.on(args, 0);
+        for (int i = 0; i < W; ++i) rate[i] = rates[i];
+        wait_for_predecessor();
+        Place place(args, batch, token);
+        unsigned long long at = place.on(args, 0);
 #pragma unroll
-    for (int i = 0; i < W; ++i) {
-        if (args.axes) at = place.on(args, axes[i]);
-        sincos_phase(at * rate[i], sin[i], cos[i]);
+        for (int i = 0; i < W; ++i) {
+            if (args.axes) at = place.on(args, axes[i]);
+            sincos_phase(at * rate[i], sin[i], cos[i]);
+        }
     }
-}
+};
+
+// Hugging Face's: frequency and position in f32, their product rounded once, then an accurate cosine and sine of it.
+struct Compat {
+    template <int W>
+    static __device__ void angles(const RopeArgs& args, unsigned batch, unsigned token, unsigned pair, float (&sin)[W],
+                                  float (&cos)[W]) {
+        const float* frequencies = static_cast<const float*>(args.rates) + pair;
+        const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + pair;
+        wait_for_predecessor();
+        Place place(args, batch, token);
+        float at = static_cast<float>(static_cast<long long>(place.on(args, 0)));
+#pragma unroll
+        for (int i = 0; i < W; ++i) {
+            if (args.axes) at = static_cast<float>(static_cast<long long>(place.on(args, axes[i])));
+            sincos_radians(at * frequencies[i], sin[i], cos[i]);
+        }
+    }
+};
+
+// The caller's rows of cosines and sines.
+struct Table {
+    template <int W>
+    static __device__ void angles(const RopeArgs& args, unsigned batch, unsigned token, unsigned pair, float (&sin)[W],
+                                  float (&cos)[W]) {
+        const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + pair;
+        wait_for_predecessor();
+        Place place(args, batch, token);
+        long long row = clamp(args, place.on(args, 0));
+        if (args.table_aligned && !args.axes) {
+            read<W>(args, args.rates, row * args.table_stride + pair, cos);
+            read<W>(args, args.sines, row * args.table_stride + pair, sin);
+        } else {
+#pragma unroll
+            for (int i = 0; i < W; ++i) {
+                if (args.axes) row = clamp(args, place.on(args, axes[i]));
+                cos[i] = read_one(args, args.rates, row * args.table_stride + pair + i);
+                sin[i] = read_one(args, args.sines, row * args.table_stride + pair + i);
+            }
+        }
+        if (args.beyond) {
+#pragma unroll
+            for (int i = 0; i < W; ++i) {
+                long long at = place.on(args, args.axes ? axes[i] : 0);
+                if (at != clamp(args, at)) {
+                    cos[i] = sin[i] = __int_as_float(0x7fffffff);
+                    if (args.flag) atomicOr(static_cast<unsigned*>(args.flag), 1u);
+                }
+            }
+        }
+    }
+
+private:
+    static __device__ long long clamp(const RopeArgs& args, long long row) {
+        return row < 0 ? 0 : row < args.table_rows ? row : args.table_rows - 1;
+    }
+
+    static __device__ float read_one(const RopeArgs& args, const void* table, long long at) {
+        if (args.table_is_f32) return static_cast<const float*>(table)[at];
+        return T::widen(static_cast<const T::Bits*>(table)[at]);
+    }
+
+    // W values that begin at a multiple of their own access.
+    template <int W>
+    static __device__ void read(const RopeArgs& args, const void* table, long long at, float (&x)[W]) {
+        if (args.table_is_f32) {
+            const float* from = static_cast<const float*>(table) + at;
+            if constexpr (W % 4 == 0) {
+#pragma unroll
+                for (int i = 0; i < W; i += 4) {
+                    uint4 raw = *reinterpret_cast<const uint4*>(from + i);
+                    x[i] = f32::widen(raw.x), x[i + 1] = f32::widen(raw.y);
+                    x[i + 2] = f32::widen(raw.z), x[i + 3] = f32::widen(raw.w);
+                }
+            } else {
+#pragma unroll
+                for (int i = 0; i < W; ++i) x[i] = from[i];
+            }
+        } else {
+            unpack(Pack<W>::load(static_cast<const T::Bits*>(table) + at), x);
+        }
+    }
+};
 
 // The heads of one token that one thread walks in the queries, or in the keys.
 struct Walk {
@@ -93,7 +181,7 @@ struct Walk {
     }
 };
 
-template <int W> __device__ void rope(const RopeArgs& args) {
+template <int W, class Source> __device__ void rope(const RopeArgs& args) {
     unsigned token = blockIdx.x * blockDim.y + threadIdx.y;
     unsigned heads = args.q_heads + args.k_heads;
     unsigned first = (blockIdx.y * blockDim.z + threadIdx.z) * args.heads_per_thread;
@@ -103,7 +191,7 @@ template <int W> __device__ void rope(const RopeArgs& args) {
     for (unsigned batch = blockIdx.z; batch < args.batch; batch += gridDim.z) {
         for (unsigned pair = threadIdx.x * W; pair < args.pairs; pair += blockDim.x * W) {
             float sin[W], cos[W];
-            exact_angles<W>(args, batch, token, pair, sin, cos);
+            Source::template angles<W>(args, batch, token, pair, sin, cos);
 #pragma unroll
             for (int i = 0; i < W; ++i) {
                 cos[i] *= args.factor;
@@ -158,7 +246,16 @@ template <int W> __device__ void rope(const RopeArgs& args) {
 #else
 #define BOUNDS __launch_bounds__(256, 4)
 #endif
+#define LOOSE __launch_bounds__(256, 4)
 
-extern "C" __global__ void BOUNDS ENTRY(rope_wide)(const RopeArgs args) { rope<WIDE>(args); }
-extern "C" __global__ void BOUNDS ENTRY(rope_mid)(const RopeArgs args) { rope<MID>(args); }
-extern "C" __global__ void BOUNDS ENTRY(rope_one)(const RopeArgs args) { rope<1>(args); }
+extern "C" __global__ void BOUNDS ENTRY(rope_wide)(const RopeArgs args) { rope<WIDE, Exact>(args); }
+extern "C" __global__ void BOUNDS ENTRY(rope_mid)(const RopeArgs args) { rope<MID, Exact>(args); }
+extern "C" __global__ void BOUNDS ENTRY(rope_one)(const RopeArgs args) { rope<1, Exact>(args); }
+
+extern "C" __global__ void LOOSE ENTRY(rope_compat_wide)(const RopeArgs args) { rope<WIDE, Compat>(args); }
+extern "C" __global__ void LOOSE ENTRY(rope_compat_mid)(const RopeArgs args) { rope<MID, Compat>(args); }
+extern "C" __global__ void LOOSE ENTRY(rope_compat_one)(const RopeArgs args) { rope<1, Compat>(args); }
+
+extern "C" __global__ void LOOSE ENTRY(rope_table_wide)(const RopeArgs args) { rope<WIDE, Table>(args); }
+extern "C" __global__ void LOOSE ENTRY(rope_table_mid)(const RopeArgs args) { rope<MID, Table>(args); }
+extern "C" __global__ void LOOSE ENTRY(rope_table_one)(const RopeArgs args) { rope<1, Table>(args); }

@@ -149,6 +149,11 @@ macro_rules! args {
             }
         )*
 
+        /// Every struct: its name in C++, its size and its fields.
+        pub fn all() -> Vec<(&'static str, usize, Vec<FieldLayout>)> {
+            vec![$(($name::NAME, size_of::<$name>(), $name::layout())),*]
+        }
+
         /// Every struct as C++: the text of `args.cuh`.
         #[allow(dead_code, reason = "used by build.rs alone")]
         pub fn header() -> String {
@@ -172,8 +177,12 @@ args! {
         positions: In,
         /// where each sequence begins in a packed batch, `sequences + 1` of them
         indptr: In,
-        /// turns per position of each pair in units of 2^-64
+        /// turns per position of each pair in units of 2^-64; frequencies in f32; or cosines by row
         rates: In,
+        /// sines by row
+        sines: In,
+        /// set to 1 if a position lies beyond the table's rows; null for no report
+        flag: Out,
         /// axis of each pair; null with one axis
         axes: In,
         /// elements from one batch, token and head to the next
@@ -188,6 +197,10 @@ args! {
         axis_stride: i64,
         /// elements from one sequence to the next in `positions`; 0 shares a row
         sequence_stride: i64,
+        /// elements from one row to the next in a table
+        table_stride: i64,
+        /// rows of a table
+        table_rows: i64,
         /// tokens of each sequence, or of the packed batch
         tokens: u32,
         /// sequences
@@ -218,6 +231,208 @@ args! {
         factor: f32,
         /// multiplies the sine: 1 forward, -1 back
         sign: f32,
+        /// 1: a table holds f32, 0: the tensors' type
+        table_is_f32: u32,
+        /// 1: rows of a table allow the accesses of the tensors' width
+        table_aligned: u32,
+        /// what a position beyond the table gives: 0 the nearest row, 1 NaN
+        beyond: u32,
+    }
+
+    /// `embed/sinusoid`: the waves of integer positions, added or written.
+    SinusoidArgs {
+        /// embeddings
+        x: Out,
+        /// positions: an id for each token, or one start for each sequence; null counts from 0
+        positions: In,
+        /// where each sequence begins in a packed batch, `sequences + 1` of them
+        indptr: In,
+        /// turns per position of each pair in units of 2^-64
+        rates: In,
+        /// elements from one sequence and one token to the next
+        strides: [i64; 2],
+        /// elements from one sequence to the next in `positions`; 0 shares a row
+        sequence_stride: i64,
+        /// added to every position
+        offset: i64,
+        /// the row of zeros, if `padded`
+        padding: i64,
+        /// tokens of each sequence, or of the packed batch
+        tokens: u32,
+        /// sequences
+        batch: u32,
+        /// sequences that one thread walks; 1 unless they share their positions
+        batches_per_thread: u32,
+        /// `batch` over `batches_per_thread`, rounded up
+        groups: u32,
+        /// pairs of which both waves are there
+        pairs: u32,
+        /// first channel of the second wave, in halves
+        second: u32,
+        /// the last channel of an odd dim: 0 none, 1 one more of the first wave, 2 a zero
+        rest: u32,
+        /// where it lies
+        rest_channel: u32,
+        /// 1: a pair's waves lie side by side
+        interleaved: u32,
+        /// 1: the first wave is the cosine
+        cosine_first: u32,
+        /// 1: there is a row of zeros
+        padded: u32,
+        /// how `positions` is read: 0 an id for each token, 1 a start for each sequence, 2 packed by `indptr`
+        position_kind: u32,
+        /// type of `positions`: 0 i32, 1 i64, 2 u32
+        position_type: u32,
+        /// sequences of a packed batch
+        sequences: u32,
+        /// multiplies `x`
+        scale: f32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
+    }
+
+    /// `embed/timestep`: the waves of fractional positions.
+    TimestepArgs {
+        /// embeddings
+        x: Out,
+        /// timesteps
+        t: In,
+        /// turns per unit of time of each pair, a sum of two f64
+        turns: In,
+        /// added to every timestep
+        offset: f64,
+        /// the row of zeros, if `padded`
+        padding: f64,
+        /// rows
+        times: u32,
+        /// channels
+        dim: u32,
+        /// pairs of which both waves are there
+        pairs: u32,
+        /// first channel of the second wave, in halves
+        second: u32,
+        /// the last channel of an odd dim: 0 none, 1 one more of the first wave, 2 a zero
+        rest: u32,
+        /// where it lies
+        rest_channel: u32,
+        /// 1: a pair's waves lie side by side
+        interleaved: u32,
+        /// 1: the first wave is the cosine
+        cosine_first: u32,
+        /// 1: there is a row of zeros
+        padded: u32,
+        /// 1: timesteps are f64
+        double_time: u32,
+    }
+
+    /// `embed/learned` and the norm's part of `embed/learned_grad`: rows of tables, added and normalised.
+    LearnedArgs {
+        /// embeddings, or the gradient of the sum; the rows of the position table for `learned_rows`
+        x: Out,
+        /// rows that stand in for the token table's, with the strides of `x`
+        source: In,
+        /// gradient of the result, with the strides of `x`
+        grad: In,
+        /// partial sums of the gradients of gain and bias
+        partials: Out,
+        /// the token table; null without it
+        token: In,
+        /// the position table; null without it
+        position: In,
+        /// the type table; null without it
+        types: In,
+        /// the norm's gain; null without it
+        gain: In,
+        /// the norm's bias; null without it
+        bias: In,
+        /// token ids
+        ids: In,
+        /// token types
+        type_ids: In,
+        /// 1 for a token, 0 for padding, in bytes
+        mask: In,
+        /// positions or starts; the kept tokens of earlier calls where tokens are counted
+        positions: In,
+        /// where each sequence begins in a packed batch, `sequences + 1` of them
+        indptr: In,
+        /// the smallest of `4 * token + table` over all ids outside their table
+        fault: Out,
+        /// elements from one sequence and one token to the next in `x`
+        strides: [i64; 2],
+        /// elements from one sequence to the next in `positions`; 0 shares a row
+        sequence_stride: i64,
+        /// rows of the token table
+        token_rows: i64,
+        /// rows of the position table
+        position_rows: i64,
+        /// rows of the type table
+        type_rows: i64,
+        /// added to every position, or the row of a sequence's first kept token
+        first: i64,
+        /// the row of padding
+        padded: i64,
+        /// the id that is padding
+        padding: i64,
+        /// tokens of each sequence, or of the packed batch
+        tokens: u32,
+        /// sequences
+        batch: u32,
+        /// channels
+        dim: u32,
+        /// type of `ids`: 0 i32, 1 i64, 2 u32
+        id_type: u32,
+        /// type of `type_ids`
+        type_id_type: u32,
+        /// how `positions` is read: 0 an id for each token, 1 a start for each sequence, 2 packed by `indptr`
+        position_kind: u32,
+        /// type of `positions`
+        position_type: u32,
+        /// sequences of a packed batch
+        sequences: u32,
+        /// which position row: 0 position + first, 1 counted without the padding id, 2 counted over the mask
+        rule: u32,
+        /// 0 none, 1 layer norm, 2 RMS norm
+        norm: u32,
+        /// multiplies token rows
+        scale: f32,
+        /// added to the variance or the mean square
+        eps: f32,
+    }
+
+    /// The tables' part of `embed/learned_grad`.
+    TableGradArgs {
+        /// gradient of the table, or of the gain; the order for `order`
+        table: Out,
+        /// gradient of the bias; null without it
+        second: Out,
+        /// gradient of the result, or partial sums
+        grad: In,
+        /// ids of the tokens
+        ids: In,
+        /// the tokens in the order of their ids
+        order: In,
+        /// elements from one sequence and one token to the next in `grad`
+        strides: [i64; 2],
+        /// rows of the table
+        rows: i64,
+        /// row of the first position
+        first: i64,
+        /// the id whose row has no gradient
+        skipped: i64,
+        /// tokens of each sequence
+        tokens: u32,
+        /// sequences, or rows of partial sums
+        batch: u32,
+        /// channels
+        dim: u32,
+        /// type of `ids`: 0 i32, 1 i64, 2 u32
+        id_type: u32,
+        /// 1: one id has no gradient
+        skips: u32,
+        /// 1: add to what is there
+        accumulate: u32,
+        /// multiplies the sum
+        scale: f32,
         /// keeps the struct's size a multiple of 8
         unused: u32,
     }

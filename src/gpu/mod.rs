@@ -7,7 +7,7 @@ mod device;
 mod launch;
 mod modules;
 
-pub use args::{Args, FieldLayout};
+pub use args::{Args, FieldLayout, all as arguments};
 pub use buffer::{Read, Write};
 pub use device::Gpu;
 pub use launch::Launch;

@@ -14,7 +14,7 @@ use crate::double::Double;
 use crate::gpu::args::{In, Out, RopeArgs};
 use crate::gpu::{Function, Gpu, Held, Launch, Read, Write};
 use crate::positions::{Positions, Resolved};
-use crate::rotate::Scaling;
+use crate::rotate::{Axes, Scaling};
 use crate::{Error, Heads, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
@@ -58,6 +58,19 @@ pub enum Direction {
     Inverse,
 }
 
+/// How a position becomes an angle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Angles {
+    /// The exact phase, `position * frequency` modulo one turn in 64-bit integers: cos and sin within 1e-7 of the truth at
+    /// every position from -2^31 to 2^31 - 1.
+    #[default]
+    Exact,
+    /// What Hugging Face's models compute: the frequency in f32 ([`Rope::compat_frequency`]), the position in f32, their
+    /// product rounded to f32, and the nearest cosine and sine of that. For parity with a checkpoint's reference code; off
+    /// by 9e-3 at position 131072 and by 8e-2 at a million.
+    HfCompat,
+}
+
 /// Rotary position embedding: what to compute, without shape, element type or device.
 ///
 /// `angle(position, pair) = position * frequency(pair)`, and `attention_factor` multiplies cosine and sine.
@@ -70,6 +83,9 @@ pub enum Direction {
 /// | `base` | | theta of the paper, 10000 there |
 /// | `scaling` | | what stretches the frequencies |
 /// | `attention_factor` | | multiplies cos and sin; YaRN's and LongRoPE's `mscale`, else 1 |
+/// | `axes` | | which axis of the position turns a pair; one for text |
+/// | `pairing_out` | | where a pair is written, if not where it was read; only out of place |
+/// | `angles` | | how a position becomes an angle |
 ///
 /// # Source
 /// RoFormer (arXiv 2104.09864), section 3.2.2, equations 15 and 34.
@@ -95,12 +111,29 @@ pub struct Rope {
     pub scaling: Scaling,
     /// multiplies cos and sin
     pub attention_factor: f64,
+    /// which axis of the position turns a pair
+    pub axes: Axes,
+    /// Where a pair is written; `None` where it was read. Hugging Face's DeepSeek-V3 reads interleaved pairs and writes
+    /// halves, which scores do not show and a cache of keys does.
+    pub pairing_out: Option<Pairing>,
+    /// how a position becomes an angle
+    pub angles: Angles,
 }
 
 impl Rope {
     /// RoPE over the first `rotary` channels, in halves, without scaling.
     pub const fn new(rotary: usize, base: f64) -> Self {
-        Self { rotary, offset: 0, pairing: Pairing::Half, base, scaling: Scaling::None, attention_factor: 1.0 }
+        Self {
+            rotary,
+            offset: 0,
+            pairing: Pairing::Half,
+            base,
+            scaling: Scaling::None,
+            attention_factor: 1.0,
+            axes: Axes::One,
+            pairing_out: None,
+            angles: Angles::Exact,
+        }
     }
 
     /// Pairs that are rotated, `rotary / 2`.
@@ -108,8 +141,13 @@ impl Rope {
         self.rotary / 2
     }
 
+    /// Which channels a pair is written to.
+    pub fn written(&self) -> Pairing {
+        self.pairing_out.unwrap_or(self.pairing)
+    }
+
     /// Refuses a spec outside the law: odd or zero `rotary`, a base that is not finite and above 0, a scaling's
-    /// parameters outside its own law.
+    /// parameters outside its own law, axes that do not fit the pairs.
     ///
     /// # Errors
     /// [`Error::Value`] with the field, the rule and the value.
@@ -126,6 +164,12 @@ impl Rope {
         }
         if !(self.attention_factor.is_finite() && self.attention_factor > 0.0) {
             return wrong(format!("attention_factor is {}, it must be finite and above 0", self.attention_factor));
+        }
+        self.axes.check(self.pairs())?;
+        if !self.axes.one_ladder()
+            && !matches!(self.scaling, Scaling::None | Scaling::Linear { .. } | Scaling::Divisors(_))
+        {
+            return wrong("axes with ladders of their own go with no scaling, a linear one or divisors".into());
         }
         self.scaling.check(self.base, self.rotary)
     }
@@ -169,12 +213,26 @@ impl Rope {
 
     fn exact_frequency(&self, pair: usize) -> Double {
         assert!(pair < self.pairs(), "pair {pair} of {}", self.pairs());
-        self.scaling.frequency(self.base, self.rotary, pair)
+        let (rung, size) = self.axes.rung(pair, self.pairs());
+        self.scaling.frequency(self.base, size, rung, pair)
     }
 
-    /// The angle of `pair` at `position` in radians, within half a turn of zero.
+    /// The angle of `pair` at `position` in radians; exact ones lie within half a turn of zero.
     pub fn angle(&self, position: i64, pair: usize) -> f64 {
-        angle(self.rate(pair), position)
+        self.turner(pair)(position)
+    }
+
+    /// [`Rope::angle`] of one pair, its law evaluated once.
+    fn turner(&self, pair: usize) -> impl Fn(i64) -> f64 {
+        let (rate, frequency) = match self.angles {
+            Angles::Exact => (self.rate(pair), None),
+            Angles::HfCompat => (0, Some(self.compat_frequency(pair))),
+        };
+        move |position| match frequency {
+            // Exact modulo one turn; as a signed number it is the turn nearest to zero.
+            None => rate.wrapping_mul(position as u64) as i64 as f64 * (std::f64::consts::TAU / 18446744073709551616.0),
+            Some(frequency) => f64::from(position as f32 * frequency),
+        }
     }
 
     /// The largest error of a rotated element before it is rounded to its type, for the pair `(a, b)` that it came
@@ -187,12 +245,6 @@ impl Rope {
     }
 }
 
-fn angle(rate: u64, position: i64) -> f64 {
-    // Exact modulo one turn; as a signed number it is the turn nearest to zero.
-    let phase = rate.wrapping_mul(position as u64) as i64;
-    phase as f64 * (std::f64::consts::TAU / 18446744073709551616.0)
-}
-
 // ----------------------------------------------------------------------------------------------------------- reference
 
 impl Rope {
@@ -202,7 +254,7 @@ impl Rope {
     /// |---|---|---|
     /// | `x` | `heads` | queries or keys; channels outside the rotary part stay as they are |
     /// | `heads` | | sizes and strides of `x`, in elements |
-    /// | `positions` | `[batch, tokens]` | any integers; negative ones rotate backwards |
+    /// | `positions` | `[axes, batch, tokens]` | any integers; negative ones rotate backwards |
     ///
     /// # Accuracy
     /// Half an ulp of `T`, and 1e-15 of the pair.
@@ -223,7 +275,13 @@ impl Rope {
     /// # Ok::<(), posenc::Error>(())
     /// ```
     pub fn rotate<T: Scalar>(&self, x: &mut [T], heads: &Heads, positions: &[i64], direction: Direction) -> Result<()> {
-        self.rotate_f64(x, heads, positions, direction, |x, index, value| x[index] = T::from_f64(value))
+        self.check()?;
+        let sin_cos = self.sin_cos();
+        self.rotate_f64(x, heads, positions, direction, sin_cos, |x, _, outputs, values| {
+            for (index, value) in outputs.into_iter().zip(values) {
+                x[index] = T::from_f64(value);
+            }
+        })
     }
 
     /// The wanted values in f64 and the error allowed at each element, for comparison with a rotation of `x`.
@@ -237,21 +295,60 @@ impl Rope {
         positions: &[i64],
         direction: Direction,
     ) -> Result<Expected> {
+        self.check()?;
+        self.expect_f64(x, heads, positions, direction, self.sin_cos())
+    }
+
+    /// [`Rope::expect`] for a rotation by a table: row `position` of `cos` and `sin`, each `[rows, pairs]`; positions beyond
+    /// them take the nearest row.
+    ///
+    /// # Errors
+    /// As [`Rope::rotate`], and if the tables are empty, ragged or of different sizes.
+    pub fn expect_by_table<T: Scalar>(
+        &self,
+        x: &[T],
+        heads: &Heads,
+        positions: &[i64],
+        direction: Direction,
+        (cos, sin): (&[f64], &[f64]),
+    ) -> Result<Expected> {
+        let pairs = self.pairs().max(1);
+        if cos.is_empty() || cos.len() % pairs != 0 || cos.len() != sin.len() {
+            return Err(Error::Value(format!(
+                "cos holds {} values and sin {}, both must hold the same number of rows of {pairs}",
+                cos.len(),
+                sin.len()
+            )));
+        }
+        let last = (cos.len() / pairs - 1) as i64;
+        self.expect_f64(x, heads, positions, direction, |pair, position| {
+            let at = position.clamp(0, last) as usize * pairs + pair;
+            (sin[at], cos[at])
+        })
+    }
+
+    /// Sine and cosine by pair and position.
+    fn sin_cos(&self) -> impl Fn(usize, i64) -> (f64, f64) {
+        let turners: Vec<_> = (0..self.pairs()).map(|pair| self.turner(pair)).collect();
+        move |pair, position| turners[pair](position).sin_cos()
+    }
+
+    fn expect_f64<T: Scalar>(
+        &self,
+        x: &[T],
+        heads: &Heads,
+        positions: &[i64],
+        direction: Direction,
+        sin_cos: impl Fn(usize, i64) -> (f64, f64),
+    ) -> Result<Expected> {
         let mut want: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
         let mut bound = vec![0.0; x.len()];
         let mut source = x.to_vec();
-        let mut pair = None;
-        self.rotate_f64(&mut source, heads, positions, direction, |x, index, value| {
-            // Elements come in pairs, and both bounds need both inputs.
-            match pair.take() {
-                None => pair = Some((index, value)),
-                Some((first, first_value)) => {
-                    let error = self.error_bound(x[first].to_f64(), x[index].to_f64());
-                    for (index, value) in [(first, first_value), (index, value)] {
-                        want[index] = value;
-                        bound[index] = crate::accuracy::rounded::<T>(value, error);
-                    }
-                }
+        self.rotate_f64(&mut source, heads, positions, direction, sin_cos, |_, [a, b], outputs, values| {
+            let error = self.error_bound(x[a].to_f64(), x[b].to_f64());
+            for (index, value) in outputs.into_iter().zip(values) {
+                want[index] = value;
+                bound[index] = crate::accuracy::rounded::<T>(value, error);
             }
         })?;
         Ok(Expected { want, bound })
@@ -263,29 +360,42 @@ impl Rope {
         heads: &Heads,
         positions: &[i64],
         direction: Direction,
-        mut put: impl FnMut(&mut [T], usize, f64),
+        sin_cos: impl Fn(usize, i64) -> (f64, f64),
+        mut put: impl FnMut(&mut [T], [usize; 2], [usize; 2], [f64; 2]),
     ) -> Result<()> {
         self.check_head(heads.dim)?;
         heads.check_written("x", x.len())?;
-        let need = heads.batch * heads.tokens;
+        let row = heads.batch * heads.tokens;
+        let need = row * self.axes.count();
         if positions.len() < need {
             return Err(Error::Length { name: "positions", got: positions.len(), need });
         }
-        let rates: Vec<u64> = (0..self.pairs()).map(|pair| self.rate(pair)).collect();
+        let pairs: Vec<_> = (0..self.pairs())
+            .map(|pair| {
+                let (a, b) = self.pairing.channels(pair, self.rotary);
+                let (a_out, b_out) = self.written().channels(pair, self.rotary);
+                (self.axes.axis(pair, self.pairs()), [a, b], [a_out, b_out])
+            })
+            .collect();
+        let mut inputs = vec![[0.0; 2]; pairs.len()];
+        let mut turns = vec![(0.0, 0.0); pairs.len()];
         for batch in 0..heads.batch {
             for token in 0..heads.tokens {
-                let position = positions[batch * heads.tokens + token];
-                for (pair, &rate) in rates.iter().enumerate() {
-                    let (sin, cos) = angle(rate, position).sin_cos();
+                for (pair, (turn, (axis, _, _))) in turns.iter_mut().zip(&pairs).enumerate() {
+                    let (sin, cos) = sin_cos(pair, positions[axis * row + batch * heads.tokens + token]);
                     let sin = if direction == Direction::Forward { sin } else { -sin };
-                    let (sin, cos) = (sin * self.attention_factor, cos * self.attention_factor);
-                    let (a, b) = self.pairing.channels(pair, self.rotary);
-                    for head in 0..heads.heads {
-                        let a_index = heads.index(batch, token, head, self.offset + a);
-                        let b_index = heads.index(batch, token, head, self.offset + b);
-                        let (a, b) = (x[a_index].to_f64(), x[b_index].to_f64());
-                        put(x, a_index, a * cos - b * sin);
-                        put(x, b_index, a * sin + b * cos);
+                    *turn = (sin * self.attention_factor, cos * self.attention_factor);
+                }
+                for head in 0..heads.heads {
+                    let place = |channels: [usize; 2]| {
+                        channels.map(|channel| heads.index(batch, token, head, self.offset + channel))
+                    };
+                    // All pairs of a head are read before one is written: they may move.
+                    for (input, &(_, channels, _)) in inputs.iter_mut().zip(&pairs) {
+                        *input = place(channels).map(|index| x[index].to_f64());
+                    }
+                    for ((&[a, b], &(sin, cos)), &(_, from, to)) in inputs.iter().zip(&turns).zip(&pairs) {
+                        put(x, place(from), place(to), [a * cos - b * sin, a * sin + b * cos]);
                     }
                 }
             }
@@ -331,10 +441,8 @@ impl Rope {
         let Call { q, q_out, k, .. } = *call;
         let (k, k_out) = k.unwrap_or((Heads { heads: 0, ..q }, Heads { heads: 0, ..q_out }));
         let small = |what: &str, n: usize| {
-            u32::try_from(n)
-                .ok()
-                .filter(|&n| n <= i32::MAX as u32)
-                .ok_or_else(|| Error::Overflow(format!("{n} {what}")))
+            let small = u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32);
+            small.ok_or_else(|| Error::Value(format!("{n} {what} in one call, a kernel counts to {}", i32::MAX)))
         };
         let strides = |heads: &Heads| heads.strides.map(|stride| stride as i64);
 
@@ -395,7 +503,7 @@ impl Rope {
             offset: small("channels before the rotary part", self.offset)?,
             copied: small("channels", copied)?,
             interleaved: u32::from(self.pairing == Pairing::Interleaved),
-            interleaved_out: u32::from(self.pairing == Pairing::Interleaved),
+            interleaved_out: u32::from(self.written() == Pairing::Interleaved),
             factor: self.attention_factor as f32,
             ..RopeArgs::zeroed()
         };
@@ -444,7 +552,10 @@ impl<'a, T: Scalar> Operand<'a, T> {
         let dim = self.shapes().0.dim;
         rope.check_head(dim)?;
         match &self.buffers {
-            Buffers::InPlace { x, heads } => heads.check_written(name, x.len()),
+            Buffers::InPlace { x, heads } => {
+                check_in_place(rope)?;
+                heads.check_written(name, x.len())
+            }
             Buffers::Copy { x, heads, out, out_heads } => {
                 heads.check(name, x.len())?;
                 out_heads.check_written(out_name, out.len())?;
@@ -479,6 +590,51 @@ impl<'a, T: Scalar> Operand<'a, T> {
     }
 }
 
+/// Cosines and sines of the caller, by position: row `p` holds those of position `p` for every pair.
+///
+/// | field | shape | meaning |
+/// |---|---|---|
+/// | `values` | `[rows, pairs]` twice, or `[rows, 2 * pairs]` | f32 or the tensors' type |
+/// | `rows` | | positions from 0 on |
+/// | `stride` | elements | from one row to the next |
+/// | `beyond` | | what a position without a row gives |
+pub struct Table<'a, T> {
+    /// the buffers
+    pub values: TableValues<'a, T>,
+    /// positions that have a row
+    pub rows: usize,
+    /// elements from one row to the next
+    pub stride: usize,
+    /// what a position without a row gives
+    pub beyond: Beyond<'a>,
+}
+
+/// Buffers of a [`Table`]. Without `sin`, a row of `cos` holds the cosines and then the sines, as vLLM's cache does.
+pub enum TableValues<'a, T> {
+    /// in f32
+    F32 {
+        /// cosines
+        cos: Read<'a, f32>,
+        /// sines
+        sin: Option<Read<'a, f32>>,
+    },
+    /// in the tensors' own type, whose rounding then limits the result: 2e-3 in bf16
+    Same {
+        /// cosines
+        cos: Read<'a, T>,
+        /// sines
+        sin: Option<Read<'a, T>>,
+    },
+}
+
+/// What a position without a row in a [`Table`] gives. The table is never read out of bounds.
+pub enum Beyond<'a> {
+    /// the nearest row
+    Clamp,
+    /// NaN in every rotated channel of the token, and 1 in this word if there is one
+    Nan(Option<Write<'a, u32>>),
+}
+
 /// [`Rope`] on a [`Gpu`], for one element type: its rates are uploaded, its kernels loaded.
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; token counts may change from call
@@ -486,9 +642,82 @@ impl<'a, T: Scalar> Operand<'a, T> {
 pub struct RopePlan<T> {
     gpu: Gpu,
     rope: Rope,
-    rates: CudaSlice<u64>,
-    functions: [(&'static str, Function); 3],
+    rates: Rates,
+    axes: Option<CudaSlice<u8>>,
+    /// by width: of the spec's own angles, and by a table
+    functions: [[Function; 3]; 2],
     element: std::marker::PhantomData<T>,
+}
+
+enum Rates {
+    Exact(CudaSlice<u64>),
+    Compat(CudaSlice<f32>),
+}
+
+const WIDTHS: [&str; 3] = ["wide", "mid", "one"];
+
+/// A table's addresses, held for one launch.
+struct HeldTable<'a> {
+    cos: Held<'a, In>,
+    /// `None`: behind the cosines of the same row
+    sin: Option<Held<'a, In>>,
+    flag: Option<Held<'a, Out>>,
+    nan: bool,
+    is_f32: bool,
+}
+
+impl<T: Scalar> Table<'_, T> {
+    fn hold<'a>(&'a mut self, gpu: &'a Gpu, rope: &Rope) -> Result<HeldTable<'a>> {
+        let pairs = rope.pairs();
+        let packed = match &self.values {
+            TableValues::F32 { sin, .. } => sin.is_none(),
+            TableValues::Same { sin, .. } => sin.is_none(),
+        };
+        let row = if packed { 2 * pairs } else { pairs };
+        if self.rows == 0 || self.stride < row || self.rows > i32::MAX as usize {
+            return Err(Error::Value(format!(
+                "the table has {} rows {} elements apart, it needs 1 to {} rows of at least {row}",
+                self.rows,
+                self.stride,
+                i32::MAX
+            )));
+        }
+        let need = crate::shape::span("the table", 0, &[(self.rows, self.stride), (row, 1)])?;
+        let (cos, sin, is_f32) = match &self.values {
+            TableValues::F32 { cos, sin } => {
+                (gpu.read("cos", *cos, need)?, sin.map(|sin| gpu.read("sin", sin, need)).transpose()?, true)
+            }
+            TableValues::Same { cos, sin } => {
+                (gpu.read("cos", *cos, need)?, sin.map(|sin| gpu.read("sin", sin, need)).transpose()?, false)
+            }
+        };
+        let (flag, nan) = match &mut self.beyond {
+            Beyond::Clamp => (None, false),
+            Beyond::Nan(flag) => (flag.as_mut().map(|flag| gpu.write("the flag", &mut **flag, 1)).transpose()?, true),
+        };
+        Ok(HeldTable { cos, sin, flag, nan, is_f32 })
+    }
+}
+
+impl HeldTable<'_> {
+    /// Fills in the table for rows of `pairs` values `stride` apart, read by threads of `width` values.
+    fn apply<T: Scalar>(&self, args: &mut RopeArgs, (rows, stride, width): (usize, usize, usize)) {
+        let element = if self.is_f32 { size_of::<f32>() } else { size_of::<T>() };
+        args.rates = self.cos.address;
+        args.sines = match &self.sin {
+            Some(sin) => sin.address,
+            None => self.cos.address.offset(u64::from(args.pairs) * element as u64),
+        };
+        args.flag = self.flag.as_ref().map_or(Out::NULL, |flag| flag.address);
+        args.beyond = u32::from(self.nan);
+        args.table_rows = rows as i64;
+        args.table_stride = stride as i64;
+        args.table_is_f32 = u32::from(self.is_f32);
+        // One access takes the thread's values, 16 bytes at most.
+        let bytes = (width * element).min(16) as u64;
+        let places = args.rates.address() | args.sines.address() | (stride * element) as u64;
+        args.table_aligned = u32::from(places % bytes == 0);
+    }
 }
 
 impl<T: Scalar> RopePlan<T> {
@@ -498,13 +727,26 @@ impl<T: Scalar> RopePlan<T> {
     /// If the spec is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, rope: &Rope) -> Result<Self> {
         rope.check()?;
-        let rates: Vec<u64> = (0..rope.pairs()).map(|pair| rope.rate(pair)).collect();
-        let load = |entry| Ok((entry, gpu.function("rotate/rope", T::NAME, entry)?));
+        let load = |entry| gpu.function("rotate/rope", T::NAME, entry);
+        let pairs = 0..rope.pairs();
+        let (rates, own) = match rope.angles {
+            Angles::Exact => {
+                let rates: Vec<u64> = pairs.map(|pair| rope.rate(pair)).collect();
+                (Rates::Exact(gpu.upload(&rates)?), [load("rope_wide")?, load("rope_mid")?, load("rope_one")?])
+            }
+            Angles::HfCompat => {
+                let rates: Vec<f32> = pairs.map(|pair| rope.compat_frequency(pair)).collect();
+                let own = [load("rope_compat_wide")?, load("rope_compat_mid")?, load("rope_compat_one")?];
+                (Rates::Compat(gpu.upload(&rates)?), own)
+            }
+        };
+        let by_table = [load("rope_table_wide")?, load("rope_table_mid")?, load("rope_table_one")?];
         Ok(Self {
             gpu: gpu.clone(),
             rope: rope.clone(),
-            rates: gpu.upload(&rates)?,
-            functions: [load("rope_wide")?, load("rope_mid")?, load("rope_one")?],
+            rates,
+            axes: rope.axes.table(rope.pairs()).map(|table| gpu.upload(&table)).transpose()?,
+            functions: [own, by_table],
             element: std::marker::PhantomData,
         })
     }
@@ -557,6 +799,36 @@ impl<T: Scalar> RopePlan<T> {
     /// ```
     pub fn rotate(
         &self,
+        q: Operand<'_, T>,
+        k: Option<Operand<'_, T>>,
+        positions: Positions<'_>,
+        direction: Direction,
+    ) -> Result<()> {
+        self.rotate_from(None, q, k, positions, direction)
+    }
+
+    /// [`RopePlan::rotate`] with cosines and sines from `table` in place of the spec's own; `attention_factor` multiplies
+    /// them too.
+    ///
+    /// # Accuracy
+    /// [`Rope::error_bound`] around the table's values, and the rounding to `T`.
+    ///
+    /// # Errors
+    /// As [`RopePlan::rotate`], and if the table is empty, shorter than its rows, or its rows overlap.
+    pub fn rotate_by_table(
+        &self,
+        table: Table<'_, T>,
+        q: Operand<'_, T>,
+        k: Option<Operand<'_, T>>,
+        positions: Positions<'_>,
+        direction: Direction,
+    ) -> Result<()> {
+        self.rotate_from(Some(table), q, k, positions, direction)
+    }
+
+    fn rotate_from(
+        &self,
+        mut table: Option<Table<'_, T>>,
         mut q: Operand<'_, T>,
         mut k: Option<Operand<'_, T>>,
         positions: Positions<'_>,
@@ -580,7 +852,7 @@ impl<T: Scalar> RopePlan<T> {
             return Ok(());
         }
         let gpu = &self.gpu;
-        let positions = positions.resolve(gpu, 1, q_heads.batch, q_heads.tokens)?;
+        let positions = positions.resolve(gpu, self.rope.axes.count(), q_heads.batch, q_heads.tokens)?;
         let (q, q_out) = q.hold(gpu, "q", "q_out")?;
         let k = k.as_mut().map(|k| k.hold(gpu, "k", "k_out")).transpose()?;
         let (k, k_out) = k.map_or((None, None), |(k, k_out)| (k, Some(k_out)));
@@ -593,6 +865,7 @@ impl<T: Scalar> RopePlan<T> {
         let address = |x: &Option<Held<'_, In>>, out: Out| x.as_ref().map_or(out.as_in(), |x| x.address);
         let k_out = k_out.as_ref().map_or(Out::NULL, |k_out| k_out.address);
         self.run(
+            table.as_mut(),
             Addresses { q: address(&q, q_out.address), q_out: q_out.address, k: address(&k, k_out), k_out },
             (q_heads, q_out_heads),
             k_shapes,
@@ -620,6 +893,35 @@ impl<T: Scalar> RopePlan<T> {
         positions: Positions<'_>,
         direction: Direction,
     ) -> Result<()> {
+        self.rotate_packed_from(None, x, q, k, positions, direction)
+    }
+
+    /// [`RopePlan::rotate_packed`] with cosines and sines from `table`.
+    ///
+    /// # Errors
+    /// As [`RopePlan::rotate_packed`] and [`RopePlan::rotate_by_table`].
+    pub fn rotate_packed_by_table(
+        &self,
+        table: Table<'_, T>,
+        x: Write<'_, T>,
+        q: Heads,
+        k: Heads,
+        positions: Positions<'_>,
+        direction: Direction,
+    ) -> Result<()> {
+        self.rotate_packed_from(Some(table), x, q, k, positions, direction)
+    }
+
+    fn rotate_packed_from(
+        &self,
+        mut table: Option<Table<'_, T>>,
+        x: Write<'_, T>,
+        q: Heads,
+        k: Heads,
+        positions: Positions<'_>,
+        direction: Direction,
+    ) -> Result<()> {
+        check_in_place(&self.rope)?;
         for (name, heads) in [("q", &q), ("k", &k)] {
             self.rope.check_head(heads.dim)?;
             heads.check_written(name, x.len())?;
@@ -630,15 +932,16 @@ impl<T: Scalar> RopePlan<T> {
         }
         q.check_apart("q", &k, "k")?;
         let gpu = &self.gpu;
-        let positions = positions.resolve(gpu, 1, q.batch, q.tokens)?;
+        let positions = positions.resolve(gpu, self.rope.axes.count(), q.batch, q.tokens)?;
         let x = gpu.write("x", x, q.span()?.max(k.span()?))?;
         let (x, out) = (x.address.as_in(), x.address);
         let addresses = Addresses { q: x, q_out: out, k: x, k_out: out };
-        self.run(addresses, (q, q), Some((k, k)), true, &positions, direction)
+        self.run(table.as_mut(), addresses, (q, q), Some((k, k)), true, &positions, direction)
     }
 
     fn run(
         &self,
+        table: Option<&mut Table<'_, T>>,
         addresses: Addresses,
         (q, q_out): (Heads, Heads),
         k: Option<(Heads, Heads)>,
@@ -655,7 +958,7 @@ impl<T: Scalar> RopePlan<T> {
         // Kernels get the address of each tensor's first element, so that an offset costs nothing there.
         let at = |heads: &Heads| (heads.offset * size_of::<T>()) as u64;
         let (k, k_out) = k.unwrap_or((Heads::thd(0, 0, 0), Heads::thd(0, 0, 0)));
-        let rates = gpu.read("rates", &self.rates, self.rope.pairs())?;
+        let axes = self.axes.as_ref().map(|axes| gpu.read("axes", axes, self.rope.pairs())).transpose()?;
         launch.args = RopeArgs {
             q: addresses.q.offset(at(&q)),
             q_out: addresses.q_out.offset(at(&q_out)),
@@ -663,7 +966,7 @@ impl<T: Scalar> RopePlan<T> {
             k_out: addresses.k_out.offset(at(&k_out)),
             positions: positions.ids(),
             indptr: positions.indptr(),
-            rates: rates.address,
+            axes: axes.as_ref().map_or(In::NULL, |axes| axes.address),
             axis_stride: positions.axis_stride,
             sequence_stride: positions.sequence_stride,
             position_kind: positions.kind,
@@ -672,9 +975,24 @@ impl<T: Scalar> RopePlan<T> {
             sign: if direction == Direction::Forward { 1.0 } else { -1.0 },
             ..launch.args
         };
-        let function = self.functions.iter().find(|(entry, _)| *entry == launch.entry);
-        let (_, function) = function.unwrap_or(&self.functions[2]);
-        gpu.launch(function, &launch)
+        let width = WIDTHS.iter().position(|width| launch.entry.ends_with(width)).unwrap_or(WIDTHS.len() - 1);
+        let [own, by_table] = &self.functions;
+        match table {
+            None => {
+                let rates = match &self.rates {
+                    Rates::Exact(rates) => gpu.read("rates", rates, self.rope.pairs())?,
+                    Rates::Compat(rates) => gpu.read("rates", rates, self.rope.pairs())?,
+                };
+                launch.args.rates = rates.address;
+                gpu.launch(&own[width], &launch)
+            }
+            Some(table) => {
+                let (rows, stride) = (table.rows, table.stride);
+                let held = table.hold(gpu, &self.rope)?;
+                held.apply::<T>(&mut launch.args, (rows, stride, [16 / size_of::<T>(), 8 / size_of::<T>(), 1][width]));
+                gpu.launch(&by_table[width], &launch)
+            }
+        }
     }
 }
 
@@ -685,6 +1003,18 @@ struct Addresses {
     k_out: Out,
 }
 
+/// Refuses pairs that move: in place, one thread's store would fall on another thread's load.
+fn check_in_place(rope: &Rope) -> Result<()> {
+    if rope.written() == rope.pairing {
+        return Ok(());
+    }
+    Err(Error::Value(format!(
+        "pairing is {:?} and pairing_out {:?}: pairs move, so the rotation cannot be in place",
+        rope.pairing,
+        rope.written()
+    )))
+}
+
 /// Refuses keys that do not go with the queries.
 fn check_pair(q: &Heads, k: &Heads) -> Result<()> {
     let differ = |what: &str, q: usize, k: usize| {
@@ -693,4 +1023,99 @@ fn check_pair(q: &Heads, k: &Heads) -> Result<()> {
     differ("sequences", q.batch, k.batch)?;
     differ("tokens", q.tokens, k.tokens)?;
     differ("channels", q.dim, k.dim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(q: Heads, k: Option<Heads>, in_place: bool, element: usize) -> Call {
+        Call { q, q_out: q, k: k.map(|k| (k, k)), in_place, alignment: 16, element, multiprocessors: 132 }
+    }
+
+    /// Runs the kernel's index arithmetic and counts how often each (token, head, first pair) is reached.
+    fn covered(launch: &Launch<RopeArgs>, width: usize) -> bool {
+        let a = &launch.args;
+        let (tokens, heads, groups) = (a.tokens as usize, (a.q_heads + a.k_heads) as usize, a.pairs as usize / width);
+        let mut count = vec![0u8; tokens * heads * groups];
+        for (block_x, block_y) in (0..launch.grid[0]).flat_map(|x| (0..launch.grid[1]).map(move |y| (x, y))) {
+            for (y, z) in (0..launch.block[1]).flat_map(|y| (0..launch.block[2]).map(move |z| (y, z))) {
+                let token = (block_x * launch.block[1] + y) as usize;
+                let first = ((block_y * launch.block[2] + z) * a.heads_per_thread) as usize;
+                if token >= tokens || first >= heads {
+                    continue;
+                }
+                for head in first..(first + a.heads_per_thread as usize).min(heads) {
+                    for lane in 0..launch.block[0] as usize {
+                        for group in (lane..groups).step_by(launch.block[0] as usize) {
+                            count[(token * heads + head) * groups + group] += 1;
+                        }
+                    }
+                }
+            }
+        }
+        count.iter().all(|&n| n == 1)
+    }
+
+    #[test]
+    fn every_token_count_is_covered_once_without_idle_blocks() {
+        let rope = Rope::new(128, 10_000.0);
+        for (hq, hk) in [(32, 8), (8, 1), (71, 1)] {
+            for tokens in 1..=4096 {
+                let (q, k) = (Heads::thd(tokens, hq, 128), Heads::thd(tokens, hk, 128));
+                let launch = rope.launch(&call(q, Some(k), true, 2)).unwrap();
+                launch.check().unwrap();
+                assert_eq!(launch.entry, "rope_wide");
+                if tokens < 64 || tokens % 97 == 0 {
+                    assert!(covered(&launch, 8), "{tokens} tokens, {hq} and {hk} heads: {launch:?}");
+                }
+                // Threads that have no token or no head: less than half, and less than a block's worth for long calls.
+                let threads: u64 = launch.grid.iter().chain(&launch.block).map(|&n| u64::from(n)).product();
+                let walks = (hq + hk).div_ceil(launch.args.heads_per_thread as usize);
+                let busy = (tokens * walks * 8) as u64;
+                assert!(threads <= 4 * busy, "{tokens} tokens: {threads} threads for {busy}, {launch:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn few_tokens_spread_their_heads_and_many_walk_them() {
+        let rope = Rope::new(128, 10_000.0);
+        let launch = |tokens| {
+            let (q, k) = (Heads::thd(tokens, 32, 128), Heads::thd(tokens, 8, 128));
+            rope.launch(&call(q, Some(k), true, 2)).unwrap()
+        };
+        assert_eq!(launch(1).args.heads_per_thread, 1);
+        assert_eq!(launch(1 << 20).args.heads_per_thread, 40);
+        // Half a million blocks of one sequence, and more sequences than a grid is deep.
+        let deep = Heads::bthd(70_000, 1, 4, 128);
+        assert_eq!(rope.launch(&call(deep, None, true, 2)).unwrap().grid[2], 65535);
+    }
+
+    #[test]
+    fn width_follows_sizes_strides_and_addresses() {
+        let entry = |rope: &Rope, q: Heads, in_place: bool, alignment: usize, element: usize| {
+            rope.launch(&Call { alignment, ..call(q, None, in_place, element) }).unwrap().entry
+        };
+        let rope = Rope::new(64, 10_000.0);
+        let q = Heads::thd(3, 2, 64);
+        assert_eq!(entry(&rope, q, true, 16, 2), "rope_wide");
+        assert_eq!(entry(&rope, q, true, 8, 2), "rope_mid");
+        assert_eq!(entry(&rope, q, true, 4, 2), "rope_one");
+        assert_eq!(entry(&rope, q.row(132), true, 16, 2), "rope_mid");
+        assert_eq!(entry(&rope, q.row(132), true, 16, 4), "rope_wide");
+        assert_eq!(entry(&rope, q.at(1), true, 16, 4), "rope_one");
+        // 24 of 96 channels, GPT-NeoX-20B: 12 pairs are three accesses of 8 bytes.
+        assert_eq!(entry(&Rope::new(24, 10_000.0), Heads::thd(3, 64, 96), true, 16, 2), "rope_mid");
+        // What is copied beside the rotary part counts out of place alone.
+        assert_eq!(entry(&rope, Heads::thd(3, 1, 70), false, 16, 2), "rope_one");
+        // A stride that is never taken does not count.
+        assert_eq!(entry(&rope, Heads { strides: [1, 1, 64], ..Heads::thd(1, 2, 64) }, true, 16, 2), "rope_wide");
+    }
+
+    #[test]
+    fn more_tokens_than_a_kernel_counts_are_refused() {
+        let error = Rope::new(2, 1e4).launch(&call(Heads::thd(1 << 31, 1, 2), None, true, 2)).unwrap_err();
+        assert_eq!(error.to_string(), "2147483648 tokens in one call, a kernel counts to 2147483647");
+    }
 }

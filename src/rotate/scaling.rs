@@ -361,12 +361,13 @@ impl Yarn {
 // ----------------------------------------------------------------------------------------------------------------- law
 
 impl Scaling {
-    /// The law: the frequency of `pair`, in radians per position, from the base and the rotary size.
+    /// The law: the frequency of `pair`, in radians per position, which is the number `rung` of a ladder of `rotary` channels
+    /// on `base`. Without axes of their own ladders, `rung` is `pair` and `rotary` the rotary size.
     ///
     /// Where a length is missing, as within the original context.
-    pub(crate) fn frequency(&self, base: f64, rotary: usize, pair: usize) -> Double {
+    pub(crate) fn frequency(&self, base: f64, rotary: usize, rung: usize, pair: usize) -> Double {
         let size = Double::from(rotary as f64);
-        let exponent = Double::from(-2.0 * pair as f64) / size;
+        let exponent = Double::from(-2.0 * rung as f64) / size;
         let plain = Double::from(base).pow(exponent);
         // base^(-2i/d) with base * alpha^(d/(d-2)) for the base
         let ntk = |alpha: Double| {
@@ -565,16 +566,17 @@ impl Rope {
     /// ```
     pub fn compat_frequency(&self, pair: usize) -> f32 {
         assert!(pair < self.pairs(), "pair {pair} of {}", self.pairs());
-        self.scaling.compat_frequency(self.base, self.rotary, pair)
+        let (rung, size) = self.axes.rung(pair, self.pairs());
+        self.scaling.compat_frequency(self.base, size, rung, pair)
     }
 }
 
 impl Scaling {
     // f64 to f32 rounds to the nearest, as torch does with a Python number beside an f32 tensor.
-    fn compat_frequency(&self, base: f64, rotary: usize, pair: usize) -> f32 {
+    fn compat_frequency(&self, base: f64, rotary: usize, rung: usize, pair: usize) -> f32 {
         let size = rotary as f32;
         let power = |base: f64| {
-            let exponent = (2 * pair) as f32 / size;
+            let exponent = (2 * rung) as f32 / size;
             f64::from(base as f32).powf(f64::from(exponent)) as f32
         };
         let plain = 1.0 / power(base);

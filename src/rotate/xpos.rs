@@ -27,9 +27,9 @@ use crate::{Direction, Error, Heads, Result, Rope, Scalar};
 /// use posenc::Rope;
 /// use posenc::rotate::{Side, XPos};
 /// let xpos = XPos::new(Rope::new(64, 10_000.0));
-/// assert_eq!(xpos.zeta(0), 0.4 / 1.4);
-/// assert_eq!(xpos.scale(512, 0, Side::Query), 0.4 / 1.4);
-/// assert_eq!(xpos.scale(-512, 0, Side::Key), 0.4 / 1.4);
+/// assert!((xpos.zeta(0) - 2.0 / 7.0).abs() < 1e-16);
+/// assert_eq!(xpos.scale(0, 0, Side::Query), 1.0);
+/// assert_eq!(xpos.scale(-7, 0, Side::Key), xpos.scale(7, 0, Side::Query));
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct XPos {
@@ -137,7 +137,7 @@ impl XPos {
     /// let xpos = XPos::new(Rope::new(2, 10_000.0));
     /// let mut q = [1.0f32, 0.0];
     /// xpos.rotate(&mut q, &Heads::thd(1, 1, 2), &[512], Side::Query, Direction::Forward)?;
-    /// assert_eq!(q, [(512f64.cos() * (0.4 / 1.4)) as f32, (512f64.sin() * (0.4 / 1.4)) as f32]);
+    /// assert_eq!(q, [(512f64.cos() * 2.0 / 7.0) as f32, (512f64.sin() * 2.0 / 7.0) as f32]);
     /// # Ok::<(), posenc::Error>(())
     /// ```
     pub fn rotate<T: Scalar>(

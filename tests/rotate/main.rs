@@ -1,4 +1,8 @@
 //! The rotate room's tests, one file for each of its encodings.
 
+mod axes;
+mod rope;
 mod scaling;
+#[path = "../support/mod.rs"]
+mod support;
 mod xpos;

@@ -117,14 +117,18 @@ fn test(emulator: bool, filter: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// A folder of its own: packages build under the workspace's own names, and cargo would take one's artifacts for the other's.
+const PACKAGE_TARGET: &str = "target/package-check";
+
 fn check() -> Result<()> {
     let tools = cuda::Tools::fetch()?;
     run(Command::new(env!("CARGO")).args(["fmt", "--all", "--check"]))?;
     run(cargo(&tools).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     run(cargo(&tools).args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     // The package builds from itself alone, with and without NVRTC.
-    run(cargo(&tools).args(["package", "--package", "posenc", "--allow-dirty"]))?;
+    run(cargo(&tools).args(["package", "--package", "posenc", "--allow-dirty", "--target-dir", PACKAGE_TARGET]))?;
     let mut bare = Command::new(env!("CARGO"));
-    bare.args(["package", "--package", "posenc", "--allow-dirty"]).env("POSENC_NVRTC", "/nowhere");
+    bare.args(["package", "--package", "posenc", "--allow-dirty", "--target-dir", PACKAGE_TARGET])
+        .env("POSENC_NVRTC", "/nowhere");
     run(&mut bare)
 }

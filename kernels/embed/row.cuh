@@ -1,0 +1,48 @@
+// Rows in units of 8 channels, and sums over the threads of a row.
+//
+// A thread owns whole units whatever the width of its accesses, so that sums are made in one order and every width gives
+// the same bits.
+#pragma once
+
+#include "common/scalar.cuh"
+
+constexpr int UNIT = 8;
+
+// Channels channel .. channel + 7 of a row of `dim`; zero behind its end.
+template <int W> __device__ void load_unit(const T::Bits* row, unsigned channel, unsigned dim, float (&x)[UNIT]) {
+#pragma unroll
+    for (int i = 0; i < UNIT; i += W) {
+        float part[W] = {};
+        if (channel + i < dim) unpack(Pack<W>::load(row + channel + i), part);
+#pragma unroll
+        for (int j = 0; j < W; ++j) x[i + j] = part[j];
+    }
+}
+
+template <int W> __device__ void store_unit(T::Bits* row, unsigned channel, unsigned dim, const float (&x)[UNIT]) {
+#pragma unroll
+    for (int i = 0; i < UNIT; i += W) {
+        float part[W];
+#pragma unroll
+        for (int j = 0; j < W; ++j) part[j] = x[i + j];
+        if (channel + i < dim) pack(part).store(row + channel + i);
+    }
+}
+
+// The sum over all threads with this threadIdx.y, in one order. blockDim.x is a multiple of 32, at most 256; a block has at
+// most 256 threads. Every thread of the block must come here.
+__device__ inline float sum_row(float x) {
+    __shared__ float parts[8];
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    unsigned warps = blockDim.x / 32;
+    if (warps == 1) return x;
+    unsigned first = threadIdx.y * warps;
+    if (threadIdx.x % 32 == 0) parts[first + threadIdx.x / 32] = x;
+    __syncthreads();
+    float sum = 0.0f;
+    for (unsigned warp = 0; warp < warps; ++warp) sum += parts[first + warp];
+    // The next sum writes the same places.
+    __syncthreads();
+    return sum;
+}

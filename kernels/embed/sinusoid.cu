@@ -1,0 +1,103 @@
+// Sinusoid:  x = x * scale + wave(position * rate),  or without the first term.
+//
+// x          [batch, tokens, dim] by strides in elements (64 bits), channels contiguous
+// positions  ids [batch, tokens], or one start for each sequence, or none
+// rates      [pairs] turns per position in units of 2^-64
+//
+// One thread owns W pairs of one token: two accesses of W channels, one for each wave. It makes their angles once and
+// walks `batches_per_thread` sequences if they share their positions.
+//
+// Bytes: `add` reads and writes every element once, `write` writes it once; there is no table. A rate is 8 bytes a pair
+// and an id up to 8 bytes a token, from a cache after their first use.
+#include "args.cuh"
+#include "common/angle.cuh"
+#include "common/scalar.cuh"
+#include "embed/place.cuh"
+
+template <int W> struct Waves {
+    float first[W], second[W];
+
+    __device__ Waves() = default;
+    __device__ Waves(const SinusoidArgs& args, long long position, unsigned pair) {
+        const unsigned long long* rates = static_cast<const unsigned long long*>(args.rates) + pair;
+        unsigned long long row = static_cast<unsigned long long>(position) + args.offset;
+        bool zero = args.padded && row == static_cast<unsigned long long>(args.padding);
+#pragma unroll
+        for (int i = 0; i < W; ++i) {
+            float sin, cos;
+            sincos_phase(row * rates[i], sin, cos);
+            first[i] = zero ? 0.0f : args.cosine_first ? cos : sin;
+            second[i] = zero ? 0.0f : args.cosine_first ? sin : cos;
+        }
+    }
+};
+
+// The W channels at `to` are scaled and gain `wave`.
+template <int W, bool ADD> __device__ void add(Pack<W>& channels, const float (&wave)[W], float scale) {
+    float x[W];
+    if constexpr (ADD) {
+        unpack(channels, x);
+#pragma unroll
+        for (int i = 0; i < W; ++i) x[i] = fmaf(x[i], scale, wave[i]);
+        channels = pack(x);
+    } else {
+        channels = pack(wave);
+    }
+}
+
+template <int W, bool ADD> __device__ void sinusoid(const SinusoidArgs& args) {
+    unsigned token = blockIdx.x * blockDim.y + threadIdx.y;
+    if (token >= args.tokens) return;
+    wait_for_predecessor();
+    for (unsigned group = blockIdx.y; group < args.groups; group += gridDim.y) {
+        unsigned first = group * args.batches_per_thread;
+        unsigned last = min(first + args.batches_per_thread, args.batch);
+        T::Bits* row = static_cast<T::Bits*>(args.x) + first * args.strides[0] + token * args.strides[1];
+        long long position = place(args, first, token);
+#pragma unroll 1
+        for (unsigned pair = threadIdx.x * W; pair < args.pairs; pair += blockDim.x * W) {
+            Waves<W> waves(args, position, pair);
+            unsigned a = args.interleaved ? 2 * pair : pair;
+            unsigned b = args.interleaved ? a + W : pair + args.second;
+            T::Bits* x = row;
+#pragma unroll 1
+            for (unsigned batch = first; batch < last; ++batch, x += args.strides[0]) {
+                Pack<W> a_pack, b_pack;
+                if constexpr (ADD) {
+                    a_pack = Pack<W>::load(x + a);
+                    b_pack = Pack<W>::load(x + b);
+                    if (args.interleaved) split(a_pack, b_pack);
+                }
+                add<W, ADD>(a_pack, waves.first, args.scale);
+                add<W, ADD>(b_pack, waves.second, args.scale);
+                if (args.interleaved) merge(a_pack, b_pack);
+                a_pack.store(x + a);
+                b_pack.store(x + b);
+            }
+        }
+        // The last channel of an odd dim: one wave more, or a zero.
+        if (args.rest && threadIdx.x == 0) {
+            Waves<1> waves;
+            waves.first[0] = 0.0f;
+            if (args.rest == 1) waves = Waves<1>(args, position, args.pairs);
+            T::Bits* x = row + args.rest_channel;
+#pragma unroll 1
+            for (unsigned batch = first; batch < last; ++batch, x += args.strides[0]) {
+                Pack<1> channel;
+                if constexpr (ADD) channel = Pack<1>::load(x);
+                add<1, ADD>(channel, waves.first, args.scale);
+                channel.store(x);
+            }
+        }
+    }
+    release_successor();
+}
+
+#define BOUNDS __launch_bounds__(256, 4)
+
+extern "C" __global__ void BOUNDS ENTRY(sinusoid_add_wide)(const SinusoidArgs args) { sinusoid<WIDE, true>(args); }
+extern "C" __global__ void BOUNDS ENTRY(sinusoid_add_mid)(const SinusoidArgs args) { sinusoid<MID, true>(args); }
+extern "C" __global__ void BOUNDS ENTRY(sinusoid_add_one)(const SinusoidArgs args) { sinusoid<1, true>(args); }
+extern "C" __global__ void BOUNDS ENTRY(sinusoid_write_wide)(const SinusoidArgs args) { sinusoid<WIDE, false>(args); }
+extern "C" __global__ void BOUNDS ENTRY(sinusoid_write_mid)(const SinusoidArgs args) { sinusoid<MID, false>(args); }
+extern "C" __global__ void BOUNDS ENTRY(sinusoid_write_one)(const SinusoidArgs args) { sinusoid<1, false>(args); }

@@ -1,0 +1,538 @@
+//! Learned tables: rows of a token table, a position table and a type table are gathered, added and normalised.
+//!
+//! ```text
+//! v[t]   = token[id[t]] * scale + position[row(t)] + type[kind[t]]
+//! out[t] = v[t],  (v - mean) / sqrt(variance + eps) * gain + bias,  or  v / sqrt(mean square + eps) * gain
+//! ```
+
+use crate::embed::Tokens;
+use crate::embed::sinusoid::check_scale;
+use crate::embed::tokens::at_least;
+use crate::shape::product;
+use crate::{Error, Result, Scalar};
+
+// ---------------------------------------------------------------------------------------------------------------- spec
+
+/// Which row of the position table a token reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// `position + offset`: 0 in GPT-2, BERT and ViT, 2 in BART.
+    Offset(i64),
+    /// Tokens that are no padding are counted in each sequence: the first reads row `first`, the next `first + 1`.
+    /// Padding reads row `padded`.
+    ///
+    /// | model | `padding` | `first` | `padded` |
+    /// |---|---|---|---|
+    /// | RoBERTa, XLM-R, MPNet, ESM with padding id p | `Some(p)` | `p + 1` | `p` |
+    /// | OPT | `None` | 2 | 1 |
+    /// | GPT-2 padded on the left | `None` | 0 | 1 |
+    Kept {
+        /// the id that is padding; `None` asks the mask
+        padding: Option<i64>,
+        /// row of a sequence's first token
+        first: i64,
+        /// row of padding
+        padded: i64,
+    },
+}
+
+/// What follows the sum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Norm {
+    /// `(v - mean) / sqrt(variance + eps) * gain + bias`: BERT, RoBERTa.
+    Layer {
+        /// added to the variance
+        eps: f64,
+    },
+    /// `v / sqrt(mean square + eps) * gain`.
+    Rms {
+        /// added to the mean square
+        eps: f64,
+    },
+}
+
+/// A learned embedding: what to compute, without shape, element type or device.
+///
+/// | field | unit | meaning |
+/// |---|---|---|
+/// | `dim` | channels | of one row of every table |
+/// | `scale` | | multiplies token rows: 1, or `sqrt(dim)` in the paper, M2M100, Marian |
+/// | `rows` | | which row of the position table a token reads |
+/// | `norm` | | what follows the sum |
+///
+/// # Source
+/// "Attention Is All You Need" (arXiv 1706.03762), section 3.4; BERT (arXiv 1810.04805), figure 2.
+///
+/// # Example
+/// ```
+/// use posenc::embed::{Learned, Norm};
+/// let bert = Learned { norm: Some(Norm::Layer { eps: 1e-12 }), ..Learned::new(768) };
+/// bert.check()?;
+/// # Ok::<(), posenc::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Learned {
+    /// channels of one row of every table
+    pub dim: usize,
+    /// multiplies token rows
+    pub scale: f64,
+    /// which row of the position table a token reads
+    pub rows: Rows,
+    /// what follows the sum
+    pub norm: Option<Norm>,
+}
+
+impl Learned {
+    /// Token plus position, as in GPT-2.
+    pub const fn new(dim: usize) -> Self {
+        Self { dim, scale: 1.0, rows: Rows::Offset(0), norm: None }
+    }
+
+    /// Refuses `dim` 0, a `scale` that f32 does not hold, an `eps` that is not finite or below 0.
+    ///
+    /// # Errors
+    /// [`Error::Value`] with the field, the rule and the value.
+    pub fn check(&self) -> Result<()> {
+        if self.dim == 0 || self.dim > i32::MAX as usize {
+            return Err(Error::Value(format!("dim is {}, it must be between 1 and 2^31 - 1", self.dim)));
+        }
+        check_scale(self.scale)?;
+        if let Some(Norm::Layer { eps } | Norm::Rms { eps }) = self.norm
+            && !(eps.is_finite() && eps >= 0.0)
+        {
+            return Err(Error::Value(format!("eps is {eps}, it must be finite and at least 0")));
+        }
+        Ok(())
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------------- law
+
+impl Rows {
+    /// The row of a token. `position` counts all tokens from the start of the sequence, or is the position it was given;
+    /// `kept` counts the tokens before it that are no padding, those of earlier calls included; `padding` says whether it
+    /// is padding itself.
+    pub const fn row(self, position: i64, kept: i64, padding: bool) -> i64 {
+        match self {
+            Self::Offset(offset) => position.wrapping_add(offset),
+            Self::Kept { padded, .. } if padding => padded,
+            Self::Kept { first, .. } => first.wrapping_add(kept),
+        }
+    }
+}
+
+impl Learned {
+    /// The largest error of an element of a sum before it is rounded to its type, from the magnitude of its terms,
+    /// `magnitude = |token * scale| + |position| + |type|`: `4 * 2^-24 * magnitude`, for the roundings of `scale`, of a
+    /// fused multiply-add and of a sum. A gather of one table with scale 1 is exact.
+    pub fn sum_error_bound(magnitude: f64) -> f64 {
+        4.0 * f32::ROUNDOFF * magnitude + 4.0 * f32::TINY
+    }
+
+    /// The largest error of a normalised element before it is rounded to its type:
+    ///
+    /// `|gain| (1 + |y|) (d + depth * 2^-24) + 2^-23 (|gain y| + |bias|)` with `d = depth * 2^-24 * magnitude / sigma`
+    ///
+    /// where `y` is the element before gain and bias, `sigma` the square root that it was divided by, `magnitude` the
+    /// largest of [`Learned::sum_error_bound`] in the row, and `depth = dim / 256 + 32` bounds the additions that one
+    /// value goes through. It is of first order in `d`.
+    pub fn norm_error_bound(&self, y: f64, gain: f64, bias: f64, magnitude: f64, sigma: f64) -> f64 {
+        let depth = (self.dim as f64 / 256.0 + 32.0) * f32::ROUNDOFF;
+        let d = depth * magnitude / sigma;
+        gain.abs() * (1.0 + y.abs()) * (d + depth)
+            + 2.0 * f32::ROUNDOFF * ((gain * y).abs() + bias.abs())
+            + 4.0 * f32::TINY
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- reference
+
+/// The tables of one call on the CPU, each `[rows, dim]` by its length; an empty one is not there.
+#[derive(Clone, Copy, Debug)]
+pub struct Tables<'a, T> {
+    /// by token id; without it, the rows of `x` take its place
+    pub token: &'a [T],
+    /// by the row that [`Rows`] gives
+    pub position: &'a [T],
+    /// by token type
+    pub types: &'a [T],
+    /// `[dim]`, of the norm; ones without it
+    pub gain: &'a [T],
+    /// `[dim]`, of the norm; zeros without it
+    pub bias: &'a [T],
+}
+
+impl<T> Default for Tables<'_, T> {
+    fn default() -> Self {
+        Self { token: &[], position: &[], types: &[], gain: &[], bias: &[] }
+    }
+}
+
+/// What the tokens of one call are, on the CPU: each `[batch, tokens]`, or empty where nothing asks for it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lookup<'a> {
+    /// token ids
+    pub ids: &'a [i64],
+    /// token types
+    pub types: &'a [i64],
+    /// 1 for a token, 0 for padding
+    pub mask: &'a [u8],
+    /// positions, for [`Rows::Offset`]; counted from 0 without them
+    pub positions: &'a [i64],
+    /// `[batch]`, the tokens of earlier calls that were no padding, for [`Rows::Kept`]; 0 without them
+    pub past: &'a [i64],
+}
+
+/// The rows that one token reads; `None` where there is no table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Row {
+    /// of the token table
+    pub token: Option<usize>,
+    /// of the position table
+    pub position: Option<usize>,
+    /// of the type table
+    pub types: Option<usize>,
+}
+
+/// The gradients of a call on the CPU, in f64: as long as the tables that they belong to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Gradients {
+    /// of the sum `v`, `[batch, tokens, dim]`
+    pub sum: Vec<f64>,
+    /// of the token table
+    pub token: Vec<f64>,
+    /// of the position table
+    pub position: Vec<f64>,
+    /// of the type table
+    pub types: Vec<f64>,
+    /// of the norm's gain
+    pub gain: Vec<f64>,
+    /// of the norm's bias
+    pub bias: Vec<f64>,
+}
+
+/// One row before and after its norm, in f64.
+pub(crate) struct Normed {
+    /// before gain and bias
+    pub y: Vec<f64>,
+    /// what it was divided by
+    pub sigma: f64,
+}
+
+impl Learned {
+    /// The rows that every token reads, `[batch, tokens]`: the position rule, and the check of every id.
+    ///
+    /// # Errors
+    /// If an id, a type or a position's row lies outside its table, or an array that is asked for has another length than
+    /// `batch * tokens`.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::embed::{Learned, Lookup, Rows, Tables};
+    /// // RoBERTa's positions with padding id 1.
+    /// let rows = Rows::Kept { padding: Some(1), first: 2, padded: 1 };
+    /// let learned = Learned { rows, ..Learned::new(1) };
+    /// let tables = Tables { token: &[0.0f32; 9], position: &[0.0; 8], ..Tables::default() };
+    /// let lookup = Lookup { ids: &[5, 6, 1, 7, 1], ..Lookup::default() };
+    /// let rows = learned.rows(1, 5, &tables, &lookup)?;
+    /// let positions: Vec<_> = rows.iter().filter_map(|row| row.position).collect();
+    /// assert_eq!(positions, [2, 3, 1, 4, 1]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn rows<T: Scalar>(
+        &self,
+        batch: usize,
+        tokens: usize,
+        tables: &Tables<'_, T>,
+        lookup: &Lookup<'_>,
+    ) -> Result<Vec<Row>> {
+        self.check()?;
+        let all = product("batch x tokens", &[batch, tokens])?;
+        let exact = |name: &'static str, got: usize, wanted: bool, need: usize| {
+            if wanted && got != need {
+                return Err(Error::Value(format!("{name} holds {got} elements, the call needs {need}")));
+            }
+            Ok(())
+        };
+        let kept = match self.rows {
+            Rows::Kept { padding, .. } if !tables.position.is_empty() => Some(padding),
+            _ => None,
+        };
+        let needs_ids = !tables.token.is_empty() || matches!(kept, Some(Some(_)));
+        exact("ids", lookup.ids.len(), needs_ids, all)?;
+        exact("types", lookup.types.len(), !tables.types.is_empty(), all)?;
+        exact("mask", lookup.mask.len(), kept == Some(None), all)?;
+        exact("positions", lookup.positions.len(), !lookup.positions.is_empty(), all)?;
+        exact("past", lookup.past.len(), !lookup.past.is_empty(), batch)?;
+        let inside = |name: &str, index: usize, id: i64, table: &[T], table_name: &str| {
+            let rows = table.len() / self.dim;
+            match usize::try_from(id) {
+                Ok(row) if row < rows => Ok(Some(row)),
+                _ => Err(Error::Value(format!("{name}[{index}] is {id}, the {table_name} table has {rows} rows"))),
+            }
+        };
+        let mut rows = Vec::with_capacity(all);
+        for sequence in 0..batch {
+            let mut seen = lookup.past.get(sequence).copied().unwrap_or(0);
+            for token in 0..tokens {
+                let index = sequence * tokens + token;
+                let mut row = Row::default();
+                if !tables.token.is_empty() {
+                    row.token = inside("ids", index, lookup.ids[index], tables.token, "token")?;
+                }
+                if !tables.types.is_empty() {
+                    row.types = inside("types", index, lookup.types[index], tables.types, "type")?;
+                }
+                if !tables.position.is_empty() {
+                    let padding = match kept {
+                        None => false,
+                        Some(None) => lookup.mask[index] == 0,
+                        Some(Some(padding)) => lookup.ids[index] == padding,
+                    };
+                    let position = lookup.positions.get(index).copied().unwrap_or(token as i64);
+                    let at = self.rows.row(position, seen, padding);
+                    seen += i64::from(!padding);
+                    row.position = inside("the position row of token", index, at, tables.position, "position")?;
+                }
+                rows.push(row);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Gathers, adds and normalises on the CPU: f64 arithmetic, one rounding at the end.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `x` | `tokens` | written; read too if there is no token table |
+    /// | `tables` | `[rows, dim]` each | the tables that there are |
+    /// | `lookup` | `[batch, tokens]` each | what the tokens are |
+    ///
+    /// # Accuracy
+    /// Half an ulp of `T`, and 1e-15 of the terms; 1e-12 after a norm.
+    ///
+    /// # Errors
+    /// As [`Learned::rows`], and if the shape is refused or a table is no whole number of rows. Nothing is written then.
+    ///
+    /// # Source
+    /// BERT (arXiv 1810.04805), figure 2; layer norm arXiv 1607.06450, RMS norm arXiv 1910.07467.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::embed::{Learned, Lookup, Tables, Tokens};
+    /// let tables = Tables { token: &[1.0f32, 2.0, 3.0], position: &[10.0, 20.0], ..Tables::default() };
+    /// let mut x = [0.0; 2];
+    /// let lookup = Lookup { ids: &[2, 0], ..Lookup::default() };
+    /// Learned::new(1).gather(&mut x, &Tokens::new(1, 2, 1), &tables, &lookup)?;
+    /// assert_eq!(x, [13.0, 21.0]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn gather<T: Scalar>(
+        &self,
+        x: &mut [T],
+        tokens: &Tokens,
+        tables: &Tables<'_, T>,
+        lookup: &Lookup<'_>,
+    ) -> Result<()> {
+        tokens.check_written("x", self.dim, x.len())?;
+        self.check_tables(tables)?;
+        let rows = self.rows(tokens.batch, tokens.tokens, tables, lookup)?;
+        for (index, row) in rows.iter().enumerate() {
+            let at = tokens.index(index / tokens.tokens, index % tokens.tokens, 0);
+            let (v, _) = self.sum(row, &x[at..at + self.dim], tables);
+            let out = match self.normed(&v) {
+                None => v,
+                Some(Normed { y, .. }) => {
+                    y.iter().enumerate().map(|(c, y)| y * of(tables.gain, c, 1.0) + of(tables.bias, c, 0.0)).collect()
+                }
+            };
+            for (x, out) in x[at..].iter_mut().zip(out) {
+                *x = T::from_f64(out);
+            }
+        }
+        Ok(())
+    }
+
+    /// The wanted values of [`Learned::gather`] in f64 and the error allowed at each element of `x`, for comparison with a
+    /// kernel.
+    ///
+    /// # Errors
+    /// As [`Learned::gather`].
+    pub fn expect<T: Scalar>(
+        &self,
+        x: &[T],
+        tokens: &Tokens,
+        tables: &Tables<'_, T>,
+        lookup: &Lookup<'_>,
+    ) -> Result<crate::rotate::Expected> {
+        tokens.check_written("x", self.dim, x.len())?;
+        self.check_tables(tables)?;
+        let mut want: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
+        let mut bound = vec![0.0; x.len()];
+        let rows = self.rows(tokens.batch, tokens.tokens, tables, lookup)?;
+        for (index, row) in rows.iter().enumerate() {
+            let at = tokens.index(index / tokens.tokens, index % tokens.tokens, 0);
+            let (v, magnitude) = self.sum(row, &x[at..at + self.dim], tables);
+            let normed = self.normed(&v);
+            let largest = magnitude.iter().copied().fold(0.0, f64::max);
+            let exact = self.scale == 1.0 && row.position.is_none() && row.types.is_none();
+            for c in 0..self.dim {
+                let (value, error) = match &normed {
+                    None if exact => (v[c], None),
+                    None => (v[c], Some(Self::sum_error_bound(magnitude[c]))),
+                    Some(Normed { y, sigma }) => {
+                        let (gain, bias) = (of(tables.gain, c, 1.0), of(tables.bias, c, 0.0));
+                        (y[c] * gain + bias, Some(self.norm_error_bound(y[c], gain, bias, largest, *sigma)))
+                    }
+                };
+                want[at + c] = value;
+                bound[at + c] = error.map_or(0.0, |error| crate::accuracy::rounded::<T>(value, error));
+            }
+        }
+        Ok(crate::rotate::Expected { want, bound })
+    }
+
+    /// The gradients of a scalar with respect to every table, from its gradient with respect to [`Learned::gather`]'s
+    /// result, in f64.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `x` | `[batch, tokens, dim]` | what `gather` read in place of token rows; empty with a token table |
+    /// | `grad` | `[batch, tokens, dim]` | gradient of the result |
+    ///
+    /// # Errors
+    /// As [`Learned::gather`].
+    pub fn grad<T: Scalar>(
+        &self,
+        (batch, tokens): (usize, usize),
+        x: &[T],
+        grad: &[T],
+        tables: &Tables<'_, T>,
+        lookup: &Lookup<'_>,
+    ) -> Result<Gradients> {
+        self.check_tables(tables)?;
+        let rows = self.rows(batch, tokens, tables, lookup)?;
+        let need = product("batch x tokens x dim", &[batch, tokens, self.dim])?;
+        at_least("grad", grad.len(), need)?;
+        if tables.token.is_empty() {
+            at_least("x", x.len(), need)?;
+        }
+        let dim = self.dim;
+        let mut gradients = Gradients {
+            sum: vec![0.0; need],
+            token: vec![0.0; tables.token.len()],
+            position: vec![0.0; tables.position.len()],
+            types: vec![0.0; tables.types.len()],
+            gain: vec![0.0; if self.norm.is_some() { dim } else { 0 }],
+            bias: vec![0.0; if matches!(self.norm, Some(Norm::Layer { .. })) { dim } else { 0 }],
+        };
+        for (index, row) in rows.iter().enumerate() {
+            let at = index * dim;
+            let empty: &[T] = &[];
+            let x = if tables.token.is_empty() { &x[at..at + dim] } else { empty };
+            let (v, _) = self.sum(row, x, tables);
+            let grad: Vec<f64> = grad[at..at + dim].iter().map(|grad| grad.to_f64()).collect();
+            let sum = match self.normed(&v) {
+                None => grad,
+                Some(Normed { y, sigma }) => {
+                    for c in 0..dim {
+                        gradients.gain[c] += grad[c] * y[c];
+                        if let Some(bias) = gradients.bias.get_mut(c) {
+                            *bias += grad[c];
+                        }
+                    }
+                    let g: Vec<f64> = (0..dim).map(|c| grad[c] * of(tables.gain, c, 1.0)).collect();
+                    let along = g.iter().zip(&y).map(|(g, y)| g * y).sum::<f64>() / dim as f64;
+                    let mean = match self.norm {
+                        Some(Norm::Layer { .. }) => g.iter().sum::<f64>() / dim as f64,
+                        _ => 0.0,
+                    };
+                    g.iter().zip(&y).map(|(g, y)| (g - mean - y * along) / sigma).collect()
+                }
+            };
+            for (c, sum) in sum.into_iter().enumerate() {
+                gradients.sum[at + c] = sum;
+                if let Some(row) = row.token {
+                    gradients.token[row * dim + c] += sum * self.scale;
+                }
+                if let Some(row) = row.position {
+                    gradients.position[row * dim + c] += sum;
+                }
+                if let Some(row) = row.types {
+                    gradients.types[row * dim + c] += sum;
+                }
+            }
+        }
+        Ok(gradients)
+    }
+
+    /// Refuses tables that are no whole number of rows, and a norm's vectors without a norm or of another length.
+    fn check_tables<T>(&self, tables: &Tables<'_, T>) -> Result<()> {
+        self.check()?;
+        for (name, table) in [("token", tables.token), ("position", tables.position), ("type", tables.types)] {
+            if table.len() % self.dim != 0 {
+                return Err(Error::Value(format!(
+                    "the {name} table holds {} elements, its rows hold {}",
+                    table.len(),
+                    self.dim
+                )));
+            }
+        }
+        let layer = matches!(self.norm, Some(Norm::Layer { .. }));
+        for (name, vector, allowed) in [("gain", tables.gain, self.norm.is_some()), ("bias", tables.bias, layer)] {
+            if !vector.is_empty() && !allowed {
+                return Err(Error::Value(format!("there is a {name} and the spec has no norm that uses it")));
+            }
+            if !vector.is_empty() && vector.len() != self.dim {
+                return Err(Error::Value(format!("{name} holds {} elements, dim is {}", vector.len(), self.dim)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The sum of one token's rows, and the sum of their magnitudes.
+    fn sum<T: Scalar>(&self, row: &Row, x: &[T], tables: &Tables<'_, T>) -> (Vec<f64>, Vec<f64>) {
+        (0..self.dim)
+            .map(|c| {
+                let token =
+                    row.token.map_or_else(|| x[c], |row| tables.token[row * self.dim + c]).to_f64() * self.scale;
+                let position = row.position.map_or(0.0, |row| tables.position[row * self.dim + c].to_f64());
+                let types = row.types.map_or(0.0, |row| tables.types[row * self.dim + c].to_f64());
+                (token + position + types, token.abs() + position.abs() + types.abs())
+            })
+            .unzip()
+    }
+
+    fn normed(&self, v: &[f64]) -> Option<Normed> {
+        let dim = self.dim as f64;
+        let (mean, eps) = match self.norm? {
+            Norm::Layer { eps } => (v.iter().sum::<f64>() / dim, eps),
+            Norm::Rms { eps } => (0.0, eps),
+        };
+        let square = v.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / dim;
+        let sigma = (square + eps).sqrt();
+        Some(Normed { y: v.iter().map(|v| (v - mean) / sigma).collect(), sigma })
+    }
+}
+
+/// Element `c` of a vector that may not be there.
+fn of<T: Scalar>(vector: &[T], c: usize, default: f64) -> f64 {
+    vector.get(c).map_or(default, |x| x.to_f64())
+}
+
+/// The indices of `ids` in the order of their ids, equal ids in the order of their indices: what the gradients of tables
+/// are summed by. The kernel [`GradPlan::order`](crate::embed::GradPlan::order) makes the same.
+///
+/// ```
+/// assert_eq!(posenc::embed::order(&[7, 3, 7, 0])?, [3, 1, 0, 2]);
+/// # Ok::<(), posenc::Error>(())
+/// ```
+///
+/// # Errors
+/// If there are more than 2^32 - 1 ids.
+pub fn order(ids: &[i64]) -> Result<Vec<u32>> {
+    let count = u32::try_from(ids.len()).map_err(|_| Error::Overflow(format!("{} ids", ids.len())))?;
+    let mut order: Vec<u32> = (0..count).collect();
+    order.sort_by_key(|&index| ids[index as usize]);
+    Ok(order)
+}

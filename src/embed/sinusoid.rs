@@ -1,0 +1,660 @@
+//! The sinusoid: sines and cosines of the position at geometrically spaced frequencies.
+//!
+//! ```text
+//! angle(position, pair) = (position + offset) * frequency(pair)
+//! frequency(pair)       = scale * max_period^(-pair / (half - shift))
+//! channel               = sin(angle) or cos(angle) of its pair
+//! ```
+
+use std::f64::consts::TAU;
+use std::marker::PhantomData;
+
+use bytemuck::Zeroable;
+use cudarc::driver::CudaSlice;
+
+use crate::double::Double;
+use crate::embed::Tokens;
+use crate::embed::launch::{alignment, small, spread, width};
+use crate::embed::tokens::at_least;
+use crate::gpu::args::SinusoidArgs;
+use crate::gpu::{Function, Launch, Write};
+use crate::rotate::Pairing;
+use crate::shape::product;
+use crate::{Error, Gpu, Positions, Result, Scalar};
+
+// ---------------------------------------------------------------------------------------------------------------- spec
+
+/// One of the two functions that a pair of channels holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Wave {
+    /// sin(angle)
+    #[default]
+    Sine,
+    /// cos(angle)
+    Cosine,
+}
+
+impl Wave {
+    /// The other one.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Sine => Self::Cosine,
+            Self::Cosine => Self::Sine,
+        }
+    }
+}
+
+/// What happens to the last channel of an odd `dim`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Odd {
+    /// An odd `dim` is an error: Whisper, CTRL.
+    #[default]
+    Refuse,
+    /// The last channel is 0, and `half` is `(dim - 1) / 2`: tensor2tensor, fairseq, M2M100, diffusers, GLIDE.
+    Zero,
+    /// The first wave has one channel more, and `half` is `dim / 2`, a fraction: "Attention Is All You Need", Marian,
+    /// DistilBERT, XLM.
+    Longer,
+}
+
+/// Whether frequencies are rounded before they meet the position, as some reference code does.
+///
+/// The exact frequency is rounded to f32 and, for the half types, once more; `scale` multiplies afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Frequencies {
+    /// as the formula says
+    #[default]
+    Exact,
+    /// to f32
+    F32,
+    /// to f32, then to f16
+    F16,
+    /// To f32, then to bf16: Qwen-Image in bf16.
+    Bf16,
+}
+
+impl Frequencies {
+    fn round(self, frequency: f64) -> f64 {
+        let single = frequency as f32;
+        match self {
+            Self::Exact => frequency,
+            Self::F32 => f64::from(single),
+            Self::F16 => half::f16::from_f32(single).to_f64(),
+            Self::Bf16 => half::bf16::from_f32(single).to_f64(),
+        }
+    }
+}
+
+/// Sinusoidal position embedding: what to compute, without shape, element type or device.
+///
+/// | field | unit | meaning |
+/// |---|---|---|
+/// | `dim` | channels | of one token |
+/// | `pairing` | | `Interleaved` puts a pair's two waves side by side, `Half` puts all of one wave first |
+/// | `first` | | the wave that comes first, in a pair or in the halves |
+/// | `odd` | | what an odd `dim` means |
+/// | `shift` | pairs | frequency shift: 0 as in the paper, 1 so that the last frequency is `1 / max_period` exactly |
+/// | `max_period` | | 10000 in the paper |
+/// | `scale` | | multiplies positions |
+/// | `offset` | positions | added to every position |
+/// | `padding` | positions | rows whose position, offset included, is this one are zero |
+/// | `frequencies` | | rounding of the frequencies, for parity with one model |
+///
+/// The settings of real models:
+///
+/// | model | |
+/// |---|---|
+/// | "Attention Is All You Need", DistilBERT, XLM | `Sinusoid::new(dim)` |
+/// | Transformer-XL, XLNet, CTRL | `pairing: Half` |
+/// | Marian | `pairing: Half, odd: Longer` |
+/// | fairseq, M2M100, XGLM, Speech2Text | `pairing: Half, shift: 1.0, odd: Zero, padding: Some(p), offset: p + 1` |
+/// | Whisper | `pairing: Half, shift: 1.0` |
+/// | Musicgen | `pairing: Half, shift: 1.0, first: Cosine, odd: Zero` |
+/// | timesteps of diffusion models | [`Sinusoid::timestep`] |
+///
+/// # Source
+/// "Attention Is All You Need" (arXiv 1706.03762), section 3.5.
+///
+/// # Example
+/// ```
+/// use posenc::embed::Sinusoid;
+/// let sinusoid = Sinusoid::new(512);
+/// assert_eq!(sinusoid.frequency(0), 1.0);
+/// assert_eq!(sinusoid.frequency(128), 0.01);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sinusoid {
+    /// channels of one token
+    pub dim: usize,
+    /// where a pair's two channels lie
+    pub pairing: Pairing,
+    /// the wave that comes first
+    pub first: Wave,
+    /// what an odd `dim` means
+    pub odd: Odd,
+    /// frequency shift
+    pub shift: f64,
+    /// the longest period, over 2 pi
+    pub max_period: f64,
+    /// multiplies positions
+    pub scale: f64,
+    /// added to every position
+    pub offset: i64,
+    /// the position, offset included, of zero rows
+    pub padding: Option<i64>,
+    /// rounding of the frequencies
+    pub frequencies: Frequencies,
+}
+
+impl Sinusoid {
+    /// The paper's sinusoid: sine and cosine side by side, periods up to 10000 times 2 pi.
+    pub const fn new(dim: usize) -> Self {
+        Self {
+            dim,
+            pairing: Pairing::Interleaved,
+            first: Wave::Sine,
+            odd: Odd::Longer,
+            shift: 0.0,
+            max_period: 10_000.0,
+            scale: 1.0,
+            offset: 0,
+            padding: None,
+            frequencies: Frequencies::Exact,
+        }
+    }
+
+    /// Pairs that have a frequency, `ceil(dim / 2)` with [`Odd::Longer`] and `floor(dim / 2)` otherwise.
+    pub const fn pairs(&self) -> usize {
+        match self.odd {
+            Odd::Longer => self.dim.div_ceil(2),
+            Odd::Zero | Odd::Refuse => self.dim / 2,
+        }
+    }
+
+    /// What the exponent is divided by: half the channels, less `shift`.
+    fn denominator(&self) -> f64 {
+        let half = match self.odd {
+            Odd::Longer => self.dim as f64 / 2.0,
+            Odd::Zero | Odd::Refuse => (self.dim / 2) as f64,
+        };
+        half - self.shift
+    }
+
+    /// Refuses a spec outside the law: `dim` 0, an odd `dim` that `odd` refuses, a `shift` that leaves nothing to divide
+    /// by, a `max_period` or `scale` that is not finite or of the wrong sign.
+    ///
+    /// # Errors
+    /// [`Error::Value`] with the field, the rule and the value.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |text: String| Err(Error::Value(text));
+        if self.dim == 0 || self.dim > u32::MAX as usize {
+            return wrong(format!("dim is {}, it must be between 1 and 2^32 - 1", self.dim));
+        }
+        if self.dim % 2 == 1 {
+            if self.odd == Odd::Refuse {
+                return wrong(format!(
+                    "dim is {}, it must be even unless odd says what the last channel holds",
+                    self.dim
+                ));
+            }
+            if self.odd == Odd::Zero && self.dim == 1 {
+                return wrong("dim is 1, with a zero in the last channel it must be at least 2".into());
+            }
+        }
+        if !(self.max_period.is_finite() && self.max_period > 0.0) {
+            return wrong(format!("max_period is {}, it must be finite and above 0", self.max_period));
+        }
+        if !self.scale.is_finite() {
+            return wrong(format!("scale is {}, it must be finite", self.scale));
+        }
+        if !self.shift.is_finite() {
+            return wrong(format!("shift is {}, it must be finite", self.shift));
+        }
+        let denominator = self.denominator();
+        if denominator <= 0.0 {
+            return wrong(format!(
+                "shift is {} and half of dim {} is {}, half - shift divides the exponent and must be above 0",
+                self.shift,
+                self.dim,
+                denominator + self.shift
+            ));
+        }
+        // Frequencies run from max_period^0 to max_period^(-(pairs - 1) / denominator); a shift near half makes the last
+        // one vanish or overflow.
+        let last = (self.pairs() - 1) as f64 / denominator * self.max_period.ln().abs();
+        if last > 600.0 {
+            return wrong(format!(
+                "shift is {} and max_period {}, the last frequency is max_period^(-{} / {denominator}) and leaves f64",
+                self.shift,
+                self.max_period,
+                self.pairs() - 1
+            ));
+        }
+        if self.scale.abs() > 1e12 {
+            return wrong(format!("scale is {}, its magnitude must be at most 1e12", self.scale));
+        }
+        Ok(())
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------------- law
+
+impl Sinusoid {
+    /// Radians per position of `pair`, `scale` included: the nearest `f64`.
+    ///
+    /// # Panics
+    /// If there is no such pair.
+    pub fn frequency(&self, pair: usize) -> f64 {
+        self.exact_frequency(pair).hi
+    }
+
+    /// Turns per position of `pair` in units of 2^-64, rounded to the nearest: what a kernel multiplies integer positions
+    /// by. The phase at position p is `|p| * 2^-65` turns from the truth at most.
+    ///
+    /// # Panics
+    /// If there is no such pair.
+    pub fn rate(&self, pair: usize) -> u64 {
+        self.exact_frequency(pair).rate()
+    }
+
+    pub(crate) fn exact_frequency(&self, pair: usize) -> Double {
+        assert!(pair < self.pairs(), "pair {pair} of {}", self.pairs());
+        let exponent = Double::from(-(pair as f64)) / Double::from(self.denominator());
+        let plain = Double::from(self.max_period).pow(exponent);
+        let rounded = match self.frequencies {
+            Frequencies::Exact => plain,
+            other => Double::from(other.round(plain.hi)),
+        };
+        rounded * Double::from(self.scale)
+    }
+
+    /// The pair and the wave of `channel`; `None` where the channel is always 0.
+    pub fn channel(&self, channel: usize) -> Option<(usize, Wave)> {
+        let longer = self.pairs();
+        let shorter = self.dim / 2;
+        match self.pairing {
+            Pairing::Interleaved if channel / 2 < longer => {
+                let wave = if channel.is_multiple_of(2) { self.first } else { self.first.other() };
+                Some((channel / 2, wave))
+            }
+            Pairing::Half if channel < longer => Some((channel, self.first)),
+            Pairing::Half if channel < longer + shorter => Some((channel - longer, self.first.other())),
+            _ => None,
+        }
+    }
+
+    /// The value of `channel` at an integer `position`, from the exact phase: within `1e-15 + |position| * 2^-65 * 2 pi`.
+    ///
+    /// # Panics
+    /// If `channel` is not below `dim`.
+    pub fn value(&self, position: i64, channel: usize) -> f64 {
+        assert!(channel < self.dim, "channel {channel} of {}", self.dim);
+        let row = self.row(position);
+        match self.channel(channel) {
+            Some((pair, wave)) if Some(row) != self.padding => wave.of_phase(self.rate(pair).wrapping_mul(row as u64)),
+            _ => 0.0,
+        }
+    }
+
+    /// `position + offset`. It may wrap: phases are multiples of 2^-64 of a turn, so that 2^64 positions are whole turns.
+    fn row(&self, position: i64) -> i64 {
+        position.wrapping_add(self.offset)
+    }
+
+    /// The largest error of a written element before it is rounded to its type:
+    /// `1e-7 + |position + offset| * 2^-65 * 2 pi`, 1.01e-7 at position 2^31.
+    pub fn error_bound(&self, position: i64) -> f64 {
+        1e-7 + self.row(position).unsigned_abs() as f64 * (TAU / 36893488147419103232.0)
+    }
+
+    /// The largest error of an element of [`Sinusoid::add`] before it is rounded to its type: [`Sinusoid::error_bound`],
+    /// and `2^-24 * (2 |x * scale| + 2)` for the roundings of `scale`, of the sinusoid and of the sum to f32.
+    pub fn add_error_bound(&self, position: i64, x: f64, scale: f64) -> f64 {
+        self.error_bound(position) + f32::ROUNDOFF * (2.0 * (x * scale).abs() + 2.0) + 2.0 * f32::TINY
+    }
+}
+
+impl Wave {
+    /// This wave of a phase in units of 2^-64 of a turn.
+    fn of_phase(self, phase: u64) -> f64 {
+        let angle = phase as i64 as f64 * (TAU / 18446744073709551616.0);
+        match self {
+            Self::Sine => angle.sin(),
+            Self::Cosine => angle.cos(),
+        }
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- reference
+
+impl Sinusoid {
+    /// Writes one row per position on the CPU: f64 arithmetic, one rounding at the end.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `out` | `[positions, dim]` | written |
+    /// | `positions` | `[positions]` | any integers, negative ones too |
+    ///
+    /// # Accuracy
+    /// Half an ulp of `T` beyond [`Sinusoid::value`].
+    ///
+    /// # Errors
+    /// If the spec is refused or `out` is too short. Nothing is written then.
+    ///
+    /// # Source
+    /// "Attention Is All You Need" (arXiv 1706.03762), section 3.5.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::embed::Sinusoid;
+    /// let mut row = [0.0f32; 4];
+    /// Sinusoid::new(4).write(&mut row, &[1])?;
+    /// assert_eq!(row, [1f64.sin() as f32, 1f64.cos() as f32, 0.01f64.sin() as f32, 0.01f64.cos() as f32]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn write<T: Scalar>(&self, out: &mut [T], positions: &[i64]) -> Result<()> {
+        self.check()?;
+        at_least("out", out.len(), product("positions x dim", &[positions.len(), self.dim])?)?;
+        let value = self.rows();
+        for (row, &position) in out.chunks_exact_mut(self.dim).zip(positions) {
+            for (channel, out) in row.iter_mut().enumerate() {
+                *out = T::from_f64(value(position, channel));
+            }
+        }
+        Ok(())
+    }
+
+    /// `x = x * scale + sinusoid` in place, on the CPU: f64 arithmetic, one rounding at the end.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `x` | `tokens` | embeddings |
+    /// | `positions` | `[batch, tokens]` | or `[tokens]`, the same for every sequence |
+    /// | `scale` | | multiplies `x`: 1, or `sqrt(dim)` in the paper |
+    ///
+    /// # Accuracy
+    /// Half an ulp of `T`, and 1e-15.
+    ///
+    /// # Errors
+    /// If the spec, the shape or `scale` is refused, or there are neither `tokens` nor `batch * tokens` positions.
+    /// Nothing is written then.
+    ///
+    /// # Source
+    /// "Attention Is All You Need" (arXiv 1706.03762), sections 3.4 and 3.5.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::embed::{Sinusoid, Tokens};
+    /// let mut x = [0.5f32, -1.0];
+    /// Sinusoid::new(2).add(&mut x, &Tokens::new(1, 1, 2), &[0], 2.0)?;
+    /// assert_eq!(x, [1.0, -1.0]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn add<T: Scalar>(&self, x: &mut [T], tokens: &Tokens, positions: &[i64], scale: f64) -> Result<()> {
+        self.check()?;
+        tokens.check_written("x", self.dim, x.len())?;
+        check_scale(scale)?;
+        let each = product("batch x tokens", &[tokens.batch, tokens.tokens])?;
+        let shared = positions.len() == tokens.tokens;
+        if !shared && positions.len() != each {
+            return Err(Error::Value(format!(
+                "positions holds {} elements, it must hold {} or {each}",
+                positions.len(),
+                tokens.tokens
+            )));
+        }
+        let value = self.rows();
+        for batch in 0..tokens.batch {
+            for token in 0..tokens.tokens {
+                let position = positions[if shared { token } else { batch * tokens.tokens + token }];
+                for channel in 0..self.dim {
+                    let x = &mut x[tokens.index(batch, token, channel)];
+                    *x = T::from_f64(x.to_f64() * scale + value(position, channel));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The values of every channel at one position after another, from rates that are computed once.
+    pub(crate) fn rows(&self) -> impl Fn(i64, usize) -> f64 {
+        let rates: Vec<u64> = (0..self.pairs()).map(|pair| self.rate(pair)).collect();
+        let channels: Vec<_> = (0..self.dim).map(|channel| self.channel(channel)).collect();
+        move |position, channel| {
+            let row = self.row(position);
+            match channels[channel] {
+                Some((pair, wave)) if Some(row) != self.padding => wave.of_phase(rates[pair].wrapping_mul(row as u64)),
+                _ => 0.0,
+            }
+        }
+    }
+}
+
+/// Refuses a factor that f32 cannot hold.
+pub(crate) fn check_scale(scale: f64) -> Result<()> {
+    if scale.is_finite() && scale.abs() <= f64::from(f32::MAX) {
+        Ok(())
+    } else {
+        Err(Error::Value(format!("scale is {scale}, it must be finite and fit into f32")))
+    }
+}
+
+// -------------------------------------------------------------------------------------------------------------- launch
+
+/// The variants of the kernel: added and written, from wide accesses to narrow ones.
+const ENTRIES: [[&str; 3]; 2] = [
+    ["sinusoid_add_wide", "sinusoid_add_mid", "sinusoid_add_one"],
+    ["sinusoid_write_wide", "sinusoid_write_mid", "sinusoid_write_one"],
+];
+
+/// What a launch is decided from, beside the spec.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    tokens: Tokens,
+    add: bool,
+    /// one row of positions serves every sequence
+    shared: bool,
+    alignment: usize,
+    element: usize,
+    multiprocessors: u32,
+}
+
+impl Sinusoid {
+    /// The last channel of an odd dim as the kernels know it (0 none, 1 one more of the first wave, 2 a zero), and where it
+    /// lies.
+    pub(crate) fn rest(&self) -> (u32, usize) {
+        match (self.dim % 2, self.odd, self.pairing) {
+            (0, _, _) => (0, 0),
+            (_, Odd::Longer, Pairing::Half) => (1, self.dim / 2),
+            (_, Odd::Longer, Pairing::Interleaved) => (1, self.dim - 1),
+            _ => (2, self.dim - 1),
+        }
+    }
+
+    /// The first channel of the second wave, in halves.
+    pub(crate) fn second(&self) -> usize {
+        self.pairs()
+    }
+
+    /// The variant, the grid and the arguments that shapes decide; addresses, tables and positions are still missing.
+    pub(crate) fn launch(&self, call: &Call) -> Result<Launch<SinusoidArgs>> {
+        let tokens = call.tokens;
+        let sides = if self.pairing == Pairing::Half { self.second() } else { 0 };
+        let width = width(call.element, call.alignment, tokens.sizes() | (self.dim / 2) | sides);
+        let pairs = self.dim / 2;
+        let spread = spread(pairs / width.elements, tokens.batch, tokens.tokens, call.shared, call.multiprocessors)?;
+        let (rest, rest_channel) = self.rest();
+        let args = SinusoidArgs {
+            strides: tokens.strides(),
+            offset: self.offset,
+            padding: self.padding.unwrap_or(0),
+            tokens: small("tokens", tokens.tokens)?,
+            batch: small("sequences", tokens.batch)?,
+            batches_per_thread: spread.batches_per_thread,
+            groups: spread.groups,
+            pairs: small("pairs", pairs)?,
+            second: small("channels", self.second())?,
+            rest,
+            rest_channel: small("channels", rest_channel)?,
+            interleaved: u32::from(self.pairing == Pairing::Interleaved),
+            cosine_first: u32::from(self.first == Wave::Cosine),
+            padded: u32::from(self.padding.is_some()),
+            ..SinusoidArgs::zeroed()
+        };
+        let entry = ENTRIES[usize::from(!call.add)][width.index];
+        Ok(Launch { file: "embed/sinusoid", entry, grid: spread.grid, block: spread.block, args })
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// [`Sinusoid`] on a [`Gpu`], for one element type: its rates are uploaded, its kernels loaded.
+///
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; shapes may change from call to
+/// call.
+pub struct SinusoidPlan<T> {
+    gpu: Gpu,
+    spec: Sinusoid,
+    rates: CudaSlice<u64>,
+    functions: [[Function; 3]; 2],
+    element: PhantomData<T>,
+}
+
+impl<T: Scalar> SinusoidPlan<T> {
+    /// Uploads the rates and loads the kernels.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, spec: &Sinusoid) -> Result<Self> {
+        spec.check()?;
+        let rates: Vec<u64> = (0..spec.pairs()).map(|pair| spec.rate(pair)).collect();
+        let load = |entry| gpu.function("embed/sinusoid", T::NAME, entry);
+        let [[a, b, c], [d, e, f]] = ENTRIES;
+        Ok(Self {
+            gpu: gpu.clone(),
+            spec: spec.clone(),
+            rates: gpu.upload(&rates)?,
+            functions: [[load(a)?, load(b)?, load(c)?], [load(d)?, load(e)?, load(f)?]],
+            element: PhantomData,
+        })
+    }
+
+    /// The spec.
+    pub fn sinusoid(&self) -> &Sinusoid {
+        &self.spec
+    }
+
+    /// Writes the sinusoid of every token: a table, or the values at given positions.
+    ///
+    /// `channel = sin or cos((position + offset) * frequency(pair))`
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `out` | `tokens` | written |
+    /// | `tokens` | | sizes and strides; a table of n rows is `Tokens::new(1, n, dim)` |
+    /// | `positions` | see [`Positions`] | any integers; [`Positions::counted`] for the rows of a table |
+    ///
+    /// # Accuracy
+    /// [`Sinusoid::error_bound`] and the rounding to `T`. The same bits on every device, for every shape and alignment.
+    ///
+    /// # Errors
+    /// If the shape is refused, a buffer is too short or lies in another context. Nothing is written then.
+    ///
+    /// # Source
+    /// "Attention Is All You Need" (arXiv 1706.03762), section 3.5.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::embed::{Sinusoid, SinusoidPlan, Tokens};
+    /// use posenc::{Gpu, Positions};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = SinusoidPlan::<f32>::new(&gpu, &Sinusoid::new(512))?;
+    /// let mut table = gpu.stream().alloc_zeros(1500 * 512)?;
+    /// plan.write(&mut table, Tokens::new(1, 1500, 512), Positions::counted())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn write(&self, out: Write<'_, T>, tokens: Tokens, positions: Positions<'_>) -> Result<()> {
+        self.run("out", out, tokens, positions, None)
+    }
+
+    /// `x = x * scale + sinusoid` in place.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `x` | `tokens` | embeddings |
+    /// | `tokens` | | sizes and strides of `x` |
+    /// | `positions` | see [`Positions`] | where the tokens stand |
+    /// | `scale` | | multiplies `x`: 1, or `sqrt(dim)` in the paper |
+    ///
+    /// `x` is read and written once and no table is read. Sequences that share their positions share their angles.
+    ///
+    /// # Accuracy
+    /// [`Sinusoid::add_error_bound`] and the rounding to `T`. The same bits on every device, for every shape and
+    /// alignment.
+    ///
+    /// # Errors
+    /// If the shape or `scale` is refused, a buffer is too short or lies in another context. Nothing is written then.
+    ///
+    /// # Source
+    /// "Attention Is All You Need" (arXiv 1706.03762), sections 3.4 and 3.5.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::embed::{Sinusoid, SinusoidPlan, Tokens};
+    /// use posenc::{Gpu, Positions};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = SinusoidPlan::<half::bf16>::new(&gpu, &Sinusoid::new(512))?;
+    /// let mut x = gpu.stream().alloc_zeros(8 * 100 * 512)?;
+    /// plan.add(&mut x, Tokens::new(8, 100, 512), Positions::counted(), 512f64.sqrt())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn add(&self, x: Write<'_, T>, tokens: Tokens, positions: Positions<'_>, scale: f64) -> Result<()> {
+        check_scale(scale)?;
+        self.run("x", x, tokens, positions, Some(scale as f32))
+    }
+
+    fn run(
+        &self,
+        name: &'static str,
+        x: Write<'_, T>,
+        tokens: Tokens,
+        positions: Positions<'_>,
+        scale: Option<f32>,
+    ) -> Result<()> {
+        tokens.check_written(name, self.spec.dim, x.len())?;
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let gpu = &self.gpu;
+        let positions = positions.resolve(gpu, 1, tokens.batch, tokens.tokens)?;
+        let x = gpu.write(name, x, tokens.span()?)?;
+        let rates = gpu.read("rates", &self.rates, self.spec.pairs())?;
+        let shared = positions.sequence_stride == 0 || tokens.batch == 1;
+        let call = Call {
+            tokens,
+            add: scale.is_some(),
+            shared,
+            alignment: alignment(&[x.address.address()]),
+            element: size_of::<T>(),
+            multiprocessors: gpu.multiprocessors(),
+        };
+        let mut launch = self.spec.launch(&call)?;
+        launch.args = SinusoidArgs {
+            x: x.address.offset((tokens.offset * size_of::<T>()) as u64),
+            positions: positions.ids(),
+            indptr: positions.indptr(),
+            rates: rates.address,
+            sequence_stride: positions.sequence_stride,
+            position_kind: positions.kind,
+            position_type: positions.id_type,
+            sequences: positions.sequences,
+            scale: scale.unwrap_or(1.0),
+            ..launch.args
+        };
+        let entries = usize::from(!call.add);
+        let function = ENTRIES[entries].iter().position(|&entry| entry == launch.entry).unwrap_or(2);
+        gpu.launch(&self.functions[entries][function], &launch)
+    }
+}

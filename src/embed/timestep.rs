@@ -1,0 +1,326 @@
+//! The timestep embedding of diffusion models: the sinusoid at positions that are not whole numbers.
+//!
+//! ```text
+//! turns(t, pair) = t * frequency(pair) / 2 pi       to 106 bits
+//! channel        = sin(2 pi turns) or cos(2 pi turns) of its pair
+//! ```
+
+use std::marker::PhantomData;
+
+use bytemuck::Zeroable;
+use cudarc::driver::CudaSlice;
+
+use crate::double::Double;
+use crate::embed::launch::{THREADS, alignment, small, width};
+use crate::embed::tokens::at_least;
+use crate::embed::{Odd, Sinusoid, Wave};
+use crate::gpu::args::TimestepArgs;
+use crate::gpu::{Function, Launch, Read, Write};
+use crate::rotate::Pairing;
+use crate::shape::product;
+use crate::{Error, Gpu, Result, Scalar};
+
+// ---------------------------------------------------------------------------------------------------------------- spec
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+
+/// The type of a timestep: `f32` or `f64`. Sealed.
+///
+/// Half types are refused by the compiler. Of the timesteps 0 to 1000, bf16 cannot hold 494 and moves them by up to 2:
+/// t = 937 becomes 936, and a channel of the embedding changes by 0.91.
+///
+/// ```compile_fail
+/// # use posenc::embed::Sinusoid;
+/// let t = [half::bf16::from_f32(937.0)];
+/// Sinusoid::timestep(256).write_times(&mut [0.0f32; 256], &t)?;
+/// # Ok::<(), posenc::Error>(())
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "timesteps of type `{Self}` are refused",
+    note = "timesteps are f32 or f64: bf16 moves 494 of the timesteps 0 to 1000, by up to 2, and f16 moves fractional ones"
+)]
+pub trait Time: sealed::Sealed + Copy + Into<f64> {}
+
+impl Time for f32 {}
+impl Time for f64 {}
+
+impl Sinusoid {
+    /// The timestep embedding of most diffusion models: cosines, then sines, without frequency shift.
+    ///
+    /// Stable Diffusion, SDXL, SD3, Flux, Wan and GLIDE use it with 256 or 320 channels. The names of other code for its
+    /// knobs:
+    ///
+    /// | diffusers | here |
+    /// |---|---|
+    /// | `flip_sin_to_cos=True` | `first: Wave::Cosine` |
+    /// | `downscale_freq_shift` | `shift`; 1 in DDPM's checkpoints |
+    /// | `scale`, `max_period` | `scale`, `max_period` |
+    ///
+    /// # Source
+    /// "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), appendix B; diffusers 0.42.1,
+    /// `get_timestep_embedding`.
+    pub const fn timestep(dim: usize) -> Self {
+        Self { pairing: Pairing::Half, first: Wave::Cosine, odd: Odd::Zero, ..Self::new(dim) }
+    }
+
+    /// Turns beyond which a timestep is refused: there, one unit in the last place of t is no longer a small angle.
+    pub(crate) const MAX_TURNS: f64 = 281474976710656.0;
+}
+
+// ----------------------------------------------------------------------------------------------------------------- law
+
+impl Sinusoid {
+    /// Turns per unit of time of `pair`, to 106 bits.
+    pub(crate) fn turns(&self, pair: usize) -> Double {
+        self.exact_frequency(pair) / Double::TAU
+    }
+
+    /// The value of `channel` at time `t`, within `2^-50` of itself for every `t` of up to `2^48` turns.
+    ///
+    /// # Panics
+    /// If `channel` is not below `dim`.
+    pub fn value_at(&self, t: f64, channel: usize) -> f64 {
+        assert!(channel < self.dim, "channel {channel} of {}", self.dim);
+        match self.channel(channel) {
+            Some((pair, wave)) if !self.is_padding(t) => {
+                wave.of_turns(Double::from(self.shifted(t)) * self.turns(pair))
+            }
+            _ => 0.0,
+        }
+    }
+
+    fn shifted(&self, t: f64) -> f64 {
+        t + self.offset as f64
+    }
+
+    fn is_padding(&self, t: f64) -> bool {
+        self.padding.is_some_and(|padding| self.shifted(t) == padding as f64)
+    }
+
+    /// The largest error of an element of [`Sinusoid::write_times`], given its true `value`, before it is rounded to its
+    /// type: `2^-49 |value|`.
+    ///
+    /// The error is relative: it holds at the zeros of sine and cosine too, where a formula in f64 is off by
+    /// `2^-53 |t * frequency|`, 1e-10 at a million. One rounding from f64 to the element type follows, so that the result
+    /// is the nearest value of its type, or the other neighbour of the truth.
+    pub fn time_error_bound(&self, value: f64) -> f64 {
+        value.abs() / 562949953421312.0
+    }
+}
+
+impl Wave {
+    fn of_turns(self, turns: Double) -> f64 {
+        // To the nearest quarter turn, so that the rest is small and keeps all its bits at the zeros of both waves.
+        let quarters = (turns.hi * 4.0).round();
+        let rest = (turns - Double::from(quarters / 4.0)) * Double::TAU;
+        let quarter = quarters.rem_euclid(4.0) as u8 + if self == Self::Cosine { 1 } else { 0 };
+        match quarter % 4 {
+            0 => rest.hi.sin(),
+            1 => rest.hi.cos(),
+            2 => -rest.hi.sin(),
+            _ => -rest.hi.cos(),
+        }
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- reference
+
+impl Sinusoid {
+    /// Writes one row per timestep on the CPU.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `out` | `[times, dim]` | written |
+    /// | `t` | `[times]` | timesteps; fractions and negative ones are welcome |
+    ///
+    /// # Accuracy
+    /// Half an ulp of `T` beyond [`Sinusoid::value_at`].
+    ///
+    /// # Errors
+    /// If the spec is refused, `out` is too short, or a timestep is not finite or turns more than 2^48 times. Nothing is
+    /// written then.
+    ///
+    /// # Source
+    /// "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), appendix B.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::embed::Sinusoid;
+    /// let mut row = [0.0f32; 4];
+    /// Sinusoid::timestep(4).write_times(&mut row, &[0.5f64])?;
+    /// assert_eq!(row, [0.5f64.cos() as f32, 0.005f64.cos() as f32, 0.5f64.sin() as f32, 0.005f64.sin() as f32]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn write_times<T: Scalar>(&self, out: &mut [T], t: &[impl Time]) -> Result<()> {
+        self.check()?;
+        at_least("out", out.len(), product("times x dim", &[t.len(), self.dim])?)?;
+        let turns: Vec<Double> = (0..self.pairs()).map(|pair| self.turns(pair)).collect();
+        let fastest = turns.iter().map(|turns| turns.hi.abs()).fold(0.0, f64::max);
+        for (index, &t) in t.iter().enumerate() {
+            check_time(index, self.shifted(t.into()), fastest)?;
+        }
+        for (row, &t) in out.chunks_exact_mut(self.dim).zip(t) {
+            let t: f64 = t.into();
+            for (channel, out) in row.iter_mut().enumerate() {
+                let value = match self.channel(channel) {
+                    Some((pair, wave)) if !self.is_padding(t) => {
+                        wave.of_turns(Double::from(self.shifted(t)) * turns[pair])
+                    }
+                    _ => 0.0,
+                };
+                *out = T::from_f64(value);
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn check_time(index: usize, t: f64, fastest: f64) -> Result<()> {
+    if !t.is_finite() {
+        return Err(Error::Value(format!("t[{index}] is {t}, timesteps must be finite")));
+    }
+    if t.abs() * fastest > Sinusoid::MAX_TURNS {
+        return Err(Error::Value(format!(
+            "t[{index}] is {t:e} and the fastest channel turns {fastest:e} times per unit, together at most 2^48 turns are held"
+        )));
+    }
+    Ok(())
+}
+
+// -------------------------------------------------------------------------------------------------------------- launch
+
+/// The variants of the kernel, from wide accesses to narrow ones.
+const ENTRIES: [&str; 3] = ["timestep_wide", "timestep_mid", "timestep_one"];
+
+impl Sinusoid {
+    /// The variant, the grid and the arguments that shapes decide; addresses and tables are still missing.
+    pub(crate) fn time_launch(&self, times: usize, element: usize, alignment: usize) -> Result<Launch<TimestepArgs>> {
+        let sides = if self.pairing == Pairing::Half { self.second() } else { 0 };
+        let row = if times > 1 { self.dim } else { 0 };
+        let width = width(element, alignment, row | (self.dim / 2) | sides);
+        let lanes = (self.dim / 2 / width.elements).clamp(1, THREADS);
+        let rows = (THREADS / lanes).min(times.next_power_of_two()).max(1);
+        let (rest, rest_channel) = self.rest();
+        let args = TimestepArgs {
+            offset: self.offset as f64,
+            padding: self.padding.unwrap_or(0) as f64,
+            times: small("timesteps", times)?,
+            dim: small("channels", self.dim)?,
+            pairs: small("pairs", self.dim / 2)?,
+            second: small("channels", self.second())?,
+            rest,
+            rest_channel: small("channels", rest_channel)?,
+            interleaved: u32::from(self.pairing == Pairing::Interleaved),
+            cosine_first: u32::from(self.first == Wave::Cosine),
+            padded: u32::from(self.padding.is_some()),
+            ..TimestepArgs::zeroed()
+        };
+        let grid = [small("blocks of timesteps", times.div_ceil(rows))?, 1, 1];
+        let block = [small("lanes", lanes)?, small("rows", rows)?, 1];
+        Ok(Launch { file: "embed/timestep", entry: ENTRIES[width.index], grid, block, args })
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// [`Sinusoid`] at fractional positions on a [`Gpu`], for one element type: its turns are uploaded, its kernels loaded.
+///
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel.
+pub struct TimestepPlan<T> {
+    gpu: Gpu,
+    spec: Sinusoid,
+    turns: CudaSlice<f64>,
+    functions: [Function; 3],
+    element: PhantomData<T>,
+}
+
+impl<T: Scalar> TimestepPlan<T> {
+    /// Uploads the turns of every pair and loads the kernels.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, spec: &Sinusoid) -> Result<Self> {
+        spec.check()?;
+        let turns: Vec<f64> = (0..spec.pairs())
+            .flat_map(|pair| {
+                let turns = spec.turns(pair);
+                [turns.hi, turns.lo]
+            })
+            .collect();
+        let load = |entry| gpu.function("embed/timestep", T::NAME, entry);
+        let [a, b, c] = ENTRIES;
+        Ok(Self {
+            gpu: gpu.clone(),
+            spec: spec.clone(),
+            turns: gpu.upload(&turns)?,
+            functions: [load(a)?, load(b)?, load(c)?],
+            element: PhantomData,
+        })
+    }
+
+    /// The spec.
+    pub fn sinusoid(&self) -> &Sinusoid {
+        &self.spec
+    }
+
+    /// Writes one row per timestep.
+    ///
+    /// `channel = sin or cos((t + offset) * frequency(pair))`
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `out` | `[times, dim]` | written |
+    /// | `t` | `[times]` | `f32` or `f64`; half types do not compile, and [`Time`](crate::embed::Time) says why |
+    /// | `times` | | rows |
+    ///
+    /// A timestep that is not finite, or turns more than 2^48 times, makes a row of NaN.
+    ///
+    /// # Accuracy
+    /// The nearest value of `T` or, where the truth lies within `2^-49` of itself of a tie, the other neighbour: 1 ulp of
+    /// the formula in f64 at most, whose own angle is off by `2^-52 |t * frequency|`. The same bits on every device.
+    ///
+    /// # Errors
+    /// If a buffer is too short or lies in another context. Nothing is written then.
+    ///
+    /// # Source
+    /// "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), appendix B.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::Gpu;
+    /// use posenc::embed::{Sinusoid, TimestepPlan};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = TimestepPlan::<half::bf16>::new(&gpu, &Sinusoid::timestep(256))?;
+    /// let t = gpu.stream().clone_htod(&[999.0f32, 0.25])?;
+    /// let mut out = gpu.stream().alloc_zeros(2 * 256)?;
+    /// plan.write(&mut out, &t, 2)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn write<F: Time>(&self, out: Write<'_, T>, t: Read<'_, F>, times: usize) -> Result<()> {
+        let need = product("times x dim", &[times, self.spec.dim])?;
+        at_least("out", out.len(), need)?;
+        at_least("t", t.len(), times)?;
+        if times == 0 {
+            return Ok(());
+        }
+        let gpu = &self.gpu;
+        let out = gpu.write("out", out, need)?;
+        let t = gpu.read("t", t, times)?;
+        let turns = gpu.read("turns", &self.turns, 2 * self.spec.pairs())?;
+        let mut launch = self.spec.time_launch(times, size_of::<T>(), alignment(&[out.address.address()]))?;
+        launch.args = TimestepArgs {
+            x: out.address,
+            t: t.address,
+            turns: turns.address,
+            double_time: u32::from(size_of::<F>() == 8),
+            ..launch.args
+        };
+        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(2);
+        gpu.launch(&self.functions[function], &launch)
+    }
+}

@@ -1,0 +1,189 @@
+//! What the compiler made of the kernels: arguments, registers, stacks, access widths. Needs the images, no device.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use object::{Object, ObjectSection, ObjectSymbol};
+use posenc::gpu::{FieldLayout, Images, arguments, images};
+
+/// The struct that every kernel of `file` takes, as its source says.
+fn struct_of(file: &str) -> (usize, Vec<FieldLayout>) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(file).with_extension("cu");
+    let source = std::fs::read_to_string(&path).expect("a kernel's source");
+    let mut found = arguments().into_iter().filter(|(name, _, _)| source.contains(&format!("(const {name} args)")));
+    let (_, size, fields) = found.next().unwrap_or_else(|| panic!("{} takes no struct of ours", path.display()));
+    assert!(found.next().is_none(), "{} takes two structs", path.display());
+    (size, fields)
+}
+
+/// Names of the kernels in a PTX text.
+fn entries(ptx: &str) -> Vec<&str> {
+    ptx.split(".visible .entry ").skip(1).filter_map(|rest| rest.split('(').next()).collect()
+}
+
+fn all_ptx() -> impl Iterator<Item = (&'static Images, u32, &'static str)> {
+    images().iter().flat_map(|images| images.ptx.iter().map(move |&(sm, text)| (images, sm, text)))
+}
+
+#[test]
+fn parameters_have_the_size_of_their_struct_and_are_read_field_by_field() {
+    for (images, sm, text) in all_ptx() {
+        let (size, fields) = struct_of(images.file);
+        for entry in entries(text) {
+            let parameter = format!("{entry}_param_0");
+            let declared = text.split(&format!(".b8 {parameter}[")).nth(1).and_then(|rest| rest.split(']').next());
+            assert_eq!(declared, Some(size.to_string().as_str()), "{entry} of {} for sm_{sm}", images.file);
+            let body = text.split(&format!(".entry {entry}(")).nth(1).expect("its body");
+            for line in body.lines().take_while(|line| *line != "}").filter(|line| line.contains("ld.param")) {
+                // ld.param.v2.u32 {%r1, %r2}, [name_param_0+176];
+                let Some(rest) = line.split(&format!("[{parameter}")).nth(1) else { continue };
+                let offset: usize =
+                    rest.trim_start_matches('+').split(']').next().map_or(0, |n| n.parse().unwrap_or(0));
+                let opcode = line.split_whitespace().next().expect("an opcode");
+                let bits: usize = opcode.rsplit('.').next().expect("a type")[1..].parse().expect("bits");
+                let count = if opcode.contains(".v2") {
+                    2
+                } else if opcode.contains(".v4") {
+                    4
+                } else {
+                    1
+                };
+                for i in 0..count {
+                    let (from, to) = (offset + i * bits / 8, offset + (i + 1) * bits / 8);
+                    let inside = fields.iter().any(|f| f.offset <= from && to <= f.offset + f.size);
+                    assert!(inside, "{entry} reads bytes {from}..{to}, which are no field: {line}");
+                }
+            }
+        }
+    }
+}
+
+/// Registers and stack bytes of each kernel, from the attributes that ptxas writes.
+fn resources(cubin: &[u8]) -> BTreeMap<String, (u32, u32)> {
+    let file = object::File::parse(cubin).expect("a cubin is an ELF file");
+    let info = file.section_by_name(".nv.info").expect("attributes").data().expect("bytes").to_vec();
+    let names: BTreeMap<usize, String> =
+        file.symbols().map(|symbol| (symbol.index().0, symbol.name().unwrap_or_default().to_string())).collect();
+    let word = |at: usize| u32::from_le_bytes(info[at..at + 4].try_into().expect("4 bytes"));
+    let mut found = BTreeMap::<String, (u32, u32)>::new();
+    let mut at = 0;
+    while at + 4 <= info.len() {
+        let (format, attribute) = (info[at], info[at + 1]);
+        let size = u16::from_le_bytes([info[at + 2], info[at + 3]]) as usize;
+        // Format 4 carries `size` bytes; here a symbol and a value. 0x2f counts registers, 0x11 bytes of stack frame.
+        if format == 4 && (attribute == 0x2f || attribute == 0x11) {
+            let name = names.get(&(word(at + 4) as usize)).expect("a symbol").clone();
+            let kernel = found.entry(name).or_default();
+            *(if attribute == 0x2f { &mut kernel.0 } else { &mut kernel.1 }) = word(at + 8);
+        }
+        at += 4 + if format == 4 { size } else { 0 };
+    }
+    found
+}
+
+/// One line for each kernel: what a change may not make worse.
+fn measured() -> BTreeMap<String, [u32; 4]> {
+    let mut rows = BTreeMap::new();
+    for images in images() {
+        for (sm, cubin) in images.cubins {
+            let text = images.ptx.iter().find(|(ptx_sm, _)| ptx_sm == sm).map(|(_, text)| *text);
+            for (entry, (registers, stack)) in resources(cubin) {
+                let body = text.and_then(|text| text.split(&format!(".entry {entry}(")).nth(1));
+                let body = body.and_then(|body| body.split("\n}").next()).unwrap_or_default();
+                let wide = |opcode: &str| {
+                    body.lines()
+                        .filter(|line| {
+                            line.contains(opcode)
+                                && (line.contains(".v4.u32")
+                                    || line.contains(".v4.b32")
+                                    || line.contains(".v4.f32")
+                                    || line.contains(".v2.u64")
+                                    || line.contains(".v2.b64"))
+                        })
+                        .count() as u32
+                };
+                rows.insert(
+                    format!("{},{entry},{sm}", images.file),
+                    [registers, stack, wide("ld.global"), wide("st.global")],
+                );
+            }
+        }
+    }
+    rows
+}
+
+const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/artifact.csv");
+const HEADER: &str = "file,entry,sm,registers,stack,wide_loads,wide_stores";
+
+/// No kernel spills or keeps a stack, needs more registers or has fewer 16-byte accesses than the committed table says.
+///
+/// With POSENC_BLESS=1 the table is written instead. It holds for the pinned NVRTC, and the full set of images.
+#[test]
+#[ignore = "needs the pinned NVRTC: cargo xtask test"]
+fn no_kernel_is_worse_than_the_table() {
+    let rows = measured();
+    if std::env::var_os("POSENC_BLESS").is_some() {
+        let mut text = format!("{HEADER}\n");
+        for (key, [registers, stack, loads, stores]) in &rows {
+            writeln!(text, "{key},{registers},{stack},{loads},{stores}").expect("a string");
+        }
+        std::fs::write(TABLE, text).expect("the table is written");
+    }
+    let text = std::fs::read_to_string(TABLE).expect("the table");
+    let mut listed = BTreeMap::new();
+    for line in text.lines().skip(1) {
+        let mut columns = line.rsplitn(5, ',');
+        let mut number = || columns.next().expect("a column").parse::<u32>().expect("a number");
+        let (stores, loads, stack, registers) = (number(), number(), number(), number());
+        listed.insert(columns.next().expect("a key").to_string(), [registers, stack, loads, stores]);
+    }
+    for (key, &[registers, stack, loads, stores]) in &rows {
+        let want = listed.get(key).unwrap_or_else(|| panic!("{key} is not in tests/artifact.csv"));
+        assert!(registers <= want[0], "{key} needs {registers} registers, the table says {}", want[0]);
+        assert!(stack <= want[1], "{key} keeps {stack} bytes of stack, the table says {}", want[1]);
+        assert!(loads >= want[2], "{key} has {loads} wide loads, the table says {}", want[2]);
+        assert!(stores >= want[3], "{key} has {stores} wide stores, the table says {}", want[3]);
+    }
+    let gone: Vec<_> = listed.keys().filter(|key| !rows.contains_key(*key)).collect();
+    assert!(gone.is_empty(), "tests/artifact.csv lists kernels that are gone: {gone:?}");
+}
+
+#[test]
+#[ignore = "needs the pinned NVRTC: cargo xtask test"]
+fn rope_keeps_its_register_budget() {
+    let rows = measured();
+    let registers = |entry: &str, sm: u32| rows[&format!("rotate/rope,{entry},{sm}")][0];
+    for dtype in ["bf16", "f16", "f32"] {
+        assert!(registers(&format!("rope_wide_{dtype}"), 90) <= 48);
+        for sm in [75, 80, 90, 100, 120] {
+            for entry in ["wide", "mid", "one"] {
+                assert!(registers(&format!("rope_{entry}_{dtype}"), sm) <= 64);
+            }
+        }
+    }
+    assert!(rows.iter().all(|(key, row)| !key.starts_with("rotate/rope") || row[1] == 0), "a RoPE kernel has a stack");
+}
+
+/// Every PTX assembles at the version that it was lowered to.
+#[test]
+#[ignore = "needs ptxas: cargo xtask test"]
+fn ptx_assembles_at_its_lowered_version() {
+    let ptxas = std::env::var_os("POSENC_PTXAS").expect("POSENC_PTXAS is set by cargo xtask test");
+    let folder = std::env::temp_dir().join(format!("posenc-ptx-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    for (images, sm, text) in all_ptx() {
+        let path = folder.join("module.ptx");
+        std::fs::write(&path, text).expect("a file");
+        let output = Command::new(&ptxas)
+            .args(["--opt-level", "0", "--gpu-name", &format!("sm_{sm}"), "--output-file"])
+            .arg(folder.join("module.cubin"))
+            .arg(&path)
+            .output()
+            .expect("ptxas starts");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{} for {} and sm_{sm}: {message}", images.file, images.dtype);
+    }
+    std::fs::remove_dir_all(&folder).expect("the folder goes");
+}

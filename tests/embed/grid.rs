@@ -1,0 +1,212 @@
+//! Sinusoids of grids.
+
+use posenc::accuracy::{assert_close, compare, rounded};
+use posenc::embed::{Along, Blocks, Counted, Grid, GridSize, Odd, Sinusoid, Tokens};
+
+use crate::golden;
+
+fn image(case: &serde_json::Value) -> GridSize {
+    GridSize::image(golden::size(case, "rows"), golden::size(case, "columns"))
+}
+
+// -------------------------------------------------------------------------------------------------------------- values
+
+#[track_caller]
+fn meets(grid: &Grid, size: GridSize, want: &[f64], bound: f64) {
+    let mut got = vec![f32::NAN; want.len()];
+    grid.write(&mut got, size).unwrap();
+    assert_close(&got, want, |_| bound);
+}
+
+#[test]
+fn mae_puts_columns_first_and_stretches_coordinates() {
+    for case in golden::named("grid", "mae") {
+        let scales = golden::floats(case, "scales");
+        let grid = Grid::columns_first(16).scaled(Along::Rows, scales[0]).scaled(Along::Columns, scales[1]);
+        meets(&grid, image(case), &golden::floats(case, "values"), 5e-7);
+    }
+}
+
+#[test]
+fn hugging_face_puts_rows_first_and_zeros_for_a_class_token() {
+    for case in golden::named("grid", "hf") {
+        meets(&Grid::rows_first(16), image(case), &golden::floats(case, "values"), 6e-8);
+    }
+    for case in golden::named("grid", "hf class") {
+        let want = golden::floats(case, "values");
+        assert_eq!(want[..16], [0.0; 16]);
+        meets(&Grid::rows_first(16), image(case), &want[16..], 6e-8);
+    }
+}
+
+#[test]
+fn timm_orders_blocks_by_wave_or_by_axis() {
+    for case in golden::named("grid", "timm") {
+        meets(&Grid::by_wave(16), image(case), &golden::floats(case, "values"), 5e-7);
+    }
+    for case in golden::named("grid", "timm interleaved") {
+        meets(&Grid::rows_first(16), image(case), &golden::floats(case, "values"), 5e-7);
+    }
+}
+
+#[test]
+fn sd3_crops_the_centre_of_a_larger_grid() {
+    for case in golden::named("grid", "sd3") {
+        let (crop, scale) = (golden::integers(case, "crop"), golden::float(case, "scale"));
+        let grid = Grid::columns_first(16)
+            .cropped(Along::Rows, crop[0])
+            .cropped(Along::Columns, crop[1])
+            .scaled(Along::Rows, scale)
+            .scaled(Along::Columns, scale);
+        meets(&grid, image(case), &golden::floats(case, "values"), 5e-7);
+    }
+}
+
+#[test]
+fn cogvideox_gives_a_quarter_to_time() {
+    for case in golden::named("grid", "cogvideox") {
+        let (spatial, temporal) = (1.0 / golden::float(case, "spatial"), 1.0 / golden::float(case, "temporal"));
+        let grid = Grid::video(32)
+            .scaled(Along::Frames, temporal)
+            .scaled(Along::Rows, spatial)
+            .scaled(Along::Columns, spatial);
+        let size = GridSize { frames: golden::size(case, "frames"), ..image(case) };
+        meets(&grid, size, &golden::floats(case, "values"), 5e-7);
+    }
+}
+
+#[test]
+fn detr_counts_over_the_mask() {
+    for case in golden::named("grid", "detr") {
+        let grid = Grid::detr(16, golden::float(case, "temperature"));
+        let counted = Counted { normalize: case["normalize"] == true, ..Counted::default() };
+        let mask: Vec<u8> = golden::integers(case, "mask").iter().map(|&one| u8::from(one == 1)).collect();
+        let want = golden::floats(case, "values");
+        let mut got = vec![f32::NAN; want.len()];
+        grid.write_masked(&mut got, &mask, 2, image(case), counted).unwrap();
+        assert_close(&got, &want, |i| rounded::<f32>(want[i], 1e-14));
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- laws
+
+#[test]
+fn every_layout_is_a_permutation_of_the_same_channels() {
+    let place = [0, 5, 9];
+    let sorted = |grid: &Grid| {
+        let mut values: Vec<f64> = (0..grid.dim()).map(|channel| grid.value(place, channel)).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    };
+    let want = sorted(&Grid::columns_first(24));
+    assert_eq!(sorted(&Grid::rows_first(24)), want);
+    assert_eq!(sorted(&Grid::by_wave(24)), want);
+    assert_eq!(sorted(&Grid::detr(24, 10_000.0)), want);
+}
+
+#[test]
+fn places_run_frame_by_frame_and_row_by_row() {
+    let size = GridSize { frames: 2, rows: 3, columns: 5 };
+    let mut token = 0;
+    for frame in 0..2 {
+        for row in 0..3 {
+            for column in 0..5 {
+                assert_eq!(size.place(token), [frame, row, column]);
+                token += 1;
+            }
+        }
+    }
+    assert_eq!(size.tokens().unwrap(), token);
+}
+
+#[test]
+fn an_unmasked_image_counts_from_one() {
+    let grid = Grid::detr(8, 10_000.0);
+    let counted = Counted { normalize: false, ..Counted::default() };
+    let size = GridSize::image(3, 2);
+    let (mut got, mut want) = ([0.0f32; 48], [0.0f32; 48]);
+    grid.write_masked(&mut got, &[1; 6], 1, size, counted).unwrap();
+    grid.cropped(Along::Rows, 1).cropped(Along::Columns, 1).write(&mut want, size).unwrap();
+    assert_eq!(got, want);
+}
+
+#[test]
+fn deformable_detr_counts_from_a_half() {
+    let counted = Counted { centre: 0.5, ..Counted::default() };
+    let unit = std::f64::consts::TAU;
+    assert_eq!(counted.coordinate(1, 4), 0.5 / (4.0 + 1e-6) * unit);
+    assert_eq!(Counted::default().coordinate(4, 4), 4.0 / (4.0 + 1e-6) * unit);
+}
+
+#[test]
+fn adding_is_the_table_added() {
+    let grid = Grid::by_wave(8);
+    let size = GridSize::image(2, 3);
+    let mut table = [0.0f32; 48];
+    grid.write(&mut table, size).unwrap();
+    // Behind a class token.
+    let tokens = Tokens { offset: 8, strides: [56, 8], ..Tokens::new(2, 6, 8) };
+    let mut x = [0.25f32; 112];
+    grid.add(&mut x, &tokens, size, 2.0).unwrap();
+    for batch in 0..2 {
+        assert_eq!(x[batch * 56..batch * 56 + 8], [0.25; 8]);
+        for (x, table) in x[batch * 56 + 8..].iter().zip(&table) {
+            assert!((f64::from(*x) - 0.5 - f64::from(*table)).abs() < 1.3e-7);
+        }
+    }
+    assert!(compare(&x[8..56], &x[64..112].iter().map(|&x| f64::from(x)).collect::<Vec<_>>(), |_| 0.0).error == 0.0);
+}
+
+// ------------------------------------------------------------------------------------------------------------ refusals
+
+#[test]
+fn grids_outside_the_law_are_refused_with_the_numbers() {
+    let mut out = [7.0f32; 64];
+    let size = GridSize::image(2, 2);
+    let mut refused = |grid: Grid, size: GridSize, message: &str| {
+        let error = grid.write(&mut out, size).unwrap_err();
+        assert_eq!(error.to_string(), message);
+        assert_eq!(out, [7.0; 64]);
+    };
+    refused(
+        Grid::rows_first(8),
+        GridSize { frames: 1, rows: 0, columns: 3 },
+        "the grid has 1 frames, 0 rows and 3 columns, each must be at least 1",
+    );
+    refused(
+        Grid::rows_first(6),
+        size,
+        "axis 0 of the grid: dim is 3, it must be even unless odd says what the last channel holds",
+    );
+    refused(Grid { axes: Vec::new(), blocks: Blocks::ByAxis }, size, "axes is empty, a grid needs at least one axis");
+    refused(
+        Grid { blocks: Blocks::ByWave, ..Grid::detr(8, 20.0) },
+        size,
+        "axis 0 of the grid has 4 channels in the pairing Interleaved, blocks by wave need an even number in halves",
+    );
+    let mut odd = Grid::by_wave(8);
+    odd.axes[1].sinusoid = Sinusoid { odd: Odd::Longer, dim: 5, ..odd.axes[1].sinusoid.clone() };
+    refused(
+        odd,
+        size,
+        "axis 1 of the grid has 5 channels in the pairing Half, blocks by wave need an even number in halves",
+    );
+    refused(Grid::rows_first(32), size, "out holds 64 elements, the shape needs 128");
+}
+
+#[test]
+fn masks_and_tensors_of_another_size_are_refused() {
+    let grid = Grid::detr(8, 20.0);
+    let mut out = [7.0f32; 64];
+    let error = grid.write_masked(&mut out, &[1; 3], 1, GridSize::image(2, 2), Counted::default()).unwrap_err();
+    assert_eq!(error.to_string(), "mask holds 3 elements, the shape needs 4");
+    let frames = GridSize { frames: 2, rows: 1, columns: 2 };
+    let error = grid.write_masked(&mut out, &[1; 4], 1, frames, Counted::default()).unwrap_err();
+    assert_eq!(error.to_string(), "the grid has 2 frames, a mask is counted over images of 1");
+    let error = grid.add(&mut out, &Tokens::new(1, 3, 8), GridSize::image(2, 2), 1.0).unwrap_err();
+    assert_eq!(error.to_string(), "x has 3 tokens, a grid of 1 x 2 x 2 has 4");
+    let counted = Counted { scale: f64::NAN, ..Counted::default() };
+    let error = grid.write_masked(&mut out, &[1; 4], 1, GridSize::image(2, 2), counted).unwrap_err();
+    assert_eq!(error.to_string(), "scale is NaN and centre 0, both must be finite and at most 1e6");
+    assert_eq!(out, [7.0; 64]);
+}

@@ -1,0 +1,6 @@
+//! Positions that are added to embeddings.
+
+mod golden;
+mod grid;
+mod sinusoid;
+mod timestep;

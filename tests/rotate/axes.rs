@@ -1,0 +1,258 @@
+//! Several axes: the published layouts, laws, refusals.
+
+use posenc::rotate::Axes;
+use posenc::{Direction, Heads, Pairing, Rope, Scaling};
+use serde_json::Value;
+
+fn golden() -> Value {
+    serde_json::from_str(include_str!("../golden/rope_axes_hf.json")).unwrap()
+}
+
+fn sizes(value: &Value) -> Vec<usize> {
+    value.as_array().unwrap().iter().map(|n| usize::try_from(n.as_u64().unwrap()).unwrap()).collect()
+}
+
+fn floats(bits: &Value) -> Vec<f64> {
+    let float = |bits: &Value| f64::from(f32::from_bits(u32::try_from(bits.as_u64().unwrap()).unwrap()));
+    bits.as_array().unwrap().iter().map(float).collect()
+}
+
+fn axes_of(form: &Value) -> Axes {
+    let (name, value) = form.as_object().unwrap().iter().next().unwrap();
+    match name.as_str() {
+        "sections" => Axes::Sections(sizes(value)),
+        "interleaved" => Axes::Interleaved(sizes(value)),
+        "height_width_first" => Axes::HeightWidthFirst(sizes(value).try_into().unwrap()),
+        "ladders" => Axes::Ladders(sizes(value)),
+        "dealt" => Axes::Dealt(usize::try_from(value.as_u64().unwrap()).unwrap()),
+        other => panic!("{other}"),
+    }
+}
+
+// -------------------------------------------------------------------------------------------------------------- values
+
+/// transformers 5.23.0 with position 1 on one axis and 0 on the others: a pair's angle is its frequency on its own axis and
+/// 0 on the others.
+#[test]
+fn axes_and_frequencies_are_those_of_transformers() {
+    let golden = golden();
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 8);
+    for case in cases {
+        let rows: Vec<_> = case["angles_f32_bits"].as_array().unwrap().iter().map(floats).collect();
+        let pairs = rows[0].len();
+        let rope = Rope { axes: axes_of(&case["form"]), ..Rope::new(2 * pairs, case["theta"].as_f64().unwrap()) };
+        rope.check().unwrap();
+        assert_eq!(rope.axes.count(), rows.len(), "{}", case["name"]);
+        for (axis, row) in rows.iter().enumerate() {
+            for (pair, &angle) in row.iter().enumerate() {
+                let want = if rope.axes.axis(pair, pairs) == axis { rope.frequency(pair) } else { 0.0 };
+                assert!((angle - want).abs() <= 1e-6 * want, "{}, axis {axis}, pair {pair}: {angle:e}", case["name"]);
+            }
+        }
+    }
+}
+
+/// transformers 5.23.0: a patch's middle on -1..1, times 2 pi. Patch i of n stands at 2i + 1 - n, and its pairs turn by
+/// 2 pi / n of the ladder for each unit.
+#[test]
+fn dinov3_is_a_grid_of_odd_positions() {
+    let golden = golden();
+    let case = &golden["dinov3"];
+    let grid = sizes(&case["grid"]);
+    let rows = case["angles"].as_array().unwrap();
+    let pairs = floats(&rows[0][0]).len();
+    let axes = Axes::Ladders(vec![pairs / 2; 2]);
+    let divisors = (0..pairs).map(|pair| grid[axes.axis(pair, pairs)] as f64 / std::f64::consts::TAU).collect();
+    let rope = Rope {
+        axes: axes.clone(),
+        scaling: Scaling::Divisors(divisors),
+        ..Rope::new(2 * pairs, case["theta"].as_f64().unwrap())
+    };
+    for (patch, row) in case["patches"].as_array().unwrap().iter().zip(rows) {
+        let patch = sizes(patch);
+        let (cos, sin) = (floats(&row[0]), floats(&row[1]));
+        for pair in 0..pairs {
+            let axis = axes.axis(pair, pairs);
+            let at = 2 * i64::try_from(patch[axis]).unwrap() + 1 - i64::try_from(grid[axis]).unwrap();
+            let angle = rope.angle(at, pair);
+            assert!(
+                (angle.cos() - cos[pair]).abs() < 1e-6 && (angle.sin() - sin[pair]).abs() < 1e-6,
+                "{patch:?} {pair}"
+            );
+        }
+    }
+}
+
+/// timm 1.0.31, build_rotary_pos_embed with in_pixels=False: a grid, plain and stretched to the grid of the training
+/// (position * reference / grid, so the rates are stretched and the positions stay whole).
+#[test]
+fn eva_02_is_a_grid_with_stretched_rates() {
+    for case in golden()["eva02"].as_array().unwrap() {
+        let (grid, patch) = (sizes(&case["grid"]), sizes(&case["patch"]));
+        let (cos, sin) = (floats(&case["cos_f32_bits"]), floats(&case["sin_f32_bits"]));
+        let pairs = cos.len();
+        let axes = Axes::Ladders(vec![pairs / 2; 2]);
+        let scaling = match case["reference"].as_array() {
+            None => Scaling::None,
+            Some(_) => {
+                let reference = sizes(&case["reference"]);
+                let stretch = |pair| grid[axes.axis(pair, pairs)] as f64 / reference[axes.axis(pair, pairs)] as f64;
+                Scaling::Divisors((0..pairs).map(stretch).collect())
+            }
+        };
+        let rope =
+            Rope { pairing: Pairing::Interleaved, axes: axes.clone(), scaling, ..Rope::new(2 * pairs, 10_000.0) };
+        for pair in 0..pairs {
+            let angle = rope.angle(i64::try_from(patch[axes.axis(pair, pairs)]).unwrap(), pair);
+            assert!((angle.cos() - cos[pair]).abs() < 4e-6 && (angle.sin() - sin[pair]).abs() < 4e-6, "{case} {pair}");
+        }
+    }
+}
+
+/// Wan 2.1 splits 64 pairs of a head into 22 for time and 21 for height and width, each with a ladder of its own.
+#[test]
+fn a_volume_has_a_ladder_for_each_axis() {
+    let wan = Rope { axes: Axes::Ladders(vec![22, 21, 21]), ..Rope::new(128, 10_000.0) };
+    wan.check().unwrap();
+    for (pair, axis, rung, size) in [(0, 0, 0, 44), (21, 0, 21, 44), (22, 1, 0, 42), (43, 2, 0, 42), (63, 2, 20, 42)] {
+        assert_eq!(wan.axes.axis(pair, 64), axis);
+        assert_eq!(wan.rate(pair), Rope::new(size, 10_000.0).rate(rung));
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- laws
+
+fn forms() -> Vec<Axes> {
+    vec![
+        Axes::Sections(vec![8, 4, 4]),
+        Axes::Interleaved(vec![6, 5, 5]),
+        Axes::HeightWidthFirst([4, 6, 6]),
+        Axes::Table((0..16).map(|pair| pair % 5).collect()),
+        Axes::Ladders(vec![8, 8]),
+        Axes::Dealt(4),
+    ]
+}
+
+#[test]
+fn every_axis_has_its_size_in_pairs() {
+    for (axes, sizes) in
+        forms().iter().zip([vec![8, 4, 4], vec![6, 5, 5], vec![4, 6, 6], vec![4, 3, 3, 3, 3], vec![8, 8], vec![4; 4]])
+    {
+        let mut count = vec![0; axes.count()];
+        (0..16).for_each(|pair| count[axes.axis(pair, 16)] += 1);
+        assert_eq!(count, sizes, "{axes:?}");
+    }
+}
+
+fn data(n: usize) -> Vec<f32> {
+    (0..n).map(|i| (if i % 3 == 0 { -1.0 } else { 1.0 }) * (0.5 + (i * 37 % 64) as f32 / 64.0)).collect()
+}
+
+#[test]
+fn equal_axes_are_plain_rope_bit_for_bit() {
+    let heads = Heads::bthd(2, 3, 2, 40);
+    let row = [0i64, 131071, -1, 16777217, 5, 2147483647];
+    for axes in forms().into_iter().filter(Axes::one_ladder) {
+        for pairing in [Pairing::Half, Pairing::Interleaved] {
+            let plain = Rope { pairing, offset: 4, ..Rope::new(32, 10_000.0) };
+            let rope = Rope { axes: axes.clone(), ..plain.clone() };
+            let (mut got, mut want) = (data(heads.span().unwrap()), data(heads.span().unwrap()));
+            let positions = row.repeat(axes.count());
+            rope.rotate(&mut got, &heads, &positions, Direction::Forward).unwrap();
+            plain.rotate(&mut want, &heads, &row, Direction::Forward).unwrap();
+            assert_eq!(got, want, "{axes:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pair_turns_by_its_own_axis_alone() {
+    let heads = Heads::thd(1, 1, 32);
+    for axes in forms() {
+        let rope = Rope { axes: axes.clone(), ..Rope::new(32, 10_000.0) };
+        for axis in 0..axes.count() {
+            let mut positions = vec![0i64; axes.count()];
+            positions[axis] = 7;
+            let mut x = data(32);
+            rope.rotate(&mut x, &heads, &positions, Direction::Forward).unwrap();
+            for pair in 0..16 {
+                let moved = x[pair] != data(32)[pair] || x[pair + 16] != data(32)[pair + 16];
+                assert_eq!(moved, axes.axis(pair, 16) == axis, "{axes:?}, axis {axis}, pair {pair}");
+            }
+        }
+    }
+}
+
+#[test]
+fn interleaved_in_and_halves_out_is_a_permutation_of_the_result() {
+    let heads = Heads::thd(2, 2, 24);
+    let inside = Rope { pairing: Pairing::Interleaved, offset: 4, ..Rope::new(16, 10_000.0) };
+    for (pairing, out) in [(Pairing::Interleaved, Pairing::Half), (Pairing::Half, Pairing::Interleaved)] {
+        let same = Rope { pairing, ..inside.clone() };
+        let moved = Rope { pairing_out: Some(out), ..same.clone() };
+        let (mut x, mut y) = (data(96), data(96));
+        same.rotate(&mut x, &heads, &[3, 9], Direction::Forward).unwrap();
+        moved.rotate(&mut y, &heads, &[3, 9], Direction::Forward).unwrap();
+        for head in 0..4 {
+            for pair in 0..8 {
+                let (a, b) = pairing.channels(pair, 16);
+                let (a_out, b_out) = out.channels(pair, 16);
+                let at = head * 24 + 4;
+                assert_eq!((y[at + a_out], y[at + b_out]), (x[at + a], x[at + b]));
+            }
+            assert_eq!(
+                (&y[head * 24..head * 24 + 4], &y[head * 24 + 20..head * 24 + 24]),
+                (&x[head * 24..head * 24 + 4], &x[head * 24 + 20..head * 24 + 24])
+            );
+        }
+        let want = moved.expect(&data(96), &heads, &[3, 9], Direction::Forward).unwrap();
+        posenc::accuracy::assert_close(&y, &want.want, |i| want.bound[i]);
+        // Scores do not see the order of channels.
+        let dot = |x: &[f32]| (0..24).map(|i| x[i] * x[48 + i]).sum::<f32>();
+        assert!((dot(&x) - dot(&y)).abs() < 1e-5);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ refusals
+
+#[test]
+fn axes_that_do_not_fit_are_refused() {
+    let refused =
+        |axes: Axes, scaling: Scaling| Rope { axes, scaling, ..Rope::new(128, 1e6) }.check().unwrap_err().to_string();
+    for (axes, message) in [
+        (Axes::Sections(vec![16, 24, 23]), "the sections [16, 24, 23] sum to 63, the rotary part has 64 pairs"),
+        (
+            Axes::Interleaved(vec![24, 20, 19]),
+            "the interleaved sections [24, 20, 19] sum to 63, the rotary part has 64 pairs",
+        ),
+        (
+            Axes::Interleaved(vec![14, 26, 24]),
+            "the interleaved sections [14, 26, 24] reach beyond 64 pairs, 3 apart as they are",
+        ),
+        (Axes::Ladders(vec![]), "the ladders [] sum to 0, the rotary part has 64 pairs"),
+        (
+            Axes::Sections(vec![usize::MAX, 2]),
+            "the sections [18446744073709551615, 2] sum to more than fits 64 bits, the rotary part has 64 pairs",
+        ),
+        (Axes::HeightWidthFirst([20, 24, 20]), "height has 24 pairs and width 20, they alternate and must be as many"),
+        (Axes::Table(vec![0; 63]), "the table of axes holds 63 pairs, the rotary part has 64"),
+        (Axes::Dealt(3), "the rotary part has 64 pairs, which 3 axes do not share equally"),
+        (Axes::Dealt(0), "the ladder is dealt to 0 axes, there must be at least 1"),
+    ] {
+        assert_eq!(refused(axes, Scaling::None), message);
+    }
+    assert_eq!(
+        refused(Axes::Ladders(vec![32, 32]), Scaling::NtkStatic { alpha: 2.0 }),
+        "axes with ladders of their own go with no scaling, a linear one or divisors"
+    );
+}
+
+#[test]
+fn one_row_of_positions_for_three_axes_is_refused() {
+    let rope = Rope { axes: Axes::Sections(vec![2, 1, 1]), ..Rope::new(8, 1e4) };
+    let mut x = data(40);
+    let error = rope.rotate(&mut x, &Heads::thd(5, 1, 8), &[0, 1, 2, 3, 4], Direction::Forward).unwrap_err();
+    assert_eq!(error.to_string(), "positions holds 5 elements, the shape needs 15");
+    assert_eq!(x, data(40));
+}

@@ -1,0 +1,823 @@
+//! RoPE: values, laws, the kernel against the reference, refusals.
+
+use std::fmt::Debug;
+
+use astro_float::{BigFloat, Consts, RoundingMode};
+use cudarc::driver::CudaContext;
+use cudarc::driver::sys::{CUgraphInstantiate_flags_enum, CUstreamCaptureMode_enum};
+use half::{bf16, f16};
+use posenc::accuracy::assert_close;
+use posenc::rotate::{Angles, Beyond, Operand, Table, TableValues};
+use posenc::{Direction, Gpu, Heads, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
+
+use crate::support::{Data, Guarded, POSITIONS, gpu, last_launch, poison};
+
+const BITS: usize = 256;
+const NEAREST: RoundingMode = RoundingMode::ToEven;
+
+/// Llama-3.1-8B, config.json of meta-llama/Meta-Llama-3.1-8B.
+fn llama3() -> Rope {
+    let scaling = Scaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original_context: 8192.0 };
+    Rope { scaling, ..Rope::new(128, 500_000.0) }
+}
+
+// -------------------------------------------------------------------------------------------------------------- values
+
+/// Cosine and sine of `position * base^(-2 pair / rotary)` from 256-bit arithmetic that shares nothing with the crate.
+fn truth(base: f64, rotary: usize, pair: usize, position: i64, consts: &mut Consts) -> (f64, f64) {
+    let big = |x: f64| BigFloat::from_f64(x, BITS);
+    let exponent = big(2.0 * pair as f64).div(&big(rotary as f64), BITS, NEAREST);
+    let wavelength = big(base).pow(&exponent, BITS, NEAREST, consts);
+    let angle = BigFloat::from_i64(position, BITS).div(&wavelength, BITS, NEAREST);
+    let value = |x: BigFloat| x.to_string().parse::<f64>().expect("a decimal number");
+    (value(angle.cos(BITS, NEAREST, consts)), value(angle.sin(BITS, NEAREST, consts)))
+}
+
+#[test]
+fn the_reference_is_true_at_every_position() {
+    let mut consts = Consts::new().expect("constants");
+    for (base, rotary) in [(10_000.0, 128), (500_000.0, 128), (1e7, 64), (10_000.0, 24)] {
+        let rope = Rope::new(rotary, base);
+        for position in POSITIONS {
+            for pair in (0..rotary / 2).step_by(5) {
+                let (cos, sin) = truth(base, rotary, pair, position, &mut consts);
+                let mut x = vec![0.0f32; rotary];
+                x[pair] = 1.0;
+                rope.rotate(&mut x, &Heads::thd(1, 1, rotary), &[position], Direction::Forward).expect("rotates");
+                let angle = rope.angle(position, pair);
+                for (got, want) in [(angle.cos(), cos), (angle.sin(), sin)] {
+                    let off = (got - want).abs();
+                    assert!(off < 8e-10, "pair {pair} of base {base} at {position}: {got} for {want}");
+                }
+                assert_close(&[x[pair], x[pair + rotary / 2]], &[cos, sin], |_| 3e-8 + 8e-10);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_f32_angle_is_wrong_where_ours_is_not() {
+    // What every engine computes: f32 frequency times f32 position. 9.3e-3 at 131072 for base 5e5, measured on a CPU.
+    let mut consts = Consts::new().expect("constants");
+    let mut worst = 0f64;
+    for position in (131_072 - 256)..131_072i64 {
+        for pair in [0, 1, 2, 3] {
+            let (cos, _) = truth(500_000.0, 128, pair, position, &mut consts);
+            let frequency = 1.0 / 500_000f32.powf(2.0 * pair as f32 / 128.0);
+            worst = worst.max((f64::from(position as f32 * frequency).cos() - cos).abs());
+        }
+    }
+    assert!(worst > 1e-3, "{worst}");
+}
+
+// ---------------------------------------------------------------------------------------------------------------- laws
+
+fn ropes() -> Vec<Rope> {
+    let yarn_like = Rope { attention_factor: 1.138629436, ..Rope::new(16, 1e6) };
+    vec![
+        Rope::new(16, 10_000.0),
+        Rope { pairing: Pairing::Interleaved, ..Rope::new(16, 10_000.0) },
+        Rope { offset: 4, ..yarn_like },
+    ]
+}
+
+#[test]
+fn a_rotation_keeps_the_norm_and_the_angle_between_tokens() {
+    let mut data = Data::new(1);
+    for rope in ropes() {
+        let heads = Heads::thd(1, 1, 20);
+        let rotated = |x: &[f32], position: i64| {
+            let expected = rope.expect(x, &heads, &[position], Direction::Forward).expect("rotates");
+            expected.want[rope.offset..rope.offset + rope.rotary].to_vec()
+        };
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let (q, k) = (data.values::<f32>(20), data.values::<f32>(20));
+        let plain = |x: &[f32]| rotated(x, 0);
+        let norm = dot(&plain(&q), &plain(&q));
+        for (m, n) in [(5, 3), (131_071, 131_000), (-7, 9), ((1 << 31) - 1, (1 << 31) - 100)] {
+            assert!((dot(&rotated(&q, m), &rotated(&q, m)) - norm).abs() < 1e-12 * norm);
+            let here = dot(&rotated(&q, m), &rotated(&k, n));
+            let at_zero = dot(&rotated(&q, m - n), &plain(&k));
+            assert!((here - at_zero).abs() < 1e-11, "{rope:?}: q at {m} and k at {n}");
+        }
+    }
+}
+
+#[test]
+fn position_zero_is_the_identity_and_back_undoes_forward() {
+    let mut data = Data::new(2);
+    for rope in ropes().into_iter().filter(|rope| rope.attention_factor == 1.0) {
+        let heads = Heads::bthd(2, 3, 2, 20);
+        let x = data.values::<f32>(heads.elements().expect("small"));
+        let mut y = x.clone();
+        rope.rotate(&mut y, &heads, &[0; 6], Direction::Forward).expect("rotates");
+        assert_eq!(x, y);
+        let positions: Vec<i64> = (0..6).map(|_| data.position()).collect();
+        let forward = rope.expect(&x, &heads, &positions, Direction::Forward).expect("rotates");
+        let back: Vec<f32> = forward.want.iter().map(|&x| x as f32).collect();
+        let back = rope.expect(&back, &heads, &positions, Direction::Inverse).expect("rotates");
+        assert_close(&x, &back.want, |_| 4e-7);
+    }
+}
+
+// ------------------------------------------------------------------------------------------- kernel against reference
+
+/// One call: shapes of q and k in their buffers, and of the outputs if it is out of place.
+#[derive(Clone, Debug)]
+struct Case {
+    rope: Rope,
+    q: Heads,
+    k: Option<Heads>,
+    out: Option<(Heads, Option<Heads>)>,
+    positions: Vec<i64>,
+    direction: Direction,
+    /// elements that each buffer begins past a 64-byte boundary
+    shift: usize,
+}
+
+/// Values and bounds of a buffer of `len` poisoned elements into which `from` is rotated, or copied, as `to`.
+fn expected_copy<T: Scalar>(case: &Case, x: &[T], from: &Heads, to: &Heads) -> (Vec<f64>, Vec<f64>) {
+    let expected = case.rope.expect(x, from, &case.positions, case.direction).expect("the reference takes the case");
+    let len = to.span().expect("small");
+    let (mut want, mut bound) = (vec![poison::<T>().to_f64(); len], vec![0.0; len]);
+    for b in 0..from.batch {
+        for t in 0..from.tokens {
+            for h in 0..from.heads {
+                for c in 0..from.dim {
+                    let (i, o) = (from.index(b, t, h, c), to.index(b, t, h, c));
+                    (want[o], bound[o]) = (expected.want[i], expected.bound[i]);
+                }
+            }
+        }
+    }
+    (want, bound)
+}
+
+impl Case {
+    fn in_place(rope: &Rope, q: Heads, k: Option<Heads>, data: &mut Data) -> Self {
+        let positions = (0..q.batch * q.tokens).map(|_| data.position()).collect();
+        let direction = data.pick(&[Direction::Forward, Direction::Inverse]);
+        Self { rope: rope.clone(), q, k, out: None, positions, direction, shift: 0 }
+    }
+
+    /// Runs the case for `T` and compares every element of every buffer.
+    #[track_caller]
+    fn check<T: Scalar>(&self, gpu: &Gpu, data: &mut Data) {
+        let plan = RopePlan::<T>::new(gpu, &self.rope).expect("the plan is made");
+        let tensors: Vec<(Heads, Option<Heads>)> = match self.out {
+            None => [Some(self.q), self.k].into_iter().flatten().map(|heads| (heads, None)).collect(),
+            Some((q_out, k_out)) => {
+                [Some((self.q, Some(q_out))), self.k.map(|k| (k, k_out))].into_iter().flatten().collect()
+            }
+        };
+        let inputs: Vec<Vec<T>> = tensors.iter().map(|(heads, _)| data.values(heads.span().expect("small"))).collect();
+        let mut buffers: Vec<Guarded<T>> = inputs.iter().map(|x| Guarded::new(gpu, x, self.shift)).collect();
+        let mut outputs: Vec<Guarded<T>> = tensors
+            .iter()
+            .filter_map(|(_, out)| *out)
+            .map(|out| Guarded::poisoned(gpu, out.span().expect("small"), self.shift))
+            .collect();
+        let ids = gpu.stream().clone_htod(&self.positions).expect("a copy");
+        {
+            let mut views: Vec<_> = buffers.iter_mut().map(Guarded::view).collect();
+            let mut out_views: Vec<_> = outputs.iter_mut().map(Guarded::view).collect();
+            let mut operands: Vec<Operand<T>> = Vec::new();
+            let mut outs = out_views.iter_mut();
+            for (x, (heads, out)) in views.iter_mut().zip(&tensors) {
+                operands.push(match out {
+                    None => Operand::in_place(x, *heads),
+                    Some(out) => Operand::copy(x, *heads, outs.next().expect("an output"), *out),
+                });
+            }
+            let mut operands = operands.into_iter();
+            let q = operands.next().expect("q");
+            plan.rotate(q, operands.next(), Positions::ids(&ids), self.direction).expect("the call is made");
+        }
+        for (i, ((heads, out), x)) in tensors.iter().zip(&inputs).enumerate() {
+            match out {
+                None => {
+                    let expected = self.rope.expect(x, heads, &self.positions, self.direction).expect("reference");
+                    assert_close(&buffers[i].read(gpu), &expected.want, |i| expected.bound[i]);
+                }
+                Some(out) => {
+                    let (want, bound) = expected_copy(self, x, heads, out);
+                    assert_close(&outputs[i].read(gpu), &want, |i| bound[i]);
+                    let unchanged = buffers[i].read(gpu);
+                    assert_eq!(bytemuck::cast_slice::<T, u8>(&unchanged), bytemuck::cast_slice::<T, u8>(x));
+                }
+            }
+        }
+    }
+
+    #[track_caller]
+    fn check_all(&self, gpu: &Gpu, data: &mut Data) {
+        self.check::<f32>(gpu, data);
+        self.check::<f16>(gpu, data);
+        self.check::<bf16>(gpu, data);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn small_shapes_all_of_them() {
+    let (gpu, mut data) = (gpu(), Data::new(3));
+    for dim in [2, 3, 8, 12, 16, 18, 24, 32] {
+        for rotary in (2..=dim).step_by(2) {
+            // Heads and tokens turn over with the sizes, so that every pair of values meets over the loop.
+            let pairing = data.pick(&[Pairing::Half, Pairing::Interleaved]);
+            let offset = data.pick(&[0, dim - rotary]);
+            let rope = Rope { pairing, offset, ..Rope::new(rotary, 10_000.0) };
+            let tokens = data.pick(&[1, 2, 3, 5]);
+            let q = Heads::thd(tokens, data.pick(&[1, 2, 3]), dim);
+            let k = data.pick(&[None, Some(Heads::thd(tokens, 1, dim)), Some(Heads::thd(tokens, 2, dim))]);
+            let mut case = Case::in_place(&rope, q, k, &mut data);
+            case.check_all(&gpu, &mut data);
+            case.out = Some((q, k));
+            case.check_all(&gpu, &mut data);
+            case.shift = 1;
+            case.check_all(&gpu, &mut data);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn sizes_of_real_models() {
+    let (gpu, mut data) = (gpu(), Data::new(4));
+    let half = |dim, rotary| (dim, Rope::new(rotary, 10_000.0));
+    let interleaved =
+        |dim, rotary, offset| (dim, Rope { pairing: Pairing::Interleaved, offset, ..Rope::new(rotary, 10_000.0) });
+    for (dim, rope) in [
+        (128, llama3()),
+        half(64, 64),
+        half(80, 32),
+        half(96, 24),
+        half(112, 112),
+        half(192, 64),
+        half(256, 64),
+        half(576, 576),
+        interleaved(64, 64, 0),
+        interleaved(128, 64, 0),
+        interleaved(512, 64, 448),
+        interleaved(192, 64, 128),
+    ] {
+        for (q_heads, k_heads) in [(1, 1), (6, 2), (12, 0), (71, 1)] {
+            let q = Heads::thd(3, q_heads, dim);
+            let k = (k_heads > 0).then_some(Heads::thd(3, k_heads, dim));
+            let mut case = Case::in_place(&rope, q, k, &mut data);
+            case.check::<bf16>(&gpu, &mut data);
+            case.out = Some((q, k));
+            case.check::<bf16>(&gpu, &mut data);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn layouts_and_strides() {
+    let (gpu, mut data) = (gpu(), Data::new(5));
+    let (batch, tokens, dim) = (3, 5, 16);
+    let layouts = |heads: usize| {
+        let row = heads * dim + 24;
+        [
+            Heads::bthd(batch, tokens, heads, dim),
+            Heads::bhtd(batch, heads, tokens, dim),
+            Heads::bthd(batch, tokens, heads, dim).row(row).at(8),
+            Heads { strides: [1000, 150, 17], ..Heads::bthd(batch, tokens, heads, dim) }.at(3),
+        ]
+    };
+    for rope in ropes().into_iter().map(|rope| Rope { rotary: 8, ..rope }) {
+        for q in layouts(6) {
+            for k in layouts(2) {
+                let mut case = Case::in_place(&rope, q, Some(k), &mut data);
+                case.check::<bf16>(&gpu, &mut data);
+                let (q_out, k_out) = (data.pick(&layouts(6)), data.pick(&layouts(2)));
+                case.out = Some((q_out, Some(k_out)));
+                case.check::<f32>(&gpu, &mut data);
+                case.check::<f16>(&gpu, &mut data);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn random_calls() {
+    let gpu = gpu();
+    for seed in 0..150 {
+        let mut data = Data::new(1000 + seed);
+        let dim = 2 * (1 + data.below(40)) + data.below(2);
+        let rotary = 2 * (1 + data.below(dim / 2));
+        let rope = Rope {
+            pairing: data.pick(&[Pairing::Half, Pairing::Interleaved]),
+            offset: data.below(dim - rotary + 1),
+            attention_factor: data.pick(&[1.0, 1.2079]),
+            ..Rope::new(rotary, data.pick(&[100.0, 10_000.0, 5e6]))
+        };
+        let (batch, tokens) = (1 + data.below(3), 1 + data.below(40));
+        let mut heads = |heads: usize| {
+            let any = data.pick(&[Heads::bthd(batch, tokens, heads, dim), Heads::bhtd(batch, heads, tokens, dim)]);
+            any.at(data.below(9))
+        };
+        let (q, k, q_out, k_out) = (heads(5), heads(2), heads(5), heads(2));
+        let mut case = Case::in_place(&rope, q, data.pick(&[None, Some(k)]), &mut data);
+        if data.below(2) == 0 {
+            case.out = Some((q_out, case.k.map(|_| k_out)));
+        }
+        case.shift = data.below(5);
+        eprintln!("seed {seed}: {case:?}");
+        match data.below(3) {
+            0 => case.check::<f32>(&gpu, &mut data),
+            1 => case.check::<f16>(&gpu, &mut data),
+            _ => case.check::<bf16>(&gpu, &mut data),
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn packed_queries_and_keys() {
+    let (gpu, mut data) = (gpu(), Data::new(6));
+    let (tokens, hq, hk, dim) = (7, 4, 2, 32);
+    let row = (hq + 2 * hk) * dim;
+    let q = Heads::thd(tokens, hq, dim).row(row);
+    let k = Heads::thd(tokens, hk, dim).row(row).at(hq * dim);
+    let rope = Rope::new(32, 10_000.0);
+    let plan = RopePlan::<bf16>::new(&gpu, &rope).expect("a plan");
+    let x = data.values::<bf16>(tokens * row);
+    let starts = gpu.stream().clone_htod(&[131_000i32]).expect("a copy");
+    let mut buffer = Guarded::new(&gpu, &x, 0);
+    plan.rotate_packed(&mut buffer.view(), q, k, Positions::starts(&starts), Direction::Forward).expect("a call");
+
+    let positions: Vec<i64> = (0..tokens as i64).map(|t| 131_000 + t).collect();
+    let mut want = rope.expect(&x, &q, &positions, Direction::Forward).expect("reference");
+    let keys = rope.expect(&x, &k, &positions, Direction::Forward).expect("reference");
+    for i in (0..x.len()).filter(|&i| keys.bound[i] > 0.0) {
+        (want.want[i], want.bound[i]) = (keys.want[i], keys.bound[i]);
+    }
+    assert_close(&buffer.read(&gpu), &want.want, |i| want.bound[i]);
+    if let Some(report) = last_launch() {
+        assert_eq!(report.counters.bytes_written, (tokens * (hq + hk) * dim * 2) as u64);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn every_kind_of_position_gives_the_same_bits() {
+    let (gpu, mut data) = (gpu(), Data::new(7));
+    let heads = Heads::bthd(3, 6, 2, 16);
+    let plan = RopePlan::<f32>::new(&gpu, &Rope::new(16, 10_000.0)).expect("a plan");
+    let x = data.values::<f32>(heads.span().expect("small"));
+    let stream = gpu.stream();
+    let starts = [5i64, 131_071, 40];
+    let ids: Vec<i64> = (0..18).map(|i| starts[i / 6] + (i % 6) as i64).collect();
+    let rotated = |heads: Heads, positions: Positions| {
+        let mut buffer = Guarded::new(&gpu, &x, 0);
+        plan.rotate(Operand::in_place(&mut buffer.view(), heads), None, positions, Direction::Forward).expect("a call");
+        buffer.read(&gpu)
+    };
+    let want = rotated(heads, Positions::ids(&stream.clone_htod(&ids).expect("a copy")));
+    let narrow: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    let unsigned: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
+    assert_eq!(want, rotated(heads, Positions::ids(&stream.clone_htod(&narrow).expect("a copy"))));
+    assert_eq!(want, rotated(heads, Positions::ids(&stream.clone_htod(&unsigned).expect("a copy"))));
+    let starts_i64 = stream.clone_htod(&starts).expect("a copy");
+    assert_eq!(want, rotated(heads, Positions::starts(&starts_i64)));
+    let starts_i32 = stream.clone_htod(&starts.map(|start| start as i32)).expect("a copy");
+    assert_eq!(want, rotated(heads, Positions::starts(&starts_i32)));
+    // The same tokens as one packed batch.
+    let packed = Heads::thd(18, 2, 16);
+    let indptr = stream.clone_htod(&[0, 6, 12, 18]).expect("a copy");
+    assert_eq!(want, rotated(packed, Positions::packed(&indptr, 3).from(&starts_i64)));
+    // One row for all sequences.
+    let row = stream.clone_htod(&ids[..6]).expect("a copy");
+    let shared = rotated(heads, Positions::ids(&row).shared());
+    assert_eq!(shared[..192], want[..192]);
+    let tripled: Vec<i64> = ids[..6].repeat(3);
+    assert_eq!(shared, rotated(heads, Positions::ids(&stream.clone_htod(&tripled).expect("a copy"))));
+    // Packed sequences of uneven lengths, an empty one among them, that begin at 0.
+    let indptr = stream.clone_htod(&[0, 1, 1, 14, 18]).expect("a copy");
+    let uneven: Vec<i64> = (0..1).chain(0..13).chain(0..4).collect();
+    let uneven = rotated(packed, Positions::ids(&stream.clone_htod(&uneven).expect("a copy")));
+    assert_eq!(uneven, rotated(packed, Positions::packed(&indptr, 4)));
+}
+
+/// The kernel's polynomial, in the same operations: f32 and fused multiply-adds have one meaning everywhere.
+fn sincos_phase(phase: u64) -> (f32, f32) {
+    let turn = ((phase >> 32) as u32).wrapping_add(0x2000_0000);
+    let hex = |mantissa: u32, exponent: i32| mantissa as f32 * 2f32.powi(exponent - 24);
+    let x = ((turn & 0x3fff_ffff) as i32 - 0x2000_0000) as f32 * 2f32.powi(-29);
+    let z = x * x;
+    let horner = |coefficients: &[f32]| {
+        let (last, rest) = coefficients.split_last().expect("coefficients");
+        rest.iter().rev().fold(*last, |sum, &c| z.mul_add(sum, c))
+    };
+    let s = x * horner(&[hex(0x1921fb4, -1), -hex(0x14abba2, -4), hex(0x1465a9e, -9), -hex(0x12cf654, -15)]);
+    let c = horner(&[1.0, -hex(0x13bd3cc, -2), hex(0x103c1d4, -6), -hex(0x155c654, -12), hex(0x1d9f9bc, -19)]);
+    match turn >> 30 {
+        0 => (s, c),
+        1 => (c, -s),
+        2 => (-s, -c),
+        _ => (-c, s),
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn cosine_and_sine_are_within_1e_7_and_equal_bit_for_bit() {
+    let (gpu, mut data) = (gpu(), Data::new(8));
+    let mut consts = Consts::new().expect("constants");
+    for (rotary, base) in [(128, 10_000.0), (128, 500_000.0), (64, 1e7)] {
+        let rope = Rope::new(rotary, base);
+        let plan = RopePlan::<f32>::new(&gpu, &rope).expect("a plan");
+        let mut positions = POSITIONS.to_vec();
+        positions.extend((0..91).map(|_| i64::from(data.bits() as i32)));
+        let heads = Heads::thd(positions.len(), 1, rotary);
+        // The pair (1, 0) becomes (cos, sin).
+        let one_zero: Vec<f32> =
+            (0..heads.span().expect("small")).map(|i| f32::from(i % rotary < rotary / 2)).collect();
+        let mut x = gpu.stream().clone_htod(&one_zero).expect("a copy");
+        let ids = gpu.stream().clone_htod(&positions).expect("a copy");
+        plan.rotate(Operand::in_place(&mut x, heads), None, Positions::ids(&ids), Direction::Forward).expect("a call");
+        let got = gpu.stream().clone_dtoh(&x).expect("a copy");
+        for (t, &position) in positions.iter().enumerate() {
+            for pair in 0..rotary / 2 {
+                let (cos, sin) = (got[heads.index(0, t, 0, pair)], got[heads.index(0, t, 0, pair + rotary / 2)]);
+                let phase = rope.rate(pair).wrapping_mul(position as u64);
+                let want = sincos_phase(phase);
+                assert_eq!((sin.to_bits(), cos.to_bits()), (want.0.to_bits(), want.1.to_bits()), "{position} {pair}");
+                if t < POSITIONS.len() || pair % 8 == t % 8 {
+                    let (true_cos, true_sin) = truth(base, rotary, pair, position, &mut consts);
+                    for (got, want) in [(cos, true_cos), (sin, true_sin)] {
+                        assert!((f64::from(got) - want).abs() < 1e-7, "{got} for {want} at {position}, pair {pair}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn widths_give_the_same_bits() {
+    let (gpu, mut data) = (gpu(), Data::new(9));
+    fn check<T: Scalar + PartialEq + Debug>(gpu: &Gpu, data: &mut Data, wide: usize) {
+        for pairing in [Pairing::Half, Pairing::Interleaved] {
+            let plan = RopePlan::<T>::new(gpu, &Rope { pairing, ..Rope::new(32, 10_000.0) }).expect("a plan");
+            let heads = Heads::thd(3, 5, 32);
+            let x = data.values::<T>(heads.span().expect("small"));
+            let ids = gpu.stream().clone_htod(&[3i32, 131_071, -5]).expect("a copy");
+            let mut results = Vec::new();
+            for shift in [0, wide / 2, 1] {
+                let mut buffer = Guarded::new(gpu, &x, shift);
+                let q = Operand::in_place(&mut buffer.view(), heads);
+                plan.rotate(q, None, Positions::ids(&ids), Direction::Forward).expect("a call");
+                results.push(buffer.read(gpu));
+                if let Some(report) = last_launch() {
+                    // Of f32, the narrowest access of the three is an element; of 16-bit types it is half a word.
+                    let stores = (heads.span().expect("small")
+                        / if shift == 1 { 1 } else { wide >> (shift > 0) as usize })
+                        as u64;
+                    let width = [16, 8, size_of::<T>()][results.len() - 1];
+                    assert_eq!(
+                        report.counters.global_accesses[width.ilog2() as usize] >= 2 * stores,
+                        true,
+                        "{report:?}"
+                    );
+                }
+            }
+            assert_eq!(results[0], results[1]);
+            assert_eq!(results[0], results[2]);
+        }
+    }
+    check::<f32>(&gpu, &mut data, 4);
+    check::<f16>(&gpu, &mut data, 8);
+    check::<bf16>(&gpu, &mut data, 8);
+}
+
+// ----------------------------------------------------------------------------------------------- other sources of angles
+
+/// Cosine and sine that the device makes for every pair at each position: the pair (1, 0), rotated.
+fn turned(gpu: &Gpu, rope: &Rope, positions: &[i64]) -> Vec<(f32, f32)> {
+    let plan = RopePlan::<f32>::new(gpu, rope).expect("a plan");
+    let heads = Heads::thd(positions.len(), 1, rope.rotary);
+    let pairs = rope.pairs();
+    let one_zero: Vec<f32> = (0..positions.len() * 2 * pairs).map(|i| f32::from(i % (2 * pairs) < pairs)).collect();
+    let mut x = gpu.stream().clone_htod(&one_zero).expect("a copy");
+    let ids = gpu.stream().clone_htod(positions).expect("a copy");
+    plan.rotate(Operand::in_place(&mut x, heads), None, Positions::ids(&ids), Direction::Forward).expect("a call");
+    let x = gpu.stream().clone_dtoh(&x).expect("a copy");
+    (0..positions.len() * pairs)
+        .map(|i| {
+            let at = i / pairs * 2 * pairs + i % pairs;
+            (x[at], x[at + pairs])
+        })
+        .collect()
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn compat_angles_are_the_nearest_cosine_and_sine_of_the_f32_product() {
+    let (gpu, mut data) = (gpu(), Data::new(20));
+    let rope = Rope { angles: Angles::HfCompat, ..llama3() };
+    let mut positions: Vec<i64> = vec![0, 1, 2, 3, 8190, 8191, 131_071, 131_072, (1 << 24) + 1, -5, (1 << 31) - 1];
+    positions.extend((0..40).map(|_| data.below(131_073) as i64));
+    for (i, (cos, sin)) in turned(&gpu, &rope, &positions).into_iter().enumerate() {
+        let (position, pair) = (positions[i / 64], i % 64);
+        let angle = f64::from(position as f32 * rope.compat_frequency(pair));
+        for (got, want) in [(cos, angle.cos()), (sin, angle.sin())] {
+            // Half an ulp of f32, and the last bits of f64.
+            let half_ulp =
+                (f64::from(f32::from_bits((want as f32).abs().to_bits() + 1)) - f64::from((want as f32).abs())) / 2.0;
+            assert!(
+                (f64::from(got) - want).abs() <= half_ulp * 1.00001,
+                "{got:e} for {want:e}: {position}, pair {pair}"
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn compat_angles_rotate_like_their_reference() {
+    let (gpu, mut data) = (gpu(), Data::new(21));
+    for (dim, rotary) in [(16, 16), (24, 12), (13, 10)] {
+        let rope = Rope { angles: Angles::HfCompat, pairing: Pairing::Interleaved, ..Rope::new(rotary, 10_000.0) };
+        let case = Case::in_place(&rope, Heads::thd(5, 3, dim), Some(Heads::thd(5, 2, dim)), &mut data);
+        case.check_all(&gpu, &mut data);
+    }
+}
+
+/// Rows of cosines and sines that are no rotation at all: a kernel cannot guess them.
+fn table(data: &mut Data, rows: usize, pairs: usize) -> (Vec<f64>, Vec<f64>) {
+    let mut column = || (0..rows * pairs).map(|_| bf16::from_f64(data.value()).to_f64()).collect();
+    (column(), column())
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn tables_of_either_type_and_layout() {
+    let (gpu, mut data) = (gpu(), Data::new(22));
+    fn check<T: Scalar>(gpu: &Gpu, data: &mut Data, dim: usize, rotary: usize, packed: bool, same: bool) {
+        let rope = Rope { attention_factor: 1.25, ..Rope::new(rotary, 10_000.0) };
+        let (rows, pairs, heads) = (9, rotary / 2, Heads::thd(6, 3, dim));
+        let (cos, sin) = table(data, rows, pairs);
+        let positions = [0i64, 8, 3, 9, 1 << 40, -1];
+        let x = data.values::<T>(heads.span().expect("small"));
+        // The reference's bound is for cosines and sines up to 1, these go to 2.
+        let expected =
+            rope.expect_by_table(&x, &heads, &positions, Direction::Inverse, (&cos, &sin)).expect("reference");
+        let cache: Vec<f64> = if packed {
+            (0..rows)
+                .flat_map(|r| [&cos[r * pairs..(r + 1) * pairs], &sin[r * pairs..(r + 1) * pairs]].concat())
+                .collect()
+        } else {
+            cos.clone()
+        };
+        let stream = gpu.stream();
+        let upload = |x: &[f64]| stream.clone_htod(&x.iter().map(|&x| x as f32).collect::<Vec<_>>()).expect("a copy");
+        let upload_same =
+            |x: &[f64]| stream.clone_htod(&x.iter().map(|&x| T::from_f64(x)).collect::<Vec<_>>()).expect("a copy");
+        let (cos_f32, sin_f32) = (upload(&cache), upload(&sin));
+        let (cos_same, sin_same) = (upload_same(&cache), upload_same(&sin));
+        let values = match (same, packed) {
+            (false, true) => TableValues::F32 { cos: &cos_f32, sin: None },
+            (false, false) => TableValues::F32 { cos: &cos_f32, sin: Some(&sin_f32) },
+            (true, true) => TableValues::Same { cos: &cos_same, sin: None },
+            (true, false) => TableValues::Same { cos: &cos_same, sin: Some(&sin_same) },
+        };
+        let stride = if packed { 2 * pairs } else { pairs };
+        let table = Table { values, rows, stride, beyond: Beyond::Clamp };
+        let plan = RopePlan::<T>::new(gpu, &rope).expect("a plan");
+        let ids = stream.clone_htod(&positions).expect("a copy");
+        let mut buffer = Guarded::new(gpu, &x, 0);
+        let q = Operand::in_place(&mut buffer.view(), heads);
+        plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Inverse).expect("a call");
+        assert_close(&buffer.read(gpu), &expected.want, |i| 2.0 * expected.bound[i]);
+    }
+    for (dim, rotary) in [(32, 32), (32, 16), (24, 12), (10, 6), (128, 128)] {
+        for packed in [false, true] {
+            for same in [false, true] {
+                check::<f32>(&gpu, &mut data, dim, rotary, packed, same);
+                check::<bf16>(&gpu, &mut data, dim, rotary, packed, same);
+                check::<f16>(&gpu, &mut data, dim, rotary, packed, same);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_position_beyond_the_table_is_clamped_or_nan_and_reported() {
+    let (gpu, mut data) = (gpu(), Data::new(23));
+    let (rope, heads) = (Rope::new(16, 10_000.0), Heads::thd(2, 1, 16));
+    let plan = RopePlan::<f32>::new(&gpu, &rope).expect("a plan");
+    let (cos, sin) = table(&mut data, 4, 8);
+    let stream = gpu.stream();
+    let upload = |x: &[f64]| stream.clone_htod(&x.iter().map(|&x| x as f32).collect::<Vec<_>>()).expect("a copy");
+    let (cos_gpu, sin_gpu) = (upload(&cos), upload(&sin));
+    let values = || TableValues::F32 { cos: &cos_gpu, sin: Some(&sin_gpu) };
+    let x = data.values::<f32>(32);
+    for (positions, beyond) in [([3i64, 1], false), ([3, 4], true), ([3, -1], true)] {
+        let ids = stream.clone_htod(&positions).expect("a copy");
+        let mut flag = stream.clone_htod(&[0u32]).expect("a copy");
+        let mut buffer = Guarded::new(&gpu, &x, 0);
+        let table = Table { values: values(), rows: 4, stride: 8, beyond: Beyond::Nan(Some(&mut flag)) };
+        let q = Operand::in_place(&mut buffer.view(), heads);
+        plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Forward).expect("a call");
+        let got = buffer.read(&gpu);
+        let expected =
+            rope.expect_by_table(&x, &heads, &positions, Direction::Forward, (&cos, &sin)).expect("reference");
+        assert_close(&got[..16], &expected.want[..16], |i| 2.0 * expected.bound[i]);
+        assert_eq!(got[16..].iter().all(|x| x.is_nan()), beyond, "{got:?}");
+        assert_eq!(stream.clone_dtoh(&flag).expect("a copy"), [u32::from(beyond)]);
+    }
+    let mut buffer = Guarded::new(&gpu, &x, 0);
+    let ids = stream.clone_htod(&[0i64, 0]).expect("a copy");
+    let mut refuse = |rows: usize, stride: usize, want: &str| {
+        let table = Table { values: values(), rows, stride, beyond: Beyond::Clamp };
+        let q = Operand::in_place(&mut buffer.view(), heads);
+        let result = plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Forward);
+        assert_eq!(result.expect_err(want).to_string(), want);
+    };
+    refuse(5, 8, "cos holds 32 elements, the shape needs 40");
+    refuse(4, 7, "the table has 4 rows 7 elements apart, it needs 1 to 2147483647 rows of at least 8");
+    refuse(0, 8, "the table has 0 rows 8 elements apart, it needs 1 to 2147483647 rows of at least 8");
+}
+
+// --------------------------------------------------------------------------------------------------------------- bytes
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn each_element_is_read_once_and_written_once() {
+    let gpu = gpu();
+    if last_launch_is_real() {
+        return;
+    }
+    let count = |rope: &Rope, q: Heads, k: Heads, in_place: bool| {
+        let plan = RopePlan::<bf16>::new(&gpu, rope).expect("a plan");
+        let stream = gpu.stream();
+        let alloc = |heads: &Heads| stream.clone_htod(&vec![bf16::ONE; heads.span().expect("small")]).expect("a copy");
+        let (mut q_x, mut k_x, mut q_y, mut k_y) = (alloc(&q), alloc(&k), alloc(&q), alloc(&k));
+        let ids = stream.clone_htod(&(0..q.tokens as i32).collect::<Vec<_>>()).expect("a copy");
+        if in_place {
+            let (q, k) = (Operand::in_place(&mut q_x, q), Operand::in_place(&mut k_x, k));
+            plan.rotate(q, Some(k), Positions::ids(&ids), Direction::Forward).expect("a call");
+        } else {
+            let (q, k) = (Operand::copy(&q_x, q, &mut q_y, q), Operand::copy(&k_x, k, &mut k_y, k));
+            plan.rotate(q, Some(k), Positions::ids(&ids), Direction::Forward).expect("a call");
+        }
+        last_launch().expect("the emulator counts")
+    };
+    for (rope, dim) in [(llama3(), 128), (Rope::new(32, 10_000.0), 128)] {
+        let (q, k) = (Heads::thd(64, 32, dim), Heads::thd(64, 8, dim));
+        for in_place in [true, false] {
+            let report = count(&rope, q, k, in_place);
+            let channels = if in_place { rope.rotary } else { dim };
+            let tensor = (64 * 40 * channels * 2) as u64;
+            assert_eq!(report.counters.bytes_written, tensor, "each element once");
+            // Angles are made once for each walk over heads: 8 bytes a pair and 4 bytes for each group of 8 pairs.
+            let walks = u64::from(report.grid[1] * report.block[2]) * 64;
+            let tables = walks * (rope.pairs() as u64 * 8 + rope.pairs() as u64 / 8 * 4);
+            assert_eq!(report.counters.bytes_read, tensor + tables, "each element once, and the tables: {report:?}");
+            // Everything in 16-byte accesses, but the ids.
+            let wide = report.counters.global_accesses[4] * 16;
+            assert!(wide >= 2 * tensor, "{report:?}");
+            assert_eq!(report.counters.local_bytes_read, 0);
+        }
+    }
+}
+
+fn last_launch_is_real() -> bool {
+    emulator::attach().is_none()
+}
+
+// -------------------------------------------------------------------------------------------------------------- graphs
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_call_can_be_captured_and_replayed() {
+    // A context of its own settings: events recorded outside a capture cannot be waited for inside it.
+    let context = CudaContext::new(0).expect("a context");
+    let stream = context.new_stream().expect("a stream");
+    // SAFETY: every buffer of this test is used on this one stream.
+    unsafe { context.disable_event_tracking() };
+    let gpu = Gpu::new(&stream).expect("a device");
+    let rope = Rope::new(64, 10_000.0);
+    let plan = RopePlan::<f32>::new(&gpu, &rope).expect("a plan");
+    let heads = Heads::thd(4, 3, 64);
+    let x = Data::new(10).values::<f32>(heads.span().expect("small"));
+    let mut buffer = stream.clone_htod(&x).expect("a copy");
+    let mut ids = stream.clone_htod(&[1i32, 2, 3, 4]).expect("a copy");
+    stream.synchronize().expect("a stream");
+
+    stream.begin_capture(CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).expect("a capture");
+    let q = Operand::in_place(&mut buffer, heads);
+    plan.rotate(q, None, Positions::ids(&ids), Direction::Forward).expect("a call");
+    let flags = CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream.end_capture(flags).expect("a graph").expect("a graph that is not empty");
+
+    graph.launch().expect("a replay");
+    let once = stream.clone_dtoh(&buffer).expect("a copy");
+    let expected = rope.expect(&x, &heads, &[1, 2, 3, 4], Direction::Forward).expect("reference");
+    assert_close(&once, &expected.want, |i| expected.bound[i]);
+    // Positions are read when the graph runs.
+    stream.memcpy_htod(&[7i32, -8, 9, 100_000], &mut ids).expect("a copy");
+    graph.launch().expect("a replay");
+    let twice = stream.clone_dtoh(&buffer).expect("a copy");
+    let expected = rope.expect(&once, &heads, &[7, -8, 9, 100_000], Direction::Forward).expect("reference");
+    assert_close(&twice, &expected.want, |i| expected.bound[i]);
+}
+
+// ------------------------------------------------------------------------------------------------------------ refusals
+
+#[test]
+fn specs_outside_the_law_are_refused() {
+    let message = |rope: Rope| rope.check().expect_err("a refusal").to_string();
+    assert_eq!(message(Rope::new(7, 1e4)), "rotary is 7, it must be even and at least 2");
+    assert_eq!(message(Rope::new(0, 1e4)), "rotary is 0, it must be even and at least 2");
+    assert_eq!(message(Rope::new(8, -1.0)), "base is -1, it must be finite and above 0");
+    assert_eq!(message(Rope::new(8, f64::NAN)), "base is NaN, it must be finite and above 0");
+    assert_eq!(
+        message(Rope { attention_factor: f64::INFINITY, ..Rope::new(8, 1e4) }),
+        "attention_factor is inf, it must be finite and above 0"
+    );
+    let mut x = [0.0f32; 8];
+    let error = Rope { offset: 2, ..Rope::new(8, 1e4) }
+        .rotate(&mut x, &Heads::thd(1, 1, 8), &[0], Direction::Forward)
+        .expect_err("a refusal");
+    assert_eq!(error.to_string(), "the rotary part ends at channel 10 (8 from 2), a head has 8");
+    let error = Rope::new(8, 1e4).rotate(&mut x, &Heads::thd(1, 1, 8), &[], Direction::Forward).expect_err("a refusal");
+    assert_eq!(error.to_string(), "positions holds 0 elements, the shape needs 1");
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn calls_that_do_not_fit_are_refused_and_write_nothing() {
+    let gpu = gpu();
+    let plan = RopePlan::<f32>::new(&gpu, &Rope::new(8, 10_000.0)).expect("a plan");
+    let stream = gpu.stream();
+    let x = Data::new(11).values::<f32>(64);
+    let mut q = Guarded::new(&gpu, &x, 0);
+    let mut k = Guarded::new(&gpu, &x, 0);
+    let ids = stream.clone_htod(&[1i32, 2]).expect("a copy");
+    let heads = Heads::thd(2, 2, 8);
+    let mut refuse = |q_heads: Heads, k_heads: Option<Heads>, want: &str| {
+        let (mut q, mut k) = (q.view(), k.view());
+        let k = k_heads.map(|heads| Operand::in_place(&mut k, heads));
+        let q = Operand::in_place(&mut q, q_heads);
+        let error = plan.rotate(q, k, Positions::ids(&ids), Direction::Forward).expect_err(want);
+        assert_eq!(error.to_string(), want);
+    };
+    refuse(Heads::thd(2, 5, 8), None, "q holds 64 elements, the shape needs 80");
+    refuse(heads, Some(Heads::thd(2, 5, 8)), "k holds 64 elements, the shape needs 80");
+    refuse(heads, Some(Heads::thd(1, 2, 8)), "q has 2 tokens and k 1, they must be equal");
+    refuse(Heads::thd(4, 1, 8), None, "positions holds 2 elements, the shape needs 4");
+    refuse(Heads::thd(2, 0, 8), None, "q has 0 heads of 8 channels, both must be at least 1");
+    refuse(Heads::thd(2, 2, 7), None, "the rotary part ends at channel 8 (8 from 0), a head has 7");
+    refuse(
+        Heads { strides: [0, 8, 4], ..heads },
+        None,
+        "q is written and its elements overlap: a dimension of 2 has stride 4, and 8 elements lie below it",
+    );
+    refuse(
+        Heads::thd(1 << 33, 1 << 30, 8),
+        None,
+        "batch x tokens x heads x dim (1 x 8589934592 x 1073741824 x 8) does not fit into 63 bits",
+    );
+
+    let mut view = q.view();
+    let error = plan
+        .rotate_packed(&mut view, heads, heads.at(4), Positions::ids(&ids), Direction::Forward)
+        .expect_err("an overlap");
+    assert_eq!(
+        error.to_string(),
+        "q (offset 0, strides [32, 16, 8]) and k (offset 4, strides [32, 16, 8]) may overlap in one buffer"
+    );
+    let mut out = stream.alloc_zeros::<f32>(64).expect("memory");
+    let error = plan
+        .rotate(
+            Operand::copy(&k.view(), heads, &mut out, Heads::thd(2, 1, 8)),
+            None,
+            Positions::ids(&ids),
+            Direction::Forward,
+        )
+        .expect_err("other sizes");
+    assert_eq!(
+        error.to_string(),
+        "q has the sizes [1, 2, 2, 8] and q_out [1, 2, 1, 8] (batch, tokens, heads, dim), they must be equal"
+    );
+
+    if let Ok(other) = Gpu::open(1) {
+        let mut elsewhere = other.stream().alloc_zeros::<f32>(64).expect("memory");
+        let q = Operand::in_place(&mut elsewhere, heads);
+        let error = plan.rotate(q, None, Positions::ids(&ids), Direction::Forward).expect_err("another context");
+        assert_eq!(error.to_string(), "q lies in another CUDA context than the one this plan was made for");
+    }
+    // Nothing to do is nothing wrong.
+    let none = Operand::in_place(&mut view, Heads::thd(0, 2, 8));
+    plan.rotate(none, None, Positions::ids(&ids), Direction::Forward).expect("no tokens");
+    drop(view);
+    assert_eq!(q.read(&gpu), x);
+    assert_eq!(k.read(&gpu), x);
+}
