@@ -470,7 +470,8 @@ fn widths_give_the_same_bits() {
             let mut results = Vec::new();
             for shift in [0, wide / 2, 1] {
                 let mut buffer = Guarded::new(gpu, &x, shift);
-                let q = Operand::in_place(&mut buffer.view(), heads);
+                let mut view = buffer.view();
+                let q = Operand::in_place(&mut view, heads);
                 plan.rotate(q, None, Positions::ids(&ids), Direction::Forward).expect("a call");
                 results.push(buffer.read(gpu));
                 if let Some(report) = last_launch() {
@@ -591,7 +592,8 @@ fn tables_of_either_type_and_layout() {
         let plan = RopePlan::<T>::new(gpu, &rope).expect("a plan");
         let ids = stream.clone_htod(&positions).expect("a copy");
         let mut buffer = Guarded::new(gpu, &x, 0);
-        let q = Operand::in_place(&mut buffer.view(), heads);
+        let mut view = buffer.view();
+        let q = Operand::in_place(&mut view, heads);
         plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Inverse).expect("a call");
         assert_close(&buffer.read(gpu), &expected.want, |i| 2.0 * expected.bound[i]);
     }
@@ -623,7 +625,8 @@ fn a_position_beyond_the_table_is_clamped_or_nan_and_reported() {
         let mut flag = stream.clone_htod(&[0u32]).expect("a copy");
         let mut buffer = Guarded::new(&gpu, &x, 0);
         let table = Table { values: values(), rows: 4, stride: 8, beyond: Beyond::Nan(Some(&mut flag)) };
-        let q = Operand::in_place(&mut buffer.view(), heads);
+        let mut view = buffer.view();
+        let q = Operand::in_place(&mut view, heads);
         plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Forward).expect("a call");
         let got = buffer.read(&gpu);
         let expected =
@@ -636,7 +639,8 @@ fn a_position_beyond_the_table_is_clamped_or_nan_and_reported() {
     let ids = stream.clone_htod(&[0i64, 0]).expect("a copy");
     let mut refuse = |rows: usize, stride: usize, want: &str| {
         let table = Table { values: values(), rows, stride, beyond: Beyond::Clamp };
-        let q = Operand::in_place(&mut buffer.view(), heads);
+        let mut view = buffer.view();
+        let q = Operand::in_place(&mut view, heads);
         let result = plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Forward);
         assert_eq!(result.expect_err(want).to_string(), want);
     };

@@ -1,0 +1,140 @@
+//! What a test sees of the emulator: counters, the last launch, the last error, settings.
+
+use crate::counters::Counters;
+use crate::driver::{Status, TABLE_VERSION, Table};
+
+/// How much is checked. The default is [`Strictness::All`], or what `EMULATOR_STRICT` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strictness {
+    /// What cannot be left out: limits, barriers that can never be passed, addresses outside the device.
+    None,
+    /// Every address lies in one allocation and is aligned.
+    Bounds,
+    /// Also uninitialised reads, races, read-only memory, barriers that ended threads would have to reach.
+    All,
+}
+
+/// A launch that ran.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchReport {
+    /// Name of the kernel.
+    pub kernel: String,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// What it did.
+    pub counters: Counters,
+}
+
+/// The emulator that is loaded in this process. Everything it says is about the calling thread.
+#[derive(Clone, Copy)]
+pub struct Emulator {
+    table: &'static Table,
+}
+
+/// Finds the emulator; `None` if the process has a real driver, or none.
+pub fn attach() -> Option<Emulator> {
+    let found = [c"libcuda.so", c"libcuda.so.1"].into_iter().find_map(|name| {
+        // SAFETY: asks for a library that is loaded already.
+        let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
+        (!library.is_null()).then_some(library)
+    });
+    // SAFETY: loads the driver as any application does.
+    let library = found.unwrap_or_else(|| unsafe { libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW) });
+    if library.is_null() {
+        return None;
+    }
+    // SAFETY: the library is loaded; its handle is never closed, so the table lives as long as the process.
+    unsafe {
+        let symbol = libc::dlsym(library, c"emulator_table".as_ptr());
+        if symbol.is_null() {
+            return None;
+        }
+        let table = std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> *const Table>(symbol)();
+        let table = table.as_ref()?;
+        if table.version != TABLE_VERSION || table.counters_size as usize != size_of::<Counters>() {
+            return None;
+        }
+        Some(Emulator { table })
+    }
+}
+
+impl std::fmt::Debug for Emulator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Emulator").field("strictness", &self.strictness()).finish()
+    }
+}
+
+impl Emulator {
+    /// Sum of the launches that this thread issued since [`Emulator::reset_counters`].
+    pub fn counters(&self) -> Counters {
+        let mut out = Counters::default();
+        // SAFETY: the place is ours and of the size that `attach` compared.
+        unsafe { (self.table.counters)(&mut out) };
+        out
+    }
+
+    /// Starts the sum anew.
+    pub fn reset_counters(&self) {
+        // SAFETY: no arguments.
+        unsafe { (self.table.reset_counters)() };
+    }
+
+    /// The last launch of this thread.
+    pub fn last_launch(&self) -> Option<LaunchReport> {
+        let mut status =
+            Status { grid: [0; 3], block: [0; 3], name_length: 0, name: [0; 512], counters: Counters::default() };
+        // SAFETY: the place is ours.
+        if unsafe { (self.table.last_launch)(&mut status) } == 0 {
+            return None;
+        }
+        let name = &status.name[..(status.name_length as usize).min(512)];
+        Some(LaunchReport {
+            kernel: String::from_utf8_lossy(name).into_owned(),
+            grid: status.grid,
+            block: status.block,
+            counters: status.counters,
+        })
+    }
+
+    /// The full sentence of the last fault or refusal that this thread met.
+    pub fn last_error(&self) -> Option<String> {
+        let mut text = vec![0u8; 8192];
+        // SAFETY: the buffer has the length that is given.
+        let n = unsafe { (self.table.last_error)(text.as_mut_ptr(), text.len()) };
+        if n == usize::MAX {
+            return None;
+        }
+        text.truncate(n);
+        Some(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// How much is checked in launches of this thread.
+    pub fn strictness(&self) -> Strictness {
+        // SAFETY: no arguments.
+        match unsafe { (self.table.strictness)() } {
+            0 => Strictness::None,
+            1 => Strictness::Bounds,
+            _ => Strictness::All,
+        }
+    }
+
+    /// Sets how much is checked in launches of this thread.
+    pub fn set_strictness(&self, level: Strictness) {
+        // SAFETY: a number.
+        unsafe { (self.table.set_strictness)(level as u32) };
+    }
+
+    /// Launches of this thread check their arguments and run nothing: what remains is the host's cost of a launch.
+    pub fn set_noop(&self, on: bool) {
+        // SAFETY: a number.
+        unsafe { (self.table.set_noop)(u32::from(on)) };
+    }
+
+    /// Forgets the sticky error of the thread's current context, which a device would keep until the context's end.
+    pub fn clear_error(&self) {
+        // SAFETY: no arguments.
+        unsafe { (self.table.clear_error)() };
+    }
+}

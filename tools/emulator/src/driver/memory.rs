@@ -1,0 +1,506 @@
+//! Allocation, copies and fills.
+
+use super::code::*;
+use super::context::{Device, current, current_any, device, devices};
+use super::object::{self, Context, Handle, Object};
+use super::stream::{capture, stream};
+use super::{Call, export, give, graph, refuse};
+use crate::check;
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A pool, of which only its settings matter: memory is a device's.
+#[derive(Default)]
+pub(crate) struct Pool {
+    settings: Mutex<BTreeMap<u32, u64>>,
+    device: usize,
+}
+
+/// A copy or fill, checked when it is performed.
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
+    /// `count` elements of `size` bytes.
+    Fill { at: u64, value: u32, size: u8, count: usize, pitch: usize, rows: usize },
+    /// From anywhere to anywhere.
+    Copy { to: u64, from: u64, bytes: usize },
+}
+
+/// Host memory that the driver allocated: start and size.
+static HOST: Mutex<BTreeMap<u64, usize>> = Mutex::new(BTreeMap::new());
+
+/// The device in whose region an address lies.
+pub(crate) fn owner(at: u64) -> Option<&'static Device> {
+    devices().iter().find(|d| d.memory.holds(at))
+}
+
+/// What a range is: device memory, checked, or the host's.
+fn check_range(at: u64, bytes: usize, what: &str) -> Result<Option<&'static Device>, u32> {
+    match owner(at) {
+        None if at == 0 && bytes > 0 => refuse(ERROR_INVALID_VALUE, format!("{what}: a null pointer")),
+        None => Ok(None),
+        Some(dev) => match dev.memory.check(at, bytes as u64) {
+            Ok(()) => Ok(Some(dev)),
+            Err(place) => refuse(
+                ERROR_INVALID_VALUE,
+                format!("{what}: {bytes} bytes at {at:#x} are not in one allocation, they are {place}"),
+            ),
+        },
+    }
+}
+
+fn device_range(at: u64, bytes: usize, what: &str) -> Call {
+    match check_range(at, bytes, what)? {
+        Some(_) => Ok(()),
+        None if bytes == 0 => Ok(()),
+        // managed and pinned memory has the same address on the device
+        None if pinned(at, bytes) => Ok(()),
+        None => refuse(ERROR_INVALID_VALUE, format!("{what}: {at:#x} is not an address of a device")),
+    }
+}
+
+fn pinned(at: u64, bytes: usize) -> bool {
+    let host = HOST.lock().unwrap_or_else(PoisonError::into_inner);
+    host.range(..=at).next_back().is_some_and(|(s, n)| at + bytes as u64 <= s + *n as u64)
+}
+
+/// Does the work.
+pub(crate) fn perform(work: &Work) -> Call {
+    match *work {
+        Work::Fill { at, value, size, count, pitch, rows } => {
+            let row = count * size as usize;
+            if size > 1 && at % u64::from(size) != 0 {
+                return Err(ERROR_INVALID_VALUE);
+            }
+            for y in 0..rows {
+                let at = at + (y * pitch) as u64;
+                device_range(at, row, "a fill")?;
+                let dev = owner(at);
+                // SAFETY: the range is in one allocation, or in memory that the driver allocated on the host.
+                unsafe {
+                    match size {
+                        1 => std::ptr::write_bytes(at as *mut u8, value as u8, count),
+                        2 => (0..count).for_each(|i| (at as *mut u16).add(i).write_unaligned(value as u16)),
+                        _ => (0..count).for_each(|i| (at as *mut u32).add(i).write_unaligned(value)),
+                    }
+                }
+                if let Some(dev) = dev {
+                    check::written(&dev.memory, at, row as u64);
+                }
+            }
+            Ok(())
+        }
+        Work::Copy { to, from, bytes } => {
+            if bytes == 0 {
+                return Ok(());
+            }
+            let source = check_range(from, bytes, "the source of a copy")?;
+            let target = check_range(to, bytes, "the target of a copy")?;
+            if let (Some(dev), None) = (source, target)
+                && crate::config::strictness().uninitialised
+                && let Some(at) = check::first_unwritten(&dev.memory, from, bytes as u64)
+            {
+                let start = dev.memory.find(at).map_or(from, |a| a.start);
+                return fault_outside(format!(
+                    "a copy to the host reads byte {} of the allocation at {start:#x}, which nobody wrote",
+                    at - start
+                ));
+            }
+            // SAFETY: device ranges were checked; for the host's the caller vouches, as with a real driver.
+            unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
+            match (source, target) {
+                (Some(a), Some(b)) => check::copied(&a.memory, from, &b.memory, to, bytes as u64),
+                (None, Some(b)) => check::written(&b.memory, to, bytes as u64),
+                _ => {}
+            }
+            Ok(())
+        }
+    }
+}
+
+/// A fault that a copy meets: sticky, like a kernel's.
+fn fault_outside(message: String) -> Call {
+    let context = current_any()?;
+    context.error.store(ERROR_LAUNCH_FAILED, Ordering::Relaxed);
+    refuse(ERROR_LAUNCH_FAILED, message)
+}
+
+/// Does the work now, or records it.
+fn submit(on: Handle, work: Work) -> Call {
+    let context = current()?;
+    let stream = stream(&context, on)?;
+    match capture(&stream) {
+        Some(capture) => capture.add(graph::Node::Memory(work)),
+        None => perform(&work),
+    }
+}
+
+/// Does the work now; while the thread captures that is not allowed.
+fn now(work: Work) -> Call {
+    current()?;
+    graph::unsafe_call()?;
+    perform(&work)
+}
+
+fn allocate(context: &Context, out: *mut u64, bytes: usize) -> Call {
+    if out.is_null() || bytes == 0 {
+        return Err(ERROR_INVALID_VALUE);
+    }
+    match context.memory.allocate(bytes as u64, context.id) {
+        Some(at) => {
+            check::allocated(&context.memory, at, bytes as u64);
+            give(out, at)
+        }
+        None => refuse(
+            ERROR_OUT_OF_MEMORY,
+            format!("{bytes} bytes do not fit: {} of {} are free", context.memory.free_bytes(), context.memory.claimed),
+        ),
+    }
+}
+
+fn free(at: u64) -> Call {
+    if at == 0 {
+        return Ok(());
+    }
+    let Some(dev) = owner(at) else {
+        if free_host(at) {
+            return Ok(());
+        }
+        return refuse(ERROR_INVALID_VALUE, format!("{at:#x} was not allocated"));
+    };
+    if dev.memory.release(at) {
+        return Ok(());
+    }
+    refuse(
+        ERROR_INVALID_VALUE,
+        format!("{at:#x} is not the start of an allocation: it is {}", dev.memory.table().describe(at, 1)),
+    )
+}
+
+fn allocate_host(bytes: usize) -> Option<u64> {
+    let layout = std::alloc::Layout::from_size_align(bytes.max(1), 4096).ok()?;
+    // SAFETY: the layout has a size.
+    let at = unsafe { std::alloc::alloc_zeroed(layout) } as u64;
+    if at == 0 {
+        return None;
+    }
+    HOST.lock().unwrap_or_else(PoisonError::into_inner).insert(at, bytes.max(1));
+    Some(at)
+}
+
+fn free_host(at: u64) -> bool {
+    match HOST.lock().unwrap_or_else(PoisonError::into_inner).remove(&at) {
+        None => false,
+        Some(bytes) => {
+            // SAFETY: the table says that this was allocated with this layout.
+            unsafe { std::alloc::dealloc(at as *mut u8, std::alloc::Layout::from_size_align_unchecked(bytes, 4096)) };
+            true
+        }
+    }
+}
+
+fn async_allocation(out: *mut u64, bytes: usize, on: Handle) -> Call {
+    let context = current()?;
+    let stream = stream(&context, on)?;
+    // captured, it becomes the graph's: its address is fixed now and serves every replay
+    let _ = capture(&stream);
+    allocate(&context, out, bytes)
+}
+
+fn default_pool(dev: i32) -> Result<Handle, u32> {
+    static POOLS: Mutex<BTreeMap<i32, u64>> = Mutex::new(BTreeMap::new());
+    device(dev)?;
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    let handle = *pools.entry(dev).or_insert_with(|| {
+        let pool = Pool { device: dev as usize, ..Pool::default() };
+        object::insert(Object::Pool(Arc::new(pool))) as u64
+    });
+    Ok(handle as Handle)
+}
+
+static PEAK: AtomicU64 = AtomicU64::new(0);
+
+export! {
+    fn cuMemAlloc_v2(out: *mut u64, bytes: usize) {
+        let context = current()?;
+        graph::unsafe_call()?;
+        allocate(&context, out, bytes)
+    }
+
+    fn cuMemAllocPitch_v2(out: *mut u64, pitch: *mut usize, width: usize, height: usize, _element: u32) {
+        let context = current()?;
+        graph::unsafe_call()?;
+        let row = width.checked_next_multiple_of(512).ok_or(ERROR_INVALID_VALUE)?;
+        give(pitch, row)?;
+        allocate(&context, out, row.checked_mul(height).ok_or(ERROR_INVALID_VALUE)?)
+    }
+
+    fn cuMemAllocManaged(out: *mut u64, bytes: usize, _flags: u32) {
+        current()?;
+        if bytes == 0 {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        // device memory is host memory here, so the same address serves both
+        let context = current()?;
+        allocate(&context, out, bytes)?;
+        // SAFETY: `allocate` has written there.
+        let at = unsafe { out.read() };
+        check::written(&context.memory, at, bytes as u64);
+        Ok(())
+    }
+
+    fn cuMemFree_v2(at: u64) {
+        current()?;
+        graph::unsafe_call()?;
+        free(at)
+    }
+
+    fn cuMemAllocAsync(out: *mut u64, bytes: usize, on: Handle) {
+        async_allocation(out, bytes, on)
+    }
+
+    fn cuMemAllocFromPoolAsync(out: *mut u64, bytes: usize, pool: Handle, on: Handle) {
+        object::pool(pool)?;
+        async_allocation(out, bytes, on)
+    }
+
+    fn cuMemFreeAsync(at: u64, on: Handle) {
+        let context = current()?;
+        let stream = stream(&context, on)?;
+        if capture(&stream).is_some() {
+            // the graph keeps the memory for its next replay
+            return Ok(());
+        }
+        free(at)
+    }
+
+    fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) {
+        let context = current()?;
+        PEAK.fetch_max(context.memory.claimed - context.memory.free_bytes(), Ordering::Relaxed);
+        give(free, context.memory.free_bytes() as usize)?;
+        give(total, context.memory.claimed as usize)
+    }
+
+    fn cuMemGetAddressRange_v2(base: *mut u64, size: *mut usize, at: u64) {
+        current()?;
+        let found = owner(at).and_then(|d| d.memory.find(at)).ok_or(ERROR_NOT_FOUND)?;
+        if !base.is_null() {
+            give(base, found.start)?;
+        }
+        if !size.is_null() {
+            give(size, (found.end - found.start) as usize)?;
+        }
+        Ok(())
+    }
+
+    fn cuPointerGetAttribute(out: *mut c_void, attribute: u32, at: u64) {
+        current_any()?;
+        let found = owner(at).and_then(|d| d.memory.find(at));
+        let host = pinned(at, 1);
+        if found.is_none() && !host {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        match attribute {
+            // memory type: host 1, device 2
+            2 => give(out.cast::<u32>(), if host { 1 } else { 2 }),
+            3 | 4 => give(out.cast::<u64>(), at),
+            7 => give(out.cast::<u64>(), found.map_or(at, |a| a.start)),
+            8 => give(out.cast::<u32>(), 0),
+            9 => give(out.cast::<i32>(), devices().iter().position(|d| d.memory.holds(at)).unwrap_or(0) as i32),
+            10 => give(out.cast::<u64>(), found.map_or(at, |a| a.start)),
+            11 => give(out.cast::<usize>(), found.map_or(1, |a| (a.end - a.start) as usize)),
+            12 => give(out.cast::<u32>(), 1),
+            _ => Err(ERROR_NOT_SUPPORTED),
+        }
+    }
+
+    fn cuMemHostAlloc(out: *mut *mut c_void, bytes: usize, _flags: u32) {
+        current()?;
+        if out.is_null() || bytes == 0 {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        graph::unsafe_call()?;
+        match allocate_host(bytes) {
+            Some(at) => give(out, at as *mut c_void),
+            None => Err(ERROR_OUT_OF_MEMORY),
+        }
+    }
+
+    fn cuMemAllocHost_v2(out: *mut *mut c_void, bytes: usize) {
+        // SAFETY: the same contract.
+        match unsafe { cuMemHostAlloc(out, bytes, 0) } { 0 => Ok(()), code => Err(code) }
+    }
+
+    fn cuMemFreeHost(at: *mut c_void) {
+        super::context::initialised()?;
+        if free_host(at as u64) { Ok(()) } else { Err(ERROR_INVALID_VALUE) }
+    }
+
+    fn cuMemHostRegister_v2(_at: *mut c_void, bytes: usize, _flags: u32) {
+        current()?;
+        if bytes == 0 { Err(ERROR_INVALID_VALUE) } else { Ok(()) }
+    }
+
+    fn cuMemHostUnregister(_at: *mut c_void) {
+        current()?;
+        Ok(())
+    }
+
+    fn cuMemHostGetFlags(out: *mut u32, _at: *mut c_void) {
+        current()?;
+        give(out, 0)
+    }
+
+    fn cuMemsetD8_v2(at: u64, value: u8, count: usize) {
+        now(Work::Fill { at, value: value.into(), size: 1, count, pitch: 0, rows: 1 })
+    }
+
+    fn cuMemsetD16_v2(at: u64, value: u16, count: usize) {
+        now(Work::Fill { at, value: value.into(), size: 2, count, pitch: 0, rows: 1 })
+    }
+
+    fn cuMemsetD32_v2(at: u64, value: u32, count: usize) {
+        now(Work::Fill { at, value, size: 4, count, pitch: 0, rows: 1 })
+    }
+
+    fn cuMemsetD8Async(at: u64, value: u8, count: usize, on: Handle) {
+        submit(on, Work::Fill { at, value: value.into(), size: 1, count, pitch: 0, rows: 1 })
+    }
+
+    fn cuMemsetD16Async(at: u64, value: u16, count: usize, on: Handle) {
+        submit(on, Work::Fill { at, value: value.into(), size: 2, count, pitch: 0, rows: 1 })
+    }
+
+    fn cuMemsetD32Async(at: u64, value: u32, count: usize, on: Handle) {
+        submit(on, Work::Fill { at, value, size: 4, count, pitch: 0, rows: 1 })
+    }
+
+    fn cuMemsetD2D8_v2(at: u64, pitch: usize, value: u8, width: usize, rows: usize) {
+        now(Work::Fill { at, value: value.into(), size: 1, count: width, pitch, rows })
+    }
+
+    fn cuMemcpy(to: u64, from: u64, bytes: usize) {
+        now(Work::Copy { to, from, bytes })
+    }
+
+    fn cuMemcpyAsync(to: u64, from: u64, bytes: usize, on: Handle) {
+        submit(on, Work::Copy { to, from, bytes })
+    }
+
+    fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize) {
+        current()?;
+        device_range(to, bytes, "a copy to the device")?;
+        now(Work::Copy { to, from: from as u64, bytes })
+    }
+
+    fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, on: Handle) {
+        current()?;
+        device_range(to, bytes, "a copy to the device")?;
+        submit(on, Work::Copy { to, from: from as u64, bytes })
+    }
+
+    fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) {
+        current()?;
+        device_range(from, bytes, "a copy to the host")?;
+        now(Work::Copy { to: to as u64, from, bytes })
+    }
+
+    fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, on: Handle) {
+        current()?;
+        device_range(from, bytes, "a copy to the host")?;
+        submit(on, Work::Copy { to: to as u64, from, bytes })
+    }
+
+    fn cuMemcpyDtoD_v2(to: u64, from: u64, bytes: usize) {
+        current()?;
+        device_range(from, bytes, "the source of a copy")?;
+        device_range(to, bytes, "the target of a copy")?;
+        now(Work::Copy { to, from, bytes })
+    }
+
+    fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, on: Handle) {
+        current()?;
+        device_range(from, bytes, "the source of a copy")?;
+        device_range(to, bytes, "the target of a copy")?;
+        submit(on, Work::Copy { to, from, bytes })
+    }
+
+    fn cuMemcpyPeer(to: u64, to_context: Handle, from: u64, from_context: Handle, bytes: usize) {
+        object::context(to_context)?;
+        object::context(from_context)?;
+        now(Work::Copy { to, from, bytes })
+    }
+
+    fn cuMemcpyPeerAsync(to: u64, to_context: Handle, from: u64, from_context: Handle, bytes: usize, on: Handle) {
+        object::context(to_context)?;
+        object::context(from_context)?;
+        submit(on, Work::Copy { to, from, bytes })
+    }
+
+    fn cuMemAdvise_v2(_at: u64, _bytes: usize, _advice: u32, _location: u64) {
+        current()?;
+        Ok(())
+    }
+
+    fn cuMemPrefetchAsync_v2(_at: u64, _bytes: usize, _location: u64, _flags: u32, on: Handle) {
+        let context = current()?;
+        stream(&context, on)?;
+        Ok(())
+    }
+
+    fn cuDeviceGetDefaultMemPool(out: *mut Handle, dev: i32) {
+        give(out, default_pool(dev)?)
+    }
+
+    fn cuDeviceGetMemPool(out: *mut Handle, dev: i32) {
+        give(out, default_pool(dev)?)
+    }
+
+    fn cuDeviceSetMemPool(dev: i32, pool: Handle) {
+        device(dev)?;
+        object::pool(pool)?;
+        Ok(())
+    }
+
+    fn cuMemPoolCreate(out: *mut Handle, _properties: *const c_void) {
+        current_any()?;
+        give(out, object::insert(Object::Pool(Arc::default())))
+    }
+
+    fn cuMemPoolDestroy(pool: Handle) {
+        object::pool(pool)?;
+        object::remove(pool);
+        Ok(())
+    }
+
+    fn cuMemPoolTrimTo(pool: Handle, _keep: usize) {
+        object::pool(pool)?;
+        Ok(())
+    }
+
+    fn cuMemPoolSetAttribute(pool: Handle, attribute: u32, value: *mut c_void) {
+        let pool = object::pool(pool)?;
+        if value.is_null() {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        // SAFETY: attributes 1 to 3 are ints, the others 64-bit.
+        let value = unsafe { if attribute <= 3 { u64::from(*value.cast::<u32>()) } else { *value.cast::<u64>() } };
+        pool.settings.lock().unwrap_or_else(PoisonError::into_inner).insert(attribute, value);
+        Ok(())
+    }
+
+    fn cuMemPoolGetAttribute(pool: Handle, attribute: u32, value: *mut c_void) {
+        let pool = object::pool(pool)?;
+        let known = pool.settings.lock().unwrap_or_else(PoisonError::into_inner).get(&attribute).copied();
+        match attribute {
+            1..=3 => give(value.cast::<u32>(), known.unwrap_or(1) as u32),
+            4 => give(value.cast::<u64>(), known.unwrap_or(0)),
+            5..=8 => {
+                let memory = &devices()[pool.device].memory;
+                give(value.cast::<u64>(), memory.claimed - memory.free_bytes())
+            }
+            _ => Err(ERROR_INVALID_VALUE),
+        }
+    }
+}

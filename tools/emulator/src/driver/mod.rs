@@ -1,0 +1,84 @@
+//! The driver API: what an application links or loads as `libcuda.so.1`.
+//!
+//! Every exported function goes through [`enter`], which keeps panics inside; every handle is looked up in a table, so a
+//! foreign pointer is an error code and never a crash.
+
+pub(crate) mod code;
+mod context;
+mod device;
+mod event;
+mod extension;
+mod function;
+mod graph;
+mod launch;
+mod memory;
+mod module;
+mod object;
+mod proc;
+mod stream;
+mod unsupported;
+
+pub(crate) use extension::{Status, TABLE_VERSION, Table};
+
+use std::cell::RefCell;
+
+/// A driver call's outcome: nothing, or an error code.
+pub(crate) type Call = Result<(), u32>;
+
+thread_local! {
+    static LAST: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Tells the reason of a fault or a refusal to stderr and to the client.
+pub(crate) fn report(message: &str) {
+    eprintln!("emulator: {message}");
+    LAST.with(|last| *last.borrow_mut() = Some(message.to_owned()));
+}
+
+/// Refuses with a reason.
+pub(crate) fn refuse<T>(code: u32, message: impl AsRef<str>) -> Result<T, u32> {
+    report(message.as_ref());
+    Err(code)
+}
+
+/// The calling thread's last reason.
+pub(crate) fn last_error() -> Option<String> {
+    LAST.with(|last| last.borrow().clone())
+}
+
+/// Runs an exported function's body; a panic becomes `CUDA_ERROR_UNKNOWN`.
+pub(crate) fn enter(name: &str, body: impl FnOnce() -> Call) -> u32 {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
+        Ok(Ok(())) => code::SUCCESS,
+        Ok(Err(code)) => code,
+        Err(_) => {
+            report(&format!("{name} failed inside the emulator"));
+            code::ERROR_UNKNOWN
+        }
+    }
+}
+
+/// Writes a result; a null destination is an invalid value.
+pub(crate) fn give<T>(to: *mut T, value: T) -> Call {
+    if to.is_null() {
+        return Err(code::ERROR_INVALID_VALUE);
+    }
+    // SAFETY: the caller of the driver gives a pointer to a place for the result; null is excluded.
+    unsafe { to.write(value) };
+    Ok(())
+}
+
+/// Declares exported functions.
+macro_rules! export {
+    ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block)*) => {
+        $(
+            $(#[$meta])*
+            #[unsafe(no_mangle)]
+            #[allow(non_snake_case, clippy::too_many_arguments)]
+            pub(crate) unsafe extern "C" fn $name($($arg: $ty),*) -> u32 {
+                $crate::driver::enter(stringify!($name), || $body)
+            }
+        )*
+    };
+}
+pub(crate) use export;

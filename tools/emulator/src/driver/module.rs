@@ -1,0 +1,340 @@
+//! Loading modules: PTX is compiled, everything else is not for this device.
+
+use super::code::*;
+use super::context::current;
+use super::object::{self, Context, Function, Handle, Module, Object};
+use super::{Call, export, give, refuse, report};
+use crate::check;
+use crate::config::config;
+use crate::lower;
+use crate::ptx::ast::Space;
+use crate::ptx::{PtxError, parser};
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_void};
+use std::sync::atomic::AtomicI32;
+use std::sync::{Arc, Mutex, PoisonError};
+
+const LOG_INFO: u32 = 3;
+const LOG_INFO_SIZE: u32 = 4;
+const LOG_ERROR: u32 = 5;
+const LOG_ERROR_SIZE: u32 = 6;
+
+/// Compiles an image for the context's device.
+fn load(context: &Arc<Context>, image: *const c_void) -> Result<Module, (u32, String)> {
+    if image.is_null() {
+        return Err((ERROR_INVALID_VALUE, "the image is a null pointer".into()));
+    }
+    // SAFETY: an image has at least four bytes: a text its final zero, a binary its head.
+    let first = unsafe { image.cast::<u8>().read() };
+    let magic = if first == 0 {
+        0
+    } else {
+        // SAFETY: read byte by byte up to the first zero, so that a short text is not overrun.
+        (0..4)
+            .map_while(|i| Some(unsafe { image.cast::<u8>().add(i).read() }).filter(|b| *b != 0))
+            .enumerate()
+            .fold(0u32, |m, (i, b)| m | u32::from(b) << (8 * i))
+    };
+    match magic {
+        0x464c_457f => {
+            let what = "the image is a cubin: machine code of a GPU, which a CPU does not run; load its PTX";
+            return Err((ERROR_NO_BINARY_FOR_GPU, what.into()));
+        }
+        0xba55_ed50 | 0x4662_43b1 => {
+            return Err((ERROR_NO_BINARY_FOR_GPU, "the image is a fatbin; load its PTX".into()));
+        }
+        _ => {}
+    }
+    // SAFETY: what is not a binary is a text with a final zero, as the driver's interface says.
+    let bytes = unsafe { CStr::from_ptr(image.cast()) }.to_bytes();
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return Err((ERROR_INVALID_IMAGE, "the image is neither a binary nor text".into()));
+    };
+    load_text(context, text)
+}
+
+fn load_text(context: &Arc<Context>, text: &str) -> Result<Module, (u32, String)> {
+    let broken = |e: PtxError| {
+        (if e.newer_isa { ERROR_UNSUPPORTED_PTX_VERSION } else { ERROR_INVALID_PTX }, e.to_string())
+    };
+    let ast = parser::parse(text).map_err(broken)?;
+    let cc = config().cc;
+    let exact = ast.target.ends_with('a');
+    let family = ast.target.ends_with('f');
+    if ast.sm > cc || (exact && ast.sm != cc) || (family && ast.sm / 10 != cc / 10) {
+        return Err((
+            ERROR_NO_BINARY_FOR_GPU,
+            format!("the PTX is for {}, this device is sm_{cc} (EMULATOR_CC)", ast.target),
+        ));
+    }
+    let versions = ((ast.version.0 * 10 + ast.version.1) as i32, ast.sm as i32);
+    let mut globals = HashMap::new();
+    let release = |globals: &HashMap<String, (u64, u64)>| {
+        for (at, _) in globals.values() {
+            context.memory.release_of(*at, context.id);
+        }
+    };
+    let mut addresses = lower::Addresses::new();
+    let variables = || ast.vars.iter().filter(|v| matches!(v.space, Space::Global | Space::Const) && !v.external);
+    for var in variables() {
+        let size = var.size.max(1) as u64;
+        let Some(at) = context.memory.allocate(size, context.id) else {
+            release(&globals);
+            return Err((ERROR_OUT_OF_MEMORY, format!("`{}` of {size} bytes does not fit", var.name)));
+        };
+        globals.insert(var.name.clone(), (at, var.size as u64));
+        addresses.insert(var.name.clone(), at);
+        // SAFETY: the range was just allocated; nobody else has it.
+        unsafe { std::ptr::write_bytes(at as *mut u8, 0, size as usize) };
+        check::written(&context.memory, at, size);
+    }
+    for var in variables() {
+        let Some(init) = &var.init else { continue };
+        let at = addresses[&var.name];
+        // SAFETY: the parser gave no more bytes than the variable has.
+        unsafe { std::ptr::copy_nonoverlapping(init.bytes.as_ptr(), at as *mut u8, init.bytes.len()) };
+        for (place, name, offset) in &init.relocations {
+            let function = ast.functions.iter().position(|f| f.name == *name);
+            let target = match (addresses.get(name), function) {
+                (Some(&at), _) => at,
+                (None, Some(i)) => crate::exec::control::FUNCTION_WINDOW + i as u64 * 16,
+                (None, None) => {
+                    release(&globals);
+                    let e = PtxError::new(var.line, format!("`{name}` is not declared"));
+                    return Err((ERROR_INVALID_PTX, e.to_string()));
+                }
+            };
+            let value = target.wrapping_add(*offset as u64);
+            // SAFETY: as above: eight bytes stand in `init.bytes` at this place.
+            unsafe { ((at + *place as u64) as *mut u64).write_unaligned(value) };
+        }
+    }
+    match lower::lower(ast, &addresses) {
+        Ok(lowered) => Ok(Module {
+            context: context.clone(),
+            program: Arc::new(lowered.program),
+            kernels: lowered.kernels,
+            globals,
+            versions,
+            functions: Mutex::default(),
+        }),
+        Err(e) => {
+            release(&globals);
+            Err((ERROR_INVALID_PTX, e.to_string()))
+        }
+    }
+}
+
+/// Fills the buffers of `cuModuleLoadDataEx`.
+struct Logs {
+    buffers: [*mut u8; 2],
+    rooms: [usize; 2],
+    sizes: [*mut *mut c_void; 2],
+}
+
+impl Logs {
+    /// # Safety
+    /// `count` options and values stand there, and buffers are as long as their sizes say.
+    unsafe fn read(count: u32, options: *const u32, values: *mut *mut c_void) -> Self {
+        let mut logs = Self { buffers: [std::ptr::null_mut(); 2], rooms: [0; 2], sizes: [std::ptr::null_mut(); 2] };
+        if options.is_null() || values.is_null() {
+            return logs;
+        }
+        for i in 0..count as usize {
+            // SAFETY: the caller's promise.
+            let (option, value) = unsafe { (*options.add(i), values.add(i)) };
+            match option {
+                // SAFETY: the value is there.
+                LOG_INFO => logs.buffers[0] = unsafe { *value }.cast(),
+                // SAFETY: the value is there.
+                LOG_ERROR => logs.buffers[1] = unsafe { *value }.cast(),
+                LOG_INFO_SIZE => {
+                    // sizes are numbers in the place of pointers
+                    logs.rooms[0] = unsafe { *value } as usize & 0xffff_ffff;
+                    logs.sizes[0] = value;
+                }
+                LOG_ERROR_SIZE => {
+                    // SAFETY: the value is there.
+                    logs.rooms[1] = unsafe { *value } as usize & 0xffff_ffff;
+                    logs.sizes[1] = value;
+                }
+                _ => {}
+            }
+        }
+        logs
+    }
+
+    fn write(&self, which: usize, text: &str) {
+        let n = text.len().min(self.rooms[which].saturating_sub(1));
+        if !self.buffers[which].is_null() && self.rooms[which] > 0 {
+            // SAFETY: the buffer has `rooms` bytes.
+            unsafe {
+                std::ptr::copy_nonoverlapping(text.as_ptr(), self.buffers[which], n);
+                self.buffers[which].add(n).write(0);
+            }
+        }
+        if !self.sizes[which].is_null() {
+            // SAFETY: the place is the caller's.
+            unsafe { *self.sizes[which] = n as *mut c_void };
+        }
+    }
+}
+
+fn loaded(out: *mut Handle, image: *const c_void, logs: Option<&Logs>) -> Call {
+    let context = current()?;
+    if out.is_null() {
+        return Err(ERROR_INVALID_VALUE);
+    }
+    match load(&context, image) {
+        Ok(module) => {
+            if let Some(logs) = logs {
+                logs.write(0, "");
+                logs.write(1, "");
+            }
+            give(out, object::insert(Object::Module(Arc::new(module))))
+        }
+        Err((code, reason)) => {
+            if let Some(logs) = logs {
+                logs.write(1, &reason);
+            }
+            report(&reason);
+            Err(code)
+        }
+    }
+}
+
+/// A C string of the application.
+fn name<'a>(text: *const c_char) -> Result<&'a str, u32> {
+    if text.is_null() {
+        return Err(ERROR_INVALID_VALUE);
+    }
+    // SAFETY: the application gives a text with a final zero.
+    unsafe { CStr::from_ptr(text) }.to_str().map_err(|_| ERROR_NOT_FOUND)
+}
+
+fn find_function(module: &Arc<Module>, name: &str) -> Result<Handle, u32> {
+    let Some(kernel) = module.kernels.iter().position(|k| k.name == name) else {
+        let known: Vec<&str> = module.kernels.iter().map(|k| k.name.as_str()).collect();
+        return refuse(ERROR_NOT_FOUND, format!("the module has no kernel `{name}`; it has: {}", known.join(", ")));
+    };
+    let mut functions = module.functions.lock().unwrap_or_else(PoisonError::into_inner);
+    let handle = *functions.entry(name.to_owned()).or_insert_with(|| {
+        object::insert(Object::Function(Arc::new(Function {
+            module: module.clone(),
+            kernel,
+            max_dynamic: AtomicI32::new(-1),
+            carveout: AtomicI32::new(-1),
+            cluster: Mutex::default(),
+        }))) as u64
+    });
+    Ok(handle as Handle)
+}
+
+fn unload(module: &Arc<Module>) {
+    let handles: Vec<u64> =
+        module.functions.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, h)| h).collect();
+    for handle in handles {
+        object::remove(handle as Handle);
+    }
+}
+
+export! {
+    fn cuModuleLoadData(out: *mut Handle, image: *const c_void) {
+        loaded(out, image, None)
+    }
+
+    fn cuModuleLoadDataEx(out: *mut Handle, image: *const c_void, count: u32, options: *const u32, values: *mut *mut c_void) {
+        // SAFETY: the application's promise.
+        let logs = unsafe { Logs::read(count, options, values) };
+        loaded(out, image, Some(&logs))
+    }
+
+    fn cuModuleLoadFatBinary(_out: *mut Handle, _image: *const c_void) {
+        current()?;
+        refuse(ERROR_NO_BINARY_FOR_GPU, "the image is a fatbin; load its PTX")
+    }
+
+    fn cuModuleLoad(out: *mut Handle, path: *const c_char) {
+        current()?;
+        let path = name(path)?;
+        let Ok(mut bytes) = std::fs::read(path) else {
+            return refuse(ERROR_FILE_NOT_FOUND, format!("`{path}` cannot be read"));
+        };
+        bytes.push(0);
+        loaded(out, bytes.as_ptr().cast(), None)
+    }
+
+    fn cuModuleUnload(handle: Handle) {
+        current()?;
+        let module = object::module(handle)?;
+        unload(&module);
+        object::remove(handle);
+        Ok(())
+    }
+
+    fn cuModuleGetFunction(out: *mut Handle, handle: Handle, text: *const c_char) {
+        current()?;
+        let module = object::module(handle)?;
+        give(out, find_function(&module, name(text)?)?)
+    }
+
+    fn cuModuleGetFunctionCount(out: *mut u32, handle: Handle) {
+        current()?;
+        give(out, object::module(handle)?.kernels.len() as u32)
+    }
+
+    fn cuModuleGetGlobal_v2(at: *mut u64, bytes: *mut usize, handle: Handle, text: *const c_char) {
+        current()?;
+        let module = object::module(handle)?;
+        let name = name(text)?;
+        let Some(&(start, size)) = module.globals.get(name) else {
+            return refuse(ERROR_NOT_FOUND, format!("the module has no variable `{name}`"));
+        };
+        if !at.is_null() {
+            give(at, start)?;
+        }
+        if !bytes.is_null() {
+            give(bytes, size as usize)?;
+        }
+        Ok(())
+    }
+
+    fn cuModuleGetLoadingMode(out: *mut u32) {
+        // eager
+        give(out, 1)
+    }
+
+    fn cuLibraryLoadData(
+        out: *mut Handle, image: *const c_void, _jit: *const u32, _jit_values: *mut *mut c_void, _jit_count: u32,
+        _options: *const u32, _values: *mut *mut c_void, _count: u32,
+    ) {
+        let context = current()?;
+        match load(&context, image) {
+            Ok(module) => give(out, object::insert(Object::Library(Arc::new(module)))),
+            Err((code, reason)) => refuse(code, reason),
+        }
+    }
+
+    fn cuLibraryUnload(handle: Handle) {
+        let module = object::library(handle)?;
+        unload(&module);
+        object::remove(handle);
+        Ok(())
+    }
+
+    fn cuLibraryGetKernel(out: *mut Handle, handle: Handle, text: *const c_char) {
+        let module = object::library(handle)?;
+        give(out, find_function(&module, name(text)?)?)
+    }
+
+    fn cuLibraryGetModule(out: *mut Handle, handle: Handle) {
+        let module = object::library(handle)?;
+        give(out, object::insert(Object::Module(module)))
+    }
+
+    fn cuKernelGetFunction(out: *mut Handle, kernel: Handle) {
+        // a kernel of a library is a function here
+        object::function(kernel)?;
+        give(out, kernel)
+    }
+}
