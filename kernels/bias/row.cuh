@@ -147,6 +147,13 @@ __device__ void load_keys(const typename E::Bits* at, int count, bool wide, floa
     }
 }
 
+// One instruction: left to itself, NVRTC splits some of these where the other branch stores one by one.
+__device__ __forceinline__ void store_wide(void* at, uint4 raw) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "r"(raw.x), "r"(raw.y),
+                 "r"(raw.z), "r"(raw.w)
+                 : "memory");
+}
+
 template <class E = T>
 __device__ void store_keys(typename E::Bits* at, int count, bool wide, const float (&x)[KEYS]) {
     if (wide && count == KEYS) {
@@ -155,7 +162,7 @@ __device__ void store_keys(typename E::Bits* at, int count, bool wide, const flo
             float part[WIDE];
 #pragma unroll
             for (int j = 0; j < WIDE; ++j) part[j] = x[i + j];
-            pack(part).store(at + i);
+            store_wide(at + i, pack(part).raw);
         }
     } else {
 #pragma unroll

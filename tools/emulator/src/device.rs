@@ -55,7 +55,11 @@ impl Table {
         }
         if let Some(a) = self.freed.iter().rev().find(|a| at >= a.start && at < a.end) {
             let size = a.end - a.start;
-            return format!("{} bytes into an allocation of {size} bytes at {:#x} that was freed", at - a.start, a.start);
+            return format!(
+                "{} bytes into an allocation of {size} bytes at {:#x} that was freed",
+                at - a.start,
+                a.start
+            );
         }
         if !self.reserved(at, bytes) {
             return "outside the memory of the device".into();
@@ -238,7 +242,11 @@ impl Memory {
     /// The allocation that holds an address.
     pub(crate) fn find(&self, at: u64) -> Option<Allocation> {
         let heap = self.heap();
-        heap.used.range(..=at).next_back().map(|(_, a)| *a).filter(|a| at < a.end || (a.start == a.end && at == a.start))
+        heap.used
+            .range(..=at)
+            .next_back()
+            .map(|(_, a)| *a)
+            .filter(|a| at < a.end || (a.start == a.end && at == a.start))
     }
 
     /// Whether all bytes lie in one allocation; if not, where they are.
