@@ -18,6 +18,6 @@ pub use bias::{
 pub use error::{Error, Result};
 pub use gpu::Gpu;
 pub use positions::{Id, Ids, Positions};
-pub use rotate::{Direction, Pairing, Rope, RopePlan, Scaling};
+pub use rotate::{Direction, ModelRope, Pairing, Rope, RopePlan, Scaling};
 pub use scalar::Scalar;
 pub use shape::{Heads, Logits};

@@ -420,7 +420,7 @@ impl Rope {
             }
         }
         // Widths are powers of two: one divides all sizes where it divides their union.
-        let fits = |bytes: usize| call.alignment % bytes == 0 && sizes % (bytes / call.element) == 0;
+        let fits = |bytes: usize| call.alignment.is_multiple_of(bytes) && sizes.is_multiple_of(bytes / call.element);
         let (entry, width) = [("rope_wide", 16), ("rope_mid", 8)]
             .into_iter()
             .find(|&(_, bytes)| fits(bytes))

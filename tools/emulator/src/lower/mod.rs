@@ -110,7 +110,8 @@ pub(crate) fn lower(module: Module, addresses: &Addresses) -> Result<Lowered, Pt
             let widths = f.regs.iter().map(|r| if r.size() == 8 { 2 } else { u32::from(*r != Ty::Pred) }).sum::<u32>();
             let align = shared.iter().filter(|v| dynamic(v)).map(|v| v.align).max().unwrap_or(1).max(16);
             let has_dynamic = shared.iter().any(|v| dynamic(v) && uses[number].contains(v.name.as_str()));
-            let static_shared = if has_dynamic { (own.bytes as usize).next_multiple_of(align) } else { own.bytes as usize };
+            let static_shared =
+                if has_dynamic { (own.bytes as usize).next_multiple_of(align) } else { own.bytes as usize };
             code.calls_any |= calls;
             kernels.push(Kernel {
                 name: f.name.clone(),
