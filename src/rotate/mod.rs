@@ -1,6 +1,7 @@
 //! Query and key are rotated: RoPE.
 
 mod axes;
+mod cpu;
 mod model;
 mod query_scale;
 mod rope;
