@@ -257,7 +257,8 @@ impl Now<'_> {
             return self.acquired > 0;
         }
         if old.block() != me.block() {
-            return self.acquired > 0 && self.grid.released(old.block(), (old.thread() / 32) as usize, old, self.acquired);
+            return self.acquired > 0
+                && self.grid.released(old.block(), (old.thread() / 32) as usize, old, self.acquired);
         }
         if old.clock() == CLOCK_MAX {
             // too many barriers to tell
@@ -282,13 +283,8 @@ impl Now<'_> {
                 }
             }
             let w = Stamp(write.load(Ordering::SeqCst));
-            if fresh(w) && (!w.same_thread(me) || me.read_only()) {
-                if me.read_only() {
-                    return Some((w, true));
-                }
-                if !(w.strong() && me.strong()) && !self.ordered(w, me) {
-                    return Some((w, true));
-                }
+            if fresh(w) && (me.read_only() || self.races(w, me)) {
+                return Some((w, true));
             }
             return None;
         }
@@ -297,18 +293,20 @@ impl Now<'_> {
             w = Stamp(write.swap(me.0, Ordering::SeqCst));
         }
         let r = Stamp(read.load(Ordering::SeqCst));
-        if fresh(w) && !w.same_thread(me) && !(w.strong() && me.strong()) && !self.ordered(w, me) {
+        if fresh(w) && self.races(w, me) {
             return Some((w, true));
         }
-        if fresh(r) {
-            if r.read_only() {
-                return Some((r, false));
-            }
-            if !r.same_thread(me) && !(r.strong() && me.strong()) && !self.ordered(r, me) {
-                return Some((r, false));
-            }
+        if fresh(r) && (r.read_only() || self.races(r, me)) {
+            return Some((r, false));
         }
         None
+    }
+
+    /// Two accesses of which one writes: another thread's, not both atomic, and not ordered.
+    #[inline(always)]
+    fn races(&self, old: Stamp, me: Stamp) -> bool {
+        let both_strong = old.strong() && me.strong();
+        !old.same_thread(me) && !both_strong && !self.ordered(old, me)
     }
 
     /// The stamp of the reads after one more.
@@ -318,6 +316,22 @@ impl Now<'_> {
             return me;
         }
         let keep = old.0 & 1 << 49;
+        // nothing new: what many threads read is read by one more, in the same way
+        let covered =
+            me.bytes() & !old.bytes() == 0 && (old.read_only() || !me.read_only()) && (me.strong() || !old.strong());
+        if covered {
+            if old.block() == ALL_BLOCKS {
+                return old;
+            }
+            let known = match old.multi() {
+                SOME_LANES => old.thread() / 32 == me.thread() / 32 && old.clock() == me.clock(),
+                SOME_WARPS => old.clock() == u64::from(self.epoch),
+                _ => false,
+            };
+            if known && old.block() == me.block() {
+                return old;
+            }
+        }
         let both = me.with_bytes(me.bytes() | old.bytes());
         if old.same_thread(me) {
             let new = if old.clock() == me.clock() { both } else { me };
@@ -343,8 +357,11 @@ impl Now<'_> {
 #[derive(Default)]
 pub(crate) struct Releases {
     time: AtomicU64,
-    list: std::sync::Mutex<std::collections::HashMap<u64, Vec<(u64, Vec<u32>)>>>,
+    list: std::sync::Mutex<std::collections::HashMap<u64, Vec<Release>>>,
 }
+
+/// When a fence was, and the clocks of the warps whose accesses it releases.
+type Release = (u64, Vec<u32>);
 
 /// Fences of a block that are remembered.
 const MOST_RELEASES: usize = 64;
@@ -355,9 +372,8 @@ impl crate::exec::Grid {
     fn released(&self, block: u64, warp: usize, old: Stamp, acquired: u64) -> bool {
         let list = self.releases.list.lock().unwrap_or_else(PoisonError::into_inner);
         list.get(&block).is_some_and(|all| {
-            all.iter().any(|(time, clocks)| {
-                *time < acquired && clocks.get(warp).is_some_and(|c| u64::from(*c) > old.clock())
-            })
+            all.iter()
+                .any(|(time, clocks)| *time < acquired && clocks.get(warp).is_some_and(|c| u64::from(*c) > old.clock()))
         })
     }
 }
@@ -440,14 +456,7 @@ fn who(cx: &Cx, other: Stamp, me: Stamp) -> String {
 
 /// Checks and records an access to global memory.
 #[inline]
-pub(crate) fn global_race(
-    cx: &mut Cx,
-    addr: &[u64; LANES],
-    mask: u32,
-    touch: Touch,
-    bytes: u64,
-    order: Order,
-) -> bool {
+pub(crate) fn global_race(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, order: Order) -> bool {
     let grid = cx.grid;
     let Some(shadow) = grid.memory.race_shadow() else { return true };
     if order == Order::Sync && touch != Touch::Read {
@@ -507,7 +516,9 @@ fn race(
     space: &str,
 ) -> bool {
     let place = match cx.grid.table.find(at) {
-        Some(a) if space == "global" => format!(" (byte {} of an allocation of {} bytes)", at - a.start, a.end - a.start),
+        Some(a) if space == "global" => {
+            format!(" (byte {} of an allocation of {} bytes)", at - a.start, a.end - a.start)
+        }
         _ => String::new(),
     };
     let who = who(cx, other, me);
@@ -557,20 +568,15 @@ impl SharedShadow {
 }
 
 /// Checks and records an access to shared memory.
-pub(crate) fn shared(
-    cx: &mut Cx,
-    addr: &[u64; LANES],
-    mask: u32,
-    touch: Touch,
-    bytes: u64,
-    order: Order,
-) -> bool {
+pub(crate) fn shared(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, order: Order) -> bool {
     let strict = cx.grid.strict;
     if strict.uninitialised {
         for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {
             let range = addr[l] as usize..(addr[l] + bytes) as usize;
             let known = &mut cx.block.shadow.written[range];
-            if touch != Touch::Write && let Some(i) = known.iter().position(|w| *w == 0) {
+            if touch != Touch::Write
+                && let Some(i) = known.iter().position(|w| *w == 0)
+            {
                 if cx.block.shadow.pending.is_none() {
                     let at = addr[l];
                     let what = format!(

@@ -57,7 +57,11 @@ impl Table {
         }
         if let Some(a) = self.freed.iter().rev().find(|a| at >= a.start && at < a.end) {
             let size = a.end - a.start;
-            return format!("{} bytes into an allocation of {size} bytes at {:#x} that was freed", at - a.start, a.start);
+            return format!(
+                "{} bytes into an allocation of {size} bytes at {:#x} that was freed",
+                at - a.start,
+                a.start
+            );
         }
         if !self.reserved(at, bytes) {
             return "outside the memory of the device".into();
@@ -174,7 +178,9 @@ impl Memory {
             let _alone = self.running.write().unwrap_or_else(PoisonError::into_inner);
             if self.races != 0 {
                 // SAFETY: our own mapping, which no launch uses now.
-                unsafe { libc::madvise(self.races as *mut libc::c_void, (self.size * 8) as usize, libc::MADV_DONTNEED) };
+                unsafe {
+                    libc::madvise(self.races as *mut libc::c_void, (self.size * 8) as usize, libc::MADV_DONTNEED)
+                };
             }
             *serials = 1;
         }
@@ -278,11 +284,11 @@ impl Memory {
             heap.freed.remove(0);
         }
         heap.freed.push(found);
-        if let Some((&s, &e)) = heap.free.range(..start).next_back() {
-            if e == start {
-                heap.free.remove(&s);
-                start = s;
-            }
+        if let Some((&s, &e)) = heap.free.range(..start).next_back()
+            && e == start
+        {
+            heap.free.remove(&s);
+            start = s;
         }
         if let Some(e) = heap.free.remove(&end) {
             end = e;
@@ -308,7 +314,11 @@ impl Memory {
     /// The allocation that holds an address.
     pub(crate) fn find(&self, at: u64) -> Option<Allocation> {
         let heap = self.heap();
-        heap.used.range(..=at).next_back().map(|(_, a)| *a).filter(|a| at < a.end || (a.start == a.end && at == a.start))
+        heap.used
+            .range(..=at)
+            .next_back()
+            .map(|(_, a)| *a)
+            .filter(|a| at < a.end || (a.start == a.end && at == a.start))
     }
 
     /// Whether all bytes lie in one allocation; if not, where they are.

@@ -1,5 +1,8 @@
 //! Settings from the environment: a small budget ends an endless kernel, and the device is what it is told to be.
 
+// launches are unsafe; here every kernel gets the buffers that it was written for, or its fault is the test
+#![allow(clippy::undocumented_unsafe_blocks)]
+
 mod support;
 
 use cudarc::driver::sys::{CUdevice_attribute, CUresult};
@@ -23,14 +26,14 @@ fn settings() {
     assert_eq!(d.context.attribute(sms).unwrap(), 170);
     assert_eq!(cudarc::driver::CudaContext::device_count().unwrap(), 3);
     assert_eq!(d.context.total_mem().unwrap(), 1_000_000_000);
-    assert_eq!(
-        unsafe { d.stream.alloc::<u8>(1_000_000_001) }.unwrap_err().0,
-        CUresult::CUDA_ERROR_OUT_OF_MEMORY
-    );
+    assert_eq!(unsafe { d.stream.alloc::<u8>(1_000_000_001) }.unwrap_err().0, CUresult::CUDA_ERROR_OUT_OF_MEMORY);
     let f = d.kernel(PTX, "endless");
     let mut y = d.stream.alloc_zeros::<u32>(1).unwrap();
     unsafe { d.stream.launch_builder(&f).arg(&mut y).launch(LaunchConfig::for_num_elems(1)) }.unwrap();
     assert_eq!(d.stream.synchronize().unwrap_err().0, CUresult::CUDA_ERROR_LAUNCH_TIMEOUT);
     let said = d.emulator.last_error().unwrap();
-    assert!(said.contains("has run 1000000 instructions and does not end (EMULATOR_BUDGET raises the limit)"), "{said}");
+    assert!(
+        said.contains("has run 1000000 instructions and does not end (EMULATOR_BUDGET raises the limit)"),
+        "{said}"
+    );
 }

@@ -1,16 +1,16 @@
 //! Unmodified cudarc on the emulator.
 
+// launches are unsafe; here every kernel gets the buffers that it was written for, or its fault is the test
+#![allow(clippy::undocumented_unsafe_blocks)]
+
 mod support;
 
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 use half::bf16;
 use support::Device;
 
-const FIRST: [&str; 3] = [
-    include_str!("ptx/first.sm_75.ptx"),
-    include_str!("ptx/first.sm_80.ptx"),
-    include_str!("ptx/first.sm_90.ptx"),
-];
+const FIRST: [&str; 3] =
+    [include_str!("ptx/first.sm_75.ptx"), include_str!("ptx/first.sm_80.ptx"), include_str!("ptx/first.sm_90.ptx")];
 
 fn shape(grid: u32, block: u32) -> LaunchConfig {
     LaunchConfig { grid_dim: (grid, 1, 1), block_dim: (block, 1, 1), shared_mem_bytes: 0 }

@@ -1,6 +1,9 @@
 //! Everything that is not arithmetic of one lane: exchanges in warps, barriers, divergence, calls, spaces, atomics,
 //! matrices, asynchronous copies. The expected values are computed here.
 
+// launches are unsafe; here every kernel gets the buffers that it was written for, or its fault is the test
+#![allow(clippy::undocumented_unsafe_blocks)]
+
 mod support;
 
 use cudarc::driver::sys::CUresult;

@@ -1,6 +1,9 @@
 //! Kernels with one mistake each: every one must be caught, with the sentence that helps. Beside them stand the same
 //! kernels without it, which must pass.
 
+// launches are unsafe; here every kernel gets the buffers that it was written for, or its fault is the test
+#![allow(clippy::undocumented_unsafe_blocks)]
+
 mod support;
 
 use cudarc::driver::sys::CUresult;
@@ -81,34 +84,47 @@ fn the_right_kernels_pass() {
 
 #[test]
 fn a_missing_barrier() {
-    caught("reverse_without_barrier", blocks_of_128(), FAILED, &[
-        "kernel `reverse_without_barrier`, block (",
-        "shared memory at",
-        "of the same block",
-        "without a barrier or atomic between: a race",
-    ]);
+    caught(
+        "reverse_without_barrier",
+        blocks_of_128(),
+        FAILED,
+        &[
+            "kernel `reverse_without_barrier`, block (",
+            "shared memory at",
+            "of the same block",
+            "without a barrier or atomic between: a race",
+        ],
+    );
 }
 
 #[test]
 fn an_index_past_the_end_of_shared_memory() {
-    caught("reverse_off_by_one", blocks_of_128(), BOUNDS, &[
-        "thread (0,0,0)",
-        "reads 4 bytes of shared memory at 0x200, the block has 512 bytes",
-    ]);
+    caught(
+        "reverse_off_by_one",
+        blocks_of_128(),
+        BOUNDS,
+        &["thread (0,0,0)", "reads 4 bytes of shared memory at 0x200, the block has 512 bytes"],
+    );
 }
 
 #[test]
 fn shared_memory_that_nobody_wrote() {
-    caught("reverse_half_written", blocks_of_128(), FAILED, &["shared memory at 0x1fc", "was never written by this block"]);
+    caught(
+        "reverse_half_written",
+        blocks_of_128(),
+        FAILED,
+        &["shared memory at 0x1fc", "was never written by this block"],
+    );
 }
 
 #[test]
 fn an_index_past_the_end() {
-    caught("copy_off_by_one", hundred(), BOUNDS, &[
-        "thread (100,0,0)",
-        "reads 4 bytes of global memory",
-        "0 bytes after the end of an allocation of 400 bytes",
-    ]);
+    caught(
+        "copy_off_by_one",
+        hundred(),
+        BOUNDS,
+        &["thread (100,0,0)", "reads 4 bytes of global memory", "0 bytes after the end of an allocation of 400 bytes"],
+    );
 }
 
 #[test]
@@ -123,30 +139,37 @@ fn an_output_that_is_not_written() {
 
 #[test]
 fn a_vector_that_is_not_aligned() {
-    caught("copy_vector_misaligned", hundred(), CUresult::CUDA_ERROR_MISALIGNED_ADDRESS, &[
-        "thread (0,0,0)",
-        "ld.global.v4",
-        "reads 16 bytes of global memory",
-        "misaligned",
-    ]);
+    caught(
+        "copy_vector_misaligned",
+        hundred(),
+        CUresult::CUDA_ERROR_MISALIGNED_ADDRESS,
+        &["thread (0,0,0)", "ld.global.v4", "reads 16 bytes of global memory", "misaligned"],
+    );
 }
 
 #[test]
 fn two_threads_that_write_one_element() {
-    caught("copy_all_to_one", hundred(), FAILED, &[
-        "thread (1,0,0)",
-        "writes 4 bytes of global memory",
-        "byte 0 of an allocation of 400 bytes",
-        "which thread (0,0,0) of the same block wrote",
-    ]);
+    caught(
+        "copy_all_to_one",
+        hundred(),
+        FAILED,
+        &[
+            "thread (1,0,0)",
+            "writes 4 bytes of global memory",
+            "byte 0 of an allocation of 400 bytes",
+            "which thread (0,0,0) of the same block wrote",
+        ],
+    );
 }
 
 #[test]
 fn a_stride_that_is_swapped() {
-    caught("transpose_swapped_stride", Case { grid: 1, block: 128, sizes: (91, 91), numbers: &[7, 13] }, BOUNDS, &[
-        "writes 4 bytes of global memory",
-        "after the end of an allocation of 364 bytes",
-    ]);
+    caught(
+        "transpose_swapped_stride",
+        Case { grid: 1, block: 128, sizes: (91, 91), numbers: &[7, 13] },
+        BOUNDS,
+        &["writes 4 bytes of global memory", "after the end of an allocation of 364 bytes"],
+    );
 }
 
 #[test]
@@ -224,11 +247,11 @@ fn barriers_that_not_all_reach() {
     let part = over_one("barrier_in_branch", 128, shape(1, 64), Some(40));
     is_caught(part, FAILED, &["barrier 0 is reached by 40 of 64 threads", "thread (40,0,0) is missing, it has ended"]);
     let part = over_one("barriers_that_differ", 128, shape(1, 32), Some(10));
-    is_caught(part, FAILED, &[
-        "the barrier is reached by a part of the warp only",
-        "lanes 0x000003ff at line",
-        "lanes 0xfffffc00 at line",
-    ]);
+    is_caught(
+        part,
+        FAILED,
+        &["the barrier is reached by a part of the warp only", "lanes 0x000003ff at line", "lanes 0xfffffc00 at line"],
+    );
     let part = over_one("barrier_in_branch", 128, shape(1, 96), Some(64));
     is_caught(part, FAILED, &["barrier 0 is reached by 64 of 96 threads", "thread (64,0,0) is missing, it has ended"]);
     let part = over_one("barrier_after_return", 128, shape(1, 96), Some(40));
@@ -280,10 +303,11 @@ fn the_last_block_needs_a_fence() {
 
 #[test]
 fn kernels_that_stop_badly() {
-    is_caught(over_one("stack_overflow", 1, shape(1, 1), None), CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR, &[
-        "bytes of stack, a thread has",
-        "cuCtxSetLimit raises it",
-    ]);
+    is_caught(
+        over_one("stack_overflow", 1, shape(1, 1), None),
+        CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR,
+        &["bytes of stack, a thread has", "cuCtxSetLimit raises it"],
+    );
     is_caught(over_one("trap", 1, shape(1, 32), None), FAILED, &["thread (3,0,0)", "stops itself with a trap"]);
     let d = Device::new();
     let f = d.kernel(PTX, "assertion");

@@ -3,10 +3,10 @@
 use super::{Addresses, kind_of, layout, order};
 use crate::exec::control::{self, Bar, BarKind, Builtin, Call, FUNCTION_WINDOW};
 use crate::exec::lane::{self, Kind, Sem};
+use crate::exec::matrix::{self, Factor, Shape};
 use crate::exec::memory::{self, Access, Atom, Order};
 use crate::exec::mods::Mods;
 use crate::exec::table::{self, Class};
-use crate::exec::matrix::{self, Factor, Shape};
 use crate::exec::{Code, Exec, Fill, LOCAL_WINDOW, NONE, Op, PARAM_WINDOW, SHARED_WINDOW, copy, warp};
 use crate::ptx::PtxError;
 use crate::ptx::ast::{Function, Inst, Module, Operand, RegId, Space, Stmt, Ty};
@@ -375,7 +375,9 @@ impl<'a> Emit<'a> {
                 let have = kind_of(self.f.regs[*reg as usize]);
                 if have.width() != kind.width() {
                     let name = &self.f.reg_names[*reg as usize];
-                    let bits = |k: Kind| if k == Kind::Pred { "a predicate".into() } else { format!("{} bits", 8 * k.width()) };
+                    let bits = |k: Kind| {
+                        if k == Kind::Pred { "a predicate".into() } else { format!("{} bits", 8 * k.width()) }
+                    };
                     return Err(format!("the register `{name}` is {}, {} are needed", bits(have), bits(kind)));
                 }
                 Ok(self.slot(*reg))
@@ -459,7 +461,9 @@ impl<'a> Emit<'a> {
             ("%lanemask_gt", None) => Fill::LaneMask(4),
             ("%dynamic_smem_size", None) => Fill::DynamicShared,
             ("%total_smem_size", None) => Fill::TotalShared,
-            _ => return Err(format!("`{name}` is neither a register that is declared nor a special one that is known")),
+            _ => {
+                return Err(format!("`{name}` is neither a register that is declared nor a special one that is known"));
+            }
         };
         Ok(self.fill(kind, fill))
     }
@@ -557,8 +561,8 @@ impl<'a> Emit<'a> {
             op.e = self.carry;
         }
         let kind = sem.dst[0];
-        let resized = relaxed
-            && matches!(&o[0], Operand::Reg(r) if kind_of(self.f.regs[*r as usize]).width() != kind.width());
+        let resized =
+            relaxed && matches!(&o[0], Operand::Reg(r) if kind_of(self.f.regs[*r as usize]).width() != kind.width());
         if resized {
             op.d = self.room(kind);
             let from = op.d;
@@ -645,7 +649,9 @@ impl<'a> Emit<'a> {
             "elect" => {
                 mods.has("sync");
                 mods.finish()?;
-                let [Operand::Pair(d, p), m] = o.as_slice() else { return Err("takes a pair and a member mask".into()) };
+                let [Operand::Pair(d, p), m] = o.as_slice() else {
+                    return Err("takes a pair and a member mask".into());
+                };
                 let d = if **d == Operand::Sink { NONE } else { self.dst(d, Kind::W32)? };
                 let (e, a) = (self.dst(p, Kind::Pred)?, self.src(m, Kind::W32)?);
                 self.op(Class::Warp, Op { d, e, a, ..blank(warp::elect) });
@@ -654,9 +660,26 @@ impl<'a> Emit<'a> {
             "bar" | "barrier" => self.barrier(inst, mods),
             "membar" | "fence" => {
                 let words = [
-                    "cta", "gl", "sys", "gpu", "cluster", "sc", "acq_rel", "acquire", "release", "proxy", "alias", "async",
-                    "level", "async::generic", "sync_restrict::shared::cta", "sync_restrict::shared::cluster", "global",
-                    "shared::cta", "shared::cluster", "mbarrier_init",
+                    "cta",
+                    "gl",
+                    "sys",
+                    "gpu",
+                    "cluster",
+                    "sc",
+                    "acq_rel",
+                    "acquire",
+                    "release",
+                    "proxy",
+                    "alias",
+                    "async",
+                    "level",
+                    "async::generic",
+                    "sync_restrict::shared::cta",
+                    "sync_restrict::shared::cluster",
+                    "global",
+                    "shared::cta",
+                    "shared::cluster",
+                    "mbarrier_init",
                 ];
                 let mut narrow = false;
                 while let Some(word) = mods.one(&words) {
@@ -951,9 +974,35 @@ impl<'a> Emit<'a> {
         while let Some(word) = mods.find(|w| {
             matches!(
                 w,
-                "global" | "shared" | "shared::cta" | "shared::cluster" | "local" | "const" | "param" | "param::entry"
-                    | "param::func" | "weak" | "relaxed" | "acquire" | "release" | "acq_rel" | "volatile" | "mmio" | "cta"
-                    | "gpu" | "sys" | "cluster" | "nc" | "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "noftz"
+                "global"
+                    | "shared"
+                    | "shared::cta"
+                    | "shared::cluster"
+                    | "local"
+                    | "const"
+                    | "param"
+                    | "param::entry"
+                    | "param::func"
+                    | "weak"
+                    | "relaxed"
+                    | "acquire"
+                    | "release"
+                    | "acq_rel"
+                    | "volatile"
+                    | "mmio"
+                    | "cta"
+                    | "gpu"
+                    | "sys"
+                    | "cluster"
+                    | "nc"
+                    | "ca"
+                    | "cg"
+                    | "cs"
+                    | "lu"
+                    | "cv"
+                    | "wb"
+                    | "wt"
+                    | "noftz"
             ) || w.starts_with("L1::")
                 || w.starts_with("L2::")
         }) {
@@ -1166,10 +1215,9 @@ impl<'a> Emit<'a> {
                 ty,
                 Ty::U32 | Ty::S32 | Ty::U64 | Ty::F32 | Ty::F64 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2
             ),
-            Atom::Min | Atom::Max => matches!(
-                ty,
-                Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2
-            ),
+            Atom::Min | Atom::Max => {
+                matches!(ty, Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2)
+            }
         };
         let Some(code) = memory::encode(atom, ty).filter(|_| valid) else {
             return Err(format!("`.{word}` has no type {ty:?}"));
@@ -1610,9 +1658,10 @@ fn blank(exec: Exec) -> Op {
 }
 
 fn ends(piece: &Piece<'_>) -> bool {
-    piece.insts.last().is_some_and(|inst| {
-        inst.guard.is_none() && matches!(inst.opcode.as_str(), "bra" | "brx" | "ret" | "exit")
-    })
+    piece
+        .insts
+        .last()
+        .is_some_and(|inst| inst.guard.is_none() && matches!(inst.opcode.as_str(), "bra" | "brx" | "ret" | "exit"))
 }
 
 fn unknown<T>() -> Emitted<T> {

@@ -32,6 +32,10 @@ pub(crate) struct Kernel {
     pub(crate) cluster: Option<[u32; 3]>,
 }
 
+/// What a kernel is said to need at most. The real number is ptxas's to decide; with this one registers never limit the
+/// occupancy, which is an upper bound anyway.
+const MOST_REGISTERS: u32 = 32;
+
 /// A module ready to run.
 pub(crate) struct Lowered {
     pub(crate) program: Program,
@@ -109,7 +113,8 @@ pub(crate) fn lower(module: Module, addresses: &Addresses) -> Result<Lowered, Pt
             let widths = f.regs.iter().map(|r| if r.size() == 8 { 2 } else { u32::from(*r != Ty::Pred) }).sum::<u32>();
             let align = shared.iter().filter(|v| dynamic(v)).map(|v| v.align).max().unwrap_or(1).max(16);
             let has_dynamic = shared.iter().any(|v| dynamic(v) && uses[number].contains(v.name.as_str()));
-            let static_shared = if has_dynamic { (own.bytes as usize).next_multiple_of(align) } else { own.bytes as usize };
+            let static_shared =
+                if has_dynamic { (own.bytes as usize).next_multiple_of(align) } else { own.bytes as usize };
             code.calls_any |= calls;
             kernels.push(Kernel {
                 name: f.name.clone(),
@@ -119,7 +124,7 @@ pub(crate) fn lower(module: Module, addresses: &Addresses) -> Result<Lowered, Pt
                 static_shared,
                 local: code.local,
                 constants: module.vars.iter().filter(|v| v.space == Space::Const).map(|v| v.size).sum(),
-                registers: widths.clamp(8, 255),
+                registers: widths.clamp(8, MOST_REGISTERS),
                 max_threads: f.max_threads,
                 exact_threads: f.exact_threads,
                 cluster: f.cluster,
@@ -210,10 +215,16 @@ mod tests {
     fn what_is_not_known_is_refused_with_its_line() {
         for (body, part) in [
             ("add.u32 %r1, 2, 1;", "the destination must be a register"),
-            (".reg .b32 %r<3>;\nfrobnicate.u32 %r1, %r2;", "PTX line 7: `frobnicate.u32`: this instruction is not known"),
+            (
+                ".reg .b32 %r<3>;\nfrobnicate.u32 %r1, %r2;",
+                "PTX line 7: `frobnicate.u32`: this instruction is not known",
+            ),
             (".reg .b32 %r<3>;\nadd.fast.u32 %r1, %r2, 1;", "`add.fast.u32`: the modifier `.fast` is not known here"),
             (".reg .b32 %r<3>;\nadd.u32 %r1, %r2;", "takes 3 operands, 2 stand there"),
-            (".reg .b32 %r<3>;\n.reg .b64 %d<3>;\nadd.u32 %r1, %d2, 1;", "the register `%d2` is 64 bits, 32 bits are needed"),
+            (
+                ".reg .b32 %r<3>;\n.reg .b64 %d<3>;\nadd.u32 %r1, %d2, 1;",
+                "the register `%d2` is 64 bits, 32 bits are needed",
+            ),
             (".reg .pred %p<3>;\n@%p1 bra NOWHERE;", "the label `NOWHERE` does not exist"),
             (".reg .b32 %r<3>;\n@%r1 bra X;\nX:", "the guard `%r1` is not a predicate"),
             (".reg .b32 %r<3>;\nadd.u32 %r1, %r7, 1;", "neither a register that is declared nor a special one"),
