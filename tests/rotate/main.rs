@@ -1,6 +1,7 @@
 //! The rotate room's tests, one file for each of its encodings.
 
 mod axes;
+mod model;
 mod rope;
 mod scaling;
 #[path = "../support/mod.rs"]

@@ -1,0 +1,291 @@
+//! The RoPE of a model, from the model's own config.
+//!
+//! | from | function |
+//! |---|---|
+//! | Hugging Face's `config.json`, legacy and version 5 | [`ModelRope::from_hf`] |
+//! | Mistral's `params.json` | [`ModelRope::from_mistral`] |
+//! | GGUF metadata, or the head of a `.gguf` file | [`ModelRope::from_gguf`], [`Gguf::read`] |
+//!
+//! What is not understood and would change the result is an error, never a default.
+
+mod families;
+mod gguf;
+mod hf;
+mod mistral;
+
+use std::fmt::Write;
+
+pub use gguf::{Gguf, GgufValue};
+
+use crate::rotate::{Axes, Pairing, QueryScale, Ramp, Rope, Scaling};
+use crate::{Error, Result};
+
+/// The RoPE of every layer of a model.
+///
+/// # Example
+/// ```
+/// use posenc::ModelRope;
+/// let model = ModelRope::from_hf(
+///     r#"{"model_type": "smollm3", "num_hidden_layers": 8, "hidden_size": 2048, "num_attention_heads": 16, "rope_theta": 5e6}"#,
+/// )?;
+/// assert_eq!(model.layer(2)?.rope.as_ref().map(|rope| rope.base), Some(5e6));
+/// assert!(model.layer(3)?.rope.is_none());
+/// # Ok::<(), posenc::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelRope {
+    name: String,
+    context: Option<u64>,
+    kinds: Vec<Layer>,
+    /// the kind of each layer; empty where the config does not count its layers and all are one kind
+    layers: Vec<usize>,
+    notes: Vec<String>,
+}
+
+/// What position does in one layer: a rotation or none, and the scales beside it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// which layers these are, in the config's words
+    pub label: String,
+    /// The rotation; `None` in layers without RoPE.
+    ///
+    /// In latent attention (DeepSeek) it is the query's: its rotary part follows `qk_nope_head_dim` channels. The key's rotary
+    /// part is a tensor of its own there, to which the same spec with `offset: 0` applies.
+    pub rope: Option<Rope>,
+    /// channels of a query's head
+    pub head: usize,
+    /// multiplies every logit, beside `1 / sqrt(head)`
+    pub logit_scale: f64,
+    /// multiplies the query at each position
+    pub query_scale: QueryScale,
+    /// the attention factor beyond LongRoPE's original context, where it is another one
+    long_attention_factor: Option<f64>,
+}
+
+impl Layer {
+    fn none(label: impl Into<String>, head: usize) -> Self {
+        Self {
+            label: label.into(),
+            rope: None,
+            head,
+            logit_scale: 1.0,
+            query_scale: QueryScale::One,
+            long_attention_factor: None,
+        }
+    }
+
+    fn at_length(&self, length: u64) -> Self {
+        let mut layer = self.clone();
+        let Some(rope) = &mut layer.rope else { return layer };
+        *rope = rope.at_length(length);
+        let beyond =
+            matches!(rope.scaling, Scaling::LongRope { original_context, .. } if length as f64 > original_context);
+        if let (true, Some(factor)) = (beyond, self.long_attention_factor) {
+            rope.attention_factor = factor;
+        }
+        layer
+    }
+
+    /// Refuses a rotation outside its law, whose length may still be missing, or outside its head.
+    fn check(&self) -> Result<()> {
+        self.query_scale.check()?;
+        if let Some(rope) = &self.rope {
+            rope.at_length(1).check_head(self.head)?;
+        }
+        Ok(())
+    }
+}
+
+impl ModelRope {
+    fn new(
+        name: String,
+        context: Option<u64>,
+        labelled: Vec<Layer>,
+        layers: Vec<usize>,
+        notes: Vec<String>,
+    ) -> Result<Self> {
+        for kind in &labelled {
+            kind.check()?;
+        }
+        Ok(Self { name, context, kinds: labelled, layers, notes })
+    }
+
+    /// The model's type, as its config names it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Positions that the config promises, `max_position_embeddings`.
+    pub const fn context(&self) -> Option<u64> {
+        self.context
+    }
+
+    /// Layers, where the config counts them.
+    pub fn layers(&self) -> Option<usize> {
+        (!self.layers.is_empty()).then_some(self.layers.len())
+    }
+
+    /// The different kinds of layers.
+    pub fn kinds(&self) -> &[Layer] {
+        &self.kinds
+    }
+
+    /// What position does in layer `index`, counted from 0.
+    ///
+    /// # Errors
+    /// [`Error::Value`] if the model has no such layer.
+    pub fn layer(&self, index: usize) -> Result<&Layer> {
+        if self.layers.is_empty() {
+            return Ok(&self.kinds[0]);
+        }
+        match self.layers.get(index) {
+            Some(&kind) => Ok(&self.kinds[kind]),
+            None => Err(Error::Value(format!("layer {index} is asked for, the model has {}", self.layers.len()))),
+        }
+    }
+
+    /// The one spec of all layers.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if layers differ or have no RoPE.
+    pub fn rope(&self) -> Result<&Rope> {
+        if let [Layer { rope: Some(rope), .. }] = &self.kinds[..] {
+            return Ok(rope);
+        }
+        let names: Vec<_> = self.kinds.iter().map(|kind| kind.label.as_str()).collect();
+        Err(Error::Config(if self.kinds.iter().all(|kind| kind.rope.is_none()) {
+            format!("{} has no RoPE", self.name)
+        } else {
+            format!("the layers of {} differ ({}); ask ModelRope::layer for each", self.name, names.join(", "))
+        }))
+    }
+
+    /// The same model for sequences of `length` tokens, the new ones included: what dynamic NTK and LongRoPE depend on.
+    pub fn at_length(&self, length: u64) -> Self {
+        Self { kinds: self.kinds.iter().map(|kind| kind.at_length(length)).collect(), ..self.clone() }
+    }
+
+    /// What was understood, for a person to read.
+    pub fn describe(&self) -> String {
+        let mut text = self.name.clone();
+        if let Some(layers) = self.layers() {
+            let _ = write!(text, ", {layers} layers");
+        }
+        if let Some(context) = self.context {
+            let _ = write!(text, ", {context} positions");
+        }
+        text.push('\n');
+        for (index, kind) in self.kinds.iter().enumerate() {
+            let count = self.layers.iter().filter(|&&layer| layer == index).count();
+            let _ = if self.layers.is_empty() {
+                writeln!(text, "{}: {}", kind.label, describe_layer(kind))
+            } else {
+                let first = self.layers.iter().position(|&layer| layer == index).unwrap_or(0);
+                writeln!(text, "{} ({count} from layer {first}): {}", kind.label, describe_layer(kind))
+            };
+        }
+        for note in &self.notes {
+            let _ = writeln!(text, "note: {note}");
+        }
+        text
+    }
+}
+
+/// Layers that a config may count: a damaged file must not ask for memory.
+fn check_layers(key: &str, count: Option<usize>) -> Result<Option<usize>> {
+    match count {
+        Some(count) if count > 1 << 16 => {
+            Err(Error::Config(format!("{key} is {count}, at most 65536 layers are possible")))
+        }
+        count => Ok(count),
+    }
+}
+
+fn describe_layer(layer: &Layer) -> String {
+    let mut parts = Vec::new();
+    match &layer.rope {
+        None => parts.push("no RoPE".to_string()),
+        Some(rope) => {
+            let place = if rope.rotary == layer.head {
+                format!("all {} channels", layer.head)
+            } else {
+                format!("channels {}..{} of {}", rope.offset, rope.offset + rope.rotary, layer.head)
+            };
+            let pairing = match rope.pairing {
+                Pairing::Half => "in halves",
+                Pairing::Interleaved => "interleaved",
+            };
+            parts.push(format!("RoPE over {place} {pairing}, base {}", rope.base));
+            parts.extend(describe_scaling(&rope.scaling));
+            if rope.attention_factor != 1.0 {
+                parts.push(format!("cos and sin times {}", rope.attention_factor));
+            }
+            if let Some(factor) = layer.long_attention_factor {
+                parts.push(format!("beyond the original context times {factor}"));
+            }
+            if rope.axes != Axes::One {
+                parts.push(format!("axes {:?}", rope.axes));
+            }
+        }
+    }
+    if layer.logit_scale != 1.0 {
+        parts.push(format!("logits times {}", layer.logit_scale));
+    }
+    if layer.query_scale != QueryScale::One {
+        parts.push(format!("queries scaled by {:?}", layer.query_scale));
+    }
+    parts.join("; ")
+}
+
+fn describe_scaling(scaling: &Scaling) -> Option<String> {
+    let length = |length: &Option<u64>| match length {
+        None => "the length still to be given".to_string(),
+        Some(length) => format!("at {length} tokens"),
+    };
+    Some(match scaling {
+        Scaling::None => return None,
+        Scaling::Linear { factor } => format!("linear by {factor}"),
+        Scaling::NtkStatic { alpha } => format!("NTK with alpha {alpha}"),
+        Scaling::NtkMixed { factor, exponent } => format!("mixed NTK by {factor} with exponent {exponent}"),
+        Scaling::DynamicNtk { factor, context, length: at } => {
+            format!("dynamic NTK by {factor} beyond {context}, {}", length(at))
+        }
+        Scaling::Yarn(yarn) => {
+            let mut text = format!("YaRN by {} of {}", yarn.factor, yarn.original_context);
+            if (yarn.beta_fast, yarn.beta_slow) != (32.0, 1.0) {
+                let _ = write!(text, ", betas {} and {}", yarn.beta_fast, yarn.beta_slow);
+            }
+            if !yarn.truncate {
+                text.push_str(", ramp not rounded");
+            }
+            if yarn.ramp == Ramp::Turns {
+                text.push_str(", the paper's ramp");
+            }
+            if yarn.extrapolation != 1.0 {
+                let _ = write!(text, ", extrapolation {}", yarn.extrapolation);
+            }
+            text
+        }
+        Scaling::LongRope { original_context, length: at, .. } => {
+            format!("LongRoPE with long divisors beyond {original_context}, {}", length(at))
+        }
+        Scaling::Llama3 { factor, low, high, original_context } => {
+            format!("Llama 3 by {factor} of {original_context}, low {low}, high {high}")
+        }
+        Scaling::Proportional { rotated, factor } => {
+            let by = if *factor == 1.0 { String::new() } else { format!(", divided by {factor}") };
+            format!("proportional: {rotated} pairs turn{by}")
+        }
+        Scaling::Divisors(list) => format!("{} divisors", list.len()),
+    })
+}
+
+impl Rope {
+    /// RoPE as a model's `config.json` states it, for models whose layers are all alike.
+    ///
+    /// # Errors
+    /// As [`ModelRope::from_hf`], and [`Error::Config`] if layers differ or have no RoPE.
+    pub fn from_hf_config(json: &str) -> Result<Self> {
+        ModelRope::from_hf(json)?.rope().cloned()
+    }
+}

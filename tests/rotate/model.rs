@@ -1,0 +1,1286 @@
+//! Models: the published configs, their position-encoding keys alone, and what must come of them; refusals.
+//!
+//! Sources of the values: A = config.json in ai-dynamo/aiconfigurator at 095f58a51c, L = litgpt 0.5.13, T = the class's
+//! defaults in transformers 5.23.0, H = the model's page, P = params.json in vLLM 0.32.0 and mistral-common 1.13.1,
+//! M = mlx-lm 0.32.2.
+
+use std::io::Cursor;
+
+use posenc::rotate::{Axes, Gguf, GgufValue, Layer, QueryScale, Yarn};
+use posenc::{ModelRope, Pairing, Rope, Scaling};
+use serde_json::{Value, json};
+
+use Pairing::{Half, Interleaved};
+
+fn hf(config: Value) -> ModelRope {
+    let text = config.to_string();
+    ModelRope::from_hf(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+fn refused(config: Value) -> String {
+    ModelRope::from_hf(&config.to_string()).unwrap_err().to_string()
+}
+
+/// A spec by its numbers: rotary, offset, pairing, base.
+fn spec(rotary: usize, offset: usize, pairing: Pairing, base: f64, scaling: Scaling) -> Rope {
+    Rope { offset, pairing, scaling, ..Rope::new(rotary, base) }
+}
+
+fn half(rotary: usize, base: f64) -> Rope {
+    Rope::new(rotary, base)
+}
+
+fn llama3(factor: f64, high: f64) -> Scaling {
+    Scaling::Llama3 { factor, low: 1.0, high, original_context: 8192.0 }
+}
+
+#[track_caller]
+fn one(config: Value) -> Layer {
+    let model = hf(config);
+    assert_eq!(model.kinds().len(), 1, "{}", model.describe());
+    model.kinds()[0].clone()
+}
+
+#[track_caller]
+fn near(got: f64, want: f64) {
+    assert!((got - want).abs() < 1e-6 * want.abs(), "{got} is not {want}");
+}
+
+// -------------------------------------------------------------------------------------------------------------- values
+
+#[test]
+fn plain_models_have_their_base_and_size() {
+    for (config, rope, head, context) in [
+        // Llama-1: 1e4, 2048, 128 (paper)
+        (
+            json!({"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 2048}),
+            half(128, 1e4),
+            128,
+            2048,
+        ),
+        // Llama-2 (L)
+        (
+            json!({"model_type": "llama", "hidden_size": 8192, "num_attention_heads": 64, "max_position_embeddings": 4096, "rope_theta": 10000.0, "rope_scaling": null}),
+            half(128, 1e4),
+            128,
+            4096,
+        ),
+        // CodeLlama (L)
+        (
+            json!({"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 16384, "rope_theta": 1000000}),
+            half(128, 1e6),
+            128,
+            16384,
+        ),
+        // Llama-3 (L)
+        (
+            json!({"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 8192, "rope_theta": 500000.0}),
+            half(128, 5e5),
+            128,
+            8192,
+        ),
+        // Llama-3.1, in the legacy form and in version 5's (A)
+        (
+            json!({"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 131072, "rope_theta": 500000.0,
+                "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"}}),
+            spec(128, 0, Half, 5e5, llama3(8.0, 4.0)),
+            128,
+            131072,
+        ),
+        (
+            json!({"model_type": "llama", "head_dim": 128, "max_position_embeddings": 131072,
+                "rope_parameters": {"rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"}}),
+            spec(128, 0, Half, 5e5, llama3(8.0, 4.0)),
+            128,
+            131072,
+        ),
+        // Llama-3.2 1B and 3B (L)
+        (
+            json!({"model_type": "llama", "head_dim": 64, "max_position_embeddings": 131072, "rope_theta": 500000.0,
+                "rope_scaling": {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"}}),
+            spec(64, 0, Half, 5e5, llama3(32.0, 4.0)),
+            64,
+            131072,
+        ),
+        // Mistral-7B v0.1, v0.2 (L); Mixtral 8x7B, 8x22B (A); Mistral-Small-3.1 (T)
+        (
+            json!({"model_type": "mistral", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 4096, "rope_theta": 10000.0}),
+            half(128, 1e4),
+            128,
+            4096,
+        ),
+        (
+            json!({"model_type": "mistral", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 32768, "rope_theta": 1e6}),
+            half(128, 1e6),
+            128,
+            32768,
+        ),
+        (
+            json!({"model_type": "mixtral", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 32768, "rope_theta": 1000000.0}),
+            half(128, 1e6),
+            128,
+            32768,
+        ),
+        (
+            json!({"model_type": "mixtral", "hidden_size": 6144, "num_attention_heads": 48, "max_position_embeddings": 65536}),
+            half(128, 1e6),
+            128,
+            65536,
+        ),
+        (
+            json!({"model_type": "mistral3", "text_config": {"model_type": "mistral", "head_dim": 128, "hidden_size": 5120, "num_attention_heads": 32, "max_position_embeddings": 131072, "rope_theta": 1000000000.0}}),
+            half(128, 1e9),
+            128,
+            131072,
+        ),
+        // Qwen2.5 0.5B, 7B, Math (L), Qwen3 (A), Qwen3-Coder-480B (A)
+        (
+            json!({"model_type": "qwen2", "hidden_size": 896, "num_attention_heads": 14, "max_position_embeddings": 32768, "rope_theta": 1000000.0}),
+            half(64, 1e6),
+            64,
+            32768,
+        ),
+        (
+            json!({"model_type": "qwen2", "hidden_size": 3584, "num_attention_heads": 28, "max_position_embeddings": 131072, "rope_theta": 1000000.0}),
+            half(128, 1e6),
+            128,
+            131072,
+        ),
+        (
+            json!({"model_type": "qwen2", "hidden_size": 3584, "num_attention_heads": 28, "max_position_embeddings": 4096, "rope_theta": 10000}),
+            half(128, 1e4),
+            128,
+            4096,
+        ),
+        (
+            json!({"model_type": "qwen3", "head_dim": 128, "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 40960, "rope_theta": 1000000, "rope_scaling": null}),
+            half(128, 1e6),
+            128,
+            40960,
+        ),
+        (
+            json!({"model_type": "qwen3_moe", "head_dim": 128, "max_position_embeddings": 262144, "rope_theta": 10000000}),
+            half(128, 1e7),
+            128,
+            262144,
+        ),
+        // Gemma 1 and 2 (L)
+        (
+            json!({"model_type": "gemma2", "head_dim": 256, "hidden_size": 2304, "num_attention_heads": 8, "max_position_embeddings": 8192}),
+            half(256, 1e4),
+            256,
+            8192,
+        ),
+        // Phi-1.5, Phi-2, Phi-3-mini-4k, Phi-4 (L)
+        (
+            json!({"model_type": "phi", "hidden_size": 2048, "num_attention_heads": 32, "max_position_embeddings": 2048, "partial_rotary_factor": 0.5}),
+            half(32, 1e4),
+            64,
+            2048,
+        ),
+        (
+            json!({"model_type": "phi", "hidden_size": 2560, "num_attention_heads": 32, "max_position_embeddings": 2048, "partial_rotary_factor": 0.4}),
+            half(32, 1e4),
+            80,
+            2048,
+        ),
+        (
+            json!({"model_type": "phi3", "hidden_size": 3072, "num_attention_heads": 32, "max_position_embeddings": 4096, "rope_scaling": null}),
+            half(96, 1e4),
+            96,
+            4096,
+        ),
+        (
+            json!({"model_type": "phi3", "hidden_size": 5120, "num_attention_heads": 40, "max_position_embeddings": 16384, "rope_theta": 250000}),
+            half(128, 250_000.0),
+            128,
+            16384,
+        ),
+        // GLM-4-9B (T, H), where the class knows the half
+        (
+            json!({"model_type": "glm", "head_dim": 128, "max_position_embeddings": 32768, "rope_theta": 10000.0}),
+            spec(64, 0, Interleaved, 1e4, Scaling::None),
+            128,
+            32768,
+        ),
+        // GPT-NeoX-20B, Pythia-70m, where the class knows the quarter (T, L)
+        (
+            json!({"model_type": "gpt_neox", "hidden_size": 6144, "num_attention_heads": 64, "max_position_embeddings": 2048, "rotary_emb_base": 10000, "rotary_pct": 0.25}),
+            half(24, 1e4),
+            96,
+            2048,
+        ),
+        (
+            json!({"model_type": "gpt_neox", "hidden_size": 512, "num_attention_heads": 8, "max_position_embeddings": 2048}),
+            half(16, 1e4),
+            64,
+            2048,
+        ),
+        // GPT-J-6B (T)
+        (
+            json!({"model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_positions": 2048, "rotary_dim": 64}),
+            spec(64, 0, Interleaved, 1e4, Scaling::None),
+            256,
+            2048,
+        ),
+        // Falcon-7B, Falcon3 (L)
+        (
+            json!({"model_type": "falcon", "hidden_size": 4544, "num_attention_heads": 71, "max_position_embeddings": 2048, "alibi": false}),
+            half(64, 1e4),
+            64,
+            2048,
+        ),
+        (
+            json!({"model_type": "llama", "head_dim": 256, "max_position_embeddings": 32768, "rope_theta": 1000042}),
+            half(256, 1_000_042.0),
+            256,
+            32768,
+        ),
+        // Baichuan2-7B (H)
+        (
+            json!({"model_type": "baichuan", "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32, "max_position_embeddings": 4096}),
+            half(128, 1e4),
+            128,
+            4096,
+        ),
+        // StableLM-2 (L, T)
+        (
+            json!({"model_type": "stablelm", "hidden_size": 2048, "num_attention_heads": 32, "max_position_embeddings": 4096, "partial_rotary_factor": 0.25}),
+            half(16, 1e4),
+            64,
+            4096,
+        ),
+        // Yi-34B, InternLM2-20B (H)
+        (
+            json!({"model_type": "llama", "hidden_size": 7168, "num_attention_heads": 56, "max_position_embeddings": 4096, "rope_theta": 5000000.0}),
+            half(128, 5e6),
+            128,
+            4096,
+        ),
+        (
+            json!({"model_type": "internlm2", "hidden_size": 6144, "num_attention_heads": 48, "max_position_embeddings": 32768, "rope_theta": 1000000, "rope_scaling": null}),
+            half(128, 1e6),
+            128,
+            32768,
+        ),
+        // Command-R v01 (M)
+        (
+            json!({"model_type": "cohere", "hidden_size": 8192, "num_attention_heads": 64, "rope_theta": 8000000.0, "max_position_embeddings": 8192}),
+            spec(128, 0, Interleaved, 8e6, Scaling::None),
+            128,
+            8192,
+        ),
+        // Granite-3.3-8B (H)
+        (
+            json!({"model_type": "granite", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 131072, "rope_theta": 10000000.0}),
+            half(128, 1e7),
+            128,
+            131072,
+        ),
+        // MiniMax-M2.5 (A); M3, which has the share as well
+        (
+            json!({"model_type": "minimax_m2", "head_dim": 128, "max_position_embeddings": 196608, "rope_theta": 5000000, "rotary_dim": 64}),
+            half(64, 5e6),
+            128,
+            196608,
+        ),
+        (
+            json!({"model_type": "minimax_m3_vl", "text_config": {"model_type": "minimax_m3_vl_text", "head_dim": 128, "max_position_embeddings": 1048576, "rope_theta": 5000000, "rotary_dim": 64, "partial_rotary_factor": 0.5}}),
+            half(64, 5e6),
+            128,
+            1048576,
+        ),
+        // OLMo-2 (L), SmolLM2 (L), MiMo-7B (A)
+        (
+            json!({"model_type": "olmo2", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 4096, "rope_theta": 500000}),
+            half(128, 5e5),
+            128,
+            4096,
+        ),
+        (
+            json!({"model_type": "llama", "hidden_size": 2048, "num_attention_heads": 32, "max_position_embeddings": 8192, "rope_theta": 130000}),
+            half(64, 130_000.0),
+            64,
+            8192,
+        ),
+        (
+            json!({"model_type": "mimo", "head_dim": 128, "max_position_embeddings": 32768, "rope_theta": 640000, "use_mrope": false}),
+            half(128, 640_000.0),
+            128,
+            32768,
+        ),
+        // Apertus, CWM (T)
+        (
+            json!({"model_type": "apertus", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 65536, "rope_theta": 12000000.0,
+                "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"}}),
+            spec(128, 0, Half, 12e6, llama3(8.0, 4.0)),
+            128,
+            65536,
+        ),
+        (
+            json!({"model_type": "cwm", "head_dim": 128, "max_position_embeddings": 131072,
+                "rope_scaling": {"factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"}}),
+            spec(128, 0, Half, 1e6, llama3(16.0, 4.0)),
+            128,
+            131072,
+        ),
+        // ChatGLM's rope_ratio: GLM-4-9B-chat (H)
+        (
+            json!({"model_type": "chatglm", "hidden_size": 4096, "num_attention_heads": 32, "kv_channels": 128, "seq_length": 131072, "rope_ratio": 500}),
+            spec(64, 0, Interleaved, 5e6, Scaling::None),
+            128,
+            131072,
+        ),
+    ] {
+        let model = hf(config.clone());
+        assert_eq!(model.rope().unwrap(), &rope, "{config}");
+        assert_eq!((model.kinds()[0].head, model.context()), (head, Some(context)), "{config}");
+        let scales = (model.kinds()[0].logit_scale, model.kinds()[0].query_scale);
+        assert_eq!(scales, (1.0, QueryScale::One), "{config}");
+    }
+}
+
+fn mla(theta: f64, model_type: &str, scaling: Value) -> Value {
+    json!({"model_type": model_type, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "head_dim": 192, "rope_theta": theta,
+           "num_attention_heads": 128, "hidden_size": 7168, "max_position_embeddings": 163840, "rope_scaling": scaling})
+}
+
+#[test]
+fn latent_attention_rotates_64_channels_and_scales_logits() {
+    let yarn = |factor: f64, fast: f64, mscale: f64| {
+        json!({"type": "yarn", "factor": factor, "beta_fast": fast, "beta_slow": 1, "mscale": mscale, "mscale_all_dim": mscale,
+               "original_max_position_embeddings": 4096})
+    };
+    for (config, base, want, logit) in [
+        // DeepSeek-V2 (H), V3 (A), Kimi-K2 and K2.5 (A)
+        (mla(1e4, "deepseek_v2", yarn(40.0, 32.0, 0.707)), 1e4, Yarn::new(40.0, 4096.0), 1.589626),
+        (mla(1e4, "deepseek_v3", yarn(40.0, 32.0, 1.0)), 1e4, Yarn::new(40.0, 4096.0), 1.873854),
+        (mla(1e4, "deepseek_v32", yarn(40.0, 32.0, 1.0)), 1e4, Yarn::new(40.0, 4096.0), 1.873854),
+        (mla(5e4, "kimi_k2", yarn(32.0, 1.0, 1.0)), 5e4, Yarn { beta_fast: 1.0, ..Yarn::new(32.0, 4096.0) }, 1.813260),
+        (
+            json!({"model_type": "kimi_k25", "text_config": mla(5e4, "kimi_k2", yarn(64.0, 32.0, 1.0))}),
+            5e4,
+            Yarn::new(64.0, 4096.0),
+            2.004740,
+        ),
+    ] {
+        let layer = one(config);
+        assert_eq!(layer.rope, Some(spec(64, 128, Interleaved, base, Scaling::Yarn(want))));
+        assert_eq!(layer.head, 192);
+        near(layer.logit_scale, logit);
+    }
+    // GLM-5.1 and 5.2 (A): no scaling; 5.2's head_dim of 192 is not the rotary size.
+    for theta in [1e6, 8e6] {
+        let layer = one(
+            json!({"model_type": "glm_moe_dsa", "head_dim": 192, "qk_rope_head_dim": 64, "qk_nope_head_dim": 192, "rope_interleave": true,
+            "indexer_rope_interleave": true, "max_position_embeddings": 202752, "rope_parameters": {"rope_theta": theta, "rope_type": "default"}}),
+        );
+        assert_eq!((layer.rope, layer.logit_scale), (Some(spec(64, 192, Interleaved, theta, Scaling::None)), 1.0));
+    }
+    // Mistral-4 (T): MLA's factor as in transformers since July 2026, and the temperature.
+    let layer = one(
+        json!({"model_type": "mistral4", "qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "max_position_embeddings": 1048576,
+        "rope_parameters": {"type": "yarn", "rope_theta": 10000.0, "factor": 128.0, "original_max_position_embeddings": 8192,
+            "max_position_embeddings": 1048576, "beta_fast": 32.0, "beta_slow": 1.0, "mscale_all_dim": 1.0, "mscale": 1.0,
+            "llama_4_scaling_beta": 0.1, "partial_rotary_factor": 0.5}}),
+    );
+    assert_eq!(layer.rope, Some(spec(64, 64, Interleaved, 1e4, Scaling::Yarn(Yarn::new(128.0, 8192.0)))));
+    near(layer.logit_scale, 2.205828);
+    assert_eq!(layer.query_scale, QueryScale::Mistral { beta: 0.1, original_context: 8192.0 });
+}
+
+#[test]
+fn deepseek_v4_rotates_the_tail_by_two_bases() {
+    // (A): 43 layers and one more for multi-token prediction
+    let ratios: Vec<usize> =
+        [0, 0].into_iter().chain((2..43).map(|layer| if layer % 2 == 0 { 4 } else { 128 })).chain([0]).collect();
+    let model = hf(
+        json!({"model_type": "deepseek_v4", "head_dim": 512, "qk_rope_head_dim": 64, "num_hidden_layers": 43, "rope_theta": 10000,
+        "compress_rope_theta": 160000, "compress_ratios": ratios, "max_position_embeddings": 1048576,
+        "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 16, "original_max_position_embeddings": 65536, "type": "yarn"}}),
+    );
+    let main = spec(64, 448, Interleaved, 1e4, Scaling::None);
+    let compress = spec(64, 448, Interleaved, 160_000.0, Scaling::Yarn(Yarn::new(16.0, 65536.0)));
+    assert_eq!(model.layer(1).unwrap().rope, Some(main));
+    for layer in 2..43 {
+        assert_eq!(model.layer(layer).unwrap().rope, Some(compress.clone()));
+        assert_eq!(model.layer(layer).unwrap().logit_scale, 1.0);
+    }
+    assert_eq!(
+        model.rope().unwrap_err().to_string(),
+        "the layers of deepseek_v4 differ (main, compress); ask ModelRope::layer for each"
+    );
+}
+
+#[test]
+fn yarn_models_have_their_factor_on_cos_and_sin() {
+    // GPT-OSS (A)
+    let layer = one(
+        json!({"model_type": "gpt_oss", "head_dim": 64, "initial_context_length": 4096, "max_position_embeddings": 131072, "rope_theta": 150000,
+        "layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2,
+        "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": false}}),
+    );
+    let rope = layer.rope.unwrap();
+    assert_eq!(rope.scaling, Scaling::Yarn(Yarn { truncate: false, ..Yarn::new(32.0, 4096.0) }));
+    near(rope.attention_factor, 1.346573590);
+    // Qwen2.5 with the scaling of its README (L)
+    let layer =
+        one(json!({"model_type": "qwen2", "head_dim": 128, "max_position_embeddings": 32768, "rope_theta": 1000000.0,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}}));
+    near(layer.rope.unwrap().attention_factor, 1.138629436);
+    // Ministral-3 (T): equal mscales leave cos and sin alone, and there is no latent attention whose logits they would scale.
+    let layer = one(json!({"model_type": "ministral3", "head_dim": 128, "max_position_embeddings": 262144,
+        "rope_parameters": {"type": "yarn", "rope_theta": 1000000.0, "factor": 16.0, "original_max_position_embeddings": 16384, "max_position_embeddings": 262144,
+            "beta_fast": 32.0, "beta_slow": 1.0, "mscale_all_dim": 1.0, "mscale": 1.0, "llama_4_scaling_beta": 0.1}}));
+    let rope = layer.rope.unwrap();
+    assert_eq!((rope.attention_factor, layer.logit_scale), (1.0, 1.0));
+    assert_eq!(rope.scaling, Scaling::Yarn(Yarn::new(16.0, 16384.0)));
+    assert_eq!(layer.query_scale, QueryScale::Mistral { beta: 0.1, original_context: 16384.0 });
+    // A factor of null is max_position_embeddings over the original context.
+    let layer = one(json!({"model_type": "llama", "head_dim": 128, "max_position_embeddings": 65536,
+        "rope_scaling": {"type": "yarn", "factor": null, "original_max_position_embeddings": 4096}}));
+    assert_eq!(layer.rope.unwrap().scaling, Scaling::Yarn(Yarn::new(16.0, 4096.0)));
+}
+
+#[test]
+fn mistral_large_4_skips_every_fourth_layer() {
+    // (T)
+    let model = hf(
+        json!({"model_type": "mistral_large4", "text_config": {"model_type": "mistral_large4_text", "num_hidden_layers": 8, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128,
+        "max_position_embeddings": 1048576, "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2048.0, "original_max_position_embeddings": 512,
+            "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.0}}}),
+    );
+    let rotates: Vec<bool> = (0..8).map(|layer| model.layer(layer).unwrap().rope.is_some()).collect();
+    assert_eq!(rotates, [true, true, true, false, true, true, true, false]);
+    let rope = model.layer(0).unwrap().rope.clone().unwrap();
+    assert_eq!((rope.attention_factor, rope.scaling), (1.0, Scaling::Yarn(Yarn::new(2048.0, 512.0))));
+}
+
+#[test]
+fn layers_without_rope_are_found() {
+    // Llama-4 Scout (A) says nothing of its layers: every fourth has no RoPE, and a temperature instead.
+    let scout = hf(
+        json!({"model_type": "llama4", "text_config": {"model_type": "llama4_text", "head_dim": 128, "num_hidden_layers": 48,
+        "max_position_embeddings": 10485760, "rope_theta": 500000.0,
+        "rope_scaling": {"factor": 16.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"}}}),
+    );
+    for layer in 0..48 {
+        let layer_is = scout.layer(layer).unwrap();
+        if layer % 4 == 3 {
+            assert_eq!(layer_is.rope, None);
+            assert_eq!(layer_is.query_scale, QueryScale::Llama4 { scale: 0.1, floor: 8192.0 });
+        } else {
+            assert_eq!(layer_is.rope, Some(spec(128, 0, Interleaved, 5e5, llama3(16.0, 1.0))));
+            assert_eq!(layer_is.query_scale, QueryScale::One);
+        }
+    }
+    // Llama-4 Maverick (A): no scaling. 1 in no_rope_layers means RoPE.
+    let maverick = hf(
+        json!({"model_type": "llama4_text", "head_dim": 128, "num_hidden_layers": 2, "max_position_embeddings": 1048576, "rope_theta": 500000.0,
+        "no_rope_layers": [1, 0], "attn_temperature_tuning": false}),
+    );
+    assert_eq!(maverick.layer(0).unwrap().rope, Some(spec(128, 0, Interleaved, 5e5, Scaling::None)));
+    assert_eq!((&maverick.layer(1).unwrap().rope, maverick.layer(1).unwrap().query_scale), (&None, QueryScale::One));
+    // SmolLM3 (T)
+    let smol =
+        hf(json!({"model_type": "smollm3", "hidden_size": 2048, "num_attention_heads": 16, "num_hidden_layers": 36}));
+    assert_eq!(
+        (0..36).filter(|&layer| smol.layer(layer).unwrap().rope.is_none()).collect::<Vec<_>>(),
+        [3, 7, 11, 15, 19, 23, 27, 31, 35]
+    );
+    assert_eq!(smol.layer(0).unwrap().rope, Some(half(128, 2e6)));
+    // Cohere2 (T): layers that see everything have no RoPE; Command-R7B's base (M)
+    let cohere = hf(
+        json!({"model_type": "cohere2", "hidden_size": 4096, "num_attention_heads": 32, "head_dim": 128, "num_hidden_layers": 8, "sliding_window": 4096, "rope_theta": 50000}),
+    );
+    assert_eq!(cohere.layer(0).unwrap().rope, Some(spec(128, 0, Interleaved, 5e4, Scaling::None)));
+    assert_eq!(
+        (3..8).map(|layer| cohere.layer(layer).unwrap().rope.is_none()).collect::<Vec<_>>(),
+        [true, false, false, false, true]
+    );
+    // Qwen3-Next, a quarter of the head (T): every fourth layer attends.
+    let next = hf(json!({"model_type": "qwen3_next", "head_dim": 256, "num_hidden_layers": 8, "rope_theta": 10000000}));
+    assert_eq!((0..8).filter(|&layer| next.layer(layer).unwrap().rope.is_some()).collect::<Vec<_>>(), [3, 7]);
+    assert_eq!(next.layer(3).unwrap().rope, Some(half(64, 1e7)));
+    // granite_swa: a base for each layer, 0 for none
+    let granite = hf(
+        json!({"model_type": "granite_swa", "head_dim": 128, "num_hidden_layers": 3, "rope_theta": 10000.0, "layer_rope_theta": [0, 10000, 1000000]}),
+    );
+    let bases: Vec<_> = (0..3).map(|layer| granite.layer(layer).unwrap().rope.as_ref().map(|rope| rope.base)).collect();
+    assert_eq!(bases, [None, Some(1e4), Some(1e6)]);
+}
+
+#[test]
+fn models_of_other_encodings_have_no_rope() {
+    for (config, carrier) in [
+        (json!({"model_type": "falcon", "hidden_size": 2048, "num_attention_heads": 32, "alibi": true}), "ALiBi"), // Falcon-rw (T)
+        (
+            json!({"model_type": "mpt", "d_model": 4096, "n_heads": 32, "attn_config": {"alibi": true, "alibi_bias_max": 8}}),
+            "ALiBi",
+        ), // (T)
+        (json!({"model_type": "bloom", "hidden_size": 4096, "n_head": 32}), "ALiBi"),
+        (
+            json!({"model_type": "baichuan", "hidden_size": 5120, "num_attention_heads": 40, "num_hidden_layers": 40, "model_max_length": 4096}),
+            "ALiBi",
+        ), // Baichuan2-13B (H)
+        (
+            json!({"model_type": "t5", "d_model": 512, "num_heads": 8, "relative_attention_num_buckets": 32}),
+            "T5's buckets of distance",
+        ),
+    ] {
+        let model = hf(config);
+        assert_eq!(model.kinds()[0].rope, None);
+        assert!(model.describe().contains(&format!("note: position comes from {carrier}")), "{}", model.describe());
+        assert_eq!(model.rope().unwrap_err().to_string(), format!("{} has no RoPE", model.name()));
+    }
+}
+
+#[test]
+fn windows_have_a_base_of_their_own() {
+    // Gemma-3-4B (L): linear by 8 in the full layers only
+    let gemma3 = hf(
+        json!({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "head_dim": 256, "num_hidden_layers": 34, "max_position_embeddings": 131072,
+        "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}}),
+    );
+    for layer in 0..34 {
+        let want =
+            if layer % 6 == 5 { spec(256, 0, Half, 1e6, Scaling::Linear { factor: 8.0 }) } else { half(256, 1e4) };
+        assert_eq!(gemma3.layer(layer).unwrap().rope, Some(want), "layer {layer}");
+    }
+    // Gemma-3-1B (L), in version 5's form
+    let gemma3 = hf(
+        json!({"model_type": "gemma3_text", "head_dim": 256, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1000000.0}, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}}),
+    );
+    assert_eq!(gemma3.layer(0).unwrap().rope, Some(half(256, 1e4)));
+    assert_eq!(gemma3.layer(1).unwrap().rope, Some(half(256, 1e6)));
+    // Gemma-4 (A): full layers have heads of 512 of which 64 pairs turn
+    let gemma4 = hf(
+        json!({"model_type": "gemma4", "text_config": {"model_type": "gemma4_text", "head_dim": 256, "global_head_dim": 512, "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"], "max_position_embeddings": 262144,
+        "rope_parameters": {"full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+                            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}}}}),
+    );
+    assert_eq!((gemma4.layer(0).unwrap().head, &gemma4.layer(0).unwrap().rope), (256, &Some(half(256, 1e4))));
+    let full = spec(512, 0, Half, 1e6, Scaling::Proportional { rotated: 64, factor: 1.0 });
+    assert_eq!((gemma4.layer(1).unwrap().head, &gemma4.layer(1).unwrap().rope), (512, &Some(full)));
+    // MiMo-V2-Flash (A): 0.334 of 192 channels is 64.128, 64 are rotated
+    let mimo = hf(
+        json!({"model_type": "mimo_v2_flash", "head_dim": 192, "num_hidden_layers": 7, "rope_theta": 5000000, "swa_rope_theta": 10000, "partial_rotary_factor": 0.334,
+        "hybrid_layer_pattern": [0, 1, 1, 1, 1, 0, 1], "max_position_embeddings": 262144}),
+    );
+    for (layer, base) in [(0, 5e6), (1, 1e4), (4, 1e4), (5, 5e6), (6, 1e4)] {
+        assert_eq!(mimo.layer(layer).unwrap().rope, Some(half(64, base)));
+    }
+    // ModernBERT (T)
+    let modern = hf(
+        json!({"model_type": "modernbert", "hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 6, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "global_attn_every_n_layers": 3}),
+    );
+    for (layer, base) in [(0, 160_000.0), (1, 1e4), (2, 1e4), (3, 160_000.0)] {
+        assert_eq!(modern.layer(layer).unwrap().rope, Some(half(64, base)));
+    }
+    // An entry that is null is a kind without RoPE (T, Beam's form).
+    let null = hf(
+        json!({"model_type": "llama", "head_dim": 128, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": null}}),
+    );
+    assert_eq!((null.layer(0).unwrap().rope.is_some(), null.layer(1).unwrap().rope.is_some()), (true, false));
+}
+
+#[test]
+fn several_axes_come_with_their_sections() {
+    let sections = |axes: Axes, rotary: usize, base: f64| Some(Rope { axes, ..half(rotary, base) });
+    // Qwen2-VL as published, flat, and Qwen2.5-VL (T)
+    let layer = one(
+        json!({"model_type": "qwen2_vl", "hidden_size": 3584, "num_attention_heads": 28, "rope_theta": 1000000.0, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}),
+    );
+    assert_eq!(layer.rope, sections(Axes::Sections(vec![16, 24, 24]), 128, 1e6));
+    let layer = one(json!({"model_type": "qwen2_5_vl_text", "hidden_size": 3584, "num_attention_heads": 28}));
+    assert_eq!(layer.rope, sections(Axes::Sections(vec![16, 24, 24]), 128, 1e6));
+    // Qwen3-VL (A), which leaves the sections to the class
+    let layer = one(
+        json!({"model_type": "qwen3_vl", "text_config": {"model_type": "qwen3_vl_text", "head_dim": 128, "rope_theta": 5000000, "max_position_embeddings": 262144}}),
+    );
+    assert_eq!(layer.rope, sections(Axes::Interleaved(vec![24, 20, 20]), 128, 5e6));
+    // Qwen3.5 (A)
+    let model = hf(
+        json!({"model_type": "qwen3_5_moe", "text_config": {"model_type": "qwen3_5_moe_text", "head_dim": 256, "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+        "rope_parameters": {"mrope_interleaved": true, "mrope_section": [11, 11, 10], "rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25}}}),
+    );
+    assert_eq!(model.layer(3).unwrap().rope, sections(Axes::Interleaved(vec![11, 11, 10]), 64, 1e7));
+    assert_eq!(model.layer(2).unwrap().rope, None);
+    // ERNIE 4.5-VL lists height, width, time
+    let layer = one(
+        json!({"model_type": "ernie4_5_vl_moe_text", "head_dim": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [22, 22, 20]}}),
+    );
+    let rope = layer.rope.unwrap();
+    assert_eq!((rope.axes, rope.pairing), (Axes::HeightWidthFirst([20, 22, 22]), Interleaved));
+}
+
+/// Phi-3-mini-128k's shape (H): the April revision calls it "su", later ones "longrope"; the length decides the list.
+#[test]
+fn longrope_waits_for_a_length() {
+    let config = |kind: &str, longest: usize| {
+        json!({"model_type": "phi3", "hidden_size": 3072, "num_attention_heads": 32, "max_position_embeddings": longest, "original_max_position_embeddings": 4096,
+               "rope_theta": 10000.0, "rope_scaling": {"type": kind, "short_factor": vec![1.05; 48], "long_factor": vec![1.07; 48]}})
+    };
+    for kind in ["su", "longrope", "yarn"] {
+        let model = hf(config(kind, 131072));
+        let rope = model.rope().unwrap();
+        near(rope.attention_factor, 1.19023807);
+        assert_eq!(
+            rope.check().unwrap_err().to_string(),
+            "the LongRoPE scaling depends on the length of the sequence, which at_length must set first"
+        );
+        let short = model.at_length(4096);
+        let long = model.at_length(4097);
+        near(short.rope().unwrap().frequency(0), 1.0 / 1.05);
+        near(long.rope().unwrap().frequency(0), 1.0 / 1.07);
+    }
+    // PhiMoE has a factor on cos and sin for each list.
+    let model = hf(
+        json!({"model_type": "phimoe", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 131072, "rope_theta": 10000.0,
+        "rope_scaling": {"type": "longrope", "short_factor": vec![1.0; 64], "long_factor": vec![2.0; 64], "short_mscale": 1.25, "long_mscale": 1.243163121016122,
+                         "original_max_position_embeddings": 4096}}),
+    );
+    assert_eq!(model.at_length(100).rope().unwrap().attention_factor, 1.25);
+    assert_eq!(model.at_length(5000).rope().unwrap().attention_factor, 1.243163121016122);
+    // Phi-4-mini (L): three quarters of the head
+    let model = hf(
+        json!({"model_type": "phi3", "hidden_size": 3072, "num_attention_heads": 24, "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+        "partial_rotary_factor": 0.75, "rope_scaling": {"type": "longrope", "short_factor": vec![1.0; 48], "long_factor": vec![2.0; 48]}}),
+    );
+    assert_eq!((model.kinds()[0].head, model.rope().unwrap().rotary), (128, 96));
+}
+
+#[test]
+fn dynamic_models_wait_for_a_length_unless_their_base_is_fixed() {
+    // InternLM2-chat-7b-sft and chat-20b (H)
+    for factor in [2.0, 3.0] {
+        let model = hf(
+            json!({"model_type": "internlm2", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 32768, "rope_theta": 1000000,
+            "rope_scaling": {"type": "dynamic", "factor": factor}}),
+        );
+        assert_eq!(model.rope().unwrap().scaling, Scaling::DynamicNtk { factor, context: 32768.0, length: None });
+        model.at_length(65536).rope().unwrap().check().unwrap();
+    }
+    // Hunyuan: alpha fixes it.
+    let layer = one(
+        json!({"model_type": "hunyuan_v1_dense", "head_dim": 128, "max_position_embeddings": 32768, "rope_theta": 10000.0,
+        "rope_scaling": {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "dynamic"}}),
+    );
+    assert_eq!(layer.rope.unwrap().scaling, Scaling::NtkStatic { alpha: 1000.0 });
+}
+
+#[test]
+fn keys_that_a_type_does_not_use_are_noted() {
+    let model = hf(
+        json!({"model_type": "llama", "head_dim": 128, "rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 32}}),
+    );
+    assert_eq!(
+        model.describe(),
+        "llama\nevery layer: RoPE over all 128 channels in halves, base 10000; linear by 2\n\
+         note: rope_scaling.beta_fast means nothing to rope_type \"linear\"\n"
+    );
+}
+
+#[test]
+fn an_unknown_type_is_read_as_a_known_one() {
+    let config = json!({"model_type": "brand_new", "head_dim": 128, "rope_theta": 77000.0}).to_string();
+    assert_eq!(
+        ModelRope::from_hf(&config).unwrap_err().to_string(),
+        "model_type is \"brand_new\", which this crate does not know; ModelRope::from_hf_as reads it as a known one"
+    );
+    assert_eq!(ModelRope::from_hf_as(&config, "glm4_moe").unwrap().rope().unwrap(), &half(64, 77_000.0));
+    assert_eq!(ModelRope::from_hf_as(&config, "gptj").unwrap().rope().unwrap().pairing, Interleaved);
+}
+
+/// The same fixture as the scalings', through the loader.
+#[test]
+fn the_loader_reads_the_golden_configs() {
+    let golden: Value = serde_json::from_str(include_str!("../golden/rope_scaling_hf.json")).unwrap();
+    for case in golden["cases"].as_array().unwrap() {
+        let mut config = case["config"].clone();
+        config["model_type"] = json!("llama");
+        let model = hf(config).at_length(case["seq_len"].as_u64().unwrap_or(0));
+        let rope = model.rope().unwrap();
+        near(rope.attention_factor, case["attention_factor"].as_f64().unwrap());
+        let tolerance = match rope.scaling {
+            Scaling::Yarn(_) | Scaling::Llama3 { .. } => 3e-6,
+            _ => 1e-6,
+        };
+        for (pair, bits) in case["inv_freq_f32_bits"].as_array().unwrap().iter().enumerate() {
+            let want = f64::from(f32::from_bits(u32::try_from(bits.as_u64().unwrap()).unwrap()));
+            let got = rope.frequency(pair);
+            assert!((got - want).abs() <= tolerance * want, "{}, pair {pair}: {got:e}, {want:e}", case["name"]);
+        }
+    }
+}
+
+/// transformers 5.23.0 on 416 configs of 92 model types: of sizes alone, with a legacy base or scaling, with version 5's
+/// parameters written out. What its classes and the loader make of them must be the same in every layer that rotates: pairs,
+/// frequencies, the factor on cos and sin, and which channels the model's own code rotates.
+#[test]
+fn defaults_are_those_of_the_classes_in_transformers() {
+    let golden: Value = serde_json::from_str(include_str!("../golden/rope_models_hf.json")).unwrap();
+    let mut wrong = Vec::new();
+    for case in golden["cases"].as_array().unwrap() {
+        let config = case["config"].to_string();
+        let model = match ModelRope::from_hf(&config) {
+            Ok(model) => model,
+            Err(error) => {
+                wrong.push(format!("{error}: {config}"));
+                continue;
+            }
+        };
+        let labels = case["layers"].as_array().unwrap();
+        for (index, label) in labels.iter().enumerate() {
+            let Some(kind) = case["kinds"].get(label.as_str().unwrap()) else { continue };
+            let Some(rope) = &model.layer(index).unwrap().rope else { continue };
+            let rope = rope.at_length(1);
+            let pairs = usize::try_from(kind["pairs"].as_u64().unwrap()).unwrap();
+            if rope.pairs() != pairs {
+                wrong.push(format!("layer {index}: {} pairs, not {pairs}: {config}", rope.pairs()));
+                break;
+            }
+            // ERNIE's table lists the pairs in another order.
+            let ordered = !config.contains("ernie4_5_vl");
+            let pairing = if rope.pairing == Half { "half" } else { "interleaved" };
+            if case["pairing"] != json!(pairing) {
+                wrong.push(format!("{pairing}, not {}: {config}", case["pairing"]));
+                break;
+            }
+            let bits = kind["inv_freq_f32_bits"].as_array().unwrap();
+            for (pair, bits) in [0, 1, pairs / 2, pairs - 1].into_iter().zip(bits).filter(|_| ordered) {
+                let want = f64::from(f32::from_bits(u32::try_from(bits.as_u64().unwrap()).unwrap()));
+                if (rope.frequency(pair) - want).abs() > 3e-6 * want {
+                    wrong.push(format!(
+                        "layer {index}, pair {pair}: {:e}, not {want:e}: {config}",
+                        rope.frequency(pair)
+                    ));
+                    break;
+                }
+            }
+            let factor = kind["attention_factor"].as_f64().unwrap();
+            if (rope.attention_factor - factor).abs() > 1e-9 {
+                wrong.push(format!("layer {index}: factor {}, not {factor}: {config}", rope.attention_factor));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+// ------------------------------------------------------------------------------------------------------------- Mistral
+
+#[test]
+fn mistrals_own_files_are_read() {
+    let model = ModelRope::from_mistral(
+        &json!({"dim": 4096, "n_layers": 32, "head_dim": 128, "n_heads": 32, "rope_theta": 1000000.0, "max_seq_len": 32768, "sliding_window": 4096}).to_string(),
+    );
+    let model = model.unwrap();
+    assert_eq!(model.rope().unwrap(), &spec(128, 0, Interleaved, 1e6, Scaling::None));
+    assert_eq!((model.layers(), model.context()), (Some(32), Some(32768)));
+    // Mistral-Large-3 (P)
+    let large = json!({"dim": 7168, "n_layers": 61, "head_dim": 128, "n_heads": 128, "rope_theta": 10000.0, "max_position_embeddings": 294912,
+        "qk_rope_head_dim": 64, "qk_nope_head_dim": 128,
+        "yarn": {"original_max_position_embeddings": 8192, "factor": 36, "apply_scale": false, "beta": 32, "alpha": 1},
+        "llama_4_scaling": {"original_max_position_embeddings": 8192, "beta": 0.1}});
+    let model = ModelRope::from_mistral(&large.to_string()).unwrap();
+    let layer = model.layer(60).unwrap();
+    assert_eq!(layer.rope, Some(spec(64, 128, Interleaved, 1e4, Scaling::Yarn(Yarn::new(36.0, 8192.0)))));
+    assert_eq!(layer.logit_scale, 1.0);
+    assert_eq!(layer.query_scale, QueryScale::Mistral { beta: 0.1, original_context: 8192.0 });
+    // Without apply_scale: on the logits of latent attention, on cos and sin elsewhere.
+    let mut scaled = large.clone();
+    scaled["yarn"]["apply_scale"] = json!(true);
+    let layer = ModelRope::from_mistral(&scaled.to_string()).unwrap().kinds()[0].clone();
+    near(layer.logit_scale, (0.1 * 36f64.ln() + 1.0).powi(2));
+    assert_eq!(layer.rope.unwrap().attention_factor, 1.0);
+    let plain =
+        json!({"head_dim": 128, "rope_theta": 1e6, "yarn": {"original_max_position_embeddings": 16384, "factor": 16}});
+    near(ModelRope::from_mistral(&plain.to_string()).unwrap().rope().unwrap().attention_factor, 1.277259);
+}
+
+#[test]
+fn mistral_files_that_are_not_understood_are_refused() {
+    let refused = |config: Value| ModelRope::from_mistral(&config.to_string()).unwrap_err().to_string();
+    assert_eq!(refused(json!({"head_dim": 128})), "rope_theta is missing, RoPE needs it");
+    assert_eq!(refused(json!({"rope_theta": 1e4, "dim": 100, "n_heads": 3})), "dim 100 does not divide into 3 heads");
+    assert_eq!(
+        refused(
+            json!({"head_dim": 128, "rope_theta": 1e4, "yarn": {"factor": 16, "original_max_position_embeddings": 8192, "gamma": 1}})
+        ),
+        "yarn holds gamma, which this crate does not know"
+    );
+    assert_eq!(
+        refused(json!({"head_dim": 128, "rope_theta": 1e4, "rope_kind": "new"})),
+        "params.json holds rope_kind, which this crate does not know"
+    );
+    assert!(ModelRope::from_mistral("{").unwrap_err().to_string().starts_with("params.json is not JSON: "));
+}
+
+// ---------------------------------------------------------------------------------------------------------------- GGUF
+
+fn gguf(architecture: &str, keys: &[(&str, GgufValue)]) -> Gguf {
+    let mut gguf = Gguf::default();
+    gguf.keys.insert("general.architecture".into(), GgufValue::Text(architecture.into()));
+    for (key, value) in keys {
+        gguf.keys.insert(format!("{architecture}.{key}"), value.clone());
+    }
+    gguf
+}
+
+fn int(value: i128) -> GgufValue {
+    GgufValue::Integer(value)
+}
+
+fn float(value: f64) -> GgufValue {
+    GgufValue::Float(value)
+}
+
+fn text(value: &str) -> GgufValue {
+    GgufValue::Text(value.into())
+}
+
+#[test]
+fn gguf_models_have_llama_cpps_pairs_and_factors() {
+    // Llama 3.1: divisors in a tensor, interleaved there
+    let mut llama = gguf(
+        "llama",
+        &[
+            ("block_count", int(32)),
+            ("embedding_length", int(4096)),
+            ("attention.head_count", int(32)),
+            ("rope.dimension_count", int(128)),
+            ("rope.freq_base", float(5e5)),
+        ],
+    );
+    let law = spec(128, 0, Half, 5e5, llama3(8.0, 4.0));
+    let divisors: Vec<f64> = (0..64).map(|pair| half(128, 5e5).frequency(pair) / law.frequency(pair)).collect();
+    llama.divisors.insert("rope_freqs.weight".into(), divisors.clone());
+    let model = ModelRope::from_gguf(&llama).unwrap();
+    let rope = model.rope().unwrap();
+    assert_eq!((rope.pairing, &rope.scaling), (Interleaved, &Scaling::Divisors(divisors)));
+    (0..64).for_each(|pair| near(rope.frequency(pair), law.frequency(pair)));
+    // GPT-OSS: llama.cpp rounds the ramp's ends.
+    let oss = gguf(
+        "gpt-oss",
+        &[
+            ("attention.key_length", int(64)),
+            ("rope.freq_base", float(150000.0)),
+            ("rope.scaling.type", text("yarn")),
+            ("rope.scaling.factor", float(32.0)),
+            ("rope.scaling.original_context_length", int(4096)),
+        ],
+    );
+    let model = ModelRope::from_gguf(&oss).unwrap();
+    assert_eq!(model.rope().unwrap().scaling, Scaling::Yarn(Yarn::new(32.0, 4096.0)));
+    near(model.rope().unwrap().attention_factor, 1.346573590);
+    // DeepSeek-V3 and V2: a tenth of mscale_all_dim
+    for (log_mul, logit) in [(0.1, 1.873854), (0.0707, 1.589626)] {
+        let deepseek = gguf(
+            "deepseek2",
+            &[
+                ("attention.key_length", int(576)),
+                ("attention.key_length_mla", int(192)),
+                ("rope.dimension_count", int(64)),
+                ("rope.freq_base", float(1e4)),
+                ("rope.scaling.type", text("yarn")),
+                ("rope.scaling.factor", float(40.0)),
+                ("rope.scaling.original_context_length", int(4096)),
+                ("rope.scaling.yarn_log_multiplier", float(log_mul)),
+            ],
+        );
+        let layer = ModelRope::from_gguf(&deepseek).unwrap().kinds()[0].clone();
+        assert_eq!(layer.rope, Some(spec(64, 128, Interleaved, 1e4, Scaling::Yarn(Yarn::new(40.0, 4096.0)))));
+        near(layer.logit_scale, logit);
+    }
+    // Gemma 3: windows with a base of their own and no scaling
+    let gemma = gguf(
+        "gemma3",
+        &[
+            ("block_count", int(34)),
+            ("attention.key_length", int(256)),
+            ("rope.freq_base", float(1e6)),
+            ("rope.scaling.type", text("linear")),
+            ("rope.scaling.factor", float(8.0)),
+        ],
+    );
+    let model = ModelRope::from_gguf(&gemma).unwrap();
+    assert_eq!(model.layer(0).unwrap().rope, Some(half(256, 1e4)));
+    assert_eq!(model.layer(5).unwrap().rope, Some(spec(256, 0, Half, 1e6, Scaling::Linear { factor: 8.0 })));
+    // Qwen3-VL: four sections, the last empty
+    let qwen = gguf(
+        "qwen3vl",
+        &[
+            ("attention.key_length", int(128)),
+            ("rope.freq_base", float(5e6)),
+            ("rope.dimension_sections", GgufValue::List(vec![int(24), int(20), int(20), int(0)])),
+        ],
+    );
+    assert_eq!(ModelRope::from_gguf(&qwen).unwrap().rope().unwrap().axes, Axes::Interleaved(vec![24, 20, 20]));
+    // Phi-3 long: two lists and a factor
+    let mut phi = gguf(
+        "phi3",
+        &[
+            ("embedding_length", int(3072)),
+            ("attention.head_count", int(32)),
+            ("rope.dimension_count", int(96)),
+            ("rope.scaling.attn_factor", float(1.19023807)),
+            ("rope.scaling.original_context_length", int(4096)),
+            ("context_length", int(131072)),
+        ],
+    );
+    phi.divisors.insert("rope_factors_long.weight".into(), vec![2.0; 48]);
+    phi.divisors.insert("rope_factors_short.weight".into(), vec![1.5; 48]);
+    let model = ModelRope::from_gguf(&phi).unwrap().at_length(4097);
+    near(model.rope().unwrap().frequency(0), 0.5);
+    assert_eq!(model.rope().unwrap().attention_factor, 1.19023807);
+    // Llama 4 and a model with ALiBi
+    let llama4 = gguf("llama4", &[("block_count", int(8)), ("attention.key_length", int(128))]);
+    let model = ModelRope::from_gguf(&llama4).unwrap();
+    assert_eq!(model.layer(3).unwrap().query_scale, QueryScale::Llama4 { scale: 0.1, floor: 8192.0 });
+    assert_eq!(model.layer(3).unwrap().rope, None);
+    assert!(ModelRope::from_gguf(&gguf("mpt", &[])).unwrap().describe().contains("ALiBi"));
+}
+
+/// A file as llama.cpp writes it, version 3: keys, a vocabulary to pass over, one tensor to read and one not to.
+fn file() -> Vec<u8> {
+    let mut bytes = b"GGUF".to_vec();
+    bytes.extend(3u32.to_le_bytes());
+    bytes.extend(2u64.to_le_bytes());
+    bytes.extend(6u64.to_le_bytes());
+    let string = |bytes: &mut Vec<u8>, text: &str| {
+        bytes.extend((text.len() as u64).to_le_bytes());
+        bytes.extend(text.as_bytes());
+    };
+    string(&mut bytes, "general.architecture");
+    bytes.extend(8u32.to_le_bytes());
+    string(&mut bytes, "llama");
+    for (key, value) in [("llama.attention.key_length", 8u32), ("llama.block_count", 2)] {
+        string(&mut bytes, key);
+        bytes.extend(4u32.to_le_bytes());
+        bytes.extend(value.to_le_bytes());
+    }
+    string(&mut bytes, "llama.rope.freq_base");
+    bytes.extend(6u32.to_le_bytes());
+    bytes.extend(500000f32.to_le_bytes());
+    string(&mut bytes, "tokenizer.ggml.tokens");
+    bytes.extend(9u32.to_le_bytes());
+    bytes.extend(8u32.to_le_bytes());
+    bytes.extend(2u64.to_le_bytes());
+    string(&mut bytes, "<s>");
+    string(&mut bytes, "rope");
+    string(&mut bytes, "tokenizer.ggml.scores");
+    bytes.extend(9u32.to_le_bytes());
+    bytes.extend(6u32.to_le_bytes());
+    bytes.extend(1u64.to_le_bytes());
+    bytes.extend(0.5f32.to_le_bytes());
+    for (name, kind, offset) in [("token_embd.weight", 8u32, 0u64), ("rope_freqs.weight", 0, 32)] {
+        string(&mut bytes, name);
+        bytes.extend(1u32.to_le_bytes());
+        bytes.extend(4u64.to_le_bytes());
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(offset.to_le_bytes());
+    }
+    bytes.resize(bytes.len().next_multiple_of(32) + 32, 0xff);
+    for divisor in [1.0f32, 1.0, 2.5, 8.0] {
+        bytes.extend(divisor.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn a_gguf_file_is_read() {
+    let gguf = Gguf::read(Cursor::new(file())).unwrap();
+    assert_eq!(gguf.divisors["rope_freqs.weight"], [1.0, 1.0, 2.5, 8.0]);
+    assert_eq!(gguf.keys["tokenizer.ggml.scores"], GgufValue::List(vec![float(0.5)]));
+    assert!(!gguf.keys.contains_key("tokenizer.ggml.tokens"));
+    let model = ModelRope::from_gguf(&gguf).unwrap();
+    assert_eq!(model.rope().unwrap(), &spec(8, 0, Interleaved, 5e5, Scaling::Divisors(vec![1.0, 1.0, 2.5, 8.0])));
+}
+
+/// Every file that is cut short, and many with one byte changed: an error or a result, no panic and no great allocation.
+#[test]
+fn damaged_gguf_files_are_refused() {
+    let whole = file();
+    for length in 0..whole.len() - 32 {
+        assert!(Gguf::read(Cursor::new(&whole[..length])).is_err(), "{length} bytes");
+    }
+    for at in 0..whole.len() {
+        for value in [0, 0x7f, 0xff] {
+            let mut damaged = whole.clone();
+            damaged[at] = value;
+            if let Ok(gguf) = Gguf::read(Cursor::new(damaged)) {
+                let _ = ModelRope::from_gguf(&gguf);
+            }
+        }
+    }
+    let message = |bytes: &[u8]| Gguf::read(Cursor::new(bytes.to_vec())).unwrap_err().to_string();
+    assert_eq!(message(b"GGML...."), "the file starts with [71, 71, 77, 76], a GGUF file starts with \"GGUF\"");
+    assert_eq!(
+        message(b"GGUF\x01\0\0\0"),
+        "the GGUF file has version 1, this crate reads little-endian versions 2 and 3"
+    );
+}
+
+#[test]
+fn gguf_metadata_that_is_not_understood_is_refused() {
+    let refused = |gguf: &Gguf| ModelRope::from_gguf(gguf).unwrap_err().to_string();
+    assert_eq!(refused(&Gguf::default()), "general.architecture is missing");
+    assert_eq!(refused(&gguf("newarch", &[])), "general.architecture is \"newarch\", which this crate does not know");
+    let with = |keys: &[(&str, GgufValue)]| {
+        let mut all = vec![("attention.key_length", int(128))];
+        all.extend(keys.iter().cloned());
+        refused(&gguf("llama", &all))
+    };
+    assert_eq!(
+        with(&[("rope.fancy", float(1.0))]),
+        "the metadata holds llama.rope.fancy, which this crate does not know"
+    );
+    assert_eq!(
+        with(&[("rope.scaling.type", text("cubic"))]),
+        "llama.rope.scaling.type is \"cubic\", this crate knows none, linear, yarn and longrope"
+    );
+    assert_eq!(
+        with(&[("rope.dimension_count", int(129))]),
+        "llama.rope.dimension_count is 129, it must be even and at most the head's 128"
+    );
+    assert_eq!(with(&[("rope.freq_base", text("big"))]), "llama.rope.freq_base is \"big\", it must be a number");
+    assert_eq!(
+        with(&[("rope.scaling.type", text("yarn")), ("rope.scaling.factor", float(4.0))]),
+        "llama.rope.scaling.original_context_length is missing, the scaling yarn needs it"
+    );
+    assert_eq!(
+        with(&[("rope.scaling.factor", float(0.5))]),
+        "the linear scaling's factor is 0.5, it must be finite and at least 1"
+    );
+    let mut short = gguf("llama", &[("attention.key_length", int(128))]);
+    short.divisors.insert("rope_freqs.weight".into(), vec![1.0; 63]);
+    assert_eq!(refused(&short), "rope_freqs.weight holds 63 divisors, the rotary part has 64 pairs");
+    assert_eq!(
+        refused(&gguf("gemma4", &[("attention.key_length", int(128)), ("block_count", int(2))])),
+        "gemma4.attention.sliding_window_pattern is missing, the architecture \"gemma4\" needs it"
+    );
+    assert_eq!(
+        refused(&gguf("llama", &[("embedding_length", int(100)), ("attention.head_count", int(3))])),
+        "llama.embedding_length 100 does not divide into 3 heads"
+    );
+}
+
+// ------------------------------------------------------------------------------------------------------------ refusals
+
+fn llama(more: Value) -> Value {
+    let mut config = json!({"model_type": "llama", "head_dim": 128});
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    config
+}
+
+#[test]
+fn configs_that_are_not_understood_are_refused() {
+    for (config, message) in [
+        (json!([1]), "the config is not a JSON object"),
+        (
+            json!({"head_dim": 128}),
+            "model_type is missing; it decides which channels form a pair (ModelRope::from_hf_as can name one)",
+        ),
+        (json!({"model_type": 7}), "model_type is 7, it must be a string"),
+        (
+            llama(json!({"rope_scaling": {"type": "cubic", "factor": 2.0}})),
+            "rope_type is \"cubic\", this crate knows default, linear, dynamic, ntk, yarn, longrope, llama3 and proportional",
+        ),
+        (llama(json!({"rope_scaling": 3})), "rope_scaling is 3, it must be an object or null"),
+        (llama(json!({"rope_scaling": {"type": "linear"}})), "factor is missing, rope_type \"linear\" needs it"),
+        (llama(json!({"rope_scaling": {"type": "linear", "factor": "two"}})), "factor is \"two\", it must be a number"),
+        (
+            llama(json!({"rope_scaling": {"type": "linear", "factor": 0.25}})),
+            "the linear scaling's factor is 0.25, it must be finite and at least 1",
+        ),
+        (llama(json!({"rope_theta": "1e6"})), "rope_theta is \"1e6\", it must be a number"),
+        (llama(json!({"rope_theta": 0})), "base is 0, it must be finite and above 0"),
+        (
+            llama(json!({"rope_scaling": {"type": "linear", "factor": 2.0, "flavour": 1}})),
+            "rope_scaling holds flavour, which this crate does not know",
+        ),
+        (
+            llama(json!({"rope_flavour": 2})),
+            "the config holds rope_flavour, which this crate does not know for model_type \"llama\"",
+        ),
+        // A key of another family is not passed over.
+        (
+            llama(json!({"swa_rope_theta": 10000})),
+            "the config holds swa_rope_theta, which this crate does not know for model_type \"llama\"",
+        ),
+        (
+            llama(json!({"alibi": true})),
+            "the config holds alibi, which this crate does not know for model_type \"llama\"",
+        ),
+        (
+            llama(json!({"rotary_pct": 0.5})),
+            "the config holds rotary_pct, which this crate does not know for model_type \"llama\"",
+        ),
+        // Legacy and version-5 keys in conflict
+        (
+            llama(json!({"rope_theta": 10000, "rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}})),
+            "rope_theta is 10000 and rope_parameters.rope_theta is 500000, they must be the same",
+        ),
+        (
+            llama(
+                json!({"rope_scaling": {"rope_type": "linear", "factor": 8}, "rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
+            ),
+            "rope_scaling.factor is 8 and rope_parameters.factor is 4.0, they must be the same",
+        ),
+        (
+            llama(
+                json!({"rope_scaling": {"rope_type": "linear", "factor": 8}, "rope_parameters": {"rope_type": "default"}}),
+            ),
+            "rope_scaling says \"linear\" and rope_parameters \"default\", a config must have one of them",
+        ),
+        (
+            llama(json!({"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 8}})),
+            "rope_scaling.rope_type is \"linear\" and rope_scaling.type is \"yarn\", they must be the same",
+        ),
+        (
+            llama(
+                json!({"partial_rotary_factor": 0.5, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}),
+            ),
+            "partial_rotary_factor is 0.5 and rope_parameters.partial_rotary_factor is 0.25, they must be the same",
+        ),
+        (
+            llama(
+                json!({"original_max_position_embeddings": 4096, "max_position_embeddings": 8192, "rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": 8192}}),
+            ),
+            "original_max_position_embeddings is 4096 and rope_scaling.original_max_position_embeddings is 8192, they must be the same",
+        ),
+        (
+            json!({"model_type": "gpt_neox", "head_dim": 64, "rope_theta": 10000, "rotary_emb_base": 20000}),
+            "rotary_emb_base is 20000 and rope_theta is 10000, they must be the same",
+        ),
+        (
+            json!({"model_type": "gpt_neox", "head_dim": 64, "rope_theta": 10000}),
+            "rope_theta is 10000, model_type \"gpt_neox\" reads rotary_emb_base instead",
+        ),
+        (
+            json!({"model_type": "gpt_oss", "head_dim": 64, "rope_theta": 150000, "rope_scaling": null}),
+            "rope_parameters is missing; the class of model_type \"gpt_oss\" scales by default, so the config must say how",
+        ),
+        // Lengths that a scaling needs
+        (
+            llama(json!({"rope_scaling": {"type": "yarn", "factor": 4.0}})),
+            "original_max_position_embeddings is missing, rope_type \"yarn\" needs it",
+        ),
+        (
+            llama(json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}})),
+            "max_position_embeddings is missing, rope_type \"dynamic\" needs it",
+        ),
+        (
+            llama(
+                json!({"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}}),
+            ),
+            "original_max_position_embeddings is missing, rope_type \"llama3\" needs it",
+        ),
+        (
+            llama(
+                json!({"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 1, "beta_slow": 32, "original_max_position_embeddings": 4096}}),
+            ),
+            "the YaRN scaling's beta_fast is 1 and its beta_slow is 32, beta_fast must not be the smaller",
+        ),
+        // Lists
+        (
+            llama(
+                json!({"max_position_embeddings": 8192, "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [1.0], "original_max_position_embeddings": 4096}}),
+            ),
+            "short_factor holds 2 numbers, the rotary part has 64 pairs",
+        ),
+        (
+            llama(
+                json!({"max_position_embeddings": 8192, "rope_scaling": {"type": "longrope", "short_factor": "all", "original_max_position_embeddings": 4096}}),
+            ),
+            "short_factor is \"all\", it must be a list",
+        ),
+        (
+            llama(
+                json!({"max_position_embeddings": 8192, "rope_scaling": {"type": "longrope", "short_factor": [1.0, null], "original_max_position_embeddings": 4096}}),
+            ),
+            "short_factor holds null at 1, it must hold numbers",
+        ),
+        (
+            json!({"model_type": "qwen2_vl", "head_dim": 128, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 23]}}),
+            "mrope_section is [16, 24, 23] and sums to 63, the rotary part has 64 pairs",
+        ),
+        // Sizes
+        (json!({"model_type": "llama"}), "hidden_size is missing, a head size that head_dim does not give needs it"),
+        (
+            json!({"model_type": "llama", "hidden_size": 100, "num_attention_heads": 3}),
+            "hidden_size 100 does not divide into 3 heads",
+        ),
+        (
+            json!({"model_type": "llama", "hidden_size": 100, "num_attention_heads": 0}),
+            "hidden_size 100 does not divide into 0 heads",
+        ),
+        (
+            json!({"model_type": "llama", "head_dim": 81}),
+            "the rotary size is 81 (the head's), it must be even and at least 2",
+        ),
+        (
+            json!({"model_type": "phi", "head_dim": 80, "partial_rotary_factor": 0.4625}),
+            "the rotary size is 37 (0.4625 of a head of 80), it must be even and at least 2",
+        ),
+        (
+            json!({"model_type": "phi", "head_dim": 80, "partial_rotary_factor": 1.5}),
+            "partial_rotary_factor is 1.5, it must be above 0 and at most 1",
+        ),
+        (
+            json!({"model_type": "minimax_m2", "head_dim": 128, "rotary_dim": 64, "partial_rotary_factor": 0.25}),
+            "rotary_dim is 64 and partial_rotary_factor 0.25 of a head of 128, they must agree",
+        ),
+        (json!({"model_type": "gptj", "head_dim": 32, "rotary_dim": 64}), "rotary_dim is 64, a head has 32 channels"),
+        (
+            json!({"model_type": "deepseek_v3", "head_dim": 192}),
+            "qk_rope_head_dim is missing, model_type \"deepseek_v3\" needs it",
+        ),
+        // Layers
+        (
+            json!({"model_type": "smollm3", "head_dim": 128, "num_hidden_layers": 3, "no_rope_layers": [1, 0]}),
+            "no_rope_layers holds 2 layers, num_hidden_layers is 3",
+        ),
+        (
+            json!({"model_type": "smollm3", "head_dim": 128, "num_hidden_layers": 2, "no_rope_layers": [1, 3]}),
+            "no_rope_layers holds 3, it must hold 1 for a layer with RoPE and 0 for one without",
+        ),
+        (
+            json!({"model_type": "smollm3", "head_dim": 128}),
+            "num_hidden_layers is missing, a model whose layers differ needs it",
+        ),
+        (
+            json!({"model_type": "gemma3_text", "head_dim": 256, "num_hidden_layers": 2, "layer_types": ["full_attention"]}),
+            "layer_types holds 1 layers, num_hidden_layers is 2",
+        ),
+        (
+            json!({"model_type": "lfm2", "head_dim": 64, "num_hidden_layers": 2}),
+            "layer_types is missing, model_type \"lfm2\" needs it",
+        ),
+        (
+            json!({"model_type": "llama", "head_dim": 128, "num_hidden_layers": 1, "layer_types": ["full_attention"], "rope_parameters": {"sliding_attention": {"rope_theta": 1e4}}}),
+            "rope_parameters has no entry for the layer type \"full_attention\"",
+        ),
+        (
+            json!({"model_type": "mpt", "attn_config": {"rope": true}}),
+            "attn_config.rope is true, this crate knows MPT with ALiBi or a learned table only",
+        ),
+        (
+            json!({"model_type": "gemma3", "rope_theta": 1e6, "text_config": {"model_type": "gemma3_text", "head_dim": 256, "num_hidden_layers": 6}}),
+            "rope_theta stands beside the language model's config and says something else",
+        ),
+    ] {
+        assert_eq!(refused(config), message);
+    }
+    assert!(ModelRope::from_hf("{").unwrap_err().to_string().starts_with("the config is not JSON: "));
+    assert_eq!(
+        refused(llama(json!({"num_hidden_layers": 4000000000u64}))),
+        "num_hidden_layers is 4000000000, at most 65536 layers are possible"
+    );
+    let model = hf(json!({"model_type": "llama", "head_dim": 128, "num_hidden_layers": 2}));
+    assert_eq!(model.layer(2).unwrap_err().to_string(), "layer 2 is asked for, the model has 2");
+}
