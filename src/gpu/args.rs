@@ -78,6 +78,8 @@ fields! {
     f64 => "double",
     In => "const void*",
     Out => "void*",
+    BiasArgs => "BiasArgs",
+    SoftmaxLaw => "SoftmaxLaw",
 }
 
 impl<F: Field, const N: usize> Field for [F; N] {
@@ -575,7 +577,7 @@ args! {
         keys: u32,
     }
 
-    /// `bias/toeplitz`: `write`, `add`.
+    /// `bias/toeplitz`: `apply`.
     ToeplitzArgs {
         /// the bias
         bias: BiasArgs,
@@ -587,6 +589,10 @@ args! {
         rows: u32,
         /// 1: all rows begin at a multiple of 16 bytes
         aligned: u32,
+        /// 1: the bias is added to what is there
+        add: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `bias/toeplitz`: `row`, from a T5 table.
@@ -601,6 +607,22 @@ args! {
         heads: u32,
         /// distances
         count: u32,
+    }
+
+    /// Scale, softcap, order and window: a part of the arguments of `bias/softmax` and `bias/softmax_grad`.
+    SoftmaxLaw {
+        /// multiplies the logit
+        scale: f32,
+        /// the softcap, 0 for none
+        cap: f32,
+        /// 1 / cap
+        inverse_cap: f32,
+        /// 0 softcap then bias, 1 bias then softcap, 2 bias then scale
+        order: u32,
+        /// a key may lie this far before its query; 2^31 - 1: any distance
+        left: i32,
+        /// a key may lie this far after its query; 2^31 - 1: any distance
+        right: i32,
     }
 
     /// `bias/softmax`.
@@ -633,6 +655,10 @@ args! {
         chunks: u32,
         /// 1: all rows of `x` and `y` begin at a multiple of 16 bytes; 2: those of `mask` too
         aligned: u32,
+        /// chunks that a block's shared memory holds
+        held: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
         /// 0: one block a row; 1: a block a chunk, which writes its part; 2: a block a chunk, which adds the parts
         mode: u32,
     }
@@ -669,8 +695,8 @@ args! {
         chunks: u32,
         /// 1: all rows begin at a multiple of 16 bytes
         aligned: u32,
-        /// keeps the struct's size a multiple of 8
-        unused: u32,
+        /// chunks that a block's shared memory holds
+        held: u32,
     }
 
     /// `bias/softmax_grad`: `sink_grad`.
