@@ -104,6 +104,12 @@ impl Scalar for bf16 {
     fn from_f64(value: f64) -> Self {
         bf16::from_f32(to_odd(value))
     }
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        to.convert_from_f32_slice(from);
+    }
 }
 
 /// `value` in f32, and if it is not exact there, the neighbour whose last bit is 1: rounding that to a shorter type is
