@@ -2,6 +2,7 @@
 
 mod axes;
 mod model;
+pub mod positions;
 mod query_scale;
 mod rope;
 mod scaling;

@@ -2,6 +2,7 @@
 
 mod axes;
 mod model;
+mod positions;
 mod rope;
 mod scaling;
 #[path = "../support/mod.rs"]
