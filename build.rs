@@ -22,7 +22,7 @@ mod args;
 /// PTX up to its own version, so a lower one loads on older drivers.
 const ARCHITECTURES: [(u32, &str); 5] = [(75, "6.3"), (80, "7.0"), (90, "7.8"), (100, "8.6"), (120, "8.7")];
 /// Counts changes of what this script makes of a source, so that older images are not taken for new ones.
-const IMAGE_FORMAT: u32 = 1;
+const IMAGE_FORMAT: u32 = 2;
 const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 
 fn main() -> Result<()> {
@@ -32,6 +32,7 @@ fn main() -> Result<()> {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rerun-if-env-changed=POSENC_PTX");
+    println!("cargo::rerun-if-env-changed=POSENC_ARCHS");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
 
     let nvrtc = match Nvrtc::find() {
@@ -47,9 +48,13 @@ fn main() -> Result<()> {
     };
 
     let sources = Sources::read()?;
-    let architectures: Vec<_> =
-        ARCHITECTURES.into_iter().filter(|(sm, _)| nvrtc.architectures.contains(&(*sm as c_int))).collect();
-    ensure!(!architectures.is_empty(), "NVRTC {:?} knows none of our architectures", nvrtc.version);
+    let wanted = wanted_architectures()?;
+    let architectures: Vec<_> = ARCHITECTURES
+        .into_iter()
+        .filter(|(sm, _)| nvrtc.architectures.contains(&(*sm as c_int)))
+        .filter(|(sm, _)| wanted.is_empty() || wanted.contains(sm))
+        .collect();
+    ensure!(!architectures.is_empty(), "NVRTC {:?} knows none of the architectures {wanted:?}", nvrtc.version);
 
     let cache = out.join("images");
     fs::create_dir_all(&cache)?;
@@ -93,14 +98,14 @@ fn main() -> Result<()> {
             writeln!(text, "Images {{ file: {:?}, dtype: {dtype:?}, cubins: &[", file.stem())?;
             for job in jobs.iter().filter(of_module) {
                 let path = job.path(&nvrtc, &sources, &cache, "cubin");
-                writeln!(text, "    ({}, include_bytes!({path:?})),", job.sm)?;
+                writeln!(text, "    Image {{ sm: {}, deflated: include_bytes!({path:?}) }},", job.sm)?;
                 wanted.push(path);
             }
             text += "], ptx: &[\n";
             for (i, job) in jobs.iter().filter(of_module).enumerate() {
                 let path = job.path(&nvrtc, &sources, &cache, "ptx");
                 if i == 0 || all_ptx {
-                    writeln!(text, "    ({}, include_str!({path:?})),", job.sm)?;
+                    writeln!(text, "    Image {{ sm: {}, deflated: include_bytes!({path:?}) }},", job.sm)?;
                 }
                 wanted.push(path);
             }
@@ -110,6 +115,18 @@ fn main() -> Result<()> {
     text += "]\n";
     fs::write(out.join("images.rs"), text)?;
     remove_stale(&cache, &wanted)
+}
+
+/// POSENC_ARCHS, such as `90` or `80,90`: a build for known devices alone is that much shorter. Empty: all.
+fn wanted_architectures() -> Result<Vec<u32>> {
+    let Ok(text) = std::env::var("POSENC_ARCHS") else { return Ok(Vec::new()) };
+    let known = ARCHITECTURES.map(|(sm, _)| sm);
+    text.split(',')
+        .map(|name| {
+            let sm = name.trim().parse().ok().filter(|sm| known.contains(sm));
+            sm.with_context(|| format!("POSENC_ARCHS is {text:?}, it must list some of {known:?}"))
+        })
+        .collect()
 }
 
 /// Images of kernels as they were before the last change.
@@ -233,8 +250,10 @@ impl Job<'_> {
             return Ok(());
         }
         let compiled = nvrtc.compile(self.file, &sources.included(self.file), &self.options())?;
-        fs::write(&ptx, lower_version(&compiled.ptx, self.ptx_version)?)?;
-        fs::write(&cubin, compiled.cubin)?;
+        // A cubin shrinks to a quarter; a program links the images of every device and loads those of one.
+        let deflate = |bytes: &[u8]| miniz_oxide::deflate::compress_to_vec(bytes, 9);
+        fs::write(&ptx, deflate(lower_version(&compiled.ptx, self.ptx_version)?.as_bytes()))?;
+        fs::write(&cubin, deflate(&compiled.cubin))?;
         Ok(())
     }
 }

@@ -93,7 +93,7 @@ fn main() -> Result<()> {
             let kernel = match report {
                 Some(report) => format!(
                     "1 launch of {}, {} bytes read and {} written as the emulator counts",
-                    report.name, report.counters.bytes_read, report.counters.bytes_written
+                    report.kernel, report.counters.bytes_read, report.counters.bytes_written
                 ),
                 None => "1 launch".into(),
             };

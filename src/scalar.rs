@@ -1,5 +1,6 @@
 //! The element types of tensors: `f32`, `f16` and `bf16`.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 mod sealed {
@@ -34,6 +35,12 @@ pub trait Scalar:
     fn from_f32(value: f32) -> Self;
     /// The nearest value, ties to even.
     fn from_f64(value: f64) -> Self;
+    /// [`Scalar::to_f64`] of each element, in vectors, as `f32`; both slices have one length.
+    #[doc(hidden)]
+    fn widen(from: &[Self], to: &mut [f32]);
+    /// [`Scalar::from_f32`] of each element, in vectors; both slices have one length.
+    #[doc(hidden)]
+    fn narrow(from: &[f32], to: &mut [Self]);
 }
 
 impl Scalar for f32 {
@@ -51,6 +58,12 @@ impl Scalar for f32 {
     fn from_f64(value: f64) -> Self {
         value as f32
     }
+    fn widen(from: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(from);
+    }
 }
 
 impl Scalar for f16 {
@@ -66,7 +79,13 @@ impl Scalar for f16 {
         f16::from_f32(value)
     }
     fn from_f64(value: f64) -> Self {
-        f16::from_f64(value)
+        f16::from_f32(to_odd(value))
+    }
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        to.convert_from_f32_slice(from);
     }
 }
 
@@ -83,6 +102,81 @@ impl Scalar for bf16 {
         bf16::from_f32(value)
     }
     fn from_f64(value: f64) -> Self {
-        bf16::from_f64(value)
+        bf16::from_f32(to_odd(value))
+    }
+}
+
+/// `value` in f32, and if it is not exact there, the neighbour whose last bit is 1: rounding that to a shorter type is
+/// rounding `value` itself, where two roundings to the nearest could meet a false tie.
+fn to_odd(value: f64) -> f32 {
+    let near = value as f32;
+    if f64::from(near) == value || near.is_nan() || near.to_bits() & 1 == 1 {
+        return near;
+    }
+    // The last bit is 0, so the neighbour on the value's side has a 1 there. From infinity it is the largest number.
+    let outward = value.abs() > f64::from(near.abs());
+    f32::from_bits(if outward { near.to_bits() + 1 } else { near.to_bits() - 1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_false_tie_is_rounded_by_what_lies_beyond_f32() {
+        // Half an ulp of the short type above 1, and a little: f32 drops the little, and the tie would go to 1.
+        let (ulp_f16, ulp_bf16, little) = (1.0 / 1024.0, 1.0 / 128.0, 2f64.powi(-40));
+        assert_eq!(<f16 as Scalar>::from_f64(1.0 + ulp_f16 / 2.0 + little).to_f64(), 1.0 + ulp_f16);
+        assert_eq!(<f16 as Scalar>::from_f64(1.0 + ulp_f16 / 2.0 - little).to_f64(), 1.0);
+        assert_eq!(<f16 as Scalar>::from_f64(1.0 + ulp_f16 / 2.0).to_f64(), 1.0);
+        assert_eq!(<bf16 as Scalar>::from_f64(-1.0 - ulp_bf16 / 2.0 - little).to_f64(), -1.0 - ulp_bf16);
+        assert_eq!(<bf16 as Scalar>::from_f64(-1.0 - ulp_bf16 / 2.0 + little).to_f64(), -1.0);
+        assert_eq!(<bf16 as Scalar>::from_f64(0.0).to_f64(), 0.0);
+        assert_eq!(<bf16 as Scalar>::from_f64(1e300).to_f64(), f64::INFINITY);
+        assert!(<f16 as Scalar>::from_f64(f64::NAN).to_f64().is_nan());
+    }
+    fn widen(from: &[Self], to: &mut [f32]) {
+        for (from, to) in from.iter().zip(to) {
+            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+        }
+    }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        // bf16::from_f32 branches on NaN, which keeps the compiler from vectors; this selects.
+        for (from, to) in from.iter().zip(to) {
+            let bits = from.to_bits();
+            let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            *to = bf16::from_bits(if from.is_nan() { bits >> 16 | 0x40 } else { nearest } as u16);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every value of a 16-bit type, its neighbours in f32, and what lies half-way between two.
+    fn check<T: Scalar>(from_bits: fn(u16) -> T, same: fn(T, T) -> bool) {
+        let all: Vec<T> = (0..=u16::MAX).map(from_bits).collect();
+        let mut wide = vec![0f32; all.len()];
+        T::widen(&all, &mut wide);
+        let mut between = Vec::new();
+        for (i, (value, wide)) in all.iter().zip(&wide).enumerate() {
+            let exact = value.to_f64();
+            assert!(f64::from(*wide) == exact || exact.is_nan() && wide.is_nan(), "{value:?}");
+            let next = all.get(i + 1).map_or(0.0, |next| next.to_f64());
+            let middle = ((exact + next) / 2.0) as f32;
+            between.extend([*wide, wide.next_up(), wide.next_down(), middle, middle.next_up(), middle.next_down()]);
+        }
+        let mut narrow = vec![from_bits(0); between.len()];
+        T::narrow(&between, &mut narrow);
+        for (&got, &from) in narrow.iter().zip(&between) {
+            assert!(same(got, T::from_f32(from)), "{from:e} gives {got:?}");
+        }
+    }
+
+    #[test]
+    fn slices_convert_like_single_values() {
+        check::<f16>(f16::from_bits, |a, b| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
+        check::<bf16>(bf16::from_bits, |a, b| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
     }
 }

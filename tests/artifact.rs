@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use object::{Object, ObjectSection, ObjectSymbol};
-use posenc::gpu::{FieldLayout, Images, arguments, images};
+use posenc::gpu::{FieldLayout, Image, Images, arguments, images};
 
 /// The struct that every kernel of `file` takes, as its source says.
 fn struct_of(file: &str) -> (usize, Vec<FieldLayout>) {
@@ -23,15 +23,19 @@ fn entries(ptx: &str) -> Vec<&str> {
     ptx.split(".visible .entry ").skip(1).filter_map(|rest| rest.split('(').next()).collect()
 }
 
-fn all_ptx() -> impl Iterator<Item = (&'static Images, u32, &'static str)> {
-    images().iter().flat_map(|images| images.ptx.iter().map(move |&(sm, text)| (images, sm, text)))
+fn all_ptx() -> impl Iterator<Item = (&'static Images, u32, String)> {
+    images().iter().flat_map(|images| images.ptx.iter().map(move |image| (images, image.sm, ptx(image))))
+}
+
+fn ptx(image: &Image) -> String {
+    String::from_utf8(image.bytes()).expect("PTX is text")
 }
 
 #[test]
 fn parameters_have_the_size_of_their_struct_and_are_read_field_by_field() {
     for (images, sm, text) in all_ptx() {
         let (size, fields) = struct_of(images.file);
-        for entry in entries(text) {
+        for entry in entries(&text) {
             let parameter = format!("{entry}_param_0");
             let declared = text.split(&format!(".b8 {parameter}[")).nth(1).and_then(|rest| rest.split(']').next());
             assert_eq!(declared, Some(size.to_string().as_str()), "{entry} of {} for sm_{sm}", images.file);
@@ -87,10 +91,11 @@ fn resources(cubin: &[u8]) -> BTreeMap<String, (u32, u32)> {
 fn measured() -> BTreeMap<String, [u32; 4]> {
     let mut rows = BTreeMap::new();
     for images in images() {
-        for (sm, cubin) in images.cubins {
-            let text = images.ptx.iter().find(|(ptx_sm, _)| ptx_sm == sm).map(|(_, text)| *text);
-            for (entry, (registers, stack)) in resources(cubin) {
-                let body = text.and_then(|text| text.split(&format!(".entry {entry}(")).nth(1));
+        for cubin in images.cubins {
+            let sm = cubin.sm;
+            let text = images.ptx.iter().find(|image| image.sm == sm).map(ptx);
+            for (entry, (registers, stack)) in resources(&cubin.bytes()) {
+                let body = text.as_deref().and_then(|text| text.split(&format!(".entry {entry}(")).nth(1));
                 let body = body.and_then(|body| body.split("\n}").next()).unwrap_or_default();
                 let wide = |opcode: &str| {
                     body.lines()
@@ -148,6 +153,13 @@ fn no_kernel_is_worse_than_the_table() {
     }
     let gone: Vec<_> = listed.keys().filter(|key| !rows.contains_key(*key)).collect();
     assert!(gone.is_empty(), "tests/artifact.csv lists kernels that are gone: {gone:?}");
+}
+
+/// What a program carries for every device that it may meet.
+#[test]
+fn all_machine_code_is_below_4_mb() {
+    let bytes: usize = images().iter().flat_map(|images| images.cubins).map(|image| image.deflated.len()).sum();
+    assert!(bytes < 4 << 20, "{bytes} bytes of cubins");
 }
 
 #[test]

@@ -17,10 +17,26 @@ pub struct Images {
     pub file: &'static str,
     /// `f32`, `f16` or `bf16`
     pub dtype: &'static str,
-    /// machine code by architecture (90 is compute capability 9.0), lowest first
-    pub cubins: &'static [(u32, &'static [u8])],
+    /// machine code by architecture, lowest first
+    pub cubins: &'static [Image],
     /// PTX by architecture, lowest first
-    pub ptx: &'static [(u32, &'static str)],
+    pub ptx: &'static [Image],
+}
+
+/// One image, compressed.
+#[derive(Debug)]
+pub struct Image {
+    /// the architecture; 90 is compute capability 9.0
+    pub sm: u32,
+    /// its bytes, deflated
+    pub deflated: &'static [u8],
+}
+
+impl Image {
+    /// A cubin, or a PTX text; empty if the build's own compression is damaged.
+    pub fn bytes(&self) -> Vec<u8> {
+        miniz_oxide::inflate::decompress_to_vec(self.deflated).unwrap_or_default()
+    }
 }
 
 /// Every image in this build of the crate; none if it was built without NVRTC.
@@ -52,22 +68,23 @@ impl Module {
         context.bind_to_thread().map_err(driver_error("cuCtxSetCurrent"))?;
 
         let mut tried = Vec::new();
-        let cubins = images.cubins.iter().rev().filter(|(sm, _)| sm / 10 == device / 10 && *sm <= device);
-        for (sm, image) in cubins {
-            match load(image) {
+        let cubins = images.cubins.iter().rev().filter(|image| image.sm / 10 == device / 10 && image.sm <= device);
+        for image in cubins {
+            match load(&image.bytes()) {
                 Ok(raw) => return Ok(Self { context: context.clone(), raw }),
-                Err(why) => tried.push(format!("cubin of sm_{sm}: {why}")),
+                Err(why) => tried.push(format!("cubin of sm_{}: {why}", image.sm)),
             }
         }
-        for (sm, text) in images.ptx.iter().rev().filter(|(sm, _)| *sm <= device) {
-            let image = CString::new(*text).map_err(|_| Error::NoKernels)?;
-            match load(image.as_bytes_with_nul()) {
+        for image in images.ptx.iter().rev().filter(|image| image.sm <= device) {
+            let mut text = image.bytes();
+            text.push(0);
+            match load(&text) {
                 Ok(raw) => return Ok(Self { context: context.clone(), raw }),
-                Err(why) => tried.push(format!("PTX of sm_{sm}: {why}")),
+                Err(why) => tried.push(format!("PTX of sm_{}: {why}", image.sm)),
             }
         }
         if tried.is_empty() {
-            tried.push(format!("the oldest image is for sm_{}", images.ptx.first().map_or(0, |(sm, _)| *sm)));
+            tried.push(format!("the oldest image is for sm_{}", images.ptx.first().map_or(0, |image| image.sm)));
         }
         let driver = format!("{}.{}", gpu.driver() / 1000, gpu.driver() % 1000 / 10);
         Err(Error::Load { file, dtype, major, minor, driver, tried: tried.join("; ") })

@@ -1,6 +1,7 @@
 //! Query and key are rotated: RoPE.
 
 mod axes;
+mod cpu;
 mod model;
 pub mod positions;
 mod query_scale;

@@ -248,42 +248,6 @@ impl Rope {
 // ----------------------------------------------------------------------------------------------------------- reference
 
 impl Rope {
-    /// Rotates `x` in place on the CPU: f64 arithmetic, one rounding at the end.
-    ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `x` | `heads` | queries or keys; channels outside the rotary part stay as they are |
-    /// | `heads` | | sizes and strides of `x`, in elements |
-    /// | `positions` | `[axes, batch, tokens]` | any integers; negative ones rotate backwards |
-    ///
-    /// # Accuracy
-    /// Half an ulp of `T`, and 1e-15 of the pair.
-    ///
-    /// # Errors
-    /// If the spec or the shape is refused, or `positions` is shorter than the tokens. Nothing is written then.
-    ///
-    /// # Source
-    /// RoFormer (arXiv 2104.09864), equation 34.
-    ///
-    /// # Example
-    /// ```
-    /// use posenc::{Direction, Heads, Rope};
-    /// let rope = Rope::new(2, 10_000.0);
-    /// let mut x = [1.0f32, 0.0];
-    /// rope.rotate(&mut x, &Heads::thd(1, 1, 2), &[1], Direction::Forward)?;
-    /// assert_eq!(x, [1f64.cos() as f32, 1f64.sin() as f32]);
-    /// # Ok::<(), posenc::Error>(())
-    /// ```
-    pub fn rotate<T: Scalar>(&self, x: &mut [T], heads: &Heads, positions: &[i64], direction: Direction) -> Result<()> {
-        self.check()?;
-        let sin_cos = self.sin_cos();
-        self.rotate_f64(x, heads, positions, direction, sin_cos, |x, _, outputs, values| {
-            for (index, value) in outputs.into_iter().zip(values) {
-                x[index] = T::from_f64(value);
-            }
-        })
-    }
-
     /// The wanted values in f64 and the error allowed at each element, for comparison with a rotation of `x`.
     ///
     /// # Errors

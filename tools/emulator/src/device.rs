@@ -18,8 +18,10 @@ const REMEMBERED: usize = 256;
 pub(crate) struct Allocation {
     pub(crate) start: u64,
     pub(crate) end: u64,
-    /// The context that made it; 0 for the driver's own.
+    /// The context that made it; 0 for memory of the host.
     pub(crate) owner: u64,
+    /// A launch without the check of uninitialised reads may have written it.
+    pub(crate) trusted: bool,
 }
 
 /// Allocations at one moment, for a launch to look at without locks.
@@ -55,7 +57,11 @@ impl Table {
         }
         if let Some(a) = self.freed.iter().rev().find(|a| at >= a.start && at < a.end) {
             let size = a.end - a.start;
-            return format!("{} bytes into an allocation of {size} bytes at {:#x} that was freed", at - a.start, a.start);
+            return format!(
+                "{} bytes into an allocation of {size} bytes at {:#x} that was freed",
+                at - a.start,
+                a.start
+            );
         }
         if !self.reserved(at, bytes) {
             return "outside the memory of the device".into();
@@ -99,6 +105,10 @@ pub(crate) struct Memory {
     heap: Mutex<Heap>,
     /// Launches hold it shared; whoever clears shadow memory holds it alone.
     pub(crate) running: RwLock<()>,
+    /// A bit per byte, and 16 bytes per two bytes; 0 where the system refused the address space.
+    written: u64,
+    races: u64,
+    serials: Mutex<u32>,
 }
 
 /// Reserves address space that costs nothing until it is touched.
@@ -133,7 +143,62 @@ impl Memory {
         }
         let mut free = BTreeMap::new();
         free.insert(base + GAP, base + size);
-        Self { base, size, claimed, heap: Mutex::new(Heap { free, ..Heap::default() }), running: RwLock::new(()) }
+        Self {
+            base,
+            size,
+            claimed,
+            heap: Mutex::new(Heap { free, ..Heap::default() }),
+            running: RwLock::new(()),
+            written: reserve(size / 8 + 4096).unwrap_or(0),
+            races: reserve(size * 8 + 4096).unwrap_or(0),
+            serials: Mutex::new(0),
+        }
+    }
+
+    /// Where the region starts.
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// The bits of written bytes.
+    pub(crate) fn written_shadow(&self) -> Option<u64> {
+        (self.written != 0).then_some(self.written)
+    }
+
+    /// The stamps of accesses.
+    pub(crate) fn race_shadow(&self) -> Option<u64> {
+        (self.races != 0).then_some(self.races)
+    }
+
+    /// A number for a launch's stamps. When numbers run out, all stamps are cleared.
+    pub(crate) fn serial(&self) -> u32 {
+        let mut serials = self.serials.lock().unwrap_or_else(PoisonError::into_inner);
+        *serials += 1;
+        if *serials > crate::check::SERIALS {
+            let _alone = self.running.write().unwrap_or_else(PoisonError::into_inner);
+            if self.races != 0 {
+                // SAFETY: our own mapping, which no launch uses now.
+                unsafe {
+                    libc::madvise(self.races as *mut libc::c_void, (self.size * 8) as usize, libc::MADV_DONTNEED)
+                };
+            }
+            *serials = 1;
+        }
+        *serials
+    }
+
+    /// All that is allocated now may be written without a trace.
+    pub(crate) fn trust_all(&self) {
+        let mut heap = self.heap();
+        if heap.used.values().any(|a| !a.trusted) {
+            heap.used.values_mut().for_each(|a| a.trusted = true);
+            heap.table = None;
+        }
+    }
+
+    /// Whether an address is in memory that may have been written without a trace.
+    pub(crate) fn trusted(&self, at: u64) -> bool {
+        self.find(at).is_some_and(|a| a.trusted)
     }
 
     fn heap(&self) -> MutexGuard<'_, Heap> {
@@ -149,7 +214,7 @@ impl Memory {
     pub(crate) fn allocate(&self, bytes: u64, owner: u64) -> Option<u64> {
         let mut heap = self.heap();
         let room = bytes.checked_next_multiple_of(GRAIN)?.checked_add(GAP)?;
-        if heap.bytes.checked_add(bytes)? > self.claimed {
+        if owner != 0 && heap.bytes.checked_add(bytes)? > self.claimed {
             return None;
         }
         let (&start, &end) = heap.free.iter().find(|(s, e)| *e - *s >= room)?;
@@ -157,8 +222,12 @@ impl Memory {
         if end - start > room {
             heap.free.insert(start + room, end);
         }
-        heap.used.insert(start, Allocation { start, end: start + bytes, owner });
-        heap.bytes += bytes;
+        // memory that is used again is no longer freed memory
+        heap.freed.retain(|a| a.start >= start + room || a.end <= start);
+        heap.used.insert(start, Allocation { start, end: start + bytes, owner, trusted: false });
+        if owner != 0 {
+            heap.bytes += bytes;
+        }
         heap.table = None;
         Some(start)
     }
@@ -193,7 +262,9 @@ impl Memory {
 
     fn give_back(&self, heap: &mut Heap, found: Allocation) {
         let bytes = found.end - found.start;
-        heap.bytes -= bytes;
+        if found.owner != 0 {
+            heap.bytes -= bytes;
+        }
         heap.table = None;
         let (mut start, mut end) = (found.start, found.start + bytes.next_multiple_of(GRAIN) + GAP);
         if bytes >= 1 << 20 {
@@ -202,6 +273,11 @@ impl Memory {
             if to > from {
                 // SAFETY: the range lies in our mapping, and nobody owns it any more.
                 unsafe { libc::madvise(from as *mut libc::c_void, (to - from) as usize, libc::MADV_DONTNEED) };
+                if self.races != 0 {
+                    let (low, bytes) = (self.races + (from - self.base) * 8, (to - from) * 8);
+                    // SAFETY: the stamps of that range, in a mapping of ours; a launch that uses freed memory is wrong.
+                    unsafe { libc::madvise(low as *mut libc::c_void, bytes as usize, libc::MADV_DONTNEED) };
+                }
             }
         }
         if heap.freed.len() >= REMEMBERED {
@@ -238,7 +314,11 @@ impl Memory {
     /// The allocation that holds an address.
     pub(crate) fn find(&self, at: u64) -> Option<Allocation> {
         let heap = self.heap();
-        heap.used.range(..=at).next_back().map(|(_, a)| *a).filter(|a| at < a.end || (a.start == a.end && at == a.start))
+        heap.used
+            .range(..=at)
+            .next_back()
+            .map(|(_, a)| *a)
+            .filter(|a| at < a.end || (a.start == a.end && at == a.start))
     }
 
     /// Whether all bytes lie in one allocation; if not, where they are.

@@ -6,11 +6,8 @@ use cudarc::driver::{LaunchConfig, PushKernelArg};
 use half::bf16;
 use support::Device;
 
-const FIRST: [&str; 3] = [
-    include_str!("ptx/first.sm_75.ptx"),
-    include_str!("ptx/first.sm_80.ptx"),
-    include_str!("ptx/first.sm_90.ptx"),
-];
+const FIRST: [&str; 3] =
+    [include_str!("ptx/first.sm_75.ptx"), include_str!("ptx/first.sm_80.ptx"), include_str!("ptx/first.sm_90.ptx")];
 
 fn shape(grid: u32, block: u32) -> LaunchConfig {
     LaunchConfig { grid_dim: (grid, 1, 1), block_dim: (block, 1, 1), shared_mem_bytes: 0 }

@@ -42,54 +42,60 @@ fn attribute(number: i32) -> Option<i64> {
     let l = limits();
     let cc = config().cc;
     Some(match number {
-        1 => 1024,                                   // threads of a block
-        2 | 3 => 1024,                               // block extents
+        1 => 1024,     // threads of a block
+        2 | 3 => 1024, // block extents
         4 => 64,
-        5 => 0x7fff_ffff,                            // grid extents
+        5 => 0x7fff_ffff, // grid extents
         6 | 7 => 65535,
         8 => SHARED_DEFAULT.into(),
-        9 => 64 << 10,                               // constant memory
+        9 => 64 << 10, // constant memory
         10 => 32,
-        11 => 0x7fff_ffff,                           // pitch
+        11 => 0x7fff_ffff, // pitch
         12 => REGISTERS.into(),
-        13 => 1_755_000,                             // clock in kHz
-        14 => 512,                                   // texture alignment
+        13 => 1_755_000, // clock in kHz
+        14 => 512,       // texture alignment
         15 => 1,
         16 => config().sms.into(),
-        17 => 0,                                     // kernel timeout
-        18 => 0,                                     // integrated
-        19 => 1,                                     // map host memory
-        20 => 0,                                     // compute mode
+        17 => 0, // kernel timeout
+        18 => 0, // integrated
+        19 => 1, // map host memory
+        20 => 0, // compute mode
         21..=29 => 16384,
         30 => 0x2000_0000,
-        31 => 1,                                     // concurrent kernels
-        32 => 1,                                     // ECC
-        33 => 1,                                     // bus
+        31 => 1, // concurrent kernels
+        32 => 1, // ECC
+        33 => 1, // bus
         34 => 0,
-        35 => 0,                                     // TCC
-        36 => 2_619_000,                             // memory clock in kHz
-        37 => 5120,                                  // bus width
-        38 => 50 << 20,                              // L2
+        35 => 0,         // TCC
+        36 => 2_619_000, // memory clock in kHz
+        37 => 5120,      // bus width
+        38 => 50 << 20,  // L2
         39 => l.threads_per_sm.into(),
-        40 => 3,                                     // copy engines
-        41 => 1,                                     // unified addressing
-        50 => 0,                                     // PCI domain
+        40 => 3, // copy engines
+        41 => 1, // unified addressing
+        50 => 0, // PCI domain
         75 => (cc / 10).into(),
         76 => (cc % 10).into(),
-        78 => 1,                                     // stream priorities
-        79 | 80 => 1,                                // L1 for globals and locals
+        78 => 1,      // stream priorities
+        79 | 80 => 1, // L1 for globals and locals
         81 => l.shared_per_sm.into(),
         82 => REGISTERS.into(),
-        83 => 1,                                     // managed memory
+        83 => 1, // managed memory
         84 => 0,
         85 => 0,
-        86 => 0,                                     // native atomics with the host
-        87 => if cc >= 90 { 2 } else { 32 },
-        88 => 1,                                     // pageable access
+        86 => 0, // native atomics with the host
+        87 => {
+            if cc >= 90 {
+                2
+            } else {
+                32
+            }
+        }
+        88 => 1, // pageable access
         89 => 0,
-        90 => 1,                                     // compute preemption
-        91 => 0,                                     // the host uses other pointers
-        95 => 1,                                     // cooperative launch
+        90 => 1, // compute preemption
+        91 => 0, // the host uses other pointers
+        95 => 1, // cooperative launch
         96 => 0,
         97 => l.shared_optin.into(),
         99 => 0,
@@ -97,11 +103,17 @@ fn attribute(number: i32) -> Option<i64> {
         106 => l.blocks_per_sm.into(),
         108 => 0,
         109 => 128 << 20,
-        111 => if cc >= 80 { SHARED_RESERVED.into() } else { 0 },
+        111 => {
+            if cc >= 80 {
+                SHARED_RESERVED.into()
+            } else {
+                0
+            }
+        }
         112 | 113 | 114 => 0,
-        115 => 1,                                    // pools
+        115 => 1, // pools
         116..=119 => 0,
-        120 => i64::from(cc >= 90),                  // clusters
+        120 => i64::from(cc >= 90), // clusters
         121..=140 => 0,
         92 | 93 | 94 | 98 | 107 | 110 | 51..=74 | 77 | 42..=49 => 0,
         _ => return None,

@@ -123,7 +123,12 @@ fn check(f: &Function, r: &Request) -> Call {
         ));
     }
     if fixed + r.dynamic > limits().shared_optin {
-        return bad(format!("{} bytes of shared memory; sm_{} has {}", fixed + r.dynamic, config().cc, limits().shared_optin));
+        return bad(format!(
+            "{} bytes of shared memory; sm_{} has {}",
+            fixed + r.dynamic,
+            config().cc,
+            limits().shared_optin
+        ));
     }
     if r.cooperative {
         let room = blocks_per_sm(f, threads as u32, r.dynamic as usize) * config().sms;
@@ -150,7 +155,10 @@ fn arguments(f: &Function, r: &Request) -> Result<Vec<u8>, u32> {
             // SAFETY: the application gives a pointer for each parameter.
             let from = unsafe { *r.params.add(i) };
             if from.is_null() {
-                return refuse(ERROR_INVALID_VALUE, format!("kernel `{}`: argument {i} is a null pointer", kernel.name));
+                return refuse(
+                    ERROR_INVALID_VALUE,
+                    format!("kernel `{}`: argument {i} is a null pointer", kernel.name),
+                );
             }
             // SAFETY: each points to a value of the parameter's size.
             unsafe { std::ptr::copy_nonoverlapping(from.cast::<u8>(), bytes.as_mut_ptr().add(at), size) };

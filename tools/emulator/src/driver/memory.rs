@@ -27,8 +27,8 @@ pub(crate) enum Work {
     Copy { to: u64, from: u64, bytes: usize },
 }
 
-/// Host memory that the driver allocated: start and size.
-static HOST: Mutex<BTreeMap<u64, usize>> = Mutex::new(BTreeMap::new());
+/// The owner of pinned host memory: it lies in a device's region, so that kernels reach it at the same address.
+const HOST: u64 = 0;
 
 /// The device in whose region an address lies.
 pub(crate) fn owner(at: u64) -> Option<&'static Device> {
@@ -54,15 +54,8 @@ fn device_range(at: u64, bytes: usize, what: &str) -> Call {
     match check_range(at, bytes, what)? {
         Some(_) => Ok(()),
         None if bytes == 0 => Ok(()),
-        // managed and pinned memory has the same address on the device
-        None if pinned(at, bytes) => Ok(()),
         None => refuse(ERROR_INVALID_VALUE, format!("{what}: {at:#x} is not an address of a device")),
     }
-}
-
-fn pinned(at: u64, bytes: usize) -> bool {
-    let host = HOST.lock().unwrap_or_else(PoisonError::into_inner);
-    host.range(..=at).next_back().is_some_and(|(s, n)| at + bytes as u64 <= s + *n as u64)
 }
 
 /// Does the work.
@@ -164,9 +157,6 @@ fn free(at: u64) -> Call {
         return Ok(());
     }
     let Some(dev) = owner(at) else {
-        if free_host(at) {
-            return Ok(());
-        }
         return refuse(ERROR_INVALID_VALUE, format!("{at:#x} was not allocated"));
     };
     if dev.memory.release(at) {
@@ -178,26 +168,8 @@ fn free(at: u64) -> Call {
     )
 }
 
-fn allocate_host(bytes: usize) -> Option<u64> {
-    let layout = std::alloc::Layout::from_size_align(bytes.max(1), 4096).ok()?;
-    // SAFETY: the layout has a size.
-    let at = unsafe { std::alloc::alloc_zeroed(layout) } as u64;
-    if at == 0 {
-        return None;
-    }
-    HOST.lock().unwrap_or_else(PoisonError::into_inner).insert(at, bytes.max(1));
-    Some(at)
-}
-
-fn free_host(at: u64) -> bool {
-    match HOST.lock().unwrap_or_else(PoisonError::into_inner).remove(&at) {
-        None => false,
-        Some(bytes) => {
-            // SAFETY: the table says that this was allocated with this layout.
-            unsafe { std::alloc::dealloc(at as *mut u8, std::alloc::Layout::from_size_align_unchecked(bytes, 4096)) };
-            true
-        }
-    }
+fn host_memory(at: u64) -> Option<&'static Device> {
+    owner(at).filter(|d| d.memory.find(at).is_some_and(|a| a.owner == HOST && a.start == at))
 }
 
 fn async_allocation(out: *mut u64, bytes: usize, on: Handle) -> Call {
@@ -297,8 +269,8 @@ export! {
     fn cuPointerGetAttribute(out: *mut c_void, attribute: u32, at: u64) {
         current_any()?;
         let found = owner(at).and_then(|d| d.memory.find(at));
-        let host = pinned(at, 1);
-        if found.is_none() && !host {
+        let host = found.is_some_and(|a| a.owner == HOST);
+        if found.is_none() {
             return Err(ERROR_INVALID_VALUE);
         }
         match attribute {
@@ -316,13 +288,17 @@ export! {
     }
 
     fn cuMemHostAlloc(out: *mut *mut c_void, bytes: usize, _flags: u32) {
-        current()?;
+        let context = current()?;
         if out.is_null() || bytes == 0 {
             return Err(ERROR_INVALID_VALUE);
         }
         graph::unsafe_call()?;
-        match allocate_host(bytes) {
-            Some(at) => give(out, at as *mut c_void),
+        match context.memory.allocate(bytes as u64, HOST) {
+            Some(at) => {
+                // the host writes it unseen
+                check::written(&context.memory, at, bytes as u64);
+                give(out, at as *mut c_void)
+            }
             None => Err(ERROR_OUT_OF_MEMORY),
         }
     }
@@ -334,7 +310,10 @@ export! {
 
     fn cuMemFreeHost(at: *mut c_void) {
         super::context::initialised()?;
-        if free_host(at as u64) { Ok(()) } else { Err(ERROR_INVALID_VALUE) }
+        match host_memory(at as u64) {
+            Some(dev) if dev.memory.release(at as u64) => Ok(()),
+            _ => Err(ERROR_INVALID_VALUE),
+        }
     }
 
     fn cuMemHostRegister_v2(_at: *mut c_void, bytes: usize, _flags: u32) {
@@ -345,6 +324,15 @@ export! {
     fn cuMemHostUnregister(_at: *mut c_void) {
         current()?;
         Ok(())
+    }
+
+    fn cuMemHostGetDevicePointer_v2(out: *mut u64, at: *mut c_void, _flags: u32) {
+        current()?;
+        let at = at as u64;
+        match owner(at).and_then(|d| d.memory.find(at)) {
+            Some(a) if a.owner == HOST => give(out, at),
+            _ => Err(ERROR_INVALID_VALUE),
+        }
     }
 
     fn cuMemHostGetFlags(out: *mut u32, _at: *mut c_void) {

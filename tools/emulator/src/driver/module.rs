@@ -54,9 +54,8 @@ fn load(context: &Arc<Context>, image: *const c_void) -> Result<Module, (u32, St
 }
 
 fn load_text(context: &Arc<Context>, text: &str) -> Result<Module, (u32, String)> {
-    let broken = |e: PtxError| {
-        (if e.newer_isa { ERROR_UNSUPPORTED_PTX_VERSION } else { ERROR_INVALID_PTX }, e.to_string())
-    };
+    let broken =
+        |e: PtxError| (if e.newer_isa { ERROR_UNSUPPORTED_PTX_VERSION } else { ERROR_INVALID_PTX }, e.to_string());
     let ast = parser::parse(text).map_err(broken)?;
     let cc = config().cc;
     let exact = ast.target.ends_with('a');

@@ -74,8 +74,11 @@ pub(crate) struct Warp {
     pub(crate) ran: u64,
     /// The race detector's clock of this warp, and what it knows of the others'.
     pub(crate) clocks: Vec<u32>,
-    /// Clock of lanes inside the warp, advanced by `bar.warp.sync`.
-    pub(crate) inner: u32,
+    /// Barriers of the block that had completed when it last took part in one.
+    pub(crate) last_barrier: u32,
+    pub(crate) copies: super::copy::Copies,
+    /// When it last read an atomic, in the time of [`crate::check::Releases`].
+    pub(crate) acquired: u64,
 }
 
 /// A block barrier.
@@ -97,7 +100,7 @@ pub(crate) struct Block {
     pub(crate) warps: Vec<Warp>,
     pub(crate) shared: Vec<u8>,
     pub(crate) barriers: [Barrier; 16],
-    /// Barriers completed, the race detectors' time.
+    /// Barriers completed.
     pub(crate) epoch: u32,
     pub(crate) shadow: crate::check::SharedShadow,
 }
@@ -127,7 +130,9 @@ impl Warp {
             grace: 0,
             ran: 0,
             clocks: Vec::new(),
-            inner: 0,
+            copies: Default::default(),
+            last_barrier: 0,
+            acquired: 0,
         }
     }
 
@@ -220,6 +225,7 @@ impl<'g> Cx<'g> {
         self.block.warps.truncate(warps);
         self.block.shared.resize(grid.shared_bytes, 0);
         self.block.barriers = [Barrier::default(); 16];
+        self.block.epoch = 0;
         self.block.shadow.start(grid.shared_bytes, grid.strict);
         if grid.strict.uninitialised {
             self.block.shared.fill(crate::check::POISON);
@@ -234,7 +240,9 @@ impl<'g> Cx<'g> {
             warp.spin = 0;
             warp.grace = 0;
             warp.ran = 0;
-            warp.inner = 0;
+            warp.copies.clear();
+            warp.last_barrier = 0;
+            warp.acquired = 0;
             warp.clocks.clear();
             warp.clocks.resize(warps, 0);
             // its own clock is ahead of what the others know of it
@@ -362,6 +370,10 @@ impl<'g> Cx<'g> {
         }
         if done {
             self.counters.blocks += 1;
+            if self.block.shadow.pending.is_some() {
+                self.fault = self.block.shadow.pending.take();
+                return None;
+            }
             return Some(true);
         }
         // a warp that blocked may have been released by a later one

@@ -349,13 +349,18 @@ pub(crate) unsafe fn warp_sync(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
     let mut needed = 0;
     for lane in (0..LANES).filter(|l| mask >> l & 1 != 0) {
         if wanted[lane] >> lane & 1 == 0 {
-            return cx.fail(FaultKind::Lane, 1 << lane, &format!("is not in its own member mask {:#010x}", wanted[lane]));
+            return cx.fail(
+                FaultKind::Lane,
+                1 << lane,
+                &format!("is not in its own member mask {:#010x}", wanted[lane]),
+            );
         }
         needed |= wanted[lane];
     }
     match together(cx, mask, needed) {
         Ok(()) => {
-            cx.warp().inner += 1;
+            let w = cx.w;
+            cx.warp().clocks[w] += 1;
             Flow::Next
         }
         Err(flow) => flow,
@@ -393,8 +398,9 @@ pub(crate) fn retry(cx: &mut Cx) -> bool {
         let here = syncs.iter().fold(0, |m, s| m | s.mask);
         let wanted = syncs.iter().fold(0, |m, s| if let State::Lanes { needed } = s.state { m | needed } else { m });
         if !syncs.is_empty() && wanted & live & !here == 0 {
+            let w = cx.w;
             let warp = cx.warp();
-            warp.inner += 1;
+            warp.clocks[w] += 1;
             for split in &mut warp.splits {
                 if here & split.mask != 0 && matches!(split.state, State::Lanes { .. }) {
                     split.state = State::Ready;
@@ -421,11 +427,9 @@ pub(crate) fn retry(cx: &mut Cx) -> bool {
             "the barrier is reached by a part of the warp only, and the rest waits elsewhere or has ended: {}",
             others.join(", ")
         ),
-        State::Lanes { needed } => format!(
-            "waits for lanes {:#010x}, which never come: {}",
-            needed & live & !first.mask,
-            others.join(", ")
-        ),
+        State::Lanes { needed } => {
+            format!("waits for lanes {:#010x}, which never come: {}", needed & live & !first.mask, others.join(", "))
+        }
         _ => unreachable!("only stuck splits are looked at"),
     };
     cx.fail(FaultKind::Barrier, first.mask, &what);
@@ -588,7 +592,8 @@ pub(crate) fn unblock(cx: &mut Cx) -> bool {
     let missing = (0..cx.block.warps.len())
         .map(|w| {
             let exist = if threads - w as u32 * 32 >= 32 { u32::MAX } else { (1 << (threads - w as u32 * 32)) - 1 };
-            let here = waiting.iter().filter(|(x, s)| *x == w && s.state == split.state).fold(0, |m, (_, s)| m | s.mask);
+            let here =
+                waiting.iter().filter(|(x, s)| *x == w && s.state == split.state).fold(0, |m, (_, s)| m | s.mask);
             (w, exist & !here)
         })
         .find(|(_, m)| *m != 0);

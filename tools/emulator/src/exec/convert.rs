@@ -193,7 +193,13 @@ pub(crate) fn select_cvt(mods: &mut Mods<'_>) -> Result<Sem, String> {
         }),
         (Ty::F64, Ty::F64) if to_whole.is_some() => un_imm(imm, whole),
         (Ty::F64, Ty::F64) => un_imm(imm, |a: f64, imm| {
-            if imm & SAT == 0 { a } else if a > 0.0 { a.min(1.0) } else { 0.0 }
+            if imm & SAT == 0 {
+                a
+            } else if a > 0.0 {
+                a.min(1.0)
+            } else {
+                0.0
+            }
         }),
         (Ty::F16, Ty::F16) => un_imm(imm | if to_whole.is_some() { 32 } else { 0 }, |a: u16, imm| {
             let value = float::f16_to_f32(a);
@@ -207,7 +213,13 @@ pub(crate) fn select_cvt(mods: &mut Mods<'_>) -> Result<Sem, String> {
         }),
         (Ty::F32, Ty::F64) => un_imm(imm, |a: f32, imm| {
             let a = f64::from(single(a, imm));
-            if imm & SAT == 0 { a } else if a > 0.0 { a.min(1.0) } else { 0.0 }
+            if imm & SAT == 0 {
+                a
+            } else if a > 0.0 {
+                a.min(1.0)
+            } else {
+                0.0
+            }
         }),
         (Ty::F64, Ty::F32) if rounding.is_some() => un_imm(imm, |a: f64, imm| {
             let value = if imm & 3 == 0 {

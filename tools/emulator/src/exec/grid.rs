@@ -35,6 +35,9 @@ pub(crate) struct Grid {
     pub(crate) memory: Arc<Memory>,
     /// Blocks may wait for each other, so all must make progress.
     pub(crate) cooperative: bool,
+    /// Tells this launch's stamps from those of others.
+    pub(crate) serial: u32,
+    pub(crate) releases: crate::check::Releases,
     stop: AtomicBool,
     next: AtomicU64,
 }
@@ -143,6 +146,11 @@ thread_local! {
 /// Runs a launch to its end.
 pub(crate) fn run(launch: Launch) -> (Counters, Option<Box<Fault>>) {
     let memory = launch.memory.clone();
+    let serial = if launch.strict.races { memory.serial() } else { 0 };
+    if !launch.strict.uninitialised {
+        // what this launch writes will not be known
+        memory.trust_all();
+    }
     let _running = memory.running.read().unwrap_or_else(PoisonError::into_inner);
     let code = &launch.program.codes[launch.function as usize];
     let stack = code.local.next_multiple_of(16) + if code.calls_any { launch.stack_limit } else { 0 };
@@ -161,6 +169,8 @@ pub(crate) fn run(launch: Launch) -> (Counters, Option<Box<Fault>>) {
         strict: launch.strict,
         memory: launch.memory,
         cooperative: launch.cooperative,
+        serial,
+        releases: Default::default(),
         stop: AtomicBool::new(false),
         next: AtomicU64::new(0),
         program: launch.program,

@@ -154,7 +154,8 @@ fn verb(touch: Touch) -> &'static str {
 fn misaligned(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, space: &str) -> bool {
     for l in lanes_of(mask) {
         if addr[l] % bytes != 0 {
-            let what = format!("{} {bytes} bytes of {space} memory at {:#x}, which is misaligned", verb(touch), addr[l]);
+            let what =
+                format!("{} {bytes} bytes of {space} memory at {:#x}, which is misaligned", verb(touch), addr[l]);
             cx.fail(FaultKind::Misaligned, 1 << l, &what);
             return true;
         }
@@ -163,14 +164,7 @@ fn misaligned(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: 
 }
 
 #[inline]
-fn reach_global(
-    cx: &mut Cx,
-    access: &Access,
-    addr: &mut [u64; LANES],
-    mask: u32,
-    touch: Touch,
-    bytes: u64,
-) -> bool {
+fn reach_global(cx: &mut Cx, access: &Access, addr: &mut [u64; LANES], mask: u32, touch: Touch, bytes: u64) -> bool {
     let first = addr[mask.trailing_zeros() as usize];
     let (mut low, mut high, mut bits) = (u64::MAX, 0, 0);
     for l in 0..LANES {
@@ -275,24 +269,14 @@ fn locate(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64,
     true
 }
 
-fn reach_shared(
-    cx: &mut Cx,
-    access: &Access,
-    addr: &mut [u64; LANES],
-    mask: u32,
-    touch: Touch,
-    bytes: u64,
-) -> bool {
+fn reach_shared(cx: &mut Cx, access: &Access, addr: &mut [u64; LANES], mask: u32, touch: Touch, bytes: u64) -> bool {
     let size = cx.block.shared.len() as u64;
     let mut bits = 0;
     for l in lanes_of(mask) {
         bits |= addr[l];
         if addr[l].checked_add(bytes).is_none_or(|end| end > size) {
-            let what = format!(
-                "{} {bytes} bytes of shared memory at {:#x}, the block has {size} bytes",
-                verb(touch),
-                addr[l]
-            );
+            let what =
+                format!("{} {bytes} bytes of shared memory at {:#x}, the block has {size} bytes", verb(touch), addr[l]);
             cx.fail(FaultKind::Bounds, 1 << l, &what);
             return false;
         }
@@ -362,14 +346,7 @@ fn conflicts(addr: &[u64; LANES], mask: u32, bytes: u64) -> u64 {
     extra
 }
 
-fn reach_local(
-    cx: &mut Cx,
-    _access: &Access,
-    addr: &mut [u64; LANES],
-    mask: u32,
-    touch: Touch,
-    bytes: u64,
-) -> bool {
+fn reach_local(cx: &mut Cx, _access: &Access, addr: &mut [u64; LANES], mask: u32, touch: Touch, bytes: u64) -> bool {
     let stack = cx.grid.stack as u64;
     for l in lanes_of(mask) {
         if addr[l].checked_add(bytes).is_none_or(|end| end > stack) {
@@ -395,14 +372,7 @@ fn reach_local(
     true
 }
 
-fn reach_param(
-    cx: &mut Cx,
-    _access: &Access,
-    addr: &mut [u64; LANES],
-    mask: u32,
-    touch: Touch,
-    bytes: u64,
-) -> bool {
+fn reach_param(cx: &mut Cx, _access: &Access, addr: &mut [u64; LANES], mask: u32, touch: Touch, bytes: u64) -> bool {
     let size = cx.grid.params.len() as u64;
     for l in lanes_of(mask) {
         if touch != Touch::Read {
@@ -571,18 +541,8 @@ pub(crate) enum Atom {
 
 /// An atomic's operands beyond those of an [`Access`].
 fn decode(imm: u64) -> (Atom, Ty) {
-    const ATOMS: [Atom; 10] = [
-        Atom::And,
-        Atom::Or,
-        Atom::Xor,
-        Atom::Cas,
-        Atom::Exch,
-        Atom::Add,
-        Atom::Inc,
-        Atom::Dec,
-        Atom::Min,
-        Atom::Max,
-    ];
+    const ATOMS: [Atom; 10] =
+        [Atom::And, Atom::Or, Atom::Xor, Atom::Cas, Atom::Exch, Atom::Add, Atom::Inc, Atom::Dec, Atom::Min, Atom::Max];
     const TYPES: [Ty; 14] = [
         Ty::B16,
         Ty::B32,
@@ -621,7 +581,11 @@ fn apply(atom: Atom, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
                 () if p.is_nan() => y,
                 () if q.is_nan() => x,
                 () => {
-                    if (p.total_cmp(&q).is_lt()) != max { x } else { y }
+                    if (p.total_cmp(&q).is_lt()) != max {
+                        x
+                    } else {
+                        y
+                    }
                 }
             }
         }
@@ -631,7 +595,13 @@ fn apply(atom: Atom, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
         (Atom::Or, _) => old | b,
         (Atom::Xor, _) => old ^ b,
         (Atom::Exch, _) => b,
-        (Atom::Cas, _) => if old == b { c } else { old },
+        (Atom::Cas, _) => {
+            if old == b {
+                c
+            } else {
+                old
+            }
+        }
         (Atom::Add, Ty::F32) => u64::from(canonical(f(old) + f(b)).to_bits()),
         (Atom::Add, Ty::F64) => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
         (Atom::Add, Ty::F16) => super::float::add(old, b, F16, Round::Near),
@@ -648,8 +618,20 @@ fn apply(atom: Atom, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
         (Atom::Max, Ty::Bf16x2) => half2(&min16(BF16, true)),
         (Atom::Add, Ty::U32 | Ty::S32) => u64::from((old as u32).wrapping_add(b as u32)),
         (Atom::Add, _) => old.wrapping_add(b),
-        (Atom::Inc, _) => if old as u32 >= b as u32 { 0 } else { old + 1 },
-        (Atom::Dec, _) => if old as u32 == 0 || old as u32 > b as u32 { b } else { old - 1 },
+        (Atom::Inc, _) => {
+            if old as u32 >= b as u32 {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (Atom::Dec, _) => {
+            if old as u32 == 0 || old as u32 > b as u32 {
+                b
+            } else {
+                old - 1
+            }
+        }
         (Atom::Min, Ty::S32) => u64::from((old as i32).min(b as i32) as u32),
         (Atom::Max, Ty::S32) => u64::from((old as i32).max(b as i32) as u32),
         (Atom::Min, Ty::S64) => (old as i64).min(b as i64) as u64,
@@ -903,7 +885,8 @@ fn print(cx: &mut Cx, lane: usize, format: &str, list: u64) -> Option<String> {
 fn padded(flags: &str, text: &str) -> String {
     let left = flags.starts_with('-');
     let zero = flags.starts_with('0');
-    let width: usize = flags.trim_start_matches(['-', '+', ' ', '#']).split('.').next().unwrap_or("").parse().unwrap_or(0);
+    let width: usize =
+        flags.trim_start_matches(['-', '+', ' ', '#']).split('.').next().unwrap_or("").parse().unwrap_or(0);
     match () {
         () if left => format!("{text:<width$}"),
         () if zero && text.starts_with('-') => format!("-{:0>1$}", &text[1..], width.saturating_sub(1)),

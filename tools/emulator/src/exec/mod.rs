@@ -8,9 +8,11 @@
 pub(crate) mod block;
 pub(crate) mod control;
 pub(crate) mod convert;
+pub(crate) mod copy;
 pub(crate) mod float;
 pub(crate) mod grid;
 pub(crate) mod lane;
+pub(crate) mod matrix;
 pub(crate) mod memory;
 pub(crate) mod mods;
 pub(crate) mod table;
@@ -135,8 +137,6 @@ pub(crate) struct Program {
     pub(crate) codes: Vec<Code>,
     /// The text's lines.
     pub(crate) text: Vec<String>,
-    /// Names of functions by their number, the undefined ones included.
-    pub(crate) names: Vec<String>,
 }
 
 /// The state of a worker while it runs blocks.
@@ -177,6 +177,17 @@ impl<'g> Cx<'g> {
     /// Records a fault at the operation `pc`.
     #[cold]
     pub(crate) fn fail_at(&mut self, kind: FaultKind, pc: u32, lane: u32, what: &str) -> Flow {
+        if self.fault.is_none() {
+            let fault = self.fault_at(kind, pc, lane, what);
+            // what was read before it was written may be the cause
+            let earlier = self.block.shadow.pending.take().filter(|_| kind != FaultKind::Race);
+            self.fault = Some(earlier.unwrap_or_else(|| Box::new(fault)));
+        }
+        Flow::Fault
+    }
+
+    /// A fault at the operation `pc`, with its full sentence.
+    pub(crate) fn fault_at(&self, kind: FaultKind, pc: u32, lane: u32, what: &str) -> Fault {
         let line = self.code.lines.get(pc as usize).copied().unwrap_or(0);
         let text = self.grid.program.text.get((line as usize).wrapping_sub(1)).map_or("", |t| t.trim());
         let thread = self.w as u32 * 32 + lane;
@@ -191,9 +202,6 @@ impl<'g> Cx<'g> {
             self.grid.place_of_block(self.block.index),
             self.grid.place_of_thread(thread),
         );
-        if self.fault.is_none() {
-            self.fault = Some(Box::new(Fault { kind, message }));
-        }
-        Flow::Fault
+        Fault { kind, message }
     }
 }

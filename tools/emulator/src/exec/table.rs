@@ -151,7 +151,13 @@ fn approx<const FTZ: bool>(a: f32, f: impl Fn(f64) -> f64) -> f32 {
 fn min32<const FTZ: bool, const NAN_WINS: bool>(a: f32, b: f32) -> f32 {
     let (a, b) = (flush::<FTZ>(a), flush::<FTZ>(b));
     if a.is_nan() || b.is_nan() {
-        return if NAN_WINS || (a.is_nan() && b.is_nan()) { f32::from_bits(NAN32) } else if a.is_nan() { b } else { a };
+        return if NAN_WINS || (a.is_nan() && b.is_nan()) {
+            f32::from_bits(NAN32)
+        } else if a.is_nan() {
+            b
+        } else {
+            a
+        };
     }
     if a < b || (a == b && a.is_sign_negative()) { a } else { b }
 }
@@ -160,7 +166,13 @@ fn min32<const FTZ: bool, const NAN_WINS: bool>(a: f32, b: f32) -> f32 {
 fn max32<const FTZ: bool, const NAN_WINS: bool>(a: f32, b: f32) -> f32 {
     let (a, b) = (flush::<FTZ>(a), flush::<FTZ>(b));
     if a.is_nan() || b.is_nan() {
-        return if NAN_WINS || (a.is_nan() && b.is_nan()) { f32::from_bits(NAN32) } else if a.is_nan() { b } else { a };
+        return if NAN_WINS || (a.is_nan() && b.is_nan()) {
+            f32::from_bits(NAN32)
+        } else if a.is_nan() {
+            b
+        } else {
+            a
+        };
     }
     if a > b || (a == b && a.is_sign_positive()) { a } else { b }
 }
@@ -272,7 +284,13 @@ fn fma16<H: Half, const FTZ: bool, const SAT: bool, const RELU: bool>(a: u16, b:
 
 #[inline(always)]
 fn relu16<H: Half>(bits: u16) -> u16 {
-    if H::widen(bits).is_nan() { NAN16 } else if bits & 0x8000 != 0 { 0 } else { bits }
+    if H::widen(bits).is_nan() {
+        NAN16
+    } else if bits & 0x8000 != 0 {
+        0
+    } else {
+        bits
+    }
 }
 
 #[inline(always)]
@@ -299,7 +317,8 @@ fn both2(a: u32, b: u32, f: impl Fn(u16, u16) -> u16) -> u32 {
 
 #[inline(always)]
 fn both3(a: u32, b: u32, c: u32, f: impl Fn(u16, u16, u16) -> u16) -> u32 {
-    u32::from(f(a as u16, b as u16, c as u16)) | u32::from(f((a >> 16) as u16, (b >> 16) as u16, (c >> 16) as u16)) << 16
+    u32::from(f(a as u16, b as u16, c as u16))
+        | u32::from(f((a >> 16) as u16, (b >> 16) as u16, (c >> 16) as u16)) << 16
 }
 
 #[inline(always)]
@@ -350,12 +369,12 @@ fn prmt(a: u32, b: u32, c: u32, mode: u32) -> u32 {
                 let value = byte(s);
                 if s & 8 != 0 { if value & 0x80 != 0 { 0xff } else { 0 } } else { value }
             }
-            1 => byte(n + i),                                    // f4e
-            2 => byte(n.wrapping_sub(i) & 7),                    // b4e
-            3 => byte(n),                                        // rc8
-            4 => byte(n.max(i)),                                 // ecl
-            5 => byte(n.min(i)),                                 // ecr
-            _ => byte(2 * (n & 1) + (i & 1)),                    // rc16
+            1 => byte(n + i),                 // f4e
+            2 => byte(n.wrapping_sub(i) & 7), // b4e
+            3 => byte(n),                     // rc8
+            4 => byte(n.max(i)),              // ecl
+            5 => byte(n.min(i)),              // ecr
+            _ => byte(2 * (n & 1) + (i & 1)), // rc16
         }
     };
     (0..4).fold(0, |all, i| all | select(i) << (8 * i))
@@ -537,14 +556,18 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
         return super::convert::select_cvt(mods).map(|sem| Some((sem, Class::Convert)));
     }
     const KNOWN: &[&str] = &[
-        "add", "sub", "mul", "mad", "fma", "div", "rem", "abs", "neg", "min", "max", "mul24", "mad24", "sad", "popc", "clz",
-        "bfind", "brev", "bfe", "bfi", "bmsk", "szext", "dp4a", "dp2a", "and", "or", "xor", "not", "cnot", "lop3", "shf",
-        "shl", "shr", "selp", "slct", "mov", "prmt", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh", "testp",
-        "copysign", "addc", "subc", "madc", "fns",
+        "add", "sub", "mul", "mad", "fma", "div", "rem", "abs", "neg", "min", "max", "mul24", "mad24", "sad", "popc",
+        "clz", "bfind", "brev", "bfe", "bfi", "bmsk", "szext", "dp4a", "dp2a", "and", "or", "xor", "not", "cnot",
+        "lop3", "shf", "shl", "shr", "selp", "slct", "mov", "prmt", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos",
+        "tanh", "testp", "copysign", "addc", "subc", "madc", "fns",
     ];
     if !KNOWN.contains(&op) {
         return Ok(None);
     }
+    // stands after the type
+    let relu = matches!(op, "min" | "max") && mods.has("relu");
+    let modes = ["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"];
+    let prmt_mode = if op == "prmt" { mods.one(&modes) } else { None };
     let ty = if op == "dp4a" || op == "dp2a" { Ty::U32 } else { mods.ty()? };
     let class = match ty {
         _ if op == "mov" || op == "selp" => Class::Move,
@@ -699,7 +722,9 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
                 (Some(_), Ty::S32) => carry_mad(|a: u32, b: u32, c: u32, f| {
                     add3(((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32, c, f)
                 }),
-                (Some("lo"), Ty::U64 | Ty::S64) => carry_mad(|a: u64, b: u64, c: u64, f| add3w(a.wrapping_mul(b), c, f)),
+                (Some("lo"), Ty::U64 | Ty::S64) => {
+                    carry_mad(|a: u64, b: u64, c: u64, f| add3w(a.wrapping_mul(b), c, f))
+                }
                 (Some(_), Ty::U64) => carry_mad(|a: u64, b: u64, c: u64, f| add3w(mulhi_u64(a, b), c, f)),
                 (Some(_), Ty::S64) => {
                     carry_mad(|a: u64, b: u64, c: u64, f| add3w(mulhi_s64(a as i64, b as i64) as u64, c, f))
@@ -831,11 +856,14 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
         "min" | "max" if matches!(ty, Ty::U16x2 | Ty::S16x2) => match (op, ty) {
             ("min", Ty::U16x2) => bin(|a: u32, b: u32| both2(a, b, u16::min)),
             ("max", Ty::U16x2) => bin(|a: u32, b: u32| both2(a, b, u16::max)),
+            ("min", _) if relu => bin(|a: u32, b: u32| both2(a, b, |a, b| (a as i16).min(b as i16).max(0) as u16)),
+            (_, _) if relu => bin(|a: u32, b: u32| both2(a, b, |a, b| (a as i16).max(b as i16).max(0) as u16)),
             ("min", _) => bin(|a: u32, b: u32| both2(a, b, |a, b| (a as i16).min(b as i16) as u16)),
             _ => bin(|a: u32, b: u32| both2(a, b, |a, b| (a as i16).max(b as i16) as u16)),
         },
-        "min" if ty == Ty::S32 && mods.has("relu") => bin(|a: i32, b: i32| a.min(b).max(0)),
-        "max" if ty == Ty::S32 && mods.has("relu") => bin(|a: i32, b: i32| a.max(b).max(0)),
+        "min" if ty == Ty::S32 && relu => bin(|a: i32, b: i32| a.min(b).max(0)),
+        "max" if ty == Ty::S32 && relu => bin(|a: i32, b: i32| a.max(b).max(0)),
+        "min" | "max" if relu => return none(),
         "min" => int!(ty, op, |a, b| a.min(b)),
         "max" => int!(ty, op, |a, b| a.max(b)),
         "popc" => match ty {
@@ -873,9 +901,9 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
             _ => return none(),
         },
         "bmsk" => match (mods.one(&["clamp", "wrap"]), ty) {
-            (Some("clamp"), Ty::B32) => bin(|a: u32, b: u32| {
-                if a >= 32 { 0 } else { ((1u64 << b.min(32 - a).min(32)) - 1 << a) as u32 }
-            }),
+            (Some("clamp"), Ty::B32) => {
+                bin(|a: u32, b: u32| if a >= 32 { 0 } else { ((1u64 << b.min(32 - a).min(32)) - 1 << a) as u32 })
+            }
             (Some(_), Ty::B32) => bin(|a: u32, b: u32| ((1u64 << (b & 31)) - 1 << (a & 31)) as u32),
             _ => return none(),
         },
@@ -964,8 +992,7 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
             _ => return none(),
         },
         "prmt" => {
-            let modes = ["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"];
-            let mode = mods.one(&modes).and_then(|m| modes.iter().position(|x| *x == m)).map_or(0, |i| i as u64 + 1);
+            let mode = prmt_mode.and_then(|m| modes.iter().position(|x| *x == m)).map_or(0, |i| i as u64 + 1);
             if ty != Ty::B32 {
                 return none();
             }
@@ -1017,9 +1044,12 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
             by_flag!(mods.has("ftz"), FTZ => un_each(|a: f32| approx::<FTZ>(a, libm::cos)))
         }
         "tanh" if ty == Ty::F32 && mods.has("approx") => un_each(|a: f32| approx::<false>(a, libm::tanh)),
-        "tanh" if half_type(ty) && mods.has("approx") => halves!(ty, H,
+        "tanh" if half_type(ty) && mods.has("approx") => halves!(
+            ty,
+            H,
             un_each(|a: u16| fun16::<H, false>(a, libm::tanh)),
-            un_each(|a: u32| both1(a, |a| fun16::<H, false>(a, libm::tanh)))),
+            un_each(|a: u32| both1(a, |a| fun16::<H, false>(a, libm::tanh)))
+        ),
         "testp" => {
             let what = mods.one(&["finite", "infinite", "number", "notanumber", "normal", "subnormal"]);
             // a comparison of the value with itself: lowering gives the same register twice
@@ -1057,9 +1087,11 @@ fn float_fma(ty: Ty, mods: &mut Mods<'_>) -> Result<Sem, String> {
             tri(|a: f32, b: f32, c: f32| fma32::<R, FTZ, SAT>(a, b, c))))),
         Ty::F64 if r == RN => tri(|a: f64, b: f64, c: f64| a.mul_add(b, c)),
         Ty::F64 => by_round!(r, R => tri_each(|a: u64, b: u64, c: u64| float::fma(a, b, c, F64, float::round(R)))),
-        _ if half_type(ty) && r == RN => by_flag!(ftz, FTZ => by_flag!(sat, SAT => by_flag!(relu, RELU => halves!(ty, H,
+        _ if half_type(ty) && r == RN => {
+            by_flag!(ftz, FTZ => by_flag!(sat, SAT => by_flag!(relu, RELU => halves!(ty, H,
             tri_each(fma16::<H, FTZ, SAT, RELU>),
-            tri_each(|a: u32, b: u32, c: u32| both3(a, b, c, fma16::<H, FTZ, SAT, RELU>)))))),
+            tri_each(|a: u32, b: u32, c: u32| both3(a, b, c, fma16::<H, FTZ, SAT, RELU>))))))
+        }
         _ => return Err(format!("`fma` has no type {ty:?}")),
     })
 }

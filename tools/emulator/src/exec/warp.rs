@@ -121,14 +121,12 @@ pub(crate) unsafe fn matches(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
     };
     // SAFETY: lowering gave registers of these kinds.
     unsafe {
-        let a: [u64; LANES] =
-            if op.imm & 2 != 0 { get::<u64>(cx, op.a) } else { get::<u32>(cx, op.a).map(u64::from) };
+        let a: [u64; LANES] = if op.imm & 2 != 0 { get::<u64>(cx, op.a) } else { get::<u32>(cx, op.a).map(u64::from) };
         let mut d = [0u32; LANES];
         let mut same = 0;
         for lane in (0..LANES).filter(|l| mask >> l & 1 != 0) {
             let here = members[lane] & mask;
-            let equal =
-                (0..LANES).filter(|l| here >> l & 1 != 0 && a[*l] == a[lane]).fold(0u32, |m, l| m | 1 << l);
+            let equal = (0..LANES).filter(|l| here >> l & 1 != 0 && a[*l] == a[lane]).fold(0u32, |m, l| m | 1 << l);
             if op.imm & 1 == 0 {
                 d[lane] = equal;
             } else if equal == here {

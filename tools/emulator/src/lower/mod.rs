@@ -72,7 +72,6 @@ fn layout(params: &[crate::ptx::ast::Param]) -> (Vec<(usize, usize)>, usize) {
 
 /// Lowers a module whose variables stand at `addresses`.
 pub(crate) fn lower(module: Module, addresses: &Addresses) -> Result<Lowered, PtxError> {
-    let names: Vec<String> = module.functions.iter().map(|f| f.name.clone()).collect();
     // shared variables that device functions use have one place for all kernels; a kernel's own come after them
     let mut common = SharedLayout::default();
     let uses: Vec<HashSet<&str>> = module.functions.iter().map(names_used).collect();
@@ -110,7 +109,8 @@ pub(crate) fn lower(module: Module, addresses: &Addresses) -> Result<Lowered, Pt
             let widths = f.regs.iter().map(|r| if r.size() == 8 { 2 } else { u32::from(*r != Ty::Pred) }).sum::<u32>();
             let align = shared.iter().filter(|v| dynamic(v)).map(|v| v.align).max().unwrap_or(1).max(16);
             let has_dynamic = shared.iter().any(|v| dynamic(v) && uses[number].contains(v.name.as_str()));
-            let static_shared = if has_dynamic { (own.bytes as usize).next_multiple_of(align) } else { own.bytes as usize };
+            let static_shared =
+                if has_dynamic { (own.bytes as usize).next_multiple_of(align) } else { own.bytes as usize };
             code.calls_any |= calls;
             kernels.push(Kernel {
                 name: f.name.clone(),
@@ -128,7 +128,7 @@ pub(crate) fn lower(module: Module, addresses: &Addresses) -> Result<Lowered, Pt
         }
         codes.push(code);
     }
-    Ok(Lowered { program: Program { codes, text: module.lines, names }, kernels })
+    Ok(Lowered { program: Program { codes, text: module.lines }, kernels })
 }
 
 /// Dynamic shared memory: `.extern .shared` without a size.

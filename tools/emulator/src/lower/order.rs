@@ -28,9 +28,10 @@ fn arrange(nodes: &[usize], successors: &[Vec<usize>], head: Option<usize>, dept
         }
         // the head of a loop is where it is entered; in text order that is its first block
         let first = component.iter().copied().min().unwrap_or(component[0]);
-        let entered = component.iter().copied().filter(|&n| {
-            nodes.iter().any(|&p| !component.contains(&p) && successors[p].contains(&n))
-        });
+        let entered = component
+            .iter()
+            .copied()
+            .filter(|&n| nodes.iter().any(|&p| !component.contains(&p) && successors[p].contains(&n)));
         let first = entered.min().unwrap_or(first);
         let mut rest = vec![first];
         rest.extend(component.iter().copied().filter(|&n| n != first));

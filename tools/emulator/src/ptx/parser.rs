@@ -374,7 +374,13 @@ impl<'a> Parser<'a> {
         let bits = match self.next()? {
             Token::Int(value) if ty == Ty::F32 => u64::from((value as f32).to_bits()),
             Token::Int(value) if ty == Ty::F64 => (value as f64).to_bits(),
-            Token::Int(value) => if negative { value.wrapping_neg() } else { value },
+            Token::Int(value) => {
+                if negative {
+                    value.wrapping_neg()
+                } else {
+                    value
+                }
+            }
             Token::F32(bits) => u64::from(bits ^ (u32::from(negative) << 31)),
             Token::F64(bits) if ty == Ty::F32 => {
                 u64::from((f64::from_bits(bits) as f32).to_bits() ^ (u32::from(negative) << 31))
@@ -655,8 +661,7 @@ impl<'a> Parser<'a> {
                 return self.fail(format!("`,` or `;` expected after an operand, found {found}"));
             }
         }
-        let scope = body.scope();
-        body.function.body.push(Stmt::Inst(Inst { guard, opcode, mods, operands, line, scope }));
+        body.function.body.push(Stmt::Inst(Inst { guard, opcode, mods, operands, line }));
         Ok(())
     }
 

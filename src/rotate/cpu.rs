@@ -1,0 +1,403 @@
+//! RoPE on the CPU in vectors and threads: what [`Rope::rotate`] runs, and users without a GPU with it.
+//!
+//! The reference is the loop behind [`Rope::expect`]; tests hold this to it. They share the rates and nothing else.
+//! Cosines and sines are made once for a block of tokens and serve all its heads. No library function and no branch stand
+//! in the loops over pairs, so that the compiler makes vectors of them: two `f64` on every x86-64, and still the loop is
+//! three times as fast as one pair after another in `f32`.
+
+use rayon::join;
+
+use crate::rotate::{Angles, Direction, Pairing, Rope};
+use crate::{Error, Heads, Result, Scalar};
+
+/// Elements below which a thread is not worth its start, about 20 microseconds of work.
+const GRAIN: usize = 1 << 16;
+/// Pairs of a block of tokens, whose cosines and sines should stay in the first cache beside a few heads: 16 KiB.
+const BLOCK: usize = 1024;
+
+impl Rope {
+    /// Rotates `x` in place on the CPU.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `x` | `heads` | queries or keys; channels outside the rotary part stay as they are |
+    /// | `heads` | | sizes and strides of `x`, in elements |
+    /// | `positions` | `[axes, batch, tokens]` | any integers; negative ones rotate backwards |
+    ///
+    /// Large tensors are shared out among rayon's threads. The result does not depend on their number.
+    ///
+    /// # Accuracy
+    /// Half an ulp of `T` (f16 and bf16: and half an ulp of `f32`, which is between), and 2e-15 of the pair.
+    ///
+    /// # Errors
+    /// If the spec or the shape is refused, or `positions` is shorter than the tokens. Nothing is written then.
+    ///
+    /// # Source
+    /// RoFormer (arXiv 2104.09864), equation 34.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{Direction, Heads, Rope};
+    /// let rope = Rope::new(2, 10_000.0);
+    /// let mut x = [1.0f32, 0.0];
+    /// rope.rotate(&mut x, &Heads::thd(1, 1, 2), &[1], Direction::Forward)?;
+    /// assert_eq!(x, [1f64.cos() as f32, 1f64.sin() as f32]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn rotate<T: Scalar>(&self, x: &mut [T], heads: &Heads, positions: &[i64], direction: Direction) -> Result<()> {
+        self.check_head(heads.dim)?;
+        heads.check_written("x", x.len())?;
+        let row = heads.batch * heads.tokens;
+        let need = row * self.axes.count();
+        if positions.len() < need {
+            return Err(Error::Length { name: "positions", got: positions.len(), need });
+        }
+        if heads.is_empty() {
+            return Ok(());
+        }
+        let elements = heads.elements()?;
+        let threads = rayon::current_num_threads();
+        let turner = Turner::new(self, positions, row, heads.tokens, direction);
+        // Two parts a thread level out what else the machine does; more would make angles more often.
+        let grain = if threads == 1 { usize::MAX } else { (elements / (2 * threads)).max(GRAIN) };
+        let end = heads.span()?;
+        let part = Part { heads: Heads { offset: 0, ..*heads }, first_batch: 0, first_token: 0 };
+        turner.rotate(&mut x[heads.offset..end], part, grain);
+        Ok(())
+    }
+}
+
+/// A box of the tensor, in a slice that begins at its first element.
+#[derive(Clone, Copy)]
+struct Part {
+    heads: Heads,
+    first_batch: usize,
+    first_token: usize,
+}
+
+impl Part {
+    /// Two boxes, and where the second begins: halves along the dimension with the largest stride, which no other
+    /// dimension crosses because elements do not overlap.
+    fn halves(self) -> Option<(Self, Self, usize)> {
+        let Heads { batch, tokens, heads, strides, .. } = self.heads;
+        let sizes = [batch, tokens, heads];
+        let outer = (0..3).filter(|&i| sizes[i] > 1).max_by_key(|&i| strides[i])?;
+        let half = sizes[outer] / 2;
+        let with = |n: usize| match outer {
+            0 => Heads { batch: n, ..self.heads },
+            1 => Heads { tokens: n, ..self.heads },
+            _ => Heads { heads: n, ..self.heads },
+        };
+        let (mut low, mut high) = (self, self);
+        low.heads = with(half);
+        high.heads = with(sizes[outer] - half);
+        match outer {
+            0 => high.first_batch += half,
+            1 => high.first_token += half,
+            _ => {}
+        }
+        Some((low, high, half * strides[outer]))
+    }
+}
+
+/// The spec, made ready for one call.
+struct Turner<'a> {
+    rope: &'a Rope,
+    law: Law,
+    /// axis of each pair, if there are several
+    axes: Option<Vec<usize>>,
+    positions: &'a [i64],
+    /// positions of one axis, and of one sequence
+    row: usize,
+    tokens: usize,
+    factor: f64,
+    sign: f64,
+}
+
+enum Law {
+    /// turns per position in units of 2^-64
+    Exact(Vec<u64>),
+    /// radians per position
+    Compat(Vec<f32>),
+}
+
+impl<'a> Turner<'a> {
+    fn new(rope: &'a Rope, positions: &'a [i64], row: usize, tokens: usize, direction: Direction) -> Self {
+        let pairs = 0..rope.pairs();
+        let axes = (rope.axes.count() > 1).then(|| pairs.clone().map(|i| rope.axes.axis(i, rope.pairs())).collect());
+        let law = match rope.angles {
+            Angles::Exact => Law::Exact(pairs.map(|pair| rope.rate(pair)).collect()),
+            Angles::HfCompat => Law::Compat(pairs.map(|pair| rope.compat_frequency(pair)).collect()),
+        };
+        let sign = if direction == Direction::Forward { 1.0 } else { -1.0 };
+        Self { rope, law, axes, positions, row, tokens, factor: rope.attention_factor, sign }
+    }
+
+    fn rotate<T: Scalar>(&self, x: &mut [T], part: Part, grain: usize) {
+        let Heads { batch, tokens, heads, dim, .. } = part.heads;
+        if batch * tokens * heads * dim > grain
+            && let Some((low, high, at)) = part.halves()
+        {
+            let (x_low, x_high) = x.split_at_mut(at);
+            join(|| self.rotate(x_low, low, grain), || self.rotate(x_high, high, grain));
+            return;
+        }
+        let pairs = self.rope.pairs();
+        let block = (BLOCK / pairs).clamp(1, tokens);
+        let mut sin = vec![0f64; block * pairs];
+        let mut cos = vec![0f64; block * pairs];
+        let mut row = vec![0f32; 4 * pairs];
+        for b in 0..batch {
+            for first in (0..tokens).step_by(block) {
+                let block = first..(first + block).min(tokens);
+                for (t, (sin, cos)) in block.clone().zip(sin.chunks_exact_mut(pairs).zip(cos.chunks_exact_mut(pairs))) {
+                    self.turns(part.first_batch + b, part.first_token + t, sin, cos);
+                }
+                let mut turn = |h: usize, t: usize| {
+                    let at = part.heads.index(b, t, h, self.rope.offset);
+                    let turn = (t - first) * pairs..(t - first + 1) * pairs;
+                    self.turn(&mut x[at..at + 2 * pairs], &sin[turn.clone()], &cos[turn], &mut row);
+                };
+                // In the order of memory.
+                let [_, token_stride, head_stride] = part.heads.strides;
+                if head_stride < token_stride {
+                    block.for_each(|t| (0..heads).for_each(|h| turn(h, t)));
+                } else {
+                    (0..heads).for_each(|h| block.clone().for_each(|t| turn(h, t)));
+                }
+            }
+        }
+    }
+
+    /// Sine and cosine of every pair at one token, with direction and factor.
+    fn turns(&self, batch: usize, token: usize, sin: &mut [f64], cos: &mut [f64]) {
+        let at = |axis: usize| self.positions[axis * self.row + batch * self.tokens + token];
+        let scaled = |(s, c): (f64, f64)| (s * (self.factor * self.sign), c * self.factor);
+        let out = sin.iter_mut().zip(cos);
+        match (&self.law, &self.axes) {
+            (Law::Exact(rates), None) => {
+                let position = at(0) as u64;
+                for ((s, c), rate) in out.zip(rates) {
+                    (*s, *c) = scaled(sin_cos_of_phase(rate.wrapping_mul(position)));
+                }
+            }
+            (Law::Exact(rates), Some(axes)) => {
+                for (((s, c), rate), &axis) in out.zip(rates).zip(axes) {
+                    (*s, *c) = scaled(sin_cos_of_phase(rate.wrapping_mul(at(axis) as u64)));
+                }
+            }
+            (Law::Compat(frequencies), axes) => {
+                for (pair, ((s, c), frequency)) in out.zip(frequencies).enumerate() {
+                    let position = at(axes.as_ref().map_or(0, |axes| axes[pair]));
+                    (*s, *c) = scaled(f64::from(position as f32 * frequency).sin_cos());
+                }
+            }
+        }
+    }
+
+    /// Rotates the pairs of one head.
+    fn turn<T: Scalar>(&self, x: &mut [T], sin: &[f64], cos: &[f64], row: &mut [f32]) {
+        let (from, to) = (self.rope.pairing, self.rope.written());
+        if T::NAME == f32::NAME && from == to {
+            return turn_row(bytemuck::cast_slice_mut(x), sin, cos, from);
+        }
+        let (row, moved) = row.split_at_mut(x.len());
+        T::widen(x, row);
+        turn_row(row, sin, cos, from);
+        if from == to {
+            return T::narrow(row, x);
+        }
+        for pair in 0..sin.len() {
+            let ((a, b), (a_out, b_out)) = (from.channels(pair, x.len()), to.channels(pair, x.len()));
+            (moved[a_out], moved[b_out]) = (row[a], row[b]);
+        }
+        T::narrow(moved, x);
+    }
+}
+
+/// `a' = a cos - b sin`, `b' = a sin + b cos` for every pair of a head.
+fn turn_row(x: &mut [f32], sin: &[f64], cos: &[f64], pairing: Pairing) {
+    let turn = |a: &mut f32, b: &mut f32, sin: f64, cos: f64| {
+        let (x, y) = (f64::from(*a), f64::from(*b));
+        (*a, *b) = ((x * cos - y * sin) as f32, (x * sin + y * cos) as f32);
+    };
+    let turns = sin.iter().zip(cos);
+    match pairing {
+        Pairing::Half => {
+            let (a, b) = x.split_at_mut(sin.len());
+            for ((a, b), (&sin, &cos)) in a.iter_mut().zip(b).zip(turns) {
+                turn(a, b, sin, cos);
+            }
+        }
+        Pairing::Interleaved => {
+            for (pair, (&sin, &cos)) in x.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+                let [a, b] = pair;
+                turn(a, b, sin, cos);
+            }
+        }
+    }
+}
+
+/// Sine and cosine of a phase in units of 2^-64 turn, within 1e-15.
+///
+/// Without a branch: a quadrant, the offset of at most an eighth of a turn to each side in 53 bits, and the Taylor
+/// polynomials of degree 15 and 16 there, which are off by 5e-17.
+fn sin_cos_of_phase(phase: u64) -> (f64, f64) {
+    let turned = phase.wrapping_add(1 << 61);
+    let quadrant = turned >> 62;
+    // The lower 62 bits as the fraction of a number from 1 to 2: no conversion from 64-bit integers, which SSE2 lacks.
+    let quarter = f64::from_bits((turned << 2 >> 12) | 1.0f64.to_bits()) - 1.5;
+    let x = quarter * std::f64::consts::FRAC_PI_2;
+    let z = x * x;
+    let horner = |coefficients: &[f64]| coefficients.iter().fold(0.0, |sum, c| sum * z + c);
+    let s = horner(&[
+        -1.0 / 1307674368000.0,
+        1.0 / 6227020800.0,
+        -1.0 / 39916800.0,
+        1.0 / 362880.0,
+        -1.0 / 5040.0,
+        1.0 / 120.0,
+        -1.0 / 6.0,
+    ]);
+    let s = x + x * z * s;
+    let c = horner(&[
+        1.0 / 20922789888000.0,
+        -1.0 / 87178291200.0,
+        1.0 / 479001600.0,
+        -1.0 / 3628800.0,
+        1.0 / 40320.0,
+        -1.0 / 720.0,
+        1.0 / 24.0,
+        -0.5,
+        1.0,
+    ]);
+    // Quadrant 0: (s, c), 1: (c, -s), 2: (-s, -c), 3: (-c, s).
+    let (s, c) = (s.to_bits(), c.to_bits());
+    let swap = (s ^ c) & (quadrant & 1).wrapping_neg();
+    (f64::from_bits(s ^ swap ^ (quadrant >> 1 << 63)), f64::from_bits(c ^ swap ^ ((quadrant + 1) >> 1 << 63)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accuracy::{assert_close, rounded};
+    use crate::rotate::Axes;
+    use half::{bf16, f16};
+
+    /// Numbers of magnitude 0.5 to 2 by index, no two alike.
+    fn data<T: Scalar>(n: usize) -> Vec<T> {
+        let value = |i: usize| {
+            let bits = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            (0.5 + 1.5 * (bits >> 11) as f64 / (1u64 << 53) as f64) * if bits & 1 == 0 { 1.0 } else { -1.0 }
+        };
+        (0..n).map(|i| T::from_f64(value(i))).collect()
+    }
+
+    #[test]
+    fn sine_and_cosine_of_every_quadrant_and_its_edges() {
+        let check = |phase: u64| {
+            let angle = phase as i64 as f64 * (std::f64::consts::TAU / 18446744073709551616.0);
+            let (sin, cos) = sin_cos_of_phase(phase);
+            assert!((sin - angle.sin()).abs() < 1e-15 && (cos - angle.cos()).abs() < 1e-15, "{phase}: {sin} {cos}");
+        };
+        for eighth in 0..8u64 {
+            for off in -3i64..=3 {
+                check((eighth << 61).wrapping_add_signed(off));
+                check((eighth << 61).wrapping_add_signed(off << 10));
+            }
+        }
+        (0..100_000u64).for_each(|i| check(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    }
+
+    /// Compares with the reference: half an ulp, one of f32 where that is between, and what the doc says of the pair.
+    #[track_caller]
+    fn check<T: Scalar>(rope: &Rope, heads: &Heads, grain: Option<usize>) {
+        let x = data::<T>(heads.span().unwrap() + 3);
+        let row = heads.batch * heads.tokens;
+        let positions: Vec<i64> = (0..row * rope.axes.count())
+            .map(|i| [0, 1, -1, 131_071, (1 << 31) - 1, -(1 << 31), 7][i % 7] + i as i64 / 7)
+            .collect();
+        for direction in [Direction::Forward, Direction::Inverse] {
+            let expected = rope.expect(&x, heads, &positions, direction).unwrap();
+            let mut got = x.clone();
+            match grain {
+                None => rope.rotate(&mut got, heads, &positions, direction).unwrap(),
+                Some(grain) => {
+                    let turner = Turner::new(rope, &positions, row, heads.tokens, direction);
+                    let part = Part { heads: Heads { offset: 0, ..*heads }, first_batch: 0, first_token: 0 };
+                    turner.rotate(&mut got[heads.offset..heads.span().unwrap()], part, grain);
+                }
+            }
+            assert_close(&got, &expected.want, |i| {
+                let want = expected.want[i];
+                if expected.bound[i] == 0.0 {
+                    return 0.0;
+                }
+                // Of a pair of numbers up to 2.
+                let error = rope.attention_factor * 4.0 * 2e-15;
+                rounded::<T>(want, if T::NAME == f32::NAME { error } else { rounded::<f32>(want, error) })
+            });
+        }
+    }
+
+    fn ropes() -> Vec<Rope> {
+        let plain = Rope::new(12, 10_000.0);
+        vec![
+            plain.clone(),
+            Rope { pairing: Pairing::Interleaved, offset: 3, attention_factor: 1.25, ..plain.clone() },
+            Rope { pairing: Pairing::Interleaved, pairing_out: Some(Pairing::Half), ..plain.clone() },
+            Rope { pairing_out: Some(Pairing::Interleaved), offset: 1, ..plain.clone() },
+            Rope { axes: Axes::Sections(vec![2, 3, 1]), ..plain.clone() },
+            Rope { angles: Angles::HfCompat, ..plain },
+        ]
+    }
+
+    fn layouts() -> Vec<Heads> {
+        vec![
+            Heads::thd(1, 1, 17),
+            Heads::bthd(3, 5, 2, 16),
+            Heads::bhtd(2, 3, 200, 16).at(2),
+            Heads::bthd(2, 7, 3, 15).row(100).at(5),
+            Heads { strides: [16, 80, 500], ..Heads::bthd(5, 6, 4, 16) },
+        ]
+    }
+
+    #[test]
+    fn rotate_is_its_reference() {
+        for rope in ropes() {
+            for heads in layouts() {
+                check::<f32>(&rope, &heads, None);
+                check::<f16>(&rope, &heads, None);
+                check::<bf16>(&rope, &heads, None);
+            }
+        }
+    }
+
+    #[test]
+    fn every_way_of_sharing_out_gives_the_reference() {
+        for rope in ropes() {
+            for heads in layouts() {
+                for grain in [0, 1, 40, 300] {
+                    check::<f32>(&rope, &heads, Some(grain));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_tensor_is_shared_among_threads() {
+        let rope = Rope::new(64, 500_000.0);
+        for heads in [Heads::thd(1500, 8, 64), Heads::bhtd(2, 8, 700, 64)] {
+            let x = data::<f32>(heads.span().unwrap());
+            let positions: Vec<i64> = (0..1500).collect();
+            let [one, two] = [1, 3].map(|threads| {
+                let mut x = x.clone();
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| rope.rotate(&mut x, &heads, &positions, Direction::Forward)).unwrap();
+                x
+            });
+            assert_eq!(one, two);
+            check::<f32>(&rope, &heads, None);
+        }
+    }
+}
