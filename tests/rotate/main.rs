@@ -1,5 +1,6 @@
 //! The rotate room's tests, one file for each of its encodings.
 
+mod accuracy;
 mod axes;
 mod model;
 mod positions;

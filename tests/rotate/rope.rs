@@ -403,7 +403,7 @@ fn every_kind_of_position_gives_the_same_bits() {
 }
 
 /// The kernel's polynomial, in the same operations: f32 and fused multiply-adds have one meaning everywhere.
-fn sincos_phase(phase: u64) -> (f32, f32) {
+pub fn sincos_phase(phase: u64) -> (f32, f32) {
     let turn = ((phase >> 32) as u32).wrapping_add(0x2000_0000);
     let hex = |mantissa: u32, exponent: i32| mantissa as f32 * 2f32.powi(exponent - 24);
     let x = ((turn & 0x3fff_ffff) as i32 - 0x2000_0000) as f32 * 2f32.powi(-29);
