@@ -104,6 +104,19 @@ impl Scalar for bf16 {
     fn from_f64(value: f64) -> Self {
         bf16::from_f32(to_odd(value))
     }
+    fn widen(from: &[Self], to: &mut [f32]) {
+        for (from, to) in from.iter().zip(to) {
+            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+        }
+    }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        // bf16::from_f32 branches on NaN, which keeps the compiler from vectors; this selects.
+        for (from, to) in from.iter().zip(to) {
+            let bits = from.to_bits();
+            let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            *to = bf16::from_bits(if from.is_nan() { bits >> 16 | 0x40 } else { nearest } as u16);
+        }
+    }
 }
 
 /// `value` in f32, and if it is not exact there, the neighbour whose last bit is 1: rounding that to a shorter type is
@@ -135,24 +148,6 @@ mod tests {
         assert_eq!(<bf16 as Scalar>::from_f64(1e300).to_f64(), f64::INFINITY);
         assert!(<f16 as Scalar>::from_f64(f64::NAN).to_f64().is_nan());
     }
-    fn widen(from: &[Self], to: &mut [f32]) {
-        for (from, to) in from.iter().zip(to) {
-            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
-        }
-    }
-    fn narrow(from: &[f32], to: &mut [Self]) {
-        // bf16::from_f32 branches on NaN, which keeps the compiler from vectors; this selects.
-        for (from, to) in from.iter().zip(to) {
-            let bits = from.to_bits();
-            let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-            *to = bf16::from_bits(if from.is_nan() { bits >> 16 | 0x40 } else { nearest } as u16);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     /// Every value of a 16-bit type, its neighbours in f32, and what lies half-way between two.
     fn check<T: Scalar>(from_bits: fn(u16) -> T, same: fn(T, T) -> bool) {

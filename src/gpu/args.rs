@@ -78,6 +78,8 @@ fields! {
     f64 => "double",
     In => "const void*",
     Out => "void*",
+    BiasArgs => "BiasArgs",
+    SoftmaxLaw => "SoftmaxLaw",
 }
 
 impl<F: Field, const N: usize> Field for [F; N] {
@@ -601,6 +603,22 @@ args! {
         heads: u32,
         /// distances
         count: u32,
+    }
+
+    /// Scale, softcap, order and window: a part of the arguments of `bias/softmax` and `bias/softmax_grad`.
+    SoftmaxLaw {
+        /// multiplies the logit
+        scale: f32,
+        /// the softcap, 0 for none
+        cap: f32,
+        /// 1 / cap
+        inverse_cap: f32,
+        /// 0 softcap then bias, 1 bias then softcap, 2 bias then scale
+        order: u32,
+        /// a key may lie this far before its query; 2^31 - 1: any distance
+        left: i32,
+        /// a key may lie this far after its query; 2^31 - 1: any distance
+        right: i32,
     }
 
     /// `bias/softmax`.

@@ -55,19 +55,59 @@ fn edges(kind: char) -> Vec<u64> {
         's' => (0..70).step_by(3).chain([31, 32, 63, 64, 255, 256, 0xffff_ffff]).collect(),
         'p' => vec![0, 1],
         'f' => [
-            0u32, 1, 2, 0x007f_ffff, 0x0080_0000, 0x0080_0001, 0x3300_0000, 0x3380_0001, 0x3f00_0000, 0x3f7f_ffff,
-            0x3f80_0000, 0x3f80_0001, 0x3fc0_0000, 0x4000_0000, 0x4b00_0000, 0x4b80_0001, 0x4f00_0000, 0x5f00_0000,
-            0x7e80_0000, 0x7f7f_ffff, 0x7f80_0000, 0x7fc0_0000, 0x7f80_0001, 0x477f_e000, 0x477f_efff, 0x477f_f000,
-            0x3880_0000, 0x3300_0001, 0x43e0_0000, 0x4040_0000, 0x3b80_0000,
+            0u32,
+            1,
+            2,
+            0x007f_ffff,
+            0x0080_0000,
+            0x0080_0001,
+            0x3300_0000,
+            0x3380_0001,
+            0x3f00_0000,
+            0x3f7f_ffff,
+            0x3f80_0000,
+            0x3f80_0001,
+            0x3fc0_0000,
+            0x4000_0000,
+            0x4b00_0000,
+            0x4b80_0001,
+            0x4f00_0000,
+            0x5f00_0000,
+            0x7e80_0000,
+            0x7f7f_ffff,
+            0x7f80_0000,
+            0x7fc0_0000,
+            0x7f80_0001,
+            0x477f_e000,
+            0x477f_efff,
+            0x477f_f000,
+            0x3880_0000,
+            0x3300_0001,
+            0x43e0_0000,
+            0x4040_0000,
+            0x3b80_0000,
         ]
         .into_iter()
         .flat_map(|v| [u64::from(v), u64::from(v | 0x8000_0000)])
         .collect(),
         'd' => [
-            0u64, 1, 0x000f_ffff_ffff_ffff, 0x0010_0000_0000_0000, 0x3fe0_0000_0000_0000, 0x3ff0_0000_0000_0000,
-            0x3ff0_0000_0000_0001, 0x3ff8_0000_0000_0000, 0x41df_ffff_ffc0_0000, 0x43e0_0000_0000_0000,
-            0x7fef_ffff_ffff_ffff, 0x7ff0_0000_0000_0000, 0x4330_0000_0000_0001, 0x3ca0_0000_0000_0000,
-            0x36a0_0000_0000_0000, 0x380f_ffff_ffff_ffff, 0x47ef_ffff_f000_0000,
+            0u64,
+            1,
+            0x000f_ffff_ffff_ffff,
+            0x0010_0000_0000_0000,
+            0x3fe0_0000_0000_0000,
+            0x3ff0_0000_0000_0000,
+            0x3ff0_0000_0000_0001,
+            0x3ff8_0000_0000_0000,
+            0x41df_ffff_ffc0_0000,
+            0x43e0_0000_0000_0000,
+            0x7fef_ffff_ffff_ffff,
+            0x7ff0_0000_0000_0000,
+            0x4330_0000_0000_0001,
+            0x3ca0_0000_0000_0000,
+            0x36a0_0000_0000_0000,
+            0x380f_ffff_ffff_ffff,
+            0x47ef_ffff_f000_0000,
         ]
         .into_iter()
         .flat_map(|v| [v, v | 1 << 63])
@@ -79,10 +119,12 @@ fn edges(kind: char) -> Vec<u64> {
         .into_iter()
         .flat_map(|v| [v, v | 0x8000])
         .collect(),
-        'b' => [0u64, 1, 0x7f, 0x80, 0x3300, 0x3f00, 0x3f7f, 0x3f80, 0x3f81, 0x3fc0, 0x4000, 0x7f00, 0x7f7f, 0x7f80, 0x7fc0]
-            .into_iter()
-            .flat_map(|v| [v, v | 0x8000])
-            .collect(),
+        'b' => [
+            0u64, 1, 0x7f, 0x80, 0x3300, 0x3f00, 0x3f7f, 0x3f80, 0x3f81, 0x3fc0, 0x4000, 0x7f00, 0x7f7f, 0x7f80, 0x7fc0,
+        ]
+        .into_iter()
+        .flat_map(|v| [v, v | 0x8000])
+        .collect(),
         'x' => edges('g').into_iter().zip(edges('g').into_iter().rev()).map(|(a, b)| a | b << 16).collect(),
         'y' => edges('b').into_iter().zip(edges('b').into_iter().rev()).map(|(a, b)| a | b << 16).collect(),
         other => panic!("no kind {other}"),
@@ -285,8 +327,16 @@ fn integers() {
             low(high + v(c))
         }));
         // a division by zero has no result that PTX fixes
-        rows.push(row(&format!("div.{t} %d, %a, %b"), two, move |a, b, _| if v(b) == 0 { u64::MAX } else { low(v(a) / v(b)) }));
-        rows.push(row(&format!("rem.{t} %d, %a, %b"), two, move |a, b, _| if v(b) == 0 { a } else { low(v(a) % v(b)) }));
+        rows.push(row(
+            &format!("div.{t} %d, %a, %b"),
+            two,
+            move |a, b, _| if v(b) == 0 { u64::MAX } else { low(v(a) / v(b)) },
+        ));
+        rows.push(row(
+            &format!("rem.{t} %d, %a, %b"),
+            two,
+            move |a, b, _| if v(b) == 0 { a } else { low(v(a) % v(b)) },
+        ));
         rows.push(row(&format!("min.{t} %d, %a, %b"), two, move |a, b, _| low(v(a).min(v(b)))));
         rows.push(row(&format!("max.{t} %d, %a, %b"), two, move |a, b, _| low(v(a).max(v(b)))));
         rows.push(row(&format!("sad.{t} %d, %a, %b, %c"), three, move |a, b, c| low((v(a) - v(b)).abs() + v(c))));
@@ -330,7 +380,15 @@ fn integers() {
         rows.push(row(&format!("cnot.{t} %d, %a"), &k[..2], |a, _, _| u64::from(a == 0)));
     }
     for (t, k) in [("s16", "hh"), ("s32", "rr"), ("s64", "ll")] {
-        let sign = move |a: u64| if t == "s16" { s16(a) } else if t == "s32" { s32(a) } else { s64(a) };
+        let sign = move |a: u64| {
+            if t == "s16" {
+                s16(a)
+            } else if t == "s32" {
+                s32(a)
+            } else {
+                s64(a)
+            }
+        };
         rows.push(row(&format!("neg.{t} %d, %a"), k, move |a, _, _| (-sign(a)) as u64));
         rows.push(row(&format!("abs.{t} %d, %a"), k, move |a, _, _| sign(a).unsigned_abs() as u64));
     }
@@ -352,7 +410,11 @@ fn integers() {
     let join = |hi: u64, lo: u64| (hi & 0xffff_ffff) << 32 | lo & 0xffff_ffff;
     rows.push(row("shf.l.wrap.b32 %d, %a, %b, %c", "rrrs", move |a, b, c| (join(b, a) << (c % 32)) >> 32));
     rows.push(row("shf.r.wrap.b32 %d, %a, %b, %c", "rrrs", move |a, b, c| join(b, a) >> (c % 32)));
-    rows.push(row("shf.l.clamp.b32 %d, %a, %b, %c", "rrrs", move |a, b, c| if c > 31 { a } else { (join(b, a) << c) >> 32 }));
+    rows.push(row(
+        "shf.l.clamp.b32 %d, %a, %b, %c",
+        "rrrs",
+        move |a, b, c| if c > 31 { a } else { (join(b, a) << c) >> 32 },
+    ));
     rows.push(row("shf.r.clamp.b32 %d, %a, %b, %c", "rrrs", move |a, b, c| if c > 31 { b } else { join(b, a) >> c }));
     rows.push(row("prmt.b32 %d, %a, %b, %c", "rrrr", move |a, b, c| {
         let bytes: Vec<u8> = join(b, a).to_le_bytes().to_vec();
@@ -395,17 +457,27 @@ fn integers() {
         let low = |v: u64| ((v << 40) as i64 >> 40) as i128;
         (low(a) * low(b)) as u64
     }));
-    rows.push(row("add.sat.s32 %d, %a, %b", "rrr", |a, b, _| (s32(a) + s32(b)).clamp(-(1 << 31), (1 << 31) - 1) as u64));
-    rows.push(row("sub.sat.s32 %d, %a, %b", "rrr", |a, b, _| (s32(a) - s32(b)).clamp(-(1 << 31), (1 << 31) - 1) as u64));
+    rows.push(row("add.sat.s32 %d, %a, %b", "rrr", |a, b, _| {
+        (s32(a) + s32(b)).clamp(-(1 << 31), (1 << 31) - 1) as u64
+    }));
+    rows.push(row("sub.sat.s32 %d, %a, %b", "rrr", |a, b, _| {
+        (s32(a) - s32(b)).clamp(-(1 << 31), (1 << 31) - 1) as u64
+    }));
     rows.push(row("selp.b32 %d, %a, %b, %c", "rrrp", |a, b, c| if c != 0 { a } else { b }));
     rows.push(row("slct.b64.s32 %d, %a, %b, %c", "lllr", |a, b, c| if s32(c) >= 0 { a } else { b }));
     rows.push(row("setp.lt.and.s32 %d, %a, %b, %c", "prrp", |a, b, c| u64::from(s32(a) < s32(b) && c != 0)));
     rows.push(row("setp.hi.or.u32 %d, %a, %b, !%c", "prrp", |a, b, c| u64::from(a > b || c == 0)));
     rows.push(row("set.ge.u32.s32 %d, %a, %b", "rrr", |a, b, _| if s32(a) >= s32(b) { u64::MAX } else { 0 }));
-    rows.push(row("{ .reg .b32 lo, hi; add.cc.u32 lo, %a, %b; addc.u32 hi, 0, 0; mov.b64 %d, {lo, hi}; }", "lrr", |a, b, _| a + b));
-    rows.push(row("{ .reg .b32 lo, hi; sub.cc.u32 lo, %a, %b; subc.u32 hi, 0, 0; mov.b64 %d, {lo, hi}; }", "lrr", |a, b, _| {
-        a.wrapping_sub(b)
-    }));
+    rows.push(row(
+        "{ .reg .b32 lo, hi; add.cc.u32 lo, %a, %b; addc.u32 hi, 0, 0; mov.b64 %d, {lo, hi}; }",
+        "lrr",
+        |a, b, _| a + b,
+    ));
+    rows.push(row(
+        "{ .reg .b32 lo, hi; sub.cc.u32 lo, %a, %b; subc.u32 hi, 0, 0; mov.b64 %d, {lo, hi}; }",
+        "lrr",
+        |a, b, _| a.wrapping_sub(b),
+    ));
     rows.push(row(
         "{ .reg .b32 lo, hi; mad.lo.cc.u32 lo, %a, %b, %c; madc.hi.u32 hi, %a, %b, 0; mov.b64 %d, {lo, hi}; }",
         "lrrr",
@@ -467,7 +539,13 @@ fn to_single(v: f64, mode: &str) -> f32 {
 
 fn zero_sum(exact: f64, a: f64, b: f64, mode: &str) -> f64 {
     // x - x is +0, and -0 only when rounding down
-    if exact == 0.0 && a == -b && a != 0.0 { if mode == "rm" { -0.0 } else { 0.0 } } else if exact == 0.0 && a == 0.0 && b == 0.0 && a.is_sign_negative() != b.is_sign_negative() { if mode == "rm" { -0.0 } else { 0.0 } } else { exact }
+    if exact == 0.0 && a == -b && a != 0.0 {
+        if mode == "rm" { -0.0 } else { 0.0 }
+    } else if exact == 0.0 && a == 0.0 && b == 0.0 && a.is_sign_negative() != b.is_sign_negative() {
+        if mode == "rm" { -0.0 } else { 0.0 }
+    } else {
+        exact
+    }
 }
 
 #[test]
@@ -500,25 +578,41 @@ fn singles() {
                 let (a, b) = (f64::from(f(i(a))), f64::from(f(i(b))));
                 o(quotient_to_odd(a, b))
             }));
-            rows.push(row(&format!("rcp.{mode}{ftz}.f32 %d, %a"), "ff", move |a, _, _| o(quotient_to_odd(1.0, f64::from(f(i(a)))))));
+            rows.push(row(&format!("rcp.{mode}{ftz}.f32 %d, %a"), "ff", move |a, _, _| {
+                o(quotient_to_odd(1.0, f64::from(f(i(a)))))
+            }));
             rows.push(row(&format!("sqrt.{mode}{ftz}.f32 %d, %a"), "ff", move |a, _, _| {
                 let x = f64::from(f(i(a)));
                 let r = x.sqrt();
                 // a root of 24 bits is exact or far from a tie; its error has the sign of the residue
                 let e = r.mul_add(-r, x);
-                let odd = if e == 0.0 || !r.is_finite() || r.to_bits() & 1 == 1 { r } else if e > 0.0 { r.next_up() } else { r.next_down() };
+                let odd = if e == 0.0 || !r.is_finite() || r.to_bits() & 1 == 1 {
+                    r
+                } else if e > 0.0 {
+                    r.next_up()
+                } else {
+                    r.next_down()
+                };
                 o(odd)
             }));
         }
     }
     let sat = |v: f32| if v > 0.0 { v.min(1.0) } else { 0.0 };
     rows.push(row("add.sat.f32 %d, %a, %b", "fff", move |a, b, _| single(sat(f(a) + f(b)))));
-    rows.push(row("mul.ftz.sat.f32 %d, %a, %b", "fff", move |a, b, _| flush(single(sat(f(flush(single(f(flush(a)) * f(flush(b))))))))));
+    rows.push(row("mul.ftz.sat.f32 %d, %a, %b", "fff", move |a, b, _| {
+        flush(single(sat(f(flush(single(f(flush(a)) * f(flush(b))))))))
+    }));
     rows.push(row("fma.rn.sat.f32 %d, %a, %b, %c", "ffff", move |a, b, c| single(sat(f(a).mul_add(f(b), f(c))))));
     let least = |a: u64, b: u64, more: bool, nan: bool| -> u64 {
         let (x, y) = (f(a), f(b));
         if x.is_nan() || y.is_nan() {
-            return if nan || (x.is_nan() && y.is_nan()) { NAN } else if x.is_nan() { b } else { a };
+            return if nan || (x.is_nan() && y.is_nan()) {
+                NAN
+            } else if x.is_nan() {
+                b
+            } else {
+                a
+            };
         }
         let key = |v: u64| if v & 0x8000_0000 != 0 { !(v as u32) as i64 - (1 << 32) } else { i64::from(v as u32) };
         if (key(a) < key(b)) != more { a } else { b }
@@ -633,10 +727,26 @@ fn doubles() {
     }
     rows.push(row("fma.rn.f64 %d, %a, %b, %c", "dddd", |a, b, c| d(a).mul_add(d(b), d(c)).to_bits()));
     rows.push(row("min.f64 %d, %a, %b", "ddd", |a, b, _| {
-        if d(a).is_nan() { b } else if d(b).is_nan() { a } else if d(a).total_cmp(&d(b)).is_lt() { a } else { b }
+        if d(a).is_nan() {
+            b
+        } else if d(b).is_nan() {
+            a
+        } else if d(a).total_cmp(&d(b)).is_lt() {
+            a
+        } else {
+            b
+        }
     }));
     rows.push(row("max.f64 %d, %a, %b", "ddd", |a, b, _| {
-        if d(a).is_nan() { b } else if d(b).is_nan() { a } else if d(a).total_cmp(&d(b)).is_gt() { a } else { b }
+        if d(a).is_nan() {
+            b
+        } else if d(b).is_nan() {
+            a
+        } else if d(a).total_cmp(&d(b)).is_gt() {
+            a
+        } else {
+            b
+        }
     }));
     rows.push(row("rcp.rn.f64 %d, %a", "dd", |a, _, _| (1.0 / d(a)).to_bits()));
     // errors of results at the ends of the range are not exact in doubles: those inputs are left to the integers below
@@ -660,23 +770,44 @@ fn halves() {
     macro_rules! both {
         ($name:expr, $k1:expr, $k2:expr, $v:expr, $to:expr) => {{
             let (v, to) = ($v, $to);
-            rows.push(row(&format!("add.{} %d, %a, %b", $name), $k1, move |x, y, _| to(zero_sum(sum_to_odd(v(x), v(y)), v(x), v(y), "rn"))));
-            rows.push(row(&format!("sub.{} %d, %a, %b", $name), $k1, move |x, y, _| to(zero_sum(sum_to_odd(v(x), -v(y)), v(x), -v(y), "rn"))));
+            rows.push(row(&format!("add.{} %d, %a, %b", $name), $k1, move |x, y, _| {
+                to(zero_sum(sum_to_odd(v(x), v(y)), v(x), v(y), "rn"))
+            }));
+            rows.push(row(&format!("sub.{} %d, %a, %b", $name), $k1, move |x, y, _| {
+                to(zero_sum(sum_to_odd(v(x), -v(y)), v(x), -v(y), "rn"))
+            }));
             rows.push(row(&format!("mul.{} %d, %a, %b", $name), $k1, move |x, y, _| to(v(x) * v(y))));
             rows.push(row(&format!("fma.rn.{} %d, %a, %b, %c", $name), $k2, move |x, y, z| {
                 to(zero_sum(sum_to_odd(v(x) * v(y), v(z)), v(x) * v(y), v(z), "rn"))
             }));
             rows.push(row(&format!("min.{} %d, %a, %b", $name), $k1, move |x, y, _| {
-                if v(x).is_nan() && v(y).is_nan() { nan } else if v(x).is_nan() { y } else if v(y).is_nan() { x } else if v(x).total_cmp(&v(y)).is_lt() { x } else { y }
+                if v(x).is_nan() && v(y).is_nan() {
+                    nan
+                } else if v(x).is_nan() {
+                    y
+                } else if v(y).is_nan() {
+                    x
+                } else if v(x).total_cmp(&v(y)).is_lt() {
+                    x
+                } else {
+                    y
+                }
             }));
             rows.push(row(&format!("max.NaN.{} %d, %a, %b", $name), $k1, move |x, y, _| {
-                if v(x).is_nan() || v(y).is_nan() { nan } else if v(x).total_cmp(&v(y)).is_gt() { x } else { y }
+                if v(x).is_nan() || v(y).is_nan() {
+                    nan
+                } else if v(x).total_cmp(&v(y)).is_gt() {
+                    x
+                } else {
+                    y
+                }
             }));
         }};
     }
     both!("f16", "ggg", "gggg", g, to_g);
     both!("bf16", "bbb", "bbbb", b, to_b);
-    let two = |one: fn(u64, u64) -> u64| move |x: u64, y: u64| one(x & 0xffff, y & 0xffff) | one(x >> 16, y >> 16) << 16;
+    let two =
+        |one: fn(u64, u64) -> u64| move |x: u64, y: u64| one(x & 0xffff, y & 0xffff) | one(x >> 16, y >> 16) << 16;
     let add_g = two(|x, y| {
         let v = f16::from_bits(x as u16).to_f64() + f16::from_bits(y as u16).to_f64();
         if v.is_nan() { 0x7fff } else { u64::from(f16::from_f64(v).to_bits()) }
@@ -691,7 +822,9 @@ fn halves() {
     rows.push(row("abs.bf16 %d, %a", "bb", |a, _, _| a & 0x7fff));
     check(rows, |row, input, got, want| {
         bits(row, input, got, want)
-            || (row.ptx.starts_with("abs") || row.ptx.starts_with("neg")) && got & 0x7fff > 0x7c00 && want & 0x7fff > 0x7c00
+            || (row.ptx.starts_with("abs") || row.ptx.starts_with("neg"))
+                && got & 0x7fff > 0x7c00
+                && want & 0x7fff > 0x7c00
     });
 }
 
@@ -740,7 +873,9 @@ fn conversions() {
         for (u, l, other, _, _) in ints {
             // from u to t
             rows.push(row(&format!("cvt.{t}.{u} %d, %a"), kinds(k, l), move |a, _, _| read(other(a) as u64) as u64));
-            rows.push(row(&format!("cvt.sat.{t}.{u} %d, %a"), kinds(k, l), move |a, _, _| other(a).clamp(low, high) as u64));
+            rows.push(row(&format!("cvt.sat.{t}.{u} %d, %a"), kinds(k, l), move |a, _, _| {
+                other(a).clamp(low, high) as u64
+            }));
         }
         for (mode, round) in [
             ("rni", f64::round_ties_even as fn(f64) -> f64),
@@ -755,8 +890,12 @@ fn conversions() {
                 }
                 (round(v) as i128).clamp(low, high) as u64
             };
-            rows.push(row(&format!("cvt.{mode}.{t}.f32 %d, %a"), kinds(k, 'f'), move |a, _, _| clamp(f64::from(f(a)), false)));
-            rows.push(row(&format!("cvt.{mode}.ftz.{t}.f32 %d, %a"), kinds(k, 'f'), move |a, _, _| clamp(f64::from(f(flush(a))), false)));
+            rows.push(row(&format!("cvt.{mode}.{t}.f32 %d, %a"), kinds(k, 'f'), move |a, _, _| {
+                clamp(f64::from(f(a)), false)
+            }));
+            rows.push(row(&format!("cvt.{mode}.ftz.{t}.f32 %d, %a"), kinds(k, 'f'), move |a, _, _| {
+                clamp(f64::from(f(flush(a))), false)
+            }));
             rows.push(row(&format!("cvt.{mode}.{t}.f64 %d, %a"), kinds(k, 'd'), move |a, _, _| clamp(d(a), true)));
             rows.push(row(&format!("cvt.{mode}.{t}.f16 %d, %a"), kinds(k, 'g'), move |a, _, _| {
                 clamp(f16::from_bits(a as u16).to_f64(), false)
@@ -778,7 +917,13 @@ fn conversions() {
                 let s = x + y;
                 let e = y - (s - x);
                 let s = match mode {
-                    "rz" if e != 0.0 && (e < 0.0) == (s > 0.0) => if s > 0.0 { s.next_down() } else { s.next_up() },
+                    "rz" if e != 0.0 && (e < 0.0) == (s > 0.0) => {
+                        if s > 0.0 {
+                            s.next_down()
+                        } else {
+                            s.next_up()
+                        }
+                    }
                     "rm" if e < 0.0 => s.next_down(),
                     "rp" if e > 0.0 => s.next_up(),
                     _ => s,
@@ -792,7 +937,9 @@ fn conversions() {
     }
     for mode in ["rn", "rz", "rm", "rp"] {
         rows.push(row(&format!("cvt.{mode}.f32.f64 %d, %a"), "fd", move |a, _, _| single(to_single(d(a), mode))));
-        rows.push(row(&format!("cvt.{mode}.ftz.f32.f64 %d, %a"), "fd", move |a, _, _| flush(single(to_single(d(a), mode)))));
+        rows.push(row(&format!("cvt.{mode}.ftz.f32.f64 %d, %a"), "fd", move |a, _, _| {
+            flush(single(to_single(d(a), mode)))
+        }));
     }
     rows.push(row("cvt.f64.f32 %d, %a", "df", |a, _, _| f64::from(f(a)).to_bits()));
     rows.push(row("cvt.rni.f32.f32 %d, %a", "ff", |a, _, _| single(f(a).round_ties_even())));
@@ -811,7 +958,15 @@ fn conversions() {
     rows.push(row("cvt.rz.f16.f32 %d, %a", "gf", move |a, _, _| cut(f(a), g(f(a)), back_g)));
     rows.push(row("cvt.rn.bf16.f32 %d, %a", "bf", move |a, _, _| b(f(a))));
     rows.push(row("cvt.rz.bf16.f32 %d, %a", "bf", move |a, _, _| cut(f(a), b(f(a)), back_b)));
-    rows.push(row("cvt.rn.relu.bf16.f32 %d, %a", "bf", move |a, _, _| if f(a).is_nan() { 0x7fff } else if f(a) < 0.0 || a >> 31 != 0 { 0 } else { b(f(a)) }));
+    rows.push(row("cvt.rn.relu.bf16.f32 %d, %a", "bf", move |a, _, _| {
+        if f(a).is_nan() {
+            0x7fff
+        } else if f(a) < 0.0 || a >> 31 != 0 {
+            0
+        } else {
+            b(f(a))
+        }
+    }));
     rows.push(row("cvt.rn.f16x2.f32 %d, %a, %b", "xff", move |x, y, _| g(f(x)) << 16 | g(f(y))));
     rows.push(row("cvt.rn.bf16x2.f32 %d, %a, %b", "yff", move |x, y, _| b(f(x)) << 16 | b(f(y))));
     rows.push(row("cvt.rz.bf16x2.f32 %d, %a, %b", "yff", move |x, y, _| {
@@ -824,7 +979,13 @@ fn conversions() {
         if d(a).is_nan() { 0x7fff } else { u64::from(to_half_slowly(d(a), 5, 10)) }
     }));
     rows.push(row("cvt.rna.tf32.f32 %d, %a", "ff", |a, _, _| {
-        if f(a).is_nan() { NAN } else if f(a).is_infinite() { a } else { (a + 0x1000) & !0x1fff }
+        if f(a).is_nan() {
+            NAN
+        } else if f(a).is_infinite() {
+            a
+        } else {
+            (a + 0x1000) & !0x1fff
+        }
     }));
     // 8 bits: the nearest of all finite values
     fn fp8(v: f32, exp: u32, man: u32, most: u8) -> u64 {
@@ -900,10 +1061,22 @@ fn approximations() {
     let all = (f64::NEG_INFINITY, f64::INFINITY);
     let bounds = [
         Bound { ptx: "ex2.approx.f32", exact: f64::exp2, relative: p(-22.0), absolute: 0.0, range: (-126.0, 127.9) },
-        Bound { ptx: "ex2.approx.ftz.f32", exact: f64::exp2, relative: p(-22.0), absolute: 0.0, range: (-126.0, 127.9) },
+        Bound {
+            ptx: "ex2.approx.ftz.f32",
+            exact: f64::exp2,
+            relative: p(-22.0),
+            absolute: 0.0,
+            range: (-126.0, 127.9),
+        },
         Bound { ptx: "lg2.approx.f32", exact: f64::log2, relative: p(-22.0), absolute: p(-22.0), range: (1e-37, 1e38) },
         Bound { ptx: "rcp.approx.f32", exact: |x| 1.0 / x, relative: p(-23.0), absolute: p(-149.0), range: all },
-        Bound { ptx: "rsqrt.approx.f32", exact: |x| 1.0 / x.sqrt(), relative: p(-22.9), absolute: 0.0, range: (1e-37, 1e38) },
+        Bound {
+            ptx: "rsqrt.approx.f32",
+            exact: |x| 1.0 / x.sqrt(),
+            relative: p(-22.9),
+            absolute: 0.0,
+            range: (1e-37, 1e38),
+        },
         Bound { ptx: "sqrt.approx.f32", exact: f64::sqrt, relative: p(-23.0), absolute: p(-149.0), range: (0.0, 1e38) },
         Bound { ptx: "sin.approx.f32", exact: f64::sin, relative: 0.0, absolute: p(-20.5), range: (-3.15, 3.15) },
         Bound { ptx: "cos.approx.f32", exact: f64::cos, relative: 0.0, absolute: p(-20.5), range: (-3.15, 3.15) },

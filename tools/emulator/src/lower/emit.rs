@@ -3,10 +3,10 @@
 use super::{Addresses, kind_of, layout, order};
 use crate::exec::control::{self, Bar, BarKind, Builtin, Call, FUNCTION_WINDOW};
 use crate::exec::lane::{self, Kind, Sem};
+use crate::exec::matrix::{self, Factor, Shape};
 use crate::exec::memory::{self, Access, Atom, Order};
 use crate::exec::mods::Mods;
 use crate::exec::table::{self, Class};
-use crate::exec::matrix::{self, Factor, Shape};
 use crate::exec::{Code, Exec, Fill, LOCAL_WINDOW, NONE, Op, PARAM_WINDOW, SHARED_WINDOW, copy, warp};
 use crate::ptx::PtxError;
 use crate::ptx::ast::{Function, Inst, Module, Operand, RegId, Space, Stmt, Ty};
