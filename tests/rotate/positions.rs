@@ -1,9 +1,13 @@
 //! Position maps: published values, laws, refusals.
 
+use half::bf16;
+use posenc::rotate::Operand;
 use posenc::rotate::positions::{
     DualChunk, Part, Pass, ReRope, SelfExtend, head_shard, packed, packed_from, striped, zigzag, zigzag_packed,
 };
-use posenc::{Direction, Heads, Rope, Scaling};
+use posenc::{Direction, Heads, Positions, Rope, RopePlan, Scaling};
+
+use crate::support::{Data, Guarded, gpu};
 
 // -------------------------------------------------------------------------------------------------------------- values
 
@@ -165,6 +169,58 @@ fn a_leak_is_whole_positions_with_divided_frequencies() {
         let want = leaky.distance(query, key) * Rope::new(16, 1e4).frequency(pair);
         assert!((angle - want).cos() > 1.0 - 1e-13, "pair {pair}");
     }
+}
+
+// ------------------------------------------------------------------------------------------- kernel against reference
+
+/// Shards by tokens and by heads, and packed sequences, are the slices of one rotation, bit for bit.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn shards_on_the_device_are_slices_of_the_whole() {
+    let (gpu, mut data) = (gpu(), Data::new(41));
+    let (tokens, heads, dim) = (24, 6, 72);
+    let row = heads * dim;
+    let rope = Rope::new(64, 500_000.0);
+    let plan = RopePlan::<bf16>::new(&gpu, &rope).expect("a plan");
+    let x = data.values::<bf16>(tokens * row);
+    let stream = gpu.stream();
+    let rotate = |x: &[bf16], shape: Heads, positions: Positions| {
+        let mut buffer = Guarded::new(&gpu, x, 0);
+        plan.rotate(Operand::in_place(&mut buffer.view(), shape), None, positions, Direction::Forward).expect("a call");
+        buffer.read(&gpu)
+    };
+    let whole: Vec<i64> = (0..tokens as i64).collect();
+    let ids = stream.clone_htod(&whole).expect("a copy");
+    let want = rotate(&x, Heads::thd(tokens, heads, dim), Positions::ids(&ids));
+
+    for positions in (0..3).flat_map(|rank| [zigzag(tokens, 3, rank), striped(tokens, 3, rank)]) {
+        let positions = positions.expect("a shard");
+        let rows =
+            |x: &[bf16]| positions.iter().flat_map(|&p| x[p as usize * row..][..row].to_vec()).collect::<Vec<_>>();
+        let ids = stream.clone_htod(&positions).expect("a copy");
+        assert_eq!(rotate(&rows(&x), Heads::thd(positions.len(), heads, dim), Positions::ids(&ids)), rows(&want));
+    }
+    for rank in 0..3 {
+        let mine = head_shard(heads, 3, rank).expect("a shard");
+        let shape = Heads::thd(tokens, mine.len(), dim).row(row).at(mine.start * dim);
+        let got = rotate(&x, shape, Positions::ids(&ids));
+        for (i, (&got, &x)) in got.iter().zip(&x).enumerate() {
+            let inside = mine.contains(&(i % row / dim));
+            assert_eq!(got, if inside { want[i] } else { x }, "rank {rank}, element {i}");
+        }
+    }
+    // Packed: each sequence as alone, an empty one among them, whatever the others are.
+    let ends = [0usize, 7, 7, 20, 24];
+    let indptr = stream.clone_htod(&ends.map(|end| end as i32)).expect("a copy");
+    let got = rotate(&x, Heads::thd(tokens, heads, dim), Positions::packed(&indptr, 4));
+    for ends in ends.windows(2).filter(|ends| ends[0] < ends[1]) {
+        let alone = &x[ends[0] * row..ends[1] * row];
+        let ids = stream.clone_htod(&whole[..ends[1] - ends[0]]).expect("a copy");
+        let alone = rotate(alone, Heads::thd(ends[1] - ends[0], heads, dim), Positions::ids(&ids));
+        assert_eq!(got[ends[0] * row..ends[1] * row], alone);
+    }
+    let by_ids = stream.clone_htod(&packed(&ends).expect("packed")).expect("a copy");
+    assert_eq!(got, rotate(&x, Heads::thd(tokens, heads, dim), Positions::ids(&by_ids)));
 }
 
 // ------------------------------------------------------------------------------------------------------------ refusals

@@ -124,15 +124,16 @@ fn position_zero_is_the_identity_and_back_undoes_forward() {
 
 /// One call: shapes of q and k in their buffers, and of the outputs if it is out of place.
 #[derive(Clone, Debug)]
-struct Case {
-    rope: Rope,
-    q: Heads,
-    k: Option<Heads>,
-    out: Option<(Heads, Option<Heads>)>,
-    positions: Vec<i64>,
-    direction: Direction,
+pub struct Case {
+    pub rope: Rope,
+    pub q: Heads,
+    pub k: Option<Heads>,
+    pub out: Option<(Heads, Option<Heads>)>,
+    /// `[axes, batch, tokens]`
+    pub positions: Vec<i64>,
+    pub direction: Direction,
     /// elements that each buffer begins past a 64-byte boundary
-    shift: usize,
+    pub shift: usize,
 }
 
 /// Values and bounds of a buffer of `len` poisoned elements into which `from` is rotated, or copied, as `to`.
@@ -154,15 +155,15 @@ fn expected_copy<T: Scalar>(case: &Case, x: &[T], from: &Heads, to: &Heads) -> (
 }
 
 impl Case {
-    fn in_place(rope: &Rope, q: Heads, k: Option<Heads>, data: &mut Data) -> Self {
-        let positions = (0..q.batch * q.tokens).map(|_| data.position()).collect();
+    pub fn in_place(rope: &Rope, q: Heads, k: Option<Heads>, data: &mut Data) -> Self {
+        let positions = (0..rope.axes.count() * q.batch * q.tokens).map(|_| data.position()).collect();
         let direction = data.pick(&[Direction::Forward, Direction::Inverse]);
         Self { rope: rope.clone(), q, k, out: None, positions, direction, shift: 0 }
     }
 
     /// Runs the case for `T` and compares every element of every buffer.
     #[track_caller]
-    fn check<T: Scalar>(&self, gpu: &Gpu, data: &mut Data) {
+    pub fn check<T: Scalar>(&self, gpu: &Gpu, data: &mut Data) {
         let plan = RopePlan::<T>::new(gpu, &self.rope).expect("the plan is made");
         let tensors: Vec<(Heads, Option<Heads>)> = match self.out {
             None => [Some(self.q), self.k].into_iter().flatten().map(|heads| (heads, None)).collect(),
@@ -210,7 +211,7 @@ impl Case {
     }
 
     #[track_caller]
-    fn check_all(&self, gpu: &Gpu, data: &mut Data) {
+    pub fn check_all(&self, gpu: &Gpu, data: &mut Data) {
         self.check::<f32>(gpu, data);
         self.check::<f16>(gpu, data);
         self.check::<bf16>(gpu, data);
@@ -550,7 +551,7 @@ fn compat_angles_rotate_like_their_reference() {
 }
 
 /// Rows of cosines and sines that are no rotation at all: a kernel cannot guess them.
-fn table(data: &mut Data, rows: usize, pairs: usize) -> (Vec<f64>, Vec<f64>) {
+pub fn table(data: &mut Data, rows: usize, pairs: usize) -> (Vec<f64>, Vec<f64>) {
     let mut column = || (0..rows * pairs).map(|_| bf16::from_f64(data.value()).to_f64()).collect();
     (column(), column())
 }
