@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything around posenc that is not the crate.
 
+mod bench;
 mod bundle;
 mod cuda;
 mod device;
@@ -35,6 +36,20 @@ enum Task {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
+    /// Measures every kernel on a GPU; without one, checks the same cases on the emulator and counts what they move
+    Bench {
+        /// Write the rows to benches/record/<date>-<device>.csv
+        #[arg(long)]
+        record: bool,
+        /// Use the emulator even where there is a GPU
+        #[arg(long)]
+        emulator: bool,
+        /// Only this room: embed, rotate or bias
+        #[arg(long)]
+        room: Option<String>,
+        /// Only cases whose name contains this
+        filter: Option<String>,
+    },
     /// Checks formatting, lints, documentation and the package
     Check,
     /// Fetches NVRTC and the disassembler, and prints the environment that uses them
@@ -49,6 +64,9 @@ fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Demo { config, tokens } => demo(config, tokens),
         Task::Test { emulator, filter } => test(emulator, filter.as_deref()),
+        Task::Bench { record, emulator, room, filter } => {
+            bench::run_all(record, emulator, room.as_deref(), filter.as_deref())
+        }
         Task::Check => check(),
         Task::Fetch => {
             let tools = cuda::Tools::fetch()?;
