@@ -54,8 +54,12 @@ enum Task {
     Check,
     /// Fetches NVRTC and the disassembler, and prints the environment that uses them
     Fetch,
-    /// Builds test and bench binaries into one folder that needs only a driver to run
-    GpuBundle,
+    /// Builds tests, benches and the C library into one folder that needs only a driver to run
+    GpuBundle {
+        /// Then run a copy of the folder on the emulator
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 fn main() -> Result<()> {
@@ -75,7 +79,7 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
-        Task::GpuBundle => bundle::build(),
+        Task::GpuBundle { check } => bundle::build(check),
     }
 }
 
@@ -114,11 +118,11 @@ fn test(emulator: bool, filter: Option<&str>) -> Result<()> {
     println!("tests that need a device run on {device}");
 
     let mut tests = cargo(&tools);
-    tests.args(["test", "--workspace", "--exclude", "posenc"]).args(filter);
+    tests.args(["test", "--workspace", "--exclude", "posenc", "--exclude", "posenc-c"]).args(filter);
     run(&mut tests)?;
     for (i, capability) in CAPABILITIES.iter().enumerate() {
         let mut tests = cargo(&tools);
-        tests.args(["test", "--package", "posenc"]);
+        tests.args(["test", "--package", "posenc", "--package", "posenc-c"]);
         // Each generation runs its own images; what needs no device, and is no image, need not be run again.
         if i > 0 {
             tests.args(["--test", "*"]);
