@@ -12,8 +12,9 @@ mod scalar;
 mod shape;
 
 pub use bias::{
-    Alibi, Bias, DistanceGrad, Fire, FireGrad, FireLines, Gradient, Inputs, Kerple, KerpleGrad, KerpleKind, KeyOnly,
-    Order, Output, Place, Places, Sandwich, Sides, Slopes, SlopesGrad, Softmax, T5Bias, Toeplitz,
+    Alibi, Bias, BiasPlan, DistanceGrad, DistanceGradPlan, ExpectedGrad, Fire, FireGrad, FireLines, GradOutputs,
+    Gradient, Inputs, Kerple, KerpleGrad, KerpleKind, KeyOnly, LogitsOperand, Order, Output, Place, Places, Sandwich,
+    Sides, Slopes, SlopesGrad, Softmax, SoftmaxInputs, SoftmaxPlan, T5Bias, Toeplitz,
 };
 pub use error::{Error, Result};
 pub use gpu::Gpu;

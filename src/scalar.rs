@@ -79,7 +79,7 @@ impl Scalar for f16 {
         f16::from_f32(value)
     }
     fn from_f64(value: f64) -> Self {
-        f16::from_f64(value)
+        f16::from_f32(to_odd(value))
     }
     fn widen(from: &[Self], to: &mut [f32]) {
         from.convert_to_f32_slice(to);
@@ -102,7 +102,7 @@ impl Scalar for bf16 {
         bf16::from_f32(value)
     }
     fn from_f64(value: f64) -> Self {
-        bf16::from_f64(value)
+        bf16::from_f32(to_odd(value))
     }
     fn widen(from: &[Self], to: &mut [f32]) {
         for (from, to) in from.iter().zip(to) {
@@ -119,9 +119,35 @@ impl Scalar for bf16 {
     }
 }
 
+/// `value` in f32, and if it is not exact there, the neighbour whose last bit is 1: rounding that to a shorter type is
+/// rounding `value` itself, where two roundings to the nearest could meet a false tie.
+fn to_odd(value: f64) -> f32 {
+    let near = value as f32;
+    if f64::from(near) == value || near.is_nan() || near.to_bits() & 1 == 1 {
+        return near;
+    }
+    // The last bit is 0, so the neighbour on the value's side has a 1 there. From infinity it is the largest number.
+    let outward = value.abs() > f64::from(near.abs());
+    f32::from_bits(if outward { near.to_bits() + 1 } else { near.to_bits() - 1 })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_false_tie_is_rounded_by_what_lies_beyond_f32() {
+        // Half an ulp of the short type above 1, and a little: f32 drops the little, and the tie would go to 1.
+        let (ulp_f16, ulp_bf16, little) = (1.0 / 1024.0, 1.0 / 128.0, 2f64.powi(-40));
+        assert_eq!(<f16 as Scalar>::from_f64(1.0 + ulp_f16 / 2.0 + little).to_f64(), 1.0 + ulp_f16);
+        assert_eq!(<f16 as Scalar>::from_f64(1.0 + ulp_f16 / 2.0 - little).to_f64(), 1.0);
+        assert_eq!(<f16 as Scalar>::from_f64(1.0 + ulp_f16 / 2.0).to_f64(), 1.0);
+        assert_eq!(<bf16 as Scalar>::from_f64(-1.0 - ulp_bf16 / 2.0 - little).to_f64(), -1.0 - ulp_bf16);
+        assert_eq!(<bf16 as Scalar>::from_f64(-1.0 - ulp_bf16 / 2.0 + little).to_f64(), -1.0);
+        assert_eq!(<bf16 as Scalar>::from_f64(0.0).to_f64(), 0.0);
+        assert_eq!(<bf16 as Scalar>::from_f64(1e300).to_f64(), f64::INFINITY);
+        assert!(<f16 as Scalar>::from_f64(f64::NAN).to_f64().is_nan());
+    }
 
     /// Every value of a 16-bit type, its neighbours in f32, and what lies half-way between two.
     fn check<T: Scalar>(from_bits: fn(u16) -> T, same: fn(T, T) -> bool) {

@@ -14,12 +14,27 @@
 #include "common/scalar.cuh"
 #include "embed/place.cuh"
 
+// W rates, two at a time: `from` is a multiple of W rates from the table's start.
+template <int W> __device__ void load_rates(const unsigned long long* from, unsigned long long (&rates)[W]) {
+    if constexpr (W == 1) {
+        rates[0] = from[0];
+    } else {
+#pragma unroll
+        for (int i = 0; i < W; i += 2) {
+            uint4 two = reinterpret_cast<const uint4*>(from)[i / 2];
+            rates[i] = static_cast<unsigned long long>(two.y) << 32 | two.x;
+            rates[i + 1] = static_cast<unsigned long long>(two.w) << 32 | two.z;
+        }
+    }
+}
+
 template <int W> struct Waves {
     float first[W], second[W];
 
     __device__ Waves() = default;
     __device__ Waves(const SinusoidArgs& args, long long position, unsigned pair) {
-        const unsigned long long* rates = static_cast<const unsigned long long*>(args.rates) + pair;
+        unsigned long long rates[W];
+        load_rates(static_cast<const unsigned long long*>(args.rates) + pair, rates);
         unsigned long long row = static_cast<unsigned long long>(position) + args.offset;
         bool zero = args.padded && row == static_cast<unsigned long long>(args.padding);
 #pragma unroll

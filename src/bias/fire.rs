@@ -116,15 +116,16 @@ impl Fire {
 impl Fire {
     /// The normalised distance, 0 for the query's own position.
     pub fn input(&self, query: i64, key: i64) -> f64 {
-        self.far(key.abs_diff(query) as f64) / self.norm(query)
+        self.log(key.abs_diff(query) as f64) / self.norm(query)
     }
 
-    fn far(&self, distance: f64) -> f64 {
+    /// `ln(c * distance + 1)`
+    pub(crate) fn log(&self, distance: f64) -> f64 {
         (self.c * distance).ln_1p()
     }
 
     fn norm(&self, query: i64) -> f64 {
-        self.far((query as f64).max(self.threshold)) + self.eps
+        self.log((query as f64).max(self.threshold)) + self.eps
     }
 
     /// The bias of `head` for a query and a key at these positions.
@@ -233,8 +234,8 @@ impl Fire {
     /// If the spec, the shape or the positions are refused.
     pub fn grad<T: Scalar>(&self, grad: &[T], shape: &Logits, positions: &Places<&[i32]>) -> Result<FireGrad> {
         shape.check("grad", grad.len())?;
-        super::Bias::Fire(self).check(shape)?;
         positions.check(shape)?;
+        super::Bias::Fire(self).check(shape, positions, super::toeplitz::ALL)?;
         let (width, heads) = (self.in_weight.len(), self.heads());
         let mut sums = FireGrad {
             c: 0.0,
@@ -250,7 +251,7 @@ impl Fire {
                 let (norm, reach) = (self.norm(query_position), (query_position as f64).max(self.threshold));
                 for key in 0..shape.keys {
                     let distance = positions.key(shape, batch, key).abs_diff(query_position) as f64;
-                    let x = self.far(distance) / norm;
+                    let x = self.log(distance) / norm;
                     let mut by_x = 0.0;
                     for head in 0..heads {
                         let value = grad[shape.index(batch, head, query, key)].to_f64();

@@ -5,6 +5,7 @@
 //! per head. [`Fire`] depends on the query's position too and has a form of its own.
 
 mod alibi;
+mod distance_grad;
 mod fire;
 mod kerple;
 mod places;
@@ -14,10 +15,13 @@ mod t5;
 mod toeplitz;
 
 pub use alibi::{Alibi, KeyOnly, Sides, Slopes, SlopesGrad};
+pub use distance_grad::{DistanceGrad, DistanceGradPlan};
 pub use fire::{Fire, FireGrad, FireLines};
 pub use kerple::{Kerple, KerpleGrad, KerpleKind};
 pub use places::{Place, Places};
 pub use sandwich::Sandwich;
-pub use softmax::{Gradient, Inputs, Order, Output, Softmax};
+pub use softmax::{
+    ExpectedGrad, GradOutputs, Gradient, Inputs, LogitsOperand, Order, Output, Softmax, SoftmaxInputs, SoftmaxPlan,
+};
 pub use t5::T5Bias;
-pub use toeplitz::{Bias, DistanceGrad, Toeplitz};
+pub use toeplitz::{Bias, BiasPlan, Toeplitz};

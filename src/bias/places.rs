@@ -135,4 +135,24 @@ impl<A> Places<A> {
         }
         Ok(())
     }
+
+    /// Refuses distances inside the window that lie outside `first ..= last`, as far as the host can tell: positions of
+    /// their own, and the lengths of sequences, may lie on the device.
+    pub(crate) fn check_reach(&self, shape: &Logits, window: (i64, i64), first: i64, last: i64) -> Result<()> {
+        let (Place::From(key), false) = (&self.keys, shape.is_empty()) else { return Ok(()) };
+        let (queries, keys) = (shape.queries as i64, shape.keys as i64);
+        let query = match self.queries {
+            Place::From(start) => start,
+            Place::Last if self.query_lengths.is_none() && self.key_lengths.is_none() => keys - queries,
+            _ => return Ok(()),
+        };
+        let low = (key - (query + queries - 1)).max(window.0);
+        let high = (key + keys - 1 - query).min(window.1);
+        if low < first || high > last {
+            return Err(Error::Value(format!(
+                "the call has distances from {low} to {high}, the row of the bias holds {first} to {last}"
+            )));
+        }
+        Ok(())
+    }
 }

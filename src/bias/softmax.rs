@@ -5,8 +5,16 @@
 //! p = exp(z - lse),  lse = ln(sum over keys of exp(z) + exp(sink))
 //! ```
 
-use crate::bias::{Bias, Places};
-use crate::{Error, Logits, Result, Scalar};
+use std::sync::{Mutex, PoisonError};
+
+use bytemuck::Zeroable;
+use cudarc::driver::CudaSlice;
+
+use crate::bias::toeplitz::{aligned, alignment, rows, strides};
+use crate::bias::{Bias, BiasPlan, Places};
+use crate::gpu::args::{In, Out, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxLaw};
+use crate::gpu::{Function, Launch, Read, Write};
+use crate::{Error, Gpu, Logits, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
@@ -92,10 +100,15 @@ impl Softmax {
         Ok(())
     }
 
+    /// The least and the largest distance inside the window.
+    pub(crate) fn window(&self) -> (i64, i64) {
+        (self.left.map_or(i64::MIN, |left| -i64::from(left)), self.right.map_or(i64::MAX, i64::from))
+    }
+
     /// Whether a key at this distance lies inside the window.
     pub fn sees(&self, distance: i64) -> bool {
-        self.left.is_none_or(|left| distance >= -i64::from(left))
-            && self.right.is_none_or(|right| distance <= i64::from(right))
+        let (low, high) = self.window();
+        (low..=high).contains(&distance)
     }
 }
 
@@ -106,6 +119,7 @@ impl Softmax {
 /// | `bias` | | any bias of this room |
 /// | `positions` | | where queries and keys sit, and how many of them there are |
 /// | `mask` | `[batch or 1, heads or 1, queries or 1, keys]` | added last; -inf masks |
+/// | `gates` | `[batch, heads, queries]` | multiply the bias: WavLM's, `gate_a * (gate_b * const - 1) + 2` |
 /// | `sinks` | `[heads]` | a logit without a key, neither scaled nor biased: it takes its share of the sum |
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a, T> {
@@ -117,17 +131,25 @@ pub struct Inputs<'a, T> {
     pub mask: Option<(&'a [T], Logits)>,
     /// logits without keys
     pub sinks: Option<&'a [f32]>,
+    /// multiply the bias
+    pub gates: Option<&'a [f32]>,
 }
 
 impl<'a, T: Scalar> Inputs<'a, T> {
     /// Nothing but positions.
     pub const fn at(positions: Places<&'a [i32]>) -> Self {
-        Self { bias: Bias::None, positions, mask: None, sinks: None }
+        Self { bias: Bias::None, positions, mask: None, sinks: None, gates: None }
     }
 
-    fn check(&self, shape: &Logits) -> Result<()> {
-        self.bias.check(shape)?;
+    fn check(&self, shape: &Logits, window: (i64, i64)) -> Result<()> {
         self.positions.check(shape)?;
+        self.bias.check(shape, &self.positions, window)?;
+        if let Some(gates) = self.gates {
+            let need = shape.rows()?;
+            if gates.len() < need {
+                return Err(Error::Length { name: "gates", got: gates.len(), need });
+            }
+        }
         if let Some((mask, mask_shape)) = &self.mask {
             check_mask(mask_shape, shape)?;
             mask_shape.check("mask", mask.len())?;
@@ -195,7 +217,7 @@ impl Softmax {
             Some(cap) => {
                 let cap = f64::from(cap);
                 let tanh = (x / cap).tanh();
-                (cap * tanh, error + eps * (2.0 * x.abs() + 8.0 * cap * tanh.abs()), 1.0 - tanh * tanh)
+                (cap * tanh, error + eps * (3.0 * x.abs() + 8.0 * cap * tanh.abs()), 1.0 - tanh * tanh)
             }
         };
         match self.order {
@@ -264,6 +286,23 @@ pub struct Gradient {
     pub sinks: Vec<f64>,
 }
 
+/// What a kernel of the gradient should have written.
+#[derive(Clone, Debug)]
+pub struct ExpectedGrad {
+    /// of the logits, laid out as they are
+    pub logits: Vec<f64>,
+    /// the error allowed at each
+    pub logits_bound: Vec<f64>,
+    /// of the bias, laid out as the logits
+    pub bias: Vec<f64>,
+    /// the error allowed at each
+    pub bias_bound: Vec<f64>,
+    /// the sum of probability and gradient of each row, `[batch, heads, queries]`
+    pub dots: Vec<f64>,
+    /// the error allowed at each
+    pub dots_bound: Vec<f64>,
+}
+
 impl Softmax {
     /// The softmax in place on the CPU: f64 arithmetic, one rounding at the end. Returns the log-sum-exp of each row,
     /// `[batch, heads, queries]`, the sink included.
@@ -296,7 +335,7 @@ impl Softmax {
     pub fn expect<T: Scalar>(&self, logits: &[T], shape: &Logits, inputs: &Inputs<T>) -> Result<Output> {
         self.check()?;
         shape.check("logits", logits.len())?;
-        inputs.check(shape)?;
+        inputs.check(shape, self.window())?;
         let rows = shape.rows()?;
         let mut output = Output {
             want: logits.iter().map(|x| x.to_f64()).collect(),
@@ -361,7 +400,7 @@ impl Softmax {
         self.check()?;
         shape.check("logits", logits.len())?;
         shape.check("grad", grad.len())?;
-        inputs.check(shape)?;
+        inputs.check(shape, self.window())?;
         let size = logits.len();
         let mut out = Gradient { logits: vec![0.0; size], bias: vec![0.0; size], sinks: vec![0.0; shape.heads] };
         for batch in 0..shape.batch {
@@ -390,6 +429,94 @@ impl Softmax {
         Ok(out)
     }
 
+    /// The gradients that a kernel computes, in f64 from the probabilities as they were rounded, and the error allowed at
+    /// each element.
+    ///
+    /// ```text
+    /// dz = p * (dp - dot),  |error of dz| <= p * (e + 2^-24 * |dp - dot|) + 2^-24 * |dz|
+    /// e = (20 + 3 * keys / 8192) * 2^-24 * sum over keys of |p * dp|
+    /// ```
+    ///
+    /// and a rounding for each factor behind it: the softcap's slope `1 - tanh^2` is within `20 * 2^-24`.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `probabilities` | `shape` | what the softmax gave |
+    /// | `grad` | `shape` | the gradient of the probabilities |
+    /// | `logits` | `shape` | before the softmax; used with a softcap alone |
+    ///
+    /// # Errors
+    /// If the spec, the shape or an input is refused.
+    pub fn expect_grad<T: Scalar>(
+        &self,
+        probabilities: &[T],
+        grad: &[T],
+        logits: &[T],
+        shape: &Logits,
+        inputs: &Inputs<T>,
+    ) -> Result<ExpectedGrad> {
+        self.check()?;
+        for (name, x) in [("probabilities", probabilities), ("grad", grad), ("logits", logits)] {
+            shape.check(name, x.len())?;
+        }
+        inputs.check(shape, self.window())?;
+        let eps = f32::ROUNDOFF;
+        let zeros = || vec![0.0; grad.len()];
+        let mut out = ExpectedGrad {
+            logits: zeros(),
+            logits_bound: zeros(),
+            bias: zeros(),
+            bias_bound: zeros(),
+            dots: Vec::new(),
+            dots_bound: Vec::new(),
+        };
+        for batch in 0..shape.batch {
+            for head in 0..shape.heads {
+                for query in 0..shape.queries {
+                    let row = self.row(logits, shape, inputs, batch, head, query);
+                    let at = |key: usize| shape.index(batch, head, query, key);
+                    let p = |key: usize| probabilities[at(key)].to_f64();
+                    let dp = |key: usize| grad[at(key)].to_f64();
+                    let seen: Vec<usize> = (0..shape.keys).filter(|&key| p(key) != 0.0 && !row.masked[key]).collect();
+                    let dot: f64 = seen.iter().map(|&key| p(key) * dp(key)).sum();
+                    let size: f64 = seen.iter().map(|&key| (p(key) * dp(key)).abs()).sum();
+                    let dot_error = (20.0 + 3.0 * (shape.keys / 8192) as f64) * eps * size;
+                    out.dots.push(dot);
+                    out.dots_bound.push(dot_error);
+                    for key in seen {
+                        let step = row.steps[key];
+                        let dz = p(key) * (dp(key) - dot);
+                        let error = p(key) * (dot_error + eps * (dp(key) - dot).abs()) + eps * dz.abs();
+                        // The slope is a difference from 1 and carries the logit's own error too.
+                        let slope = if self.softcap.is_some() {
+                            20.0 * eps + 2.0 * step.error / f64::from(self.softcap.unwrap_or(1.0))
+                        } else {
+                            0.0
+                        };
+                        let scale = f64::from(self.scale).abs();
+                        let bound = |by: f64, most: f64| {
+                            let value = (dz * by).abs();
+                            crate::accuracy::rounded::<T>(
+                                dz * by,
+                                error * by.abs() + dz.abs() * slope * most + 3.0 * eps * value,
+                            )
+                        };
+                        let by_bias_most = match self.order {
+                            Order::SoftcapThenBias => 0.0,
+                            Order::BiasThenSoftcap => 1.0,
+                            Order::BiasThenScale => scale,
+                        };
+                        out.logits[at(key)] = dz * step.by_logit;
+                        out.logits_bound[at(key)] = bound(step.by_logit, scale);
+                        out.bias[at(key)] = dz * step.by_bias;
+                        out.bias_bound[at(key)] = bound(step.by_bias, by_bias_most);
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+
     fn row<T: Scalar>(
         &self,
         logits: &[T],
@@ -411,8 +538,12 @@ impl Softmax {
                     masked[key] = true;
                     return Step { z: f64::NEG_INFINITY, error: 0.0, by_logit: 0.0, by_bias: 0.0 };
                 }
-                let bias = inputs.bias.at(batch, head, query_position, position);
-                let bias_error = inputs.bias.error_bound(batch, head, query_position, position);
+                let gate = inputs
+                    .gates
+                    .map_or(1.0, |gates| f64::from(gates[(batch * shape.heads + head) * shape.queries + query]));
+                let bias = gate * inputs.bias.at(batch, head, query_position, position);
+                let rounding = if gate == 1.0 { 0.0 } else { bias.abs() * f32::ROUNDOFF };
+                let bias_error = gate.abs() * inputs.bias.error_bound(batch, head, query_position, position) + rounding;
                 let s = logits[shape.index(batch, head, query, key)].to_f64();
                 let mut step = self.step(s, bias, bias_error);
                 step.z += inputs.mask_at(batch, head, query, key);
@@ -448,4 +579,498 @@ fn each(shape: &Logits, mut f: impl FnMut(usize, usize, usize, usize)) {
             }
         }
     }
+}
+
+// -------------------------------------------------------------------------------------------------------------- launch
+
+/// Keys of a chunk: the unit of sums, see kernels/bias/reduce.cuh.
+const CHUNK: usize = 8192;
+/// Keys of the longest row that a warp, and that a block of 512 threads, holds in registers.
+const WARP_KEYS: usize = 1024;
+const HELD_KEYS: usize = 32768;
+/// Parts of split rows that a plan has room for: 512 KiB.
+const PARTS: usize = 65536;
+
+/// How a call reads its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Regime {
+    /// a warp a row
+    Warp,
+    /// a block of 256 threads a row; twice over rows longer than a chunk
+    Block,
+    /// a block of 512 threads a row
+    Held,
+    /// a block a chunk, two launches
+    Split,
+}
+
+impl Regime {
+    /// Rows that fit into registers are read once. Longer rows are read twice, and so are rows too few to fill the
+    /// device: then their chunks are spread over it.
+    pub(crate) fn of(rows: usize, keys: usize, fire: bool, multiprocessors: u32) -> Self {
+        let chunks = keys.div_ceil(CHUNK);
+        let few = rows < multiprocessors as usize && chunks > 1 && rows * chunks <= PARTS;
+        match keys {
+            _ if few => Self::Split,
+            0..=WARP_KEYS if !fire => Self::Warp,
+            ..=CHUNK => Self::Block,
+            ..=HELD_KEYS if !fire => Self::Held,
+            _ => Self::Block,
+        }
+    }
+}
+
+impl Softmax {
+    fn law(&self) -> SoftmaxLaw {
+        let limit = |side: Option<u32>| side.and_then(|n| i32::try_from(n).ok()).unwrap_or(i32::MAX);
+        let cap = self.softcap.unwrap_or(0.0);
+        SoftmaxLaw {
+            scale: self.scale,
+            cap,
+            inverse_cap: if cap == 0.0 { 0.0 } else { 1.0 / cap },
+            order: match self.order {
+                Order::SoftcapThenBias => 0,
+                Order::BiasThenSoftcap => 1,
+                Order::BiasThenScale => 2,
+            },
+            left: limit(self.left),
+            right: limit(self.right),
+        }
+    }
+}
+
+/// Warps of a block: few rows are spread over the device.
+fn warps(rows: u32, multiprocessors: u32) -> u32 {
+    if rows < 8 * multiprocessors { 1 } else { 8 }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// Logits, where they lie and where the probabilities go.
+pub enum LogitsOperand<'a, T> {
+    /// probabilities take the place of the logits
+    InPlace(Write<'a, T>, Logits),
+    /// logits are read, probabilities are written
+    Copy(Read<'a, T>, Logits, Write<'a, T>, Logits),
+}
+
+impl<T: Scalar> LogitsOperand<'_, T> {
+    fn shape(&self) -> &Logits {
+        match self {
+            Self::InPlace(_, shape) | Self::Copy(_, shape, ..) => shape,
+        }
+    }
+}
+
+/// What a call of [`SoftmaxPlan`] takes beside its logits; all on the device.
+pub struct SoftmaxInputs<'a, T> {
+    /// the bias
+    pub bias: &'a BiasPlan<T>,
+    /// where queries and keys sit
+    pub places: Places<Read<'a, i32>>,
+    /// added last, `[batch or 1, heads or 1, queries or 1, keys]`; -inf masks
+    pub mask: Option<(Read<'a, T>, Logits)>,
+    /// `[heads]`, logits without keys
+    pub sinks: Option<Read<'a, f32>>,
+    /// `[batch, heads, queries]`, multiply the bias
+    pub gates: Option<Read<'a, f32>>,
+}
+
+impl<'a, T> SoftmaxInputs<'a, T> {
+    /// A bias and positions.
+    pub const fn new(bias: &'a BiasPlan<T>, places: Places<Read<'a, i32>>) -> Self {
+        Self { bias, places, mask: None, sinks: None, gates: None }
+    }
+}
+
+/// [`Softmax`] on a [`Gpu`], for one element type.
+///
+/// A call allocates nothing, uploads nothing and synchronises nothing. It is one kernel, except for few rows of more than
+/// 8192 keys, a decode step against a long cache: there it is two, one over the chunks of every row, and one that adds
+/// their sums and writes. The second reads the logits again, from a cache where they fit; one kernel could only wait for
+/// all blocks of a row by occupying the device alone, or leave a row's writing to its last block.
+pub struct SoftmaxPlan<T> {
+    gpu: Gpu,
+    softmax: Softmax,
+    parts: Mutex<CudaSlice<f32>>,
+    warp: Function,
+    block: Function,
+    held: Function,
+    fire: Function,
+    grad_warp: Function,
+    grad_block: Function,
+    grad_long: Function,
+    grad_capped: Function,
+    sink_grad: Function,
+    element: std::marker::PhantomData<T>,
+}
+
+impl<T: Scalar> SoftmaxPlan<T> {
+    /// Loads the kernels, and takes 512 KiB for the sums of split rows.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, softmax: &Softmax) -> Result<Self> {
+        softmax.check()?;
+        let load = |entry| gpu.function("bias/softmax", T::NAME, entry);
+        let load_grad = |entry| gpu.function("bias/softmax_grad", T::NAME, entry);
+        Ok(Self {
+            gpu: gpu.clone(),
+            softmax: *softmax,
+            parts: Mutex::new(gpu.upload(&vec![0.0f32; 2 * PARTS])?),
+            warp: load("softmax_warp")?,
+            block: load("softmax_long")?,
+            held: load("softmax_held")?,
+            fire: load("softmax_fire")?,
+            grad_warp: load_grad("grad_warp")?,
+            grad_block: load_grad("grad_block")?,
+            grad_long: load_grad("grad_long")?,
+            grad_capped: load_grad("grad_capped")?,
+            sink_grad: load_grad("sink_grad")?,
+            element: std::marker::PhantomData,
+        })
+    }
+
+    /// The spec.
+    pub fn softmax(&self) -> &Softmax {
+        &self.softmax
+    }
+
+    /// The softmax of every row, `p = exp(z - lse)` with `z = softcap(scale * s) + bias + mask` in the spec's order.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `logits` | `[batch, heads, queries, keys]` | in place or copied |
+    /// | `inputs` | | bias, positions, mask, sinks, gates |
+    /// | `lse` | `[batch, heads, queries]` | written: the log-sum-exp, sink included |
+    ///
+    /// Each logit that is not masked is read once and each probability written once, for rows of up to 32768 keys that
+    /// are at least as many as the device has multiprocessors; in the other cases logits are read twice. FIRE reads rows
+    /// of more than 8192 keys twice.
+    ///
+    /// # Accuracy
+    /// [`Softmax::error_bound`] and the rounding to `T`. The same bits on every device and for every alignment, number of
+    /// rows, and way of reading. Bit for bit equal are: a shard of heads or of sequences, a chunk of queries, and a row
+    /// whose tensor has more keys than it sees, be it by a longer cache, a causal mask, a window or a length. Rows of
+    /// which each device holds a part of the keys are put together by their `lse`, and are then equal within the bound,
+    /// not bit for bit.
+    ///
+    /// # Errors
+    /// If a buffer is too short, belongs to another context or shares memory with an output, if shapes do not go
+    /// together or written elements overlap. Nothing is written then.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::{Alibi, Bias, BiasPlan, Gpu, Logits, LogitsOperand, Places, Softmax, SoftmaxInputs, SoftmaxPlan};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let slopes = Alibi::new(32).slopes()?;
+    /// let bias = BiasPlan::<half::bf16>::new(&gpu, Bias::Slopes(&slopes))?;
+    /// let plan = SoftmaxPlan::new(&gpu, &Softmax::causal(1.0 / 128f32.sqrt()))?;
+    /// let mut logits = gpu.stream().alloc_zeros(32 * 7 * 7)?;
+    /// let logits = LogitsOperand::InPlace(&mut logits, Logits::bhqk(1, 32, 7, 7));
+    /// plan.apply(logits, &SoftmaxInputs::new(&bias, Places::last()), None)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn apply(
+        &self,
+        mut logits: LogitsOperand<'_, T>,
+        inputs: &SoftmaxInputs<'_, T>,
+        lse: Option<Write<'_, f32>>,
+    ) -> Result<()> {
+        let shape = *logits.shape();
+        match &logits {
+            LogitsOperand::InPlace(x, shape) => shape.check_written("logits", x.len())?,
+            LogitsOperand::Copy(x, shape, out, out_shape) => {
+                shape.check("logits", x.len())?;
+                out_shape.check_written("probabilities", out.len())?;
+                check_same("logits", shape, "probabilities", out_shape)?;
+            }
+        }
+        let held = inputs.bias.hold(&shape, &inputs.places, inputs.gates, self.softmax.window())?;
+        if let Some((mask, mask_shape)) = &inputs.mask {
+            check_mask(mask_shape, &shape)?;
+            mask_shape.check("mask", mask.len())?;
+        }
+        if shape.batch == 0 || shape.queries == 0 {
+            return Ok(());
+        }
+        let gpu = &self.gpu;
+        let (x, y, out_shape) = match &mut logits {
+            LogitsOperand::InPlace(x, shape) => (None, gpu.write("logits", &mut **x, shape.span()?)?, *shape),
+            LogitsOperand::Copy(x, shape, out, out_shape) => {
+                let x = gpu.read("logits", *x, shape.span()?)?;
+                let out = gpu.write("probabilities", &mut **out, out_shape.span()?)?;
+                out.apart_from("probabilities", &x, "logits")?;
+                (Some(x), out, *out_shape)
+            }
+        };
+        let mask = match &inputs.mask {
+            Some((mask, shape)) => Some((gpu.read("mask", *mask, shape.span()?)?, *shape)),
+            None => None,
+        };
+        let sinks = inputs.sinks.map(|sinks| gpu.read("sinks", sinks, shape.heads)).transpose()?;
+        let lse = lse.map(|lse| gpu.write("lse", lse, shape.rows()?)).transpose()?;
+        if let Some((mask, _)) = &mask {
+            y.apart_from("logits", mask, "mask")?;
+        }
+
+        let rows = rows(&shape)?;
+        let x_address = x.as_ref().map_or(y.address.as_in(), |x| x.address);
+        let element = size_of::<T>();
+        let wide = aligned(&shape, alignment(x_address.address()), element)
+            && aligned(&out_shape, alignment(y.address.address()), element);
+        let mask_wide =
+            mask.as_ref().is_none_or(|(mask, shape)| aligned(shape, alignment(mask.address.address()), element));
+        let chunks = shape.keys.div_ceil(CHUNK).max(1);
+        let fire = inputs.bias.is_fire();
+        let regime = Regime::of(rows as usize, shape.keys, fire, gpu.multiprocessors());
+        let bytes = |shape: &Logits| (shape.offset * element) as u64;
+        let mut args = SoftmaxArgs {
+            bias: held.args,
+            law: self.softmax.law(),
+            x: x_address.offset(bytes(&shape)),
+            y: y.address.offset(bytes(&out_shape)),
+            mask: mask.as_ref().map_or(In::NULL, |(mask, shape)| mask.address.offset(bytes(shape))),
+            sinks: sinks.as_ref().map_or(In::NULL, |sinks| sinks.address),
+            lse: lse.as_ref().map_or(Out::NULL, |lse| lse.address),
+            x_strides: strides(&shape),
+            y_strides: strides(&out_shape),
+            mask_strides: mask.as_ref().map_or([0; 3], |(_, shape)| shared_strides(shape)),
+            rows,
+            // At most 2^31 keys.
+            chunks: chunks as u32,
+            aligned: if wide { 1 + u32::from(mask_wide) } else { 0 },
+            ..SoftmaxArgs::zeroed()
+        };
+        let launch = |entry, blocks, threads, args| Launch {
+            file: "bias/softmax",
+            entry,
+            grid: [blocks, 1, 1],
+            block: [threads, 1, 1],
+            args,
+        };
+        let (function, entry) = if fire { (&self.fire, "softmax_fire") } else { (&self.block, "softmax_long") };
+        match regime {
+            Regime::Warp => {
+                let warps = warps(rows, gpu.multiprocessors());
+                gpu.launch(&self.warp, &launch("softmax_warp", rows.div_ceil(warps), 32 * warps, args))
+            }
+            Regime::Held => gpu.launch(&self.held, &launch("softmax_held", rows, 512, args)),
+            Regime::Block => gpu.launch(function, &launch(entry, rows, 256, args)),
+            Regime::Split => {
+                let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+                let parts = gpu.write("parts", &mut *parts, 2 * PARTS)?;
+                args.parts = parts.address;
+                // At most PARTS.
+                let blocks = rows * chunks as u32;
+                gpu.launch(function, &launch(entry, blocks, 256, SoftmaxArgs { mode: 1, ..args }))?;
+                gpu.launch(function, &launch(entry, blocks, 256, SoftmaxArgs { mode: 2, ..args }))
+            }
+        }
+    }
+
+    /// The gradients of the logits, and of the bias if it is wanted, in one kernel.
+    ///
+    /// `dz = p * (dp - sum over keys of p * dp)`, and back through softcap and scale in the spec's order.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `probabilities` | `[batch, heads, queries, keys]` | what [`SoftmaxPlan::apply`] gave |
+    /// | `grad` | the same, in place or copied | the gradient of the probabilities; becomes that of the logits |
+    /// | `inputs` | | as in the softmax; mask and sinks play no part |
+    /// | `outputs` | | what else is wanted, and the logits where a softcap needs them |
+    ///
+    /// # Accuracy
+    /// [`Softmax::expect_grad`] states it. The same bits on every device and for every alignment.
+    ///
+    /// # Errors
+    /// As [`SoftmaxPlan::apply`]; and if a softcap lacks the logits, or comes with FIRE.
+    pub fn grad(
+        &self,
+        probabilities: (Read<'_, T>, Logits),
+        mut grad: LogitsOperand<'_, T>,
+        inputs: &SoftmaxInputs<'_, T>,
+        outputs: GradOutputs<'_, T>,
+    ) -> Result<()> {
+        let shape = *grad.shape();
+        let (p, p_shape) = probabilities;
+        p_shape.check("probabilities", p.len())?;
+        check_same("probabilities", &p_shape, "grad", &shape)?;
+        let out_shape = match &grad {
+            LogitsOperand::InPlace(x, shape) => {
+                shape.check_written("grad", x.len())?;
+                *shape
+            }
+            LogitsOperand::Copy(x, shape, out, out_shape) => {
+                shape.check("grad", x.len())?;
+                out_shape.check_written("logits_grad", out.len())?;
+                check_same("grad", shape, "logits_grad", out_shape)?;
+                *out_shape
+            }
+        };
+        let capped = self.softmax.softcap.is_some();
+        if let Some((logits, logits_shape)) = &outputs.logits {
+            logits_shape.check("logits", logits.len())?;
+            check_same("logits", logits_shape, "grad", &shape)?;
+        }
+        if capped && outputs.logits.is_none() {
+            return Err(Error::Value("the gradient of a softcap needs the logits before the softmax".into()));
+        }
+        if capped && inputs.bias.is_fire() {
+            return Err(Error::Value("the gradient of a softcap with FIRE is not offered".into()));
+        }
+        if let Some(bias) = &outputs.bias {
+            out_shape.check_written("bias_grad", bias.len())?;
+        }
+        let held = inputs.bias.hold(&shape, &inputs.places, inputs.gates, self.softmax.window())?;
+        if shape.is_empty() {
+            return Ok(());
+        }
+        let gpu = &self.gpu;
+        let p = gpu.read("probabilities", p, p_shape.span()?)?;
+        let (dp, dx) = match &mut grad {
+            LogitsOperand::InPlace(x, shape) => (None, gpu.write("grad", &mut **x, shape.span()?)?),
+            LogitsOperand::Copy(x, shape, out, out_shape) => {
+                let x = gpu.read("grad", *x, shape.span()?)?;
+                let out = gpu.write("logits_grad", &mut **out, out_shape.span()?)?;
+                out.apart_from("logits_grad", &x, "grad")?;
+                (Some(x), out)
+            }
+        };
+        dx.apart_from("grad", &p, "probabilities")?;
+        let logits = match &outputs.logits {
+            Some((logits, shape)) if capped => Some((gpu.read("logits", *logits, shape.span()?)?, *shape)),
+            _ => None,
+        };
+        let dbias = outputs.bias.map(|bias| gpu.write("bias_grad", bias, out_shape.span()?)).transpose()?;
+        let dots = outputs.dots.map(|dots| gpu.write("dots", dots, shape.rows()?)).transpose()?;
+        if let Some(dbias) = &dbias {
+            dbias.apart_from("bias_grad", &p, "probabilities")?;
+            if let Some(dp) = &dp {
+                dbias.apart_from("bias_grad", dp, "grad")?;
+            }
+        }
+
+        let rows = rows(&shape)?;
+        let element = size_of::<T>();
+        let bytes = |shape: &Logits| (shape.offset * element) as u64;
+        let dp = dp.as_ref().map_or(dx.address.as_in(), |dp| dp.address);
+        let wide = [
+            Some((p.address.address(), p_shape)),
+            Some((dp.address(), shape)),
+            Some((dx.address.address(), out_shape)),
+            dbias.as_ref().map(|dbias| (dbias.address.address(), out_shape)),
+            logits.as_ref().map(|(logits, shape)| (logits.address.address(), *shape)),
+        ];
+        let wide = wide.iter().flatten().all(|(address, shape)| aligned(shape, alignment(*address), element));
+        let args = SoftmaxGradArgs {
+            bias: held.args,
+            law: self.softmax.law(),
+            p: p.address.offset(bytes(&p_shape)),
+            dp: dp.offset(bytes(&shape)),
+            x: logits.as_ref().map_or(In::NULL, |(logits, shape)| logits.address.offset(bytes(shape))),
+            dx: dx.address.offset(bytes(&out_shape)),
+            dbias: dbias.as_ref().map_or(Out::NULL, |dbias| dbias.address.offset(bytes(&out_shape))),
+            dots: dots.as_ref().map_or(Out::NULL, |dots| dots.address),
+            p_strides: strides(&p_shape),
+            dp_strides: strides(&shape),
+            x_strides: logits.as_ref().map_or([0; 3], |(_, shape)| strides(shape)),
+            dx_strides: strides(&out_shape),
+            rows,
+            chunks: shape.keys.div_ceil(CHUNK) as u32,
+            aligned: u32::from(wide),
+            ..SoftmaxGradArgs::zeroed()
+        };
+        let warps = warps(rows, gpu.multiprocessors());
+        let (function, entry, blocks, threads) = match shape.keys {
+            _ if capped => (&self.grad_capped, "grad_capped", rows, 256),
+            0..=WARP_KEYS => (&self.grad_warp, "grad_warp", rows.div_ceil(warps), 32 * warps),
+            ..=CHUNK => (&self.grad_block, "grad_block", rows, 256),
+            _ => (&self.grad_long, "grad_long", rows, 256),
+        };
+        let file = "bias/softmax_grad";
+        gpu.launch(function, &Launch { file, entry, grid: [blocks, 1, 1], block: [threads, 1, 1], args })
+    }
+
+    /// The gradient of the sinks, in one kernel: `-sum over rows of exp(sink - lse) * dot`.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `sinks` | `[heads]` | as in the softmax |
+    /// | `lse` | `[batch, heads, queries]` | from [`SoftmaxPlan::apply`] |
+    /// | `dots` | `[batch, heads, queries]` | from [`SoftmaxPlan::grad`] |
+    /// | `shape` | | the logits' |
+    /// | `grad` | `[heads]` | written |
+    ///
+    /// # Accuracy
+    /// `(8 + |sink - lse|) * 2^-24` of the sum of the sizes of its terms, and the errors of `lse` and `dots`. The same
+    /// bits on every device.
+    ///
+    /// # Errors
+    /// If a buffer is too short or belongs to another context.
+    pub fn sink_grad(
+        &self,
+        sinks: Read<'_, f32>,
+        lse: Read<'_, f32>,
+        dots: Read<'_, f32>,
+        shape: &Logits,
+        grad: Write<'_, f32>,
+    ) -> Result<()> {
+        let gpu = &self.gpu;
+        let rows = rows(shape)?;
+        let sinks = gpu.read("sinks", sinks, shape.heads)?;
+        let lse = gpu.read("lse", lse, rows as usize)?;
+        let dots = gpu.read("dots", dots, rows as usize)?;
+        let grad = gpu.write("sinks_grad", grad, shape.heads)?;
+        grad.apart_from("sinks_grad", &sinks, "sinks")?;
+        let size = |what: &str, n: usize| u32::try_from(n).map_err(|_| Error::Overflow(format!("{n} {what}")));
+        let args = SinkGradArgs {
+            sinks: sinks.address,
+            lse: lse.address,
+            dots: dots.address,
+            grad: grad.address,
+            batch: size("sequences", shape.batch)?,
+            heads: size("heads", shape.heads)?,
+            queries: size("queries", shape.queries)?,
+            ..SinkGradArgs::zeroed()
+        };
+        let (grid, block) = ([args.heads, 1, 1], [256, 1, 1]);
+        gpu.launch(&self.sink_grad, &Launch { file: "bias/softmax_grad", entry: "sink_grad", grid, block, args })
+    }
+}
+
+/// What [`SoftmaxPlan::grad`] gives beside the gradient of the logits, and the logits that a softcap needs.
+pub struct GradOutputs<'a, T> {
+    /// before the softmax; needed with a softcap alone
+    pub logits: Option<(Read<'a, T>, Logits)>,
+    /// written: the gradient of the bias at every query and key, laid out as that of the logits
+    pub bias: Option<Write<'a, T>>,
+    /// written: the sum of probability and gradient of each row, `[batch, heads, queries]`
+    pub dots: Option<Write<'a, f32>>,
+}
+
+impl<T> Default for GradOutputs<'_, T> {
+    fn default() -> Self {
+        Self { logits: None, bias: None, dots: None }
+    }
+}
+
+/// Strides that stand still where a size is 1.
+fn shared_strides(shape: &Logits) -> [i64; 3] {
+    let dims = shape.dims();
+    [0, 1, 2].map(|i| if dims[i].0 == 1 { 0 } else { dims[i].1 as i64 })
+}
+
+/// Refuses tensors of different sizes.
+fn check_same(name: &str, shape: &Logits, other_name: &str, other: &Logits) -> Result<()> {
+    let sizes = |shape: &Logits| [shape.batch, shape.heads, shape.queries, shape.keys];
+    if sizes(shape) == sizes(other) {
+        return Ok(());
+    }
+    Err(Error::Value(format!(
+        "{name} has the sizes {:?} and {other_name} {:?} (batch, heads, queries, keys), they must be equal",
+        sizes(shape),
+        sizes(other)
+    )))
 }

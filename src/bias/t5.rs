@@ -200,10 +200,11 @@ impl T5Bias {
         let lookup = self.lookup()?;
         self.check_table("table", table.len(), heads)?;
         let first = *self.distances().start();
-        Toeplitz::from_law(heads, self.distances(), |head, distance| {
+        let row = Toeplitz::from_law(heads, self.distances(), |head, distance| {
             let bucket = usize::from(lookup[(distance - first) as usize]);
             f64::from(table[bucket * heads + head])
-        })
+        })?;
+        Ok(Toeplitz { saturates: true, ..row })
     }
 
     /// The gradient of the table, `[buckets, heads]`, from the gradient of the bias summed by distance over

@@ -4,15 +4,20 @@
 //! bias(head, query, key) = row[head, key - query]
 //! ```
 
-use crate::bias::{Fire, Slopes};
-use crate::{Error, Logits, Result, Scalar};
+use bytemuck::Zeroable;
+use cudarc::driver::CudaSlice;
+
+use crate::bias::{Fire, Place, Places, Slopes, T5Bias};
+use crate::gpu::args::{BiasArgs, In, ToeplitzArgs, ToeplitzRowArgs};
+use crate::gpu::{Function, Held, Launch, Read, Write};
+use crate::{Error, Gpu, Logits, Result, Scalar};
 
 /// Half a unit in the last place of f32, relative.
 pub(crate) const EPSILON: f64 = f32::ROUNDOFF;
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
-/// One row of numbers per head: the bias at each distance of a range. Distances outside take the value at its end.
+/// One row of numbers per head: the bias at each distance of a range.
 ///
 /// T5's bias is constant beyond `max_distance`, so that a row of `2 * max_distance + 1` numbers is exact everywhere.
 ///
@@ -22,7 +27,6 @@ pub(crate) const EPSILON: f64 = f32::ROUNDOFF;
 /// let row = Toeplitz::from_law(2, -2..=0, |head, distance| (head as f64 + 1.0) * distance as f64)?;
 /// assert_eq!(row.values, [-2.0, -1.0, 0.0, -4.0, -2.0, 0.0]);
 /// assert_eq!(row.bias(1, -1), -2.0);
-/// assert_eq!(row.bias(1, -9), -4.0);
 /// # Ok::<(), posenc::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
@@ -33,10 +37,13 @@ pub struct Toeplitz {
     pub first: i64,
     /// `[heads, distances]`
     pub values: Vec<f32>,
+    /// whether distances outside take the value at the row's end; else a call that has such distances is refused, where
+    /// its positions are known on the host
+    pub saturates: bool,
 }
 
 impl Toeplitz {
-    /// The row of a law over a range of distances, rounded to f32.
+    /// The row of a law over a range of distances, rounded to f32. It must hold every distance of a call.
     ///
     /// # Errors
     /// If there are no heads or distances, the product of both does not fit, or the law gives NaN.
@@ -57,7 +64,7 @@ impl Toeplitz {
                 values.push(value as f32);
             }
         }
-        Ok(Self { heads, first, values })
+        Ok(Self { heads, first, values, saturates: false })
     }
 
     /// Numbers of each head.
@@ -65,11 +72,19 @@ impl Toeplitz {
         self.values.len() / self.heads.max(1)
     }
 
-    /// Refuses a row without heads or numbers, or whose length is not a multiple of the heads.
+    /// Refuses a row without heads or numbers, whose length is not a multiple of the heads, or that reaches beyond 2^30.
     ///
     /// # Errors
     /// [`Error::Value`] with the numbers.
     pub fn check(&self) -> Result<()> {
+        let reach = 1 << 30;
+        if self.first < -reach || self.first > reach || self.values.len() > reach as usize {
+            return Err(Error::Value(format!(
+                "a Toeplitz row of {} numbers from distance {}, both must lie within 2^30",
+                self.values.len(),
+                self.first
+            )));
+        }
         if self.heads == 0 || self.values.is_empty() || self.values.len() % self.heads != 0 {
             return Err(Error::Value(format!(
                 "a Toeplitz row of {} numbers for {} heads, it must hold the same count, at least 1, for each head",
@@ -95,6 +110,9 @@ pub(crate) fn check_distances(heads: usize, distances: &std::ops::RangeInclusive
     crate::shape::product("heads x distances", &[heads, count])?;
     Ok(count)
 }
+
+/// A window without ends.
+pub(crate) const ALL: (i64, i64) = (i64::MIN, i64::MAX);
 
 /// Any bias, in the form in which a kernel takes it.
 #[derive(Clone, Copy, Debug)]
@@ -156,8 +174,8 @@ impl Bias<'_> {
         }
     }
 
-    /// Refuses a bias for another number of heads, or of sequences.
-    pub(crate) fn check(&self, shape: &Logits) -> Result<()> {
+    /// Refuses a bias for another number of heads or sequences, and a row that lacks a distance of the call.
+    pub(crate) fn check<A>(&self, shape: &Logits, places: &super::Places<A>, window: (i64, i64)) -> Result<()> {
         let heads = match self {
             Self::None => return Ok(()),
             Self::Slopes(slopes) => {
@@ -171,6 +189,10 @@ impl Bias<'_> {
             }
             Self::Toeplitz(row) => {
                 row.check()?;
+                if !row.saturates {
+                    let last = row.first + row.distances() as i64 - 1;
+                    places.check_reach(shape, window, row.first, last)?;
+                }
                 row.heads
             }
             Self::Fire(fire) => {
@@ -235,8 +257,8 @@ impl Bias<'_> {
         value: impl Fn(T, f64) -> f64,
     ) -> Result<()> {
         shape.check_written(name, x.len())?;
-        self.check(shape)?;
         positions.check(shape)?;
+        self.check(shape, positions, ALL)?;
         for batch in 0..shape.batch {
             for head in 0..shape.heads {
                 for query in 0..shape.queries {
@@ -253,72 +275,407 @@ impl Bias<'_> {
     }
 }
 
-/// The gradient of a distance bias, summed over batch and pairs: one number per head and distance.
-///
-/// The first stage of every parameter's gradient: batch, then diagonals, then buckets. No number depends on the order
-/// in which threads happen to run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DistanceGrad {
-    /// heads
-    pub heads: usize,
-    /// the distance of the first number
-    pub first: i64,
-    /// `[heads, distances]`
-    pub values: Vec<f64>,
+// -------------------------------------------------------------------------------------------------------------- launch
+
+/// Threads of a block.
+const THREADS: u32 = 256;
+/// Keys of a thread's step.
+const KEYS: usize = 8;
+
+/// `write` or `add` over the rows of `shape`; addresses and the bias are still missing.
+pub(crate) fn launch(
+    shape: &Logits,
+    add: bool,
+    fire: bool,
+    alignment: usize,
+    element: usize,
+) -> Result<Launch<ToeplitzArgs>> {
+    let rows = rows(shape)?;
+    // Enough lanes for one step over a row, the rest of the block on other rows.
+    let lanes = shape.keys.div_ceil(KEYS).next_power_of_two().clamp(1, THREADS as usize) as u32;
+    let entry = match (add, fire) {
+        (false, false) => "write",
+        (true, false) => "add",
+        (false, true) => "write_fire",
+        (true, true) => "add_fire",
+    };
+    let per_block = THREADS / lanes;
+    let args = ToeplitzArgs {
+        strides: strides(shape),
+        rows,
+        aligned: u32::from(aligned(shape, alignment, element)),
+        ..ToeplitzArgs::zeroed()
+    };
+    Ok(Launch {
+        file: "bias/toeplitz",
+        entry,
+        grid: [rows.div_ceil(per_block), 1, 1],
+        block: [lanes, per_block, 1],
+        args,
+    })
 }
 
-impl DistanceGrad {
-    /// Sums the gradient of the bias along its diagonals.
+/// The rows of a call: a grid has a dimension for them.
+pub(crate) fn rows(shape: &Logits) -> Result<u32> {
+    let rows = shape.rows()?;
+    u32::try_from(rows).ok().filter(|&rows| rows <= i32::MAX as u32).ok_or_else(|| {
+        Error::Value(format!("the call has {rows} rows (batch x heads x queries), one takes 2147483647"))
+    })
+}
+
+/// Strides as a kernel takes them.
+pub(crate) fn strides(shape: &Logits) -> [i64; 3] {
+    shape.strides.map(|stride| stride as i64)
+}
+
+/// Whether every row begins at a multiple of 16 bytes, in a buffer whose address is a multiple of `alignment` bytes.
+pub(crate) fn aligned(shape: &Logits, alignment: usize, element: usize) -> bool {
+    let per_access = 16 / element;
+    let dims = shape.dims();
+    let steps = dims[..3].iter().all(|&(size, stride)| size == 1 || stride % per_access == 0);
+    alignment % 16 == 0 && shape.offset % per_access == 0 && steps
+}
+
+/// The largest power of two up to 16 that divides an address.
+pub(crate) fn alignment(address: u64) -> usize {
+    1 << address.trailing_zeros().min(4)
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// A [`Bias`] on a [`Gpu`], for one element type: its numbers are uploaded, its kernels loaded.
+///
+/// It writes a bias, adds it to logits, or goes into a [`SoftmaxPlan`](crate::SoftmaxPlan). A call allocates nothing,
+/// uploads nothing, synchronises nothing, and is one kernel.
+pub struct BiasPlan<T> {
+    gpu: Gpu,
+    heads: usize,
+    form: Form,
+    write: Function,
+    add: Function,
+    element: std::marker::PhantomData<T>,
+}
+
+enum Form {
+    None,
+    Slopes { left: CudaSlice<f32>, right: CudaSlice<f32>, batch: usize, key_only: bool },
+    Row { row: CudaSlice<f32>, first: i64, count: usize, saturates: bool, t5: Option<T5Form> },
+    Fire { logs: CudaSlice<f32>, lines: [CudaSlice<f32>; 3], breaks: usize, least_norm: f32, eps: f32 },
+}
+
+struct T5Form {
+    buckets: usize,
+    lookup: CudaSlice<u16>,
+    function: Function,
+}
+
+impl<T: Scalar> BiasPlan<T> {
+    /// Uploads the numbers of a bias and loads the kernels.
+    ///
+    /// # Errors
+    /// If the bias is refused, is FIRE (see [`BiasPlan::fire`]), or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, bias: Bias) -> Result<Self> {
+        match bias {
+            Bias::None => Self::with(gpu, 0, false, Form::None),
+            Bias::Slopes(slopes) => Self::slopes(gpu, slopes, false),
+            Bias::Toeplitz(row) => {
+                row.check()?;
+                let form = Form::Row {
+                    row: gpu.upload(&row.values)?,
+                    first: row.first,
+                    count: row.distances(),
+                    saturates: row.saturates,
+                    t5: None,
+                };
+                Self::with(gpu, row.heads, false, form)
+            }
+            Bias::Fire(_) => Err(Error::Value("FIRE needs its largest position: use BiasPlan::fire".into())),
+        }
+    }
+
+    /// ALiBi that multiplies the key's position instead of its distance, `slope * key`: flash-attention's and BLOOM's
+    /// causal form, whose log-sum-exp is shifted by `slope * query`. For parity alone: its error grows with the position
+    /// (5e-2 at a million keys).
+    ///
+    /// The slopes of the future count, negated: `Sides::Signed` gives the libraries' sign.
+    ///
+    /// # Errors
+    /// If the kernels cannot be loaded.
+    pub fn key_only(gpu: &Gpu, slopes: &Slopes) -> Result<Self> {
+        Self::slopes(gpu, slopes, true)
+    }
+
+    fn slopes(gpu: &Gpu, slopes: &Slopes, key_only: bool) -> Result<Self> {
+        let form = Form::Slopes {
+            left: gpu.upload(&slopes.left)?,
+            right: gpu.upload(&slopes.right)?,
+            batch: slopes.batch,
+            key_only,
+        };
+        Self::with(gpu, slopes.heads, false, form)
+    }
+
+    /// T5's bias of `heads` heads, all zero until [`BiasPlan::set_table`]: for a table that lives on the device.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn t5(gpu: &Gpu, spec: T5Bias, heads: usize) -> Result<Self> {
+        let lookup = spec.lookup()?;
+        let row = Toeplitz::from_law(heads, spec.distances(), |_, _| 0.0)?;
+        let t5 = T5Form {
+            buckets: spec.buckets,
+            lookup: gpu.upload(&lookup)?,
+            function: gpu.function("bias/toeplitz", T::NAME, "row")?,
+        };
+        let form = Form::Row {
+            row: gpu.upload(&row.values)?,
+            first: row.first,
+            count: lookup.len(),
+            saturates: true,
+            t5: Some(t5),
+        };
+        Self::with(gpu, heads, false, form)
+    }
+
+    /// FIRE for positions and distances up to `reach`, larger ones taken as `reach`.
+    ///
+    /// # Errors
+    /// If the spec is refused, `reach` is 2^30 or more, or the kernels cannot be loaded.
+    pub fn fire(gpu: &Gpu, fire: &Fire, reach: usize) -> Result<Self> {
+        let lines = fire.lines()?;
+        if reach >= 1 << 30 {
+            return Err(Error::Value(format!("FIRE's reach is {reach}, it must be below 2^30")));
+        }
+        let logs: Vec<f32> = (0..=reach).map(|n| fire.log(n as f64) as f32).collect();
+        // No lines break: an empty buffer has no address, so that one number stands there and none is looked at.
+        let breaks = if lines.breaks.is_empty() { vec![0.0] } else { lines.breaks.clone() };
+        let form = Form::Fire {
+            logs: gpu.upload(&logs)?,
+            lines: [gpu.upload(&breaks)?, gpu.upload(&lines.slopes)?, gpu.upload(&lines.intercepts)?],
+            breaks: lines.breaks.len(),
+            least_norm: (fire.log(fire.threshold) + fire.eps) as f32,
+            eps: fire.eps as f32,
+        };
+        Self::with(gpu, fire.heads(), true, form)
+    }
+
+    fn with(gpu: &Gpu, heads: usize, fire: bool, form: Form) -> Result<Self> {
+        let load = |entry| gpu.function("bias/toeplitz", T::NAME, entry);
+        let (write, add) = if fire { ("write_fire", "add_fire") } else { ("write", "add") };
+        Ok(Self {
+            gpu: gpu.clone(),
+            heads,
+            form,
+            write: load(write)?,
+            add: load(add)?,
+            element: std::marker::PhantomData,
+        })
+    }
+
+    /// The slopes on the device, those of the past and those of the future, to be read or trained in place.
+    pub fn slopes_mut(&mut self) -> Option<(&mut CudaSlice<f32>, &mut CudaSlice<f32>)> {
+        match &mut self.form {
+            Form::Slopes { left, right, .. } => Some((left, right)),
+            _ => None,
+        }
+    }
+
+    /// The row on the device, `[heads, distances]`, to be read or trained in place.
+    pub fn row_mut(&mut self) -> Option<&mut CudaSlice<f32>> {
+        match &mut self.form {
+            Form::Row { row, .. } => Some(row),
+            _ => None,
+        }
+    }
+
+    /// Takes a new T5 table into the plan, in one kernel: `row[head, distance] = table[bucket(distance), head]`.
     ///
     /// | argument | shape | meaning |
     /// |---|---|---|
-    /// | `grad` | `shape` | the gradient of every logit after the bias |
-    /// | `positions` | | where queries and keys sit |
-    /// | `distances` | | the range that is kept; distances outside are added to its ends, as [`Toeplitz`] reads them |
+    /// | `table` | `[buckets, heads]` | on the device |
+    ///
+    /// # Accuracy
+    /// The numbers are copied.
     ///
     /// # Errors
-    /// If the shape, the positions or the range is refused.
-    ///
-    /// # Example
-    /// ```
-    /// use posenc::{DistanceGrad, Logits, Places};
-    /// let grad = DistanceGrad::new(&[1.0f32, 2.0, 4.0, 8.0], &Logits::bhqk(1, 1, 2, 2), &Places::from(0, 0), -1..=1)?;
-    /// assert_eq!(grad.values, [4.0, 9.0, 2.0]);
-    /// # Ok::<(), posenc::Error>(())
-    /// ```
-    pub fn new<T: Scalar>(
-        grad: &[T],
-        shape: &Logits,
-        positions: &super::Places<&[i32]>,
-        distances: std::ops::RangeInclusive<i64>,
-    ) -> Result<Self> {
-        shape.check("grad", grad.len())?;
-        positions.check(shape)?;
-        let count = check_distances(shape.heads, &distances)?;
-        let first = *distances.start();
-        let mut values = vec![0.0; shape.heads * count];
-        for batch in 0..shape.batch {
-            for head in 0..shape.heads {
-                for query in 0..shape.queries {
-                    let query_position = positions.query(shape, batch, query);
-                    for key in 0..shape.keys {
-                        let distance = positions.key(shape, batch, key) - query_position;
-                        let index = (distance - first).clamp(0, count as i64 - 1) as usize;
-                        values[head * count + index] += grad[shape.index(batch, head, query, key)].to_f64();
-                    }
-                }
-            }
+    /// If the plan was not made by [`BiasPlan::t5`], or the table is of another length.
+    pub fn set_table(&mut self, table: Read<'_, f32>) -> Result<()> {
+        let Form::Row { row, count, t5: Some(t5), .. } = &mut self.form else {
+            return Err(Error::Value("the plan of this bias has no T5 table".into()));
+        };
+        let (heads, count) = (self.heads, *count);
+        let need = t5.buckets * heads;
+        if table.len() != need {
+            return Err(Error::Value(format!(
+                "table holds {} elements, {} buckets of {heads} heads are {need}",
+                table.len(),
+                t5.buckets
+            )));
         }
-        Ok(Self { heads: shape.heads, first, values })
+        let gpu = &self.gpu;
+        let (table, lookup) = (gpu.read("table", table, need)?, gpu.read("lookup", &t5.lookup, count)?);
+        let row = gpu.write("row", row, heads * count)?;
+        // heads x distances fit into 63 bits, and a plan's tables into memory.
+        let args = ToeplitzRowArgs {
+            table: table.address,
+            lookup: lookup.address,
+            row: row.address,
+            heads: heads as u32,
+            count: count as u32,
+        };
+        let grid = [args.count.div_ceil(THREADS), args.heads.min(65535), 1];
+        gpu.launch(&t5.function, &Launch { file: "bias/toeplitz", entry: "row", grid, block: [THREADS, 1, 1], args })
     }
 
-    /// The distances of a head and their gradients.
+    /// Writes the bias of every query and key, in one kernel.
     ///
-    /// # Panics
-    /// If there is no such head.
-    pub fn of(&self, head: usize) -> impl Iterator<Item = (i64, f64)> + '_ {
-        assert!(head < self.heads, "head {head} of {}", self.heads);
-        let count = self.values.len() / self.heads;
-        (self.first..).zip(self.values[head * count..(head + 1) * count].iter().copied())
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `out` | `shape` | written |
+    /// | `shape` | | sizes and strides of `out`; a batch of 1 where sequences share positions |
+    /// | `places` | | where queries and keys sit |
+    ///
+    /// # Accuracy
+    /// [`Bias::error_bound`] and the rounding to `T`. The same bits on every device and for every alignment; a shard of
+    /// heads, queries or keys is the slice of the whole, bit for bit.
+    ///
+    /// # Errors
+    /// If a buffer is too short or belongs to another context, elements of `out` overlap, or the bias has other heads or
+    /// sequences. Nothing is written then. Lengths and positions on the device are not looked at: a length outside the
+    /// tensor counts as the tensor's.
+    pub fn write(&self, out: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
+        self.run("out", &self.write, false, out, shape, places)
     }
+
+    /// Adds the bias to logits in place, in one kernel. Arguments, accuracy and errors as [`BiasPlan::write`].
+    ///
+    /// # Errors
+    /// As [`BiasPlan::write`].
+    pub fn add(&self, logits: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
+        self.run("logits", &self.add, true, logits, shape, places)
+    }
+
+    fn run(
+        &self,
+        name: &'static str,
+        function: &Function,
+        add: bool,
+        x: Write<'_, T>,
+        shape: &Logits,
+        places: &Places<Read<'_, i32>>,
+    ) -> Result<()> {
+        shape.check_written(name, x.len())?;
+        let held = self.hold(shape, places, None, ALL)?;
+        if shape.is_empty() {
+            return Ok(());
+        }
+        let x = self.gpu.write(name, x, shape.span()?)?;
+        let mut launch = launch(shape, add, self.is_fire(), alignment(x.address.address()), size_of::<T>())?;
+        launch.args.bias = held.args;
+        launch.args.x = x.address.offset((shape.offset * size_of::<T>()) as u64);
+        self.gpu.launch(function, &launch)
+    }
+
+    /// Whether the bias has kernels of its own.
+    pub(crate) fn is_fire(&self) -> bool {
+        matches!(self.form, Form::Fire { .. })
+    }
+
+    /// Checks a call and gives the kernel's view of bias and positions.
+    pub(crate) fn hold<'a>(
+        &'a self,
+        shape: &Logits,
+        places: &Places<Read<'a, i32>>,
+        gates: Option<Read<'a, f32>>,
+        window: (i64, i64),
+    ) -> Result<HeldBias<'a>> {
+        places.check_starts(shape)?;
+        let heads = if matches!(self.form, Form::None) { shape.heads } else { self.heads };
+        if heads != shape.heads {
+            return Err(Error::Value(format!("the bias has {heads} heads, the logits have {}", shape.heads)));
+        }
+        let gpu = &self.gpu;
+        let ids = |name, buffer: Option<Read<'a, i32>>, need: usize| {
+            buffer.map(|buffer| gpu.read(name, buffer, need)).transpose()
+        };
+        let each = |place: Place<Read<'a, i32>>| match place {
+            Place::Each(positions) => Some(positions),
+            _ => None,
+        };
+        let size = |what, n| crate::shape::product(what, &[shape.batch, n]);
+        let query_positions = ids("query positions", each(places.queries), size("batch x queries", shape.queries)?)?;
+        let key_positions = ids("key positions", each(places.keys), size("batch x keys", shape.keys)?)?;
+        let query_lengths = ids("query_lengths", places.query_lengths, shape.batch)?;
+        let key_lengths = ids("key_lengths", places.key_lengths, shape.batch)?;
+        let gates = gates.map(|gates| gpu.read("gates", gates, shape.rows()?)).transpose()?;
+        let address = |held: &Option<Held<'a, In>>| held.as_ref().map_or(In::NULL, |held| held.address);
+        // Starts lie within 2^30; sizes, rows and counts within 2^31, as the shape's and the bias's checks say.
+        let start = |place: &Place<Read<'a, i32>>| if let Place::From(start) = place { *start as i32 } else { 0 };
+        let mut args = BiasArgs {
+            query_positions: address(&query_positions),
+            key_positions: address(&key_positions),
+            query_lengths: address(&query_lengths),
+            key_lengths: address(&key_lengths),
+            gates: address(&gates),
+            query_start: start(&places.queries),
+            key_start: start(&places.keys),
+            last: u32::from(matches!(places.queries, Place::Last)),
+            batch: shape.batch as u32,
+            heads: shape.heads as u32,
+            queries: shape.queries as u32,
+            keys: shape.keys as u32,
+            ..BiasArgs::zeroed()
+        };
+        let mut numbers = [None, None, None, None];
+        match &self.form {
+            Form::None => {}
+            Form::Slopes { left, right, batch, key_only } => {
+                if *batch != 1 && *batch != shape.batch {
+                    return Err(Error::Value(format!(
+                        "slopes are for {batch} sequences, the logits have {}",
+                        shape.batch
+                    )));
+                }
+                args.kind = 1;
+                args.key_only = u32::from(*key_only);
+                args.slopes_stride = if *batch == 1 { 0 } else { heads as i64 };
+                numbers[0] = Some(gpu.read("slopes", left, batch * heads)?);
+                numbers[1] = Some(gpu.read("slopes", right, batch * heads)?);
+            }
+            Form::Row { row, first, count, saturates, .. } => {
+                if !saturates {
+                    places.check_reach(shape, window, *first, first + *count as i64 - 1)?;
+                }
+                args.kind = 2;
+                args.first = *first as i32;
+                args.count = *count as i32;
+                numbers[0] = Some(gpu.read("row", row, heads * count)?);
+            }
+            Form::Fire { logs, lines: [breaks, slopes, intercepts], breaks: count, least_norm, eps } => {
+                args.kind = 3;
+                args.count = logs.len() as i32;
+                args.break_count = *count as u32;
+                args.least_norm = *least_norm;
+                args.eps = *eps;
+                numbers[0] = Some(gpu.read("logs", logs, logs.len())?);
+                numbers[1] = Some(gpu.read("slopes", slopes, heads * (count + 1))?);
+                numbers[2] = Some(gpu.read("intercepts", intercepts, heads * (count + 1))?);
+                numbers[3] = Some(gpu.read("breaks", breaks, *count)?);
+            }
+        }
+        args.values = address(&numbers[0]);
+        args.more = address(&numbers[1]);
+        args.intercepts = address(&numbers[2]);
+        args.breaks = address(&numbers[3]);
+        let places = [query_positions, key_positions, query_lengths, key_lengths];
+        Ok(HeldBias { args, _numbers: numbers, _places: places, _gates: gates })
+    }
+}
+
+/// A bias as a kernel's arguments; keep it until the launch is done.
+pub(crate) struct HeldBias<'a> {
+    pub args: BiasArgs,
+    _numbers: [Option<Held<'a, In>>; 4],
+    _places: [Option<Held<'a, In>>; 4],
+    _gates: Option<Held<'a, In>>,
 }

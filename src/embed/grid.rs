@@ -5,12 +5,19 @@
 //! ```
 
 use std::f64::consts::TAU;
+use std::marker::PhantomData;
 
+use bytemuck::Zeroable;
+use cudarc::driver::CudaSlice;
+
+use crate::embed::launch::{THREADS, alignment, small, spread, width};
 use crate::embed::tokens::at_least;
-use crate::embed::{Odd, Sinusoid, Tokens};
+use crate::embed::{Odd, Sinusoid, Tokens, Wave};
+use crate::gpu::args::{GridArgs, MaskedArgs};
+use crate::gpu::{Function, Launch, Read, Write};
 use crate::rotate::Pairing;
 use crate::shape::product;
-use crate::{Error, Result, Scalar};
+use crate::{Error, Gpu, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
@@ -18,11 +25,11 @@ use crate::{Error, Result, Scalar};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Along {
     /// time, of videos
-    Frames,
+    Frames = 0,
     /// downwards: y
-    Rows,
+    Rows = 1,
     /// to the right: x
-    Columns,
+    Columns = 2,
 }
 
 /// The size of a grid; its tokens lie frame by frame, row by row.
@@ -176,7 +183,7 @@ impl Grid {
         self.axes.iter().map(|axis| axis.sinusoid.dim).sum()
     }
 
-    /// Refuses no axes, an axis whose sinusoid is refused, and [`Blocks::ByWave`] with axes it has no meaning for.
+    /// Refuses no axes, an axis whose sinusoid is refused or has a padding row, and [`Blocks::ByWave`] with axes it has no meaning for.
     ///
     /// # Errors
     /// [`Error::Value`] with the field, the rule and the value.
@@ -186,7 +193,12 @@ impl Grid {
         }
         for (index, axis) in self.axes.iter().enumerate() {
             axis.sinusoid.check().map_err(|error| Error::Value(format!("axis {index} of the grid: {error}")))?;
-            let Sinusoid { dim, pairing, .. } = axis.sinusoid;
+            let Sinusoid { dim, pairing, padding, .. } = axis.sinusoid;
+            if let Some(padding) = padding {
+                return Err(Error::Value(format!(
+                    "axis {index} of the grid has its padding at {padding}, the tokens of a grid have none"
+                )));
+            }
             if self.blocks == Blocks::ByWave && (pairing != Pairing::Half || dim % 2 == 1) {
                 return Err(Error::Value(format!(
                     "axis {index} of the grid has {dim} channels in the pairing {pairing:?}, blocks by wave need an even \
@@ -422,7 +434,7 @@ impl Grid {
     ) -> Result<()> {
         self.check()?;
         counted.check()?;
-        check_image(size)?;
+        self.check_image(size)?;
         let tokens = size.tokens()?;
         at_least("mask", mask.len(), product("batch x tokens", &[batch, tokens])?)?;
         at_least("out", out.len(), product("batch x tokens x dim", &[batch, tokens, self.dim()])?)?;
@@ -476,10 +488,289 @@ pub(crate) fn check_tokens(tokens: &Tokens, size: GridSize) -> Result<()> {
     Ok(())
 }
 
-/// Refuses frames where only images have a meaning.
-pub(crate) fn check_image(size: GridSize) -> Result<()> {
-    if size.frames != 1 {
-        return Err(Error::Value(format!("the grid has {} frames, a mask is counted over images of 1", size.frames)));
+impl Grid {
+    /// Refuses frames where only images have a meaning.
+    fn check_image(&self, size: GridSize) -> Result<()> {
+        if size.frames != 1 {
+            return Err(Error::Value(format!(
+                "the grid has {} frames, a mask is counted over images of 1",
+                size.frames
+            )));
+        }
+        if self.axes.iter().any(|axis| axis.along == Along::Frames) {
+            return Err(Error::Value("an axis runs along frames, a mask is counted over rows and columns".into()));
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+// -------------------------------------------------------------------------------------------------------------- launch
+
+/// The variants of the kernel: added and written, from wide accesses to narrow ones.
+const ENTRIES: [[&str; 3]; 2] =
+    [["grid_add_wide", "grid_add_mid", "grid_add_one"], ["grid_write_wide", "grid_write_mid", "grid_write_one"]];
+const MASKED_ENTRIES: [&str; 3] = ["grid_masked_wide", "grid_masked_mid", "grid_masked_one"];
+
+impl Grid {
+    /// Rate and phase of every channel, and its axis as the kernel knows it.
+    fn channels(&self) -> (Vec<u64>, Vec<u8>) {
+        const QUARTER: u64 = 1 << 62;
+        let mut channels = Vec::with_capacity(2 * self.dim());
+        let mut axes = Vec::with_capacity(self.dim());
+        for channel in 0..self.dim() {
+            let (axis, inner) = self.channel(channel);
+            let Axis { along, sinusoid } = &self.axes[axis];
+            match sinusoid.channel(inner) {
+                None => {
+                    channels.extend([0, 0]);
+                    axes.push(3);
+                }
+                Some((pair, wave)) => {
+                    let rate = sinusoid.rate(pair);
+                    let start = rate.wrapping_mul(sinusoid.offset as u64);
+                    channels.extend([rate, if wave == Wave::Cosine { start.wrapping_add(QUARTER) } else { start }]);
+                    axes.push(*along as u8);
+                }
+            }
+        }
+        (channels, axes)
+    }
+
+    /// Turns and offset of every channel, and its axis and wave as the masked kernel knows them.
+    fn masked_channels(&self) -> (Vec<f64>, Vec<u8>) {
+        let mut channels = Vec::with_capacity(3 * self.dim());
+        let mut axes = Vec::with_capacity(self.dim());
+        for channel in 0..self.dim() {
+            let (axis, inner) = self.channel(channel);
+            let Axis { along, sinusoid } = &self.axes[axis];
+            match sinusoid.channel(inner) {
+                None => {
+                    channels.extend([0.0; 3]);
+                    axes.push(3);
+                }
+                Some((pair, wave)) => {
+                    let turns = sinusoid.turns(pair);
+                    channels.extend([turns.hi, turns.lo, sinusoid.offset as f64]);
+                    axes.push(*along as u8 + if wave == Wave::Cosine { 4 } else { 0 });
+                }
+            }
+        }
+        (channels, axes)
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// [`Grid`] on a [`Gpu`], for one element type: its channels are uploaded, its kernels loaded.
+///
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; sizes may change from call to call.
+pub struct GridPlan<T> {
+    gpu: Gpu,
+    spec: Grid,
+    channels: CudaSlice<u64>,
+    axes: CudaSlice<u8>,
+    masked_channels: CudaSlice<f64>,
+    masked_axes: CudaSlice<u8>,
+    functions: [[Function; 3]; 2],
+    masked: [Function; 3],
+    element: PhantomData<T>,
+}
+
+impl<T: Scalar> GridPlan<T> {
+    /// Uploads the channels and loads the kernels.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, spec: &Grid) -> Result<Self> {
+        spec.check()?;
+        let (channels, axes) = spec.channels();
+        let (masked_channels, masked_axes) = spec.masked_channels();
+        let load = |entry| gpu.function("embed/grid", T::NAME, entry);
+        let three = |[a, b, c]: [&'static str; 3]| Ok::<_, Error>([load(a)?, load(b)?, load(c)?]);
+        Ok(Self {
+            gpu: gpu.clone(),
+            spec: spec.clone(),
+            channels: gpu.upload(&channels)?,
+            axes: gpu.upload(&axes)?,
+            masked_channels: gpu.upload(&masked_channels)?,
+            masked_axes: gpu.upload(&masked_axes)?,
+            functions: [three(ENTRIES[0])?, three(ENTRIES[1])?],
+            masked: three(MASKED_ENTRIES)?,
+            element: PhantomData,
+        })
+    }
+
+    /// The spec.
+    pub fn grid(&self) -> &Grid {
+        &self.spec
+    }
+
+    /// Writes the grid's table, once for every sequence of `tokens`.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `out` | `tokens` | written |
+    /// | `tokens` | | sizes and strides; its number of tokens is the grid's |
+    /// | `size` | | frames, rows and columns |
+    ///
+    /// # Accuracy
+    /// [`Grid::error_bound`] and the rounding to `T`. The same bits on every device, for every shape and alignment.
+    ///
+    /// # Errors
+    /// If a shape is refused, or a buffer is too short or lies in another context. Nothing is written then.
+    ///
+    /// # Source
+    /// MAE (arXiv 2111.06377), `get_2d_sincos_pos_embed`.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::Gpu;
+    /// use posenc::embed::{Grid, GridPlan, GridSize, Tokens};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = GridPlan::<f32>::new(&gpu, &Grid::columns_first(768))?;
+    /// // Behind a class token, whose row stays zero.
+    /// let mut table = gpu.stream().alloc_zeros(197 * 768)?;
+    /// plan.write(&mut table, Tokens { offset: 768, ..Tokens::new(1, 196, 768) }, GridSize::image(14, 14))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn write(&self, out: Write<'_, T>, tokens: Tokens, size: GridSize) -> Result<()> {
+        self.run("out", out, tokens, size, None)
+    }
+
+    /// `x = x * scale + grid` in place.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `x` | `tokens` | embeddings; `tokens.tokens` is the grid's number of tokens |
+    /// | `size` | | frames, rows and columns |
+    /// | `scale` | | multiplies `x` |
+    ///
+    /// # Accuracy
+    /// [`Grid::add_error_bound`] and the rounding to `T`. The same bits on every device, for every shape and alignment.
+    ///
+    /// # Errors
+    /// If a shape or `scale` is refused, or a buffer is too short or lies in another context. Nothing is written then.
+    ///
+    /// # Source
+    /// MAE (arXiv 2111.06377), `get_2d_sincos_pos_embed`.
+    pub fn add(&self, x: Write<'_, T>, tokens: Tokens, size: GridSize, scale: f64) -> Result<()> {
+        super::sinusoid::check_scale(scale)?;
+        self.run("x", x, tokens, size, Some(scale as f32))
+    }
+
+    /// Writes a table per image whose coordinates are counted over a padding mask.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `out` | `[batch, rows * columns, dim]` | written, masked tokens too |
+    /// | `mask` | `[batch, rows * columns]` | not 0 for a token of the image |
+    /// | `size` | | rows and columns; one frame |
+    /// | `counted` | | how counts become coordinates |
+    ///
+    /// # Accuracy
+    /// [`Sinusoid::time_error_bound`] at coordinates in f64, and the rounding to `T`.
+    ///
+    /// # Errors
+    /// If the size or `counted` is refused, the grid has frames, or a buffer is too short or lies in another context.
+    /// Nothing is written then.
+    ///
+    /// # Source
+    /// DETR (arXiv 2005.12872), `PositionEmbeddingSine`.
+    pub fn write_masked(
+        &self,
+        out: Write<'_, T>,
+        mask: Read<'_, u8>,
+        batch: usize,
+        size: GridSize,
+        counted: Counted,
+    ) -> Result<()> {
+        counted.check()?;
+        self.spec.check_image(size)?;
+        let (tokens, dim) = (size.tokens()?, self.spec.dim());
+        if size.rows >= 1 << 24 || size.columns >= 1 << 24 {
+            return Err(Error::Value(format!(
+                "the grid has {} rows and {} columns, each must be below 2^24 to be counted",
+                size.rows, size.columns
+            )));
+        }
+        let need = product("batch x tokens x dim", &[batch, tokens, dim])?;
+        let places = product("batch x tokens", &[batch, tokens])?;
+        at_least("mask", mask.len(), places)?;
+        at_least("out", out.len(), need)?;
+        if batch == 0 {
+            return Ok(());
+        }
+        small("tokens", tokens)?;
+        let gpu = &self.gpu;
+        let mask = gpu.read("mask", mask, places)?;
+        let out = gpu.write("out", out, need)?;
+        let channels = gpu.read("channels", &self.masked_channels, 3 * dim)?;
+        let axes = gpu.read("axes", &self.masked_axes, dim)?;
+        let width = width(size_of::<T>(), alignment(&[out.address.address()]), dim);
+        // Whole warps, because the threads of a token count together.
+        let lanes = dim.div_ceil(width.elements).next_multiple_of(32).min(THREADS);
+        let rows = (THREADS / lanes).min(tokens.next_power_of_two()).max(1);
+        let args = MaskedArgs {
+            x: out.address,
+            mask: mask.address,
+            channels: channels.address,
+            axes: axes.address,
+            centre: counted.centre,
+            scale: counted.scale,
+            rows: small("rows", size.rows)?,
+            columns: small("columns", size.columns)?,
+            batch: small("images", batch)?,
+            dim: small("channels", dim)?,
+            normalize: u32::from(counted.normalize),
+            unused: 0,
+        };
+        let grid = [small("blocks of tokens", tokens.div_ceil(rows))?, small("images", batch.min(65535))?, 1];
+        let block = [small("lanes", lanes)?, small("rows", rows)?, 1];
+        let entry = MASKED_ENTRIES[width.index];
+        let launch = Launch { file: "embed/grid", entry, grid, block, args };
+        gpu.launch(&self.masked[width.index], &launch)
+    }
+
+    fn run(
+        &self,
+        name: &'static str,
+        x: Write<'_, T>,
+        tokens: Tokens,
+        size: GridSize,
+        scale: Option<f32>,
+    ) -> Result<()> {
+        let dim = self.spec.dim();
+        tokens.check_written(name, dim, x.len())?;
+        check_tokens(&tokens, size)?;
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let gpu = &self.gpu;
+        let x = gpu.write(name, x, tokens.span()?)?;
+        let channels = gpu.read("channels", &self.channels, 2 * dim)?;
+        let axes = gpu.read("axes", &self.axes, dim)?;
+        let width = width(size_of::<T>(), alignment(&[x.address.address()]), tokens.sizes() | dim);
+        let units = dim.div_ceil(width.elements);
+        let spread = spread(units, tokens.batch, tokens.tokens, true, gpu.multiprocessors())?;
+        let args = GridArgs {
+            x: x.address.offset((tokens.offset * size_of::<T>()) as u64),
+            channels: channels.address,
+            axes: axes.address,
+            strides: tokens.strides(),
+            tokens: small("tokens", tokens.tokens)?,
+            rows: small("rows", size.rows)?,
+            columns: small("columns", size.columns)?,
+            batch: small("sequences", tokens.batch)?,
+            batches_per_thread: spread.batches_per_thread,
+            groups: spread.groups,
+            dim: small("channels", dim)?,
+            scale: scale.unwrap_or(1.0),
+            ..GridArgs::zeroed()
+        };
+        let entries = usize::from(scale.is_none());
+        let entry = ENTRIES[entries][width.index];
+        let launch = Launch { file: "embed/grid", entry, grid: spread.grid, block: spread.block, args };
+        gpu.launch(&self.functions[entries][width.index], &launch)
+    }
 }

@@ -5,11 +5,20 @@
 //! out[t] = v[t],  (v - mean) / sqrt(variance + eps) * gain + bias,  or  v / sqrt(mean square + eps) * gain
 //! ```
 
+use std::marker::PhantomData;
+
+use bytemuck::Zeroable;
+use cudarc::driver::CudaSlice;
+
 use crate::embed::Tokens;
+use crate::embed::launch::{alignment, small, width};
 use crate::embed::sinusoid::check_scale;
 use crate::embed::tokens::at_least;
+use crate::gpu::args::{In, LearnedArgs, Out};
+use crate::gpu::{Function, Held, Launch, Read, Write};
+use crate::positions::Resolved;
 use crate::shape::product;
-use crate::{Error, Result, Scalar};
+use crate::{Error, Gpu, Ids, Positions, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
@@ -535,4 +544,482 @@ pub fn order(ids: &[i64]) -> Result<Vec<u32>> {
     let mut order: Vec<u32> = (0..count).collect();
     order.sort_by_key(|&index| ids[index as usize]);
     Ok(order)
+}
+
+// -------------------------------------------------------------------------------------------------------------- launch
+
+/// Threads of a block with a norm or without.
+const THREADS: usize = 256;
+/// The variants of the kernel by [`Learned::kind`], from wide accesses to narrow ones.
+const ENTRIES: [[&str; 3]; 4] = [
+    ["learned_wide", "learned_mid", "learned_one"],
+    ["learned_norm_short_wide", "learned_norm_short_mid", "learned_norm_short_one"],
+    ["learned_norm_wide", "learned_norm_mid", "learned_norm_one"],
+    ["learned_norm_long_wide", "learned_norm_long_mid", "learned_norm_long_one"],
+];
+
+impl Learned {
+    /// Threads of one row: whole warps, one thread for 8 channels and at most 256.
+    pub(crate) fn lanes(&self) -> usize {
+        self.dim.div_ceil(8).next_multiple_of(32).min(THREADS)
+    }
+
+    /// Which variant holds a row: 0 needs none, 1 and 2 hold 1 and 4 units of 8 channels a thread, 3 gathers again.
+    pub(crate) fn kind(&self) -> usize {
+        match (self.norm, self.dim.div_ceil(8 * self.lanes())) {
+            (None, _) => 0,
+            (_, 1) => 1,
+            (_, 2..=4) => 2,
+            _ => 3,
+        }
+    }
+
+    /// Tokens that a block works on at once.
+    pub(crate) fn block_rows(&self, tokens: usize) -> usize {
+        (THREADS / self.lanes()).min(tokens.next_power_of_two()).max(1)
+    }
+
+    /// The arguments that the spec and the shape decide.
+    pub(crate) fn args(&self, tokens: &Tokens) -> Result<LearnedArgs> {
+        let (first, padded, padding, rule) = match self.rows {
+            Rows::Offset(offset) => (offset, 0, 0, 0),
+            Rows::Kept { padding: Some(padding), first, padded } => (first, padded, padding, 1),
+            Rows::Kept { padding: None, first, padded } => (first, padded, 0, 2),
+        };
+        let (norm, eps) = match self.norm {
+            None => (0, 0.0),
+            Some(Norm::Layer { eps }) => (1, eps),
+            Some(Norm::Rms { eps }) => (2, eps),
+        };
+        Ok(LearnedArgs {
+            strides: tokens.strides(),
+            first,
+            padded,
+            padding,
+            tokens: small("tokens", tokens.tokens)?,
+            batch: small("sequences", tokens.batch)?,
+            dim: small("channels", self.dim)?,
+            rule,
+            norm,
+            scale: self.scale as f32,
+            eps: eps as f32,
+            ..LearnedArgs::zeroed()
+        })
+    }
+
+    /// The variant, the grid and the arguments that shapes decide; addresses, ids and positions are still missing.
+    fn launch(&self, tokens: &Tokens, element: usize, alignment: usize) -> Result<Launch<LearnedArgs>> {
+        let width = width(element, alignment, tokens.sizes() | self.dim);
+        let rows = self.block_rows(tokens.tokens);
+        let grid =
+            [small("blocks of tokens", tokens.tokens.div_ceil(rows))?, small("sequences", tokens.batch.min(65535))?, 1];
+        let block = [small("lanes", self.lanes())?, small("rows", rows)?, 1];
+        let entry = ENTRIES[self.kind()][width.index];
+        Ok(Launch { file: "embed/learned", entry, grid, block, args: self.args(tokens)? })
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// The tables of one call on the device, each `[rows, dim]` by its length; `None` is not there.
+#[derive(Clone, Copy)]
+pub struct Weights<'a, T> {
+    /// by token id; without it, the rows of `x` take its place
+    pub token: Option<Read<'a, T>>,
+    /// by the row that [`Rows`] gives
+    pub position: Option<Read<'a, T>>,
+    /// by token type
+    pub types: Option<Read<'a, T>>,
+    /// `[dim]`, of the norm; ones without it
+    pub gain: Option<Read<'a, T>>,
+    /// `[dim]`, of the norm; zeros without it
+    pub bias: Option<Read<'a, T>>,
+}
+
+impl<T> Default for Weights<'_, T> {
+    fn default() -> Self {
+        Self { token: None, position: None, types: None, gain: None, bias: None }
+    }
+}
+
+/// What the tokens of one call are, on the device: each `[batch, tokens]`, or `None` where nothing asks for it.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// token ids, `i32`, `i64` or `u32`: [`Ids`]
+    pub ids: Option<Ids<'a>>,
+    /// token types
+    pub types: Option<Ids<'a>>,
+    /// 1 for a token, 0 for padding
+    pub mask: Option<Read<'a, u8>>,
+    /// Where the tokens stand, for [`Rows::Offset`]. For [`Rows::Kept`]: [`Positions::counted`], or the number of tokens
+    /// of earlier calls that were no padding as [`Positions::starts`].
+    pub positions: Positions<'a>,
+}
+
+impl Default for Inputs<'_> {
+    fn default() -> Self {
+        Self { ids: None, types: None, mask: None, positions: Positions::counted() }
+    }
+}
+
+/// A flag in device memory that kernels raise when an id lies outside its table.
+///
+/// Such an id is never read; its row becomes NaN. The flag holds the first such token in the order of tokens, the same one
+/// on every run.
+pub struct Fault {
+    flag: CudaSlice<u64>,
+    rows: [usize; 3],
+}
+
+impl Fault {
+    /// A flag that is down.
+    ///
+    /// # Errors
+    /// If the driver gives no memory.
+    pub fn new(gpu: &Gpu) -> Result<Self> {
+        Ok(Self { flag: gpu.upload(&[u64::MAX])?, rows: [0; 3] })
+    }
+
+    /// The flag in device memory: `u64::MAX` while it is down, else `4 * token + table` with the token's index in
+    /// `[batch, tokens]` and table 0 for tokens, 1 for positions, 2 for types.
+    pub fn flag(&self) -> &CudaSlice<u64> {
+        &self.flag
+    }
+
+    /// Waits for the stream, reads the flag and takes it down.
+    ///
+    /// # Errors
+    /// [`Error::Value`] with the token and the table if it was up.
+    pub fn check(&mut self, gpu: &Gpu) -> Result<()> {
+        let flag = gpu.download(&self.flag)?.first().copied().unwrap_or(u64::MAX);
+        if flag == u64::MAX {
+            return Ok(());
+        }
+        gpu.overwrite(&mut self.flag, &[u64::MAX])?;
+        let (name, table) =
+            [("its id", "token"), ("its position's row", "position"), ("its type", "type")][(flag % 4).min(2) as usize];
+        let rows = self.rows[(flag % 4).min(2) as usize];
+        Err(Error::Value(format!("token {}: {name} lies outside the {table} table of {rows} rows", flag / 4)))
+    }
+}
+
+/// Buffers of one call, held until its launch is done.
+pub(crate) struct Gathered<'a> {
+    tables: [Option<Held<'a, In>>; 5],
+    rows: [usize; 3],
+    ids: Option<(Held<'a, In>, u32)>,
+    types: Option<(Held<'a, In>, u32)>,
+    mask: Option<Held<'a, In>>,
+    positions: Resolved<'a>,
+}
+
+const TABLES: [&str; 5] = ["the token table", "the position table", "the type table", "gain", "bias"];
+
+impl<'a> Gathered<'a> {
+    /// Checks everything about tables and ids that needs no reading of them.
+    pub(crate) fn new<T: Scalar>(
+        gpu: &'a Gpu,
+        spec: &Learned,
+        (batch, tokens): (usize, usize),
+        weights: &Weights<'a, T>,
+        inputs: &Inputs<'a>,
+    ) -> Result<Self> {
+        let dim = spec.dim;
+        let all = product("batch x tokens", &[batch, tokens])?;
+        let given = [weights.token, weights.position, weights.types, weights.gain, weights.bias];
+        let layer = matches!(spec.norm, Some(Norm::Layer { .. }));
+        let mut tables = [const { None }; 5];
+        let mut rows = [0; 3];
+        for (index, (table, name)) in given.into_iter().zip(TABLES).enumerate() {
+            let Some(table) = table else { continue };
+            let len = table.len();
+            if index < 3 {
+                if !len.is_multiple_of(dim) {
+                    return Err(Error::Value(format!("{name} holds {len} elements, its rows hold {dim}")));
+                }
+                rows[index] = len / dim;
+            } else {
+                if if index == 3 { spec.norm.is_none() } else { !layer } {
+                    return Err(Error::Value(format!("there is a {name} and the spec has no norm that uses it")));
+                }
+                if len != dim {
+                    return Err(Error::Value(format!("{name} holds {len} elements, dim is {dim}")));
+                }
+            }
+            tables[index] = Some(gpu.read(name, table, len)?);
+        }
+        let counted = tables[1].is_some() && matches!(spec.rows, Rows::Kept { .. });
+        let by_id = matches!(spec.rows, Rows::Kept { padding: Some(_), .. });
+        let ids_wanted = tables[0].is_some() || (counted && by_id);
+        let positions = inputs.positions.resolve(gpu, 1, batch, tokens)?;
+        if counted && positions.kind != 1 {
+            return Err(Error::Value("tokens are counted by the spec, positions must be counted() or starts".into()));
+        }
+        let mask = match (inputs.mask, counted && !by_id) {
+            (Some(mask), true) => Some(gpu.read("mask", mask, all)?),
+            (None, true) => return Err(Error::Value("mask is missing, the spec counts tokens over it".into())),
+            (_, false) => None,
+        };
+        Ok(Self {
+            ids: hold_ids(gpu, "ids", inputs.ids, ids_wanted, all)?,
+            types: hold_ids(gpu, "types", inputs.types, tables[2].is_some(), all)?,
+            tables,
+            rows,
+            mask,
+            positions,
+        })
+    }
+
+    /// Rows of the token, position and type table.
+    pub(crate) fn rows(&self) -> [usize; 3] {
+        self.rows
+    }
+
+    /// Puts the addresses into `args`.
+    pub(crate) fn fill(&self, args: LearnedArgs) -> LearnedArgs {
+        let address = |held: &Option<Held<'_, In>>| held.as_ref().map_or(In::NULL, |held| held.address);
+        let ids = |ids: &Option<(Held<'_, In>, u32)>| {
+            ids.as_ref().map_or((In::NULL, 0), |(held, id_type)| (held.address, *id_type))
+        };
+        let [token, position, types, gain, bias] = [0, 1, 2, 3, 4].map(|index| address(&self.tables[index]));
+        let ((ids, id_type), (type_ids, type_id_type)) = (ids(&self.ids), ids(&self.types));
+        LearnedArgs {
+            token,
+            position,
+            types,
+            gain,
+            bias,
+            ids,
+            type_ids,
+            mask: address(&self.mask),
+            positions: self.positions.ids(),
+            indptr: self.positions.indptr(),
+            sequence_stride: self.positions.sequence_stride,
+            token_rows: self.rows[0] as i64,
+            position_rows: self.rows[1] as i64,
+            type_rows: self.rows[2] as i64,
+            id_type,
+            type_id_type,
+            position_kind: self.positions.kind,
+            position_type: self.positions.id_type,
+            sequences: self.positions.sequences,
+            ..args
+        }
+    }
+
+    /// The union of the tables' addresses, and that none of them meets `out`.
+    pub(crate) fn addresses(&self, out: &Held<'_, Out>, name: &str) -> Result<u64> {
+        let mut all = out.address.address();
+        for (table, table_name) in self.tables.iter().zip(TABLES) {
+            if let Some(table) = table {
+                out.apart_from(name, table, table_name)?;
+                all |= table.address.address();
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// A buffer of ids and its type as kernels know it.
+pub(crate) fn hold_ids<'a>(
+    gpu: &'a Gpu,
+    name: &'static str,
+    ids: Option<Ids<'a>>,
+    wanted: bool,
+    need: usize,
+) -> Result<Option<(Held<'a, In>, u32)>> {
+    match ids {
+        _ if !wanted => Ok(None),
+        None => Err(Error::Value(format!("{name} are missing, a table is read by them"))),
+        Some(Ids::I32(ids)) => Ok(Some((gpu.read(name, ids, need)?, 0))),
+        Some(Ids::I64(ids)) => Ok(Some((gpu.read(name, ids, need)?, 1))),
+        Some(Ids::U32(ids)) => Ok(Some((gpu.read(name, ids, need)?, 2))),
+    }
+}
+
+/// [`Learned`] on a [`Gpu`], for one element type: its kernels are loaded. The tables are the caller's.
+///
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel.
+pub struct LearnedPlan<T> {
+    gpu: Gpu,
+    spec: Learned,
+    functions: [Function; 3],
+    rows: Function,
+    element: PhantomData<T>,
+}
+
+impl<T: Scalar> LearnedPlan<T> {
+    /// Loads the kernels.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, spec: &Learned) -> Result<Self> {
+        spec.check()?;
+        let load = |entry| gpu.function("embed/learned", T::NAME, entry);
+        let [a, b, c] = ENTRIES[spec.kind()];
+        Ok(Self {
+            gpu: gpu.clone(),
+            spec: *spec,
+            functions: [load(a)?, load(b)?, load(c)?],
+            rows: load("learned_rows")?,
+            element: PhantomData,
+        })
+    }
+
+    /// The spec.
+    pub fn learned(&self) -> &Learned {
+        &self.spec
+    }
+
+    /// Gathers, adds and normalises in one kernel.
+    ///
+    /// `v = token[id] * scale + position[row] + type[kind]`, then the spec's norm.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `x` | `tokens` | written; read too if there is no token table |
+    /// | `tokens` | | sizes and strides of `x` |
+    /// | `weights` | `[rows, dim]` each | the tables that there are |
+    /// | `inputs` | `[batch, tokens]` each | what the tokens are |
+    /// | `fault` | | raised when an id lies outside its table; `None` leaves it unreported |
+    ///
+    /// An id outside its table is not read, and its row of `x` becomes NaN. Three streams move with a token and a position
+    /// table: two rows are read, one is written; a norm adds none.
+    ///
+    /// # Accuracy
+    /// Exact for one table without scale; [`Learned::sum_error_bound`] or [`Learned::norm_error_bound`], and the rounding
+    /// to `T`. The same bits on every device, for every shape and alignment.
+    ///
+    /// # Errors
+    /// If a shape is refused, a table is no whole number of rows, something that is needed is missing, or a buffer is too
+    /// short, lies in another context or shares memory with `x`. Nothing is written then.
+    ///
+    /// # Source
+    /// BERT (arXiv 1810.04805), figure 2; layer norm arXiv 1607.06450, RMS norm arXiv 1910.07467.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::embed::{Fault, Inputs, Learned, LearnedPlan, Tokens, Weights};
+    /// use posenc::{Gpu, Id};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let stream = gpu.stream();
+    /// let plan = LearnedPlan::<half::f16>::new(&gpu, &Learned::new(768))?;
+    /// let (token, position) = (stream.alloc_zeros(50257 * 768)?, stream.alloc_zeros(1024 * 768)?);
+    /// let ids = stream.clone_htod(&[464, 3797, 3332])?;
+    /// let mut x = stream.alloc_zeros(3 * 768)?;
+    /// let mut fault = Fault::new(&gpu)?;
+    /// plan.gather(
+    ///     &mut x,
+    ///     Tokens::new(1, 3, 768),
+    ///     &Weights { token: Some(&token), position: Some(&position), ..Weights::default() },
+    ///     &Inputs { ids: Some(i32::ids(&ids)), ..Inputs::default() },
+    ///     Some(&mut fault),
+    /// )?;
+    /// fault.check(&gpu)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn gather(
+        &self,
+        x: Write<'_, T>,
+        tokens: Tokens,
+        weights: &Weights<'_, T>,
+        inputs: &Inputs<'_>,
+        fault: Option<&mut Fault>,
+    ) -> Result<()> {
+        tokens.check_written("x", self.spec.dim, x.len())?;
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let gpu = &self.gpu;
+        let held = Gathered::new(gpu, &self.spec, (tokens.batch, tokens.tokens), weights, inputs)?;
+        let x = gpu.write("x", x, tokens.span()?)?;
+        let alignment = alignment(&[held.addresses(&x, "x")?]);
+        let fault = hold_fault(gpu, fault, held.rows)?;
+        let mut launch = self.spec.launch(&tokens, size_of::<T>(), alignment)?;
+        let at = x.address.offset((tokens.offset * size_of::<T>()) as u64);
+        launch.args = LearnedArgs {
+            x: at,
+            source: at.as_in(),
+            fault: fault.as_ref().map_or(Out::NULL, |fault| fault.address),
+            ..held.fill(launch.args)
+        };
+        let entries = ENTRIES[self.spec.kind()];
+        let function = entries.iter().position(|&entry| entry == launch.entry).unwrap_or(2);
+        gpu.launch(&self.functions[function], &launch)
+    }
+
+    /// [`LearnedPlan::gather`], then waits for it and reports the first id outside its table.
+    ///
+    /// # Errors
+    /// As [`LearnedPlan::gather`] and [`Fault::check`].
+    pub fn gather_checked(
+        &self,
+        x: Write<'_, T>,
+        tokens: Tokens,
+        weights: &Weights<'_, T>,
+        inputs: &Inputs<'_>,
+    ) -> Result<()> {
+        let mut fault = Fault::new(&self.gpu)?;
+        self.gather(x, tokens, weights, inputs, Some(&mut fault))?;
+        fault.check(&self.gpu)
+    }
+
+    /// Writes the row of the position table that every token reads, for [`GradPlan::table`](crate::embed::GradPlan::table).
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `rows` | `[batch, tokens]` | written; rows outside the table too |
+    /// | `batch`, `tokens` | | sizes |
+    /// | `inputs` | `[batch, tokens]` each | what the tokens are |
+    ///
+    /// # Errors
+    /// If something that is needed is missing, or a buffer is too short or lies in another context. Nothing is written then.
+    pub fn rows(&self, rows: Write<'_, i64>, batch: usize, tokens: usize, inputs: &Inputs<'_>) -> Result<()> {
+        let shape = Tokens::new(batch, tokens, self.spec.dim);
+        let need = product("batch x tokens", &[batch, tokens])?;
+        at_least("rows", rows.len(), need)?;
+        if shape.is_empty() {
+            return Ok(());
+        }
+        let gpu = &self.gpu;
+        // The rule is the table's; whether there is one does not matter here.
+        let by_id = matches!(self.spec.rows, Rows::Kept { padding: Some(_), .. });
+        let by_mask = matches!(self.spec.rows, Rows::Kept { padding: None, .. });
+        let positions = inputs.positions.resolve(gpu, 1, batch, tokens)?;
+        if (by_id || by_mask) && positions.kind != 1 {
+            return Err(Error::Value("tokens are counted by the spec, positions must be counted() or starts".into()));
+        }
+        let mask = match (inputs.mask, by_mask) {
+            (Some(mask), true) => Some(gpu.read("mask", mask, need)?),
+            (None, true) => return Err(Error::Value("mask is missing, the spec counts tokens over it".into())),
+            (_, false) => None,
+        };
+        let held = Gathered {
+            tables: [const { None }; 5],
+            rows: [0; 3],
+            ids: hold_ids(gpu, "ids", inputs.ids, by_id, need)?,
+            types: None,
+            mask,
+            positions,
+        };
+        let out = gpu.write("rows", rows, need)?;
+        let args = LearnedArgs { x: out.address, ..held.fill(self.spec.args(&shape)?) };
+        let grid = [small("blocks of tokens", tokens.div_ceil(THREADS))?, small("sequences", batch.min(65535))?, 1];
+        let launch = Launch { file: "embed/learned", entry: "learned_rows", grid, block: [32, 8, 1], args };
+        gpu.launch(&self.rows, &launch)
+    }
+}
+
+pub(crate) fn hold_fault<'a>(
+    gpu: &'a Gpu,
+    fault: Option<&'a mut Fault>,
+    rows: [usize; 3],
+) -> Result<Option<Held<'a, Out>>> {
+    fault
+        .map(|fault| {
+            fault.rows = rows;
+            gpu.write("fault", &mut fault.flag, 1)
+        })
+        .transpose()
 }

@@ -3,12 +3,14 @@
 mod grid;
 mod launch;
 mod learned;
+mod learned_grad;
 mod sinusoid;
 mod timestep;
 mod tokens;
 
-pub use grid::{Along, Axis, Blocks, Counted, Grid, GridSize};
-pub use learned::{Gradients, Learned, Lookup, Norm, Row, Rows, Tables, order};
+pub use grid::{Along, Axis, Blocks, Counted, Grid, GridPlan, GridSize};
+pub use learned::{Fault, Gradients, Inputs, Learned, LearnedPlan, Lookup, Norm, Row, Rows, Tables, Weights, order};
+pub use learned_grad::{GradPlan, TableGrad};
 pub use sinusoid::{Frequencies, Odd, Sinusoid, SinusoidPlan, Wave};
 pub use timestep::{Time, TimestepPlan};
 pub use tokens::Tokens;

@@ -78,6 +78,8 @@ fields! {
     f64 => "double",
     In => "const void*",
     Out => "void*",
+    BiasArgs => "BiasArgs",
+    SoftmaxLaw => "SoftmaxLaw",
 }
 
 impl<F: Field, const N: usize> Field for [F; N] {
@@ -431,6 +433,336 @@ args! {
         accumulate: u32,
         /// multiplies the sum
         scale: f32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
+    }
+
+    /// `embed/grid`: the waves of a grid's indices, added or written.
+    GridArgs {
+        /// embeddings
+        x: Out,
+        /// rate and phase of each channel in units of 2^-64 turn
+        channels: In,
+        /// axis of each channel in bytes: 0 frame, 1 row, 2 column, 3 always zero
+        axes: In,
+        /// elements from one sequence and one token to the next
+        strides: [i64; 2],
+        /// tokens of each sequence
+        tokens: u32,
+        /// rows of a frame
+        rows: u32,
+        /// columns of a row
+        columns: u32,
+        /// sequences
+        batch: u32,
+        /// sequences that one thread walks
+        batches_per_thread: u32,
+        /// `batch` over `batches_per_thread`, rounded up
+        groups: u32,
+        /// channels
+        dim: u32,
+        /// multiplies `x`
+        scale: f32,
+    }
+
+    /// The masked part of `embed/grid`: waves of coordinates counted over a mask.
+    MaskedArgs {
+        /// embeddings
+        x: Out,
+        /// 1 for a token of the image, 0 for padding, in bytes
+        mask: In,
+        /// turns of each channel, a sum of two f64, and its axis's offset
+        channels: In,
+        /// axis of each channel in bytes: 1 row, 2 column, 3 always zero, plus 4 for a cosine
+        axes: In,
+        /// subtracted from counts
+        centre: f64,
+        /// multiplies normalised counts
+        scale: f64,
+        /// rows of an image
+        rows: u32,
+        /// columns of a row
+        columns: u32,
+        /// images
+        batch: u32,
+        /// channels
+        dim: u32,
+        /// 1: counts are divided by the last count
+        normalize: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
+    }
+
+    /// `embed/resample`: a table of positions at another size, or the transpose of that.
+    ResampleArgs {
+        /// the table at the new size, `[prefix + out_rows * out_columns, dim]`
+        out: Out,
+        /// the table, `[prefix + in_rows * in_columns, dim]`
+        table: In,
+        /// first tap and number of taps of each output row, in pairs
+        row_spans: In,
+        /// weights of each output row, `row_taps` apart
+        row_weights: In,
+        /// first tap and number of taps of each output column, in pairs
+        column_spans: In,
+        /// weights of each output column, `column_taps` apart
+        column_weights: In,
+        /// rows that are copied before the grid: class and register tokens
+        prefix: u32,
+        /// columns of the table's grid
+        in_columns: u32,
+        /// rows of the output's grid
+        out_rows: u32,
+        /// columns of the output's grid
+        out_columns: u32,
+        /// most taps of an output row
+        row_taps: u32,
+        /// most taps of an output column
+        column_taps: u32,
+        /// channels
+        dim: u32,
+        /// 1: add to what is there
+        accumulate: u32,
+    }
+
+    /// A bias of the room `bias`, and where queries and keys sit: a part of the arguments of its kernels.
+    BiasArgs {
+        /// i32 positions `[batch, queries]`, or null: queries follow `query_start`
+        query_positions: In,
+        /// i32 positions `[batch, keys]`, or null: keys follow `key_start`
+        key_positions: In,
+        /// i32 queries of each sequence, or null: all
+        query_lengths: In,
+        /// i32 keys of each sequence, or null: all
+        key_lengths: In,
+        /// slopes of the past, a row, or FIRE's logarithms of distances
+        values: In,
+        /// slopes of the future, or FIRE's slopes
+        more: In,
+        /// FIRE's intercepts
+        intercepts: In,
+        /// FIRE's breaks
+        breaks: In,
+        /// f32 `[batch, heads, queries]` that multiply the bias, or null
+        gates: In,
+        /// heads from one sequence's slopes to the next; 0 shares them
+        slopes_stride: i64,
+        /// position of query 0
+        query_start: i32,
+        /// position of key 0
+        key_start: i32,
+        /// distance of the row's first number
+        first: i32,
+        /// numbers of the row, or of FIRE's logarithms
+        count: i32,
+        /// breaks of FIRE's lines
+        break_count: u32,
+        /// 0 none, 1 slopes, 2 row, 3 FIRE
+        kind: u32,
+        /// 1: the last query of a sequence sits at its last key
+        last: u32,
+        /// 1: slopes multiply the key's position instead of its distance
+        key_only: u32,
+        /// FIRE's least normaliser
+        least_norm: f32,
+        /// FIRE's addition to the normaliser
+        eps: f32,
+        /// sequences
+        batch: u32,
+        /// heads
+        heads: u32,
+        /// rows of a head
+        queries: u32,
+        /// keys of a row
+        keys: u32,
+    }
+
+    /// `bias/toeplitz`: `write`, `add`.
+    ToeplitzArgs {
+        /// the bias
+        bias: BiasArgs,
+        /// written
+        x: Out,
+        /// elements from one batch, head and query to the next
+        strides: [i64; 3],
+        /// rows, `batch * heads * queries`
+        rows: u32,
+        /// 1: all rows begin at a multiple of 16 bytes
+        aligned: u32,
+    }
+
+    /// `bias/toeplitz`: `row`, from a T5 table.
+    ToeplitzRowArgs {
+        /// f32 `[buckets, heads]`
+        table: In,
+        /// u16 bucket of each distance
+        lookup: In,
+        /// f32 `[heads, distances]`
+        row: Out,
+        /// heads
+        heads: u32,
+        /// distances
+        count: u32,
+    }
+
+    /// Scale, softcap, order and window: a part of the arguments of `bias/softmax` and `bias/softmax_grad`.
+    SoftmaxLaw {
+        /// multiplies the logit
+        scale: f32,
+        /// the softcap, 0 for none
+        cap: f32,
+        /// 1 / cap
+        inverse_cap: f32,
+        /// 0 softcap then bias, 1 bias then softcap, 2 bias then scale
+        order: u32,
+        /// a key may lie this far before its query; 2^31 - 1: any distance
+        left: i32,
+        /// a key may lie this far after its query; 2^31 - 1: any distance
+        right: i32,
+    }
+
+    /// `bias/softmax`.
+    SoftmaxArgs {
+        /// the bias
+        bias: BiasArgs,
+        /// scale, softcap, order, window
+        law: SoftmaxLaw,
+        /// logits
+        x: In,
+        /// probabilities; `x` itself in place
+        y: Out,
+        /// added last, of the logits' type; null: nothing
+        mask: In,
+        /// f32 `[heads]`; null: none
+        sinks: In,
+        /// f32 `[rows]`; null: not wanted
+        lse: Out,
+        /// f32 `[rows, chunks, 2]`: maximum and sum of each chunk of a split row
+        parts: Out,
+        /// elements from one batch, head and query to the next
+        x_strides: [i64; 3],
+        /// the same of `y`
+        y_strides: [i64; 3],
+        /// the same of `mask`; 0 shares it
+        mask_strides: [i64; 3],
+        /// rows, `batch * heads * queries`
+        rows: u32,
+        /// chunks of 8192 keys of a row
+        chunks: u32,
+        /// 1: all rows of `x` and `y` begin at a multiple of 16 bytes; 2: those of `mask` too
+        aligned: u32,
+        /// 0: one block a row; 1: a block a chunk, which writes its part; 2: a block a chunk, which adds the parts
+        mode: u32,
+    }
+
+    /// `bias/softmax_grad`.
+    SoftmaxGradArgs {
+        /// positions and lengths; with a softcap the bias too
+        bias: BiasArgs,
+        /// scale, softcap, order, window
+        law: SoftmaxLaw,
+        /// probabilities
+        p: In,
+        /// gradient of the probabilities
+        dp: In,
+        /// logits before the softmax; null without a softcap
+        x: In,
+        /// gradient of the logits; `dp` itself in place
+        dx: Out,
+        /// gradient of the bias, laid out as `dx`; null: not wanted
+        dbias: Out,
+        /// f32 `[rows]`, the sum of p * dp; null: not wanted
+        dots: Out,
+        /// elements from one batch, head and query to the next
+        p_strides: [i64; 3],
+        /// the same of `dp`
+        dp_strides: [i64; 3],
+        /// the same of `x`
+        x_strides: [i64; 3],
+        /// the same of `dx` and `dbias`
+        dx_strides: [i64; 3],
+        /// rows, `batch * heads * queries`
+        rows: u32,
+        /// chunks of 8192 keys of a row
+        chunks: u32,
+        /// 1: all rows begin at a multiple of 16 bytes
+        aligned: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
+    }
+
+    /// `bias/softmax_grad`: `sink_grad`.
+    SinkGradArgs {
+        /// f32 `[heads]`
+        sinks: In,
+        /// f32 `[batch, heads, queries]`
+        lse: In,
+        /// f32 `[batch, heads, queries]`
+        dots: In,
+        /// f32 `[heads]`
+        grad: Out,
+        /// sequences
+        batch: u32,
+        /// heads
+        heads: u32,
+        /// rows of a head
+        queries: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
+    }
+
+    /// `bias/distance_grad`: `diagonals`.
+    DiagonalArgs {
+        /// positions and lengths
+        bias: BiasArgs,
+        /// gradient of the bias
+        grad: In,
+        /// f32 `[splits, heads, distances]`
+        sums: Out,
+        /// elements from one batch, head and query to the next
+        strides: [i64; 3],
+        /// the least distance
+        first: i32,
+        /// distances
+        distances: u32,
+        /// rows of a sequence that one split sums
+        rows: u32,
+        /// splits of a sequence's rows
+        splits: u32,
+    }
+
+    /// `bias/distance_grad`: `intervals`.
+    IntervalArgs {
+        /// f32 `[splits, heads, distances]`
+        sums: In,
+        /// i32 `[outputs, 2]`, the first and last distance of each output
+        intervals: In,
+        /// f32 `[outputs, heads, weighted]`, or null: 1, or the distance
+        weights: In,
+        /// f32 output `o` of head `h` at `o * output_stride + h * head_stride`
+        out: Out,
+        /// elements from one output to the next
+        output_stride: i64,
+        /// elements from one head to the next
+        head_stride: i64,
+        /// the least distance of `sums`
+        first: i32,
+        /// distances of `sums`
+        distances: u32,
+        /// the least distance of `weights`
+        weights_first: i32,
+        /// distances of `weights`
+        weighted: u32,
+        /// splits of `sums`
+        splits: u32,
+        /// heads
+        heads: u32,
+        /// numbers per head
+        outputs: u32,
+        /// 1: each sum is multiplied by minus its distance's size
+        by_distance: u32,
+        /// multiplies every output
+        factor: f32,
         /// keeps the struct's size a multiple of 8
         unused: u32,
     }

@@ -124,6 +124,16 @@ impl Gpu {
     pub(crate) fn upload<V: DeviceRepr>(&self, values: &[V]) -> Result<CudaSlice<V>> {
         self.stream().clone_htod(values).map_err(driver_error("cuMemcpyHtoDAsync"))
     }
+
+    /// Values of a buffer, after everything ahead of them in the stream: this waits.
+    pub(crate) fn download<V: DeviceRepr>(&self, values: &CudaSlice<V>) -> Result<Vec<V>> {
+        self.stream().clone_dtoh(values).map_err(driver_error("cuMemcpyDtoHAsync"))
+    }
+
+    /// New values for a buffer.
+    pub(crate) fn overwrite<V: DeviceRepr>(&self, buffer: &mut CudaSlice<V>, values: &[V]) -> Result<()> {
+        self.stream().memcpy_htod(values, buffer).map_err(driver_error("cuMemcpyHtoDAsync"))
+    }
 }
 
 impl std::fmt::Debug for Gpu {

@@ -33,9 +33,9 @@ fn hugging_face_agrees() {
         // torch's f32 pow may be an ulp from the nearest; its product with the position rounds once more.
         near(KeyOnly::Bloom.row(&alibi, &positions).unwrap(), bits(&case["bloom_f32"]), 2.0);
         near(KeyOnly::Bloom.row(&alibi, &padded).unwrap(), bits(&case["bloom_padded_f32"]), 2.0);
-        near(KeyOnly::Mpt.row(&alibi, &positions).unwrap(), bits(&case["mpt"]), 1.0);
+        near(KeyOnly::Mpt.row(&alibi, &positions).unwrap(), bits(&case["mpt"]), 2.0);
         let other = Alibi { max_bias: 4.0, ..alibi };
-        near(KeyOnly::Mpt.row(&other, &positions).unwrap(), bits(&case["mpt_bias_max_4"]), 1.0);
+        near(KeyOnly::Mpt.row(&other, &positions).unwrap(), bits(&case["mpt_bias_max_4"]), 2.0);
         let half: Vec<bf16> = KeyOnly::Bloom.row(&alibi, &positions).unwrap();
         assert_eq!(half.iter().map(|x| x.to_f32()).collect::<Vec<_>>(), bits(&case["bloom_bf16"]));
         assert_eq!(KeyOnly::Falcon.row::<f32>(&alibi, &positions).unwrap(), bits(&case["falcon"]));

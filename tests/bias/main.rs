@@ -1,10 +1,13 @@
 //! The `bias` room: numbers that are added to attention logits, and the softmax that consumes them.
 
 mod alibi;
+mod distance_grad;
 mod fire;
 mod kerple;
 mod sandwich;
 mod softmax;
+#[path = "../support/mod.rs"]
+mod support;
 mod t5;
 mod toeplitz;
 
@@ -33,5 +36,45 @@ impl Numbers {
 
     fn take<T: posenc::Scalar>(&mut self, count: usize, scale: f32) -> Vec<T> {
         (0..count).map(|_| T::from_f32(self.next() * scale)).collect()
+    }
+}
+
+/// A caller's positions on the host and on the device.
+struct Buffers {
+    query: cudarc::driver::CudaSlice<i32>,
+    key: cudarc::driver::CudaSlice<i32>,
+    query_lengths: cudarc::driver::CudaSlice<i32>,
+    key_lengths: cudarc::driver::CudaSlice<i32>,
+}
+
+type Host<'a> = posenc::Places<&'a [i32]>;
+
+impl Buffers {
+    fn new(gpu: &posenc::Gpu, places: &Host) -> Self {
+        let upload = |values: Option<&[i32]>| gpu.stream().clone_htod(values.unwrap_or(&[0])).expect("uploads");
+        let each = |place: posenc::Place<&'_ [i32]>| match place {
+            posenc::Place::Each(values) => upload(Some(values)),
+            _ => upload(None),
+        };
+        Self {
+            query: each(places.queries),
+            key: each(places.keys),
+            query_lengths: upload(places.query_lengths),
+            key_lengths: upload(places.key_lengths),
+        }
+    }
+
+    fn places<'a>(&'a self, host: &Host) -> posenc::Places<posenc::gpu::Read<'a, i32>> {
+        let place = |place, buffer: &'a cudarc::driver::CudaSlice<i32>| match place {
+            posenc::Place::From(start) => posenc::Place::From(start),
+            posenc::Place::Last => posenc::Place::Last,
+            posenc::Place::Each(_) => posenc::Place::Each(buffer as posenc::gpu::Read<'a, i32>),
+        };
+        posenc::Places {
+            queries: place(host.queries, &self.query),
+            keys: place(host.keys, &self.key),
+            query_lengths: host.query_lengths.map(|_| &self.query_lengths as posenc::gpu::Read<'a, i32>),
+            key_lengths: host.key_lengths.map(|_| &self.key_lengths as posenc::gpu::Read<'a, i32>),
+        }
     }
 }

@@ -1,5 +1,13 @@
-use crate::Numbers;
-use posenc::{Alibi, Bias, DistanceGrad, Inputs, Logits, Order, Places, Softmax, T5Bias};
+use half::{bf16, f16};
+use posenc::accuracy::compare;
+use posenc::{
+    Alibi, Bias, BiasPlan, DistanceGrad, Gpu, GradOutputs, Inputs, Logits, LogitsOperand, Order, Place, Places, Scalar,
+    Softmax, SoftmaxInputs, SoftmaxPlan, T5Bias,
+};
+
+use crate::support::{Data, Guarded, gpu, last_launch};
+use crate::toeplitz::{each_form, plan};
+use crate::{Buffers, Host, Numbers};
 
 fn all(softmax: Softmax) -> Vec<Softmax> {
     let mut all = Vec::new();
@@ -143,6 +151,351 @@ fn bucket_gradients_of_a_head_sum_to_zero() {
     }
 }
 
+// -------------------------------------------------------------------------------------------- kernel against reference
+
+/// Probabilities and log-sum-exp of one call on the device.
+fn run<T: Scalar>(
+    gpu: &Gpu,
+    softmax: &Softmax,
+    logits: &[T],
+    shape: &Logits,
+    inputs: &Inputs<T>,
+    shift: usize,
+) -> (Vec<T>, Vec<f32>) {
+    let bias = plan::<T>(gpu, inputs.bias);
+    let buffers = Buffers::new(gpu, &inputs.positions);
+    let upload = |values: Option<&[f32]>| gpu.stream().clone_htod(values.unwrap_or(&[0.0])).unwrap();
+    let (sinks, gates) = (upload(inputs.sinks), upload(inputs.gates));
+    let mask = inputs.mask.map(|(mask, shape)| (gpu.stream().clone_htod(mask).unwrap(), shape));
+    let call = SoftmaxInputs {
+        mask: mask.as_ref().map(|(mask, shape)| (mask as posenc::gpu::Read<T>, *shape)),
+        sinks: inputs.sinks.map(|_| &sinks as posenc::gpu::Read<f32>),
+        gates: inputs.gates.map(|_| &gates as posenc::gpu::Read<f32>),
+        ..SoftmaxInputs::new(&bias, buffers.places(&inputs.positions))
+    };
+    let mut x = Guarded::new(gpu, logits, shift);
+    let mut lse = Guarded::<f32>::poisoned(gpu, shape.rows().unwrap(), 1);
+    let plan = SoftmaxPlan::<T>::new(gpu, softmax).unwrap();
+    plan.apply(LogitsOperand::InPlace(&mut x.view(), *shape), &call, Some(&mut lse.view())).unwrap();
+    (x.read(gpu), lse.read(gpu))
+}
+
+#[track_caller]
+fn check<T: Scalar>(
+    gpu: &Gpu,
+    softmax: &Softmax,
+    logits: &[T],
+    shape: &Logits,
+    inputs: &Inputs<T>,
+    shift: usize,
+) -> f64 {
+    let want = softmax.expect(logits, shape, inputs).unwrap();
+    let (got, lse) = run(gpu, softmax, logits, shape, inputs, shift);
+    let context = || format!("{} {softmax:?} {shape:?} {:?}", T::NAME, inputs.positions);
+    let worst = compare(&got, &want.want, |i| want.bound[i]);
+    assert!(worst.share <= 1.0, "{worst:?} {}", context());
+    let worst_lse = compare(&lse, &want.lse, |i| want.lse_bound[i]);
+    assert!(worst_lse.share <= 1.0, "lse {worst_lse:?} {}", context());
+    worst.share.max(worst_lse.share)
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_is_the_reference_for_every_spec_form_and_place() {
+    let gpu = gpu();
+    let mut data = Data::new(2);
+    for heads in [1, 6] {
+        let shape = Logits::bhqk(2, heads, 3, 21);
+        let len = shape.elements().unwrap();
+        let queries: Vec<i32> = (0..6).map(|_| data.below(40) as i32 - 5).collect();
+        let keys: Vec<i32> = (0..42).map(|_| data.below(40) as i32 - 5).collect();
+        let hosts = [
+            Host::from(7, 0),
+            Host::from(-2, 0),
+            Places { query_lengths: Some(&[2, 3]), key_lengths: Some(&[17, 0]), ..Host::last() },
+            Places { queries: Place::Each(&queries), keys: Place::Each(&keys), ..Host::from(0, 0) },
+        ];
+        let logits: Vec<f32> = data.values(len);
+        let half: Vec<bf16> = logits.iter().map(|&x| bf16::from_f32(x)).collect();
+        let mask: Vec<f32> =
+            (0..21 * 3).map(|i| if i % 5 == 0 { f32::NEG_INFINITY } else { data.value() as f32 }).collect();
+        // Positive: an infinite slope masks a side, and times a negative gate would do the contrary.
+        let gates: Vec<f32> = (0..6 * heads).map(|_| data.value().abs() as f32).collect();
+        let sinks: Vec<f32> = data.values(heads);
+        let mut turn = 0;
+        each_form(heads, |_, bias| {
+            for softmax in all(Softmax::new(0.7)) {
+                turn += 1;
+                let positions = hosts[turn % 4];
+                let inputs = Inputs {
+                    bias,
+                    mask: (turn % 3 == 0).then_some((&mask[..], Logits::bhqk(1, 1, 3, 21))),
+                    sinks: (turn % 2 == 0).then_some(&sinks[..]),
+                    gates: (turn % 5 == 0).then_some(&gates[..]),
+                    positions,
+                };
+                check(&gpu, &softmax, &logits, &shape, &inputs, turn % 3);
+                if heads == 6 {
+                    let inputs = Inputs { bias, ..Inputs::<bf16>::at(positions) };
+                    check(&gpu, &softmax, &half, &shape, &inputs, 0);
+                }
+            }
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_is_the_reference_at_every_width_of_row() {
+    let gpu = gpu();
+    let slopes = Alibi::new(2).slopes().unwrap();
+    let row = T5Bias::new(32, 128, true).row(&Data::new(4).values::<f32>(64), 2).unwrap();
+    for keys in (1..=34).chain([255, 256, 257, 1023, 1024, 1025, 2049, 8191, 8192, 8193, 20_001, 40_001]) {
+        let shape = Logits::bhqk(1, 2, 1, keys).row(keys.next_multiple_of(8));
+        let len = shape.span().unwrap();
+        for bias in [Bias::Slopes(&slopes), Bias::Toeplitz(&row)] {
+            let logits: Vec<f32> = Data::new(keys as u64).values(len);
+            check(&gpu, &Softmax::new(1.3), &logits, &shape, &Inputs { bias, ..Inputs::at(Host::last()) }, 0);
+            let logits: Vec<f16> = Data::new(keys as u64).values(len);
+            check(&gpu, &Softmax::causal(1.3), &logits, &shape, &Inputs { bias, ..Inputs::at(Host::last()) }, 1);
+        }
+    }
+    // FIRE has a kernel of its own.
+    let fire = crate::fire::fire(2, 8, 3);
+    for keys in [9, 1030, 8200] {
+        let shape = Logits::bhqk(1, 2, 1, keys);
+        let logits: Vec<f32> = Data::new(3).values(2 * keys);
+        let inputs = Inputs { bias: Bias::Fire(&fire), ..Inputs::at(Host::last()) };
+        check(&gpu, &Softmax::new(1.0), &logits, &shape, &inputs, 0);
+    }
+}
+
+fn bits<T: Scalar>(x: &[T]) -> Vec<u64> {
+    x.iter().map(|x| x.to_f64().to_bits()).collect()
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_row_has_the_same_bits_however_it_is_read() {
+    let gpu = gpu();
+    let slopes = Alibi::new(1).slopes().unwrap();
+    let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::at(Host::from(30, 0)) };
+    let softmax = Softmax { left: Some(20_000), right: Some(60), ..Softmax::new(0.9) };
+    // One row of 100 keys, in rows of one warp, one block, held chunks and split chunks; more keys than it sees.
+    let first: Vec<f32> = Data::new(5).values(100);
+    let mut want = None;
+    for (keys, rows) in
+        [(100, 1), (1000, 1), (1024, 3), (1025, 1), (8192, 2), (8193, 1), (40_000, 1), (8193, 140), (33_000, 140)]
+    {
+        let shape = Logits::bhqk(rows, 1, 1, keys);
+        let mut logits: Vec<f32> = vec![f32::NAN; shape.elements().unwrap()];
+        for row in 0..rows {
+            logits[row * keys..row * keys + 100].copy_from_slice(&first);
+        }
+        let (got, lse) = run(&gpu, &softmax, &logits, &shape, &inputs, 0);
+        let last = (rows - 1) * keys;
+        let got = (bits(&got[last..last + 91]), lse[rows - 1].to_bits());
+        assert_eq!(want.get_or_insert_with(|| got.clone()), &got, "{keys} keys in {rows} rows");
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn long_rows_have_the_same_bits_held_split_and_read_twice() {
+    let gpu = gpu();
+    let row = T5Bias::new(32, 128, false).row(&Data::new(4).values::<f32>(32), 1).unwrap();
+    let inputs = Inputs { bias: Bias::Toeplitz(&row), sinks: Some(&[0.5]), ..Inputs::at(Host::last()) };
+    for keys in [8200, 30_000, 33_000] {
+        let logits: Vec<bf16> = Data::new(6).values(keys);
+        let (want, want_lse) = run(&gpu, &Softmax::new(3.0), &logits, &Logits::bhqk(1, 1, 1, keys), &inputs, 0);
+        // As many rows as the emulator and any GPU has multiprocessors.
+        let rows = gpu.multiprocessors() as usize;
+        let shape = Logits::bhqk(rows, 1, 1, keys);
+        let (got, lse) = run(&gpu, &Softmax::new(3.0), &logits.repeat(rows), &shape, &inputs, 1);
+        let last = (rows - 1) * keys;
+        assert_eq!(bits(&got[last..]), bits(&want), "{keys}");
+        assert_eq!(lse[rows - 1].to_bits(), want_lse[0].to_bits());
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn shards_and_chunks_have_the_bits_of_the_whole() {
+    let gpu = gpu();
+    let (heads, queries, keys) = (12, 9, 70);
+    let whole = Logits::bhqk(1, heads, queries, keys);
+    let logits: Vec<f32> = Data::new(8).values(whole.elements().unwrap());
+    let slopes = Alibi::new(heads).slopes().unwrap();
+    let inputs = |bias, host| Inputs { bias, ..Inputs::<f32>::at(host) };
+    let all = run(&gpu, &Softmax::causal(1.0), &logits, &whole, &inputs(Bias::Slopes(&slopes), Host::last()), 0).0;
+    // Heads 4..8 and queries 3..5 of a prefill whose later keys are not there yet.
+    let shard = Alibi::new(heads).shard(4, 4).slopes().unwrap();
+    let part = Logits::bhqk(1, 4, 2, 66);
+    let mut own = Vec::new();
+    for (h, i) in (4..8).flat_map(|h| [(h, 3), (h, 4)]) {
+        let from = whole.index(0, h, i, 0);
+        own.extend_from_slice(&logits[from..from + 66]);
+    }
+    let host = Host::from((keys - queries + 3) as i64, 0);
+    let got = run(&gpu, &Softmax::causal(1.0), &own, &part, &inputs(Bias::Slopes(&shard), host), 0).0;
+    for (row, (h, i)) in (4..8).flat_map(|h| [(h, 3), (h, 4)]).enumerate() {
+        let from = whole.index(0, h, i, 0);
+        assert_eq!(bits(&got[row * 66..(row + 1) * 66]), bits(&all[from..from + 66]), "head {h} query {i}");
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn hostile_numbers_give_what_the_field_expects() {
+    let gpu = gpu();
+    let none = Inputs::<f32>::at(Host::last());
+    let apply = |x: &[f32], softmax: Softmax| run(&gpu, &softmax, x, &Logits::bhqk(1, 1, 1, x.len()), &none, 0);
+    let (inf, nan) = (f32::INFINITY, f32::NAN);
+    assert_eq!(apply(&[-inf, -inf, -inf], Softmax::new(1.0)), (vec![0.0; 3], vec![-inf]));
+    // Hugging Face's mask value: a row of nothing else is uniform, as there.
+    assert_eq!(apply(&[f32::MIN, f32::MIN], Softmax::new(1.0)).0, [0.5, 0.5]);
+    assert_eq!(apply(&[f32::MIN, 3.0], Softmax::new(1.0)).0, [0.0, 1.0]);
+    assert_eq!(apply(&[-1e30, 1e30], Softmax::new(1.0)).0, [0.0, 1.0]);
+    for x in [[nan, 1.0], [nan, nan], [inf, 1.0]] {
+        assert!(apply(&x, Softmax::new(1.0)).0.iter().all(|p| p.is_nan()), "{x:?}");
+        assert!(apply(&x, Softmax::new(1.0)).1[0].is_nan(), "{x:?}");
+    }
+    // Weights near the end of what f32 holds: 0 below e^-86.
+    let p = apply(&[0.0, -85.0, -87.0], Softmax::new(1.0)).0;
+    assert!(p[0] == 1.0 && (p[1] / (-85f32).exp() - 1.0).abs() < 1e-6 && p[2] == 0.0, "{p:?}");
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn each_logit_is_read_once_and_written_once() {
+    let gpu = gpu();
+    let slopes = Alibi::new(4).slopes().unwrap();
+    let bias = BiasPlan::<bf16>::new(&gpu, Bias::Slopes(&slopes)).unwrap();
+    let plan = SoftmaxPlan::<bf16>::new(&gpu, &Softmax::new(1.0)).unwrap();
+    for (queries, keys) in [(16, 1024), (8, 8192), (gpu.multiprocessors() as usize / 4 + 1, 16_384)] {
+        let shape = Logits::bhqk(1, 4, queries, keys);
+        let len = shape.elements().unwrap();
+        let mut x = Guarded::<bf16>::new(&gpu, &vec![bf16::ONE; len], 0);
+        let operand = LogitsOperand::InPlace(&mut x.view(), shape);
+        plan.apply(operand, &SoftmaxInputs::new(&bias, Places::last()), None).unwrap();
+        if let Some(report) = last_launch() {
+            assert_eq!(report.counters.bytes_written, 2 * len as u64, "{keys}");
+            assert_eq!(report.counters.global_accesses[4], 2 * (len / 8) as u64, "{keys}");
+            // Beside the logits each thread reads two slopes.
+            let threads = u64::from(report.grid[0] * report.block[0]);
+            assert!(report.counters.bytes_read <= 2 * len as u64 + 8 * threads, "{keys} {report:?}");
+        }
+    }
+    // A causal mask: what is masked is not read.
+    let plan = SoftmaxPlan::<bf16>::new(&gpu, &Softmax::causal(1.0)).unwrap();
+    let shape = Logits::bhqk(1, 4, 1024, 1024);
+    let len = shape.elements().unwrap();
+    let mut x = Guarded::<bf16>::new(&gpu, &vec![bf16::ONE; len], 0);
+    plan.apply(LogitsOperand::InPlace(&mut x.view(), shape), &SoftmaxInputs::new(&bias, Places::last()), None).unwrap();
+    if let Some(report) = last_launch() {
+        let threads = u64::from(report.grid[0] * report.block[0]);
+        assert!(report.counters.bytes_read < (len as u64) * 102 / 100 + 8 * threads, "{report:?}");
+    }
+}
+
+/// The gradient on the device against the one of the reference, from the same probabilities.
+fn check_grad<T: Scalar>(gpu: &Gpu, softmax: &Softmax, shape: &Logits, inputs: &Inputs<T>, seed: u64, shift: usize) {
+    let len = shape.span().unwrap();
+    let mut data = Data::new(seed);
+    let (logits, dp): (Vec<T>, Vec<T>) = (data.values(len), data.values(len));
+    let mut p = logits.clone();
+    softmax.apply(&mut p, shape, inputs).unwrap();
+    let want = softmax.expect_grad(&p, &dp, &logits, shape, inputs).unwrap();
+    let bias = plan::<T>(gpu, inputs.bias);
+    let buffers = Buffers::new(gpu, &inputs.positions);
+    let gates = gpu.stream().clone_htod(inputs.gates.unwrap_or(&[0.0])).unwrap();
+    let call = SoftmaxInputs {
+        gates: inputs.gates.map(|_| &gates as posenc::gpu::Read<f32>),
+        ..SoftmaxInputs::new(&bias, buffers.places(&inputs.positions))
+    };
+    let (mut p, mut x) = (Guarded::new(gpu, &p, shift), Guarded::new(gpu, &logits, shift));
+    let mut dx = Guarded::new(gpu, &dp, shift);
+    let mut dbias = Guarded::new(gpu, &vec![T::from_f32(0.0); len], shift);
+    let mut dots = Guarded::<f32>::poisoned(gpu, shape.rows().unwrap(), 0);
+    let plan = SoftmaxPlan::<T>::new(gpu, softmax).unwrap();
+    plan.grad(
+        (&p.view(), *shape),
+        LogitsOperand::InPlace(&mut dx.view(), *shape),
+        &call,
+        GradOutputs { logits: Some((&x.view(), *shape)), bias: Some(&mut dbias.view()), dots: Some(&mut dots.view()) },
+    )
+    .unwrap();
+    let inside = |index: usize| {
+        (0..shape.rows().unwrap()).any(|row| {
+            let at = shape.index(
+                row / shape.queries / shape.heads,
+                row / shape.queries % shape.heads,
+                row % shape.queries,
+                0,
+            );
+            (at..at + shape.keys).contains(&index)
+        })
+    };
+    let context = format!("{} {softmax:?} {shape:?} {:?}", T::NAME, inputs.positions);
+    let got = dx.read(gpu);
+    let kept: Vec<f64> = (0..len).map(|i| if inside(i) { want.logits[i] } else { dp[i].to_f64() }).collect();
+    let worst = compare(&got, &kept, |i| want.logits_bound[i]);
+    assert!(worst.share <= 1.0, "logits {worst:?} {context}");
+    let worst = compare(&dbias.read(gpu), &want.bias, |i| want.bias_bound[i]);
+    assert!(worst.share <= 1.0, "bias {worst:?} {context}");
+    let worst = compare(&dots.read(gpu), &want.dots, |i| want.dots_bound[i]);
+    assert!(worst.share <= 1.0, "dots {worst:?} {context}");
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_gradient_is_the_reference() {
+    let gpu = gpu();
+    let slopes = Alibi::new(3).slopes().unwrap();
+    let gates: Vec<f32> = Data::new(1).values(2 * 3 * 4);
+    let host = Host { query_lengths: Some(&[3, 4]), key_lengths: Some(&[20, 7]), ..Host::last() };
+    for (seed, softmax) in all(Softmax::new(0.7)).into_iter().enumerate() {
+        let shape = Logits::bhqk(2, 3, 4, 21).row(24);
+        let inputs =
+            |positions| Inputs { bias: Bias::Slopes(&slopes), gates: Some(&gates), ..Inputs::<f32>::at(positions) };
+        check_grad(&gpu, &softmax, &shape, &inputs(host), seed as u64, seed % 3);
+        let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::<bf16>::at(Host::last()) };
+        check_grad(&gpu, &softmax, &shape, &inputs, seed as u64, 0);
+    }
+    for keys in [1, 7, 8, 1023, 1025, 8191, 8193, 17_000] {
+        let shape = Logits::bhqk(1, 1, 2, keys);
+        check_grad(&gpu, &Softmax::new(1.0), &shape, &Inputs::<f16>::at(Host::last()), keys as u64, 0);
+        check_grad(&gpu, &Softmax::causal(1.0), &shape, &Inputs::<f32>::at(Host::last()), keys as u64, 1);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_gradient_of_sinks_is_the_reference() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(2, 3, 5, 9);
+    let mut data = Data::new(3);
+    let len = shape.elements().unwrap();
+    let (logits, dp): (Vec<f32>, Vec<f32>) = (data.values(len), data.values(len));
+    let sinks: Vec<f32> = data.values(3);
+    let inputs = Inputs { sinks: Some(&sinks), ..Inputs::at(Host::from(0, 0)) };
+    let softmax = Softmax::causal(0.8);
+    let want = softmax.grad(&logits, &dp, &shape, &inputs).unwrap().sinks;
+    let (p, lse) = run(&gpu, &softmax, &logits, &shape, &inputs, 0);
+    let plan = SoftmaxPlan::<f32>::new(&gpu, &softmax).unwrap();
+    let none = BiasPlan::new(&gpu, Bias::None).unwrap();
+    let upload = |x: &[f32]| gpu.stream().clone_htod(x).unwrap();
+    let (p, mut dx, mut dots, mut out) =
+        (upload(&p), upload(&dp), upload(&vec![0.0; lse.len()]), Guarded::<f32>::poisoned(&gpu, 3, 1));
+    let outputs = GradOutputs { dots: Some(&mut dots), ..GradOutputs::default() };
+    let call = SoftmaxInputs::new(&none, Places::from(0, 0));
+    plan.grad((&p, shape), LogitsOperand::InPlace(&mut dx, shape), &call, outputs).unwrap();
+    plan.sink_grad(&upload(&sinks), &upload(&lse), &dots, &shape, &mut out.view()).unwrap();
+    for (got, want) in out.read(&gpu).iter().zip(&want) {
+        assert!((f64::from(*got) - want).abs() < 3e-6, "{got} {want}");
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------------ refusals
 
 #[test]
@@ -174,4 +527,43 @@ fn what_breaks_a_call_is_refused() {
         text(Softmax::new(1.0), Inputs { mask: Some((&[0.0; 7], Logits::bhqk(1, 1, 2, 4))), ..plain }),
         "mask holds 7 elements, the shape needs 8"
     );
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn what_breaks_a_call_on_the_device_is_refused() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(1, 2, 2, 4);
+    let slopes = Alibi::new(3).slopes().unwrap();
+    let bias = BiasPlan::<f32>::new(&gpu, Bias::None).unwrap();
+    let other = BiasPlan::<f32>::new(&gpu, Bias::Slopes(&slopes)).unwrap();
+    let plan = SoftmaxPlan::<f32>::new(&gpu, &Softmax::new(1.0)).unwrap();
+    let mut x = gpu.stream().clone_htod(&[1.0f32; 16]).unwrap();
+    let sinks = gpu.stream().clone_htod(&[1.0f32; 1]).unwrap();
+    let mask = gpu.stream().clone_htod(&[1.0f32; 4]).unwrap();
+    let mut text = |inputs: SoftmaxInputs<f32>, shape: Logits| {
+        let error = plan.apply(LogitsOperand::InPlace(&mut x, shape), &inputs, None).unwrap_err().to_string();
+        assert_eq!(gpu.stream().clone_dtoh(&x).unwrap(), [1.0; 16]);
+        error
+    };
+    let plain = || SoftmaxInputs::new(&bias, Places::last());
+    assert_eq!(text(plain(), Logits::bhqk(1, 2, 3, 4)), "logits holds 16 elements, the shape needs 24");
+    assert_eq!(text(SoftmaxInputs::new(&other, Places::last()), shape), "the bias has 3 heads, the logits have 2");
+    assert_eq!(
+        text(SoftmaxInputs { sinks: Some(&sinks), ..plain() }, shape),
+        "sinks holds 1 elements, the shape needs 2"
+    );
+    assert_eq!(
+        text(SoftmaxInputs { mask: Some((&mask, Logits::bhqk(1, 1, 1, 3))), ..plain() }, shape),
+        "the mask is [1, 1, 1, 3] and the logits [1, 2, 2, 4]: each of the first three must be equal or 1, and the keys equal"
+    );
+    assert_eq!(
+        text(plain(), Logits::bhqk(1, 2, 2, 4).row(3)),
+        "logits is written and its elements overlap: a dimension of 2 has stride 3, and 4 elements lie below it"
+    );
+    let capped = SoftmaxPlan::<f32>::new(&gpu, &Softmax { softcap: Some(2.0), ..Softmax::new(1.0) }).unwrap();
+    let p = gpu.stream().clone_htod(&[1.0f32; 16]).unwrap();
+    let error =
+        capped.grad((&p, shape), LogitsOperand::InPlace(&mut x, shape), &plain(), GradOutputs::default()).unwrap_err();
+    assert_eq!(error.to_string(), "the gradient of a softcap needs the logits before the softmax");
 }

@@ -1,4 +1,12 @@
-use posenc::{Alibi, Bias, DistanceGrad, Logits, Place, Places, Slopes, Toeplitz};
+use half::{bf16, f16};
+use posenc::accuracy::{compare, rounded};
+use posenc::{
+    Alibi, Bias, BiasPlan, DistanceGrad, Gpu, Kerple, KerpleKind, Logits, Place, Places, Sandwich, Scalar, Sides,
+    Slopes, T5Bias, Toeplitz,
+};
+
+use crate::support::{Data, Guarded, gpu, last_launch, poison};
+use crate::{Buffers, Host};
 
 // ---------------------------------------------------------------------------------------------------------------- laws
 
@@ -67,6 +75,207 @@ fn sums_by_distance_keep_every_number() {
     }
 }
 
+// -------------------------------------------------------------------------------------------- kernel against reference
+
+/// Every form of a bias, for `heads` heads and distances within 4096.
+pub fn each_form(heads: usize, mut test: impl FnMut(&str, Bias)) {
+    for sides in [Sides::Symmetric, Sides::Signed, Sides::Halves] {
+        if let Ok(slopes) = (Alibi { sides, ..Alibi::new(heads) }).slopes() {
+            test("alibi", Bias::Slopes(&slopes));
+        }
+    }
+    let mut data = Data::new(heads as u64);
+    for (bidirectional, buckets, reach) in [(true, 32, 128), (false, 32, 128), (true, 8, 20)] {
+        let row = T5Bias::new(buckets, reach, bidirectional).row(&data.values::<f32>(buckets * heads), heads).unwrap();
+        test("t5", Bias::Toeplitz(&row));
+    }
+    let parameters = |data: &mut Data| (0..heads).map(|_| 0.25 * data.value().abs()).collect::<Vec<_>>();
+    for kind in [KerpleKind::Log, KerpleKind::Power] {
+        let kerple = Kerple { kind, p: parameters(&mut data), a: parameters(&mut data) };
+        let row = kerple.row(-4096..=4096).unwrap();
+        test("kerple", Bias::Toeplitz(&row));
+    }
+    test("sandwich", Bias::Toeplitz(&Sandwich { width: 16, ..Sandwich::new(heads) }.row(-4096..=4096).unwrap()));
+    test("fire", Bias::Fire(&crate::fire::fire(heads, 8, 3)));
+    test("none", Bias::None);
+}
+
+pub fn plan<T: Scalar>(gpu: &Gpu, bias: Bias) -> BiasPlan<T> {
+    match bias {
+        Bias::Fire(fire) => BiasPlan::fire(gpu, fire, 16_384).unwrap(),
+        other => BiasPlan::new(gpu, other).unwrap(),
+    }
+}
+
+fn check<T: Scalar>(gpu: &Gpu, name: &str, bias: Bias, shape: &Logits, host: &Host, shift: usize) {
+    let plan = plan::<T>(gpu, bias);
+    let buffers = Buffers::new(gpu, host);
+    let len = shape.span().unwrap();
+    let start: Vec<T> = Data::new(len as u64).values(len);
+    for add in [false, true] {
+        let mut x = if add { Guarded::new(gpu, &start, shift) } else { Guarded::poisoned(gpu, len, shift) };
+        if add {
+            plan.add(&mut x.view(), shape, &buffers.places(host)).unwrap();
+        } else {
+            plan.write(&mut x.view(), shape, &buffers.places(host)).unwrap();
+        }
+        let got = x.read(gpu);
+        let before = if add { start.clone() } else { vec![poison::<T>(); len] };
+        let mut want: Vec<f64> = before.iter().map(|x| x.to_f64()).collect();
+        let mut bound = vec![0.0; len];
+        for batch in 0..shape.batch {
+            for head in 0..shape.heads {
+                for query in 0..shape.queries {
+                    for key in 0..shape.keys {
+                        let index = shape.index(batch, head, query, key);
+                        let at = match host.queries {
+                            Place::From(start) => start + query as i64,
+                            Place::Each(positions) => i64::from(positions[batch * shape.queries + query]),
+                            Place::Last => {
+                                let length = |lengths: Option<&[i32]>, all: usize| {
+                                    lengths.map_or(all as i64, |lengths| i64::from(lengths[batch]))
+                                };
+                                length(host.key_lengths, shape.keys) - length(host.query_lengths, shape.queries)
+                                    + query as i64
+                            }
+                        };
+                        let key = match host.keys {
+                            Place::Each(positions) => i64::from(positions[batch * shape.keys + key]),
+                            Place::From(start) => start + key as i64,
+                            Place::Last => unreachable!(),
+                        };
+                        let value = bias.at(batch, head, at, key);
+                        let before = if add { want[index] } else { 0.0 };
+                        want[index] = before + value;
+                        let error = bias.error_bound(batch, head, at, key) + f64::EPSILON;
+                        // The sum is rounded once in f32, then to T.
+                        bound[index] = rounded::<T>(want[index], error + want[index].abs() * f32::ROUNDOFF);
+                    }
+                }
+            }
+        }
+        let context = format!("{name} {} add {add} {shape:?} {host:?} shift {shift}", T::NAME);
+        let worst = compare(&got, &want, |i| bound[i]);
+        assert!(worst.share <= 1.0, "{worst:?} {context}");
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_is_the_reference_for_every_form_type_and_place() {
+    let gpu = gpu();
+    let mut data = Data::new(1);
+    for heads in [1, 6, 71] {
+        let shape = Logits::bhqk(2, heads, 3, 21);
+        let queries: Vec<i32> = (0..6).map(|_| data.below(300) as i32 - 20).collect();
+        let keys: Vec<i32> = (0..42).map(|_| data.below(300) as i32 - 20).collect();
+        let hosts = [
+            Host::from(18, 0),
+            Host::from(-5, 130),
+            Host::last(),
+            Places { query_lengths: Some(&[2, 3]), key_lengths: Some(&[20, 1]), ..Host::last() },
+            Places { queries: Place::Each(&queries), keys: Place::Each(&keys), ..Host::from(0, 0) },
+        ];
+        each_form(heads, |name, bias| {
+            for host in &hosts {
+                for (shape, shift) in [(shape, 0), (shape.row(24), 0), (shape.row(25).at(3), 1)] {
+                    check::<f32>(&gpu, name, bias, &shape, host, shift);
+                    if heads == 6 {
+                        check::<f16>(&gpu, name, bias, &shape, host, shift);
+                        check::<bf16>(&gpu, name, bias, &shape, host, shift);
+                    }
+                }
+            }
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_is_the_reference_at_every_width_of_row() {
+    let gpu = gpu();
+    let slopes = Alibi::new(2).slopes().unwrap();
+    let table: Vec<f32> = Data::new(4).values(64);
+    let row = T5Bias::new(32, 128, true).row(&table, 2).unwrap();
+    for keys in (1..=34).chain([255, 256, 257, 2047, 2049, 4100]) {
+        let shape = Logits::bhqk(1, 2, 2, keys);
+        for bias in [Bias::Slopes(&slopes), Bias::Toeplitz(&row)] {
+            check::<f32>(&gpu, "edge", bias, &shape, &Host::last(), 0);
+            check::<bf16>(&gpu, "edge", bias, &shape.row(keys.next_multiple_of(8)), &Host::last(), 0);
+        }
+    }
+    // A million keys away, and at the ends of what positions may be.
+    for start in [1 << 20, (1 << 24) + 1, (1 << 30) - 3, -(1 << 30)] {
+        check::<f32>(&gpu, "far", Bias::Slopes(&slopes), &Logits::bhqk(1, 2, 2, 9), &Host::from(start, 0), 0);
+        check::<f32>(&gpu, "far", Bias::Toeplitz(&row), &Logits::bhqk(1, 2, 2, 9), &Host::from(start, 0), 0);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn shards_and_alignments_give_the_same_bits() {
+    let gpu = gpu();
+    let (heads, queries, keys) = (12, 5, 40);
+    let whole = Logits::bhqk(1, heads, queries, keys);
+    let len = whole.elements().unwrap();
+    let write = |bias: Bias, shape: &Logits, host: &Host, shift: usize| {
+        let mut out = Guarded::<f32>::poisoned(&gpu, shape.span().unwrap(), shift);
+        plan::<f32>(&gpu, bias).write(&mut out.view(), shape, &Buffers::new(&gpu, host).places(host)).unwrap();
+        out.read(&gpu)
+    };
+    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let all = write(Bias::Slopes(&Alibi::new(heads).slopes().unwrap()), &whole, &Host::from(1000, 3), 0);
+    let shifted = write(Bias::Slopes(&Alibi::new(heads).slopes().unwrap()), &whole, &Host::from(1000, 3), 1);
+    assert_eq!(bits(&all), bits(&shifted));
+    assert_eq!(all.len(), len);
+    let part = Logits::bhqk(1, 5, 2, 11);
+    let shard = Alibi::new(heads).shard(4, 5).slopes().unwrap();
+    let got = write(Bias::Slopes(&shard), &part, &Host::from(1000 + 3, 3 + 17), 0);
+    for (h, i, j) in (0..5).flat_map(|h| (0..2).flat_map(move |i| (0..11).map(move |j| (h, i, j)))) {
+        let (got, want) = (got[part.index(0, h, i, j)], all[whole.index(0, 4 + h, 3 + i, 17 + j)]);
+        assert_eq!(got.to_bits(), want.to_bits(), "head {h} query {i} key {j}");
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_table_on_the_device_is_the_row_of_the_spec() {
+    let gpu = gpu();
+    for (spec, heads) in
+        [(T5Bias::new(32, 128, true), 12), (T5Bias::new(32, 128, false), 71), (T5Bias::new(320, 800, true), 1)]
+    {
+        let table: Vec<f32> = Data::new(7).values(spec.buckets * heads);
+        let mut plan = BiasPlan::<f32>::t5(&gpu, spec, heads).unwrap();
+        plan.set_table(&gpu.stream().clone_htod(&table).unwrap()).unwrap();
+        let got = gpu.stream().clone_dtoh(plan.row_mut().unwrap()).unwrap();
+        assert_eq!(got, spec.row(&table, heads).unwrap().values);
+        let error = plan.set_table(&gpu.stream().clone_htod(&table[1..]).unwrap()).unwrap_err().to_string();
+        assert!(error.starts_with("table holds "), "{error}");
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn bytes_are_the_least() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(1, 4, 8, 2048);
+    let elements = shape.elements().unwrap() as u64;
+    let slopes = Alibi::new(4).slopes().unwrap();
+    let plan = plan::<bf16>(&gpu, Bias::Slopes(&slopes));
+    let mut x = Guarded::<bf16>::poisoned(&gpu, elements as usize, 0);
+    plan.write(&mut x.view(), &shape, &Places::last()).unwrap();
+    if let Some(report) = last_launch() {
+        assert_eq!(report.counters.bytes_written, 2 * elements);
+        // 16 bytes each, but for the slopes.
+        assert_eq!(report.counters.global_accesses[4], elements / 8);
+    }
+    plan.add(&mut x.view(), &shape, &Places::last()).unwrap();
+    if let Some(report) = last_launch() {
+        assert_eq!(report.counters.bytes_written, 2 * elements);
+        assert_eq!(report.counters.global_accesses[4], 2 * (elements / 8));
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------------ refusals
 
 #[test]
@@ -105,10 +314,15 @@ fn what_breaks_a_call_is_refused_before_anything_is_written() {
     );
     let three = Slopes::new(1, &[1.0; 3], &[1.0; 3]).unwrap();
     assert_eq!(text(Bias::Slopes(&three), shape, from), "slopes are for 3 sequences, the logits have 2");
-    let row = Toeplitz { heads: 2, first: 0, values: vec![0.0; 3] };
+    let row = Toeplitz { heads: 2, first: 0, values: vec![0.0; 3], saturates: true };
     assert_eq!(
         text(Bias::Toeplitz(&row), shape, from),
         "a Toeplitz row of 3 numbers for 2 heads, it must hold the same count, at least 1, for each head"
+    );
+    let short = Toeplitz::from_law(1, -4..=1, |_, _| 0.0).unwrap();
+    assert_eq!(
+        text(Bias::Toeplitz(&short), shape, from),
+        "the call has distances from -2 to 4, the row of the bias holds -4 to 1"
     );
     let error = Toeplitz::from_law(1, 0..=3, |_, d| if d == 2 { f64::NAN } else { 0.0 }).unwrap_err();
     assert_eq!(error.to_string(), "the bias of head 0 at distance 2 is NaN");

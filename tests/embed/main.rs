@@ -2,5 +2,8 @@
 
 mod golden;
 mod grid;
+mod learned;
 mod sinusoid;
+#[path = "../support/mod.rs"]
+mod support;
 mod timestep;

@@ -1,10 +1,12 @@
 //! The sinusoid at whole positions.
 
+use half::{bf16, f16};
 use posenc::accuracy::{assert_close, rounded};
-use posenc::embed::{Frequencies, Odd, Sinusoid, Tokens, Wave};
-use posenc::{Pairing, Scalar};
+use posenc::embed::{Frequencies, Odd, Sinusoid, SinusoidPlan, Tokens, Wave};
+use posenc::{Gpu, Pairing, Positions, Scalar};
 
 use crate::golden;
+use crate::support::{Data, Guarded, gpu, last_launch};
 
 /// The knobs of the models in the golden file.
 fn of_model(name: &str, dim: usize, padding: Option<i64>) -> Sinusoid {
@@ -176,6 +178,173 @@ fn adding_touches_the_tokens_and_nothing_between_them() {
     added::<half::bf16>();
 }
 
+// -------------------------------------------------------------------------------------------- kernel against reference
+
+/// Writes and adds on the device, and compares both with the law.
+fn check_kernel<T: Scalar>(
+    gpu: &Gpu,
+    spec: &Sinusoid,
+    tokens: Tokens,
+    shift: usize,
+    scale: f64,
+    at: (&[i64], Positions<'_>),
+    data: &mut Data,
+) {
+    let plan = SinusoidPlan::<T>::new(gpu, spec).unwrap();
+    let span = tokens.span().unwrap();
+    let x = data.values::<T>(span);
+    let what = format!("{} {spec:?} {tokens:?} shift {shift}", T::NAME);
+    let value = |index: usize, channel: usize| spec.value(at.0[index], channel);
+    for add in [false, true] {
+        let mut device = Guarded::new(gpu, &x, shift);
+        if add {
+            plan.add(&mut device.view(), tokens, at.1, scale).unwrap();
+        } else {
+            plan.write(&mut device.view(), tokens, at.1).unwrap();
+        }
+        let got = device.read(gpu);
+        let mut want: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
+        let mut bound = vec![0.0; span];
+        for index in 0..tokens.batch * tokens.tokens {
+            for channel in 0..tokens.dim {
+                let i = tokens.index(index / tokens.tokens, index % tokens.tokens, channel);
+                let (position, value) = (at.0[index], value(index, channel));
+                if add {
+                    let error = spec.add_error_bound(position, want[i], scale);
+                    want[i] = want[i] * scale + value;
+                    bound[i] = rounded::<T>(want[i], error);
+                } else {
+                    want[i] = value;
+                    bound[i] = rounded::<T>(value, spec.error_bound(position));
+                }
+            }
+        }
+        let worst = posenc::accuracy::compare(&got, &want, |i| bound[i]);
+        assert!(worst.share <= 1.0, "add {add} {what}: {worst:?}");
+    }
+}
+
+fn check_all_types(spec: &Sinusoid, tokens: Tokens, shift: usize, scale: f64, seed: u64) {
+    fn check<T: Scalar>(gpu: &Gpu, spec: &Sinusoid, tokens: Tokens, shift: usize, scale: f64, seed: u64) {
+        let mut data = Data::new(seed);
+        let stream = gpu.stream();
+        let (batch, count) = (tokens.batch, tokens.tokens);
+        let ids: Vec<i64> = (0..batch * count).map(|_| data.position()).collect();
+        let device = stream.clone_htod(&ids).unwrap();
+        check_kernel::<T>(gpu, spec, tokens, shift, scale, (&ids, Positions::ids(&device)), &mut data);
+        let shared: Vec<i64> = (0..batch * count).map(|i| ids[i % count]).collect();
+        let positions = Positions::ids(&device).shared();
+        check_kernel::<T>(gpu, spec, tokens, shift, scale, (&shared, positions), &mut data);
+        let counted: Vec<i64> = (0..batch * count).map(|i| (i % count) as i64).collect();
+        check_kernel::<T>(gpu, spec, tokens, shift, scale, (&counted, Positions::counted()), &mut data);
+        let starts: Vec<i32> = (0..batch).map(|b| 1000 - 7 * b as i32).collect();
+        let device = stream.clone_htod(&starts).unwrap();
+        let started: Vec<i64> = (0..batch * count).map(|i| i64::from(starts[i / count]) + (i % count) as i64).collect();
+        check_kernel::<T>(gpu, spec, tokens, shift, scale, (&started, Positions::starts(&device)), &mut data);
+    }
+    let gpu = gpu();
+    check::<f32>(&gpu, spec, tokens, shift, scale, seed);
+    check::<f16>(&gpu, spec, tokens, shift, scale, seed);
+    check::<bf16>(&gpu, spec, tokens, shift, scale, seed);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_meets_the_law_for_every_layout_and_small_dim() {
+    for (seed, spec) in specs().into_iter().enumerate() {
+        check_all_types(&spec, Tokens::new(2, 3, spec.dim), 0, 1.0, seed as u64);
+    }
+    for dim in 1..=34 {
+        let spec = Sinusoid { pairing: [Pairing::Half, Pairing::Interleaved][dim % 2], ..Sinusoid::new(dim) };
+        check_all_types(&spec, Tokens::new(1, 2, dim), dim % 3, 2.0, dim as u64);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_meets_the_law_for_random_shapes() {
+    let mut data = Data::new(99);
+    for seed in 0..30 {
+        let dim = data.pick(&[2, 16, 62, 128, 130, 257, 512, 768, 2050]);
+        let spec = Sinusoid {
+            pairing: data.pick(&[Pairing::Half, Pairing::Interleaved]),
+            first: data.pick(&[Wave::Sine, Wave::Cosine]),
+            odd: data.pick(&[Odd::Zero, Odd::Longer]),
+            shift: data.pick(&[0.0, 0.25]),
+            offset: data.pick(&[0, 2, -5]),
+            padding: data.pick(&[None, Some(3)]),
+            ..Sinusoid::new(dim)
+        };
+        let (batch, count) = (1 + data.below(9), 1 + data.below(17));
+        let row = dim + data.pick(&[0, 8, 3]);
+        let offset = data.pick(&[0, 8, 5]);
+        let tokens =
+            Tokens { offset, strides: [count * row + data.pick(&[0, 16, 7]), row], ..Tokens::new(batch, count, dim) };
+        check_all_types(&spec, tokens, data.pick(&[0, 1, 8]), data.pick(&[1.0, -3.5, 22.627417]), seed);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn packed_sequences_start_over() {
+    let gpu = gpu();
+    let spec = Sinusoid::new(8);
+    let indptr = gpu.stream().clone_htod(&[0, 3, 3, 7, 10]).unwrap();
+    let positions: Vec<i64> = [0, 1, 2, 0, 1, 2, 3, 0, 1, 2].to_vec();
+    let at = (&positions[..], Positions::packed(&indptr, 4));
+    check_kernel::<f32>(&gpu, &spec, Tokens::new(1, 10, 8), 0, 1.0, at, &mut Data::new(5));
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn all_widths_of_access_give_the_same_bits() {
+    fn check<T: Scalar>(gpu: &Gpu) {
+        let mut data = Data::new(3);
+        for pairing in [Pairing::Half, Pairing::Interleaved] {
+            let spec = Sinusoid { pairing, ..Sinusoid::new(64) };
+            let plan = SinusoidPlan::<T>::new(gpu, &spec).unwrap();
+            let tokens = Tokens::new(2, 5, 64);
+            let x = data.values::<T>(640);
+            let run = |shift: usize| {
+                let mut device = Guarded::new(gpu, &x, shift);
+                plan.add(&mut device.view(), tokens, Positions::counted(), 8.0).unwrap();
+                bytemuck::cast_slice::<T, u8>(&device.read(gpu)).to_vec()
+            };
+            let wide = run(0);
+            assert_eq!(wide, run(8 / size_of::<T>()));
+            assert_eq!(wide, run(1));
+        }
+    }
+    let gpu = gpu();
+    check::<f32>(&gpu);
+    check::<f16>(&gpu);
+    check::<bf16>(&gpu);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn adding_moves_each_element_once_each_way_and_reads_no_table() {
+    fn check<T: Scalar>(gpu: &Gpu) {
+        let (batch, count, dim) = (8, 64, 512);
+        let plan = SinusoidPlan::<T>::new(gpu, &Sinusoid::new(dim)).unwrap();
+        let mut x = Guarded::new(gpu, &Data::new(1).values::<T>(batch * count * dim), 0);
+        plan.add(&mut x.view(), Tokens::new(batch, count, dim), Positions::counted(), 2.0).unwrap();
+        let Some(report) = last_launch() else { return };
+        let bytes = (batch * count * dim * size_of::<T>()) as u64;
+        let counters = report.counters;
+        assert_eq!(counters.bytes_written, bytes);
+        // Rates, 8 bytes a pair, once for each token and group of sequences that walk together.
+        let rates = (count * dim / 2 * 8) as u64 * u64::from(report.grid[1]);
+        assert_eq!(counters.bytes_read, bytes + rates);
+        assert!(counters.share_of_wide_bytes() > 0.99, "{counters:?}");
+        assert_eq!(counters.local_bytes_written, 0);
+        assert_eq!(counters.launches, 1);
+    }
+    let gpu = gpu();
+    check::<f32>(&gpu);
+    check::<bf16>(&gpu);
+}
+
 // ------------------------------------------------------------------------------------------------------------ refusals
 
 #[track_caller]
@@ -229,4 +398,26 @@ fn buffers_and_shapes_are_refused_before_anything_is_written() {
     let overlapping = Tokens { strides: [0, 3], ..Tokens::new(1, 2, 4) };
     assert!(spec.add(&mut x, &overlapping, &[0, 1], 1.0).is_err());
     assert_eq!(x, [7.0; 11]);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn plans_refuse_before_anything_is_written() {
+    let gpu = gpu();
+    let plan = SinusoidPlan::<f32>::new(&gpu, &Sinusoid::new(4)).unwrap();
+    let mut x = Guarded::new(&gpu, &[7.0f32; 11], 0);
+    let error = plan.write(&mut x.view(), Tokens::new(1, 3, 4), Positions::counted()).unwrap_err();
+    assert_eq!(error.to_string(), "out holds 11 elements, the shape needs 12");
+    let error = plan.add(&mut x.view(), Tokens::new(1, 2, 5), Positions::counted(), 1.0).unwrap_err();
+    assert_eq!(error.to_string(), "x has 5 channels, the encoding has 4");
+    let ids = gpu.stream().clone_htod(&[1i32, 2]).unwrap();
+    let error = plan.add(&mut x.view(), Tokens::new(2, 2, 2), Positions::ids(&ids), 1.0).unwrap_err();
+    assert_eq!(error.to_string(), "x has 2 channels, the encoding has 4");
+    let plan = SinusoidPlan::<f32>::new(&gpu, &Sinusoid::new(2)).unwrap();
+    let error = plan.add(&mut x.view(), Tokens::new(2, 2, 2), Positions::ids(&ids), 1.0).unwrap_err();
+    assert_eq!(error.to_string(), "positions holds 2 elements, the shape needs 4");
+    assert_eq!(x.read(&gpu), [7.0; 11]);
+    plan.add(&mut x.view(), Tokens::new(0, 2, 2), Positions::counted(), 1.0).unwrap();
+    assert_eq!(x.read(&gpu), [7.0; 11]);
+    assert!(SinusoidPlan::<f32>::new(&gpu, &Sinusoid::new(0)).is_err());
 }

@@ -1,10 +1,11 @@
 //! The sinusoid at fractional positions.
 
-use posenc::Scalar;
 use posenc::accuracy::{assert_close, compare, rounded};
-use posenc::embed::{Frequencies, Sinusoid, Wave};
+use posenc::embed::{Frequencies, Odd, Sinusoid, TimestepPlan, Wave};
+use posenc::{Gpu, Pairing, Scalar};
 
 use crate::golden;
+use crate::support::{Data, Guarded, gpu};
 
 // -------------------------------------------------------------------------------------------------------------- values
 
@@ -113,6 +114,100 @@ fn f32_and_f64_timesteps_are_the_same_number() {
     assert_close(&a, &want, |i| rounded::<f32>(want[i], spec.time_error_bound(want[i])));
 }
 
+// -------------------------------------------------------------------------------------------- kernel against reference
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_is_the_nearest_value_or_its_neighbour() {
+    fn check<T: Scalar>(gpu: &Gpu, spec: &Sinusoid, t: &[f64]) {
+        let plan = TimestepPlan::<T>::new(gpu, spec).unwrap();
+        let single: Vec<f32> = t.iter().map(|&t| t as f32).collect();
+        let rounded_t: Vec<f64> = single.iter().map(|&t| f64::from(t)).collect();
+        let (t64, t32) = (gpu.stream().clone_htod(t).unwrap(), gpu.stream().clone_htod(&single).unwrap());
+        for (double, t) in [(true, t), (false, &rounded_t[..])] {
+            for shift in [0, 1] {
+                let mut out = Guarded::<T>::poisoned(gpu, t.len() * spec.dim, shift);
+                if double {
+                    plan.write(&mut out.view(), &t64, t.len()).unwrap();
+                } else {
+                    plan.write(&mut out.view(), &t32, t.len()).unwrap();
+                }
+                let got = out.read(gpu);
+                let want: Vec<f64> = (0..got.len()).map(|i| spec.value_at(t[i / spec.dim], i % spec.dim)).collect();
+                let bound = |i: usize| rounded::<T>(want[i], spec.time_error_bound(want[i]));
+                let worst = compare(&got, &want, bound);
+                assert!(worst.share <= 1.0, "{} {spec:?} {t:?}: {worst:?}", T::NAME);
+            }
+        }
+    }
+    let gpu = gpu();
+    let mut data = Data::new(4);
+    let pi = std::f64::consts::PI;
+    // Zeros of both waves, where an absolute error would show, and the ends of the promise.
+    let mut t =
+        vec![0.0, 1.0, 937.0, 0.25, 1e-30, 1e-300, pi, pi / 2.0, pi * 262_144.0, 3e5 * pi, -999.5, 1e6, -1e6, 1e12];
+    t.extend((0..20).map(|_| data.value() * 10f64.powi(data.below(7) as i32)));
+    for (dim, pairing, first, odd, shift) in [
+        (256, Pairing::Half, Wave::Cosine, Odd::Zero, 0.0),
+        (8, Pairing::Interleaved, Wave::Sine, Odd::Zero, 1.0),
+        (7, Pairing::Half, Wave::Sine, Odd::Zero, 0.0),
+        (9, Pairing::Half, Wave::Cosine, Odd::Longer, 0.5),
+        (11, Pairing::Interleaved, Wave::Cosine, Odd::Zero, 0.0),
+        (1, Pairing::Interleaved, Wave::Sine, Odd::Longer, 0.0),
+    ] {
+        for (scale, offset, padding) in [(1.0, 0, None), (1000.0, 1, Some(2))] {
+            let spec = Sinusoid { pairing, first, odd, shift, scale, offset, padding, ..Sinusoid::timestep(dim) };
+            check::<f32>(&gpu, &spec, &t);
+            check::<half::f16>(&gpu, &spec, &t);
+            check::<half::bf16>(&gpu, &spec, &t);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_rounds_once() {
+    // Bit for bit the rounded f64 value: a second rounding on the way to a half type would differ at ties.
+    fn check<T: Scalar>(gpu: &Gpu) {
+        let spec = Sinusoid::timestep(64);
+        let plan = TimestepPlan::<T>::new(gpu, &spec).unwrap();
+        let mut data = Data::new(8);
+        let t: Vec<f64> = (0..200).map(|_| data.value() * 500.0).collect();
+        let mut out = Guarded::<T>::poisoned(gpu, t.len() * 64, 0);
+        plan.write(&mut out.view(), &gpu.stream().clone_htod(&t).unwrap(), t.len()).unwrap();
+        for (i, got) in out.read(gpu).into_iter().enumerate() {
+            let value = spec.value_at(t[i / 64], i % 64);
+            // f64 to f32 towards zero, the last bit set if anything was cut off: no tie is made that was none.
+            let mut cut = value as f32;
+            if f64::from(cut).abs() > value.abs() {
+                cut = f32::from_bits(cut.to_bits() - 1);
+            }
+            if f64::from(cut) != value {
+                cut = f32::from_bits(cut.to_bits() | 1);
+            }
+            let want = if size_of::<T>() == 4 { T::from_f64(value) } else { T::from_f32(cut) };
+            assert_eq!(got.to_f64(), want.to_f64(), "{} {i}: {value:e}", T::NAME);
+        }
+    }
+    let gpu = gpu();
+    check::<f32>(&gpu);
+    check::<half::f16>(&gpu);
+    check::<half::bf16>(&gpu);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn what_is_no_time_makes_nan_rows_on_the_device() {
+    let gpu = gpu();
+    let plan = TimestepPlan::<f32>::new(&gpu, &Sinusoid::timestep(4)).unwrap();
+    let t = gpu.stream().clone_htod(&[f32::NAN, f32::INFINITY, 1.0, 1e30]).unwrap();
+    let mut out = Guarded::<f32>::poisoned(&gpu, 16, 0);
+    plan.write(&mut out.view(), &t, 4).unwrap();
+    let nan: Vec<bool> = out.read(&gpu).iter().map(|x| x.is_nan()).collect();
+    let want: Vec<bool> = (0..16).map(|i| i / 4 != 2).collect();
+    assert_eq!(nan, want);
+}
+
 // ------------------------------------------------------------------------------------------------------------ refusals
 
 #[test]
@@ -131,4 +226,19 @@ fn timesteps_that_are_no_times_are_refused() {
     let error = spec.write_times(&mut out, &[1.0, 2.0, 3.0]).unwrap_err();
     assert_eq!(error.to_string(), "out holds 8 elements, the shape needs 12");
     assert_eq!(out, [7.0; 8]);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn plans_refuse_short_buffers() {
+    let gpu = gpu();
+    let plan = TimestepPlan::<f32>::new(&gpu, &Sinusoid::timestep(4)).unwrap();
+    let t = gpu.stream().clone_htod(&[1.0f64]).unwrap();
+    let mut out = Guarded::new(&gpu, &[7.0f32; 8], 0);
+    let error = plan.write(&mut out.view(), &t, 2).unwrap_err();
+    assert_eq!(error.to_string(), "t holds 1 elements, the shape needs 2");
+    let error = plan.write(&mut out.view(), &t, 3).unwrap_err();
+    assert_eq!(error.to_string(), "out holds 8 elements, the shape needs 12");
+    plan.write(&mut out.view(), &t, 0).unwrap();
+    assert_eq!(out.read(&gpu), [7.0; 8]);
 }

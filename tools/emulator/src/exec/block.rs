@@ -76,6 +76,7 @@ pub(crate) struct Warp {
     pub(crate) clocks: Vec<u32>,
     /// Barriers of the block that had completed when it last took part in one.
     pub(crate) last_barrier: u32,
+    pub(crate) copies: super::copy::Copies,
     /// When it last read an atomic, in the time of [`crate::check::Releases`].
     pub(crate) acquired: u64,
 }
@@ -129,6 +130,7 @@ impl Warp {
             grace: 0,
             ran: 0,
             clocks: Vec::new(),
+            copies: Default::default(),
             last_barrier: 0,
             acquired: 0,
         }
@@ -238,6 +240,7 @@ impl<'g> Cx<'g> {
             warp.spin = 0;
             warp.grace = 0;
             warp.ran = 0;
+            warp.copies.clear();
             warp.last_barrier = 0;
             warp.acquired = 0;
             warp.clocks.clear();

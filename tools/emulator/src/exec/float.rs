@@ -434,10 +434,11 @@ pub(crate) fn flush<const FTZ: bool>(value: f32) -> f32 {
     if FTZ && value.to_bits() & 0x7f80_0000 == 0 { f32::from_bits(value.to_bits() & 0x8000_0000) } else { value }
 }
 
-/// PTX's NaN for any NaN.
+/// PTX's NaN for any NaN. In integers, because a compiler may take one NaN for as good as another.
 #[inline(always)]
 pub(crate) fn canonical(value: f32) -> f32 {
-    if value.is_nan() { f32::from_bits(NAN32) } else { value }
+    let bits = value.to_bits();
+    f32::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { NAN32 } else { bits })
 }
 
 /// The interval [0, 1], NaN to +0.

@@ -8,9 +8,11 @@
 pub(crate) mod block;
 pub(crate) mod control;
 pub(crate) mod convert;
+pub(crate) mod copy;
 pub(crate) mod float;
 pub(crate) mod grid;
 pub(crate) mod lane;
+pub(crate) mod matrix;
 pub(crate) mod memory;
 pub(crate) mod mods;
 pub(crate) mod table;
@@ -135,8 +137,6 @@ pub(crate) struct Program {
     pub(crate) codes: Vec<Code>,
     /// The text's lines.
     pub(crate) text: Vec<String>,
-    /// Names of functions by their number, the undefined ones included.
-    pub(crate) names: Vec<String>,
 }
 
 /// The state of a worker while it runs blocks.

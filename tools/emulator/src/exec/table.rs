@@ -564,6 +564,10 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
     if !KNOWN.contains(&op) {
         return Ok(None);
     }
+    // stands after the type
+    let relu = matches!(op, "min" | "max") && mods.has("relu");
+    let modes = ["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"];
+    let prmt_mode = if op == "prmt" { mods.one(&modes) } else { None };
     let ty = if op == "dp4a" || op == "dp2a" { Ty::U32 } else { mods.ty()? };
     let class = match ty {
         _ if op == "mov" || op == "selp" => Class::Move,
@@ -852,11 +856,14 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
         "min" | "max" if matches!(ty, Ty::U16x2 | Ty::S16x2) => match (op, ty) {
             ("min", Ty::U16x2) => bin(|a: u32, b: u32| both2(a, b, u16::min)),
             ("max", Ty::U16x2) => bin(|a: u32, b: u32| both2(a, b, u16::max)),
+            ("min", _) if relu => bin(|a: u32, b: u32| both2(a, b, |a, b| (a as i16).min(b as i16).max(0) as u16)),
+            (_, _) if relu => bin(|a: u32, b: u32| both2(a, b, |a, b| (a as i16).max(b as i16).max(0) as u16)),
             ("min", _) => bin(|a: u32, b: u32| both2(a, b, |a, b| (a as i16).min(b as i16) as u16)),
             _ => bin(|a: u32, b: u32| both2(a, b, |a, b| (a as i16).max(b as i16) as u16)),
         },
-        "min" if ty == Ty::S32 && mods.has("relu") => bin(|a: i32, b: i32| a.min(b).max(0)),
-        "max" if ty == Ty::S32 && mods.has("relu") => bin(|a: i32, b: i32| a.max(b).max(0)),
+        "min" if ty == Ty::S32 && relu => bin(|a: i32, b: i32| a.min(b).max(0)),
+        "max" if ty == Ty::S32 && relu => bin(|a: i32, b: i32| a.max(b).max(0)),
+        "min" | "max" if relu => return none(),
         "min" => int!(ty, op, |a, b| a.min(b)),
         "max" => int!(ty, op, |a, b| a.max(b)),
         "popc" => match ty {
@@ -985,8 +992,7 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
             _ => return none(),
         },
         "prmt" => {
-            let modes = ["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"];
-            let mode = mods.one(&modes).and_then(|m| modes.iter().position(|x| *x == m)).map_or(0, |i| i as u64 + 1);
+            let mode = prmt_mode.and_then(|m| modes.iter().position(|x| *x == m)).map_or(0, |i| i as u64 + 1);
             if ty != Ty::B32 {
                 return none();
             }

@@ -3,10 +3,11 @@
 use super::{Addresses, kind_of, layout, order};
 use crate::exec::control::{self, Bar, BarKind, Builtin, Call, FUNCTION_WINDOW};
 use crate::exec::lane::{self, Kind, Sem};
+use crate::exec::matrix::{self, Factor, Shape};
 use crate::exec::memory::{self, Access, Atom, Order};
 use crate::exec::mods::Mods;
 use crate::exec::table::{self, Class};
-use crate::exec::{Code, Exec, Fill, LOCAL_WINDOW, NONE, Op, PARAM_WINDOW, SHARED_WINDOW, warp};
+use crate::exec::{Code, Exec, Fill, LOCAL_WINDOW, NONE, Op, PARAM_WINDOW, SHARED_WINDOW, copy, warp};
 use crate::ptx::PtxError;
 use crate::ptx::ast::{Function, Inst, Module, Operand, RegId, Space, Stmt, Ty};
 use std::collections::HashMap;
@@ -63,7 +64,7 @@ enum Place {
     /// An offset into dynamic shared memory.
     Dynamic,
     /// An offset into the kernel's parameters.
-    Param(u64, usize),
+    Param(u64),
     /// A function.
     Function(u32),
 }
@@ -335,7 +336,7 @@ impl<'a> Emit<'a> {
         if self.f.entry {
             let (places, _) = layout(&self.f.params);
             if let Some(i) = self.f.params.iter().position(|p| p.name == name) {
-                return Ok(Place::Param(places[i].0 as u64, places[i].1));
+                return Ok(Place::Param(places[i].0 as u64));
             }
         }
         if let Some(var) = self.module.vars.iter().find(|v| v.name == name) {
@@ -362,7 +363,7 @@ impl<'a> Emit<'a> {
             Place::Fixed(_, at) => (None, at),
             Place::Local(at) => (Some(self.fill(kind, Fill::LocalBase)), at),
             Place::Dynamic => (Some(self.fill(kind, Fill::DynamicStart)), 0),
-            Place::Param(at, _) => (None, at),
+            Place::Param(at) => (None, at),
             Place::Function(i) => (None, FUNCTION_WINDOW + u64::from(i) * 16),
         })
     }
@@ -717,6 +718,29 @@ impl<'a> Emit<'a> {
                 Ok(())
             }
             "call" => self.call(o, mods),
+            "cp" => self.copy(o, mods),
+            "ldmatrix" | "stmatrix" => self.move_matrix(inst, mods),
+            "movmatrix" => {
+                for word in ["sync", "aligned", "m8n8", "trans"] {
+                    if !mods.has(word) {
+                        return Err(format!("needs `.{word}`"));
+                    }
+                }
+                mods.ty()?;
+                mods.finish()?;
+                let [d, a] = o.as_slice() else { return count(2, o) };
+                let (d, a) = (self.dst(d, Kind::W32)?, self.src(a, Kind::W32)?);
+                self.op(Class::Matrix, Op { d, a, ..blank(matrix::transpose) });
+                Ok(())
+            }
+            "mma" => self.mma(o, mods),
+            "createpolicy" => {
+                // cache policies change no result
+                let Some(d) = o.first() else { return count(1, o) };
+                let (d, a) = (self.dst(d, Kind::W64)?, self.constant(Kind::W64, 0));
+                self.op(Class::Move, Op { d, a, ..blank(lane::un(|a: u64| a).exec) });
+                Ok(())
+            }
             opcode => match table::select_sem(opcode, &mut mods)? {
                 Some((sem, class)) => {
                     mods.finish()?;
@@ -807,9 +831,8 @@ impl<'a> Emit<'a> {
             Some(_) => 3,
         };
         mods.finish()?;
-        let pair = matches!(ty, Ty::F16x2 | Ty::Bf16x2);
-        if pair {
-            return Err("packed comparisons are not supported".into());
+        if matches!(ty, Ty::F16x2 | Ty::Bf16x2) {
+            return self.compare_pairs(inst, relation, (ty, to), ftz, code);
         }
         let sem = table::comparison(relation, ty, ftz)?;
         let o = &inst.operands;
@@ -855,6 +878,67 @@ impl<'a> Emit<'a> {
             other => (self.dst(other, Kind::Pred)?, NONE),
         };
         self.op(class, Op { d, e, a, b, c, imm, ..blank(sem.exec) });
+        Ok(())
+    }
+
+    /// `setp` and `set` of two halves at once, as two comparisons.
+    fn compare_pairs(
+        &mut self,
+        inst: &Inst,
+        relation: &str,
+        (ty, to): (Ty, Option<Ty>),
+        ftz: bool,
+        code: u64,
+    ) -> Emitted<()> {
+        let o = &inst.operands;
+        if o.len() != 3 + usize::from(code != 0) {
+            return count(3 + usize::from(code != 0), o);
+        }
+        let half = if ty == Ty::F16x2 { Ty::F16 } else { Ty::Bf16 };
+        let sem = table::comparison(relation, half, ftz)?;
+        let mut parts = [[0; 2]; 2];
+        for (part, operand) in parts.iter_mut().zip(&o[1..3]) {
+            let a = self.src(operand, Kind::W32)?;
+            *part = [self.room(Kind::W16), self.room(Kind::W16)];
+            let imm = self.code.lists.len() as u64;
+            self.code.lists.push(part.to_vec());
+            self.silent_op(Op { a, imm, ..blank(unpack_op::<u16, u32>) });
+        }
+        let (c, flip) = match o.get(3) {
+            None => (NONE, 0),
+            Some(Operand::Not(reg)) => (self.slot(*reg), 4),
+            Some(other) => (self.src(other, Kind::Pred)?, 0),
+        };
+        let imm = code | flip;
+        let pair = |i: usize| (parts[0][i], parts[1][i]);
+        if to.is_none() {
+            let Operand::Pair(p, q) = &o[0] else { return Err("the result is a pair of predicates".into()) };
+            for (i, operand) in [p, q].into_iter().enumerate() {
+                let (d, (a, b)) = (self.dst(operand, Kind::Pred)?, pair(i));
+                let class = if i == 0 { Class::Half } else { Class::Silent };
+                self.op(class, Op { d, a, b, c, imm, ..blank(sem.exec) });
+            }
+            return Ok(());
+        }
+        let one = match to {
+            Some(Ty::F16x2) => 0x3c00,
+            Some(Ty::Bf16x2) => 0x3f80,
+            Some(Ty::U32 | Ty::S32) => 0xffff,
+            other => return Err(format!("`set` has no result of {other:?}")),
+        };
+        let (one, zero) = (self.constant(Kind::W16, one), self.constant(Kind::W16, 0));
+        let mut halves = Vec::new();
+        for i in 0..2 {
+            let (p, h, (a, b)) = (self.room(Kind::Pred), self.room(Kind::W16), pair(i));
+            let class = if i == 0 { Class::Half } else { Class::Silent };
+            self.op(class, Op { d: p, a, b, c, imm, ..blank(sem.exec) });
+            self.silent_op(Op { d: h, a: one, b: zero, c: p, ..blank(lane::select::<u16>().exec) });
+            halves.push(h);
+        }
+        let imm = self.code.lists.len() as u64;
+        self.code.lists.push(halves);
+        let d = self.dst(&o[0], Kind::W32)?;
+        self.silent_op(Op { d, imm, ..blank(pack_op::<u16, u32>) });
         Ok(())
     }
 
@@ -961,7 +1045,7 @@ impl<'a> Emit<'a> {
                     Place::Fixed(s, _) => s,
                     Place::Local(_) => Space::Local,
                     Place::Dynamic => Space::Shared,
-                    Place::Param(..) => Space::Param,
+                    Place::Param(_) => Space::Param,
                     Place::Function(_) => return Err(format!("`{name}` is a function")),
                 };
                 let matches = match space {
@@ -1308,7 +1392,6 @@ impl<'a> Emit<'a> {
     fn barrier(&mut self, inst: &Inst, mut mods: Mods<'_>) -> Emitted<()> {
         let o = &inst.operands;
         if mods.has("cluster") {
-            // every cluster here is one block
             if mods.one(&["arrive", "wait"]).is_none() {
                 return Err("needs `.arrive` or `.wait`".into());
             }
@@ -1316,7 +1399,7 @@ impl<'a> Emit<'a> {
                 mods.has(word);
             }
             mods.finish()?;
-            return Err("clusters of more than one block are not supported".into());
+            return Err("barriers of clusters are not supported".into());
         }
         mods.has("cta");
         if mods.has("warp") {
@@ -1375,6 +1458,133 @@ impl<'a> Emit<'a> {
         let imm = self.code.bars.len() as u64;
         self.code.bars.push(Bar { kind, aligned, id, count: count_reg, pred, pred_flip, dst });
         self.op(Class::Control, Op { imm, ..blank(control::bar) });
+        Ok(())
+    }
+
+    fn copy(&mut self, o: &[Operand], mut mods: Mods<'_>) -> Emitted<()> {
+        if !mods.has("async") {
+            return Err("only `cp.async` is known".into());
+        }
+        if mods.has("commit_group") {
+            mods.finish()?;
+            self.op(Class::Memory, blank(copy::commit));
+            return Ok(());
+        }
+        if mods.has("wait_all") {
+            mods.finish()?;
+            self.op(Class::Memory, Op { imm: u64::MAX, ..blank(copy::wait) });
+            return Ok(());
+        }
+        if mods.has("wait_group") {
+            mods.finish()?;
+            let [Operand::Int(n)] = o else { return Err("needs a number of groups".into()) };
+            self.op(Class::Memory, Op { imm: *n, ..blank(copy::wait) });
+            return Ok(());
+        }
+        let wide = mods.has("cg");
+        if !wide && !mods.has("ca") {
+            return Err("needs `.ca` or `.cg`".into());
+        }
+        while mods.find(|w| w.starts_with("L2::") || matches!(w, "shared" | "shared::cta" | "global")).is_some() {}
+        mods.finish()?;
+        let (to, from, bytes, rest) = match o {
+            [to, from, Operand::Int(bytes), rest @ ..] => (to, from, *bytes, rest),
+            _ => return Err("takes a target, a source and a size".into()),
+        };
+        if !(bytes == 16 || !wide && matches!(bytes, 4 | 8)) {
+            return Err(format!("does not copy {bytes} bytes"));
+        }
+        let (a, to_offset, to_wide, to_space) = self.base(to, Space::Shared)?;
+        let (b, from_offset, from_wide, from_space) = self.base(from, Space::Global)?;
+        if to_space != Space::Shared || from_space != Space::Global || !from_wide {
+            return Err("copies from global to shared memory".into());
+        }
+        let (mut c, mut e) = (NONE, NONE);
+        for item in rest {
+            match (self.reg_ty(item), item) {
+                (Some(Ty::Pred), item) => e = self.src(item, Kind::Pred)?,
+                (Some(ty), _) if ty.size() == 8 => {}
+                (_, item) => c = self.src(item, Kind::W32)?,
+            }
+        }
+        let d = bytes as u32 | u32::from(!to_wide) << 31;
+        let imm = u64::from(to_offset as u32) | from_offset << 32;
+        self.op(Class::Memory, Op { d, a, b, c, e, imm, ..blank(copy::start) });
+        Ok(())
+    }
+
+    fn move_matrix(&mut self, inst: &Inst, mut mods: Mods<'_>) -> Emitted<()> {
+        let store = inst.opcode == "stmatrix";
+        for word in ["sync", "aligned", "m8n8"] {
+            if !mods.has(word) {
+                return Err(format!("needs `.{word}`"));
+            }
+        }
+        let n = match mods.one(&["x1", "x2", "x4"]) {
+            Some("x1") => 1,
+            Some("x2") => 2,
+            Some(_) => 4,
+            None => return Err("the number of matrices is missing".into()),
+        };
+        let trans = mods.has("trans");
+        let (space, order) = self.space(&mut mods)?;
+        if mods.ty()? != Ty::B16 {
+            return Err("moves matrices of b16".into());
+        }
+        mods.finish()?;
+        let [first, second] = inst.operands.as_slice() else { return count(2, &inst.operands) };
+        let (address, registers) = if store { (first, second) } else { (second, first) };
+        let (a, imm, wide, space) = self.base(address, space)?;
+        if !matches!(space, Space::Shared | Space::Generic) {
+            return Err("matrices are in shared memory".into());
+        }
+        let (slots, kind) = self.elements(registers, n, Ty::B32, !store)?;
+        let e = self.code.mems.len() as u32;
+        self.code.mems.push(Access { space, size: 4, count: n, signed: false, wide, order, slots, kind });
+        let c = u32::from(trans) | u32::from(store) << 1;
+        self.op(Class::Matrix, Op { a, c, e, imm, ..blank(matrix::move_matrix) });
+        Ok(())
+    }
+
+    fn mma(&mut self, o: &[Operand], mut mods: Mods<'_>) -> Emitted<()> {
+        for word in ["sync", "aligned", "row", "col"] {
+            if !mods.has(word) {
+                return Err(format!("needs `.{word}`"));
+            }
+        }
+        let inner = match mods.one(&["m16n8k4", "m16n8k8", "m16n8k16"]) {
+            Some("m16n8k4") => 4,
+            Some("m16n8k8") => 8,
+            Some(_) => 16,
+            None => return Err("this shape is not supported".into()),
+        };
+        let (c, b, a, d) = (mods.ty()?, mods.ty()?, mods.ty()?, mods.ty()?);
+        mods.finish()?;
+        let factor = match (a, b) {
+            (Ty::F16, Ty::F16) => Factor::F16,
+            (Ty::Bf16, Ty::Bf16) => Factor::Bf16,
+            (Ty::Tf32, Ty::Tf32) => Factor::Tf32,
+            _ => return Err(format!("products of {a:?} and {b:?} are not supported")),
+        };
+        let half_sum = match (d, c) {
+            (Ty::F32, Ty::F32) => false,
+            (Ty::F16, Ty::F16) if factor == Factor::F16 => true,
+            _ => return Err(format!("sums of {d:?} are not supported")),
+        };
+        if (factor == Factor::Tf32) != (inner == 4) && inner != 8 {
+            return Err(format!("has no inner extent {inner} for {a:?}"));
+        }
+        let shape = Shape { factor, inner, half_sum };
+        let (na, nb, nd) = shape.registers();
+        let [d, a, b, c] = o else { return count(4, o) };
+        let mut list = Vec::new();
+        for (operand, n, loading) in [(d, nd, true), (a, na, false), (b, nb, false), (c, nd, false)] {
+            let (slots, _) = self.elements(operand, n as u8, Ty::B32, loading)?;
+            list.extend_from_slice(&slots[..n]);
+        }
+        let e = self.code.lists.len() as u32;
+        self.code.lists.push(list);
+        self.op(Class::Matrix, Op { e, imm: shape.encode(), ..blank(matrix::mma) });
         Ok(())
     }
 

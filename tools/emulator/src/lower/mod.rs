@@ -72,7 +72,6 @@ fn layout(params: &[crate::ptx::ast::Param]) -> (Vec<(usize, usize)>, usize) {
 
 /// Lowers a module whose variables stand at `addresses`.
 pub(crate) fn lower(module: Module, addresses: &Addresses) -> Result<Lowered, PtxError> {
-    let names: Vec<String> = module.functions.iter().map(|f| f.name.clone()).collect();
     // shared variables that device functions use have one place for all kernels; a kernel's own come after them
     let mut common = SharedLayout::default();
     let uses: Vec<HashSet<&str>> = module.functions.iter().map(names_used).collect();
@@ -129,7 +128,7 @@ pub(crate) fn lower(module: Module, addresses: &Addresses) -> Result<Lowered, Pt
         }
         codes.push(code);
     }
-    Ok(Lowered { program: Program { codes, text: module.lines, names }, kernels })
+    Ok(Lowered { program: Program { codes, text: module.lines }, kernels })
 }
 
 /// Dynamic shared memory: `.extern .shared` without a size.

@@ -148,8 +148,6 @@ pub(crate) struct Inst {
     pub(crate) operands: Vec<Operand>,
     /// Line in the text.
     pub(crate) line: u32,
-    /// Scope it stands in.
-    pub(crate) scope: u32,
 }
 
 /// A part of a function's body.

@@ -661,8 +661,7 @@ impl<'a> Parser<'a> {
                 return self.fail(format!("`,` or `;` expected after an operand, found {found}"));
             }
         }
-        let scope = body.scope();
-        body.function.body.push(Stmt::Inst(Inst { guard, opcode, mods, operands, line, scope }));
+        body.function.body.push(Stmt::Inst(Inst { guard, opcode, mods, operands, line }));
         Ok(())
     }
 

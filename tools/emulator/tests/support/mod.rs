@@ -21,6 +21,12 @@ pub fn load() -> emulator::Emulator {
     emulator::attach().expect("the emulator is loaded as libcuda.so.1")
 }
 
+/// The emulator, or nothing where `EMULATOR_REAL_GPU` asks for the machine's own driver: suites that compare results bit
+/// for bit run on both.
+pub fn load_or_real() -> Option<emulator::Emulator> {
+    if std::env::var_os("EMULATOR_REAL_GPU").is_some() { emulator::attach() } else { Some(load()) }
+}
+
 /// A context of its own, so that a fault of one test is no other test's.
 pub struct Device {
     pub emulator: emulator::Emulator,

@@ -1,0 +1,173 @@
+// One row of logits: which query it is, which keys it sees, and the bias of eight of them at a time.
+#pragma once
+#include "args.cuh"
+#include "bias/bias.cuh"
+#include "common/index.cuh"
+#include "common/scalar.cuh"
+
+// A thread takes eight neighbouring keys, counted from the row's first, whatever the alignment: so the same numbers are
+// summed in the same order everywhere. 16 bytes of a half type, two times 16 of f32.
+constexpr int KEYS = 8;
+
+struct Row {
+    unsigned batch, head, query;
+    // position of the query, and of key 0 where keys follow one another
+    int at, key_start;
+    // keys of the sequence; 0 for a query beyond its sequence
+    int keys;
+    bool any;
+    const int* key_positions;
+    float gate;
+
+    __device__ Row(const BiasArgs& args, unsigned row) {
+        // One division per row; there is none per element.
+        query = row % args.queries;
+        head = row / args.queries;
+        batch = head / args.heads;
+        head -= batch * args.heads;
+        place(args);
+    }
+
+    __device__ Row(const BiasArgs& args, unsigned batch, unsigned head, unsigned query)
+        : batch(batch), head(head), query(query) {
+        place(args);
+    }
+
+    __device__ void place(const BiasArgs& args) {
+        const int* query_lengths = static_cast<const int*>(args.query_lengths);
+        const int* key_lengths = static_cast<const int*>(args.key_lengths);
+        const int* positions = static_cast<const int*>(args.query_positions);
+        int queries = args.queries;
+        keys = args.keys;
+        // A length outside the tensor is the caller's error; the memory outside is left alone all the same.
+        if (query_lengths) queries = max(0, min(queries, query_lengths[batch]));
+        if (key_lengths) keys = max(0, min(keys, key_lengths[batch]));
+        at = args.last ? keys - queries + static_cast<int>(query) : args.query_start + static_cast<int>(query);
+        if (positions) at = positions[static_cast<long long>(batch) * args.queries + query];
+        any = static_cast<int>(query) < queries;
+        if (!any) keys = 0;
+        key_start = args.key_start;
+        key_positions = static_cast<const int*>(args.key_positions);
+        if (key_positions) key_positions += static_cast<long long>(batch) * args.keys;
+        const float* gates = static_cast<const float*>(args.gates);
+        gate = gates ? gates[(static_cast<long long>(batch) * args.heads + head) * args.queries + query] : 1.0f;
+    }
+
+    __device__ int distance(int key) const {
+        return (key_positions ? key_positions[key] : key_start + key) - at;
+    }
+
+    __device__ long long offset(const long long (&strides)[3]) const {
+        return batch * strides[0] + head * strides[1] + query * strides[2];
+    }
+};
+
+// The bias of one row. FIRE is an instance of its own: its search, eight times unrolled, would fill every other kernel.
+template <bool FIRE> struct RowBias {
+    unsigned kind;
+    float left, right, factor;
+    const float* values;
+    const float* slopes;
+    const float* intercepts;
+
+    __device__ RowBias(const BiasArgs& args, const Row& row) : kind(args.kind) {
+        const float* first = static_cast<const float*>(args.values);
+        if (FIRE) {
+            long long line = static_cast<long long>(row.head) * (args.break_count + 1);
+            values = first;
+            slopes = static_cast<const float*>(args.more) + line;
+            intercepts = static_cast<const float*>(args.intercepts) + line;
+            factor = posenc_fire_factor(values, args.count, args.least_norm, args.eps, row.at);
+        } else if (kind == 1) {
+            long long index = row.batch * args.slopes_stride + row.head;
+            left = first[index];
+            right = static_cast<const float*>(args.more)[index];
+        } else if (kind == 2) {
+            values = first + static_cast<long long>(row.head) * args.count;
+        }
+    }
+
+    // The bias of the `count` keys from `key` on, 1 to 8 of them; the others keep what they hold.
+    __device__ void of(const BiasArgs& args, const Row& row, int key, int count, float (&bias)[KEYS]) const {
+        int distance[KEYS];
+        if (row.key_positions) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) distance[i] = i < count ? row.key_positions[key + i] - row.at : 0;
+        } else {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) distance[i] = row.key_start + key + i - row.at;
+        }
+        if (FIRE) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) {
+                float x = posenc_fire_input(values, args.count, factor, distance[i]);
+                bias[i] = posenc_fire(static_cast<const float*>(args.breaks), args.break_count, slopes, intercepts, x);
+            }
+        } else if (kind == 1) {
+            int origin = args.key_only ? row.at : 0;
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) bias[i] = posenc_alibi(left, right, distance[i] + origin);
+        } else if (kind == 2) {
+            // Beyond the row's ends all keys have one value; a T5 bias is there for most of a long row.
+            int last = args.first + (args.count - 1);
+            bool far = !row.key_positions && (distance[0] >= last || distance[KEYS - 1] <= args.first);
+            if (far) {
+                float value = posenc_toeplitz(values, args.first, args.count, distance[0]);
+#pragma unroll
+                for (int i = 0; i < KEYS; ++i) bias[i] = value;
+            } else {
+#pragma unroll
+                for (int i = 0; i < KEYS; ++i) bias[i] = posenc_toeplitz(values, args.first, args.count, distance[i]);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) bias[i] = 0.0f;
+        }
+        if (args.gates) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) bias[i] *= row.gate;
+        }
+    }
+};
+
+// `count` elements from `at` on, 1 to 8; the others become `rest`. `wide`: the row begins at a multiple of 16 bytes.
+template <class E = T>
+__device__ void load_keys(const typename E::Bits* at, int count, bool wide, float rest, float (&x)[KEYS]) {
+    if (wide && count == KEYS) {
+#pragma unroll
+        for (int i = 0; i < KEYS; i += WIDE) {
+            float part[WIDE];
+            unpack(Pack<WIDE>::load(at + i), part);
+#pragma unroll
+            for (int j = 0; j < WIDE; ++j) x[i + j] = part[j];
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < KEYS; ++i) x[i] = i < count ? E::widen(at[i]) : rest;
+    }
+}
+
+// One instruction: left to itself, NVRTC splits some of these where the other branch stores one by one.
+__device__ __forceinline__ void store_wide(void* at, uint4 raw) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "r"(raw.x), "r"(raw.y),
+                 "r"(raw.z), "r"(raw.w)
+                 : "memory");
+}
+
+template <class E = T>
+__device__ void store_keys(typename E::Bits* at, int count, bool wide, const float (&x)[KEYS]) {
+    if (wide && count == KEYS) {
+#pragma unroll
+        for (int i = 0; i < KEYS; i += WIDE) {
+            float part[WIDE];
+#pragma unroll
+            for (int j = 0; j < WIDE; ++j) part[j] = x[i + j];
+            store_wide(at + i, pack(part).raw);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < KEYS; ++i) {
+            if (i < count) at[i] = E::narrow(x[i]);
+        }
+    }
+}

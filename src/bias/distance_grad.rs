@@ -1,0 +1,409 @@
+//! The gradient of a bias that depends on distance: batch, then diagonals, then buckets.
+
+use std::sync::{Mutex, PoisonError};
+
+use bytemuck::Zeroable;
+use cudarc::driver::CudaSlice;
+
+use crate::bias::toeplitz::{check_distances, strides};
+use crate::bias::{BiasPlan, Kerple, Place, Places, T5Bias};
+use crate::gpu::args::{DiagonalArgs, In, IntervalArgs};
+use crate::gpu::{Function, Launch, Read, Write};
+use crate::{Error, Gpu, Logits, Result, Scalar};
+
+// ----------------------------------------------------------------------------------------------------------- reference
+
+/// The gradient of a distance bias, summed over batch and pairs: one number per head and distance.
+///
+/// The first stage of every parameter's gradient: batch, then diagonals, then buckets. No number depends on the order
+/// in which threads happen to run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DistanceGrad {
+    /// heads
+    pub heads: usize,
+    /// the distance of the first number
+    pub first: i64,
+    /// `[heads, distances]`
+    pub values: Vec<f64>,
+}
+
+impl DistanceGrad {
+    /// Sums the gradient of the bias along its diagonals.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `grad` | `shape` | the gradient of every logit after the bias |
+    /// | `positions` | | where queries and keys sit |
+    /// | `distances` | | the range that is kept; distances outside are added to its ends, as [`Toeplitz`] reads them |
+    ///
+    /// # Errors
+    /// If the shape, the positions or the range is refused.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{DistanceGrad, Logits, Places};
+    /// let grad = DistanceGrad::new(&[1.0f32, 2.0, 4.0, 8.0], &Logits::bhqk(1, 1, 2, 2), &Places::from(0, 0), -1..=1)?;
+    /// assert_eq!(grad.values, [4.0, 9.0, 2.0]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn new<T: Scalar>(
+        grad: &[T],
+        shape: &Logits,
+        positions: &Places<&[i32]>,
+        distances: std::ops::RangeInclusive<i64>,
+    ) -> Result<Self> {
+        shape.check("grad", grad.len())?;
+        positions.check(shape)?;
+        let count = check_distances(shape.heads, &distances)?;
+        let first = *distances.start();
+        let mut values = vec![0.0; shape.heads * count];
+        for batch in 0..shape.batch {
+            for head in 0..shape.heads {
+                for query in 0..shape.queries {
+                    let query_position = positions.query(shape, batch, query);
+                    for key in 0..shape.keys {
+                        let distance = positions.key(shape, batch, key) - query_position;
+                        let index = (distance - first).clamp(0, count as i64 - 1) as usize;
+                        values[head * count + index] += grad[shape.index(batch, head, query, key)].to_f64();
+                    }
+                }
+            }
+        }
+        Ok(Self { heads: shape.heads, first, values })
+    }
+
+    /// The distances of a head and their gradients.
+    ///
+    /// # Panics
+    /// If there is no such head.
+    pub fn of(&self, head: usize) -> impl Iterator<Item = (i64, f64)> + '_ {
+        assert!(head < self.heads, "head {head} of {}", self.heads);
+        let count = self.values.len() / self.heads;
+        (self.first..).zip(self.values[head * count..(head + 1) * count].iter().copied())
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------------- law
+
+impl DistanceGrad {
+    /// The largest error of a kernel's output, for `size`, the sum of the sizes of its terms: `14 * 2^-24 * size`.
+    ///
+    /// A compensated sum is within `2 * 2^-24` of it, and there are two; five additions of a warp, a weight, its rounding
+    /// and a factor follow.
+    pub fn error_bound(size: f64) -> f64 {
+        14.0 * f32::ROUNDOFF * size
+    }
+}
+
+// -------------------------------------------------------------------------------------------------------------- launch
+
+/// Threads of a block: distances of `diagonals`.
+const THREADS: usize = 256;
+/// Queries of a sequence that one split sums.
+const ROWS: usize = 4096;
+
+/// The range of distances of a call, and how it is cut: from the shape alone, so that every device sums alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cut {
+    first: i64,
+    distances: usize,
+    splits: usize,
+}
+
+impl Cut {
+    fn of(shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<Self> {
+        let Place::From(key) = places.keys else {
+            return Err(Error::Value(
+                "the gradient of a distance bias needs keys that follow one another, not positions of their own".into(),
+            ));
+        };
+        let (queries, keys) = (shape.queries as i64, shape.keys as i64);
+        // The first and the last place where a query can sit.
+        let (low, high) = match places.queries {
+            Place::From(start) => (start, start + queries - 1),
+            Place::Last if places.query_lengths.is_none() && places.key_lengths.is_none() => (keys - queries, keys - 1),
+            Place::Last => (-queries, keys - 1),
+            Place::Each(_) => {
+                return Err(Error::Value(
+                    "the gradient of a distance bias needs queries that follow one another, not positions of their own"
+                        .into(),
+                ));
+            }
+        };
+        let first = key - high;
+        let distances = usize::try_from(key + keys - 1 - low - first + 1).unwrap_or(0);
+        Ok(Self { first, distances, splits: shape.queries.div_ceil(ROWS).max(1) })
+    }
+
+    fn sums(&self, heads: usize) -> Result<usize> {
+        crate::shape::product("splits x heads x distances", &[self.splits, heads, self.distances])
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// Gradients of the parameters of a distance bias on a [`Gpu`]: T5's table, ALiBi's slopes, KERPLE's numbers, a row.
+///
+/// A call allocates nothing, uploads nothing and synchronises nothing. It is two kernels: the first adds the gradient of
+/// the bias along its diagonals, the second adds diagonals. There are no atomics; a result depends on the shape alone, not
+/// on the device or on which block runs first. Whether the bias has a gradient is the caller's choice: a softmax neither
+/// knows nor asks.
+pub struct DistanceGradPlan<T> {
+    gpu: Gpu,
+    heads: usize,
+    target: Target,
+    sums: Mutex<CudaSlice<f32>>,
+    none: BiasPlan<T>,
+    diagonals: Function,
+    intervals: Function,
+}
+
+struct Target {
+    /// `[outputs, 2]`
+    intervals: CudaSlice<i32>,
+    outputs: usize,
+    /// `[outputs, heads, weighted]`, and their first distance
+    weights: Option<(CudaSlice<f32>, i64, usize)>,
+    by_distance: bool,
+    /// output o of head h lies at `o * strides[0] + h * strides[1]`
+    strides: [usize; 2],
+}
+
+impl<T: Scalar> DistanceGradPlan<T> {
+    /// For the table of T5, `[buckets, heads]`. `room` is the shape of the largest call.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn t5(gpu: &Gpu, spec: T5Bias, heads: usize, room: &Logits) -> Result<Self> {
+        let lookup = spec.lookup()?;
+        let first = *spec.distances().start();
+        let mut intervals = vec![[i32::MAX, i32::MIN]; spec.buckets];
+        for (distance, &bucket) in (first..).zip(&lookup) {
+            // Distances of a spec lie within 2^20.
+            let interval = &mut intervals[usize::from(bucket)];
+            interval[0] = interval[0].min(distance as i32);
+            interval[1] = interval[1].max(distance as i32);
+        }
+        extend(&mut intervals, usize::from(lookup[0]), usize::from(lookup[lookup.len() - 1]), first, lookup.len());
+        let target = Target {
+            intervals: gpu.upload(intervals.as_flattened())?,
+            outputs: spec.buckets,
+            weights: None,
+            by_distance: false,
+            strides: [heads, 1],
+        };
+        Self::new(gpu, heads, target, room)
+    }
+
+    /// For slopes, `[2, heads]`: those of the past, then those of the future. A symmetric slope's is the sum of both.
+    ///
+    /// # Errors
+    /// If the kernels cannot be loaded.
+    pub fn slopes(gpu: &Gpu, heads: usize, room: &Logits) -> Result<Self> {
+        let target = Target {
+            intervals: gpu.upload(&[i32::MIN, -1, 1, i32::MAX])?,
+            outputs: 2,
+            weights: None,
+            by_distance: true,
+            strides: [heads, 1],
+        };
+        Self::new(gpu, heads, target, room)
+    }
+
+    /// For KERPLE's `p` and `a`, `[2, heads]`, at their present values. `distances` must hold every distance of a call.
+    ///
+    /// # Errors
+    /// If the spec or the range is refused, or the kernels cannot be loaded.
+    pub fn kerple(gpu: &Gpu, kerple: &Kerple, distances: std::ops::RangeInclusive<i64>, room: &Logits) -> Result<Self> {
+        kerple.check()?;
+        let heads = kerple.p.len();
+        let count = check_distances(heads, &distances)?;
+        let first = *distances.start();
+        let mut weights = Vec::with_capacity(2 * heads * count);
+        for output in 0..2 {
+            for head in 0..heads {
+                weights.extend(distances.clone().map(|d| kerple.derivatives(head, d)[output] as f32));
+            }
+        }
+        let target = Target {
+            intervals: gpu.upload(&[i32::MIN, i32::MAX, i32::MIN, i32::MAX])?,
+            outputs: 2,
+            weights: Some((gpu.upload(&weights)?, first, count)),
+            by_distance: false,
+            strides: [heads, 1],
+        };
+        Self::new(gpu, heads, target, room)
+    }
+
+    /// For a row, `[heads, distances]`; distances outside are added to its ends.
+    ///
+    /// # Errors
+    /// If the range is refused, or the kernels cannot be loaded.
+    pub fn row(gpu: &Gpu, heads: usize, distances: std::ops::RangeInclusive<i64>, room: &Logits) -> Result<Self> {
+        let count = check_distances(heads, &distances)?;
+        let first = *distances.start();
+        if first < -(1 << 30) || count > 1 << 30 {
+            return Err(Error::Value(format!("a row of {count} distances from {first}, both must lie within 2^30")));
+        }
+        let mut intervals: Vec<[i32; 2]> = distances.map(|distance| [distance as i32; 2]).collect();
+        extend(&mut intervals, 0, count - 1, first, count);
+        let target = Target {
+            intervals: gpu.upload(intervals.as_flattened())?,
+            outputs: count,
+            weights: None,
+            by_distance: false,
+            strides: [1, count],
+        };
+        Self::new(gpu, heads, target, room)
+    }
+
+    fn new(gpu: &Gpu, heads: usize, target: Target, room: &Logits) -> Result<Self> {
+        if heads == 0 || room.heads != heads {
+            return Err(Error::Value(format!("the bias has {heads} heads, the logits have {}", room.heads)));
+        }
+        // Any placement: queries from -queries to keys.
+        let distances = room.queries + 2 * room.keys + 1;
+        let splits = room.queries.div_ceil(ROWS).max(1);
+        let sums = crate::shape::product("splits x heads x distances", &[splits, heads, distances])?;
+        let load = |entry| gpu.function("bias/distance_grad", T::NAME, entry);
+        Ok(Self {
+            gpu: gpu.clone(),
+            heads,
+            target,
+            sums: Mutex::new(gpu.upload(&vec![0.0f32; sums])?),
+            none: BiasPlan::new(gpu, crate::Bias::None)?,
+            diagonals: load("diagonals")?,
+            intervals: load("intervals")?,
+        })
+    }
+
+    /// Numbers of the gradient.
+    pub fn len(&self) -> usize {
+        self.target.outputs * self.heads
+    }
+
+    /// Whether the gradient has no numbers; it always has.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes the gradient of the parameters: `factor` times the sum over batch and pairs.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `grad` | `shape` | the gradient of every logit after the bias |
+    /// | `places` | | where queries and keys sit; they must follow one another |
+    /// | `gates` | `[batch, heads, queries]` | those that multiplied the bias |
+    /// | `factor` | | what turns `grad` into the bias's: 1; or `1 / scale` where it is the logits' own |
+    /// | `out` | see the constructor | written |
+    ///
+    /// # Accuracy
+    /// [`DistanceGrad::error_bound`]. The same bits on every device, and for every layout of `grad`.
+    ///
+    /// # Errors
+    /// If a buffer is too short or belongs to another context, the call is larger than the plan's room, or positions are
+    /// given one by one. Nothing is written then.
+    pub fn apply(
+        &self,
+        grad: (Read<'_, T>, Logits),
+        places: &Places<Read<'_, i32>>,
+        gates: Option<Read<'_, f32>>,
+        factor: f32,
+        out: Write<'_, f32>,
+    ) -> Result<()> {
+        let (grad, shape) = grad;
+        shape.check("grad", grad.len())?;
+        if shape.heads != self.heads {
+            return Err(Error::Value(format!("the bias has {} heads, the logits have {}", self.heads, shape.heads)));
+        }
+        if shape.heads > 65535 {
+            return Err(Error::Value(format!("the logits have {} heads, a gradient takes 65535", shape.heads)));
+        }
+        let held = self.none.hold(&shape, places, gates, super::toeplitz::ALL)?;
+        let cut = Cut::of(&shape, places)?;
+        let gpu = &self.gpu;
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let need = cut.sums(self.heads)?;
+        if cudarc::driver::DeviceSlice::len(&*sums) < need {
+            return Err(Error::Value(format!(
+                "the call sums {} distances of {} heads in {} splits, the plan has room for {} sums",
+                cut.distances,
+                self.heads,
+                cut.splits,
+                cudarc::driver::DeviceSlice::len(&*sums)
+            )));
+        }
+        let grad = gpu.read("grad", grad, shape.span()?)?;
+        let out = gpu.write("out", out, self.len())?;
+        out.apart_from("out", &grad, "grad")?;
+        let sums = gpu.write("sums", &mut *sums, need)?;
+        let small = |what: &str, n: usize| u32::try_from(n).map_err(|_| Error::Overflow(format!("{n} {what}")));
+        let first = i32::try_from(cut.first).map_err(|_| Error::Overflow(format!("distance {}", cut.first)))?;
+        let (distances, splits) = (small("distances", cut.distances)?, small("splits", cut.splits)?);
+        let heads = small("heads", self.heads)?;
+        if cut.distances > 0 {
+            let args = DiagonalArgs {
+                bias: held.args,
+                grad: grad.address.offset((shape.offset * size_of::<T>()) as u64),
+                sums: sums.address,
+                strides: strides(&shape),
+                first,
+                distances,
+                rows: ROWS as u32,
+                splits,
+            };
+            let grid = [distances.div_ceil(THREADS as u32), heads, splits];
+            let (file, entry, block) = ("bias/distance_grad", "diagonals", [THREADS as u32, 1, 1]);
+            gpu.launch(&self.diagonals, &Launch { file, entry, grid, block, args })?;
+        }
+        let target = &self.target;
+        let intervals = gpu.read("intervals", &target.intervals, 2 * target.outputs)?;
+        let weights = match &target.weights {
+            Some((weights, first, count)) => {
+                Some((gpu.read("weights", weights, target.outputs * self.heads * count)?, *first, *count))
+            }
+            None => None,
+        };
+        if let Some((_, first, count)) = &weights {
+            places.check_reach(&shape, super::toeplitz::ALL, *first, first + *count as i64 - 1)?;
+        }
+        let args = IntervalArgs {
+            sums: sums.address.as_in(),
+            intervals: intervals.address,
+            weights: weights.as_ref().map_or(In::NULL, |(weights, ..)| weights.address),
+            out: out.address,
+            output_stride: target.strides[0] as i64,
+            head_stride: target.strides[1] as i64,
+            first,
+            distances,
+            weights_first: weights.as_ref().map_or(0, |(_, first, _)| *first as i32),
+            weighted: weights.as_ref().map_or(0, |(_, _, count)| *count as u32),
+            splits,
+            heads,
+            outputs: small("outputs", target.outputs)?,
+            by_distance: u32::from(target.by_distance),
+            factor,
+            ..IntervalArgs::zeroed()
+        };
+        let warps = (THREADS / 32) as u32;
+        let grid = [args.outputs.div_ceil(warps), heads, 1];
+        let (file, entry, block) = ("bias/distance_grad", "intervals", [THREADS as u32, 1, 1]);
+        gpu.launch(&self.intervals, &Launch { file, entry, grid, block, args })
+    }
+}
+
+/// Extends the intervals at both ends of a row to all distances beyond.
+fn extend(intervals: &mut [[i32; 2]], low: usize, high: usize, first: i64, count: usize) {
+    let last = first + count as i64 - 1;
+    for (interval, end) in [(low, 0), (high, 1)] {
+        // Only the interval that lies at the row's end.
+        let at_end = if end == 0 {
+            i64::from(intervals[interval][0]) == first
+        } else {
+            i64::from(intervals[interval][1]) == last
+        };
+        if at_end {
+            intervals[interval][end] = if end == 0 { i32::MIN } else { i32::MAX };
+        }
+    }
+}

@@ -1,0 +1,174 @@
+use half::bf16;
+use posenc::accuracy::compare;
+use posenc::{
+    Alibi, Bias, DistanceGrad, DistanceGradPlan, Gpu, Inputs, Kerple, KerpleKind, Logits, Place, Places, Scalar,
+    Slopes, Softmax, T5Bias,
+};
+
+use crate::support::{Data, Guarded, gpu, last_launch};
+use crate::{Buffers, Host};
+
+// -------------------------------------------------------------------------------------------- kernel against reference
+
+fn run<T: Scalar>(
+    gpu: &Gpu,
+    plan: &DistanceGradPlan<T>,
+    grad: &[T],
+    shape: &Logits,
+    host: &Host,
+    factor: f32,
+) -> Vec<f32> {
+    let buffers = Buffers::new(gpu, host);
+    let mut grad = Guarded::new(gpu, grad, 1);
+    let mut out = Guarded::<f32>::poisoned(gpu, plan.len(), 1);
+    plan.apply((&grad.view(), *shape), &buffers.places(host), None, factor, &mut out.view()).unwrap();
+    out.read(gpu)
+}
+
+/// Every kind of parameter, from one gradient.
+fn check<T: Scalar>(gpu: &Gpu, shape: &Logits, host: &Host) {
+    let heads = shape.heads;
+    let len = shape.span().unwrap();
+    let grad: Vec<T> = Data::new(len as u64).values(len);
+    // What lies outside a sequence's lengths is not looked at, and counts as 0 in the reference.
+    let mut kept = grad.clone();
+    for batch in 0..shape.batch {
+        let length = |lengths: Option<&[i32]>, all: usize| lengths.map_or(all, |lengths| lengths[batch] as usize);
+        let (queries, keys) = (length(host.query_lengths, shape.queries), length(host.key_lengths, shape.keys));
+        for (head, query, key) in
+            (0..heads).flat_map(|h| (0..shape.queries).flat_map(move |i| (0..shape.keys).map(move |j| (h, i, j))))
+        {
+            if query >= queries || key >= keys {
+                kept[shape.index(batch, head, query, key)] = T::from_f32(0.0);
+            }
+        }
+    }
+    let sizes: Vec<T> = kept.iter().map(|x| T::from_f64(x.to_f64().abs())).collect();
+    let sums = |x: &[T], range| DistanceGrad::new(x, shape, host, range).unwrap();
+    let context = |what: &str| format!("{what} {} {shape:?} {host:?}", T::NAME);
+
+    for spec in [T5Bias::new(32, 128, true), T5Bias::new(8, 12, false), T5Bias::new(32, 9, true)] {
+        let plan = DistanceGradPlan::<T>::t5(gpu, spec, heads, shape).unwrap();
+        let got = run(gpu, &plan, &grad, shape, host, 2.0);
+        let want: Vec<f64> = spec.grad(&sums(&kept, spec.distances())).unwrap().iter().map(|x| 2.0 * x).collect();
+        let size = spec.grad(&sums(&sizes, spec.distances())).unwrap();
+        let worst = compare(&got, &want, |i| 2.0 * DistanceGrad::error_bound(size[i]));
+        assert!(worst.share <= 1.0, "{worst:?} {}", context("t5"));
+    }
+
+    let all = -10_000..=10_000;
+    let plan = DistanceGradPlan::<T>::slopes(gpu, heads, shape).unwrap();
+    let got = run(gpu, &plan, &grad, shape, host, 1.0);
+    let (want, size) = (Slopes::grad(&sums(&kept, all.clone())), Slopes::grad(&sums(&sizes, all.clone())));
+    let want = [want.left, want.right].concat();
+    let size = [size.left, size.right].concat();
+    let worst = compare(&got, &want, |i| DistanceGrad::error_bound(size[i].abs()));
+    assert!(worst.share <= 1.0, "{worst:?} {}", context("slopes"));
+
+    let plan = DistanceGradPlan::<T>::row(gpu, heads, -5..=9, shape).unwrap();
+    let got = run(gpu, &plan, &grad, shape, host, 1.0);
+    let (want, size) = (sums(&kept, -5..=9).values, sums(&sizes, -5..=9).values);
+    let worst = compare(&got, &want, |i| DistanceGrad::error_bound(size[i]));
+    assert!(worst.share <= 1.0, "{worst:?} {}", context("row"));
+
+    for kind in [KerpleKind::Log, KerpleKind::Power] {
+        let parameters: Vec<f64> = (1..=heads).map(|head| head as f64 / (heads + 1) as f64).collect();
+        let kerple = Kerple { kind, p: parameters.clone(), a: parameters };
+        let plan = DistanceGradPlan::<T>::kerple(gpu, &kerple, all.clone(), shape).unwrap();
+        let got = run(gpu, &plan, &grad, shape, host, 1.0);
+        let want = kerple.grad(&sums(&kept, all.clone())).unwrap();
+        let mut size = vec![0.0; 2 * heads];
+        let sizes = sums(&sizes, all.clone());
+        for head in 0..heads {
+            for (distance, value) in sizes.of(head) {
+                let by = kerple.derivatives(head, distance);
+                size[head] += (value * by[0]).abs();
+                size[heads + head] += (value * by[1]).abs();
+            }
+        }
+        let worst = compare(&got, &[want.p, want.a].concat(), |i| DistanceGrad::error_bound(size[i]));
+        assert!(worst.share <= 1.0, "{worst:?} {}", context("kerple"));
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn gradients_of_parameters_are_the_reference() {
+    let gpu = gpu();
+    for (queries, keys) in [(1, 1), (1, 300), (9, 8), (65, 65), (70, 300)] {
+        let shape = Logits::bhqk(2, 3, queries, keys).row(keys + 1).at(1);
+        check::<f32>(&gpu, &shape, &Host::last());
+        check::<bf16>(&gpu, &shape, &Host::from(3, -2));
+    }
+    let shape = Logits::bhqk(2, 6, 20, 30);
+    check::<f32>(&gpu, &shape, &Places { query_lengths: Some(&[20, 7]), key_lengths: Some(&[11, 30]), ..Host::last() });
+    check::<f32>(
+        &gpu,
+        &shape,
+        &Places { query_lengths: Some(&[0, 20]), key_lengths: Some(&[30, 0]), ..Host::from(1, 5) },
+    );
+    // More queries than one split sums.
+    check::<f32>(&gpu, &Logits::bhqk(1, 1, 4100, 3), &Host::from(0, 0));
+}
+
+// ---------------------------------------------------------------------------------------------------------------- laws
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_heads_buckets_sum_to_zero_and_each_number_is_read_once() {
+    let gpu = gpu();
+    let (heads, spec) = (2, T5Bias::new(32, 128, false));
+    let shape = Logits::bhqk(2, heads, 200, 200);
+    let mut data = Data::new(2);
+    let len = shape.elements().unwrap();
+    let (logits, weights): (Vec<f32>, Vec<f32>) = (data.values(len), data.values(len));
+    let slopes = Alibi::new(heads).slopes().unwrap();
+    let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::at(Host::last()) };
+    let grad = Softmax::causal(1.0).grad(&logits, &weights, &shape, &inputs).unwrap().bias;
+    let grad: Vec<f32> = grad.iter().map(|&x| x as f32).collect();
+    let plan = DistanceGradPlan::<f32>::t5(&gpu, spec, heads, &shape).unwrap();
+    let buffer = gpu.stream().clone_htod(&grad).unwrap();
+    let mut out = gpu.stream().clone_htod(&vec![0.0f32; plan.len()]).unwrap();
+    plan.apply((&buffer, shape), &Places::last(), None, 1.0, &mut out).unwrap();
+    let table = gpu.stream().clone_dtoh(&out).unwrap();
+    for head in 0..heads {
+        let column = || (0..32).map(|bucket| f64::from(table[bucket * heads + head]));
+        let size: f64 = column().map(f64::abs).sum();
+        assert!(size > 0.1 && column().sum::<f64>().abs() < 1e-5 * size, "{size}");
+    }
+    // Twice the same bits.
+    let mut again = gpu.stream().clone_htod(&vec![0.0f32; plan.len()]).unwrap();
+    plan.apply((&buffer, shape), &Places::last(), None, 1.0, &mut again).unwrap();
+    assert_eq!(gpu.stream().clone_dtoh(&again).unwrap(), table);
+    let _ = last_launch();
+}
+
+// ------------------------------------------------------------------------------------------------------------ refusals
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn what_breaks_a_call_is_refused() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(1, 2, 4, 4);
+    let plan = DistanceGradPlan::<f32>::slopes(&gpu, 2, &shape).unwrap();
+    let grad = gpu.stream().clone_htod(&[0.0f32; 64]).unwrap();
+    let positions = gpu.stream().clone_htod(&[0i32; 4]).unwrap();
+    let mut out = gpu.stream().clone_htod(&[7.0f32; 4]).unwrap();
+    let mut text = |shape: Logits, places: Places<posenc::gpu::Read<i32>>| {
+        let error = plan.apply((&grad, shape), &places, None, 1.0, &mut out).unwrap_err().to_string();
+        assert_eq!(gpu.stream().clone_dtoh(&out).unwrap(), [7.0; 4]);
+        error
+    };
+    assert_eq!(text(Logits::bhqk(1, 3, 4, 4), Places::last()), "the bias has 2 heads, the logits have 3");
+    assert_eq!(text(Logits::bhqk(1, 2, 8, 8), Places::last()), "grad holds 64 elements, the shape needs 128");
+    assert_eq!(
+        text(Logits::bhqk(1, 2, 2, 16), Places::last()),
+        "the call sums 17 distances of 2 heads in 1 splits, the plan has room for 26 sums"
+    );
+    assert_eq!(
+        text(shape, Places { queries: Place::Each(&positions), ..Places::last() }),
+        "the gradient of a distance bias needs queries that follow one another, not positions of their own"
+    );
+    let error = DistanceGradPlan::<f32>::slopes(&gpu, 3, &shape).err().unwrap().to_string();
+    assert_eq!(error, "the bias has 3 heads, the logits have 2");
+}
