@@ -73,11 +73,13 @@ pub fn emulator() -> Result<PathBuf> {
     let folder = std::path::absolute(target.join("emulator"))?;
     fs::create_dir_all(&folder)?;
     let built = target.join("release/libemulator.so");
-    for name in ["libcuda.so.1", "libcuda.so"] {
-        // Renamed into place, so that a program that runs on the old one keeps it whole.
-        let partial = folder.join(format!("{name}.{}", std::process::id()));
-        fs::copy(&built, &partial).with_context(|| format!("cannot copy {}", built.display()))?;
-        fs::rename(partial, folder.join(name))?;
-    }
+    // Renamed into place, so that a program that runs on the old one keeps it whole. Both names are one file, as in a real
+    // driver: a program that opens one of them and cudarc, which opens the other, must meet in one library.
+    let [first, second] = ["libcuda.so.1", "libcuda.so"].map(|name| folder.join(name));
+    let partial = folder.join(format!("libcuda.{}", std::process::id()));
+    fs::copy(&built, &partial).with_context(|| format!("cannot copy {}", built.display()))?;
+    let _ = fs::remove_file(&second);
+    fs::hard_link(&partial, &second).with_context(|| format!("cannot link {}", second.display()))?;
+    fs::rename(partial, first)?;
     Ok(folder)
 }
