@@ -94,7 +94,10 @@ fn host_cost(d: &Device, f: &CudaFunction) {
                 )
             };
         }
-        println!("a launch that runs nothing, {name} stream: {:.0} ns", start.elapsed().as_nanos() as f64 / f64::from(n));
+        println!(
+            "a launch that runs nothing, {name} stream: {:.0} ns",
+            start.elapsed().as_nanos() as f64 / f64::from(n)
+        );
     }
     d.emulator.set_noop(false);
 }
