@@ -8,6 +8,9 @@
 #include "common/exp.cuh"
 
 constexpr int CHUNK = 8192;
+// Packs of a chunk that a thread takes, one after another. Loops over them are not unrolled: what lies between two of them
+// waits in shared memory, where a thread meets only what it wrote itself.
+constexpr int PACKS = 4;
 
 __device__ __forceinline__ float sum_pack(const float (&x)[8]) {
     return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
@@ -29,20 +32,39 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// GROUP threads work on a row: a warp, for rows of up to 1024 keys, or a block of 256 or 512.
+// The packs' sums of one thread, added one by one in their order.
+template <int GROUP> struct LaneSum;
+
+// THREADS threads work on a row: a warp, for rows of up to 1024 keys, or a block of 256.
 // All threads of the group call these and get the result.
-template <int GROUP> struct Group;
+template <int THREADS> struct Group;
+
+template <> struct LaneSum<32> {
+    // Packs 32 apart belong to different lanes of the tree: 64 apart are added first.
+    float even = 0.0f, odd = 0.0f;
+
+    __device__ void add(int pack, float x) {
+        if (pack % 2) {
+            odd += x;
+        } else {
+            even += x;
+        }
+    }
+};
+
+template <> struct LaneSum<256> {
+    float total = 0.0f;
+
+    __device__ void add(int, float x) { total += x; }
+};
 
 template <> struct Group<32> {
-    // 4 packs a lane: 32 apart they belong to different lanes of the tree.
-    static constexpr int PACKS = 4;
+    static constexpr int SIZE = 32;
 
     __device__ static unsigned lane() { return threadIdx.x % 32; }
-
+    __device__ static unsigned number() { return threadIdx.x / 32; }
     __device__ float max(float x) { return warp_max(x); }
-
-    // The sum of every thread's packs, given one by one.
-    __device__ float sum(const float (&pack)[PACKS]) { return warp_sum((pack[0] + pack[2]) + (pack[1] + pack[3])); }
+    __device__ float sum(const LaneSum<32>& x) { return warp_sum(x.even + x.odd); }
 };
 
 struct BlockSpace {
@@ -51,10 +73,11 @@ struct BlockSpace {
 };
 
 template <> struct Group<256> {
-    static constexpr int PACKS = 4;
+    static constexpr int SIZE = 256;
     BlockSpace& space;
 
     __device__ static unsigned lane() { return threadIdx.x; }
+    __device__ static unsigned number() { return 0; }
 
     __device__ float max(float x) {
         x = warp_max(x);
@@ -64,8 +87,8 @@ template <> struct Group<256> {
     }
 
     // A call of `max` or a barrier must lie between two calls: the space is used again.
-    __device__ float sum(const float (&pack)[PACKS]) {
-        space.sum[threadIdx.x] = ((pack[0] + pack[1]) + pack[2]) + pack[3];
+    __device__ float sum(const LaneSum<256>& x) {
+        space.sum[threadIdx.x] = x.total;
         __syncthreads();
         const float* own = space.sum + threadIdx.x % 32;
         float warp[8];
@@ -75,41 +98,23 @@ template <> struct Group<256> {
     }
 };
 
-struct WideSpace {
-    float max[16];
-    float pack[1024];
-    float sum[256];
-};
+// Eight floats for each pack of each thread, in two halves of 16 bytes so that a warp's accesses meet no bank twice.
+template <int THREADS> struct Stage {
+    float4* at;
 
-template <> struct Group<512> {
-    static constexpr int PACKS = 2;
-    WideSpace& space;
+    __device__ float4* slot(int pack) const { return at + pack * 2 * THREADS + Group<THREADS>::lane(); }
 
-    __device__ static unsigned lane() { return threadIdx.x; }
-
-    __device__ float max(float x) {
-        x = warp_max(x);
-        if (threadIdx.x % 32 == 0) space.max[threadIdx.x / 32] = x;
-        __syncthreads();
-        float y = space.max[0];
-#pragma unroll
-        for (int i = 1; i < 16; ++i) y = fmaxf(y, space.max[i]);
-        return y;
+    __device__ void put(int pack, const float (&x)[8]) const {
+        float4* to = slot(pack);
+        to[0] = make_float4(x[0], x[1], x[2], x[3]);
+        to[THREADS] = make_float4(x[4], x[5], x[6], x[7]);
     }
 
-    // Half of the threads put together what 256 threads hold in registers. As above for the space.
-    __device__ float sum(const float (&pack)[PACKS]) {
-        space.pack[threadIdx.x] = pack[0];
-        space.pack[threadIdx.x + 512] = pack[1];
-        __syncthreads();
-        const float* four = space.pack + threadIdx.x % 256;
-        if (threadIdx.x < 256) space.sum[threadIdx.x] = ((four[0] + four[256]) + four[512]) + four[768];
-        __syncthreads();
-        const float* own = space.sum + threadIdx.x % 32;
-        float warp[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) warp[i] = own[32 * i];
-        return warp_sum(((warp[0] + warp[4]) + (warp[2] + warp[6])) + ((warp[1] + warp[5]) + (warp[3] + warp[7])));
+    __device__ void get(int pack, float (&x)[8]) const {
+        const float4* from = slot(pack);
+        float4 a = from[0], b = from[THREADS];
+        x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
+        x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
     }
 };
 

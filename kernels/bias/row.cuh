@@ -62,8 +62,8 @@ struct Row {
     }
 };
 
-// The bias of one row. FIRE is an instance of its own: its search, eight times unrolled, would fill every other kernel.
-template <bool FIRE> struct RowBias {
+// The bias of one row.
+struct RowBias {
     unsigned kind;
     float left, right, factor;
     const float* values;
@@ -72,7 +72,7 @@ template <bool FIRE> struct RowBias {
 
     __device__ RowBias(const BiasArgs& args, const Row& row) : kind(args.kind) {
         const float* first = static_cast<const float*>(args.values);
-        if (FIRE) {
+        if (kind == 3) {
             long long line = static_cast<long long>(row.head) * (args.break_count + 1);
             values = first;
             slopes = static_cast<const float*>(args.more) + line;
@@ -97,13 +97,7 @@ template <bool FIRE> struct RowBias {
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) distance[i] = row.key_start + key + i - row.at;
         }
-        if (FIRE) {
-#pragma unroll
-            for (int i = 0; i < KEYS; ++i) {
-                float x = posenc_fire_input(values, args.count, factor, distance[i]);
-                bias[i] = posenc_fire(static_cast<const float*>(args.breaks), args.break_count, slopes, intercepts, x);
-            }
-        } else if (kind == 1) {
+        if (kind == 1) {
             int origin = args.key_only ? row.at : 0;
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) bias[i] = posenc_alibi(left, right, distance[i] + origin);
@@ -118,6 +112,12 @@ template <bool FIRE> struct RowBias {
             } else {
 #pragma unroll
                 for (int i = 0; i < KEYS; ++i) bias[i] = posenc_toeplitz(values, args.first, args.count, distance[i]);
+            }
+        } else if (kind == 3) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) {
+                float x = posenc_fire_input(values, args.count, factor, distance[i]);
+                bias[i] = posenc_fire(static_cast<const float*>(args.breaks), args.break_count, slopes, intercepts, x);
             }
         } else {
 #pragma unroll

@@ -6,16 +6,11 @@
 // sinks    f32 [heads]
 // lse      f32 [batch, heads, queries]
 //
-// A thread takes eight keys at a time and keeps their exponentials in registers. Bytes: each logit that is not masked is
-// read once and each probability written once, for rows of up to 32768 keys:
-//
-//     softmax_warp   a warp a row         up to 1024 keys
-//     softmax_long   256 threads a row    up to 8192 keys
-//     softmax_held   512 threads a row    up to 32768 keys
-//
-// Longer rows are read twice by softmax_long, in two passes of one block, or, where rows are few, by a block for each 8192
-// keys in two launches, `mode` 1 and 2. All of them give the same bits: the order of every sum is that of reduce.cuh.
-// softmax_fire is softmax_long for FIRE.
+// `softmax_warp`: a warp a row of up to 1024 keys. `softmax_block`: 256 threads a row. A thread takes eight keys at a time;
+// logits, then their exponentials, wait in shared memory, 4 bytes a key. Bytes: each logit that is not masked is read once
+// and each probability written once, for rows whose chunks fit there (`held` chunks of 32 KiB: 6 on an H100, 49152 keys).
+// Longer rows are read twice, by one block, or, where rows are few, by a block for each chunk in two launches, `mode` 1 and
+// 2. All of them give the same bits: the order of every sum is that of reduce.cuh.
 #include "bias/row.cuh"
 #include "bias/reduce.cuh"
 
@@ -35,9 +30,9 @@ __device__ __forceinline__ void logits_of(const SoftmaxLaw& law, const float (&b
     }
 }
 
-template <bool FIRE = false> struct Logits {
+struct Logits {
     Row row;
-    RowBias<FIRE> bias;
+    RowBias bias;
     const T::Bits* x;
     T::Bits* y;
     const T::Bits* mask;
@@ -98,41 +93,49 @@ template <bool FIRE = false> struct Logits {
     }
 };
 
-// Logits of one chunk, then their exponentials.
-template <int GROUP> struct Chunk {
-    float e[Group<GROUP>::PACKS][KEYS];
+// A thread's keys of one chunk.
+template <int THREADS> __device__ int key_of(int chunk, int pack) {
+    return chunk * CHUNK + (pack * THREADS + static_cast<int>(Group<THREADS>::lane())) * KEYS;
+}
 
-    __device__ static int key(int chunk, int pack) {
-        return chunk * CHUNK + (pack * GROUP + static_cast<int>(Group<GROUP>::lane())) * KEYS;
+// Leaves the exponentials of a chunk in `stage`.
+template <int THREADS>
+__device__ Part make(const SoftmaxArgs& args, const Logits& logits, Group<THREADS>& group, const Stage<THREADS>& stage,
+                     int chunk) {
+    float most = -infinity();
+    float x[KEYS];
+#pragma unroll 1
+    for (int i = 0; i < PACKS; ++i) {
+        logits.load(args, key_of<THREADS>(chunk, i), x);
+        most = fmaxf(most, max_pack(x));
+        stage.put(i, x);
     }
+    most = group.max(most);
+    // Without keys any number will do: -inf minus it is -inf.
+    float from = most == -infinity() ? 0.0f : most;
+    LaneSum<THREADS> sum;
+#pragma unroll 1
+    for (int i = 0; i < PACKS; ++i) {
+        stage.get(i, x);
+#pragma unroll
+        for (int j = 0; j < KEYS; ++j) x[j] = exp_below_zero(x[j] - from);
+        sum.add(i, sum_pack(x));
+        stage.put(i, x);
+    }
+    return {from, group.sum(sum)};
+}
 
-    template <bool FIRE>
-    __device__ Part make(const SoftmaxArgs& args, const Logits<FIRE>& logits, Group<GROUP>& group, int chunk) {
-        float most = -infinity();
-#pragma unroll
-        for (int i = 0; i < Group<GROUP>::PACKS; ++i) {
-            logits.load(args, key(chunk, i), e[i]);
-            most = fmaxf(most, max_pack(e[i]));
-        }
-        most = group.max(most);
-        // Without keys any number will do: -inf minus it is -inf.
-        float from = most == -infinity() ? 0.0f : most;
-        float sums[Group<GROUP>::PACKS];
-#pragma unroll
-        for (int i = 0; i < Group<GROUP>::PACKS; ++i) {
-#pragma unroll
-            for (int j = 0; j < KEYS; ++j) e[i][j] = exp_below_zero(e[i][j] - from);
-            sums[i] = sum_pack(e[i]);
-        }
-        return {from, group.sum(sums)};
+template <int THREADS>
+__device__ void store(const SoftmaxArgs& args, const Logits& logits, const Stage<THREADS>& stage, int chunk, float factor) {
+    float x[KEYS];
+#pragma unroll 1
+    for (int i = 0; i < PACKS; ++i) {
+        int key = key_of<THREADS>(chunk, i);
+        if (key >= static_cast<int>(args.bias.keys)) return;
+        stage.get(i, x);
+        logits.store(args, key, x, factor);
     }
-
-    template <bool FIRE>
-    __device__ void store(const SoftmaxArgs& args, const Logits<FIRE>& logits, int chunk, float factor) const {
-#pragma unroll
-        for (int i = 0; i < Group<GROUP>::PACKS; ++i) logits.store(args, key(chunk, i), e[i], factor);
-    }
-};
+}
 
 // What a row's parts are added to.
 __device__ Part start(const SoftmaxArgs& args, const Row& row) {
@@ -152,79 +155,67 @@ __device__ void store_lse(const SoftmaxArgs& args, unsigned row, const Part& who
     if (args.lse) static_cast<float*>(args.lse)[row] = whole.sum == 0.0f ? -infinity() : whole.max + log_normal(whole.sum);
 }
 
-// Rows of up to HELD chunks: one read, one write.
-template <int GROUP, int HELD> __device__ void held(const SoftmaxArgs& args, unsigned index, Group<GROUP> group) {
-    Logits<> logits(args, index);
-    Part whole = start(args, logits.row);
-    Chunk<GROUP> chunk[HELD];
-    float max[HELD];
-#pragma unroll
-    for (int i = 0; i < HELD; ++i) {
-        Part part = chunk[i].make(args, logits, group, i);
-        max[i] = part.max;
-        whole.add(part);
-    }
-    float scale = inverse(whole);
-#pragma unroll
-    for (int i = 0; i < HELD; ++i) chunk[i].store(args, logits, i, factor(whole, max[i], scale));
-    if (Group<GROUP>::lane() == 0) store_lse(args, index, whole);
-}
+extern __shared__ float4 shared[];
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(softmax_warp)(const SoftmaxArgs args) {
     unsigned index = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (index >= args.rows) return;
     wait_for_predecessor();
-    held<32, 1>(args, index, Group<32>{});
+    Logits logits(args, index);
+    Part whole = start(args, logits.row);
+    Group<32> group;
+    // 4 KiB a warp
+    Stage<32> stage{shared + Group<32>::number() * (PACKS * 2 * 32)};
+    Part part = make<32>(args, logits, group, stage, 0);
+    whole.add(part);
+    store<32>(args, logits, stage, 0, factor(whole, part.max, inverse(whole)));
+    if (Group<32>::lane() == 0) store_lse(args, index, whole);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1) ENTRY(softmax_held)(const SoftmaxArgs args) {
-    __shared__ WideSpace space;
-    wait_for_predecessor();
-    held<512, 4>(args, blockIdx.x, Group<512>{space});
-}
-
-// mode 0: one block a row, which is read twice if it has several chunks.
+// mode 0: one block a row, which is read twice if its chunks are more than `held`.
 // mode 1: one block a chunk, blockIdx.x = row * chunks + chunk; it writes the chunk's part.
 // mode 2: the same blocks add the row's parts and write their chunk.
-template <bool FIRE> __device__ void passes(const SoftmaxArgs& args, Group<256> group) {
+extern "C" __global__ void __launch_bounds__(256) ENTRY(softmax_block)(const SoftmaxArgs args) {
+    __shared__ BlockSpace space;
+    // The largest logit of each chunk that is held; a launch holds 8 at most.
+    __shared__ float largest[8];
+    wait_for_predecessor();
+    Group<256> group{space};
     int chunks = args.chunks;
+    int held = args.held;
     unsigned index = args.mode ? blockIdx.x / args.chunks : blockIdx.x;
     int own = args.mode ? static_cast<int>(blockIdx.x - index * args.chunks) : 0;
-    Logits<FIRE> logits(args, index);
+    Logits logits(args, index);
     Part whole = start(args, logits.row);
     if (args.mode == 2) {
         // Every thread adds them all, in their order: a few dozen numbers from a cache, and no barrier.
         const float2* parts = static_cast<const float2*>(args.parts) + static_cast<long long>(index) * chunks;
         for (int i = 0; i < chunks; ++i) whole.add({parts[i].x, parts[i].y});
     }
-    Chunk<256> chunk;
-    Part part;
+    bool again = chunks > held;
     int steps = args.mode == 0 ? 2 * chunks : 1;
+    Part part = {0.0f, 0.0f};
 #pragma unroll 1
     for (int i = 0; i < steps; ++i) {
-        // The first pass sums, the second writes; a single chunk is still in registers then.
+        // The first pass sums, the second writes.
         bool sums = args.mode == 0 && i < chunks;
         if (args.mode == 0) own = sums ? i : i - chunks;
-        if (args.mode || sums || chunks > 1) part = chunk.make(args, logits, group, own);
+        Stage<256> stage{shared + (again ? 0 : own * (PACKS * 2 * 256))};
+        if (args.mode || sums || again) {
+            part = make<256>(args, logits, group, stage, own);
+            if (!again && threadIdx.x == 0) largest[own] = part.max;
+        } else {
+            // Written before the last barrier of the first pass, or by this thread's block in the same step.
+            if (i == chunks) __syncthreads();
+            part.max = largest[own];
+        }
         if (sums) {
             whole.add(part);
         } else if (args.mode == 1) {
             if (threadIdx.x == 0) static_cast<float2*>(args.parts)[blockIdx.x] = make_float2(part.max, part.sum);
         } else {
-            chunk.store(args, logits, own, factor(whole, part.max, inverse(whole)));
+            store<256>(args, logits, stage, own, factor(whole, part.max, inverse(whole)));
         }
     }
     if (args.mode != 1 && threadIdx.x == 0 && (args.mode == 0 || own == 0)) store_lse(args, index, whole);
-}
-
-extern "C" __global__ void __launch_bounds__(256) ENTRY(softmax_long)(const SoftmaxArgs args) {
-    __shared__ BlockSpace space;
-    wait_for_predecessor();
-    passes<false>(args, Group<256>{space});
-}
-
-extern "C" __global__ void __launch_bounds__(256) ENTRY(softmax_fire)(const SoftmaxArgs args) {
-    __shared__ BlockSpace space;
-    wait_for_predecessor();
-    passes<true>(args, Group<256>{space});
 }

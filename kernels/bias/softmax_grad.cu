@@ -5,9 +5,10 @@
 // p, dp, x, dx, dbias   [batch, heads, queries, keys] by strides in elements (64 bits), keys contiguous; dx may be dp
 // dots                  f32 [batch, heads, queries]
 //
-// A warp takes a row of up to 1024 keys, a block of 256 a longer one, eight keys a thread at a time. Bytes: p and dp are
-// read once, dx is written once, for rows of up to 8192 keys; twice the reads for longer ones. Sums are in the order of
-// reduce.cuh. With a softcap the logits x and the bias are read too (`grad_capped`).
+// `grad_warp`: a warp a row of up to 1024 keys. `grad_block`: 256 threads a row. A thread takes eight keys at a time; p and
+// dp wait in shared memory between the sum and its use, 8 bytes a key. Bytes: p and dp are read once, dx is written once,
+// for rows whose chunks fit there (`held` chunks of 64 KiB: 3 on an H100, 24576 keys); twice the reads for longer ones. Sums
+// are in the order of reduce.cuh. With a softcap the logits x and the bias are read too.
 #include "bias/row.cuh"
 #include "bias/reduce.cuh"
 
@@ -27,135 +28,114 @@ struct Grads {
     }
 };
 
-// p and dp of one chunk.
-template <int GROUP> struct Chunk {
-    float p[Group<GROUP>::PACKS][KEYS], dp[Group<GROUP>::PACKS][KEYS];
+template <int THREADS> __device__ int key_of(int chunk, int pack) {
+    return chunk * CHUNK + (pack * THREADS + static_cast<int>(Group<THREADS>::lane())) * KEYS;
+}
 
-    __device__ static int key(int chunk, int pack) {
-        return chunk * CHUNK + (pack * GROUP + static_cast<int>(Group<GROUP>::lane())) * KEYS;
+// The sum of p * dp over a chunk; leaves both in the stages.
+template <int THREADS>
+__device__ float dot_of(const SoftmaxGradArgs& args, const Grads& grads, Group<THREADS>& group, const Stage<THREADS>& p_stage,
+                        const Stage<THREADS>& dp_stage, int chunk) {
+    LaneSum<THREADS> sum;
+    float p[KEYS], dp[KEYS];
+#pragma unroll 1
+    for (int i = 0; i < PACKS; ++i) {
+        int at = key_of<THREADS>(chunk, i);
+        int count = max(0, min(KEYS, grads.row.keys - at));
+        load_keys(grads.p + at, count, args.aligned, 0.0f, p);
+        load_keys(grads.dp + at, count, args.aligned, 0.0f, dp);
+        p_stage.put(i, p);
+        dp_stage.put(i, dp);
+        // A key without weight may hold anything in dp.
+#pragma unroll
+        for (int j = 0; j < KEYS; ++j) dp[j] = p[j] == 0.0f ? 0.0f : p[j] * dp[j];
+        sum.add(i, sum_pack(dp));
     }
+    return group.sum(sum);
+}
 
-    __device__ void load(const SoftmaxGradArgs& args, const Grads& grads, int chunk) {
+template <int THREADS>
+__device__ void store(const SoftmaxGradArgs& args, const Grads& grads, const Stage<THREADS>& p_stage,
+                      const Stage<THREADS>& dp_stage, int chunk, float dot) {
+    const SoftmaxLaw& law = args.law;
+    float p[KEYS], dx[KEYS], dbias[KEYS];
+#pragma unroll 1
+    for (int i = 0; i < PACKS; ++i) {
+        int at = key_of<THREADS>(chunk, i);
+        int count = min(KEYS, static_cast<int>(args.bias.keys) - at);
+        if (count <= 0) return;
+        p_stage.get(i, p);
+        dp_stage.get(i, dx);
 #pragma unroll
-        for (int i = 0; i < Group<GROUP>::PACKS; ++i) {
-            int at = key(chunk, i);
-            int count = max(0, min(KEYS, grads.row.keys - at));
-            load_keys(grads.p + at, count, args.aligned, 0.0f, p[i]);
-            load_keys(grads.dp + at, count, args.aligned, 0.0f, dp[i]);
-        }
-    }
-
-    __device__ float dot(Group<GROUP>& group) const {
-        float sums[Group<GROUP>::PACKS];
+        for (int j = 0; j < KEYS; ++j) dbias[j] = p[j] == 0.0f ? 0.0f : p[j] * (dx[j] - dot);
+        if (law.cap != 0.0f) {
+            float x[KEYS], bias[KEYS];
+            const T::Bits* logits = static_cast<const T::Bits*>(args.x) + grads.row.offset(args.x_strides);
+            load_keys(logits + at, count, args.aligned, 0.0f, x);
+            RowBias(args.bias, grads.row).of(args.bias, grads.row, at, count, bias);
 #pragma unroll
-        for (int i = 0; i < Group<GROUP>::PACKS; ++i) {
-            float products[KEYS];
-            // A key without weight may hold anything in dp.
-#pragma unroll
-            for (int j = 0; j < KEYS; ++j) products[j] = p[i][j] == 0.0f ? 0.0f : p[i][j] * dp[i][j];
-            sums[i] = sum_pack(products);
-        }
-        return group.sum(sums);
-    }
-
-    template <bool CAPPED>
-    __device__ void store(const SoftmaxGradArgs& args, const Grads& grads, int chunk, float dot) const {
-        const SoftmaxLaw& law = args.law;
-#pragma unroll
-        for (int i = 0; i < Group<GROUP>::PACKS; ++i) {
-            int at = key(chunk, i);
-            int count = min(KEYS, static_cast<int>(args.bias.keys) - at);
-            if (count <= 0) continue;
-            float dx[KEYS], dbias[KEYS];
-#pragma unroll
-            for (int j = 0; j < KEYS; ++j) dbias[j] = p[i][j] == 0.0f ? 0.0f : p[i][j] * (dp[i][j] - dot);
-            if (CAPPED) {
-                float x[KEYS], bias[KEYS];
-                const T::Bits* logits = static_cast<const T::Bits*>(args.x) + grads.row.offset(args.x_strides);
-                load_keys(logits + at, count, args.aligned, 0.0f, x);
-                RowBias<false>(args.bias, grads.row).of(args.bias, grads.row, at, count, bias);
-#pragma unroll
-                for (int j = 0; j < KEYS; ++j) {
-                    float v = law.order == 2 ? (x[j] + bias[j]) * law.scale
-                                             : fmaf(x[j], law.scale, law.order == 0 ? 0.0f : bias[j]);
-                    float t = tanh_fixed(v * law.inverse_cap);
-                    // A masked logit may be infinite; its dz is 0 all the same.
-                    float slope = dbias[j] == 0.0f ? 0.0f : dbias[j] * fmaf(-t, t, 1.0f);
-                    dx[j] = slope * law.scale;
-                    if (law.order == 1) dbias[j] = slope;
-                    if (law.order == 2) dbias[j] = dx[j];
-                }
-            } else {
-#pragma unroll
-                for (int j = 0; j < KEYS; ++j) {
-                    dx[j] = dbias[j] * law.scale;
-                    if (law.order == 2) dbias[j] = dx[j];
-                }
+            for (int j = 0; j < KEYS; ++j) {
+                float v = law.order == 2 ? (x[j] + bias[j]) * law.scale
+                                         : fmaf(x[j], law.scale, law.order == 0 ? 0.0f : bias[j]);
+                float t = tanh_fixed(v * law.inverse_cap);
+                // A masked logit may be infinite; its dz is 0 all the same.
+                float slope = dbias[j] == 0.0f ? 0.0f : dbias[j] * fmaf(-t, t, 1.0f);
+                dx[j] = slope * law.scale;
+                if (law.order == 1) dbias[j] = slope;
             }
-            store_keys(grads.dx + at, count, args.aligned, dx);
-            if (grads.dbias) store_keys(grads.dbias + at, count, args.aligned, dbias);
+        } else {
+#pragma unroll
+            for (int j = 0; j < KEYS; ++j) dx[j] = dbias[j] * law.scale;
         }
+        store_keys(grads.dx + at, count, args.aligned, dx);
+        if (grads.dbias) store_keys(grads.dbias + at, count, args.aligned, law.order == 2 ? dx : dbias);
     }
-};
+}
 
 __device__ void store_dot(const SoftmaxGradArgs& args, unsigned row, float dot) {
     if (args.dots) static_cast<float*>(args.dots)[row] = dot;
 }
 
-template <int GROUP> __device__ void once(const SoftmaxGradArgs& args, unsigned index, Group<GROUP> group) {
-    Grads grads(args, index);
-    Chunk<GROUP> chunk;
-    chunk.load(args, grads, 0);
-    float dot = chunk.dot(group);
-    chunk.template store<false>(args, grads, 0, dot);
-    if (Group<GROUP>::lane() == 0) store_dot(args, index, dot);
-}
+extern __shared__ float4 shared[];
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(grad_warp)(const SoftmaxGradArgs args) {
     unsigned index = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (index >= args.rows) return;
     wait_for_predecessor();
-    once<32>(args, index, Group<32>{});
+    Grads grads(args, index);
+    Group<32> group;
+    // 8 KiB a warp
+    constexpr int STAGE = PACKS * 2 * 32;
+    Stage<32> p{shared + Group<32>::number() * 2 * STAGE}, dp{p.at + STAGE};
+    float dot = dot_of<32>(args, grads, group, p, dp, 0);
+    store<32>(args, grads, p, dp, 0, dot);
+    if (Group<32>::lane() == 0) store_dot(args, index, dot);
 }
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(grad_block)(const SoftmaxGradArgs args) {
     __shared__ BlockSpace space;
     wait_for_predecessor();
-    once<256>(args, blockIdx.x, Group<256>{space});
-}
-
-// Rows of any length: a row of several chunks is read twice.
-template <bool CAPPED> __device__ void passes(const SoftmaxGradArgs& args, Group<256> group) {
     Grads grads(args, blockIdx.x);
-    Chunk<256> chunk;
+    Group<256> group{space};
+    constexpr int STAGE = PACKS * 2 * 256;
     float dot = 0.0f;
     int chunks = args.chunks;
+    bool again = args.chunks > args.held;
 #pragma unroll 1
     for (int i = 0; i < 2 * chunks; ++i) {
+        // The first pass sums, the second writes.
         bool first = i < chunks;
         int own = first ? i : i - chunks;
-        if (first || chunks > 1) chunk.load(args, grads, own);
-        if (first) {
+        Stage<256> p{shared + (again ? 0 : own * 2 * STAGE)}, dp{p.at + STAGE};
+        if (first || again) {
             // Two sums use one space: every thread has read the last one.
             __syncthreads();
-            dot += chunk.dot(group);
-        } else {
-            chunk.template store<CAPPED>(args, grads, own, dot);
+            float part = dot_of<256>(args, grads, group, p, dp, own);
+            if (first) dot += part;
         }
+        if (!first) store<256>(args, grads, p, dp, own, dot);
     }
     if (threadIdx.x == 0) store_dot(args, blockIdx.x, dot);
-}
-
-extern "C" __global__ void __launch_bounds__(256) ENTRY(grad_long)(const SoftmaxGradArgs args) {
-    __shared__ BlockSpace space;
-    wait_for_predecessor();
-    passes<false>(args, Group<256>{space});
-}
-
-extern "C" __global__ void __launch_bounds__(256) ENTRY(grad_capped)(const SoftmaxGradArgs args) {
-    __shared__ BlockSpace space;
-    wait_for_predecessor();
-    passes<true>(args, Group<256>{space});
 }
 
 // One block a head: thread t adds the rows t, t + 256, ... of every sequence, with compensation.
@@ -174,8 +154,9 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(sink_grad)(const SinkGra
             if (lse != -infinity()) sum.add(-exp_below_zero(fminf(sink - lse, 0.0f)) * dot);
         }
     }
-    float packs[4] = {sum.total, 0.0f, 0.0f, 0.0f};
     Group<256> group{space};
-    float total = group.sum(packs);
+    LaneSum<256> lane;
+    lane.total = sum.total;
+    float total = group.sum(lane);
     if (threadIdx.x == 0) static_cast<float*>(args.grad)[head] = total;
 }

@@ -10,12 +10,14 @@
 // row: one thread per number.
 #include "bias/row.cuh"
 
-template <bool ADD, bool FIRE> __device__ void apply(const ToeplitzArgs& args) {
+#define BOUNDS __launch_bounds__(256)
+
+extern "C" __global__ void BOUNDS ENTRY(apply)(const ToeplitzArgs args) {
     unsigned index = blockIdx.x * blockDim.y + threadIdx.y;
     if (index >= args.rows) return;
     wait_for_predecessor();
     Row row(args.bias, index);
-    RowBias<FIRE> bias(args.bias, row);
+    RowBias bias(args.bias, row);
     T::Bits* x = static_cast<T::Bits*>(args.x) + row.offset(args.strides);
     int keys = args.bias.keys;
     // 64 bits: the last step may leave 32.
@@ -24,7 +26,7 @@ template <bool ADD, bool FIRE> __device__ void apply(const ToeplitzArgs& args) {
         int count = min(KEYS, keys - key);
         float value[KEYS];
         bias.of(args.bias, row, key, count, value);
-        if (ADD) {
+        if (args.add) {
             float logit[KEYS];
             load_keys(x + key, count, args.aligned, 0.0f, logit);
 #pragma unroll
@@ -33,12 +35,6 @@ template <bool ADD, bool FIRE> __device__ void apply(const ToeplitzArgs& args) {
         store_keys(x + key, count, args.aligned, value);
     }
 }
-
-#define BOUNDS __launch_bounds__(256)
-extern "C" __global__ void BOUNDS ENTRY(write)(const ToeplitzArgs args) { apply<false, false>(args); }
-extern "C" __global__ void BOUNDS ENTRY(add)(const ToeplitzArgs args) { apply<true, false>(args); }
-extern "C" __global__ void BOUNDS ENTRY(write_fire)(const ToeplitzArgs args) { apply<false, true>(args); }
-extern "C" __global__ void BOUNDS ENTRY(add_fire)(const ToeplitzArgs args) { apply<true, true>(args); }
 
 extern "C" __global__ void BOUNDS ENTRY(row)(const ToeplitzRowArgs args) {
     unsigned distance = blockIdx.x * blockDim.x + threadIdx.x;

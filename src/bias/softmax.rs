@@ -585,37 +585,44 @@ fn each(shape: &Logits, mut f: impl FnMut(usize, usize, usize, usize)) {
 
 /// Keys of a chunk: the unit of sums, see kernels/bias/reduce.cuh.
 const CHUNK: usize = 8192;
-/// Keys of the longest row that a warp, and that a block of 512 threads, holds in registers.
+/// Keys of the longest row that a warp takes.
 const WARP_KEYS: usize = 1024;
-const HELD_KEYS: usize = 32768;
 /// Parts of split rows that a plan has room for: 512 KiB.
 const PARTS: usize = 65536;
+/// Bytes of shared memory for a key that is held: a float, and two in the gradient.
+const HELD: u32 = 4;
+const HELD_GRAD: u32 = 8;
+/// Bytes of shared memory that the kernels have of their own, rounded up.
+const OWN: u32 = 2048;
+/// The most chunks that a block holds.
+const MOST_HELD: u32 = 8;
 
 /// How a call reads its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Regime {
     /// a warp a row
     Warp,
-    /// a block of 256 threads a row; twice over rows longer than a chunk
-    Block,
-    /// a block of 512 threads a row
+    /// a block a row, which holds all its chunks
     Held,
+    /// a block a row, which reads it twice
+    Twice,
     /// a block a chunk, two launches
     Split,
 }
 
 impl Regime {
-    /// Rows that fit into registers are read once. Longer rows are read twice, and so are rows too few to fill the
+    /// Rows that fit into shared memory are read once. Longer rows are read twice, and so are rows too few to fill the
     /// device: then their chunks are spread over it.
-    pub(crate) fn of(rows: usize, keys: usize, fire: bool, multiprocessors: u32) -> Self {
+    pub(crate) fn of(rows: usize, keys: usize, held: usize, multiprocessors: u32) -> Self {
         let chunks = keys.div_ceil(CHUNK);
-        let few = rows < multiprocessors as usize && chunks > 1 && rows * chunks <= PARTS;
-        match keys {
-            _ if few => Self::Split,
-            0..=WARP_KEYS if !fire => Self::Warp,
-            ..=CHUNK => Self::Block,
-            ..=HELD_KEYS if !fire => Self::Held,
-            _ => Self::Block,
+        if keys <= WARP_KEYS {
+            Self::Warp
+        } else if rows < multiprocessors as usize && chunks > 1 && rows * chunks <= PARTS {
+            Self::Split
+        } else if chunks <= held {
+            Self::Held
+        } else {
+            Self::Twice
         }
     }
 }
@@ -639,9 +646,9 @@ impl Softmax {
     }
 }
 
-/// Warps of a block: few rows are spread over the device.
-fn warps(rows: u32, multiprocessors: u32) -> u32 {
-    if rows < 8 * multiprocessors { 1 } else { 8 }
+/// Warps of a block: few rows are spread over the device. `most` warps have 48 KiB of shared memory or less.
+fn warps(rows: u32, multiprocessors: u32, most: u32) -> u32 {
+    if rows < most * multiprocessors { 1 } else { most }
 }
 
 // ---------------------------------------------------------------------------------------------------------------- plan
@@ -695,13 +702,12 @@ pub struct SoftmaxPlan<T> {
     parts: Mutex<CudaSlice<f32>>,
     warp: Function,
     block: Function,
-    held: Function,
-    fire: Function,
     grad_warp: Function,
     grad_block: Function,
-    grad_long: Function,
-    grad_capped: Function,
     sink_grad: Function,
+    /// chunks that a block holds, and that one of the gradient does
+    held: u32,
+    held_grad: u32,
     element: std::marker::PhantomData<T>,
 }
 
@@ -712,21 +718,25 @@ impl<T: Scalar> SoftmaxPlan<T> {
     /// If the spec is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, softmax: &Softmax) -> Result<Self> {
         softmax.check()?;
-        let load = |entry| gpu.function("bias/softmax", T::NAME, entry);
-        let load_grad = |entry| gpu.function("bias/softmax_grad", T::NAME, entry);
+        let load = |file, entry| gpu.function(file, T::NAME, entry);
+        let room = gpu.shared_memory()?.saturating_sub(OWN);
+        // A chunk of 32 or 64 KiB: every device since 7.5 has room for one.
+        let chunks = |bytes: u32| (room / (CHUNK as u32 * bytes)).clamp(1, MOST_HELD);
+        let (held, held_grad) = (chunks(HELD), chunks(HELD_GRAD));
+        let (block, grad_block) = (load("bias/softmax", "softmax_block")?, load("bias/softmax_grad", "grad_block")?);
+        block.reserve(held * CHUNK as u32 * HELD)?;
+        grad_block.reserve(held_grad * CHUNK as u32 * HELD_GRAD)?;
         Ok(Self {
             gpu: gpu.clone(),
             softmax: *softmax,
             parts: Mutex::new(gpu.upload(&vec![0.0f32; 2 * PARTS])?),
-            warp: load("softmax_warp")?,
-            block: load("softmax_long")?,
-            held: load("softmax_held")?,
-            fire: load("softmax_fire")?,
-            grad_warp: load_grad("grad_warp")?,
-            grad_block: load_grad("grad_block")?,
-            grad_long: load_grad("grad_long")?,
-            grad_capped: load_grad("grad_capped")?,
-            sink_grad: load_grad("sink_grad")?,
+            warp: load("bias/softmax", "softmax_warp")?,
+            block,
+            grad_warp: load("bias/softmax_grad", "grad_warp")?,
+            grad_block,
+            sink_grad: load("bias/softmax_grad", "sink_grad")?,
+            held,
+            held_grad,
             element: std::marker::PhantomData,
         })
     }
@@ -744,9 +754,10 @@ impl<T: Scalar> SoftmaxPlan<T> {
     /// | `inputs` | | bias, positions, mask, sinks, gates |
     /// | `lse` | `[batch, heads, queries]` | written: the log-sum-exp, sink included |
     ///
-    /// Each logit that is not masked is read once and each probability written once, for rows of up to 32768 keys that
-    /// are at least as many as the device has multiprocessors; in the other cases logits are read twice. FIRE reads rows
-    /// of more than 8192 keys twice.
+    /// Each logit that is not masked is read once and each probability written once where a row fits into a block's
+    /// shared memory, 4 bytes a key in steps of 8192 keys: 49152 keys on compute capability 9.0 and 10.0, 40960 on 8.0,
+    /// 24576 on 8.6, 8.9 and 12.0, 8192 on 7.5. Longer rows are read twice, and so are rows of more than 8192 keys that
+    /// are fewer than the device's multiprocessors.
     ///
     /// # Accuracy
     /// [`Softmax::error_bound`] and the rounding to `T`. The same bits on every device and for every alignment, number of
@@ -787,7 +798,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
                 check_same("logits", shape, "probabilities", out_shape)?;
             }
         }
-        let held = inputs.bias.hold(&shape, &inputs.places, inputs.gates, self.softmax.window())?;
+        let bias = inputs.bias.hold(&shape, &inputs.places, inputs.gates, self.softmax.window())?;
         if let Some((mask, mask_shape)) = &inputs.mask {
             check_mask(mask_shape, &shape)?;
             mask_shape.check("mask", mask.len())?;
@@ -823,11 +834,11 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let mask_wide =
             mask.as_ref().is_none_or(|(mask, shape)| aligned(shape, alignment(mask.address.address()), element));
         let chunks = shape.keys.div_ceil(CHUNK).max(1);
-        let fire = inputs.bias.is_fire();
-        let regime = Regime::of(rows as usize, shape.keys, fire, gpu.multiprocessors());
+        let regime = Regime::of(rows as usize, shape.keys, self.held as usize, gpu.multiprocessors());
+        let held = if matches!(regime, Regime::Held) { chunks as u32 } else { 1 };
         let bytes = |shape: &Logits| (shape.offset * element) as u64;
         let mut args = SoftmaxArgs {
-            bias: held.args,
+            bias: bias.args,
             law: self.softmax.law(),
             x: x_address.offset(bytes(&shape)),
             y: y.address.offset(bytes(&out_shape)),
@@ -840,6 +851,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
             rows,
             // At most 2^31 keys.
             chunks: chunks as u32,
+            held,
             aligned: if wide { 1 + u32::from(mask_wide) } else { 0 },
             ..SoftmaxArgs::zeroed()
         };
@@ -850,22 +862,24 @@ impl<T: Scalar> SoftmaxPlan<T> {
             block: [threads, 1, 1],
             args,
         };
-        let (function, entry) = if fire { (&self.fire, "softmax_fire") } else { (&self.block, "softmax_long") };
+        let (block, entry, shared) = (&self.block, "softmax_block", held * CHUNK as u32 * HELD);
         match regime {
             Regime::Warp => {
-                let warps = warps(rows, gpu.multiprocessors());
-                gpu.launch(&self.warp, &launch("softmax_warp", rows.div_ceil(warps), 32 * warps, args))
+                let warps = warps(rows, gpu.multiprocessors(), 8);
+                let launch = launch("softmax_warp", rows.div_ceil(warps), 32 * warps, args);
+                gpu.launch_with(&self.warp, &launch, warps * WARP_KEYS as u32 * HELD)
             }
-            Regime::Held => gpu.launch(&self.held, &launch("softmax_held", rows, 512, args)),
-            Regime::Block => gpu.launch(function, &launch(entry, rows, 256, args)),
+            Regime::Held | Regime::Twice => gpu.launch_with(block, &launch(entry, rows, 256, args), shared),
             Regime::Split => {
                 let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
                 let parts = gpu.write("parts", &mut *parts, 2 * PARTS)?;
                 args.parts = parts.address;
                 // At most PARTS.
                 let blocks = rows * chunks as u32;
-                gpu.launch(function, &launch(entry, blocks, 256, SoftmaxArgs { mode: 1, ..args }))?;
-                gpu.launch(function, &launch(entry, blocks, 256, SoftmaxArgs { mode: 2, ..args }))
+                // `held` keeps the chunk in the one place there is.
+                let args = SoftmaxArgs { held: 0, ..args };
+                gpu.launch_with(block, &launch(entry, blocks, 256, SoftmaxArgs { mode: 1, ..args }), shared)?;
+                gpu.launch_with(block, &launch(entry, blocks, 256, SoftmaxArgs { mode: 2, ..args }), shared)
             }
         }
     }
@@ -885,7 +899,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
     /// [`Softmax::expect_grad`] states it. The same bits on every device and for every alignment.
     ///
     /// # Errors
-    /// As [`SoftmaxPlan::apply`]; and if a softcap lacks the logits, or comes with FIRE.
+    /// As [`SoftmaxPlan::apply`]; and if a softcap lacks the logits.
     pub fn grad(
         &self,
         probabilities: (Read<'_, T>, Logits),
@@ -916,9 +930,6 @@ impl<T: Scalar> SoftmaxPlan<T> {
         }
         if capped && outputs.logits.is_none() {
             return Err(Error::Value("the gradient of a softcap needs the logits before the softmax".into()));
-        }
-        if capped && inputs.bias.is_fire() {
-            return Err(Error::Value("the gradient of a softcap with FIRE is not offered".into()));
         }
         if let Some(bias) = &outputs.bias {
             out_shape.check_written("bias_grad", bias.len())?;
@@ -964,6 +975,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
             logits.as_ref().map(|(logits, shape)| (logits.address.address(), *shape)),
         ];
         let wide = wide.iter().flatten().all(|(address, shape)| aligned(shape, alignment(*address), element));
+        let chunks = shape.keys.div_ceil(CHUNK);
         let args = SoftmaxGradArgs {
             bias: held.args,
             law: self.softmax.law(),
@@ -978,19 +990,20 @@ impl<T: Scalar> SoftmaxPlan<T> {
             x_strides: logits.as_ref().map_or([0; 3], |(_, shape)| strides(shape)),
             dx_strides: strides(&out_shape),
             rows,
-            chunks: shape.keys.div_ceil(CHUNK) as u32,
+            chunks: chunks as u32,
+            held: if chunks <= self.held_grad as usize { chunks as u32 } else { 1 },
             aligned: u32::from(wide),
             ..SoftmaxGradArgs::zeroed()
         };
-        let warps = warps(rows, gpu.multiprocessors());
-        let (function, entry, blocks, threads) = match shape.keys {
-            _ if capped => (&self.grad_capped, "grad_capped", rows, 256),
-            0..=WARP_KEYS => (&self.grad_warp, "grad_warp", rows.div_ceil(warps), 32 * warps),
-            ..=CHUNK => (&self.grad_block, "grad_block", rows, 256),
-            _ => (&self.grad_long, "grad_long", rows, 256),
-        };
         let file = "bias/softmax_grad";
-        gpu.launch(function, &Launch { file, entry, grid: [blocks, 1, 1], block: [threads, 1, 1], args })
+        if shape.keys <= WARP_KEYS {
+            let warps = warps(rows, gpu.multiprocessors(), 4);
+            let (grid, block) = ([rows.div_ceil(warps), 1, 1], [32 * warps, 1, 1]);
+            let launch = Launch { file, entry: "grad_warp", grid, block, args };
+            return gpu.launch_with(&self.grad_warp, &launch, warps * WARP_KEYS as u32 * HELD_GRAD);
+        }
+        let launch = Launch { file, entry: "grad_block", grid: [rows, 1, 1], block: [256, 1, 1], args };
+        gpu.launch_with(&self.grad_block, &launch, args.held * CHUNK as u32 * HELD_GRAD)
     }
 
     /// The gradient of the sinks, in one kernel: `-sum over rows of exp(sink - lse) * dot`.

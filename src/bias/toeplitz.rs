@@ -282,33 +282,22 @@ const THREADS: u32 = 256;
 /// Keys of a thread's step.
 const KEYS: usize = 8;
 
-/// `write` or `add` over the rows of `shape`; addresses and the bias are still missing.
-pub(crate) fn launch(
-    shape: &Logits,
-    add: bool,
-    fire: bool,
-    alignment: usize,
-    element: usize,
-) -> Result<Launch<ToeplitzArgs>> {
+/// Writes or adds over the rows of `shape`; addresses and the bias are still missing.
+pub(crate) fn launch(shape: &Logits, add: bool, alignment: usize, element: usize) -> Result<Launch<ToeplitzArgs>> {
     let rows = rows(shape)?;
     // Enough lanes for one step over a row, the rest of the block on other rows.
     let lanes = shape.keys.div_ceil(KEYS).next_power_of_two().clamp(1, THREADS as usize) as u32;
-    let entry = match (add, fire) {
-        (false, false) => "write",
-        (true, false) => "add",
-        (false, true) => "write_fire",
-        (true, true) => "add_fire",
-    };
     let per_block = THREADS / lanes;
     let args = ToeplitzArgs {
         strides: strides(shape),
         rows,
         aligned: u32::from(aligned(shape, alignment, element)),
+        add: u32::from(add),
         ..ToeplitzArgs::zeroed()
     };
     Ok(Launch {
         file: "bias/toeplitz",
-        entry,
+        entry: "apply",
         grid: [rows.div_ceil(per_block), 1, 1],
         block: [lanes, per_block, 1],
         args,
@@ -351,8 +340,7 @@ pub struct BiasPlan<T> {
     gpu: Gpu,
     heads: usize,
     form: Form,
-    write: Function,
-    add: Function,
+    apply: Function,
     element: std::marker::PhantomData<T>,
 }
 
@@ -376,7 +364,7 @@ impl<T: Scalar> BiasPlan<T> {
     /// If the bias is refused, is FIRE (see [`BiasPlan::fire`]), or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, bias: Bias) -> Result<Self> {
         match bias {
-            Bias::None => Self::with(gpu, 0, false, Form::None),
+            Bias::None => Self::with(gpu, 0, Form::None),
             Bias::Slopes(slopes) => Self::slopes(gpu, slopes, false),
             Bias::Toeplitz(row) => {
                 row.check()?;
@@ -387,7 +375,7 @@ impl<T: Scalar> BiasPlan<T> {
                     saturates: row.saturates,
                     t5: None,
                 };
-                Self::with(gpu, row.heads, false, form)
+                Self::with(gpu, row.heads, form)
             }
             Bias::Fire(_) => Err(Error::Value("FIRE needs its largest position: use BiasPlan::fire".into())),
         }
@@ -412,7 +400,7 @@ impl<T: Scalar> BiasPlan<T> {
             batch: slopes.batch,
             key_only,
         };
-        Self::with(gpu, slopes.heads, false, form)
+        Self::with(gpu, slopes.heads, form)
     }
 
     /// T5's bias of `heads` heads, all zero until [`BiasPlan::set_table`]: for a table that lives on the device.
@@ -434,7 +422,7 @@ impl<T: Scalar> BiasPlan<T> {
             saturates: true,
             t5: Some(t5),
         };
-        Self::with(gpu, heads, false, form)
+        Self::with(gpu, heads, form)
     }
 
     /// FIRE for positions and distances up to `reach`, larger ones taken as `reach`.
@@ -456,18 +444,15 @@ impl<T: Scalar> BiasPlan<T> {
             least_norm: (fire.log(fire.threshold) + fire.eps) as f32,
             eps: fire.eps as f32,
         };
-        Self::with(gpu, fire.heads(), true, form)
+        Self::with(gpu, fire.heads(), form)
     }
 
-    fn with(gpu: &Gpu, heads: usize, fire: bool, form: Form) -> Result<Self> {
-        let load = |entry| gpu.function("bias/toeplitz", T::NAME, entry);
-        let (write, add) = if fire { ("write_fire", "add_fire") } else { ("write", "add") };
+    fn with(gpu: &Gpu, heads: usize, form: Form) -> Result<Self> {
         Ok(Self {
             gpu: gpu.clone(),
             heads,
             form,
-            write: load(write)?,
-            add: load(add)?,
+            apply: gpu.function("bias/toeplitz", T::NAME, "apply")?,
             element: std::marker::PhantomData,
         })
     }
@@ -544,7 +529,7 @@ impl<T: Scalar> BiasPlan<T> {
     /// sequences. Nothing is written then. Lengths and positions on the device are not looked at: a length outside the
     /// tensor counts as the tensor's.
     pub fn write(&self, out: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
-        self.run("out", &self.write, false, out, shape, places)
+        self.run("out", false, out, shape, places)
     }
 
     /// Adds the bias to logits in place, in one kernel. Arguments, accuracy and errors as [`BiasPlan::write`].
@@ -552,13 +537,12 @@ impl<T: Scalar> BiasPlan<T> {
     /// # Errors
     /// As [`BiasPlan::write`].
     pub fn add(&self, logits: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
-        self.run("logits", &self.add, true, logits, shape, places)
+        self.run("logits", true, logits, shape, places)
     }
 
     fn run(
         &self,
         name: &'static str,
-        function: &Function,
         add: bool,
         x: Write<'_, T>,
         shape: &Logits,
@@ -570,15 +554,10 @@ impl<T: Scalar> BiasPlan<T> {
             return Ok(());
         }
         let x = self.gpu.write(name, x, shape.span()?)?;
-        let mut launch = launch(shape, add, self.is_fire(), alignment(x.address.address()), size_of::<T>())?;
+        let mut launch = launch(shape, add, alignment(x.address.address()), size_of::<T>())?;
         launch.args.bias = held.args;
         launch.args.x = x.address.offset((shape.offset * size_of::<T>()) as u64);
-        self.gpu.launch(function, &launch)
-    }
-
-    /// Whether the bias has kernels of its own.
-    pub(crate) fn is_fire(&self) -> bool {
-        matches!(self.form, Form::Fire { .. })
+        self.gpu.launch(&self.apply, &launch)
     }
 
     /// Checks a call and gives the kernel's view of bias and positions.

@@ -577,7 +577,7 @@ args! {
         keys: u32,
     }
 
-    /// `bias/toeplitz`: `write`, `add`.
+    /// `bias/toeplitz`: `apply`.
     ToeplitzArgs {
         /// the bias
         bias: BiasArgs,
@@ -589,6 +589,10 @@ args! {
         rows: u32,
         /// 1: all rows begin at a multiple of 16 bytes
         aligned: u32,
+        /// 1: the bias is added to what is there
+        add: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `bias/toeplitz`: `row`, from a T5 table.
@@ -651,6 +655,10 @@ args! {
         chunks: u32,
         /// 1: all rows of `x` and `y` begin at a multiple of 16 bytes; 2: those of `mask` too
         aligned: u32,
+        /// chunks that a block's shared memory holds
+        held: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
         /// 0: one block a row; 1: a block a chunk, which writes its part; 2: a block a chunk, which adds the parts
         mode: u32,
     }
@@ -687,8 +695,8 @@ args! {
         chunks: u32,
         /// 1: all rows begin at a multiple of 16 bytes
         aligned: u32,
-        /// keeps the struct's size a multiple of 8
-        unused: u32,
+        /// chunks that a block's shared memory holds
+        held: u32,
     }
 
     /// `bias/softmax_grad`: `sink_grad`.

@@ -98,6 +98,13 @@ impl Gpu {
         self.shared.multiprocessors
     }
 
+    /// Bytes of shared memory that a block may have.
+    pub(crate) fn shared_memory(&self) -> Result<u32> {
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let bytes = self.stream().context().attribute(attribute).map_err(driver_error("cuDeviceGetAttribute"))?;
+        Ok(u32::try_from(bytes).unwrap_or(0))
+    }
+
     pub(super) fn overlaps(&self) -> bool {
         self.overlap && self.shared.capability.0 >= 9
     }

@@ -59,6 +59,16 @@ impl Function {
     pub(super) fn new(module: Arc<Module>, raw: sys::CUfunction) -> Self {
         Self { raw, _module: module }
     }
+
+    /// Lets launches ask for up to `bytes` of shared memory beside the kernel's own.
+    pub(crate) fn reserve(&self, bytes: u32) -> Result<()> {
+        let bytes = i32::try_from(bytes).map_err(|_| Error::Overflow(format!("{bytes} bytes of shared memory")))?;
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function is alive as long as its module, which is kept.
+        unsafe { sys::cuFuncSetAttribute(self.raw, attribute, bytes) }
+            .result()
+            .map_err(driver_error("cuFuncSetAttribute"))
+    }
 }
 
 impl Gpu {
@@ -67,6 +77,12 @@ impl Gpu {
     /// Addresses in `args` come from [`Gpu::read`] and [`Gpu::write`] alone, which checked that each buffer reaches as
     /// far as the shapes in `args` do, and whose guards the caller still holds.
     pub(crate) fn launch<A: Args>(&self, function: &Function, launch: &Launch<A>) -> Result<()> {
+        self.launch_with(function, launch, 0)
+    }
+
+    /// [`Gpu::launch`] with `shared` bytes of shared memory beside the kernel's own; above 48 KiB after
+    /// [`Function::reserve`].
+    pub(crate) fn launch_with<A: Args>(&self, function: &Function, launch: &Launch<A>, shared: u32) -> Result<()> {
         launch.check()?;
         let stream = self.stream();
         stream.context().bind_to_thread().map_err(driver_error("cuCtxSetCurrent"))?;
@@ -85,7 +101,7 @@ impl Gpu {
                     block_x,
                     block_y,
                     block_z,
-                    0,
+                    shared,
                     stream.cu_stream(),
                     pointers.as_mut_ptr(),
                     std::ptr::null_mut(),
@@ -104,7 +120,7 @@ impl Gpu {
             blockDimX: block_x,
             blockDimY: block_y,
             blockDimZ: block_z,
-            sharedMemBytes: 0,
+            sharedMemBytes: shared,
             hStream: stream.cu_stream(),
             attrs: &mut attribute,
             numAttrs: 1,

@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything around posenc that is not the crate.
 
+mod bench;
 mod bundle;
 mod cuda;
 mod device;
@@ -35,12 +36,30 @@ enum Task {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
+    /// Measures every kernel on a GPU; without one, checks the same cases on the emulator and counts what they move
+    Bench {
+        /// Write the rows to benches/record/<date>-<device>.csv
+        #[arg(long)]
+        record: bool,
+        /// Use the emulator even where there is a GPU
+        #[arg(long)]
+        emulator: bool,
+        /// Only this room: embed, rotate or bias
+        #[arg(long)]
+        room: Option<String>,
+        /// Only cases whose name contains this
+        filter: Option<String>,
+    },
     /// Checks formatting, lints, documentation and the package
     Check,
     /// Fetches NVRTC and the disassembler, and prints the environment that uses them
     Fetch,
-    /// Builds test and bench binaries into one folder that needs only a driver to run
-    GpuBundle,
+    /// Builds tests, benches and the C library into one folder that needs only a driver to run
+    GpuBundle {
+        /// Then run a copy of the folder on the emulator
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 fn main() -> Result<()> {
@@ -49,6 +68,9 @@ fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Demo { config, tokens } => demo(config, tokens),
         Task::Test { emulator, filter } => test(emulator, filter.as_deref()),
+        Task::Bench { record, emulator, room, filter } => {
+            bench::run_all(record, emulator, room.as_deref(), filter.as_deref())
+        }
         Task::Check => check(),
         Task::Fetch => {
             let tools = cuda::Tools::fetch()?;
@@ -57,7 +79,7 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
-        Task::GpuBundle => bundle::build(),
+        Task::GpuBundle { check } => bundle::build(check),
     }
 }
 
@@ -96,14 +118,14 @@ fn test(emulator: bool, filter: Option<&str>) -> Result<()> {
     println!("tests that need a device run on {device}");
 
     let mut tests = cargo(&tools);
-    tests.args(["test", "--workspace", "--exclude", "posenc"]).args(filter);
+    tests.args(["test", "--workspace", "--exclude", "posenc", "--exclude", "posenc-c"]).args(filter);
     run(&mut tests)?;
     for (i, capability) in CAPABILITIES.iter().enumerate() {
         let mut tests = cargo(&tools);
-        tests.args(["test", "--package", "posenc"]);
+        tests.args(["test", "--package", "posenc", "--package", "posenc-c"]);
         // Each generation runs its own images; what needs no device, and is no image, need not be run again.
         if i > 0 {
-            tests.args(["--test", "*"]);
+            tests.args(["--test", "rotate", "--test", "embed", "--test", "bias"]);
         }
         device.prepare(&mut tests)?;
         tests.env("EMULATOR_CC", capability).env("EMULATOR_STRICT", "all");
@@ -126,7 +148,10 @@ fn check() -> Result<()> {
     run(cargo(&tools).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     run(cargo(&tools).args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     // The package builds from itself alone, with and without NVRTC.
-    run(cargo(&tools).args(["package", "--package", "posenc", "--allow-dirty", "--target-dir", PACKAGE_TARGET]))?;
+    // One architecture stands for all: they were compiled for the tests.
+    let mut package = cargo(&tools);
+    package.args(["package", "--package", "posenc", "--allow-dirty", "--target-dir", PACKAGE_TARGET]);
+    run(package.env("POSENC_ARCHS", "90"))?;
     let mut bare = Command::new(env!("CARGO"));
     bare.args(["package", "--package", "posenc", "--allow-dirty", "--target-dir", PACKAGE_TARGET])
         .env("POSENC_NVRTC", "/nowhere");

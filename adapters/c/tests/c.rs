@@ -1,0 +1,63 @@
+//! A C program, compiled by the machine's compiler and linked to the library, runs on the device.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The folder of the built library: the test's own, or the one above it.
+fn library() -> PathBuf {
+    let own = std::env::current_exe().expect("the test's path");
+    let mut folders = own.ancestors().skip(1).take(2);
+    folders.find(|folder| folder.join("libposenc_c.so").exists()).expect("libposenc_c.so beside the test").into()
+}
+
+fn compile(name: &str, link: &[&str]) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = std::env::temp_dir().join(format!("posenc-c-{name}-{}", std::process::id()));
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    let output = Command::new(&compiler)
+        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-I"])
+        .arg(root)
+        .arg(root.join("tests/rope.c"))
+        .arg("-o")
+        .arg(&program)
+        .args(link)
+        .output()
+        .unwrap_or_else(|error| panic!("{compiler} does not start: {error}"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    program
+}
+
+#[track_caller]
+fn run(program: &Path) {
+    let output = Command::new(program).env("LD_LIBRARY_PATH", library_path()).output().expect("the program starts");
+    std::fs::remove_file(program).expect("the program goes");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{out}\n{err}", output.status);
+    assert!(out.ends_with("all is well\n"), "{out}\n{err}");
+}
+
+/// Where the program finds the library, and the driver as this test found it.
+fn library_path() -> std::ffi::OsString {
+    let mut path = library().into_os_string();
+    if let Some(others) = std::env::var_os("LD_LIBRARY_PATH") {
+        path.push(":");
+        path.push(others);
+    }
+    path
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_c_program_rotates_through_the_shared_library() {
+    let folder = library();
+    let folder = folder.to_str().expect("a path");
+    run(&compile("shared", &["-L", folder, "-lposenc_c", "-ldl", "-lm"]));
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_c_program_rotates_through_the_static_library() {
+    let archive = library().join("libposenc_c.a");
+    let archive = archive.to_str().expect("a path");
+    run(&compile("static", &[archive, "-ldl", "-lm", "-lpthread"]));
+}

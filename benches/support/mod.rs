@@ -1,0 +1,152 @@
+//! What the rooms' benches share: cases, their check, and their measurement on a GPU or their counts on the emulator.
+//!
+//! **On a GPU** each case is checked against its reference and then timed by CUDA events around replays of a graph that
+//! holds many calls, so that no launch is seen. *Hot*: every call works on the same buffers, which fit in half of the L2
+//! cache. *Cold*: the calls go round through sets of buffers that hold four times the L2 cache in all. Cases below 4 MiB
+//! are hot alone: what made their data a moment ago left it in the cache. In the same run stand the two floors: a device
+//! copy that moves the bytes which the case must move, and an empty kernel, both replayed from graphs likewise.
+//!
+//! **On the emulator** there is no time. Each case is checked, and its bytes, sectors and instructions are counted.
+#![allow(dead_code, reason = "tests/counts.rs uses the cases and their counts alone")]
+
+pub mod measure;
+pub mod record;
+
+use anyhow::{Context, Result, ensure};
+use cudarc::driver::CudaContext;
+use emulator::Emulator;
+use posenc::Gpu;
+
+/// One call of an operation on real shapes.
+pub struct Case {
+    /// such as `llama-3-8b/bf16/in place/8192`
+    pub name: String,
+    /// elements that are written
+    pub elements: u64,
+    /// the least bytes that a call must move: inputs read once, outputs written once
+    pub bytes: u64,
+    /// makes that many sets of buffers
+    pub make: Box<dyn Fn(&Gpu, usize) -> Result<Box<dyn Operation>>>,
+}
+
+/// Buffers and a plan.
+pub trait Operation {
+    /// One call on one set of buffers.
+    fn call(&mut self, set: usize) -> posenc::Result<()>;
+
+    /// Calls once on fresh data in the first set and compares a part of the result with the reference.
+    fn verify(&mut self) -> Result<()>;
+}
+
+/// Elements up to which a case is run on the emulator: a few seconds.
+const MOST_ON_THE_EMULATOR: u64 = 1 << 20;
+
+/// The device, and which cases are wanted.
+pub struct Bench {
+    pub room: &'static str,
+    pub gpu: Gpu,
+    pub emulator: Option<Emulator>,
+    filter: Option<String>,
+}
+
+impl Bench {
+    /// Opens the device. The one positional argument is a part of the wanted cases' names; cargo's `--bench` is ignored.
+    pub fn open(room: &'static str) -> Result<Self> {
+        Gpu::open(0).context("benches need a device, `cargo xtask bench` brings one")?;
+        // A stream that can be captured, and that makes cudarc track no events: their waits cannot be captured.
+        let stream = CudaContext::new(0)?.per_thread_stream();
+        let gpu = Gpu::new(&stream)?;
+        let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+        Ok(Self { room, gpu, emulator: emulator::attach(), filter })
+    }
+
+    /// Checks and measures, or counts, every wanted case, and records the rows where `POSENC_RECORD` says.
+    pub fn run(&self, cases: Vec<Case>) -> Result<()> {
+        let wanted = |case: &Case| self.filter.as_ref().is_none_or(|part| case.name.contains(part.as_str()));
+        let cases: Vec<Case> = cases.into_iter().filter(wanted).collect();
+        ensure!(!cases.is_empty(), "no case of {} is named like {:?}", self.room, self.filter);
+        match &self.emulator {
+            None => measure::run(self, &cases),
+            Some(emulator) => self.count(emulator, &cases),
+        }
+    }
+
+    fn count(&self, emulator: &Emulator, cases: &[Case]) -> Result<()> {
+        println!("{}: on the emulator: checked and counted, not timed", self.room);
+        println!(
+            "{:52} {:>14} {:>14} {:>14} {:>9}",
+            "case", "bytes to move", "bytes asked", "sector bytes", "PTX/elem"
+        );
+        let mut rows = Vec::new();
+        for case in cases {
+            if case.elements > MOST_ON_THE_EMULATOR {
+                println!("{:52} left to a GPU: {} elements", case.name, case.elements);
+                continue;
+            }
+            let count = count(&self.gpu, emulator, case)?;
+            println!(
+                "{:52} {:14} {:14} {:14} {:9.3}",
+                case.name, case.bytes, count.bytes, count.sector_bytes, count.instructions_per_element
+            );
+            rows.push(format!(
+                "{}/{},{},{},{},{:.3}",
+                self.room, case.name, case.bytes, count.bytes, count.sector_bytes, count.instructions_per_element
+            ));
+        }
+        record::write(
+            &self.gpu,
+            true,
+            "case,bytes_to_move,bytes_asked,sector_bytes,ptx_instructions_per_element",
+            &rows,
+        )
+    }
+}
+
+/// What the emulator counted in one call.
+pub struct Count {
+    /// bytes that threads asked for and stored
+    pub bytes: u64,
+    /// bytes of the 32-byte sectors that these accesses touch, each once for a warp's instruction
+    pub sector_bytes: u64,
+    pub instructions_per_element: f64,
+}
+
+/// Checks a case on the emulator and counts its call.
+pub fn count(gpu: &Gpu, emulator: &Emulator, case: &Case) -> Result<Count> {
+    let mut operation = (case.make)(gpu, 1).with_context(|| case.name.clone())?;
+    operation.verify().with_context(|| format!("{} is wrong", case.name))?;
+    operation.call(0)?;
+    let counters = emulator.last_launch().context("the emulator saw no launch")?.counters;
+    Ok(Count {
+        bytes: counters.bytes_read + counters.bytes_written,
+        sector_bytes: 32 * (counters.sectors_read + counters.sectors_written),
+        instructions_per_element: counters.instructions() as f64 / case.elements as f64,
+    })
+}
+
+/// Compares with the reference as tests do, but goes on with a sentence instead of a panic.
+pub fn compare<T: posenc::Scalar>(got: &[T], want: &[f64], bound: impl Fn(usize) -> f64) -> Result<()> {
+    let worst = posenc::accuracy::compare(got, want, bound);
+    ensure!(worst.share <= 1.0, "element {} is {}, the truth is {}", worst.index, worst.got, worst.want);
+    Ok(())
+}
+
+/// Values of magnitude 0.5 to 2 and either sign, by a counter: splitmix64. They repeat after 2^20 - 3, no multiple of any
+/// size, so that a billion of them are made in a second.
+pub fn values<T: posenc::Scalar>(seed: u64, n: usize) -> Vec<T> {
+    let some: Vec<T> = (0..n.min((1 << 20) - 3) as u64).map(|i| T::from_f64(value(bits(seed, i)))).collect();
+    some.iter().copied().cycle().take(n).collect()
+}
+
+/// The `i`-th 64 random bits of `seed`.
+pub fn bits(seed: u64, i: u64) -> u64 {
+    let mut z = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn value(bits: u64) -> f64 {
+    let magnitude = 0.5 + 1.5 * (bits >> 11) as f64 / (1u64 << 53) as f64;
+    if bits & 1 == 0 { magnitude } else { -magnitude }
+}

@@ -1,0 +1,83 @@
+//! `benches/record/<date>-<device>.csv`, and the machine's text beside it.
+
+use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use posenc::Gpu;
+
+/// The device in words.
+pub fn device(gpu: &Gpu) -> Result<String> {
+    let context = gpu.stream().context();
+    let (major, minor) = gpu.capability();
+    let attribute = |attribute| context.attribute(attribute);
+    Ok(format!(
+        "{}, compute capability {major}.{minor}, {} multiprocessors, L2 cache {} KiB, {} GiB, memory clock {} MHz, \
+         bus {} bits, clock {} MHz",
+        context.name()?,
+        gpu.multiprocessors(),
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? / 1024,
+        context.total_mem()? >> 30,
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)? / 1000,
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)? / 1000,
+    ))
+}
+
+/// Appends rows to the day's record in the folder `POSENC_RECORD`; without it, nothing is written.
+///
+/// Rows of the emulator are counts, and their file says so in its name.
+pub fn write(gpu: &Gpu, emulator: bool, header: &str, rows: &[String]) -> Result<()> {
+    let Some(folder) = std::env::var_os("POSENC_RECORD").map(PathBuf::from) else { return Ok(()) };
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let (major, minor) = gpu.capability();
+    let name = if emulator {
+        format!("emulator-{major}.{minor}")
+    } else {
+        let name = gpu.stream().context().name()?.to_lowercase();
+        name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
+    };
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?.as_secs();
+    let date = date(seconds / 86400);
+    let path = folder.join(format!("{date}-{name}.csv"));
+    let is_new = !path.exists();
+    let mut text = String::new();
+    if is_new {
+        writeln!(text, "{header}")?;
+    }
+    for row in rows {
+        writeln!(text, "{row}")?;
+    }
+    OpenOptions::new().create(true).append(true).open(&path)?.write_all(text.as_bytes())?;
+    let mut machine = format!("date: {date}\n");
+    if emulator {
+        machine += "device: the emulator; counts, no times\n";
+    } else {
+        writeln!(machine, "device: {}", device(gpu)?)?;
+    }
+    writeln!(machine, "crate: posenc {}", env!("CARGO_PKG_VERSION"))?;
+    if let Ok(cpu) = fs::read_to_string("/proc/cpuinfo")
+        && let Some(model) = cpu.lines().find(|line| line.starts_with("model name"))
+    {
+        writeln!(machine, "host: {}", model.split(':').nth(1).unwrap_or_default().trim())?;
+    }
+    fs::write(path.with_extension("csv").with_extension("txt"), machine)?;
+    println!("recorded in {}", path.display());
+    Ok(())
+}
+
+/// The date of a day counted from 1970-01-01 (Hinnant, "chrono-compatible low-level date algorithms").
+fn date(days: u64) -> String {
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    format!("{:04}-{month:02}-{day:02}", year_of_era + 400 * era + u64::from(month <= 2))
+}

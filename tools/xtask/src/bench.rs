@@ -1,0 +1,44 @@
+//! Benches on a GPU, or their counts on the emulator.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{cargo, cuda, device, run};
+
+const RECORDS: &str = "benches/record";
+/// Rows of a run that is not yet whole.
+const PARTIAL: &str = "target/bench-record";
+
+/// Runs the benches of one room, or of all.
+pub fn run_all(record: bool, emulator: bool, room: Option<&str>, filter: Option<&str>) -> Result<()> {
+    let tools = cuda::Tools::fetch()?;
+    let device = device::Device::find(emulator)?;
+    println!("benches run on {device}");
+    let mut command = cargo(&tools);
+    command.args(["bench", "--package", "posenc"]);
+    match room {
+        Some(room) => command.args(["--bench", room]),
+        None => command.arg("--benches"),
+    };
+    device.prepare(&mut command)?;
+    let partial = std::path::absolute(PARTIAL)?;
+    if record {
+        ensure!(filter.is_none() && room.is_none(), "a record holds every case, so --record goes with no filter");
+        // A day's file is replaced by a whole run, never by a part of one.
+        let _ = fs::remove_dir_all(&partial);
+        command.env("POSENC_RECORD", &partial);
+    }
+    command.arg("--").args(filter);
+    run(&mut command)?;
+    if record {
+        for entry in fs::read_dir(&partial).with_context(|| format!("no bench wrote to {}", partial.display()))? {
+            let entry = entry?;
+            let to = Path::new(RECORDS).join(entry.file_name());
+            fs::copy(entry.path(), &to)?;
+            println!("{}", to.display());
+        }
+    }
+    Ok(())
+}
