@@ -377,6 +377,10 @@ fn latent_attention_rotates_64_channels_and_scales_logits() {
         );
         assert_eq!((layer.rope, layer.logit_scale), (Some(spec(64, 192, Interleaved, theta, Scaling::None)), 1.0));
     }
+    // The flag decides where the class reads it.
+    let mut config = mla(1e4, "deepseek_v3", json!(null));
+    config["rope_interleave"] = json!(false);
+    assert_eq!(one(config).rope, Some(spec(64, 128, Half, 1e4, Scaling::None)));
     // Mistral-4 (T): MLA's factor as in transformers since July 2026, and the temperature.
     let layer = one(
         json!({"model_type": "mistral4", "qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "max_position_embeddings": 1048576,
@@ -1119,6 +1123,10 @@ fn configs_that_are_not_understood_are_refused() {
         (
             llama(json!({"rotary_pct": 0.5})),
             "the config holds rotary_pct, which this crate does not know for model_type \"llama\"",
+        ),
+        (
+            llama(json!({"rope_interleave": true})),
+            "the config holds rope_interleave, which this crate does not know for model_type \"llama\"",
         ),
         // Legacy and version-5 keys in conflict
         (

@@ -747,7 +747,10 @@ impl<'a> Reader<'a> {
     }
 
     fn pairing(&self) -> Result<Pairing> {
-        // DeepSeek's and GLM's flag; absent, the class decides.
+        // DeepSeek's and GLM's flag, which other classes do not read; absent, the class decides.
+        if !matches!(self.family.form, Form::Latent | Form::Skipping { latent: true, .. }) {
+            return Ok(self.family.pairing);
+        }
         Ok(match self.config.flag("rope_interleave")? {
             None => self.family.pairing,
             Some(true) => Pairing::Interleaved,
