@@ -6,6 +6,7 @@
 
 use std::io::Cursor;
 
+use posenc::rotate::positions::DualChunk;
 use posenc::rotate::{Axes, Gguf, GgufValue, Layer, QueryScale, Yarn};
 use posenc::{ModelRope, Pairing, Rope, Scaling};
 use serde_json::{Value, json};
@@ -675,6 +676,25 @@ fn dynamic_models_wait_for_a_length_unless_their_base_is_fixed() {
         "rope_scaling": {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "dynamic"}}),
     );
     assert_eq!(layer.rope.unwrap().scaling, Scaling::NtkStatic { alpha: 1000.0 });
+}
+
+#[test]
+fn dual_chunk_comes_with_its_sizes() {
+    // Qwen2.5-7B-Instruct-1M (L; sizes from vLLM 0.32.0)
+    let layer = one(
+        json!({"model_type": "qwen2", "head_dim": 128, "max_position_embeddings": 1010000, "rope_theta": 10000000.0,
+        "dual_chunk_attention_config": {"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144}}),
+    );
+    assert_eq!(layer.dual_chunk, Some(DualChunk { chunk: 262_144, local: 8192 }));
+    assert_eq!(layer.rope, Some(half(128, 1e7)));
+    assert_eq!(
+        refused(llama(json!({"dual_chunk_attention_config": {"chunk_size": 8192}}))),
+        "local_size is missing, dual_chunk_attention_config needs it"
+    );
+    assert_eq!(
+        refused(llama(json!({"dual_chunk_attention_config": {"chunk_size": 8192, "local_size": 8192}}))),
+        "Dual Chunk's local is 8192 and its chunk 8192, local must be at least 0 and below the chunk"
+    );
 }
 
 #[test]
