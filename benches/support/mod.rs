@@ -39,7 +39,7 @@ pub trait Operation {
 }
 
 /// Elements up to which a case is run on the emulator: a few seconds.
-const MOST_ON_THE_EMULATOR: u64 = 1 << 20;
+const MOST_ON_THE_EMULATOR: u64 = 1 << 21;
 
 /// The device, and which cases are wanted.
 pub struct Bench {

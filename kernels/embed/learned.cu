@@ -44,7 +44,6 @@ template <int W, int UNITS, bool NORM> __device__ void learned(const LearnedArgs
                 [&](unsigned channel, int, const float(&v)[UNIT]) { store_unit<W>(x, channel, args.dim, v); });
         }
     }
-    release_successor();
 }
 
 // The row of the position table that each token reads, for the gradient of that table.
@@ -58,7 +57,6 @@ __device__ void rows(const LearnedArgs& args) {
         static_cast<long long*>(args.x)[batch * static_cast<long long>(args.tokens) + token] =
             position_row(args, batch, token, before);
     }
-    release_successor();
 }
 
 #define LEARNED(name, W, UNITS, NORM)                                                             \

@@ -99,7 +99,6 @@ template <int W, int UNITS> __device__ void norm_grad(const LearnedArgs& args) {
             }
         }
     }
-    release_successor();
 }
 
 // One warp adds up 32 channels of one vector: thread (x, y) those of every eighth row, then row y = 0 the eight sums.
@@ -121,7 +120,6 @@ __device__ void vectors_grad(const TableGradArgs& args) {
         if (args.accumulate) sum += T::widen(out[channel]);
         out[channel] = T::narrow(sum);
     }
-    release_successor();
 }
 
 template <int W> __device__ void finish(const TableGradArgs& args, long long row, unsigned channel, float (&sum)[UNIT]) {
@@ -154,7 +152,6 @@ template <int W> __device__ void counted_grad(const TableGradArgs& args) {
         }
         finish<W>(args, args.first + token, channel, sum);
     }
-    release_successor();
 }
 
 // A block stands on one place of the order. If an id begins there, it adds up the tokens of that id: 16 threads side by
@@ -195,7 +192,6 @@ template <int W> __device__ void sorted_grad(const TableGradArgs& args) {
         }
         finish<W>(args, id, channel, sum);
     }
-    release_successor();
 }
 
 // One thread finds the place of one token: how many ids are smaller, or equal and earlier. All ids pass through shared
@@ -215,7 +211,6 @@ __device__ void order(const TableGradArgs& args) {
         __syncthreads();
     }
     if (own < count) static_cast<unsigned*>(args.table)[place] = own;
-    release_successor();
 }
 
 #define NORM_GRAD(name, W, UNITS)                                                                   \
