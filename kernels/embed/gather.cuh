@@ -21,14 +21,17 @@ __device__ inline long long count_kept(const LearnedArgs& args, unsigned batch, 
     long long sequence = batch * static_cast<long long>(args.tokens);
     unsigned count = 0;
     unsigned thread = threadIdx.y * blockDim.x + threadIdx.x;
+#pragma unroll 1
     for (unsigned i = thread; i < first; i += blockDim.x * blockDim.y) count += kept(args, sequence + i);
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) count += __shfl_xor_sync(0xffffffffu, count, step);
     if (thread % 32 == 0) counts[thread / 32] = count;
     __syncthreads();
     long long sum = args.positions ? read_id(args.positions, args.position_type, batch * args.sequence_stride) : 0;
+#pragma unroll 1
     for (unsigned warp = 0; warp < blockDim.x * blockDim.y / 32; ++warp) sum += counts[warp];
     __syncthreads();
+#pragma unroll 1
     for (unsigned i = first; i < min(token, args.tokens); ++i) sum += kept(args, sequence + i);
     return sum;
 }
@@ -72,59 +75,58 @@ struct Rows {
         }
     }
 
-    template <int W> __device__ void sum(const LearnedArgs& args, unsigned channel, float (&v)[UNIT]) const {
+    template <int W> __device__ void sum(const LearnedArgs& args, unsigned channel, float (&v)[STEP<W>]) const {
+        float other[STEP<W>];
         if (none) {
 #pragma unroll
-            for (int i = 0; i < UNIT; ++i) v[i] = __int_as_float(0x7fffffff);
+            for (int i = 0; i < STEP<W>; ++i) v[i] = __int_as_float(0x7fffffff);
             return;
         }
-        float other[UNIT];
-        load_unit<W>(token, channel, args.dim, v);
+        load_step<W>(token, channel, args.dim, v);
         if (position) {
-            load_unit<W>(position, channel, args.dim, other);
+            load_step<W>(position, channel, args.dim, other);
 #pragma unroll
-            for (int i = 0; i < UNIT; ++i) v[i] = fmaf(v[i], args.scale, other[i]);
+            for (int i = 0; i < STEP<W>; ++i) v[i] = fmaf(v[i], args.scale, other[i]);
         } else {
 #pragma unroll
-            for (int i = 0; i < UNIT; ++i) v[i] = v[i] * args.scale;
+            for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] * args.scale;
         }
         if (type) {
-            load_unit<W>(type, channel, args.dim, other);
+            load_step<W>(type, channel, args.dim, other);
 #pragma unroll
-            for (int i = 0; i < UNIT; ++i) v[i] = v[i] + other[i];
+            for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] + other[i];
         }
     }
 };
 
-// A row held in registers, UNITS units in a thread, or gathered again for each pass where it is too long (UNITS 0).
-template <int W, int UNITS> struct Held {
+// The channels of a row that this thread owns: one unit that it holds in registers (HELD), or every blockDim.x-th unit,
+// gathered again for each pass.
+template <int W, bool HELD> struct Row {
     const LearnedArgs& args;
     const Rows& rows;
-    float v[UNITS ? UNITS : 1][UNIT];
+    float v[STEP<W>];
 
-    __device__ Held(const LearnedArgs& args, const Rows& rows) : args(args), rows(rows) {
-        if constexpr (UNITS > 0) {
-#pragma unroll
-            for (int unit = 0; unit < UNITS; ++unit) {
-                unsigned channel = (unit * blockDim.x + threadIdx.x) * UNIT;
-                if (channel < args.dim) rows.template sum<W>(args, channel, v[unit]);
-            }
+    __device__ Row(const LearnedArgs& args, const Rows& rows) : args(args), rows(rows) {
+        if constexpr (HELD) {
+            unsigned channel = threadIdx.x * UNIT;
+            if (channel < args.dim) rows.template sum<W>(args, channel, v);
         }
     }
 
-    // f(channel, unit, values) for every unit of this thread.
+    // f(channel, values) for every step of this thread.
     template <class F> __device__ void each(F f) {
-        if constexpr (UNITS > 0) {
-#pragma unroll
-            for (int unit = 0; unit < UNITS; ++unit) {
-                unsigned channel = (unit * blockDim.x + threadIdx.x) * UNIT;
-                if (channel < args.dim) f(channel, unit, v[unit]);
-            }
+        unsigned first = threadIdx.x * UNIT;
+        if constexpr (HELD) {
+            if (first < args.dim) f(first, v);
         } else {
 #pragma unroll 1
-            for (unsigned channel = threadIdx.x * UNIT; channel < args.dim; channel += blockDim.x * UNIT) {
-                rows.template sum<W>(args, channel, v[0]);
-                f(channel, 0, v[0]);
+            for (; first < args.dim; first += blockDim.x * UNIT) {
+                unsigned last = min(first + UNIT, args.dim);
+#pragma unroll 1
+                for (unsigned channel = first; channel < last; channel += STEP<W>) {
+                    rows.template sum<W>(args, channel, v);
+                    f(channel, v);
+                }
             }
         }
     }
@@ -134,21 +136,21 @@ template <int W, int UNITS> struct Held {
 struct Moments {
     float mean, inverse;
 
-    template <class Row> __device__ Moments(const LearnedArgs& args, Row& row) {
+    template <int W, bool HELD> __device__ Moments(const LearnedArgs& args, Row<W, HELD>& row) {
         float dim = args.dim;
         mean = 0.0f;
         if (args.norm == LAYER_NORM) {
             float sum = 0.0f;
-            row.each([&](unsigned, int, const float(&v)[UNIT]) {
+            row.each([&](unsigned, const float(&v)[STEP<W>]) {
 #pragma unroll
-                for (int i = 0; i < UNIT; ++i) sum += v[i];
+                for (int i = 0; i < STEP<W>; ++i) sum += v[i];
             });
             mean = sum_row(sum) / dim;
         }
         float square = 0.0f;
-        row.each([&](unsigned channel, int, const float(&v)[UNIT]) {
+        row.each([&](unsigned channel, const float(&v)[STEP<W>]) {
 #pragma unroll
-            for (int i = 0; i < UNIT; ++i) {
+            for (int i = 0; i < STEP<W>; ++i) {
                 float d = channel + i < args.dim ? v[i] - mean : 0.0f;
                 square = fmaf(d, d, square);
             }

@@ -6,17 +6,19 @@
 // ids, type_ids, mask      [batch, tokens]
 // gain, bias               [dim], or null
 //
-// The threads of a row own its units of 8 channels in turn and hold them in registers between the passes of a norm.
+// The threads of a row own its units of 8 channels in turn. A norm passes over a row three times: up to 2048 channels with
+// wide accesses it is held in registers (`short`), else it is gathered again, from a cache.
 //
 // Bytes: one row of each table is read and one is written; ids once. A table's rows come from a cache where they are
 // read again: the position table, when the batch is larger than 1, and the type table always.
 #include "embed/gather.cuh"
 
-template <int W, int UNITS, bool NORM> __device__ void learned(const LearnedArgs& args) {
+template <int W, bool HELD, bool NORM> __device__ void learned(const LearnedArgs& args) {
     unsigned first = blockIdx.x * blockDim.y;
     unsigned token = first + threadIdx.y;
     bool live = token < args.tokens;
     wait_for_predecessor();
+#pragma unroll 1
     for (unsigned batch = blockIdx.y; batch < args.batch; batch += gridDim.y) {
         long long at = batch * args.strides[0] + token * args.strides[1];
         T::Bits* x = static_cast<T::Bits*>(args.x) + at;
@@ -24,24 +26,24 @@ template <int W, int UNITS, bool NORM> __device__ void learned(const LearnedArgs
         Rows rows;
         if (live) rows.look_up(args, static_cast<const T::Bits*>(args.source) + at, batch, token, before);
         if constexpr (NORM) {
-            Held<W, UNITS> row(args, rows);
+            Row<W, HELD> row(args, rows);
             Moments moments(args, row);
             if (!live) continue;
-            row.each([&](unsigned channel, int, const float(&v)[UNIT]) {
-                float gain[UNIT], bias[UNIT], y[UNIT];
-                if (args.gain) load_unit<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, gain);
-                if (args.bias) load_unit<W>(static_cast<const T::Bits*>(args.bias), channel, args.dim, bias);
+            row.each([&](unsigned channel, const float(&v)[STEP<W>]) {
+                float gain[STEP<W>], bias[STEP<W>], y[STEP<W>];
+                if (args.gain) load_step<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, gain);
+                if (args.bias) load_step<W>(static_cast<const T::Bits*>(args.bias), channel, args.dim, bias);
 #pragma unroll
-                for (int i = 0; i < UNIT; ++i) {
+                for (int i = 0; i < STEP<W>; ++i) {
                     y[i] = (v[i] - moments.mean) * moments.inverse;
                     if (args.gain) y[i] = y[i] * gain[i];
                     if (args.bias) y[i] = y[i] + bias[i];
                 }
-                store_unit<W>(x, channel, args.dim, y);
+                store_step<W>(x, channel, args.dim, y);
             });
         } else if (live) {
-            Held<W, 0>(args, rows).each(
-                [&](unsigned channel, int, const float(&v)[UNIT]) { store_unit<W>(x, channel, args.dim, v); });
+            Row<W, false>(args, rows).each(
+                [&](unsigned channel, const float(&v)[STEP<W>]) { store_step<W>(x, channel, args.dim, v); });
         }
     }
 }
@@ -51,6 +53,7 @@ __device__ void rows(const LearnedArgs& args) {
     unsigned first = blockIdx.x * blockDim.x * blockDim.y;
     unsigned token = first + threadIdx.y * blockDim.x + threadIdx.x;
     wait_for_predecessor();
+#pragma unroll 1
     for (unsigned batch = blockIdx.y; batch < args.batch; batch += gridDim.y) {
         long long before = args.rule != OFFSET ? count_kept(args, batch, first, token) : 0;
         if (token >= args.tokens) continue;
@@ -59,22 +62,16 @@ __device__ void rows(const LearnedArgs& args) {
     }
 }
 
-#define LEARNED(name, W, UNITS, NORM)                                                             \
+#define LEARNED(name, W, HELD, NORM)                                                        \
     extern "C" __global__ void __launch_bounds__(256) ENTRY(name)(const LearnedArgs args) { \
-        learned<W, UNITS, NORM>(args);                                                            \
+        learned<W, HELD, NORM>(args);                                                       \
     }
 
-LEARNED(learned_wide, WIDE, 0, false)
-LEARNED(learned_mid, MID, 0, false)
-LEARNED(learned_one, 1, 0, false)
-LEARNED(learned_norm_short_wide, WIDE, 1, true)
-LEARNED(learned_norm_short_mid, MID, 1, true)
-LEARNED(learned_norm_short_one, 1, 1, true)
-LEARNED(learned_norm_wide, WIDE, 4, true)
-LEARNED(learned_norm_mid, MID, 4, true)
-LEARNED(learned_norm_one, 1, 4, true)
-LEARNED(learned_norm_long_wide, WIDE, 0, true)
-LEARNED(learned_norm_long_mid, MID, 0, true)
-LEARNED(learned_norm_long_one, 1, 0, true)
+LEARNED(learned_wide, WIDE, false, false)
+LEARNED(learned_mid, MID, false, false)
+LEARNED(learned_one, 1, false, false)
+LEARNED(learned_norm_short, WIDE, true, true)
+LEARNED(learned_norm_wide, WIDE, false, true)
+LEARNED(learned_norm_one, 1, false, true)
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(learned_rows)(const LearnedArgs args) { rows(args); }

@@ -1,17 +1,18 @@
 // Rows in units of 8 channels, and sums over the threads of a row.
 //
 // A thread owns whole units whatever the width of its accesses, so that sums are made in one order and every width gives
-// the same bits.
+// the same bits. It takes a unit in one step, or channel by channel where accesses are narrow, which keeps that code small.
 #pragma once
 
 #include "common/scalar.cuh"
 
 constexpr int UNIT = 8;
+template <int W> constexpr int STEP = W == 1 ? 1 : UNIT;
 
-// Channels channel .. channel + 7 of a row of `dim`; zero behind its end.
-template <int W> __device__ void load_unit(const T::Bits* row, unsigned channel, unsigned dim, float (&x)[UNIT]) {
+// STEP channels of a row of `dim`, from `channel` on; zero behind its end.
+template <int W> __device__ void load_step(const T::Bits* row, unsigned channel, unsigned dim, float (&x)[STEP<W>]) {
 #pragma unroll
-    for (int i = 0; i < UNIT; i += W) {
+    for (int i = 0; i < STEP<W>; i += W) {
         float part[W] = {};
         if (channel + i < dim) unpack(Pack<W>::load(row + channel + i), part);
 #pragma unroll
@@ -19,9 +20,9 @@ template <int W> __device__ void load_unit(const T::Bits* row, unsigned channel,
     }
 }
 
-template <int W> __device__ void store_unit(T::Bits* row, unsigned channel, unsigned dim, const float (&x)[UNIT]) {
+template <int W> __device__ void store_step(T::Bits* row, unsigned channel, unsigned dim, const float (&x)[STEP<W>]) {
 #pragma unroll
-    for (int i = 0; i < UNIT; i += W) {
+    for (int i = 0; i < STEP<W>; i += W) {
         float part[W];
 #pragma unroll
         for (int j = 0; j < W; ++j) part[j] = x[i + j];
@@ -41,6 +42,7 @@ __device__ inline float sum_row(float x) {
     if (threadIdx.x % 32 == 0) parts[first + threadIdx.x / 32] = x;
     __syncthreads();
     float sum = 0.0f;
+#pragma unroll 1
     for (unsigned warp = 0; warp < warps; ++warp) sum += parts[first + warp];
     // The next sum writes the same places.
     __syncthreads();

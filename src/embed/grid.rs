@@ -509,7 +509,7 @@ impl Grid {
 /// The variants of the kernel: added and written, from wide accesses to narrow ones.
 const ENTRIES: [[&str; 3]; 2] =
     [["grid_add_wide", "grid_add_mid", "grid_add_one"], ["grid_write_wide", "grid_write_mid", "grid_write_one"]];
-const MASKED_ENTRIES: [&str; 3] = ["grid_masked_wide", "grid_masked_mid", "grid_masked_one"];
+const MASKED_ENTRIES: [&str; 2] = ["grid_masked_wide", "grid_masked_one"];
 
 impl Grid {
     /// Rate and phase of every channel, and its axis as the kernel knows it.
@@ -572,7 +572,7 @@ pub struct GridPlan<T> {
     masked_channels: CudaSlice<f64>,
     masked_axes: CudaSlice<u8>,
     functions: [[Function; 3]; 2],
-    masked: [Function; 3],
+    masked: [Function; 2],
     element: PhantomData<T>,
 }
 
@@ -586,7 +586,9 @@ impl<T: Scalar> GridPlan<T> {
         let (channels, axes) = spec.channels();
         let (masked_channels, masked_axes) = spec.masked_channels();
         let load = |entry| gpu.function("embed/grid", T::NAME, entry);
+        let load_masked = |entry| gpu.function("embed/grid_masked", T::NAME, entry);
         let three = |[a, b, c]: [&'static str; 3]| Ok::<_, Error>([load(a)?, load(b)?, load(c)?]);
+        let [a, b] = MASKED_ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
             spec: spec.clone(),
@@ -595,7 +597,7 @@ impl<T: Scalar> GridPlan<T> {
             masked_channels: gpu.upload(&masked_channels)?,
             masked_axes: gpu.upload(&masked_axes)?,
             functions: [three(ENTRIES[0])?, three(ENTRIES[1])?],
-            masked: three(MASKED_ENTRIES)?,
+            masked: [load_masked(a)?, load_masked(b)?],
             element: PhantomData,
         })
     }
@@ -708,8 +710,9 @@ impl<T: Scalar> GridPlan<T> {
         let channels = gpu.read("channels", &self.masked_channels, 3 * dim)?;
         let axes = gpu.read("axes", &self.masked_axes, dim)?;
         let width = width(size_of::<T>(), alignment(&[out.address.address()]), dim);
+        let (variant, elements) = if width.index == 0 { (0, width.elements) } else { (1, 1) };
         // Whole warps, because the threads of a token count together.
-        let lanes = dim.div_ceil(width.elements).next_multiple_of(32).min(THREADS);
+        let lanes = dim.div_ceil(elements).next_multiple_of(32).min(THREADS);
         let rows = (THREADS / lanes).min(tokens.next_power_of_two()).max(1);
         let args = MaskedArgs {
             x: out.address,
@@ -727,9 +730,9 @@ impl<T: Scalar> GridPlan<T> {
         };
         let grid = [small("blocks of tokens", tokens.div_ceil(rows))?, small("images", batch.min(65535))?, 1];
         let block = [small("lanes", lanes)?, small("rows", rows)?, 1];
-        let entry = MASKED_ENTRIES[width.index];
-        let launch = Launch { file: "embed/grid", entry, grid, block, args };
-        gpu.launch(&self.masked[width.index], &launch)
+        let entry = MASKED_ENTRIES[variant];
+        let launch = Launch { file: "embed/grid_masked", entry, grid, block, args };
+        gpu.launch(&self.masked[variant], &launch)
     }
 
     fn run(

@@ -11,7 +11,7 @@ use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
 use crate::embed::Tokens;
-use crate::embed::launch::{alignment, small, width};
+use crate::embed::launch::{Width, alignment, small, width};
 use crate::embed::sinusoid::check_scale;
 use crate::embed::tokens::at_least;
 use crate::gpu::args::{In, LearnedArgs, Out};
@@ -550,13 +550,10 @@ pub fn order(ids: &[i64]) -> Result<Vec<u32>> {
 
 /// Threads of a block with a norm or without.
 const THREADS: usize = 256;
-/// The variants of the kernel by [`Learned::kind`], from wide accesses to narrow ones.
-const ENTRIES: [[&str; 3]; 4] = [
-    ["learned_wide", "learned_mid", "learned_one"],
-    ["learned_norm_short_wide", "learned_norm_short_mid", "learned_norm_short_one"],
-    ["learned_norm_wide", "learned_norm_mid", "learned_norm_one"],
-    ["learned_norm_long_wide", "learned_norm_long_mid", "learned_norm_long_one"],
-];
+/// The variants of the kernel: without a norm, wide accesses to narrow ones; with one, rows of up to 2048 channels that are
+/// held in registers, wide accesses, narrow ones.
+const ENTRIES: [[&str; 3]; 2] =
+    [["learned_wide", "learned_mid", "learned_one"], ["learned_norm_short", "learned_norm_wide", "learned_norm_one"]];
 
 impl Learned {
     /// Threads of one row: whole warps, one thread for 8 channels and at most 256.
@@ -564,13 +561,12 @@ impl Learned {
         self.dim.div_ceil(8).next_multiple_of(32).min(THREADS)
     }
 
-    /// Which variant holds a row: 0 needs none, 1 and 2 hold 1 and 4 units of 8 channels a thread, 3 gathers again.
-    pub(crate) fn kind(&self) -> usize {
-        match (self.norm, self.dim.div_ceil(8 * self.lanes())) {
-            (None, _) => 0,
-            (_, 1) => 1,
-            (_, 2..=4) => 2,
-            _ => 3,
+    /// Which of the variants of a norm: held rows, wide accesses or narrow ones.
+    pub(crate) fn variant(&self, width: Width) -> usize {
+        match width.index {
+            0 if self.dim <= 8 * THREADS => 0,
+            0 => 1,
+            _ => 2,
         }
     }
 
@@ -614,7 +610,10 @@ impl Learned {
         let grid =
             [small("blocks of tokens", tokens.tokens.div_ceil(rows))?, small("sequences", tokens.batch.min(65535))?, 1];
         let block = [small("lanes", self.lanes())?, small("rows", rows)?, 1];
-        let entry = ENTRIES[self.kind()][width.index];
+        let entry = match self.norm {
+            None => ENTRIES[0][width.index],
+            Some(_) => ENTRIES[1][self.variant(width)],
+        };
         Ok(Launch { file: "embed/learned", entry, grid, block, args: self.args(tokens)? })
     }
 }
@@ -856,7 +855,7 @@ impl<T: Scalar> LearnedPlan<T> {
     pub fn new(gpu: &Gpu, spec: &Learned) -> Result<Self> {
         spec.check()?;
         let load = |entry| gpu.function("embed/learned", T::NAME, entry);
-        let [a, b, c] = ENTRIES[spec.kind()];
+        let [a, b, c] = ENTRIES[usize::from(spec.norm.is_some())];
         Ok(Self {
             gpu: gpu.clone(),
             spec: *spec,
@@ -944,7 +943,7 @@ impl<T: Scalar> LearnedPlan<T> {
             fault: fault.as_ref().map_or(Out::NULL, |fault| fault.address),
             ..held.fill(launch.args)
         };
-        let entries = ENTRIES[self.spec.kind()];
+        let entries = ENTRIES[usize::from(self.spec.norm.is_some())];
         let function = entries.iter().position(|&entry| entry == launch.entry).unwrap_or(2);
         gpu.launch(&self.functions[function], &launch)
     }

@@ -44,13 +44,14 @@ impl Learned {
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
-const NORM_ENTRIES: [[&str; 3]; 3] = [
-    ["norm_grad_short_wide", "norm_grad_short_mid", "norm_grad_short_one"],
-    ["norm_grad_wide", "norm_grad_mid", "norm_grad_one"],
-    ["norm_grad_long_wide", "norm_grad_long_mid", "norm_grad_long_one"],
-];
+const NORM_ENTRIES: [&str; 3] = ["norm_grad_short", "norm_grad_wide", "norm_grad_one"];
 const COUNTED_ENTRIES: [&str; 3] = ["counted_grad_wide", "counted_grad_mid", "counted_grad_one"];
 const SORTED_ENTRIES: [&str; 3] = ["sorted_grad_wide", "sorted_grad_mid", "sorted_grad_one"];
+/// Channels that a thread of the tables' kernels takes at once, by the variant.
+const fn step(variant: usize) -> usize {
+    if variant == 2 { 1 } else { 8 }
+}
+
 /// Blocks that keep partial sums. By the shape alone, so that every device adds in the same order.
 const PARTIAL_BLOCKS: usize = 512;
 
@@ -113,11 +114,13 @@ impl<T: Scalar> GradPlan<T> {
     /// If the spec is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, spec: &Learned) -> Result<Self> {
         spec.check()?;
-        let load = |entry| gpu.function("embed/learned_grad", T::NAME, entry);
+        let load = |entry| gpu.function("embed/table_grad", T::NAME, entry);
+        let load_norm = |entry| gpu.function("embed/norm_grad", T::NAME, entry);
         let three = |[a, b, c]: [&'static str; 3]| Ok::<_, Error>([load(a)?, load(b)?, load(c)?]);
-        let norm = match spec.kind() {
-            0 => None,
-            kind => Some(three(NORM_ENTRIES[kind - 1])?),
+        let [a, b, c] = NORM_ENTRIES;
+        let norm = match spec.norm {
+            None => None,
+            Some(_) => Some([load_norm(a)?, load_norm(b)?, load_norm(c)?]),
         };
         Ok(Self {
             gpu: gpu.clone(),
@@ -215,9 +218,9 @@ impl<T: Scalar> GradPlan<T> {
         };
         let grid = [small("blocks", blocks)?, 1, 1];
         let block = [small("lanes", self.spec.lanes())?, small("rows", rows)?, 1];
-        let entry = NORM_ENTRIES[self.spec.kind() - 1][width.index];
-        let launch = Launch { file: "embed/learned_grad", entry, grid, block, args };
-        gpu.launch(&functions[width.index], &launch)
+        let variant = self.spec.variant(width);
+        let launch = Launch { file: "embed/norm_grad", entry: NORM_ENTRIES[variant], grid, block, args };
+        gpu.launch(&functions[variant], &launch)
     }
 
     /// The gradients of gain and bias from the partial sums of [`GradPlan::norm`] for the same shape.
@@ -267,7 +270,7 @@ impl<T: Scalar> GradPlan<T> {
             ..TableGradArgs::zeroed()
         };
         let grid = [small("blocks of channels", dim.div_ceil(32))?, 1 + u32::from(bias.is_some()), 1];
-        let launch = Launch { file: "embed/learned_grad", entry: "vectors_grad", grid, block: [32, 8, 1], args };
+        let launch = Launch { file: "embed/table_grad", entry: "vectors_grad", grid, block: [32, 8, 1], args };
         gpu.launch(&self.vectors, &launch)
     }
 
@@ -310,7 +313,7 @@ impl<T: Scalar> GradPlan<T> {
         let grad = gpu.read("grad", grad, tokens.span()?)?;
         table.apart_from("table", &grad, "grad")?;
         let width = width(table.address.address() | grad.address.address());
-        let lanes = self.spec.dim.div_ceil(8).min(THREADS);
+        let lanes = self.spec.dim.div_ceil(step(width)).min(THREADS);
         let rows = (THREADS / lanes).min(tokens.tokens.next_power_of_two()).max(1);
         let args = TableGradArgs {
             table: table.address,
@@ -320,7 +323,7 @@ impl<T: Scalar> GradPlan<T> {
         };
         let grid = [small("blocks of tokens", tokens.tokens.div_ceil(rows))?, 1, 1];
         let block = [small("lanes", lanes)?, small("rows", rows)?, 1];
-        let launch = Launch { file: "embed/learned_grad", entry: COUNTED_ENTRIES[width], grid, block, args };
+        let launch = Launch { file: "embed/table_grad", entry: COUNTED_ENTRIES[width], grid, block, args };
         gpu.launch(&self.counted[width], &launch)
     }
 
@@ -353,7 +356,7 @@ impl<T: Scalar> GradPlan<T> {
             ..TableGradArgs::zeroed()
         };
         let grid = [small("blocks of ids", count.div_ceil(256))?, 1, 1];
-        let launch = Launch { file: "embed/learned_grad", entry: "order", grid, block: [256, 1, 1], args };
+        let launch = Launch { file: "embed/table_grad", entry: "order", grid, block: [256, 1, 1], args };
         gpu.launch(&self.order, &launch)
     }
 
@@ -401,9 +404,8 @@ impl<T: Scalar> GradPlan<T> {
             id_type,
             ..args
         };
-        let grid = [small("tokens", count)?, small("groups of channels", self.spec.dim.div_ceil(128))?, 1];
-        let launch =
-            Launch { file: "embed/learned_grad", entry: SORTED_ENTRIES[width], grid, block: [16, 16, 1], args };
+        let grid = [small("tokens", count)?, small("groups of channels", self.spec.dim.div_ceil(16 * step(width)))?, 1];
+        let launch = Launch { file: "embed/table_grad", entry: SORTED_ENTRIES[width], grid, block: [16, 16, 1], args };
         gpu.launch(&self.sorted[width], &launch)
     }
 

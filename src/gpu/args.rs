@@ -325,7 +325,7 @@ args! {
         double_time: u32,
     }
 
-    /// `embed/learned` and the norm's part of `embed/learned_grad`: rows of tables, added and normalised.
+    /// `embed/learned` and `embed/norm_grad`: rows of tables, added and normalised.
     LearnedArgs {
         /// embeddings, or the gradient of the sum; the rows of the position table for `learned_rows`
         x: Out,
@@ -399,7 +399,7 @@ args! {
         eps: f32,
     }
 
-    /// The tables' part of `embed/learned_grad`.
+    /// `embed/table_grad`: gradients of tables, and of a norm's vectors.
     TableGradArgs {
         /// gradient of the table, or of the gain; the order for `order`
         table: Out,
@@ -465,7 +465,7 @@ args! {
         scale: f32,
     }
 
-    /// The masked part of `embed/grid`: waves of coordinates counted over a mask.
+    /// `embed/grid_masked`: waves of coordinates counted over a mask.
     MaskedArgs {
         /// embeddings
         x: Out,

@@ -3,6 +3,7 @@
 mod axes;
 mod cpu;
 mod model;
+pub mod positions;
 mod query_scale;
 mod rope;
 mod scaling;

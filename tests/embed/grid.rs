@@ -1,9 +1,11 @@
 //! Sinusoids of grids.
 
 use posenc::accuracy::{assert_close, compare, rounded};
-use posenc::embed::{Along, Blocks, Counted, Grid, GridSize, Odd, Sinusoid, Tokens};
+use posenc::embed::{Along, Blocks, Counted, Grid, GridPlan, GridSize, Odd, Sinusoid, Tokens, Wave};
+use posenc::{Gpu, Pairing, Scalar};
 
 use crate::golden;
+use crate::support::{Data, Guarded, gpu, last_launch};
 
 fn image(case: &serde_json::Value) -> GridSize {
     GridSize::image(golden::size(case, "rows"), golden::size(case, "columns"))
@@ -157,6 +159,128 @@ fn adding_is_the_table_added() {
     assert!(compare(&x[8..56], &x[64..112].iter().map(|&x| f64::from(x)).collect::<Vec<_>>(), |_| 0.0).error == 0.0);
 }
 
+// -------------------------------------------------------------------------------------------- kernel against reference
+
+fn grids() -> Vec<Grid> {
+    let mut odd = Grid::detr(12, 100.0);
+    odd.axes[0].sinusoid = Sinusoid { odd: Odd::Zero, dim: 7, first: Wave::Cosine, ..odd.axes[0].sinusoid.clone() };
+    odd.axes[1].sinusoid =
+        Sinusoid { odd: Odd::Longer, dim: 5, pairing: Pairing::Half, ..odd.axes[1].sinusoid.clone() };
+    vec![
+        Grid::columns_first(16).cropped(Along::Rows, 11).scaled(Along::Columns, 0.3),
+        Grid::rows_first(8),
+        Grid::by_wave(24).cropped(Along::Columns, -4),
+        Grid::video(32).scaled(Along::Frames, 0.8),
+        Grid::detr(12, 20.0),
+        odd,
+    ]
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_meets_the_law() {
+    fn check<T: Scalar>(gpu: &Gpu) {
+        let mut data = Data::new(41);
+        for grid in grids() {
+            let plan = GridPlan::<T>::new(gpu, &grid).unwrap();
+            for size in [GridSize::image(1, 1), GridSize::image(3, 5), GridSize { frames: 2, rows: 3, columns: 4 }] {
+                for (batch, shift, pad, offset) in [(1, 0, 0, 0), (3, 1, 0, 0), (2, 0, 8, 8), (4, 4, 1, 3)] {
+                    let (dim, count) = (grid.dim(), size.tokens().unwrap());
+                    let tokens = Tokens {
+                        offset,
+                        strides: [count * (dim + pad) + 2 * pad, dim + pad],
+                        ..Tokens::new(batch, count, dim)
+                    };
+                    let x = data.values::<T>(tokens.span().unwrap());
+                    let scale = data.pick(&[1.0, -2.5]);
+                    for add in [false, true] {
+                        let mut want: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
+                        let mut bound = vec![0.0; want.len()];
+                        for index in 0..batch * count {
+                            let place = size.place(index % count);
+                            for channel in 0..dim {
+                                let at = tokens.index(index / count, index % count, channel);
+                                let value = grid.value(place, channel);
+                                let (new, error) = if add {
+                                    (want[at] * scale + value, grid.add_error_bound(place, want[at], scale))
+                                } else {
+                                    (value, grid.error_bound(place))
+                                };
+                                want[at] = new;
+                                bound[at] = rounded::<T>(new, error);
+                            }
+                        }
+                        let mut device = Guarded::new(gpu, &x, shift);
+                        if add {
+                            plan.add(&mut device.view(), tokens, size, scale).unwrap();
+                        } else {
+                            plan.write(&mut device.view(), tokens, size).unwrap();
+                        }
+                        let worst = compare(&device.read(gpu), &want, |i| bound[i]);
+                        assert!(worst.share <= 1.0, "{} {grid:?} {size:?} {tokens:?}: {worst:?}", T::NAME);
+                    }
+                }
+            }
+        }
+    }
+    let gpu = gpu();
+    check::<f32>(&gpu);
+    check::<half::f16>(&gpu);
+    check::<half::bf16>(&gpu);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_masked_kernel_counts_as_the_reference_does() {
+    fn check<T: Scalar>(gpu: &Gpu) {
+        let mut data = Data::new(42);
+        for grid in grids().into_iter().filter(|grid| grid.axes.len() == 2) {
+            let plan = GridPlan::<T>::new(gpu, &grid).unwrap();
+            for (batch, rows, columns, shift) in [(1, 1, 1, 0), (2, 3, 5, 1), (3, 40, 2, 0), (1, 2, 70, 0)] {
+                for counted in [
+                    Counted::default(),
+                    Counted { normalize: false, ..Counted::default() },
+                    Counted { centre: 0.5, scale: 3.0, normalize: true },
+                ] {
+                    let size = GridSize::image(rows, columns);
+                    let mask: Vec<u8> = (0..batch * rows * columns).map(|_| data.below(4).min(1) as u8 * 255).collect();
+                    let count = mask.len() * grid.dim();
+                    // f64 from the reference, through f32 for the bound alone.
+                    let mut want = vec![0.0f32; count];
+                    grid.write_masked(&mut want, &mask, batch, size, counted).unwrap();
+                    let mut out = Guarded::<T>::poisoned(gpu, count, shift);
+                    let mask = gpu.stream().clone_htod(&mask).unwrap();
+                    plan.write_masked(&mut out.view(), &mask, batch, size, counted).unwrap();
+                    let want: Vec<f64> = want.iter().map(|&x| f64::from(x)).collect();
+                    let bound = |i: usize| rounded::<T>(want[i], rounded::<f32>(want[i], 1e-14));
+                    let worst = compare(&out.read(gpu), &want, bound);
+                    assert!(worst.share <= 1.0, "{} {grid:?} {size:?} {counted:?}: {worst:?}", T::NAME);
+                }
+            }
+        }
+    }
+    let gpu = gpu();
+    check::<f32>(&gpu);
+    check::<half::bf16>(&gpu);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_grid_is_added_with_wide_accesses_and_one_read_and_write() {
+    let gpu = gpu();
+    let plan = GridPlan::<half::bf16>::new(&gpu, &Grid::columns_first(256)).unwrap();
+    let size = GridSize::image(4, 5);
+    let mut x = Guarded::new(&gpu, &Data::new(1).values::<half::bf16>(3 * 20 * 256), 0);
+    plan.add(&mut x.view(), Tokens::new(3, 20, 256), size, 1.0).unwrap();
+    if let Some(report) = last_launch() {
+        let bytes = 3 * 20 * 256 * 2;
+        assert_eq!(report.counters.bytes_written, bytes);
+        // 17 bytes a channel, for each token and group of sequences.
+        assert_eq!(report.counters.bytes_read, bytes + 20 * 256 * 17 * u64::from(report.grid[1]));
+        assert_eq!(report.counters.launches, 1);
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------------ refusals
 
 #[test]
@@ -191,6 +315,9 @@ fn grids_outside_the_law_are_refused_with_the_numbers() {
         size,
         "axis 1 of the grid has 5 channels in the pairing Half, blocks by wave need an even number in halves",
     );
+    let mut padded = Grid::rows_first(8);
+    padded.axes[1].sinusoid.padding = Some(0);
+    refused(padded, size, "axis 1 of the grid has its padding at 0, the tokens of a grid have none");
     refused(Grid::rows_first(32), size, "out holds 64 elements, the shape needs 128");
 }
 
@@ -203,6 +330,8 @@ fn masks_and_tensors_of_another_size_are_refused() {
     let frames = GridSize { frames: 2, rows: 1, columns: 2 };
     let error = grid.write_masked(&mut out, &[1; 4], 1, frames, Counted::default()).unwrap_err();
     assert_eq!(error.to_string(), "the grid has 2 frames, a mask is counted over images of 1");
+    let error = Grid::video(32).write_masked(&mut out, &[1], 1, GridSize::image(1, 1), Counted::default()).unwrap_err();
+    assert_eq!(error.to_string(), "an axis runs along frames, a mask is counted over rows and columns");
     let error = grid.add(&mut out, &Tokens::new(1, 3, 8), GridSize::image(2, 2), 1.0).unwrap_err();
     assert_eq!(error.to_string(), "x has 3 tokens, a grid of 1 x 2 x 2 has 4");
     let counted = Counted { scale: f64::NAN, ..Counted::default() };

@@ -3,6 +3,7 @@
 mod golden;
 mod grid;
 mod learned;
+mod resample;
 mod sinusoid;
 #[path = "../support/mod.rs"]
 mod support;

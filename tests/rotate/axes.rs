@@ -1,8 +1,13 @@
 //! Several axes: the published layouts, laws, refusals.
 
-use posenc::rotate::Axes;
-use posenc::{Direction, Heads, Pairing, Rope, Scaling};
+use half::{bf16, f16};
+use posenc::accuracy::assert_close;
+use posenc::rotate::{Angles, Axes, Beyond, Operand, Table, TableValues};
+use posenc::{Direction, Gpu, Heads, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
 use serde_json::Value;
+
+use super::rope::{Case, table};
+use crate::support::{Data, Guarded, gpu};
 
 fn golden() -> Value {
     serde_json::from_str(include_str!("../golden/rope_axes_hf.json")).unwrap()
@@ -211,6 +216,186 @@ fn interleaved_in_and_halves_out_is_a_permutation_of_the_result() {
         // Scores do not see the order of channels.
         let dot = |x: &[f32]| (0..24).map(|i| x[i] * x[48 + i]).sum::<f32>();
         assert!((dot(&x) - dot(&y)).abs() < 1e-5);
+    }
+}
+
+// ------------------------------------------------------------------------------------------- kernel against reference
+
+/// Layouts of real models, and those of `forms` for heads of every width of access.
+fn models() -> Vec<(Axes, usize)> {
+    vec![
+        (Axes::Sections(vec![16, 24, 24]), 128),
+        (Axes::Interleaved(vec![24, 20, 20]), 128),
+        (Axes::Interleaved(vec![11, 11, 10]), 64),
+        (Axes::HeightWidthFirst([20, 22, 22]), 128),
+        (Axes::Ladders(vec![20, 20]), 80),
+        (Axes::Ladders(vec![22, 21, 21]), 128),
+        (Axes::Dealt(2), 64),
+        (Axes::Table(vec![3, 1, 0, 2, 1]), 10),
+        (Axes::Sections(vec![1, 0, 2]), 6),
+    ]
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn every_layout_of_axes() {
+    let (gpu, mut data) = (gpu(), Data::new(31));
+    for (axes, rotary) in models().into_iter().chain(forms().into_iter().map(|axes| (axes, 32))) {
+        for pairing in [Pairing::Half, Pairing::Interleaved] {
+            let offset = data.pick(&[0, 2, 8]);
+            let dim = offset + rotary + data.pick(&[0, 1, 8]);
+            let rope = Rope { axes: axes.clone(), pairing, offset, ..Rope::new(rotary, 10_000.0) };
+            let (batch, tokens) = data.pick(&[(1, 5), (2, 3), (3, 1)]);
+            let (q, k) = (Heads::bthd(batch, tokens, 3, dim), Heads::bthd(batch, tokens, 1, dim));
+            let mut case = Case::in_place(&rope, q, Some(k), &mut data);
+            case.check::<bf16>(&gpu, &mut data);
+            case.check::<f32>(&gpu, &mut data);
+            case.out = Some((q, Some(k)));
+            case.shift = data.below(3);
+            case.check::<f16>(&gpu, &mut data);
+        }
+    }
+}
+
+/// One token's two heads of q, rotated on the device.
+fn rotated<T: Scalar>(gpu: &Gpu, rope: &Rope, heads: Heads, x: &[T], positions: Positions) -> Vec<T> {
+    let plan = RopePlan::<T>::new(gpu, rope).expect("a plan");
+    let mut buffer = Guarded::new(gpu, x, 0);
+    plan.rotate(Operand::in_place(&mut buffer.view(), heads), None, positions, Direction::Forward).expect("a call");
+    buffer.read(gpu)
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn equal_axes_are_plain_rope_on_the_device_too() {
+    let (gpu, mut data) = (gpu(), Data::new(32));
+    let heads = Heads::bthd(2, 4, 2, 136);
+    let x = data.values::<bf16>(heads.span().expect("small"));
+    let row: Vec<i64> = (0..8).map(|_| data.position()).collect();
+    let ids = gpu.stream().clone_htod(&row).expect("a copy");
+    for (axes, rotary) in models().into_iter().filter(|(axes, _)| axes.one_ladder()) {
+        for angles in [Angles::Exact, Angles::HfCompat] {
+            let plain = Rope { angles, ..Rope::new(rotary, 5e5) };
+            let several = Rope { axes: axes.clone(), ..plain.clone() };
+            let repeated = gpu.stream().clone_htod(&row.repeat(axes.count())).expect("a copy");
+            let want = rotated(&gpu, &plain, heads, &x, Positions::ids(&ids));
+            assert_eq!(want, rotated(&gpu, &several, heads, &x, Positions::ids(&repeated)), "{axes:?}");
+        }
+    }
+}
+
+/// Rows of a longer buffer, starts, and one row of ids for every sequence.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn every_kind_of_position_has_axes() {
+    let (gpu, mut data) = (gpu(), Data::new(33));
+    let rope = Rope { axes: Axes::Sections(vec![3, 2, 3]), ..Rope::new(16, 10_000.0) };
+    let (batch, tokens) = (2, 5);
+    let heads = Heads::bthd(batch, tokens, 2, 16);
+    let x = data.values::<f32>(heads.span().expect("small"));
+    let starts = [7i64, 131_000, 40, 0, 1 << 24, 99];
+    let ids: Vec<i64> = starts.iter().flat_map(|&start| (0..5).map(move |token| start + token)).collect();
+    let stream = gpu.stream();
+    let upload = |ids: &[i64]| stream.clone_htod(ids).expect("a copy");
+    let want = rope.expect(&x, &heads, &ids, Direction::Forward).expect("reference");
+    let whole = rotated(&gpu, &rope, heads, &x, Positions::ids(&upload(&ids)));
+    assert_close(&whole, &want.want, |i| want.bound[i]);
+    assert_eq!(whole, rotated(&gpu, &rope, heads, &x, Positions::starts(&upload(&starts))));
+    // A buffer made for 13 tokens of each axis, of which this call uses 10.
+    let mut longer = vec![i64::MAX; 3 * 13];
+    for axis in 0..3 {
+        longer[axis * 13..axis * 13 + 10].copy_from_slice(&ids[axis * 10..(axis + 1) * 10]);
+    }
+    assert_eq!(whole, rotated(&gpu, &rope, heads, &x, Positions::ids(&upload(&longer)).axis_stride(13)));
+    let narrow: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    let narrow = stream.clone_htod(&narrow).expect("a copy");
+    assert_eq!(whole, rotated(&gpu, &rope, heads, &x, Positions::ids(&narrow)));
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn pairs_move_out_of_place() {
+    let (gpu, mut data) = (gpu(), Data::new(34));
+    for (pairing, out) in [(Pairing::Interleaved, Pairing::Half), (Pairing::Half, Pairing::Interleaved)] {
+        for (rotary, offset, dim) in [(64, 0, 64), (64, 128, 192), (24, 4, 32), (10, 1, 13), (2, 0, 2), (32, 0, 40)] {
+            for axes in [Axes::One, Axes::Sections(vec![1, rotary / 2 - 1])] {
+                let rope = Rope { pairing, pairing_out: Some(out), offset, axes, ..Rope::new(rotary, 10_000.0) };
+                let (q, k) = (Heads::thd(4, 3, dim), Heads::thd(4, 2, dim));
+                let mut case = Case::in_place(&rope, q, Some(k), &mut data);
+                case.out = Some((q, Some(k)));
+                case.check_all(&gpu, &mut data);
+                case.shift = 1;
+                case.check::<bf16>(&gpu, &mut data);
+            }
+        }
+    }
+    let rope = Rope { pairing_out: Some(Pairing::Interleaved), ..Rope::new(8, 1e4) };
+    let plan = RopePlan::<f32>::new(&gpu, &rope).expect("a plan");
+    let mut x = gpu.stream().clone_htod(&[1f32; 8]).expect("a copy");
+    let ids = gpu.stream().clone_htod(&[1i64]).expect("a copy");
+    let call =
+        plan.rotate(Operand::in_place(&mut x, Heads::thd(1, 1, 8)), None, Positions::ids(&ids), Direction::Forward);
+    assert_eq!(
+        call.expect_err("refused").to_string(),
+        "pairing is Half and pairing_out Interleaved: pairs move, so the rotation cannot be in place"
+    );
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn compat_angles_and_tables_have_axes() {
+    let (gpu, mut data) = (gpu(), Data::new(35));
+    for (axes, rotary) in models() {
+        let rope = Rope { axes, angles: Angles::HfCompat, ..Rope::new(rotary, 10_000.0) };
+        Case::in_place(&rope, Heads::thd(3, 2, rotary), None, &mut data).check::<f32>(&gpu, &mut data);
+
+        let rope = Rope { angles: Angles::Exact, ..rope };
+        let (rows, pairs, heads) = (11, rotary / 2, Heads::thd(4, 2, rotary));
+        let (cos, sin) = table(&mut data, rows, pairs);
+        let positions: Vec<i64> = (0..4 * rope.axes.count()).map(|_| data.below(rows) as i64).collect();
+        let x = data.values::<f32>(heads.span().expect("small"));
+        let expected =
+            rope.expect_by_table(&x, &heads, &positions, Direction::Forward, (&cos, &sin)).expect("reference");
+        let stream = gpu.stream();
+        let upload = |x: &[f64]| stream.clone_htod(&x.iter().map(|&x| x as f32).collect::<Vec<_>>()).expect("a copy");
+        let (cos, sin) = (upload(&cos), upload(&sin));
+        let values = TableValues::F32 { cos: &cos, sin: Some(&sin) };
+        let plan = RopePlan::<f32>::new(&gpu, &rope).expect("a plan");
+        let ids = stream.clone_htod(&positions).expect("a copy");
+        let mut buffer = Guarded::new(&gpu, &x, 0);
+        let mut view = buffer.view();
+        let q = Operand::in_place(&mut view, heads);
+        let table = Table { values, rows, stride: pairs, beyond: Beyond::Clamp };
+        plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Forward).expect("a call");
+        // The reference's bound is for cosines and sines up to 1, these go to 2.
+        assert_close(&buffer.read(&gpu), &expected.want, |i| 2.0 * expected.bound[i]);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn too_few_rows_of_positions_are_refused_on_the_device() {
+    let gpu = gpu();
+    let rope = Rope { axes: Axes::Sections(vec![2, 1, 1]), ..Rope::new(8, 1e4) };
+    let plan = RopePlan::<f32>::new(&gpu, &rope).expect("a plan");
+    let stream = gpu.stream();
+    let (row, indptr) =
+        (stream.clone_htod(&[0i64; 5]).expect("a copy"), stream.clone_htod(&[0i32, 5]).expect("a copy"));
+    let x = Data::new(36).values::<f32>(40);
+    for (positions, message) in [
+        (Positions::ids(&row), "positions holds 5 elements, the shape needs 15"),
+        (Positions::ids(&row).axis_stride(4), "positions have an axis stride of 4, a row of one axis holds 5"),
+        (Positions::packed(&indptr, 1), "the spec has 3 axes, positions without ids have one"),
+    ] {
+        let mut buffer = Guarded::new(&gpu, &x, 0);
+        let call = plan.rotate(
+            Operand::in_place(&mut buffer.view(), Heads::thd(5, 1, 8)),
+            None,
+            positions,
+            Direction::Forward,
+        );
+        assert_eq!(call.expect_err(message).to_string(), message);
+        assert_eq!(buffer.read(&gpu), x);
     }
 }
 

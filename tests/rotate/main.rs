@@ -1,7 +1,9 @@
 //! The rotate room's tests, one file for each of its encodings.
 
+mod accuracy;
 mod axes;
 mod model;
+mod positions;
 mod rope;
 mod scaling;
 #[path = "../support/mod.rs"]

@@ -124,15 +124,16 @@ fn position_zero_is_the_identity_and_back_undoes_forward() {
 
 /// One call: shapes of q and k in their buffers, and of the outputs if it is out of place.
 #[derive(Clone, Debug)]
-struct Case {
-    rope: Rope,
-    q: Heads,
-    k: Option<Heads>,
-    out: Option<(Heads, Option<Heads>)>,
-    positions: Vec<i64>,
-    direction: Direction,
+pub struct Case {
+    pub rope: Rope,
+    pub q: Heads,
+    pub k: Option<Heads>,
+    pub out: Option<(Heads, Option<Heads>)>,
+    /// `[axes, batch, tokens]`
+    pub positions: Vec<i64>,
+    pub direction: Direction,
     /// elements that each buffer begins past a 64-byte boundary
-    shift: usize,
+    pub shift: usize,
 }
 
 /// Values and bounds of a buffer of `len` poisoned elements into which `from` is rotated, or copied, as `to`.
@@ -154,15 +155,15 @@ fn expected_copy<T: Scalar>(case: &Case, x: &[T], from: &Heads, to: &Heads) -> (
 }
 
 impl Case {
-    fn in_place(rope: &Rope, q: Heads, k: Option<Heads>, data: &mut Data) -> Self {
-        let positions = (0..q.batch * q.tokens).map(|_| data.position()).collect();
+    pub fn in_place(rope: &Rope, q: Heads, k: Option<Heads>, data: &mut Data) -> Self {
+        let positions = (0..rope.axes.count() * q.batch * q.tokens).map(|_| data.position()).collect();
         let direction = data.pick(&[Direction::Forward, Direction::Inverse]);
         Self { rope: rope.clone(), q, k, out: None, positions, direction, shift: 0 }
     }
 
     /// Runs the case for `T` and compares every element of every buffer.
     #[track_caller]
-    fn check<T: Scalar>(&self, gpu: &Gpu, data: &mut Data) {
+    pub fn check<T: Scalar>(&self, gpu: &Gpu, data: &mut Data) {
         let plan = RopePlan::<T>::new(gpu, &self.rope).expect("the plan is made");
         let tensors: Vec<(Heads, Option<Heads>)> = match self.out {
             None => [Some(self.q), self.k].into_iter().flatten().map(|heads| (heads, None)).collect(),
@@ -210,7 +211,7 @@ impl Case {
     }
 
     #[track_caller]
-    fn check_all(&self, gpu: &Gpu, data: &mut Data) {
+    pub fn check_all(&self, gpu: &Gpu, data: &mut Data) {
         self.check::<f32>(gpu, data);
         self.check::<f16>(gpu, data);
         self.check::<bf16>(gpu, data);
@@ -403,7 +404,7 @@ fn every_kind_of_position_gives_the_same_bits() {
 }
 
 /// The kernel's polynomial, in the same operations: f32 and fused multiply-adds have one meaning everywhere.
-fn sincos_phase(phase: u64) -> (f32, f32) {
+pub fn sincos_phase(phase: u64) -> (f32, f32) {
     let turn = ((phase >> 32) as u32).wrapping_add(0x2000_0000);
     let hex = |mantissa: u32, exponent: i32| mantissa as f32 * 2f32.powi(exponent - 24);
     let x = ((turn & 0x3fff_ffff) as i32 - 0x2000_0000) as f32 * 2f32.powi(-29);
@@ -550,7 +551,7 @@ fn compat_angles_rotate_like_their_reference() {
 }
 
 /// Rows of cosines and sines that are no rotation at all: a kernel cannot guess them.
-fn table(data: &mut Data, rows: usize, pairs: usize) -> (Vec<f64>, Vec<f64>) {
+pub fn table(data: &mut Data, rows: usize, pairs: usize) -> (Vec<f64>, Vec<f64>) {
     let mut column = || (0..rows * pairs).map(|_| bf16::from_f64(data.value()).to_f64()).collect();
     (column(), column())
 }

@@ -283,13 +283,8 @@ impl Now<'_> {
                 }
             }
             let w = Stamp(write.load(Ordering::SeqCst));
-            if fresh(w) && (!w.same_thread(me) || me.read_only()) {
-                if me.read_only() {
-                    return Some((w, true));
-                }
-                if !(w.strong() && me.strong()) && !self.ordered(w, me) {
-                    return Some((w, true));
-                }
+            if fresh(w) && (me.read_only() || self.races(w, me)) {
+                return Some((w, true));
             }
             return None;
         }
@@ -298,18 +293,20 @@ impl Now<'_> {
             w = Stamp(write.swap(me.0, Ordering::SeqCst));
         }
         let r = Stamp(read.load(Ordering::SeqCst));
-        if fresh(w) && !w.same_thread(me) && !(w.strong() && me.strong()) && !self.ordered(w, me) {
+        if fresh(w) && self.races(w, me) {
             return Some((w, true));
         }
-        if fresh(r) {
-            if r.read_only() {
-                return Some((r, false));
-            }
-            if !r.same_thread(me) && !(r.strong() && me.strong()) && !self.ordered(r, me) {
-                return Some((r, false));
-            }
+        if fresh(r) && (r.read_only() || self.races(r, me)) {
+            return Some((r, false));
         }
         None
+    }
+
+    /// Two accesses of which one writes: another thread's, not both atomic, and not ordered.
+    #[inline(always)]
+    fn races(&self, old: Stamp, me: Stamp) -> bool {
+        let both_strong = old.strong() && me.strong();
+        !old.same_thread(me) && !both_strong && !self.ordered(old, me)
     }
 
     /// The stamp of the reads after one more.
@@ -319,6 +316,22 @@ impl Now<'_> {
             return me;
         }
         let keep = old.0 & 1 << 49;
+        // nothing new: what many threads read is read by one more, in the same way
+        let covered =
+            me.bytes() & !old.bytes() == 0 && (old.read_only() || !me.read_only()) && (me.strong() || !old.strong());
+        if covered {
+            if old.block() == ALL_BLOCKS {
+                return old;
+            }
+            let known = match old.multi() {
+                SOME_LANES => old.thread() / 32 == me.thread() / 32 && old.clock() == me.clock(),
+                SOME_WARPS => old.clock() == u64::from(self.epoch),
+                _ => false,
+            };
+            if known && old.block() == me.block() {
+                return old;
+            }
+        }
         let both = me.with_bytes(me.bytes() | old.bytes());
         if old.same_thread(me) {
             let new = if old.clock() == me.clock() { both } else { me };
@@ -344,8 +357,11 @@ impl Now<'_> {
 #[derive(Default)]
 pub(crate) struct Releases {
     time: AtomicU64,
-    list: std::sync::Mutex<std::collections::HashMap<u64, Vec<(u64, Vec<u32>)>>>,
+    list: std::sync::Mutex<std::collections::HashMap<u64, Vec<Release>>>,
 }
+
+/// When a fence was, and the clocks of the warps whose accesses it releases.
+type Release = (u64, Vec<u32>);
 
 /// Fences of a block that are remembered.
 const MOST_RELEASES: usize = 64;

@@ -284,11 +284,11 @@ impl Memory {
             heap.freed.remove(0);
         }
         heap.freed.push(found);
-        if let Some((&s, &e)) = heap.free.range(..start).next_back() {
-            if e == start {
-                heap.free.remove(&s);
-                start = s;
-            }
+        if let Some((&s, &e)) = heap.free.range(..start).next_back()
+            && e == start
+        {
+            heap.free.remove(&s);
+            start = s;
         }
         if let Some(e) = heap.free.remove(&end) {
             end = e;

@@ -7,6 +7,9 @@
 //! The way of a kernel: [`ptx`] parses, `lower` resolves names and orders blocks, `exec` runs warps, `check` watches
 //! memory, `driver` is the interface. `README.md` says how to use it and what it cannot show.
 
+// lanes are numbers: a loop over them reads several arrays and a mask
+#![allow(clippy::needless_range_loop)]
+
 mod check;
 mod client;
 mod config;

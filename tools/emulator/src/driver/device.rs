@@ -110,7 +110,7 @@ fn attribute(number: i32) -> Option<i64> {
                 0
             }
         }
-        112 | 113 | 114 => 0,
+        112..=114 => 0,
         115 => 1, // pools
         116..=119 => 0,
         120 => i64::from(cc >= 90), // clusters

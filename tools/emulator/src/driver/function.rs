@@ -36,7 +36,7 @@ pub(crate) fn blocks_per_sm(f: &Function, threads: u32, dynamic: usize) -> u32 {
     let shared = f.kernel().static_shared + dynamic + reserved;
     let by_threads = l.threads_per_sm / (warps * 32);
     // registers are given to warps in pieces of 256
-    let registers = (f.kernel().registers.min(64) * 32).next_multiple_of(256) * warps;
+    let registers = (f.kernel().registers * 32).next_multiple_of(256) * warps;
     let by_registers = REGISTERS / registers.max(1);
     let by_shared = if shared == 0 { u32::MAX } else { l.shared_per_sm / shared as u32 };
     by_threads.min(by_registers).min(by_shared).min(l.blocks_per_sm)
@@ -68,7 +68,7 @@ export! {
             1 => kernel.static_shared as i32,
             2 => kernel.constants as i32,
             3 => kernel.local as i32,
-            4 => kernel.registers.min(64) as i32,
+            4 => kernel.registers as i32,
             5 => f.module.versions.0,
             6 => config().cc as i32,
             7 => 0,

@@ -148,7 +148,7 @@ impl Logs {
                 // SAFETY: the value is there.
                 LOG_ERROR => logs.buffers[1] = unsafe { *value }.cast(),
                 LOG_INFO_SIZE => {
-                    // sizes are numbers in the place of pointers
+                    // SAFETY: the value is there; sizes are numbers in the place of pointers.
                     logs.rooms[0] = unsafe { *value } as usize & 0xffff_ffff;
                     logs.sizes[0] = value;
                 }

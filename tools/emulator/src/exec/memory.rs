@@ -153,7 +153,7 @@ fn verb(touch: Touch) -> &'static str {
 
 fn misaligned(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, space: &str) -> bool {
     for l in lanes_of(mask) {
-        if addr[l] % bytes != 0 {
+        if !addr[l].is_multiple_of(bytes) {
             let what =
                 format!("{} {bytes} bytes of {space} memory at {:#x}, which is misaligned", verb(touch), addr[l]);
             cx.fail(FaultKind::Misaligned, 1 << l, &what);

@@ -674,13 +674,7 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
             let write = mods.has("cc");
             carry_op(if op == "addc" { "add" } else { "sub" }, ty, 1 | u64::from(write) << 1)?
         }
-        "add" | "sub" if matches!(ty, Ty::U16x2 | Ty::S16x2) => {
-            if op == "add" {
-                bin(|a: u32, b: u32| both2(a, b, u16::wrapping_add))
-            } else {
-                return none();
-            }
-        }
+        "add" if matches!(ty, Ty::U16x2 | Ty::S16x2) => bin(|a: u32, b: u32| both2(a, b, u16::wrapping_add)),
         "add" if mods.has("sat") => match ty {
             Ty::S32 => bin(|a: i32, b: i32| a.saturating_add(b)),
             _ => return none(),
@@ -902,9 +896,9 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
         },
         "bmsk" => match (mods.one(&["clamp", "wrap"]), ty) {
             (Some("clamp"), Ty::B32) => {
-                bin(|a: u32, b: u32| if a >= 32 { 0 } else { ((1u64 << b.min(32 - a).min(32)) - 1 << a) as u32 })
+                bin(|a: u32, b: u32| if a >= 32 { 0 } else { (((1u64 << b.min(32)) - 1) << a) as u32 })
             }
-            (Some(_), Ty::B32) => bin(|a: u32, b: u32| ((1u64 << (b & 31)) - 1 << (a & 31)) as u32),
+            (Some(_), Ty::B32) => bin(|a: u32, b: u32| (((1u64 << (b & 31)) - 1) << (a & 31)) as u32),
             _ => return none(),
         },
         "szext" => match (mods.one(&["clamp", "wrap"]), ty) {

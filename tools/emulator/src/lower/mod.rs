@@ -32,6 +32,10 @@ pub(crate) struct Kernel {
     pub(crate) cluster: Option<[u32; 3]>,
 }
 
+/// What a kernel is said to need at most. The real number is ptxas's to decide; with this one registers never limit the
+/// occupancy, which is an upper bound anyway.
+const MOST_REGISTERS: u32 = 32;
+
 /// A module ready to run.
 pub(crate) struct Lowered {
     pub(crate) program: Program,
@@ -120,7 +124,7 @@ pub(crate) fn lower(module: Module, addresses: &Addresses) -> Result<Lowered, Pt
                 static_shared,
                 local: code.local,
                 constants: module.vars.iter().filter(|v| v.space == Space::Const).map(|v| v.size).sum(),
-                registers: widths.clamp(8, 255),
+                registers: widths.clamp(8, MOST_REGISTERS),
                 max_threads: f.max_threads,
                 exact_threads: f.exact_threads,
                 cluster: f.cluster,
@@ -172,5 +176,106 @@ fn kind_of(ty: Ty) -> Kind {
             8 => Kind::W64,
             _ => Kind::W128,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Addresses, lower};
+    use crate::ptx::ast::Module;
+    use crate::ptx::{PtxError, parser};
+    use proptest::prelude::*;
+
+    const TEXTS: [&str; 4] = [
+        include_str!("../../tests/ptx/first.sm_75.ptx"),
+        include_str!("../../tests/ptx/first.sm_90.ptx"),
+        include_str!("../../tests/ptx/mutants.ptx"),
+        include_str!("../../tests/ptx/bench.ptx"),
+    ];
+
+    fn compile(text: &str) -> Result<usize, PtxError> {
+        let module: Module = parser::parse(text)?;
+        let addresses: Addresses = module.vars.iter().map(|v| (v.name.clone(), 0x7000_0000_0000)).collect();
+        Ok(lower(module, &addresses)?.kernels.len())
+    }
+
+    fn refused(body: &str) -> String {
+        let head = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 p)\n{\n";
+        compile(&format!("{head}{body}\nret;\n}}\n")).expect_err("this is not PTX").to_string()
+    }
+
+    #[test]
+    fn what_nvrtc_made_compiles() {
+        for text in TEXTS {
+            assert!(compile(text).unwrap() > 0);
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_with_its_line() {
+        for (body, part) in [
+            ("add.u32 %r1, 2, 1;", "the destination must be a register"),
+            (
+                ".reg .b32 %r<3>;\nfrobnicate.u32 %r1, %r2;",
+                "PTX line 7: `frobnicate.u32`: this instruction is not known",
+            ),
+            (".reg .b32 %r<3>;\nadd.fast.u32 %r1, %r2, 1;", "`add.fast.u32`: the modifier `.fast` is not known here"),
+            (".reg .b32 %r<3>;\nadd.u32 %r1, %r2;", "takes 3 operands, 2 stand there"),
+            (
+                ".reg .b32 %r<3>;\n.reg .b64 %d<3>;\nadd.u32 %r1, %d2, 1;",
+                "the register `%d2` is 64 bits, 32 bits are needed",
+            ),
+            (".reg .pred %p<3>;\n@%p1 bra NOWHERE;", "the label `NOWHERE` does not exist"),
+            (".reg .b32 %r<3>;\n@%r1 bra X;\nX:", "the guard `%r1` is not a predicate"),
+            (".reg .b32 %r<3>;\nadd.u32 %r1, %r7, 1;", "neither a register that is declared nor a special one"),
+            (".reg .b32 %r<3>;\nld.global.u32 %r1, [nothing];", "`nothing` is not declared"),
+            (".reg .b32 %r<3>;\nld.param.u32 %r1, [p+8];", "reads past the 8 bytes of parameters"),
+            (".reg .b32 %r<3>;\n.reg .b32 %r<2>;", "the register `%r0` is declared twice"),
+            ("add.u32 3, 4", "`,` or `;` expected after an operand, found `ret`"),
+            ("call missing;", "`missing` is not declared"),
+            (".reg .f32 %f<3>;\nadd.f32 %f1, %f2, 1;", "an integer stands where a float is needed"),
+            ("mov.u32", "takes 2 operands"),
+            (".reg .b32 %r<3>;\nmov.u32 %r1, 0f3F8;", "a 0f literal needs 8 hexadecimal digits"),
+            (".local .align 3 .b8 x[4];", "an alignment of 3 is not a power of two"),
+            (".local .b8 x[99999999999];", "`x` would take 99999999999 bytes"),
+            (".reg .b32 %r<4000000000>;", "4000000000 registers are too many"),
+        ] {
+            let said = refused(body);
+            assert!(said.contains(part), "{body}: {said}");
+        }
+        assert!(compile("").unwrap_err().to_string().contains("a module starts with `.version`"));
+        assert!(compile(".version 99.0\n.target sm_80").unwrap_err().newer_isa);
+        assert!(compile(".version 8.0\n.target compute_80").unwrap_err().to_string().contains("is not one of PTX"));
+        let deep = format!(".version 8.0\n.target sm_80\n.visible .entry k()\n{}", "{".repeat(100_000));
+        assert!(compile(&deep).unwrap_err().to_string().contains("nested too deeply"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_text_is_a_panic(text in "\\PC*") {
+            let _ = compile(&text);
+            let _ = compile(&format!(".version 8.0\n.target sm_80\n{text}"));
+        }
+
+        #[test]
+        fn no_damage_to_a_text_is_a_panic(
+            which in 0..TEXTS.len(),
+            cuts in prop::collection::vec((any::<u32>(), 0..4u8, "[ -~]{0,12}"), 1..6),
+        ) {
+            let mut words: Vec<String> =
+                TEXTS[which].split_inclusive(|c: char| !c.is_ascii_alphanumeric()).map(str::to_owned).collect();
+            for (at, what, text) in cuts {
+                let at = at as usize % words.len();
+                match what {
+                    0 => { words.remove(at); }
+                    1 => words.insert(at, text),
+                    2 => words.swap(at, 0),
+                    _ => words.truncate(at.max(1)),
+                }
+            }
+            let _ = compile(&words.concat());
+        }
     }
 }

@@ -542,10 +542,10 @@ impl<'a> Parser<'a> {
         }
         body.function.regs.push(ty);
         body.function.reg_names.push(name.clone());
-        if let Some(scope) = body.registers.last_mut() {
-            if scope.insert(name.clone(), id).is_some() {
-                return self.fail(format!("the register `{name}` is declared twice"));
-            }
+        if let Some(scope) = body.registers.last_mut()
+            && scope.insert(name.clone(), id).is_some()
+        {
+            return self.fail(format!("the register `{name}` is declared twice"));
         }
         Ok(id)
     }
@@ -582,25 +582,25 @@ impl<'a> Parser<'a> {
         if let (Some(&Token::Word(name)), Some(Token::Sign(':'))) = (self.peek(), self.peek_at(1)) {
             return self.label(name, body);
         }
-        if let Some(&Token::Word(word)) = self.peek() {
-            if word.starts_with('.') {
-                self.at += 1;
-                return match word {
-                    ".reg" => self.registers(body),
-                    ".local" | ".shared" | ".param" | ".const" | ".global" => {
-                        let vars = self.variables(space_of(word), false, body.scope())?;
-                        body.function.vars.extend(vars);
-                        Ok(())
-                    }
-                    ".loc" | ".file" => {
-                        self.at -= 1;
-                        self.skip_line();
-                        Ok(())
-                    }
-                    ".pragma" => self.skip_past(';'),
-                    _ => self.fail(format!("`{word}` is not known inside a function")),
-                };
-            }
+        if let Some(&Token::Word(word)) = self.peek()
+            && word.starts_with('.')
+        {
+            self.at += 1;
+            return match word {
+                ".reg" => self.registers(body),
+                ".local" | ".shared" | ".param" | ".const" | ".global" => {
+                    let vars = self.variables(space_of(word), false, body.scope())?;
+                    body.function.vars.extend(vars);
+                    Ok(())
+                }
+                ".loc" | ".file" => {
+                    self.at -= 1;
+                    self.skip_line();
+                    Ok(())
+                }
+                ".pragma" => self.skip_past(';'),
+                _ => self.fail(format!("`{word}` is not known inside a function")),
+            };
         }
         self.instruction(body)
     }

@@ -1,0 +1,486 @@
+//! A learned table of a grid at another size: what a vision transformer does at another resolution.
+//!
+//! ```text
+//! out[y, x] = sum over i, j of weight(rows, y, i) * weight(columns, x, j) * table[i, j]
+//! ```
+
+use std::marker::PhantomData;
+
+use cudarc::driver::CudaSlice;
+
+use crate::embed::launch::{THREADS, alignment, small, width};
+use crate::embed::tokens::at_least;
+use crate::embed::{Along, GridSize};
+use crate::gpu::args::ResampleArgs;
+use crate::gpu::{Function, Launch, Read, Write};
+use crate::shape::product;
+use crate::{Error, Gpu, Result, Scalar};
+
+// ---------------------------------------------------------------------------------------------------------------- spec
+
+/// What weighs the neighbours of a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Filter {
+    /// The two nearest on each axis, by distance.
+    Bilinear,
+    /// The four nearest on each axis, by Keys' cubic with A = -0.75; antialiased with A = -0.5.
+    #[default]
+    Bicubic,
+}
+
+/// Resampling of a learned table: what to compute, without element type or device.
+///
+/// | field | meaning |
+/// |---|---|
+/// | `from`, `to` | the grids, one frame each |
+/// | `filter` | what weighs the neighbours |
+/// | `antialias` | widens the filter where the grid shrinks, cuts it at the border and makes its weights sum to 1 |
+/// | `factors` | rows and columns: new over old, where code gives factors in place of sizes; the step is their inverse |
+/// | `prefix` | class and register tokens before the grid, copied |
+///
+/// | model | |
+/// |---|---|
+/// | Hugging Face's ViT, CLIP, SigLIP, DINOv2 | [`Resample::new`] |
+/// | timm, Hugging Face's DINOv2 with registers | `antialias: true` |
+/// | SigLIP 2, NaFlex | `filter: Bilinear, antialias: true` |
+/// | the original DINO and DINOv2 at n patches a side, from m | `factors: Some([(n + 0.1) / m, (n + 0.1) / m])` |
+///
+/// # Source
+/// R. Keys, "Cubic convolution interpolation", 1981, equation 15; torch 2.15's `interpolate` with `align_corners=False`.
+///
+/// # Example
+/// ```
+/// use posenc::embed::{Along, GridSize, Resample};
+/// let resample = Resample::new(GridSize::image(14, 14), GridSize::image(16, 16));
+/// let taps = resample.taps(Along::Rows, 8);
+/// assert_eq!((taps.first, taps.weights.len()), (5, 4));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Resample {
+    /// the table's grid
+    pub from: GridSize,
+    /// the grid that is made
+    pub to: GridSize,
+    /// what weighs the neighbours
+    pub filter: Filter,
+    /// widens the filter where the grid shrinks
+    pub antialias: bool,
+    /// new over old of rows and columns, where it is not the quotient of the sizes
+    pub factors: Option<[f64; 2]>,
+    /// tokens before the grid
+    pub prefix: usize,
+}
+
+/// The weights of one output along one axis: of `first`, `first + 1` and so on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Taps {
+    /// the first input
+    pub first: usize,
+    /// one weight for each input
+    pub weights: Vec<f64>,
+}
+
+impl Resample {
+    /// Bicubic without antialiasing, from size to size, without prefix.
+    pub const fn new(from: GridSize, to: GridSize) -> Self {
+        Self { from, to, filter: Filter::Bicubic, antialias: false, factors: None, prefix: 0 }
+    }
+
+    /// Refuses a size of 0, frames, and factors that are not finite and above 0 or that step outside the table.
+    ///
+    /// # Errors
+    /// [`Error::Value`] with the field, the rule and the value.
+    pub fn check(&self) -> Result<()> {
+        for size in [self.from, self.to] {
+            size.tokens()?;
+            if size.frames != 1 {
+                return Err(Error::Value(format!("the grid has {} frames, a table of images has 1", size.frames)));
+            }
+        }
+        for (along, factor) in [Along::Rows, Along::Columns].into_iter().zip(self.factors.into_iter().flatten()) {
+            if !(factor.is_finite() && factor > 0.0) {
+                return Err(Error::Value(format!("a factor is {factor}, it must be finite and above 0")));
+            }
+            let (from, to) = self.sizes(along);
+            let last = (to as f64 - 0.5) / factor;
+            if last > from as f64 {
+                return Err(Error::Value(format!(
+                    "a factor is {factor}, the last of {to} outputs would stand at {last} of {from}"
+                )));
+            }
+        }
+        product("prefix + rows x columns", &[self.prefix.saturating_add(self.from.rows * self.from.columns)])?;
+        Ok(())
+    }
+
+    fn sizes(&self, along: Along) -> (usize, usize) {
+        match along {
+            Along::Columns => (self.from.columns, self.to.columns),
+            Along::Frames | Along::Rows => (self.from.rows, self.to.rows),
+        }
+    }
+
+    fn tokens(&self, size: GridSize) -> usize {
+        self.prefix + size.rows * size.columns
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------------- law
+
+/// Keys' cubic at distance `x`.
+fn keys(x: f64, a: f64) -> f64 {
+    let x = x.abs();
+    if x < 1.0 {
+        ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        ((x - 5.0) * x + 8.0) * x * a - 4.0 * a
+    } else {
+        0.0
+    }
+}
+
+impl Resample {
+    /// The weights of output `index` along one axis.
+    ///
+    /// The output stands at `step * (index + 0.5)` with inputs at 0.5, 1.5 ...; `step` is the quotient of the sizes, or the
+    /// inverse of the factor. Without antialiasing, neighbours outside the table are its border. With it, the filter is
+    /// widened by `step` where that is above 1, inputs outside are left out, and weights are divided by their sum.
+    ///
+    /// # Panics
+    /// If there is no such output.
+    pub fn taps(&self, along: Along, index: usize) -> Taps {
+        let (from, to) = self.sizes(along);
+        assert!(index < to, "output {index} of {to}");
+        let step = match self.factors {
+            Some([rows, columns]) => 1.0 / if along == Along::Columns { columns } else { rows },
+            None => from as f64 / to as f64,
+        };
+        let place = step * (index as f64 + 0.5);
+        if self.antialias {
+            let wide = step.max(1.0);
+            let radius = wide
+                * match self.filter {
+                    Filter::Bilinear => 1.0,
+                    Filter::Bicubic => 2.0,
+                };
+            let first = (place - radius + 0.5).max(0.0) as usize;
+            let end = ((place + radius + 0.5) as usize).min(from);
+            let weights: Vec<f64> = (first..end)
+                .map(|input| {
+                    let x = (input as f64 + 0.5 - place) / wide;
+                    match self.filter {
+                        Filter::Bilinear => (1.0 - x.abs()).max(0.0),
+                        Filter::Bicubic => keys(x, -0.5),
+                    }
+                })
+                .collect();
+            let sum: f64 = weights.iter().sum();
+            return Taps { first, weights: weights.into_iter().map(|weight| weight / sum).collect() };
+        }
+        let source = match self.filter {
+            Filter::Bilinear => (place - 0.5).max(0.0),
+            Filter::Bicubic => place - 0.5,
+        };
+        let base = source.floor();
+        let t = source - base;
+        let (offset, weights): (i64, &[f64]) = match self.filter {
+            Filter::Bilinear => (0, &[1.0 - t, t]),
+            Filter::Bicubic => (-1, &[1.0 + t, t, 1.0 - t, 2.0 - t].map(|x| keys(x, -0.75))),
+        };
+        let at = |tap: usize| (base as i64 + offset + tap as i64).clamp(0, from as i64 - 1) as usize;
+        let (first, last) = (at(0), at(weights.len() - 1));
+        let mut taps = Taps { first, weights: vec![0.0; last - first + 1] };
+        for (tap, weight) in weights.iter().enumerate() {
+            taps.weights[at(tap) - first] += weight;
+        }
+        taps
+    }
+
+    /// The weights of input `index` in every output along one axis: the transpose.
+    fn all_taps(&self, along: Along, transposed: bool) -> Vec<Taps> {
+        let (from, to) = self.sizes(along);
+        let taps: Vec<Taps> = (0..to).map(|index| self.taps(along, index)).collect();
+        if !transposed {
+            return taps;
+        }
+        let weight = |output: usize, input: usize| {
+            let Taps { first, weights } = &taps[output];
+            input.checked_sub(*first).and_then(|tap| weights.get(tap)).copied()
+        };
+        (0..from)
+            .map(|input| {
+                let readers = || (0..to).filter(|&output| weight(output, input).is_some());
+                let first = readers().next().unwrap_or(0);
+                let end = readers().next_back().map_or(first, |last| last + 1);
+                let weights = (first..end).map(|output| weight(output, input).unwrap_or(0.0)).collect();
+                Taps { first, weights }
+            })
+            .collect()
+    }
+
+    /// The largest error of an element before it is rounded to its type, from the sum of the magnitudes of its terms,
+    /// `sum |row weight * column weight * value|`: `(taps + 4) * 2^-24` of it, `taps` the most taps of a row and of a
+    /// column together. The transpose has its own.
+    pub fn error_bound(taps: usize, magnitude: f64) -> f64 {
+        (taps as f64 + 4.0) * f32::ROUNDOFF * magnitude + 4.0 * f32::TINY
+    }
+
+    /// The most taps of a row and of a column together, of the resampling or of its transpose.
+    pub fn most_taps(&self, transposed: bool) -> usize {
+        let most = |along| self.all_taps(along, transposed).iter().map(|taps| taps.weights.len()).max().unwrap_or(0);
+        most(Along::Rows) + most(Along::Columns)
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- reference
+
+impl Resample {
+    /// Resamples a table on the CPU: f64 arithmetic, one rounding at the end.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `out` | `[prefix + to.rows * to.columns, dim]` | written |
+    /// | `table` | `[prefix + from.rows * from.columns, dim]` | read |
+    ///
+    /// # Accuracy
+    /// Half an ulp of `T`, and 1e-15 of the terms.
+    ///
+    /// # Errors
+    /// If the spec is refused, `dim` is 0, or a buffer is too short. Nothing is written then.
+    ///
+    /// # Source
+    /// torch 2.15, `interpolate` with `align_corners=False`.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::embed::{Filter, GridSize, Resample};
+    /// let (from, to) = (GridSize::image(1, 2), GridSize::image(1, 4));
+    /// let resample = Resample { filter: Filter::Bilinear, prefix: 1, ..Resample::new(from, to) };
+    /// let mut out = [0.0f32; 5];
+    /// resample.write(&mut out, &[9.0, 0.0, 4.0], 1)?;
+    /// assert_eq!(out, [9.0, 0.0, 1.0, 3.0, 4.0]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn write<T: Scalar>(&self, out: &mut [T], table: &[T], dim: usize) -> Result<()> {
+        self.apply(out, table, dim, false)
+    }
+
+    /// The gradient of the table from the gradient of the resampled one, on the CPU: the transpose.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `table` | `[prefix + from.rows * from.columns, dim]` | written |
+    /// | `grad` | `[prefix + to.rows * to.columns, dim]` | read |
+    ///
+    /// # Errors
+    /// As [`Resample::write`].
+    pub fn write_grad<T: Scalar>(&self, table: &mut [T], grad: &[T], dim: usize) -> Result<()> {
+        self.apply(table, grad, dim, true)
+    }
+
+    fn apply<T: Scalar>(&self, out: &mut [T], table: &[T], dim: usize, transposed: bool) -> Result<()> {
+        let (from, to) = self.check_buffers(("out", out.len()), ("table", table.len()), dim, transposed)?;
+        let (rows, columns) = (self.all_taps(Along::Rows, transposed), self.all_taps(Along::Columns, transposed));
+        out[..self.prefix * dim].copy_from_slice(&table[..self.prefix * dim]);
+        for (y, rows) in rows.iter().enumerate() {
+            for (x, columns) in columns.iter().enumerate() {
+                for c in 0..dim {
+                    let mut sum = 0.0;
+                    for (i, row) in rows.weights.iter().enumerate() {
+                        for (j, column) in columns.weights.iter().enumerate() {
+                            let place = (rows.first + i) * from.columns + columns.first + j;
+                            sum += row * column * table[(self.prefix + place) * dim + c].to_f64();
+                        }
+                    }
+                    out[(self.prefix + y * to.columns + x) * dim + c] = T::from_f64(sum);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The checks that the reference and the plan share; the grids that are read and written.
+    fn check_buffers(
+        &self,
+        out: (&'static str, usize),
+        table: (&'static str, usize),
+        dim: usize,
+        transposed: bool,
+    ) -> Result<(GridSize, GridSize)> {
+        self.check()?;
+        if dim == 0 {
+            return Err(Error::Value("dim is 0, it must be at least 1".into()));
+        }
+        let (from, to) = if transposed { (self.to, self.from) } else { (self.from, self.to) };
+        at_least(table.0, table.1, product("tokens x dim", &[self.tokens(from), dim])?)?;
+        at_least(out.0, out.1, product("tokens x dim", &[self.tokens(to), dim])?)?;
+        Ok((from, to))
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+const ENTRIES: [&str; 3] = ["resample_wide", "resample_mid", "resample_one"];
+
+/// The taps of one axis on the device.
+struct DeviceTaps {
+    spans: CudaSlice<u32>,
+    weights: CudaSlice<f32>,
+    outputs: usize,
+    most: usize,
+}
+
+impl DeviceTaps {
+    fn new(gpu: &Gpu, taps: &[Taps]) -> Result<Self> {
+        let most = taps.iter().map(|taps| taps.weights.len()).max().unwrap_or(0).max(1);
+        let mut spans = Vec::with_capacity(2 * taps.len());
+        let mut weights = Vec::with_capacity(most * taps.len());
+        for Taps { first, weights: own } in taps {
+            spans.extend([small("rows", *first)?, small("taps", own.len())?]);
+            weights.extend(own.iter().map(|&weight| weight as f32));
+            weights.resize(spans.len() / 2 * most, 0.0);
+        }
+        Ok(Self { spans: gpu.upload(&spans)?, weights: gpu.upload(&weights)?, outputs: taps.len(), most })
+    }
+}
+
+/// [`Resample`] on a [`Gpu`], for one element type: its weights are uploaded, those of the transpose too, and its kernels
+/// loaded.
+///
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel.
+pub struct ResamplePlan<T> {
+    gpu: Gpu,
+    spec: Resample,
+    /// rows and columns of the resampling, then of its transpose
+    taps: [[DeviceTaps; 2]; 2],
+    functions: [Function; 3],
+    element: PhantomData<T>,
+}
+
+impl<T: Scalar> ResamplePlan<T> {
+    /// Uploads the weights and loads the kernels.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, spec: &Resample) -> Result<Self> {
+        spec.check()?;
+        let load = |entry| gpu.function("embed/resample", T::NAME, entry);
+        let taps = |along, transposed| DeviceTaps::new(gpu, &spec.all_taps(along, transposed));
+        let both = |transposed| Ok::<_, Error>([taps(Along::Rows, transposed)?, taps(Along::Columns, transposed)?]);
+        let [a, b, c] = ENTRIES;
+        Ok(Self {
+            gpu: gpu.clone(),
+            spec: *spec,
+            taps: [both(false)?, both(true)?],
+            functions: [load(a)?, load(b)?, load(c)?],
+            element: PhantomData,
+        })
+    }
+
+    /// The spec.
+    pub fn resample(&self) -> &Resample {
+        &self.spec
+    }
+
+    /// Resamples a table.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `out` | `[prefix + to.rows * to.columns, dim]` | written |
+    /// | `table` | `[prefix + from.rows * from.columns, dim]` | read |
+    ///
+    /// # Accuracy
+    /// [`Resample::error_bound`] and the rounding to `T`; the prefix is copied. The same bits on every device, for every
+    /// alignment.
+    ///
+    /// # Errors
+    /// If `dim` is 0, or a buffer is too short, lies in another context or shares memory with the other. Nothing is
+    /// written then.
+    ///
+    /// # Source
+    /// torch 2.15, `interpolate` with `align_corners=False`.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::Gpu;
+    /// use posenc::embed::{GridSize, Resample, ResamplePlan};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// // ViT-B/16 at 384 pixels from its table for 224, class token kept.
+    /// let spec = Resample { prefix: 1, ..Resample::new(GridSize::image(14, 14), GridSize::image(24, 24)) };
+    /// let plan = ResamplePlan::<f32>::new(&gpu, &spec)?;
+    /// let table = gpu.stream().alloc_zeros(197 * 768)?;
+    /// let mut out = gpu.stream().alloc_zeros(577 * 768)?;
+    /// plan.write(&mut out, &table, 768)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn write(&self, out: Write<'_, T>, table: Read<'_, T>, dim: usize) -> Result<()> {
+        self.run(("out", out), ("table", table), dim, false, false)
+    }
+
+    /// The gradient of the table from the gradient of the resampled one: the transpose.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `table` | `[prefix + from.rows * from.columns, dim]` | written |
+    /// | `grad` | `[prefix + to.rows * to.columns, dim]` | read |
+    /// | `accumulate` | | adds to what is there |
+    ///
+    /// # Accuracy
+    /// [`Resample::error_bound`] with the taps of the transpose, and the rounding to `T`. Each element has one writer and
+    /// one order of addition.
+    ///
+    /// # Errors
+    /// As [`ResamplePlan::write`].
+    pub fn grad(&self, table: Write<'_, T>, grad: Read<'_, T>, dim: usize, accumulate: bool) -> Result<()> {
+        self.run(("table", table), ("grad", grad), dim, true, accumulate)
+    }
+
+    fn run(
+        &self,
+        (out_name, out): (&'static str, Write<'_, T>),
+        (table_name, table): (&'static str, Read<'_, T>),
+        dim: usize,
+        transposed: bool,
+        accumulate: bool,
+    ) -> Result<()> {
+        let spec = &self.spec;
+        let (from, to) = spec.check_buffers((out_name, out.len()), (table_name, table.len()), dim, transposed)?;
+        let gpu = &self.gpu;
+        let tokens = spec.tokens(to);
+        let out = gpu.write(out_name, out, tokens * dim)?;
+        let table = gpu.read(table_name, table, spec.tokens(from) * dim)?;
+        out.apart_from(out_name, &table, table_name)?;
+        let [rows, columns] = &self.taps[usize::from(transposed)];
+        let span = |taps: &DeviceTaps| taps.outputs * 2;
+        let row_spans = gpu.read("row spans", &rows.spans, span(rows))?;
+        let column_spans = gpu.read("column spans", &columns.spans, span(columns))?;
+        let row_weights = gpu.read("row weights", &rows.weights, rows.outputs * rows.most)?;
+        let column_weights = gpu.read("column weights", &columns.weights, columns.outputs * columns.most)?;
+        let addresses = [out.address.address(), table.address.address()];
+        let width = width(size_of::<T>(), alignment(&addresses), dim);
+        let lanes = dim.div_ceil(width.elements).clamp(1, THREADS);
+        let block_rows = (THREADS / lanes).min(tokens.next_power_of_two()).max(1);
+        let args = ResampleArgs {
+            out: out.address,
+            table: table.address,
+            row_spans: row_spans.address,
+            row_weights: row_weights.address,
+            column_spans: column_spans.address,
+            column_weights: column_weights.address,
+            prefix: small("tokens of the prefix", spec.prefix)?,
+            in_columns: small("columns", from.columns)?,
+            out_rows: small("rows", to.rows)?,
+            out_columns: small("columns", to.columns)?,
+            row_taps: small("taps", rows.most)?,
+            column_taps: small("taps", columns.most)?,
+            dim: small("channels", dim)?,
+            accumulate: u32::from(accumulate),
+        };
+        small("tokens", tokens)?;
+        let grid = [small("blocks of tokens", tokens.div_ceil(block_rows))?, 1, 1];
+        let block = [small("lanes", lanes)?, small("rows", block_rows)?, 1];
+        let launch = Launch { file: "embed/resample", entry: ENTRIES[width.index], grid, block, args };
+        gpu.launch(&self.functions[width.index], &launch)
+    }
+}

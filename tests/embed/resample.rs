@@ -1,0 +1,291 @@
+//! Resampling of learned tables.
+
+use posenc::Scalar;
+use posenc::accuracy::{assert_close, compare, rounded};
+use posenc::embed::{Along, Filter, GridSize, Resample, ResamplePlan};
+
+use crate::golden;
+use crate::support::{Data, Guarded, gpu, last_launch};
+
+const CHANNELS: usize = 2;
+
+fn of_case(case: &serde_json::Value) -> Resample {
+    let size = |key: &str| {
+        let size = golden::integers(case, key);
+        GridSize::image(size[0] as usize, size[1] as usize)
+    };
+    Resample {
+        filter: if case["mode"] == "bicubic" { Filter::Bicubic } else { Filter::Bilinear },
+        antialias: case["antialias"] == true,
+        factors: case.get("factors").map(|_| {
+            let factors = golden::floats(case, "factors");
+            [factors[0], factors[1]]
+        }),
+        prefix: case.get("prefix").map_or(0, |_| golden::size(case, "prefix")),
+        ..Resample::new(size("from"), size("to"))
+    }
+}
+
+/// The resampled table, or the transpose, in f64 from the law alone; and the sum of magnitudes of each element.
+fn by_law(spec: &Resample, table: &[f64], dim: usize, transposed: bool) -> (Vec<f64>, Vec<f64>) {
+    let (from, to) = (spec.from, spec.to);
+    let into = if transposed { from } else { to };
+    let mut out = vec![0.0; (spec.prefix + into.rows * into.columns) * dim];
+    let mut magnitude = vec![0.0; out.len()];
+    out[..spec.prefix * dim].copy_from_slice(&table[..spec.prefix * dim]);
+    for y in 0..to.rows {
+        let rows = spec.taps(Along::Rows, y);
+        for x in 0..to.columns {
+            let columns = spec.taps(Along::Columns, x);
+            for (i, row) in rows.weights.iter().enumerate() {
+                for (j, column) in columns.weights.iter().enumerate() {
+                    let near = spec.prefix + (rows.first + i) * from.columns + columns.first + j;
+                    let far = spec.prefix + y * to.columns + x;
+                    let (target, source) = if transposed { (near, far) } else { (far, near) };
+                    for c in 0..dim {
+                        let term = row * column * table[source * dim + c];
+                        out[target * dim + c] += term;
+                        magnitude[target * dim + c] += term.abs();
+                    }
+                }
+            }
+        }
+    }
+    (out, magnitude)
+}
+
+// -------------------------------------------------------------------------------------------------------------- values
+
+#[test]
+fn the_law_is_torchs_in_f64_and_so_is_its_transpose() {
+    for case in golden::cases("resample").iter().filter(|case| golden::name(case) != "timm") {
+        let spec = of_case(case);
+        let (got, _) = by_law(&spec, &golden::floats(case, "table"), CHANNELS, false);
+        for (i, (got, want)) in got.iter().zip(golden::floats(case, "values")).enumerate() {
+            assert!((got - want).abs() < 1e-13, "{spec:?} at {i}: {got} {want}");
+        }
+        if case.get("grad").is_some() {
+            let (got, _) = by_law(&spec, &golden::floats(case, "grad"), CHANNELS, true);
+            for (i, (got, want)) in got.iter().zip(golden::floats(case, "table_grad")).enumerate() {
+                assert!((got - want).abs() < 1e-13, "{spec:?} gradient at {i}: {got} {want}");
+            }
+        }
+    }
+}
+
+/// Within 1e-6 of torch in f64; and of torch in f32, but for what that is off by itself: up to 1.7e-6, because it makes its
+/// weights in f32.
+fn near_torch(got: &[f32], case: &serde_json::Value) {
+    let (truth, single) = (golden::floats(case, "values"), golden::floats(case, "f32"));
+    assert_close(got, &truth, |_| 1e-6);
+    assert_close(got, &single, |i| 1e-6 + (truth[i] - single[i]).abs());
+}
+
+#[test]
+fn the_reference_is_torchs_to_a_millionth() {
+    for case in golden::named("resample", "size") {
+        let table: Vec<f32> = golden::floats(case, "table").iter().map(|&x| x as f32).collect();
+        let mut got = vec![f32::NAN; golden::floats(case, "values").len()];
+        of_case(case).write(&mut got, &table, CHANNELS).unwrap();
+        near_torch(&got, case);
+    }
+    for case in golden::named("resample", "timm") {
+        let table: Vec<f32> = golden::floats(case, "table").iter().map(|&x| x as f32).collect();
+        let want = golden::floats(case, "values");
+        let mut got = vec![f32::NAN; want.len()];
+        of_case(case).write(&mut got, &table, CHANNELS).unwrap();
+        assert_eq!(got[..CHANNELS], table[..CHANNELS]);
+        assert_close(&got, &want, |_| 1e-6);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- laws
+
+fn specs() -> Vec<Resample> {
+    let mut specs = Vec::new();
+    for (from, to) in [
+        ((7, 5), (11, 6)),
+        ((14, 9), (7, 5)),
+        ((3, 4), (3, 4)),
+        ((1, 6), (3, 2)),
+        ((5, 4), (1, 1)),
+        ((16, 16), (3, 20)),
+    ] {
+        for filter in [Filter::Bilinear, Filter::Bicubic] {
+            for antialias in [false, true] {
+                for factors in [false, true] {
+                    let factor = |from: usize, to: usize| (to as f64 + 0.1) / from as f64;
+                    specs.push(Resample {
+                        filter,
+                        antialias,
+                        factors: factors.then(|| [factor(from.0, to.0), factor(from.1, to.1)]),
+                        prefix: from.0 % 3,
+                        ..Resample::new(GridSize::image(from.0, from.1), GridSize::image(to.0, to.1))
+                    });
+                }
+            }
+        }
+    }
+    specs
+}
+
+#[test]
+fn weights_sum_to_one_and_stay_inside_the_table() {
+    for spec in specs() {
+        for (along, from, to) in
+            [(Along::Rows, spec.from.rows, spec.to.rows), (Along::Columns, spec.from.columns, spec.to.columns)]
+        {
+            for index in 0..to {
+                let taps = spec.taps(along, index);
+                assert!((taps.weights.iter().sum::<f64>() - 1.0).abs() < 1e-14, "{spec:?} {index}");
+                assert!(!taps.weights.is_empty() && taps.first + taps.weights.len() <= from, "{spec:?} {index}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_size_is_the_same_table() {
+    for filter in [Filter::Bilinear, Filter::Bicubic] {
+        for antialias in [false, true] {
+            let size = GridSize::image(4, 3);
+            let spec = Resample { filter, antialias, prefix: 2, ..Resample::new(size, size) };
+            let table: Vec<f32> = (0..42).map(|i| (i as f32 * 0.9).sin()).collect();
+            let mut out = vec![0.0; 42];
+            spec.write(&mut out, &table, 3).unwrap();
+            assert_eq!(out, table);
+        }
+    }
+}
+
+#[test]
+fn the_transpose_is_the_transpose() {
+    let mut data = Data::new(6);
+    for spec in specs() {
+        let count = |size: GridSize| (spec.prefix + size.rows * size.columns) * 3;
+        let (x, g) = (data.values::<f32>(count(spec.from)), data.values::<f32>(count(spec.to)));
+        let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let (out, grad) = (by_law(&spec, &wide(&x), 3, false).0, by_law(&spec, &wide(&g), 3, true).0);
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        assert!((dot(&out, &wide(&g)) - dot(&wide(&x), &grad)).abs() < 1e-10, "{spec:?}");
+        let mut reference = vec![0.0f32; count(spec.from)];
+        spec.write_grad(&mut reference, &g, 3).unwrap();
+        assert_close(&reference, &grad, |i| rounded::<f32>(grad[i], 1e-13));
+    }
+}
+
+// -------------------------------------------------------------------------------------------- kernel against reference
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_meets_the_law_and_so_does_its_transpose() {
+    fn check<T: Scalar>(gpu: &posenc::Gpu) {
+        let mut data = Data::new(7);
+        for spec in specs() {
+            let dim = data.pick(&[1, 3, 8, 20, 64]);
+            let shift = data.pick(&[0, 1, 4]);
+            let plan = ResamplePlan::<T>::new(gpu, &spec).unwrap();
+            for transposed in [false, true] {
+                let (read, written) = if transposed { (spec.to, spec.from) } else { (spec.from, spec.to) };
+                let count = |size: GridSize| (spec.prefix + size.rows * size.columns) * dim;
+                let table = data.values::<T>(count(read));
+                let before = data.values::<T>(count(written));
+                let accumulate = transposed && data.below(2) == 0;
+                let wide: Vec<f64> = table.iter().map(|x| x.to_f64()).collect();
+                let (mut want, mut magnitude) = by_law(&spec, &wide, dim, transposed);
+                if accumulate {
+                    for (i, before) in before.iter().enumerate() {
+                        want[i] += before.to_f64();
+                        magnitude[i] += want[i].abs() + before.to_f64().abs();
+                    }
+                }
+                let mut out = Guarded::new(gpu, &before, shift);
+                let mut table = Guarded::new(gpu, &table, shift);
+                if transposed {
+                    plan.grad(&mut out.view(), &table.view(), dim, accumulate).unwrap();
+                } else {
+                    plan.write(&mut out.view(), &table.view(), dim).unwrap();
+                }
+                let taps = spec.most_taps(transposed);
+                let bound = |i: usize| {
+                    if i < spec.prefix * dim && !accumulate {
+                        0.0
+                    } else {
+                        rounded::<T>(want[i], Resample::error_bound(taps, magnitude[i]))
+                    }
+                };
+                let worst = compare(&out.read(gpu), &want, bound);
+                assert!(worst.share <= 1.0, "{} {spec:?} dim {dim} transposed {transposed}: {worst:?}", T::NAME);
+            }
+        }
+    }
+    let gpu = gpu();
+    check::<f32>(&gpu);
+    check::<half::f16>(&gpu);
+    check::<half::bf16>(&gpu);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_is_torchs_to_a_millionth() {
+    let gpu = gpu();
+    for case in golden::named("resample", "size") {
+        let spec = of_case(case);
+        let table: Vec<f32> = golden::floats(case, "table").iter().map(|&x| x as f32).collect();
+        let mut out = Guarded::<f32>::poisoned(&gpu, golden::floats(case, "values").len(), 0);
+        let table = gpu.stream().clone_htod(&table).unwrap();
+        ResamplePlan::new(&gpu, &spec).unwrap().write(&mut out.view(), &table, CHANNELS).unwrap();
+        near_torch(&out.read(&gpu), case);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn every_output_is_written_once_with_wide_accesses() {
+    let gpu = gpu();
+    let spec = Resample { prefix: 1, ..Resample::new(GridSize::image(7, 7), GridSize::image(10, 9)) };
+    let plan = ResamplePlan::<half::bf16>::new(&gpu, &spec).unwrap();
+    let table = Guarded::new(&gpu, &Data::new(1).values::<half::bf16>(50 * 256), 0);
+    let mut table = table;
+    let mut out = Guarded::<half::bf16>::poisoned(&gpu, 91 * 256, 0);
+    plan.write(&mut out.view(), &table.view(), 256).unwrap();
+    if let Some(report) = last_launch() {
+        assert_eq!(report.counters.bytes_written, 91 * 256 * 2);
+        // Besides the table: spans in 8 bytes and weights in 4, the same for all threads of a token.
+        assert!(report.counters.global_accesses[4] * 16 >= 91 * 256 * 2 * 5, "{:?}", report.counters);
+        assert_eq!(report.counters.global_accesses[..2], [0; 2]);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ refusals
+
+#[test]
+fn specs_and_buffers_are_refused_with_the_numbers() {
+    let mut out = [7.0f32; 4];
+    let mut refused = |spec: Resample, dim: usize, message: &str| {
+        let error = spec.write(&mut out, &[0.0; 4], dim).unwrap_err();
+        assert_eq!(error.to_string(), message);
+        assert_eq!(out, [7.0; 4]);
+    };
+    let size = GridSize::image(2, 2);
+    let spec = Resample::new(size, size);
+    refused(
+        Resample::new(size, GridSize::image(0, 3)),
+        1,
+        "the grid has 1 frames, 0 rows and 3 columns, each must be at least 1",
+    );
+    refused(
+        Resample { from: GridSize { frames: 2, ..size }, ..spec },
+        1,
+        "the grid has 2 frames, a table of images has 1",
+    );
+    refused(Resample { factors: Some([0.0, 1.0]), ..spec }, 1, "a factor is 0, it must be finite and above 0");
+    refused(
+        Resample { factors: Some([1.0, 0.5]), ..spec },
+        1,
+        "a factor is 0.5, the last of 2 outputs would stand at 3 of 2",
+    );
+    refused(spec, 0, "dim is 0, it must be at least 1");
+    refused(spec, 2, "table holds 4 elements, the shape needs 8");
+    refused(Resample { prefix: 1, ..spec }, 1, "table holds 4 elements, the shape needs 5");
+}
