@@ -1,5 +1,6 @@
 //! Programmatic dependent launch: kernels that may start before their predecessor's end.
 
+use cudarc::driver::CudaSlice;
 use half::bf16;
 use posenc::gpu::images;
 use posenc::rotate::Operand;
@@ -41,14 +42,17 @@ fn a_chain_of_overlapping_calls_gives_the_same_bits() {
         let mut one = gpu.stream().clone_htod(&x).expect("a copy");
         let mut two = gpu.stream().alloc_zeros::<bf16>(x.len()).expect("a buffer");
         for _ in 0..20 {
-            let mut call = |q| plan.rotate(q, None, Positions::ids(&ids), Direction::Forward).expect("a call");
-            call(Operand::in_place(&mut one, heads));
-            call(Operand::copy(&one, heads, &mut two, heads));
-            call(Operand::copy(&two, heads, &mut one, heads));
+            rotate(&plan, Operand::in_place(&mut one, heads), &ids);
+            rotate(&plan, Operand::copy(&one, heads, &mut two, heads), &ids);
+            rotate(&plan, Operand::copy(&two, heads, &mut one, heads), &ids);
         }
         gpu.stream().clone_dtoh(&one).expect("a copy")
     };
     let apart = chain(&gpu);
     assert_ne!(apart, x);
     assert_eq!(chain(&gpu.overlapping(true)), apart);
+}
+
+fn rotate(plan: &RopePlan<bf16>, q: Operand<'_, bf16>, ids: &CudaSlice<i64>) {
+    plan.rotate(q, None, Positions::ids(ids), Direction::Forward).expect("a call");
 }
