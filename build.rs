@@ -27,6 +27,8 @@ const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 
 fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=kernels");
+    // DEP_POSENC_INCLUDE in a dependent's build script: the folder of `#include "bias/bias.cuh"`.
+    println!("cargo::metadata=include={}", std::env::current_dir()?.join("kernels").display());
     println!("cargo::rerun-if-changed=src/gpu/args.rs");
     for name in SEARCHED {
         println!("cargo::rerun-if-env-changed={name}");

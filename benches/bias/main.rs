@@ -1,4 +1,4 @@
-//! Benches of the bias room: `cargo xtask bench --room bias`.
+//! Benches of the bias room: `cargo xtask bench bias`.
 
 mod softmax;
 #[path = "../support/mod.rs"]

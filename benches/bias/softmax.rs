@@ -1,126 +1,171 @@
-//! The softmax with its bias made on the way: ALiBi (BLOOM, MPT) and T5.
+//! The fused softmax, the bias alone and the gradients of T5's table, on the shapes of real models.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use cudarc::driver::CudaSlice;
 use half::bf16;
-use posenc::bias::{Inputs, SoftmaxInputs};
 use posenc::{
-    Alibi, Bias, BiasPlan, Gpu, Logits, LogitsOperand, Places, Scalar, Slopes, Softmax, SoftmaxPlan, T5Bias, Toeplitz,
+    Alibi, Bias, BiasPlan, DistanceGrad, DistanceGradPlan, Gpu, Inputs, Logits, LogitsOperand, Places, Scalar, Slopes,
+    Softmax, SoftmaxInputs, SoftmaxPlan, T5Bias, Toeplitz,
 };
 
-use crate::support::{Case, Operation, bits, compare, values};
+use crate::support::{Case, Operation, compare, values};
 
+/// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
-    Alibi,
-    T5,
+enum Form {
+    Softmax,
+    CausalSoftmax,
+    Add,
+    TableGrad,
 }
 
-/// Every case: prefill and decode, 1k to 32k keys.
+/// A model's heads and its bias.
+#[derive(Clone, Copy)]
+struct Model {
+    name: &'static str,
+    heads: usize,
+    t5: Option<T5Bias>,
+}
+
+const BLOOM: Model = Model { name: "bloom-7b1", heads: 32, t5: None };
+const T5: Model = Model { name: "t5-large", heads: 16, t5: Some(T5Bias::new(32, 128, true)) };
+
+/// Every case, the headline ones first.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for kind in [Kind::Alibi, Kind::T5] {
-        for (heads, queries, keys) in [
-            (2, 32, 1024),
-            (32, 1, 1024),
-            (32, 1, 8192),
-            (112, 1, 2048),
-            (32, 1024, 1024),
-            (32, 2048, 2048),
-            (32, 1024, 8192),
-            (32, 256, 32768),
-        ] {
-            cases.push(case::<bf16>(kind, heads, queries, keys));
+    for model in [BLOOM, T5] {
+        for (queries, keys) in [(512, 512), (2048, 2048), (8192, 8192), (1, 8192), (1, 131_072), (32, 32)] {
+            cases.push(case::<bf16>(model, queries, keys, Form::Softmax));
+            cases.push(case::<bf16>(model, queries, keys, Form::CausalSoftmax));
         }
-        // Cost against keys.
-        for keys in [1024, 2048, 4096, 8192, 16384, 32768, 65536, 131_072] {
-            let mut keys = case::<bf16>(kind, 4, 4, keys);
-            keys.name = format!("softmax/keys-{kind:?}/bf16/{}", keys.elements / 16);
-            cases.push(keys);
-        }
-        cases.push(case::<f32>(kind, 2, 32, 1024));
-        cases.push(case::<f32>(kind, 32, 1024, 2048));
+        cases.push(case::<f32>(model, 2048, 2048, Form::Softmax));
+        cases.push(case::<bf16>(model, 2048, 2048, Form::Add));
+    }
+    for keys in [128, 512, 2048, 8192] {
+        cases.push(case::<bf16>(T5, keys, keys, Form::TableGrad));
+    }
+    // Cost against keys: few heads, so that the emulator reaches long rows.
+    let few = Model { name: "keys", heads: 4, t5: None };
+    for keys in (10..=17).map(|n| 1 << n) {
+        let mut keys_case = case::<bf16>(few, 4, keys, Form::Softmax);
+        keys_case.name = format!("Softmax/keys/bf16/{keys}");
+        cases.push(keys_case);
     }
     cases
 }
 
-fn case<T: Scalar>(kind: Kind, heads: usize, queries: usize, keys: usize) -> Case {
-    let elements = (heads * queries * keys) as u64;
-    let bytes = 2 * elements * size_of::<T>() as u64;
-    let name = format!("softmax/{kind:?}/{}/{heads}x{queries}x{keys}", T::NAME);
+fn case<T: Scalar>(model: Model, queries: usize, keys: usize, form: Form) -> Case {
+    let shape = Logits::bhqk(1, model.heads, queries, keys);
+    let elements = (model.heads * queries * keys) as u64;
+    // A causal softmax reads the keys up to each query's own; it writes zeros for the others.
+    let seen = (1..=queries).map(|query| keys - queries + query).sum::<usize>();
+    let read = if form == Form::CausalSoftmax { (model.heads * seen) as u64 } else { elements };
+    let written = if form == Form::TableGrad { 0 } else { elements };
+    let bytes = (read + written) * size_of::<T>() as u64;
+    let name = format!("{form:?}/{}/{}/{queries}x{keys}", model.name, T::NAME);
     let make = move |gpu: &Gpu, sets: usize| -> Result<Box<dyn Operation>> {
-        let shape = Logits::bhqk(1, heads, queries, keys);
-        let (softmax, law) = match kind {
-            Kind::Alibi => (Softmax::new(0.088_388_35), Law::Slopes(Alibi::new(heads).slopes()?)),
-            Kind::T5 => {
-                (Softmax::new(1.0), Law::Row(T5Bias::new(32, 128, true).row(&values::<f32>(3, 32 * heads), heads)?))
-            }
-        };
-        let stream = gpu.stream();
-        let n = shape.span()?;
-        let fill = |set: usize| -> Result<CudaSlice<T>> { Ok(stream.clone_htod(&values::<T>(set as u64, n))?) };
-        Ok(Box::new(Fused {
-            plan: SoftmaxPlan::new(gpu, &softmax)?,
-            bias: BiasPlan::new(gpu, law.bias())?,
-            gpu: gpu.clone(),
-            law,
-            shape,
-            logits: (0..sets).map(fill).collect::<Result<Vec<_>>>()?,
-            out: (0..sets).map(|_| stream.alloc_zeros(n)).collect::<Result<Vec<_>, _>>()?,
-        }))
+        Ok(Box::new(Call::<T>::new(gpu, model, shape, form, sets)?))
     };
     Case { name, elements, bytes, make: Box::new(make) }
 }
 
-enum Law {
-    Slopes(Slopes),
-    Row(Toeplitz),
+struct Call<T> {
+    gpu: Gpu,
+    form: Form,
+    shape: Logits,
+    slopes: Slopes,
+    row: Option<Toeplitz>,
+    t5: Option<T5Bias>,
+    bias: BiasPlan<T>,
+    softmax: SoftmaxPlan<T>,
+    grad: Option<DistanceGradPlan<T>>,
+    sets: Vec<CudaSlice<T>>,
+    table: CudaSlice<f32>,
 }
 
-impl Law {
-    fn bias(&self) -> Bias<'_> {
-        match self {
-            Self::Slopes(slopes) => Bias::Slopes(slopes),
-            Self::Row(row) => Bias::Toeplitz(row),
+impl<T: Scalar> Call<T> {
+    fn new(gpu: &Gpu, model: Model, shape: Logits, form: Form, sets: usize) -> Result<Self> {
+        let stream = gpu.stream();
+        let heads = model.heads;
+        let slopes = Alibi::new(heads).slopes()?;
+        let row = match model.t5 {
+            Some(spec) => Some(spec.row(&values::<f32>(1, spec.buckets * heads), heads)?),
+            None => None,
+        };
+        let bias = match &row {
+            Some(row) => BiasPlan::new(gpu, Bias::Toeplitz(row))?,
+            None => BiasPlan::new(gpu, Bias::Slopes(&slopes))?,
+        };
+        let softmax = if form == Form::CausalSoftmax { Softmax::causal(0.125) } else { Softmax::new(0.125) };
+        let grad = match (form, model.t5) {
+            (Form::TableGrad, Some(spec)) => Some(DistanceGradPlan::t5(gpu, spec, heads, &shape)?),
+            _ => None,
+        };
+        let len = shape.elements()?;
+        let fill = |set: usize| stream.clone_htod(&values::<T>(set as u64, len));
+        Ok(Self {
+            gpu: gpu.clone(),
+            form,
+            shape,
+            slopes,
+            row,
+            t5: model.t5,
+            bias,
+            softmax: SoftmaxPlan::new(gpu, &softmax)?,
+            table: stream.clone_htod(&vec![0.0f32; grad.as_ref().map_or(1, DistanceGradPlan::len)])?,
+            grad,
+            sets: (0..sets).map(fill).collect::<Result<Vec<_>, _>>()?,
+        })
+    }
+}
+
+impl<T: Scalar> Operation for Call<T> {
+    fn call(&mut self, set: usize) -> posenc::Result<()> {
+        let x = &mut self.sets[set];
+        match (self.form, &self.grad) {
+            (Form::Softmax | Form::CausalSoftmax, _) => {
+                let inputs = SoftmaxInputs::new(&self.bias, Places::last());
+                self.softmax.apply(LogitsOperand::InPlace(x, self.shape), &inputs, None)
+            }
+            (_, Some(grad)) => grad.apply((x, self.shape), &Places::last(), None, 1.0, &mut self.table),
+            (_, None) => self.bias.add(x, &self.shape, &Places::last()),
         }
     }
-}
 
-struct Fused<T> {
-    plan: SoftmaxPlan<T>,
-    bias: BiasPlan<T>,
-    gpu: Gpu,
-    law: Law,
-    shape: Logits,
-    logits: Vec<CudaSlice<T>>,
-    /// a softmax of a softmax would be of other data: out of place
-    out: Vec<CudaSlice<T>>,
-}
-
-impl<T: Scalar> Operation for Fused<T> {
-    fn call(&mut self, set: usize) -> posenc::Result<()> {
-        let logits = LogitsOperand::Copy(&self.logits[set], self.shape, &mut self.out[set], self.shape);
-        self.plan.apply(logits, &SoftmaxInputs::new(&self.bias, Places::last()), None)
-    }
-
+    /// The first and the last row, or the whole table.
     fn verify(&mut self) -> Result<()> {
+        let stream = self.gpu.stream().clone();
+        let before = stream.clone_dtoh(&self.sets[0])?;
         self.call(0)?;
-        let read = |x: &CudaSlice<T>| self.gpu.stream().clone_dtoh(x);
-        let (logits, out) = (read(&self.logits[0])?, read(&self.out[0])?);
-        let Logits { queries, keys, .. } = self.shape;
-        // The last query of some heads: the one that sits at the last key, where a row of its own sits too.
-        for pick in 0..4 {
-            let head = bits(8, pick) as usize % self.shape.heads;
-            let at = self.shape.index(0, head, queries - 1, 0);
-            let row = &logits[at..at + keys];
-            // The bias counts heads, so every head is there, each with this row.
-            let shape = Logits::bhqk(1, self.shape.heads, 1, keys);
-            let all: Vec<T> = row.iter().copied().cycle().take(shape.span()?).collect();
-            let inputs =
-                Inputs { bias: self.law.bias(), positions: Places::last(), mask: None, sinks: None, gates: None };
-            let expected = self.plan.softmax().expect(&all, &shape, &inputs).context("the reference")?;
-            let from = head * keys;
-            compare(&out[at..at + keys], &expected.want[from..from + keys], |i| expected.bound[from + i])?;
+        let (heads, queries, keys) = (self.shape.heads, self.shape.queries, self.shape.keys);
+        if let (Some(_), Some(spec)) = (&self.grad, self.t5) {
+            let sums = |x: &[T]| DistanceGrad::new(x, &self.shape, &Places::last(), spec.distances());
+            let want = spec.grad(&sums(&before)?)?;
+            let sizes: Vec<T> = before.iter().map(|x| T::from_f64(x.to_f64().abs())).collect();
+            let size = spec.grad(&sums(&sizes)?)?;
+            return compare(&stream.clone_dtoh(&self.table)?, &want, |i| DistanceGrad::error_bound(size[i]));
+        }
+        let after = stream.clone_dtoh(&self.sets[0])?;
+        for query in [0, queries - 1] {
+            // Row `query` of every head, as one call at that query's position.
+            let one = Logits { queries: 1, ..self.shape }.at(query * keys);
+            let places = Places::from((keys - queries + query) as i64, 0);
+            let bias = self.row.as_ref().map_or(Bias::Slopes(&self.slopes), Bias::Toeplitz);
+            let own = |x: &[T]| -> Vec<T> {
+                (0..heads).flat_map(|head| x[one.index(0, head, 0, 0)..][..keys].to_vec()).collect()
+            };
+            let (before, after, rows) = (own(&before), own(&after), Logits::bhqk(1, heads, 1, keys));
+            if self.form == Form::Add {
+                let mut want = before;
+                bias.add(&mut want, &rows, &places)?;
+                let want: Vec<f64> = want.iter().map(|x| x.to_f64()).collect();
+                // Both are rounded from sums that differ by the bias's own error.
+                compare(&after, &want, |i| 2.0 * T::ROUNDOFF * want[i].abs() + 1e-5)?;
+            } else {
+                let inputs = Inputs { bias, ..Inputs::at(places) };
+                let expected = self.softmax.softmax().expect(&before, &rows, &inputs)?;
+                compare(&after, &expected.want, |i| expected.bound[i])?;
+            }
         }
         Ok(())
     }

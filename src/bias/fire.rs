@@ -140,6 +140,16 @@ impl Fire {
         self.out_bias[head] + weights.iter().zip(hidden).map(|(w, h)| w * h).sum::<f64>()
     }
 
+    /// `ln(c * n + 1)` for `n` up to `reach`: distances, and positions of queries, as a kernel looks them up.
+    pub fn logs(&self, reach: usize) -> Vec<f32> {
+        (0..=reach).map(|n| self.log(n as f64) as f32).collect()
+    }
+
+    /// The normaliser of the queries up to `threshold`.
+    pub fn least_norm(&self) -> f32 {
+        (self.log(self.threshold) + self.eps) as f32
+    }
+
     /// The network as straight lines, which it is: a sum of ramps in the one number `x`.
     ///
     /// # Errors

@@ -25,3 +25,19 @@ pub use softmax::{
 };
 pub use t5::T5Bias;
 pub use toeplitz::{Bias, BiasPlan, Toeplitz};
+
+/// `kernels/bias/bias.cuh`: the biases of this room as functions for other people's attention kernels.
+///
+/// CUDA C++ that needs no other header: put it before a kernel's text, or include it. A build script of a crate that
+/// depends on this one finds it as `bias/bias.cuh` in the folder that `DEP_POSENC_INCLUDE` names.
+///
+/// | function | what it takes | from |
+/// |---|---|---|
+/// | `posenc_alibi(left, right, distance)` | slopes of one head | [`Slopes`] |
+/// | `posenc_toeplitz(row, first, count, distance)` | one head's row: T5, KERPLE, Sandwich | [`Toeplitz`] |
+/// | `posenc_fire_factor(logs, count, least_norm, eps, query)` | once per query | [`Fire::logs`], [`Fire::least_norm`] |
+/// | `posenc_fire_input(logs, count, factor, distance)` | | [`Fire::logs`] |
+/// | `posenc_fire(breaks, count, slopes, intercepts, input)` | one head's lines | [`Fire::lines`] |
+///
+/// `distance = key - query` in positions; each gives what is added to the scaled logit, before the mask.
+pub const DEVICE_HEADER: &str = include_str!("../../kernels/bias/bias.cuh");

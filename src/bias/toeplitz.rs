@@ -434,14 +434,14 @@ impl<T: Scalar> BiasPlan<T> {
         if reach >= 1 << 30 {
             return Err(Error::Value(format!("FIRE's reach is {reach}, it must be below 2^30")));
         }
-        let logs: Vec<f32> = (0..=reach).map(|n| fire.log(n as f64) as f32).collect();
+        let logs = fire.logs(reach);
         // No lines break: an empty buffer has no address, so that one number stands there and none is looked at.
         let breaks = if lines.breaks.is_empty() { vec![0.0] } else { lines.breaks.clone() };
         let form = Form::Fire {
             logs: gpu.upload(&logs)?,
             lines: [gpu.upload(&breaks)?, gpu.upload(&lines.slopes)?, gpu.upload(&lines.intercepts)?],
             breaks: lines.breaks.len(),
-            least_norm: (fire.log(fire.threshold) + fire.eps) as f32,
+            least_norm: fire.least_norm(),
             eps: fire.eps as f32,
         };
         Self::with(gpu, fire.heads(), form)

@@ -3,6 +3,7 @@
 mod alibi;
 mod distance_grad;
 mod fire;
+mod header;
 mod kerple;
 mod sandwich;
 mod softmax;

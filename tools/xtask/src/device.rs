@@ -68,11 +68,11 @@ fn devices() -> Option<c_int> {
 
 /// Builds the emulator and gives it the driver's name.
 pub fn emulator() -> Result<PathBuf> {
-    crate::run(Command::new(env!("CARGO")).args(["build", "--quiet", "--release", "--package", "emulator"]))?;
+    crate::run(Command::new(env!("CARGO")).args(["build", "--quiet", "--package", "emulator"]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let folder = std::path::absolute(target.join("emulator"))?;
     fs::create_dir_all(&folder)?;
-    let built = target.join("release/libemulator.so");
+    let built = target.join("debug/libemulator.so");
     // Renamed into place, so that a program that runs on the old one keeps it whole. Both names are one file, as in a real
     // driver: a program that opens one of them and cudarc, which opens the other, must meet in one library.
     let [first, second] = ["libcuda.so.1", "libcuda.so"].map(|name| folder.join(name));

@@ -1,0 +1,68 @@
+//! What a user is told when kernels cannot be had: no driver, no image for the device.
+
+use std::process::Command;
+
+use posenc::{Error, Gpu, Rope, RopePlan};
+
+/// Runs the test `name` of this binary alone, in a process with these variables, and gives what it printed.
+fn run(name: &str, variables: &[(&str, &str)]) -> String {
+    let mut command = Command::new(std::env::current_exe().expect("a path"));
+    command.args(["--exact", name, "--include-ignored", "--nocapture"]).env("POSENC_LOADING_INNER", "1");
+    command.envs(variables.iter().copied());
+    let output = command.output().expect("a process");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+/// Whether this process is one that [`run`] started.
+fn is_inner() -> bool {
+    std::env::var_os("POSENC_LOADING_INNER").is_some()
+}
+
+#[test]
+fn without_a_driver_there_is_an_error_and_no_panic() {
+    if !is_inner() {
+        // Where the machine has a driver of its own, hiding the emulator hides nothing.
+        let text = run("without_a_driver_there_is_an_error_and_no_panic", &[("LD_LIBRARY_PATH", "")]);
+        assert!(text.contains("opened: no CUDA device: ") || text.contains("a driver of its own"), "{text}");
+        return;
+    }
+    match Gpu::open(0) {
+        Ok(_) => println!("opened: a driver of its own"),
+        Err(Error::NoKernels) => println!("opened: no CUDA device: not asked for, without kernels"),
+        Err(error @ Error::NoDevice(_)) => println!("opened: {error}"),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_device_older_than_every_image_is_told_so() {
+    if Gpu::open(0).is_ok() && emulator::attach().is_none() {
+        return; // a real device does not change its generation
+    }
+    if !is_inner() {
+        let text = run("a_device_older_than_every_image_is_told_so", &[("EMULATOR_CC", "7.0")]);
+        assert!(
+            text.contains(
+                "no image of rotate/rope for f32 loads on this device of compute capability 7.0 with a driver for CUDA "
+            ),
+            "{text}"
+        );
+        assert!(text.contains(": the oldest image is for sm_75"), "{text}");
+        return;
+    }
+    let gpu = Gpu::open(0).expect("a device");
+    match RopePlan::<f32>::new(&gpu, &Rope::new(8, 10_000.0)) {
+        Ok(_) => panic!("it was loaded"),
+        Err(error) => println!("{error}"),
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_device_that_does_not_exist_is_named() {
+    let error = Gpu::open(1000).expect_err("a refusal").to_string();
+    assert!(error.starts_with("no CUDA device: the driver does not give device 1000 (CUDA_ERROR_INVALID_DEVICE"), "{error}");
+}
