@@ -79,8 +79,8 @@ fn no_call_costs_more_than_the_table() {
     assert!(gone.is_empty(), "tests/counts.csv lists cases that are gone: {gone:?}");
 }
 
-/// Rows of one family that differ in one size: bytes and sectors grow with it, and no faster but for a quarter where the
-/// kernel goes over to another way of working.
+/// Rows of one family that differ in one size: bytes and sectors grow with it, and no faster but where a kernel goes over to
+/// another way of working: the softmax of few rows beyond 8192 keys reads them twice, 3 passes for 2 and its sums.
 fn cost_grows_no_faster_than_size(rows: &BTreeMap<String, [f64; 4]>) {
     let mut families = BTreeMap::<&str, Vec<(f64, [f64; 4])>>::new();
     for (name, row) in rows {
@@ -96,7 +96,7 @@ fn cost_grows_no_faster_than_size(rows: &BTreeMap<String, [f64; 4]>) {
             let [(small, before), (large, after)] = [pair[0], pair[1]];
             for column in [1, 2] {
                 let growth = after[column] / before[column];
-                let most = large / small * 1.25;
+                let most = large / small * 1.7;
                 assert!(growth <= most, "{family}: {small} to {large} costs {growth} times as much, at most {most}");
             }
             pairs += 1;

@@ -64,5 +64,8 @@ fn a_device_older_than_every_image_is_told_so() {
 #[ignore = "needs a device: cargo xtask test"]
 fn a_device_that_does_not_exist_is_named() {
     let error = Gpu::open(1000).expect_err("a refusal").to_string();
-    assert!(error.starts_with("no CUDA device: the driver does not give device 1000 (CUDA_ERROR_INVALID_DEVICE"), "{error}");
+    assert!(
+        error.starts_with("no CUDA device: the driver does not give device 1000 (CUDA_ERROR_INVALID_DEVICE"),
+        "{error}"
+    );
 }

@@ -44,9 +44,7 @@ fn canonical(v: f32) -> f32 {
 const OPERATIONS: [Operation; 24] = [
     ("add.u32 %r$d, %r$a, %r$b;", |s, [d, a, b, _]| s.r[d] = s.r[a].wrapping_add(s.r[b])),
     ("sub.s32 %r$d, %r$a, %r$b;", |s, [d, a, b, _]| s.r[d] = s.r[a].wrapping_sub(s.r[b])),
-    ("mad.lo.u32 %r$d, %r$a, %r$b, %r$c;", |s, [d, a, b, c]| {
-        s.r[d] = s.r[a].wrapping_mul(s.r[b]).wrapping_add(s.r[c])
-    }),
+    ("mad.lo.u32 %r$d, %r$a, %r$b, %r$c;", |s, [d, a, b, c]| s.r[d] = s.r[a].wrapping_mul(s.r[b]).wrapping_add(s.r[c])),
     ("mul.hi.s32 %r$d, %r$a, %r$b;", |s, [d, a, b, _]| {
         s.r[d] = ((i64::from(s.r[a] as i32) * i64::from(s.r[b] as i32)) >> 32) as u32
     }),
@@ -122,7 +120,8 @@ fn emit(list: &[Statement], out: &mut String, labels: &mut u32, end: u32) {
             }
             Statement::If(r, bit, yes, no) => {
                 let (other, join) = (fresh(), fresh());
-                writeln!(out, "and.b32 %t, %r{r}, {};\nsetp.eq.u32 %p, %t, 0;\n@%p bra L{other};", 1u32 << bit).unwrap();
+                writeln!(out, "and.b32 %t, %r{r}, {};\nsetp.eq.u32 %p, %t, 0;\n@%p bra L{other};", 1u32 << bit)
+                    .unwrap();
                 emit(yes, out, labels, end);
                 writeln!(out, "bra L{join};\nL{other}:").unwrap();
                 emit(no, out, labels, end);
@@ -130,7 +129,8 @@ fn emit(list: &[Statement], out: &mut String, labels: &mut u32, end: u32) {
             }
             Statement::Loop(r, inner) => {
                 let (head, exit) = (fresh(), fresh());
-                writeln!(out, "and.b32 %n{exit}, %r{r}, 7;\nL{head}:\nsetp.eq.u32 %p, %n{exit}, 0;\n@%p bra L{exit};").unwrap();
+                writeln!(out, "and.b32 %n{exit}, %r{r}, 7;\nL{head}:\nsetp.eq.u32 %p, %n{exit}, 0;\n@%p bra L{exit};")
+                    .unwrap();
                 writeln!(out, "sub.u32 %n{exit}, %n{exit}, 1;").unwrap();
                 emit(inner, out, labels, exit);
                 writeln!(out, "bra L{head};\nL{exit}:").unwrap();
@@ -241,7 +241,11 @@ fn move_all(op: &str, i: usize, load: bool) -> String {
     [("b64", "l", 8 * i), ("b32", "r", 8 * v + 4 * i), ("f32", "f", 12 * v + 4 * i)]
         .iter()
         .map(|(ty, kind, at)| {
-            if load { format!("{op}.{ty} %{kind}{i}, [%a+{at}];\n") } else { format!("{op}.{ty} [%a+{at}], %{kind}{i};\n") }
+            if load {
+                format!("{op}.{ty} %{kind}{i}, [%a+{at}];\n")
+            } else {
+                format!("{op}.{ty} [%a+{at}], %{kind}{i};\n")
+            }
         })
         .collect()
 }
