@@ -79,13 +79,14 @@ fn no_call_costs_more_than_the_table() {
     assert!(gone.is_empty(), "tests/counts.csv lists cases that are gone: {gone:?}");
 }
 
-/// Rows of one family that differ in one size: bytes and sectors grow with it, and no faster but where a kernel goes over to
+/// Rows of the families that grow in tokens, heads or keys: bytes and sectors grow with it, and no faster but where a kernel goes over to
 /// another way of working: the softmax of few rows beyond 8192 keys reads them twice, 3 passes for 2 and its sums.
 fn cost_grows_no_faster_than_size(rows: &BTreeMap<String, [f64; 4]>) {
     let mut families = BTreeMap::<&str, Vec<(f64, [f64; 4])>>::new();
     for (name, row) in rows {
         let (family, size) = name.rsplit_once('/').expect("a size");
-        if let Ok(size) = size.parse() {
+        let grows = ["/scale/", "/heads/", "/keys/"].iter().any(|part| family.contains(part));
+        if let (true, Ok(size)) = (grows, size.parse()) {
             families.entry(family).or_default().push((size, *row));
         }
     }
@@ -102,5 +103,5 @@ fn cost_grows_no_faster_than_size(rows: &BTreeMap<String, [f64; 4]>) {
             pairs += 1;
         }
     }
-    assert!(pairs > 20, "only {pairs} pairs of sizes were compared");
+    assert!(pairs > 15, "only {pairs} pairs of sizes were compared");
 }
