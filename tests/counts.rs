@@ -5,8 +5,14 @@ use std::fmt::Write as _;
 
 use posenc::Gpu;
 
+#[path = "../benches/embed/learned.rs"]
+mod learned;
 #[path = "../benches/rotate/rope.rs"]
 mod rope;
+#[path = "../benches/embed/sinusoid.rs"]
+mod sinusoid;
+#[path = "../benches/bias/softmax.rs"]
+mod softmax;
 #[path = "../benches/support/mod.rs"]
 mod support;
 
@@ -28,7 +34,12 @@ fn no_call_costs_more_than_the_table() {
     if gpu.capability() != CAPABILITY {
         return;
     }
-    let rooms = [("rotate", rope::cases())];
+    let rooms = [
+        ("embed", sinusoid::cases()),
+        ("embed", learned::cases()),
+        ("rotate", rope::cases()),
+        ("bias", softmax::cases()),
+    ];
     let mut rows = BTreeMap::new();
     for (room, cases) in rooms {
         for case in cases.into_iter().filter(|case| case.elements <= MOST) {
@@ -63,6 +74,34 @@ fn no_call_costs_more_than_the_table() {
             assert!(*got <= want + 0.0006, "{name}: {column} is {got}, the table says {want}");
         }
     }
+    cost_grows_no_faster_than_size(&rows);
     let gone: Vec<_> = listed.keys().filter(|name| !rows.contains_key(*name)).collect();
     assert!(gone.is_empty(), "tests/counts.csv lists cases that are gone: {gone:?}");
+}
+
+/// Rows of the families that grow in tokens, heads or keys: bytes and sectors grow with it, and no faster but where a kernel goes over to
+/// another way of working: the softmax of few rows beyond 8192 keys reads them twice, 3 passes for 2 and its sums.
+fn cost_grows_no_faster_than_size(rows: &BTreeMap<String, [f64; 4]>) {
+    let mut families = BTreeMap::<&str, Vec<(f64, [f64; 4])>>::new();
+    for (name, row) in rows {
+        let (family, size) = name.rsplit_once('/').expect("a size");
+        let grows = ["/scale/", "/heads/", "/keys/"].iter().any(|part| family.contains(part));
+        if let (true, Ok(size)) = (grows, size.parse()) {
+            families.entry(family).or_default().push((size, *row));
+        }
+    }
+    let mut pairs = 0;
+    for (family, mut sizes) in families {
+        sizes.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for pair in sizes.windows(2) {
+            let [(small, before), (large, after)] = [pair[0], pair[1]];
+            for column in [1, 2] {
+                let growth = after[column] / before[column];
+                let most = large / small * 1.7;
+                assert!(growth <= most, "{family}: {small} to {large} costs {growth} times as much, at most {most}");
+            }
+            pairs += 1;
+        }
+    }
+    assert!(pairs > 15, "only {pairs} pairs of sizes were compared");
 }

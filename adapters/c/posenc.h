@@ -40,6 +40,96 @@ typedef struct CUstream_st *PosencStream;
 #define POSENC_U32 2
 
 /*
+ The version of `PosencSoftmaxSpec` in this header.
+ */
+#define POSENC_SOFTMAX_SPEC_VERSION 1
+
+/*
+ The version of `PosencSoftmaxCall` in this header.
+ */
+#define POSENC_SOFTMAX_CALL_VERSION 1
+
+/*
+ Bias: nothing is added.
+ */
+#define POSENC_BIAS_NONE 0
+
+/*
+ ALiBi with the paper's slopes for `heads`.
+ */
+#define POSENC_BIAS_ALIBI 1
+
+/*
+ T5: `values` is the table `[buckets, heads]` of relative attention biases.
+ */
+#define POSENC_BIAS_T5 2
+
+/*
+ Any law of distance: `values` is `[heads, distances]` from the distance `first` on.
+ */
+#define POSENC_BIAS_ROW 3
+
+/*
+ Place of queries or keys: element `i` sits at `start + i`.
+ */
+#define POSENC_PLACE_FROM 0
+
+/*
+ The last query at the last key; of queries alone.
+ */
+#define POSENC_PLACE_LAST 1
+
+/*
+ A position for each, `[batch, n]`, 32 bits.
+ */
+#define POSENC_PLACE_EACH 2
+
+/*
+ The version of `PosencSinusoidSpec` in this header.
+ */
+#define POSENC_SINUSOID_SPEC_VERSION 1
+
+/*
+ The version of `PosencSinusoidCall` in this header.
+ */
+#define POSENC_SINUSOID_CALL_VERSION 1
+
+/*
+ Of an odd number of channels, the last one: is refused.
+ */
+#define POSENC_ODD_REFUSE 0
+
+/*
+ holds 0
+ */
+#define POSENC_ODD_ZERO 1
+
+/*
+ holds the first wave of one more pair
+ */
+#define POSENC_ODD_LONGER 2
+
+/*
+ Position kinds: an id for each token, `[axes, batch, tokens]`.
+ */
+#define POSENC_IDS 0
+
+/*
+ One start for each sequence, `[axes, batch]`.
+ */
+#define POSENC_STARTS 1
+
+/*
+ Sequences packed into a batch of one; `indptr` holds `sequences + 1` first tokens, `ids` (or 0) their first positions.
+ */
+#define POSENC_PACKED 2
+
+/*
+ Every sequence counts from 0; no ids are read.
+ */
+#define POSENC_COUNTED 3
+
+/*
  The version of `PosencRopeSpec` in this header.
  */
 #define POSENC_ROPE_SPEC_VERSION 1
@@ -125,21 +215,6 @@ typedef struct CUstream_st *PosencStream;
 #define POSENC_AXES_LADDERS 3
 
 /*
- Position kinds: an id for each token, `[axes, batch, tokens]`.
- */
-#define POSENC_IDS 0
-
-/*
- One start for each sequence, `[axes, batch]`.
- */
-#define POSENC_STARTS 1
-
-/*
- Sequences packed into a batch of one; `indptr` holds `sequences + 1` first tokens, `ids` (or null) their first positions.
- */
-#define POSENC_PACKED 2
-
-/*
  A device and a stream on it.
  */
 typedef struct PosencGpu PosencGpu;
@@ -150,9 +225,337 @@ typedef struct PosencGpu PosencGpu;
 typedef struct PosencRope PosencRope;
 
 /*
+ Sinusoids on a device, for one element type.
+ */
+typedef struct PosencSinusoid PosencSinusoid;
+
+/*
+ Softmax and bias on a device, for one element type.
+ */
+typedef struct PosencSoftmax PosencSoftmax;
+
+/*
  0 for success, else one of the constants below.
  */
 typedef int32_t PosencStatus;
+
+/*
+ What to compute: `softmax(softcap(scale * logit) + bias)`.
+ */
+typedef struct PosencSoftmaxSpec {
+  /*
+   `POSENC_SOFTMAX_SPEC_VERSION`
+   */
+  uint32_t version;
+  /*
+   `sizeof(PosencSoftmaxSpec)`
+   */
+  uint32_t size;
+  /*
+   `POSENC_BIAS_...`
+   */
+  uint32_t bias;
+  /*
+   not 0: keys of the future are masked
+   */
+  uint32_t causal;
+  /*
+   multiplies the logit
+   */
+  float scale;
+  /*
+   the logit's limit; 0: none
+   */
+  float softcap;
+  /*
+   heads of the bias
+   */
+  uint64_t heads;
+  /*
+   see the bias, in host memory
+   */
+  const float *values;
+  /*
+   how many
+   */
+  uint64_t value_count;
+  /*
+   the first distance of a row
+   */
+  int64_t first;
+  /*
+   not 0: distances outside a row take the value at its end
+   */
+  uint32_t saturates;
+  /*
+   T5: whether the future has buckets of its own
+   */
+  uint32_t bidirectional;
+  /*
+   T5: buckets, and the distance from which all share the last one
+   */
+  uint64_t buckets;
+  /*
+   see `buckets`
+   */
+  uint64_t max_distance;
+} PosencSoftmaxSpec;
+
+/*
+ Logits `[batch, heads, queries, keys]` on the device; keys are contiguous.
+ */
+typedef struct PosencLogits {
+  /*
+   device address; 0: there is none
+   */
+  uint64_t data;
+  /*
+   elements there
+   */
+  uint64_t len;
+  /*
+   first element
+   */
+  uint64_t offset;
+  /*
+   elements from one sequence, head and query to the next
+   */
+  uint64_t strides[3];
+} PosencLogits;
+
+/*
+ Where queries or keys sit.
+ */
+typedef struct PosencPlace {
+  /*
+   `POSENC_PLACE_...`
+   */
+  uint32_t kind;
+  /*
+   0
+   */
+  uint32_t reserved;
+  /*
+   of `POSENC_PLACE_FROM`
+   */
+  int64_t start;
+  /*
+   device address of the positions
+   */
+  uint64_t each;
+  /*
+   elements there
+   */
+  uint64_t each_len;
+  /*
+   device address of the lengths of the sequences, `[batch]`, 32 bits; 0: all
+   */
+  uint64_t lengths;
+} PosencPlace;
+
+/*
+ One call.
+ */
+typedef struct PosencSoftmaxCall {
+  /*
+   `POSENC_SOFTMAX_CALL_VERSION`
+   */
+  uint32_t version;
+  /*
+   `sizeof(PosencSoftmaxCall)`
+   */
+  uint32_t size;
+  /*
+   sequences
+   */
+  uint64_t batch;
+  /*
+   heads of each
+   */
+  uint64_t heads;
+  /*
+   rows of each
+   */
+  uint64_t queries;
+  /*
+   logits of each
+   */
+  uint64_t keys;
+  /*
+   logits
+   */
+  struct PosencLogits logits;
+  /*
+   probabilities; `data` 0: in place
+   */
+  struct PosencLogits out;
+  /*
+   where queries sit
+   */
+  struct PosencPlace query_places;
+  /*
+   where keys sit
+   */
+  struct PosencPlace key_places;
+  /*
+   device address of `[batch, heads, queries]` f32 for the log-sum-exp; 0: not wanted
+   */
+  uint64_t lse;
+  /*
+   device address of `[heads]` f32, logits without keys; 0: none
+   */
+  uint64_t sinks;
+} PosencSoftmaxCall;
+
+/*
+ Sinusoids of `dim` channels: `sin` and `cos` of `scale * (position + offset) * max_period^(-pair / (dim / 2 - shift))`.
+ */
+typedef struct PosencSinusoidSpec {
+  /*
+   `POSENC_SINUSOID_SPEC_VERSION`
+   */
+  uint32_t version;
+  /*
+   `sizeof(PosencSinusoidSpec)`
+   */
+  uint32_t size;
+  /*
+   channels
+   */
+  uint64_t dim;
+  /*
+   `POSENC_INTERLEAVED` (the paper) or `POSENC_HALF`
+   */
+  uint32_t pairing;
+  /*
+   not 0: the cosine comes first
+   */
+  uint32_t cosine_first;
+  /*
+   `POSENC_ODD_...`
+   */
+  uint32_t odd;
+  /*
+   not 0: the position `padding` gives zeros
+   */
+  uint32_t has_padding;
+  /*
+   taken off half of `dim` in the exponent: 0 in the paper
+   */
+  double shift;
+  /*
+   10000 in the paper
+   */
+  double max_period;
+  /*
+   multiplies the position: 1 in the paper
+   */
+  double scale;
+  /*
+   added to the position
+   */
+  int64_t offset;
+  /*
+   see `has_padding`
+   */
+  int64_t padding;
+} PosencSinusoidSpec;
+
+/*
+ Where the tokens of a call stand.
+ */
+typedef struct PosencPositions {
+  /*
+   `POSENC_IDS`, `POSENC_STARTS`, `POSENC_PACKED` or `POSENC_COUNTED`
+   */
+  uint32_t kind;
+  /*
+   `POSENC_I32`, `POSENC_I64` or `POSENC_U32`
+   */
+  uint32_t element;
+  /*
+   device address of the ids, or of the starts
+   */
+  uint64_t ids;
+  /*
+   elements there
+   */
+  uint64_t ids_len;
+  /*
+   elements from one axis to the next; 0: they follow one another
+   */
+  uint64_t axis_stride;
+  /*
+   not 0: one row of ids for every sequence
+   */
+  uint32_t shared;
+  /*
+   0
+   */
+  uint32_t reserved;
+  /*
+   device address of `sequences + 1` 32-bit integers
+   */
+  uint64_t indptr;
+  /*
+   sequences of a packed batch
+   */
+  uint64_t sequences;
+} PosencPositions;
+
+/*
+ One call on a tensor `[batch, tokens, dim]`.
+ */
+typedef struct PosencSinusoidCall {
+  /*
+   `POSENC_SINUSOID_CALL_VERSION`
+   */
+  uint32_t version;
+  /*
+   `sizeof(PosencSinusoidCall)`
+   */
+  uint32_t size;
+  /*
+   sequences
+   */
+  uint64_t batch;
+  /*
+   tokens of each
+   */
+  uint64_t tokens;
+  /*
+   device address of the tensor
+   */
+  uint64_t data;
+  /*
+   elements there
+   */
+  uint64_t len;
+  /*
+   first element
+   */
+  uint64_t offset;
+  /*
+   elements from one sequence and one token to the next
+   */
+  uint64_t strides[2];
+  /*
+   where the tokens stand
+   */
+  struct PosencPositions positions;
+  /*
+   0: the sinusoids are written; else `x = x * scale + sinusoid`
+   */
+  uint32_t add;
+  /*
+   0
+   */
+  uint32_t reserved;
+  /*
+   see `add`
+   */
+  double scale;
+} PosencSinusoidCall;
 
 /*
  What to compute.
@@ -311,41 +714,17 @@ typedef struct PosencRopeCall {
    */
   uint32_t inverse;
   /*
-   `POSENC_IDS`, `POSENC_STARTS` or `POSENC_PACKED`
+   where the tokens stand
    */
-  uint32_t position_kind;
-  /*
-   `POSENC_I32`, `POSENC_I64` or `POSENC_U32`
-   */
-  uint32_t position_type;
-  /*
-   device address of the ids, or of the starts
-   */
-  uint64_t ids;
-  /*
-   elements there
-   */
-  uint64_t ids_len;
-  /*
-   elements from one axis to the next; 0: they follow one another
-   */
-  uint64_t axis_stride;
-  /*
-   not 0: one row of ids for every sequence
-   */
-  uint32_t shared;
+  struct PosencPositions positions;
   /*
    not 0: the table below is used in place of the spec's angles
    */
   uint32_t by_table;
   /*
-   device address of `sequences + 1` 32-bit integers
+   0
    */
-  uint64_t indptr;
-  /*
-   sequences of a packed batch
-   */
-  uint64_t sequences;
+  uint32_t reserved;
   /*
    device address of the cosines, by row
    */
@@ -440,6 +819,65 @@ PosencStatus posenc_gpu_new(uint32_t ordinal,
  `gpu` is null or comes from `posenc_gpu_new` and was not freed.
  */
 PosencStatus posenc_gpu_free(struct PosencGpu *gpu);
+
+/*
+ Makes a plan: uploads slopes or a row of biases, loads the kernels for `element` (`POSENC_F32`, `POSENC_F16`,
+ `POSENC_BF16`), and takes the memory that calls need.
+
+ # Safety
+ Pointers are null or point to what their types say; `gpu` comes from `posenc_gpu_new`.
+ */
+PosencStatus posenc_softmax_new(const struct PosencGpu *gpu,
+                                const struct PosencSoftmaxSpec *spec,
+                                uint32_t element,
+                                struct PosencSoftmax **out);
+
+/*
+ Frees a plan; null is allowed. Synchronise the stream first.
+
+ # Safety
+ `softmax` is null or comes from its constructor and was not freed.
+ */
+PosencStatus posenc_softmax_free(struct PosencSoftmax *softmax);
+
+/*
+ The softmax of every row.
+
+ # Safety
+ `softmax` comes from its constructor, `call` is null or points to what its type says, and each device address holds as
+ many elements as the call says until the kernel has run.
+ */
+PosencStatus posenc_softmax_apply(const struct PosencSoftmax *softmax,
+                                  const struct PosencSoftmaxCall *call);
+
+/*
+ Makes a plan: uploads the frequencies and loads the kernels for `element` (`POSENC_F32`, `POSENC_F16`, `POSENC_BF16`).
+
+ # Safety
+ Pointers are null or point to what their types say; `gpu` comes from `posenc_gpu_new`.
+ */
+PosencStatus posenc_sinusoid_new(const struct PosencGpu *gpu,
+                                 const struct PosencSinusoidSpec *spec,
+                                 uint32_t element,
+                                 struct PosencSinusoid **out);
+
+/*
+ Frees a plan; null is allowed. Synchronise the stream first.
+
+ # Safety
+ `sinusoid` is null or comes from its constructor and was not freed.
+ */
+PosencStatus posenc_sinusoid_free(struct PosencSinusoid *sinusoid);
+
+/*
+ Writes sinusoids, or adds them, in one kernel.
+
+ # Safety
+ `sinusoid` comes from its constructor, `call` is null or points to what its type says, and each device address holds as
+ many elements as the call says until the kernel has run.
+ */
+PosencStatus posenc_sinusoid_run(const struct PosencSinusoid *sinusoid,
+                                 const struct PosencSinusoidCall *call);
 
 /*
  Makes a plan: uploads the frequencies and loads the kernels for `element` (`POSENC_F32`, `POSENC_F16`, `POSENC_BF16`).

@@ -44,6 +44,13 @@ pub fn cases() -> Vec<Case> {
     for keys in [128, 512, 2048, 8192] {
         cases.push(case::<bf16>(T5, keys, keys, Form::TableGrad));
     }
+    // Cost against keys: few heads, so that the emulator reaches long rows.
+    let few = Model { name: "keys", heads: 4, t5: None };
+    for keys in (10..=17).map(|n| 1 << n) {
+        let mut keys_case = case::<bf16>(few, 4, keys, Form::Softmax);
+        keys_case.name = format!("Softmax/keys/bf16/{keys}");
+        cases.push(keys_case);
+    }
     cases
 }
 

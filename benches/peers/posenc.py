@@ -43,6 +43,20 @@ class Heads(ctypes.Structure):
     ]
 
 
+class Positions(ctypes.Structure):
+    _fields_ = [
+        ("kind", c_uint32),
+        ("element", c_uint32),
+        ("ids", c_uint64),
+        ("ids_len", c_uint64),
+        ("axis_stride", c_uint64),
+        ("shared", c_uint32),
+        ("reserved", c_uint32),
+        ("indptr", c_uint64),
+        ("sequences", c_uint64),
+    ]
+
+
 class RopeCall(ctypes.Structure):
     _fields_ = [
         ("version", c_uint32),
@@ -56,15 +70,9 @@ class RopeCall(ctypes.Structure):
         ("k_out", Heads),
         ("packed", c_uint32),
         ("inverse", c_uint32),
-        ("position_kind", c_uint32),
-        ("position_type", c_uint32),
-        ("ids", c_uint64),
-        ("ids_len", c_uint64),
-        ("axis_stride", c_uint64),
-        ("shared", c_uint32),
+        ("positions", Positions),
         ("by_table", c_uint32),
-        ("indptr", c_uint64),
-        ("sequences", c_uint64),
+        ("reserved", c_uint32),
         ("cos", c_uint64),
         ("cos_len", c_uint64),
         ("sin", c_uint64),
@@ -129,6 +137,5 @@ def call(tokens, dim, q, k, ids, ids_len, id_type, q_out=None, k_out=None):
     c.q, c.k = q, k
     if q_out is not None:
         c.q_out, c.k_out = q_out, k_out
-    c.position_kind, c.position_type = IDS, id_type
-    c.ids, c.ids_len = ids, ids_len
+    c.positions = Positions(kind=IDS, element=id_type, ids=ids, ids_len=ids_len)
     return c

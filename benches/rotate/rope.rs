@@ -79,6 +79,16 @@ pub fn cases() -> Vec<Case> {
             cases.push(case::<bf16>(model, tokens, Form::InPlace, Angles::Exact));
         }
     }
+    // Cost against size: small heads, so that the emulator reaches many tokens; then heads.
+    let small = |q_heads, dim| Model { name: "scale", q_heads, k_heads: 1, dim, rope: Rope::new(dim, 1e4) };
+    for tokens in (0..=20).step_by(2).map(|n| 1 << n) {
+        cases.push(case::<bf16>(&small(1, 16), tokens, Form::InPlace, Angles::Exact));
+    }
+    for q_heads in [1, 2, 4, 8, 16, 32, 64, 128] {
+        let mut heads = case::<bf16>(&small(q_heads, 64), 64, Form::InPlace, Angles::Exact);
+        heads.name = format!("rope/heads/bf16/InPlace/{}", q_heads + 1);
+        cases.push(heads);
+    }
     cases
 }
 

@@ -6,17 +6,15 @@
 // `extern "C" __global__ void ENTRY(rope_wide)(...)` is `rope_wide_bf16` in the module of bf16.
 #define ENTRY(name) JOIN(name, DTYPE)
 
-// Waits for the kernels before this one in its stream, if this one was launched ahead of their end. What the caller's
-// kernels did not write (rates, slopes) may be read before.
+// Waits for the kernels before this one in its stream, if this one was launched ahead of their end, and lets the next one
+// start if it was launched so. What the caller's kernels did not write (rates, slopes) may be read before.
+//
+// The next kernel's blocks come when every block of this one has been here, so they take no place from these, and their own
+// wait ends when this kernel has ended and its stores are seen. So the earlier it is let go, the more of its start is
+// hidden; at a kernel's end, nothing would be.
 __device__ inline void wait_for_predecessor() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// Lets the next kernel of the stream start if it was launched to overlap. Call it after the last load.
-__device__ inline void release_successor() {
-#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }

@@ -55,7 +55,6 @@ template <int W, bool ADD> __device__ void grid(const GridArgs& args) {
             }
         }
     }
-    release_successor();
 }
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_add_wide)(const GridArgs args) { grid<WIDE, true>(args); }

@@ -63,7 +63,6 @@ template <int W> __device__ void masked(const MaskedArgs& args) {
             pack(wave).store(x + channel);
         }
     }
-    release_successor();
 }
 
 extern "C" __global__ void __launch_bounds__(128) ENTRY(grid_masked_wide)(const MaskedArgs args) { masked<WIDE>(args); }

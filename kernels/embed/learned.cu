@@ -46,7 +46,6 @@ template <int W, bool HELD, bool NORM> __device__ void learned(const LearnedArgs
                 [&](unsigned channel, const float(&v)[STEP<W>]) { store_step<W>(x, channel, args.dim, v); });
         }
     }
-    release_successor();
 }
 
 // The row of the position table that each token reads, for the gradient of that table.
@@ -61,7 +60,6 @@ __device__ void rows(const LearnedArgs& args) {
         static_cast<long long*>(args.x)[batch * static_cast<long long>(args.tokens) + token] =
             position_row(args, batch, token, before);
     }
-    release_successor();
 }
 
 #define LEARNED(name, W, HELD, NORM)                                                        \

@@ -16,6 +16,8 @@ template <int W, bool HELD> __device__ void norm_grad(const LearnedArgs& args) {
     float gain_sum[N] = {}, bias_sum[N] = {};
     float* gain_out = static_cast<float*>(args.partials) + (blockIdx.x * blockDim.y + threadIdx.y) * 2ll * args.dim;
     float* bias_out = gain_out + args.dim;
+    // The sums of an earlier call may still be read.
+    wait_for_predecessor();
     if constexpr (!HELD) {
         for (unsigned channel = threadIdx.x * UNIT; channel < args.dim; channel += blockDim.x * UNIT) {
 #pragma unroll 1
@@ -24,7 +26,6 @@ template <int W, bool HELD> __device__ void norm_grad(const LearnedArgs& args) {
     }
     unsigned groups = (args.tokens + blockDim.y - 1) / blockDim.y;
     float dim = args.dim;
-    wait_for_predecessor();
     for (unsigned long long group = blockIdx.x; group < static_cast<unsigned long long>(groups) * args.batch;
          group += gridDim.x) {
         unsigned batch = group / groups;
@@ -87,7 +88,6 @@ template <int W, bool HELD> __device__ void norm_grad(const LearnedArgs& args) {
             }
         }
     }
-    release_successor();
 }
 
 #define NORM_GRAD(name, W, HELD)                                                            \

@@ -54,7 +54,6 @@ template <int W> __device__ void resample(const ResampleArgs& args) {
         }
         pack(sum).store(out + channel);
     }
-    release_successor();
 }
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(resample_wide)(const ResampleArgs args) { resample<WIDE>(args); }

@@ -105,7 +105,6 @@ template <int W, bool ADD> __device__ void sinusoid(const SinusoidArgs& args) {
             }
         }
     }
-    release_successor();
 }
 
 #define BOUNDS __launch_bounds__(256, 4)

@@ -33,7 +33,6 @@ __device__ void vectors_grad(const TableGradArgs& args) {
         if (args.accumulate) sum += T::widen(out[channel]);
         out[channel] = T::narrow(sum);
     }
-    release_successor();
 }
 
 template <int W> __device__ void finish(const TableGradArgs& args, long long row, unsigned channel, float (&sum)[STEP<W>]) {
@@ -62,7 +61,6 @@ template <int W> __device__ void counted_grad(const TableGradArgs& args) {
         }
         finish<W>(args, args.first + token, channel, sum);
     }
-    release_successor();
 }
 
 // A block stands on one place of the order. If an id begins there, it adds up the tokens of that id: 16 threads side by
@@ -105,7 +103,6 @@ template <int W> __device__ void sorted_grad(const TableGradArgs& args) {
         }
         finish<W>(args, id, channel, sum);
     }
-    release_successor();
 }
 
 // One thread finds the place of one token: how many ids are smaller, or equal and earlier. All ids pass through shared
@@ -126,7 +123,6 @@ __device__ void order(const TableGradArgs& args) {
         __syncthreads();
     }
     if (own < count) static_cast<unsigned*>(args.table)[place] = own;
-    release_successor();
 }
 
 #define TABLE_GRAD(name, f) \

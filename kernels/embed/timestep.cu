@@ -47,7 +47,6 @@ template <int W> __device__ void timestep(const TimestepArgs& args) {
         if (args.rest == 1) waves<1>(args, t, args.pairs, first, second);
         pack(first).store(x + args.rest_channel);
     }
-    release_successor();
 }
 
 extern "C" __global__ void __launch_bounds__(128) ENTRY(timestep_wide)(const TimestepArgs args) { timestep<WIDE>(args); }

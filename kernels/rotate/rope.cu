@@ -236,7 +236,6 @@ template <int W, class Source> __device__ void rope(const RopeArgs& args) {
             }
         }
     }
-    release_successor();
 }
 
 // 48 registers hold the 16 angles and both packs without spills from compute capability 9.0 on: five blocks of 256 a

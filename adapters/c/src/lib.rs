@@ -9,6 +9,9 @@
 //! - No panic leaves the library.
 #![allow(non_camel_case_types, reason = "names of C")]
 
+mod bias;
+mod embed;
+mod positions;
 mod rope;
 mod status;
 
@@ -17,6 +20,9 @@ use std::sync::Arc;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop, sys};
 use posenc::Gpu;
 
+pub use bias::*;
+pub use embed::*;
+pub use positions::*;
 pub use rope::*;
 pub use status::*;
 
@@ -142,10 +148,16 @@ pub(crate) unsafe fn slice<'a, T>(name: &str, pointer: *const T, count: u64) -> 
     Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
 }
 
+pub(crate) fn unknown(name: &str, value: u32) -> Failure {
+    Failure::argument(format!("{name} is {value}, which is no constant of the header"))
+}
+
 pub(crate) fn size(name: &str, value: u64) -> Result<usize, Failure> {
     usize::try_from(value)
         .map_err(|_| Failure::argument(format!("{name} is {value}, this machine counts to {}", usize::MAX)))
 }
+
+pub(crate) use positions::with_positions;
 
 /// Memory of the caller on the device: an address and how many elements it holds.
 ///

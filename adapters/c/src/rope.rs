@@ -4,11 +4,11 @@ use std::ffi::{CStr, c_char};
 
 use half::{bf16, f16};
 use posenc::rotate::{Angles, Axes, Beyond, Operand, Table, TableValues, Yarn};
-use posenc::{Direction, Heads, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
+use posenc::{Direction, Heads, Pairing, Rope, RopePlan, Scalar, Scaling};
 
 use crate::{
-    Failure, Foreign, POSENC_BF16, POSENC_F16, POSENC_F32, POSENC_I32, POSENC_I64, POSENC_U32, PosencGpu, PosencStatus,
-    borrow, free, guarded, place, size, slice, versioned,
+    Failure, Foreign, POSENC_BF16, POSENC_F16, POSENC_F32, PosencGpu, PosencPositions, PosencStatus, borrow, free,
+    guarded, place, size, slice, unknown, versioned, with_positions,
 };
 
 /// The version of `PosencRopeSpec` in this header.
@@ -49,13 +49,6 @@ pub const POSENC_AXES_SECTIONS: u32 = 1;
 pub const POSENC_AXES_INTERLEAVED: u32 = 2;
 /// Runs of `axis_sizes` pairs, each with a ladder of its own.
 pub const POSENC_AXES_LADDERS: u32 = 3;
-
-/// Position kinds: an id for each token, `[axes, batch, tokens]`.
-pub const POSENC_IDS: u32 = 0;
-/// One start for each sequence, `[axes, batch]`.
-pub const POSENC_STARTS: u32 = 1;
-/// Sequences packed into a batch of one; `indptr` holds `sequences + 1` first tokens, `ids` (or null) their first positions.
-pub const POSENC_PACKED: u32 = 2;
 
 /// What to compute.
 #[repr(C)]
@@ -143,24 +136,12 @@ pub struct PosencRopeCall {
     pub packed: u32,
     /// 0 forward, 1 back: the inverse, and the gradient
     pub inverse: u32,
-    /// `POSENC_IDS`, `POSENC_STARTS` or `POSENC_PACKED`
-    pub position_kind: u32,
-    /// `POSENC_I32`, `POSENC_I64` or `POSENC_U32`
-    pub position_type: u32,
-    /// device address of the ids, or of the starts
-    pub ids: u64,
-    /// elements there
-    pub ids_len: u64,
-    /// elements from one axis to the next; 0: they follow one another
-    pub axis_stride: u64,
-    /// not 0: one row of ids for every sequence
-    pub shared: u32,
+    /// where the tokens stand
+    pub positions: PosencPositions,
     /// not 0: the table below is used in place of the spec's angles
     pub by_table: u32,
-    /// device address of `sequences + 1` 32-bit integers
-    pub indptr: u64,
-    /// sequences of a packed batch
-    pub sequences: u64,
+    /// 0
+    pub reserved: u32,
     /// device address of the cosines, by row
     pub cos: u64,
     /// elements there
@@ -202,10 +183,6 @@ fn plan(gpu: &PosencGpu, rope: &Rope, element: u32) -> Result<PosencRope, Failur
         _ => return Err(unknown("element", element)),
     };
     Ok(PosencRope { plan, gpu: gpu.clone() })
-}
-
-fn unknown(name: &str, value: u32) -> Failure {
-    Failure::argument(format!("{name} is {value}, which is no constant of the header"))
 }
 
 /// # Safety
@@ -360,7 +337,7 @@ impl PosencHeads {
 fn rotate<T: Scalar>(plan: &RopePlan<T>, rope: &PosencRope, call: &PosencRopeCall) -> Result<(), Failure> {
     let gpu = &rope.gpu;
     let direction = if call.inverse == 0 { Direction::Forward } else { Direction::Inverse };
-    with_positions(gpu, call, |positions| {
+    with_positions(gpu, &call.positions, |positions| {
         with_table(gpu, call, |table| {
             let mut q = Foreign::<T>::new(gpu, "q", call.q.data, call.q.len)?;
             let q_heads = call.q.shape(call)?;
@@ -407,47 +384,6 @@ fn operand<'a, T: Scalar>(
     match out {
         None => Operand::in_place(x, heads),
         Some(out) => Operand::copy(x, heads, out, out_heads),
-    }
-}
-
-/// Buffers of positions live for one call, so what they are used for comes as a function.
-fn with_positions(
-    gpu: &posenc::Gpu,
-    call: &PosencRopeCall,
-    then: impl FnOnce(Positions<'_>) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    fn typed<I: posenc::Id>(
-        gpu: &posenc::Gpu,
-        call: &PosencRopeCall,
-        then: impl FnOnce(Positions<'_>) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        let ids = || Foreign::<I>::new(gpu, "ids", call.ids, call.ids_len);
-        let finish = |mut positions: Positions<'_>| {
-            if call.axis_stride != 0 {
-                positions = positions.axis_stride(size("axis_stride", call.axis_stride)?);
-            }
-            if call.shared != 0 {
-                positions = positions.shared();
-            }
-            then(positions)
-        };
-        match call.position_kind {
-            POSENC_IDS => finish(Positions::ids(&ids()?)),
-            POSENC_STARTS => finish(Positions::starts(&ids()?)),
-            POSENC_PACKED => {
-                let sequences = size("sequences", call.sequences)?;
-                let indptr = Foreign::<i32>::new(gpu, "indptr", call.indptr, call.sequences.saturating_add(1))?;
-                let packed = Positions::packed(&indptr, sequences);
-                if call.ids == 0 { finish(packed) } else { finish(packed.from(&ids()?)) }
-            }
-            other => Err(unknown("position_kind", other)),
-        }
-    }
-    match call.position_type {
-        POSENC_I32 => typed::<i32>(gpu, call, then),
-        POSENC_I64 => typed::<i64>(gpu, call, then),
-        POSENC_U32 => typed::<u32>(gpu, call, then),
-        other => Err(unknown("position_type", other)),
     }
 }
 

@@ -112,9 +112,9 @@ int main(void) {
     PosencRopeCall call = {.version = POSENC_ROPE_CALL_VERSION, .size = sizeof call, .batch = 1, .tokens = TOKENS, .dim = DIM};
     call.q = heads(q_x, Q_HEADS);
     call.k = heads(k_x, K_HEADS);
-    call.position_type = POSENC_I32;
-    call.ids = ids;
-    call.ids_len = TOKENS;
+    call.positions.element = POSENC_I32;
+    call.positions.ids = ids;
+    call.positions.ids_len = TOKENS;
 
     /* In place, and back. */
     check(posenc_rope_rotate(rope, &call) == POSENC_OK, "in place");
@@ -183,13 +183,76 @@ int main(void) {
                          "\"max_position_embeddings\": 2048}";
     check(posenc_rope_from_hf(gpu, config, 0, 2048, POSENC_F32, &model) == POSENC_OK, "posenc_rope_from_hf");
     PosencRopeCall starts = copy;
-    starts.position_kind = POSENC_STARTS;
-    starts.position_type = POSENC_I64;
-    starts.ids = upload(&start, sizeof start);
-    starts.ids_len = 1;
+    starts.positions.kind = POSENC_STARTS;
+    starts.positions.element = POSENC_I64;
+    starts.positions.ids = upload(&start, sizeof start);
+    starts.positions.ids_len = 1;
     check(posenc_rope_rotate(model, &starts) == POSENC_OK, "a start");
     check(stream_synchronize(stream) == 0 && to_host(got, q_y, sizeof q) == 0, "a copy");
     check(worst(q, got, Q_HEADS, counted, 5000.0) < 2e-6, "a model's RoPE from a start");
+
+    /* Sinusoids, written: row 1 begins with the sine and the cosine of 1. */
+    PosencSinusoidSpec waves = {.version = POSENC_SINUSOID_SPEC_VERSION, .size = sizeof waves, .dim = DIM};
+    waves.pairing = POSENC_INTERLEAVED;
+    waves.max_period = 10000.0;
+    waves.scale = 1.0;
+    PosencSinusoid *sinusoid = NULL;
+    check(posenc_sinusoid_new(gpu, &waves, POSENC_F32, &sinusoid) == POSENC_OK, "posenc_sinusoid_new");
+    PosencSinusoidCall write = {.version = POSENC_SINUSOID_CALL_VERSION, .size = sizeof write, .batch = 1};
+    write.tokens = TOKENS;
+    write.data = q_y;
+    write.len = Q;
+    write.strides[0] = TOKENS * DIM;
+    write.strides[1] = DIM;
+    write.positions.kind = POSENC_COUNTED;
+    check(posenc_sinusoid_run(sinusoid, &write) == POSENC_OK, "sinusoids");
+    check(stream_synchronize(stream) == 0 && to_host(got, q_y, sizeof q) == 0, "a copy");
+    for (int t = 0; t < TOKENS; ++t) {
+        for (int i = 0; i < DIM / 2; ++i) {
+            double angle = t * pow(10000.0, -2.0 * i / DIM);
+            check(fabs(got[t * DIM + 2 * i] - sin(angle)) < 2e-7, "a sine");
+            check(fabs(got[t * DIM + 2 * i + 1] - cos(angle)) < 2e-7, "a cosine");
+        }
+    }
+    write.len = 7;
+    refused(posenc_sinusoid_run(sinusoid, &write), POSENC_VALUE, "holds 7 elements");
+
+    /* A causal softmax with ALiBi of 2 heads, slopes 2^-4 and 2^-8; copied. */
+    enum { HEADS = 2, KEYS = 6, LOGITS = HEADS * KEYS * KEYS };
+    PosencSoftmaxSpec causal = {.version = POSENC_SOFTMAX_SPEC_VERSION, .size = sizeof causal, .bias = POSENC_BIAS_ALIBI};
+    causal.causal = 1;
+    causal.scale = 0.5f;
+    causal.heads = HEADS;
+    PosencSoftmax *softmax = NULL;
+    check(posenc_softmax_new(gpu, &causal, POSENC_F32, &softmax) == POSENC_OK, "posenc_softmax_new");
+    PosencSoftmaxCall rows = {.version = POSENC_SOFTMAX_CALL_VERSION, .size = sizeof rows, .batch = 1, .heads = HEADS};
+    rows.queries = rows.keys = KEYS;
+    rows.logits.data = upload(q, LOGITS * sizeof(float));
+    rows.logits.len = LOGITS;
+    rows.logits.strides[0] = LOGITS;
+    rows.logits.strides[1] = KEYS * KEYS;
+    rows.logits.strides[2] = KEYS;
+    rows.out = rows.logits;
+    rows.out.data = q_y;
+    rows.query_places.kind = POSENC_PLACE_LAST;
+    check(posenc_softmax_apply(softmax, &rows) == POSENC_OK, "a softmax");
+    check(stream_synchronize(stream) == 0 && to_host(got, q_y, LOGITS * sizeof(float)) == 0, "a copy");
+    for (int row = 0; row < HEADS * KEYS; ++row) {
+        double slope = row < KEYS ? 1.0 / 16 : 1.0 / 256, sum = 0.0, z[KEYS];
+        int query = row % KEYS;
+        for (int key = 0; key <= query; ++key) sum += z[key] = exp(0.5 * q[row * KEYS + key] + slope * (key - query));
+        for (int key = 0; key < KEYS; ++key) {
+            double want = key <= query ? z[key] / sum : 0.0;
+            check(fabs(got[row * KEYS + key] - want) < 2e-6, "a probability");
+        }
+    }
+    rows.key_places.kind = 9;
+    refused(posenc_softmax_apply(softmax, &rows), POSENC_ARGUMENT, "the kind of a place is 9");
+    causal.bias = POSENC_BIAS_T5;
+    causal.value_count = 64;
+    PosencSoftmax *nothing = NULL;
+    refused(posenc_softmax_new(gpu, &causal, POSENC_F32, &nothing), POSENC_ARGUMENT, "values is null");
+    check(posenc_softmax_free(softmax) == POSENC_OK && posenc_sinusoid_free(sinusoid) == POSENC_OK, "free");
 
     /* Refusals: nothing is written, and each has its sentence. */
     refused(posenc_rope_rotate(NULL, &call), POSENC_ARGUMENT, "rope is null");
@@ -210,11 +273,11 @@ int main(void) {
     wrong.q.len -= 1;
     refused(posenc_rope_rotate(rope, &wrong), POSENC_VALUE, "q holds 359 elements, the shape needs 360");
     wrong = call;
-    wrong.ids_len = 4;
+    wrong.positions.ids_len = 4;
     refused(posenc_rope_rotate(rope, &wrong), POSENC_VALUE, "positions holds 4 elements, the shape needs 5");
     wrong = call;
-    wrong.position_kind = 7;
-    refused(posenc_rope_rotate(rope, &wrong), POSENC_ARGUMENT, "position_kind is 7");
+    wrong.positions.kind = 7;
+    refused(posenc_rope_rotate(rope, &wrong), POSENC_ARGUMENT, "the kind of positions is 7");
     wrong = call;
     wrong.q.heads = UINT64_MAX;
     refused(posenc_rope_rotate(rope, &wrong), POSENC_VALUE, "does not fit into 63 bits");

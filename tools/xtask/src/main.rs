@@ -4,6 +4,7 @@ mod bench;
 mod bundle;
 mod cuda;
 mod device;
+mod plot;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -50,6 +51,11 @@ enum Task {
         /// Only cases whose name contains this
         filter: Option<String>,
     },
+    /// Draws cost against size from a record of the benches
+    Plot {
+        /// benches/record/<date>-<device>.csv
+        record: PathBuf,
+    },
     /// Checks formatting, lints, documentation and the package
     Check,
     /// Fetches NVRTC and the disassembler, and prints the environment that uses them
@@ -70,6 +76,10 @@ fn main() -> Result<()> {
         Task::Test { emulator, filter } => test(emulator, filter.as_deref()),
         Task::Bench { record, emulator, room, filter } => {
             bench::run_all(record, emulator, room.as_deref(), filter.as_deref())
+        }
+        Task::Plot { record } => {
+            println!("{}", plot::draw(&record)?.display());
+            Ok(())
         }
         Task::Check => check(),
         Task::Fetch => {

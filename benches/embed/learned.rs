@@ -1,0 +1,98 @@
+//! Learned tables: token and position (GPT-2), and token, position and type with a layer norm (BERT).
+
+use anyhow::Result;
+use cudarc::driver::CudaSlice;
+use half::bf16;
+use posenc::embed::{Inputs, Learned, LearnedPlan, Tokens, Weights};
+use posenc::{Gpu, Id, Scalar};
+
+use crate::support::{Case, Operation, bits, compare, values};
+
+/// Every case.
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (batch, tokens) in [(1, 1), (1, 128), (8, 1024), (64, 1024)] {
+        cases.push(case::<bf16>("gpt2", batch, tokens, 768, false));
+    }
+    for (batch, tokens) in [(1, 128), (32, 512), (256, 512)] {
+        cases.push(case::<bf16>("bert-base", batch, tokens, 768, true));
+    }
+    cases
+}
+
+const VOCABULARY: usize = 4096;
+
+fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, types: bool) -> Case {
+    let elements = (batch * tokens * dim) as u64;
+    // Rows of positions and types are few and come from a cache; rows of tokens are read and the sum is written.
+    let bytes = 2 * elements * size_of::<T>() as u64 + (batch * tokens * if types { 8 } else { 4 }) as u64;
+    let name = format!("learned/{model}/{}/{batch}x{tokens}x{dim}", T::NAME);
+    let make = move |gpu: &Gpu, sets: usize| -> Result<Box<dyn Operation>> {
+        let stream = gpu.stream();
+        let n = batch * tokens;
+        let table =
+            |seed: u64, rows: usize| -> Result<CudaSlice<T>> { Ok(stream.clone_htod(&values::<T>(seed, rows * dim))?) };
+        let ids: Vec<i32> = (0..n as u64).map(|i| (bits(5, i) % VOCABULARY as u64) as i32).collect();
+        let kinds: Vec<i32> = (0..n as u64).map(|i| (bits(6, i) % 2) as i32).collect();
+        Ok(Box::new(Gather {
+            plan: LearnedPlan::new(gpu, &Learned::new(dim))?,
+            gpu: gpu.clone(),
+            shape: Tokens::new(batch, tokens, dim),
+            token: table(1, VOCABULARY)?,
+            position: table(2, tokens)?,
+            types: if types { Some((table(3, 2)?, stream.clone_htod(&kinds)?)) } else { None },
+            ids: stream.clone_htod(&ids)?,
+            host_ids: ids,
+            host_kinds: kinds,
+            out: (0..sets).map(|_| stream.alloc_zeros(n * dim)).collect::<Result<Vec<_>, _>>()?,
+        }))
+    };
+    Case { name, elements, bytes, make: Box::new(make) }
+}
+
+struct Gather<T> {
+    plan: LearnedPlan<T>,
+    gpu: Gpu,
+    shape: Tokens,
+    token: CudaSlice<T>,
+    position: CudaSlice<T>,
+    types: Option<(CudaSlice<T>, CudaSlice<i32>)>,
+    ids: CudaSlice<i32>,
+    host_ids: Vec<i32>,
+    host_kinds: Vec<i32>,
+    out: Vec<CudaSlice<T>>,
+}
+
+impl<T: Scalar> Operation for Gather<T> {
+    fn call(&mut self, set: usize) -> posenc::Result<()> {
+        let (types, kinds) = match &self.types {
+            None => (None, None),
+            Some((table, kinds)) => (Some(table as _), Some(i32::ids(kinds))),
+        };
+        let weights = Weights { token: Some(&self.token), position: Some(&self.position), types, ..Weights::default() };
+        let inputs = Inputs { ids: Some(i32::ids(&self.ids)), types: kinds, ..Inputs::default() };
+        self.plan.gather(&mut self.out[set], self.shape, &weights, &inputs, None)
+    }
+
+    fn verify(&mut self) -> Result<()> {
+        self.call(0)?;
+        let read = |x: &CudaSlice<T>| self.gpu.stream().clone_dtoh(x);
+        let (out, token, position) = (read(&self.out[0])?, read(&self.token)?, read(&self.position)?);
+        let types = self.types.as_ref().map(|(table, _)| read(table)).transpose()?;
+        let (tokens, dim) = (self.shape.tokens, self.shape.dim);
+        for pick in 0..8 {
+            let i = bits(4, pick) as usize % self.host_ids.len();
+            let row = |table: &[T], row: usize, c: usize| table[row * dim + c].to_f64();
+            let terms = |c: usize| {
+                let kind = types.as_ref().map_or(0.0, |types| row(types, self.host_kinds[i] as usize, c));
+                [row(&token, self.host_ids[i] as usize, c), row(&position, i % tokens, c), kind]
+            };
+            let want: Vec<f64> = (0..dim).map(|c| terms(c).iter().sum()).collect();
+            compare(&out[i * dim..(i + 1) * dim], &want, |c| {
+                let magnitude = terms(c).iter().map(|x| x.abs()).sum();
+                posenc::accuracy::rounded::<T>(want[c], Learned::sum_error_bound(magnitude))
+            })?;
+        }
+        Ok(())
+    }
+}
