@@ -11,7 +11,7 @@ pub use args::{Args, FieldLayout, all as arguments};
 pub use buffer::{Read, Write};
 pub use device::Gpu;
 pub use launch::Launch;
-pub use modules::{Images, images};
+pub use modules::{Image, Images, images};
 
 pub(crate) use buffer::Held;
 pub(crate) use launch::Function;

@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 
 use astro_float::{BigFloat, Consts, RoundingMode};
-use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUgraphInstantiate_flags_enum, CUstreamCaptureMode_enum};
+use cudarc::driver::{CudaContext, CudaSlice};
 use half::{bf16, f16};
 use posenc::accuracy::assert_close;
 use posenc::rotate::{Angles, Beyond, Operand, Table, TableValues};
@@ -648,6 +648,57 @@ fn a_position_beyond_the_table_is_clamped_or_nan_and_reported() {
     refuse(5, 8, "cos holds 32 elements, the shape needs 40");
     refuse(4, 7, "the table has 4 rows 7 elements apart, it needs 1 to 2147483647 rows of at least 8");
     refuse(0, 8, "the table has 0 rows 8 elements apart, it needs 1 to 2147483647 rows of at least 8");
+}
+
+/// Elements on both sides of 2^31, in q and k and their outputs; the buffers are reserved, and touched only there.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn offsets_beyond_31_bits() {
+    let (gpu, mut data) = (gpu(), Data::new(51));
+    let (tokens, dim, stride) = (3, 16, (1usize << 30) + 8);
+    let heads = Heads { strides: [0, stride, 24], ..Heads::thd(tokens, 2, dim) };
+    let stream = gpu.stream();
+    let reserve = || {
+        // SAFETY: every element that is read has been written before: the inputs by the loop below, the outputs by the kernel.
+        unsafe { stream.alloc::<bf16>(heads.span().expect("fits 63 bits")).expect("room, reserved") }
+    };
+    let (mut x, mut out) = (reserve(), reserve());
+    let small = Heads { strides: [0, 40, 24], ..heads };
+    let values = data.values::<bf16>(small.span().expect("small"));
+    let rows: Vec<_> =
+        (0..tokens).map(|token| (token * stride..token * stride + 40, token * 40..token * 40 + 40)).collect();
+    for (far, near) in &rows {
+        stream.memcpy_htod(&values[near.clone()], &mut x.slice_mut(far.clone())).expect("a copy");
+    }
+    let positions = [5i64, 131_071, -9];
+    let ids = stream.clone_htod(&positions).expect("a copy");
+    let rope = Rope { offset: 2, ..Rope::new(12, 10_000.0) };
+    let plan = RopePlan::<bf16>::new(&gpu, &rope).expect("a plan");
+    let want = rope.expect(&values, &small, &positions, Direction::Forward).expect("reference");
+    let check = |y: &CudaSlice<bf16>| {
+        for (far, near) in &rows {
+            let got = stream.clone_dtoh(&y.slice(far.start..far.start + 16)).expect("a copy");
+            assert_close(&got, &want.want[near.start..near.start + 16], |i| want.bound[near.start + i]);
+            let got = stream.clone_dtoh(&y.slice(far.start + 24..far.end)).expect("a copy");
+            assert_close(&got, &want.want[near.start + 24..near.end], |i| want.bound[near.start + 24 + i]);
+        }
+    };
+    plan.rotate(Operand::copy(&x, heads, &mut out, heads), None, Positions::ids(&ids), Direction::Forward)
+        .expect("a call");
+    check(&out);
+    plan.rotate(Operand::in_place(&mut x, heads), None, Positions::ids(&ids), Direction::Forward).expect("a call");
+    check(&x);
+}
+
+/// More sequences, and more heads, than a grid has blocks on its second and third axis.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn grids_at_their_limits() {
+    let (gpu, mut data) = (gpu(), Data::new(52));
+    for heads in [Heads::bthd(65_537, 1, 1, 2), Heads::bthd(1, 1, 70_001, 4), Heads::bthd(1, 70_001, 1, 2)] {
+        let rope = Rope::new(heads.dim, 10_000.0);
+        Case::in_place(&rope, heads, None, &mut data).check::<bf16>(&gpu, &mut data);
+    }
 }
 
 // --------------------------------------------------------------------------------------------------------------- bytes
