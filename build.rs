@@ -75,7 +75,9 @@ fn main() -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(|| {
+            // NVRTC recurses as deep as a kernel's inlining; a thread's usual 2 MB are not sure to hold it.
+            let compile = std::thread::Builder::new().stack_size(64 << 20);
+            let started = compile.spawn_scoped(scope, || {
                 while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if let Err(error) = job.run(&nvrtc, &sources, &cache) {
                         let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,6 +86,9 @@ fn main() -> Result<()> {
                     }
                 }
             });
+            if let Err(error) = started {
+                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error.into());
+            }
         }
     });
     if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
