@@ -8,13 +8,21 @@ use std::process::Command;
 use object::{Object, ObjectSection, ObjectSymbol};
 use posenc::gpu::{FieldLayout, Image, Images, arguments, images};
 
-/// The struct that every kernel of `file` takes, as its source says.
-fn struct_of(file: &str) -> (usize, Vec<FieldLayout>) {
+/// The struct that kernel `entry` of `file` takes, as its source says: by name, or as the one that all take.
+fn struct_of(file: &str, entry: &str) -> (usize, Vec<FieldLayout>) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(file).with_extension("cu");
     let source = std::fs::read_to_string(&path).expect("a kernel's source");
-    let mut found = arguments().into_iter().filter(|(name, _, _)| source.contains(&format!("(const {name} args)")));
-    let (_, size, fields) = found.next().unwrap_or_else(|| panic!("{} takes no struct of ours", path.display()));
-    assert!(found.next().is_none(), "{} takes two structs", path.display());
+    let stem = entry.rsplit_once('_').map_or(entry, |(stem, _)| stem);
+    let taken = |before: &str| {
+        let all = arguments().into_iter().filter(|(name, _, _)| source.contains(&format!("{before}(const {name} args)")));
+        all.collect::<Vec<_>>()
+    };
+    let mut found = taken(&format!("ENTRY({stem})"));
+    if found.is_empty() {
+        found = taken("");
+    }
+    assert!(found.len() == 1, "{entry} of {} takes {} structs of ours", path.display(), found.len());
+    let (_, size, fields) = found.remove(0);
     (size, fields)
 }
 
@@ -34,8 +42,8 @@ fn ptx(image: &Image) -> String {
 #[test]
 fn parameters_have_the_size_of_their_struct_and_are_read_field_by_field() {
     for (images, sm, text) in all_ptx() {
-        let (size, fields) = struct_of(images.file);
         for entry in entries(&text) {
+            let (size, fields) = struct_of(images.file, entry);
             let parameter = format!("{entry}_param_0");
             let declared = text.split(&format!(".b8 {parameter}[")).nth(1).and_then(|rest| rest.split(']').next());
             assert_eq!(declared, Some(size.to_string().as_str()), "{entry} of {} for sm_{sm}", images.file);

@@ -157,7 +157,7 @@ __device__ void store_lse(const SoftmaxArgs& args, unsigned row, const Part& who
 
 extern __shared__ float4 shared[];
 
-extern "C" __global__ void __launch_bounds__(256) ENTRY(softmax_warp)(const SoftmaxArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(softmax_warp)(const SoftmaxArgs args) {
     unsigned index = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (index >= args.rows) return;
     wait_for_predecessor();
@@ -175,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(softmax_warp)(const Soft
 // mode 0: one block a row, which is read twice if its chunks are more than `held`.
 // mode 1: one block a chunk, blockIdx.x = row * chunks + chunk; it writes the chunk's part.
 // mode 2: the same blocks add the row's parts and write their chunk.
-extern "C" __global__ void __launch_bounds__(256) ENTRY(softmax_block)(const SoftmaxArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(softmax_block)(const SoftmaxArgs args) {
     __shared__ BlockSpace space;
     // The largest logit of each chunk that is held; a launch holds 8 at most.
     __shared__ float largest[8];

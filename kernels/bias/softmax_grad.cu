@@ -98,7 +98,7 @@ __device__ void store_dot(const SoftmaxGradArgs& args, unsigned row, float dot) 
 
 extern __shared__ float4 shared[];
 
-extern "C" __global__ void __launch_bounds__(256) ENTRY(grad_warp)(const SoftmaxGradArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(grad_warp)(const SoftmaxGradArgs args) {
     unsigned index = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (index >= args.rows) return;
     wait_for_predecessor();
@@ -112,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(grad_warp)(const Softmax
     if (Group<32>::lane() == 0) store_dot(args, index, dot);
 }
 
-extern "C" __global__ void __launch_bounds__(256) ENTRY(grad_block)(const SoftmaxGradArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(grad_block)(const SoftmaxGradArgs args) {
     __shared__ BlockSpace space;
     wait_for_predecessor();
     Grads grads(args, blockIdx.x);

@@ -10,7 +10,7 @@
 // row: one thread per number.
 #include "bias/row.cuh"
 
-#define BOUNDS __launch_bounds__(256)
+#define BOUNDS __launch_bounds__(256, 4)
 
 extern "C" __global__ void BOUNDS ENTRY(apply)(const ToeplitzArgs args) {
     unsigned index = blockIdx.x * blockDim.y + threadIdx.y;

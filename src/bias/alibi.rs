@@ -148,7 +148,7 @@ impl Slopes {
         if heads == 0 {
             return Err(Error::Value("slopes have 0 heads, there must be at least 1".into()));
         }
-        if left.is_empty() || left.len() % heads != 0 || left.len() != right.len() {
+        if left.is_empty() || !left.len().is_multiple_of(heads) || left.len() != right.len() {
             return Err(Error::Value(format!(
                 "slopes hold {} on the left and {} on the right, both must hold the same multiple of {heads} heads",
                 left.len(),

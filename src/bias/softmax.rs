@@ -92,10 +92,10 @@ impl Softmax {
         if !self.scale.is_finite() {
             return Err(Error::Value(format!("scale is {}, it must be finite", self.scale)));
         }
-        if let Some(cap) = self.softcap {
-            if !(cap.is_finite() && cap > 0.0) {
-                return Err(Error::Value(format!("softcap is {cap}, it must be finite and above 0")));
-            }
+        if let Some(cap) = self.softcap
+            && !(cap.is_finite() && cap > 0.0)
+        {
+            return Err(Error::Value(format!("softcap is {cap}, it must be finite and above 0")));
         }
         Ok(())
     }
@@ -993,7 +993,6 @@ impl<T: Scalar> SoftmaxPlan<T> {
             chunks: chunks as u32,
             held: if chunks <= self.held_grad as usize { chunks as u32 } else { 1 },
             aligned: u32::from(wide),
-            ..SoftmaxGradArgs::zeroed()
         };
         let file = "bias/softmax_grad";
         if shape.keys <= WARP_KEYS {

@@ -85,7 +85,7 @@ impl Toeplitz {
                 self.first
             )));
         }
-        if self.heads == 0 || self.values.is_empty() || self.values.len() % self.heads != 0 {
+        if self.heads == 0 || self.values.is_empty() || !self.values.len().is_multiple_of(self.heads) {
             return Err(Error::Value(format!(
                 "a Toeplitz row of {} numbers for {} heads, it must hold the same count, at least 1, for each head",
                 self.values.len(),
@@ -321,8 +321,8 @@ pub(crate) fn strides(shape: &Logits) -> [i64; 3] {
 pub(crate) fn aligned(shape: &Logits, alignment: usize, element: usize) -> bool {
     let per_access = 16 / element;
     let dims = shape.dims();
-    let steps = dims[..3].iter().all(|&(size, stride)| size == 1 || stride % per_access == 0);
-    alignment % 16 == 0 && shape.offset % per_access == 0 && steps
+    let steps = dims[..3].iter().all(|&(size, stride)| size == 1 || stride.is_multiple_of(per_access));
+    alignment.is_multiple_of(16) && shape.offset.is_multiple_of(per_access) && steps
 }
 
 /// The largest power of two up to 16 that divides an address.

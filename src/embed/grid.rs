@@ -7,7 +7,6 @@
 use std::f64::consts::TAU;
 use std::marker::PhantomData;
 
-use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
 use crate::embed::launch::{THREADS, alignment, small, spread, width};
@@ -769,7 +768,6 @@ impl<T: Scalar> GridPlan<T> {
             groups: spread.groups,
             dim: small("channels", dim)?,
             scale: scale.unwrap_or(1.0),
-            ..GridArgs::zeroed()
         };
         let entries = usize::from(scale.is_none());
         let entry = ENTRIES[entries][width.index];

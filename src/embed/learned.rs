@@ -479,7 +479,7 @@ impl Learned {
     fn check_tables<T>(&self, tables: &Tables<'_, T>) -> Result<()> {
         self.check()?;
         for (name, table) in [("token", tables.token), ("position", tables.position), ("type", tables.types)] {
-            if table.len() % self.dim != 0 {
+            if !table.len().is_multiple_of(self.dim) {
                 return Err(Error::Value(format!(
                     "the {name} table holds {} elements, its rows hold {}",
                     table.len(),

@@ -680,7 +680,7 @@ impl HeldTable<'_> {
         // One access takes the thread's values, 16 bytes at most.
         let bytes = (width * element).min(16) as u64;
         let places = args.rates.address() | args.sines.address() | (stride * element) as u64;
-        args.table_aligned = u32::from(places % bytes == 0);
+        args.table_aligned = u32::from(places.is_multiple_of(bytes));
     }
 }
 

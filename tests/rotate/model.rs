@@ -6,6 +6,7 @@
 
 use std::io::Cursor;
 
+use posenc::rotate::positions::DualChunk;
 use posenc::rotate::{Axes, Gguf, GgufValue, Layer, QueryScale, Yarn};
 use posenc::{ModelRope, Pairing, Rope, Scaling};
 use serde_json::{Value, json};
@@ -377,6 +378,10 @@ fn latent_attention_rotates_64_channels_and_scales_logits() {
         );
         assert_eq!((layer.rope, layer.logit_scale), (Some(spec(64, 192, Interleaved, theta, Scaling::None)), 1.0));
     }
+    // The flag decides where the class reads it.
+    let mut config = mla(1e4, "deepseek_v3", json!(null));
+    config["rope_interleave"] = json!(false);
+    assert_eq!(one(config).rope, Some(spec(64, 128, Half, 1e4, Scaling::None)));
     // Mistral-4 (T): MLA's factor as in transformers since July 2026, and the temperature.
     let layer = one(
         json!({"model_type": "mistral4", "qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "max_position_embeddings": 1048576,
@@ -671,6 +676,25 @@ fn dynamic_models_wait_for_a_length_unless_their_base_is_fixed() {
         "rope_scaling": {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "dynamic"}}),
     );
     assert_eq!(layer.rope.unwrap().scaling, Scaling::NtkStatic { alpha: 1000.0 });
+}
+
+#[test]
+fn dual_chunk_comes_with_its_sizes() {
+    // Qwen2.5-7B-Instruct-1M (L; sizes from vLLM 0.32.0)
+    let layer = one(
+        json!({"model_type": "qwen2", "head_dim": 128, "max_position_embeddings": 1010000, "rope_theta": 10000000.0,
+        "dual_chunk_attention_config": {"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144}}),
+    );
+    assert_eq!(layer.dual_chunk, Some(DualChunk { chunk: 262_144, local: 8192 }));
+    assert_eq!(layer.rope, Some(half(128, 1e7)));
+    assert_eq!(
+        refused(llama(json!({"dual_chunk_attention_config": {"chunk_size": 8192}}))),
+        "local_size is missing, dual_chunk_attention_config needs it"
+    );
+    assert_eq!(
+        refused(llama(json!({"dual_chunk_attention_config": {"chunk_size": 8192, "local_size": 8192}}))),
+        "Dual Chunk's local is 8192 and its chunk 8192, local must be at least 0 and below the chunk"
+    );
 }
 
 #[test]
@@ -1119,6 +1143,10 @@ fn configs_that_are_not_understood_are_refused() {
         (
             llama(json!({"rotary_pct": 0.5})),
             "the config holds rotary_pct, which this crate does not know for model_type \"llama\"",
+        ),
+        (
+            llama(json!({"rope_interleave": true})),
+            "the config holds rope_interleave, which this crate does not know for model_type \"llama\"",
         ),
         // Legacy and version-5 keys in conflict
         (

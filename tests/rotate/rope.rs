@@ -481,11 +481,7 @@ fn widths_give_the_same_bits() {
                         / if shift == 1 { 1 } else { wide >> (shift > 0) as usize })
                         as u64;
                     let width = [16, 8, size_of::<T>()][results.len() - 1];
-                    assert_eq!(
-                        report.counters.global_accesses[width.ilog2() as usize] >= 2 * stores,
-                        true,
-                        "{report:?}"
-                    );
+                    assert!(report.counters.global_accesses[width.ilog2() as usize] >= 2 * stores, "{report:?}");
                 }
             }
             assert_eq!(results[0], results[1]);
@@ -873,7 +869,6 @@ fn calls_that_do_not_fit_are_refused_and_write_nothing() {
     // Nothing to do is nothing wrong.
     let none = Operand::in_place(&mut view, Heads::thd(0, 2, 8));
     plan.rotate(none, None, Positions::ids(&ids), Direction::Forward).expect("no tokens");
-    drop(view);
     assert_eq!(q.read(&gpu), x);
     assert_eq!(k.read(&gpu), x);
 }

@@ -149,7 +149,7 @@ impl Gguf {
     /// Of a model in several files, the first one holds the keys.
     ///
     /// # Errors
-    /// [`Error::Config`] if it is no such file, or damaged.
+    /// [`Error::Config`](crate::Error::Config) if it is no such file, or damaged.
     pub fn read<R: Read + Seek>(input: R) -> Result<Self> {
         let mut source = Source { input, at: 0 };
         let magic = source.bytes::<4>()?;
@@ -321,7 +321,7 @@ impl ModelRope {
     /// llama.cpp gives the pairs of Qwen3-VL that no axis reaches (61 and 62) a fourth position, they have time.
     ///
     /// # Errors
-    /// [`Error::Config`] if a key is missing or not what it must be, a key about RoPE or the architecture is not known.
+    /// [`Error::Config`](crate::Error::Config) if a key is missing or not what it must be, a key about RoPE or the architecture is not known.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let architecture = match gguf.keys.get("general.architecture") {
             Some(GgufValue::Text(architecture)) => architecture.as_str(),

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::families::{Family, Form, Pattern, family};
 use super::{Layer, ModelRope, check_layers};
+use crate::rotate::positions::DualChunk;
 use crate::rotate::{
     Axes, Pairing, QueryScale, Rope, Scaling, Yarn, longrope_attention_factor, mla_logit_scale, yarn_mscale,
 };
@@ -733,7 +734,26 @@ impl<'a> Reader<'a> {
             }
             (scale, _) => scale,
         };
-        Ok(Layer { label: kind.label.clone(), rope: Some(rope), head, logit_scale, query_scale, long_attention_factor })
+        Ok(Layer {
+            label: kind.label.clone(),
+            rope: Some(rope),
+            head,
+            logit_scale,
+            query_scale,
+            dual_chunk: self.dual_chunk()?,
+            long_attention_factor,
+        })
+    }
+
+    /// Qwen2.5-1M's `dual_chunk_attention_config`. Its other keys belong to the sparse attention that goes with it.
+    fn dual_chunk(&self) -> Result<Option<DualChunk>> {
+        let Some(map) = self.config.object("dual_chunk_attention_config")? else { return Ok(None) };
+        let map = Keys::new("dual_chunk_attention_config", map);
+        let count = |key: &str| match map.count(key)? {
+            Some(count) => Ok(count as i64),
+            None => wrong(format!("{key} is missing, dual_chunk_attention_config needs it")),
+        };
+        Ok(Some(DualChunk { chunk: count("chunk_size")?, local: count("local_size")? }))
     }
 
     /// Llama 4's `attn_temperature_tuning`: true where it is absent, and a number in early files.
@@ -747,7 +767,10 @@ impl<'a> Reader<'a> {
     }
 
     fn pairing(&self) -> Result<Pairing> {
-        // DeepSeek's and GLM's flag; absent, the class decides.
+        // DeepSeek's and GLM's flag, which other classes do not read; absent, the class decides.
+        if !matches!(self.family.form, Form::Latent | Form::Skipping { latent: true, .. }) {
+            return Ok(self.family.pairing);
+        }
         Ok(match self.config.flag("rope_interleave")? {
             None => self.family.pairing,
             Some(true) => Pairing::Interleaved,

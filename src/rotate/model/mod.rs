@@ -17,6 +17,7 @@ use std::fmt::Write;
 
 pub use gguf::{Gguf, GgufValue};
 
+use crate::rotate::positions::DualChunk;
 use crate::rotate::{Axes, Pairing, QueryScale, Ramp, Rope, Scaling};
 use crate::{Error, Result};
 
@@ -58,6 +59,8 @@ pub struct Layer {
     pub logit_scale: f64,
     /// multiplies the query at each position
     pub query_scale: QueryScale,
+    /// Dual Chunk Attention, which changes the positions of queries and keys; `None` in almost every model.
+    pub dual_chunk: Option<DualChunk>,
     /// the attention factor beyond LongRoPE's original context, where it is another one
     long_attention_factor: Option<f64>,
 }
@@ -70,6 +73,7 @@ impl Layer {
             head,
             logit_scale: 1.0,
             query_scale: QueryScale::One,
+            dual_chunk: None,
             long_attention_factor: None,
         }
     }
@@ -89,6 +93,9 @@ impl Layer {
     /// Refuses a rotation outside its law, whose length may still be missing, or outside its head.
     fn check(&self) -> Result<()> {
         self.query_scale.check()?;
+        if let Some(dual_chunk) = &self.dual_chunk {
+            dual_chunk.check()?;
+        }
         if let Some(rope) = &self.rope {
             rope.at_length(1).check_head(self.head)?;
         }
@@ -233,6 +240,9 @@ fn describe_layer(layer: &Layer) -> String {
     }
     if layer.query_scale != QueryScale::One {
         parts.push(format!("queries scaled by {:?}", layer.query_scale));
+    }
+    if let Some(DualChunk { chunk, local }) = layer.dual_chunk {
+        parts.push(format!("Dual Chunk Attention, chunks of {chunk}, {local} local"));
     }
     parts.join("; ")
 }

@@ -219,7 +219,8 @@ fn kernel(name: &str, row: &Row) -> String {
             ptx = ptx.replace(&format!("%{letter}"), &format!("@@{}{letter}", class(*kind)));
         }
     }
-    writeln!(out, "{};", ptx.replace("@@", "%")).unwrap();
+    let end = if ptx.ends_with('}') { "" } else { ";" };
+    writeln!(out, "{}{end}", ptx.replace("@@", "%")).unwrap();
     match class(k[0]) {
         'h' => writeln!(out, "cvt.u64.u16 %ld, %hd;"),
         'r' => writeln!(out, "cvt.u64.u32 %ld, %rd;"),
@@ -873,12 +874,15 @@ fn conversions() {
         Box::leak(format!("{a}{b}").into_boxed_str())
     }
     for (t, k, read, low, high) in ints {
-        for (u, l, other, _, _) in ints {
+        for (u, l, other, least, most) in ints {
             // from u to t
             rows.push(row(&format!("cvt.{t}.{u} %d, %a"), kinds(k, l), move |a, _, _| read(other(a) as u64) as u64));
-            rows.push(row(&format!("cvt.sat.{t}.{u} %d, %a"), kinds(k, l), move |a, _, _| {
-                other(a).clamp(low, high) as u64
-            }));
+            // ptxas refuses what cannot saturate
+            if least < low || most > high {
+                rows.push(row(&format!("cvt.sat.{t}.{u} %d, %a"), kinds(k, l), move |a, _, _| {
+                    other(a).clamp(low, high) as u64
+                }));
+            }
         }
         for (mode, round) in [
             ("rni", f64::round_ties_even as fn(f64) -> f64),

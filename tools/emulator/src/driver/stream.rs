@@ -4,6 +4,7 @@ use super::code::*;
 use super::context::current;
 use super::object::{self, Context, Handle, Object, Stream};
 use super::{export, give, graph, refuse};
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -36,11 +37,28 @@ pub(crate) fn stream(context: &Arc<Context>, handle: Handle) -> Result<Which, u3
     if handle as usize <= PER_THREAD {
         return Ok(Which::Default(context.clone()));
     }
+    // the stream that the thread used last, unless a handle has died since
+    let age = object::generation();
+    let known = KNOWN.with(|k| match &*k.borrow() {
+        Some((h, g, s)) if *h == handle as u64 && *g == age && s.context == context.id => Some(s.clone()),
+        _ => None,
+    });
+    if let Some(stream) = known {
+        return Ok(Which::Made(stream));
+    }
     let stream = object::stream_object(handle)?;
     if stream.context != context.id {
         return refuse(ERROR_INVALID_HANDLE, "the stream belongs to another context than the current one");
     }
+    KNOWN.with(|k| *k.borrow_mut() = Some((handle as u64, age, stream.clone())));
     Ok(Which::Made(stream))
+}
+
+/// A handle, the age of handles when it was looked up, and its stream.
+type Known = Option<(u64, u64, Arc<Stream>)>;
+
+thread_local! {
+    static KNOWN: RefCell<Known> = const { RefCell::new(None) };
 }
 
 /// Whether the stream records. If so, the capture to which work goes.

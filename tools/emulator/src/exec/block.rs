@@ -97,6 +97,8 @@ pub(crate) struct Barrier {
 /// A block that runs.
 pub(crate) struct Block {
     pub(crate) index: u64,
+    /// The launch whose constants stand in the kernel's frames: they need not be filled in again for its next block.
+    filled: u64,
     pub(crate) warps: Vec<Warp>,
     pub(crate) shared: Vec<u8>,
     pub(crate) barriers: [Barrier; 16],
@@ -183,6 +185,7 @@ impl Block {
     pub(crate) fn new() -> Self {
         Self {
             index: 0,
+            filled: 0,
             warps: Vec::new(),
             shared: Vec::new(),
             barriers: [Barrier::default(); 16],
@@ -265,12 +268,13 @@ impl<'g> Cx<'g> {
             });
             warp.push(Split { frame: 0, pc: 0, mask: live, state: State::Ready });
             self.w = w;
-            self.fill(0);
+            self.fill(0, self.block.filled == grid.launch);
         }
+        self.block.filled = grid.launch;
     }
 
-    /// Fills the constants and special registers of a frame.
-    pub(crate) fn fill(&mut self, frame: u32) {
+    /// Fills the constants and special registers of a frame, or only those that differ from block to block.
+    pub(crate) fn fill(&mut self, frame: u32, again: bool) {
         let grid = self.grid;
         let w = self.w;
         let (code, base, local) = {
@@ -279,6 +283,9 @@ impl<'g> Cx<'g> {
         };
         let first = self.block.warps[w].regs.as_mut_ptr().cast::<u8>();
         for &(at, kind, fill) in &code.fills {
+            if again && !matches!(fill, Fill::Ctaid(_) | Fill::Sm) {
+                continue;
+            }
             let value = |lane: u32| -> u64 {
                 let thread = w as u32 * 32 + lane;
                 u64::from(match fill {

@@ -295,7 +295,7 @@ fn enter(cx: &mut Cx, target: u32, call_number: u32, mask: u32, back: u32) -> bo
     };
     let frame = warp.enter(frame);
     warp.push(Split { frame, pc: 0, mask, state: State::Ready });
-    cx.fill(frame);
+    cx.fill(frame, false);
     true
 }
 

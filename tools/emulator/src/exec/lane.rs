@@ -93,7 +93,9 @@ pub(crate) fn wide() -> bool {
         use std::sync::OnceLock;
         static WIDE: OnceLock<bool> = OnceLock::new();
         *WIDE.get_or_init(|| {
-            std::is_x86_feature_detected!("avx2")
+            // the plain compilation can be asked for, so that it is tested on machines that would not take it
+            std::env::var_os("EMULATOR_PLAIN").is_none()
+                && std::is_x86_feature_detected!("avx2")
                 && std::is_x86_feature_detected!("fma")
                 && std::is_x86_feature_detected!("bmi2")
                 && std::is_x86_feature_detected!("lzcnt")
