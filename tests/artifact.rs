@@ -14,7 +14,8 @@ fn struct_of(file: &str, entry: &str) -> (usize, Vec<FieldLayout>) {
     let source = std::fs::read_to_string(&path).expect("a kernel's source");
     let stem = entry.rsplit_once('_').map_or(entry, |(stem, _)| stem);
     let taken = |before: &str| {
-        let all = arguments().into_iter().filter(|(name, _, _)| source.contains(&format!("{before}(const {name} args)")));
+        let all =
+            arguments().into_iter().filter(|(name, _, _)| source.contains(&format!("{before}(const {name} args)")));
         all.collect::<Vec<_>>()
     };
     let mut found = taken(&format!("ENTRY({stem})"));
