@@ -151,10 +151,12 @@ pub unsafe extern "C" fn posenc_softmax_new(
     out: *mut *mut PosencSoftmax,
 ) -> PosencStatus {
     guarded(|| {
-        // SAFETY: as the caller promises, here and below.
+        // SAFETY: as the caller promises.
         let gpu = &unsafe { borrow("gpu", gpu) }?.gpu;
+        // SAFETY: the caller promises that it points to what its type says.
         let spec = unsafe { versioned("spec", spec, POSENC_SOFTMAX_SPEC_VERSION) }?;
         let out = place("out", out)?;
+        // SAFETY: the caller promises as many values as it counts.
         let values = unsafe { slice("values", spec.values, spec.value_count) }?;
         let softcap = (spec.softcap != 0.0).then_some(spec.softcap);
         let right = (spec.causal != 0).then_some(0);
@@ -186,6 +188,7 @@ pub unsafe extern "C" fn posenc_softmax_new(
             POSENC_BF16 => Plan::Bf16(SoftmaxPlan::new(gpu, &softmax)?, BiasPlan::new(gpu, bias)?),
             other => return Err(unknown("element", other)),
         };
+        // SAFETY: `place` refused null, and the caller promises that it points to a pointer.
         unsafe { out.write(Box::into_raw(Box::new(PosencSoftmax { plan, gpu: gpu.clone() }))) };
         Ok(())
     })
@@ -212,8 +215,9 @@ pub unsafe extern "C" fn posenc_softmax_apply(
     call: *const PosencSoftmaxCall,
 ) -> PosencStatus {
     guarded(|| {
-        // SAFETY: as the caller promises, here and below.
+        // SAFETY: as the caller promises.
         let softmax = unsafe { borrow("softmax", softmax) }?;
+        // SAFETY: the caller promises that it points to what its type says.
         let call = unsafe { versioned("call", call, POSENC_SOFTMAX_CALL_VERSION) }?;
         match &softmax.plan {
             Plan::F32(plan, bias) => apply(plan, bias, &softmax.gpu, call),

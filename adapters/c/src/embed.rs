@@ -105,8 +105,9 @@ pub unsafe extern "C" fn posenc_sinusoid_new(
     out: *mut *mut PosencSinusoid,
 ) -> PosencStatus {
     guarded(|| {
-        // SAFETY: as the caller promises, here and below.
+        // SAFETY: as the caller promises.
         let gpu = &unsafe { borrow("gpu", gpu) }?.gpu;
+        // SAFETY: the caller promises that it points to what its type says.
         let spec = unsafe { versioned("spec", spec, POSENC_SINUSOID_SPEC_VERSION) }?;
         let out = place("out", out)?;
         let spec = sinusoid(spec)?;
@@ -116,6 +117,7 @@ pub unsafe extern "C" fn posenc_sinusoid_new(
             POSENC_BF16 => Plan::Bf16(SinusoidPlan::new(gpu, &spec)?),
             other => return Err(unknown("element", other)),
         };
+        // SAFETY: `place` refused null, and the caller promises that it points to a pointer.
         unsafe { out.write(Box::into_raw(Box::new(PosencSinusoid { plan, gpu: gpu.clone() }))) };
         Ok(())
     })
@@ -165,8 +167,9 @@ pub unsafe extern "C" fn posenc_sinusoid_run(
     call: *const PosencSinusoidCall,
 ) -> PosencStatus {
     guarded(|| {
-        // SAFETY: as the caller promises, here and below.
+        // SAFETY: as the caller promises.
         let sinusoid = unsafe { borrow("sinusoid", sinusoid) }?;
+        // SAFETY: the caller promises that it points to what its type says.
         let call = unsafe { versioned("call", call, POSENC_SINUSOID_CALL_VERSION) }?;
         match &sinusoid.plan {
             Plan::F32(plan) => run(plan, &sinusoid.gpu, call),

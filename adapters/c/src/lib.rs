@@ -174,7 +174,7 @@ impl<T> Foreign<T> {
         if address == 0 {
             return Err(Failure::argument(format!("{name} is null")));
         }
-        if address % align_of::<T>() as u64 != 0 {
+        if !address.is_multiple_of(align_of::<T>() as u64) {
             let align = align_of::<T>();
             return Err(Failure::argument(format!(
                 "{name} lies at {address:#x}, its elements need multiples of {align}"

@@ -202,8 +202,8 @@ unsafe fn rope(spec: &PosencRopeSpec) -> Result<Rope, Failure> {
         POSENC_SCALING_YARN => {
             Scaling::Yarn(Yarn { beta_fast: high, beta_slow: low, ..Yarn::new(factor, original_context) })
         }
-        // SAFETY: as the caller promises.
         POSENC_SCALING_DIVISORS => {
+            // SAFETY: the caller promises as many values as it counts.
             Scaling::Divisors(unsafe { slice("divisors", spec.divisors, spec.divisor_count) }?.to_vec())
         }
         other => return Err(unknown("scaling", other)),
@@ -249,11 +249,14 @@ pub unsafe extern "C" fn posenc_rope_new(
     out: *mut *mut PosencRope,
 ) -> PosencStatus {
     guarded(|| {
-        // SAFETY: as the caller promises, here and below.
+        // SAFETY: as the caller promises.
         let gpu = unsafe { borrow("gpu", gpu) }?;
+        // SAFETY: the caller promises that it points to what its type says.
         let spec = unsafe { versioned("spec", spec, POSENC_ROPE_SPEC_VERSION) }?;
         let out = place("out", out)?;
+        // SAFETY: the caller promises that `divisors` holds what `divisor_count` says.
         let made = plan(gpu, &unsafe { rope(spec) }?, element)?;
+        // SAFETY: `place` refused null, and the caller promises that it points to a pointer.
         unsafe { out.write(Box::into_raw(Box::new(made))) };
         Ok(())
     })
@@ -275,8 +278,9 @@ pub unsafe extern "C" fn posenc_rope_from_hf(
     out: *mut *mut PosencRope,
 ) -> PosencStatus {
     guarded(|| {
-        // SAFETY: as the caller promises, here and below.
+        // SAFETY: as the caller promises.
         let gpu = unsafe { borrow("gpu", gpu) }?;
+        // SAFETY: the caller promises that it points to what its type says.
         let config = unsafe { CStr::from_ptr(place("config", config.cast_mut())?) };
         let out = place("out", out)?;
         let config = config.to_str().map_err(|_| Failure::argument("config is not UTF-8".into()))?;
@@ -285,6 +289,7 @@ pub unsafe extern "C" fn posenc_rope_from_hf(
             return Err(Failure::argument(format!("layer {layer} has no RoPE")));
         };
         let made = plan(gpu, &rope.at_length(length), element)?;
+        // SAFETY: `place` refused null, and the caller promises that it points to a pointer.
         unsafe { out.write(Box::into_raw(Box::new(made))) };
         Ok(())
     })
@@ -309,8 +314,9 @@ pub unsafe extern "C" fn posenc_rope_free(rope: *mut PosencRope) -> PosencStatus
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn posenc_rope_rotate(rope: *const PosencRope, call: *const PosencRopeCall) -> PosencStatus {
     guarded(|| {
-        // SAFETY: as the caller promises, here and below.
+        // SAFETY: as the caller promises.
         let rope = unsafe { borrow("rope", rope) }?;
+        // SAFETY: the caller promises that it points to what its type says.
         let call = unsafe { versioned("call", call, POSENC_ROPE_CALL_VERSION) }?;
         match &rope.plan {
             Plan::F32(plan) => rotate(plan, rope, call),
@@ -346,12 +352,11 @@ fn rotate<T: Scalar>(plan: &RopePlan<T>, rope: &PosencRope, call: &PosencRopeCal
                     return Err(Failure::argument("packed queries and keys have one address, these have two".into()));
                 }
                 let k_heads = call.k.shape(call)?;
-                return Ok(match table {
-                    None => plan.rotate_packed(&mut q, q_heads, k_heads, positions, direction)?,
-                    Some(table) => {
-                        plan.rotate_packed_by_table(table, &mut q, q_heads, k_heads, positions, direction)?
-                    }
-                });
+                return match table {
+                    None => plan.rotate_packed(&mut q, q_heads, k_heads, positions, direction),
+                    Some(table) => plan.rotate_packed_by_table(table, &mut q, q_heads, k_heads, positions, direction),
+                }
+                .map_err(Failure::from);
             }
             let optional = |name: &str, heads: &PosencHeads| {
                 (heads.data != 0).then(|| Foreign::<T>::new(gpu, name, heads.data, heads.len)).transpose()
@@ -367,10 +372,11 @@ fn rotate<T: Scalar>(plan: &RopePlan<T>, rope: &PosencRope, call: &PosencRopeCal
                 None => None,
                 Some(k) => Some(operand(k, call.k.shape(call)?, k_out.as_mut(), call.k_out.shape(call)?)),
             };
-            Ok(match table {
-                None => plan.rotate(q, k, positions, direction)?,
-                Some(table) => plan.rotate_by_table(table, q, k, positions, direction)?,
-            })
+            match table {
+                None => plan.rotate(q, k, positions, direction),
+                Some(table) => plan.rotate_by_table(table, q, k, positions, direction),
+            }
+            .map_err(Failure::from)
         })
     })
 }
