@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     let bar = ProgressBar::new(4);
     bar.set_style(ProgressStyle::with_template("{bar:24} {msg} ({elapsed})")?);
     bar.enable_steady_tick(Duration::from_millis(200));
-    let mut step = |text: &'static str| {
+    let step = |text: &'static str| {
         bar.set_message(text);
         bar.inc(1);
     };

@@ -830,10 +830,15 @@ impl<T: Scalar> RopePlan<T> {
         let k_out = k_out.as_ref().map_or(Out::NULL, |k_out| k_out.address);
         self.run(
             table.as_mut(),
-            Addresses { q: address(&q, q_out.address), q_out: q_out.address, k: address(&k, k_out), k_out },
-            (q_heads, q_out_heads),
-            k_shapes,
-            in_place,
+            Tensors {
+                q: address(&q, q_out.address),
+                q_out: q_out.address,
+                k: address(&k, k_out),
+                k_out,
+                q_heads: (q_heads, q_out_heads),
+                k_heads: k_shapes,
+                in_place,
+            },
             &positions,
             direction,
         )
@@ -899,22 +904,21 @@ impl<T: Scalar> RopePlan<T> {
         let positions = positions.resolve(gpu, self.rope.axes.count(), q.batch, q.tokens)?;
         let x = gpu.write("x", x, q.span()?.max(k.span()?))?;
         let (x, out) = (x.address.as_in(), x.address);
-        let addresses = Addresses { q: x, q_out: out, k: x, k_out: out };
-        self.run(table.as_mut(), addresses, (q, q), Some((k, k)), true, &positions, direction)
+        let (q_heads, k_heads) = ((q, q), Some((k, k)));
+        let tensors = Tensors { q: x, q_out: out, k: x, k_out: out, q_heads, k_heads, in_place: true };
+        self.run(table.as_mut(), tensors, &positions, direction)
     }
 
     fn run(
         &self,
         table: Option<&mut Table<'_, T>>,
-        addresses: Addresses,
-        (q, q_out): (Heads, Heads),
-        k: Option<(Heads, Heads)>,
-        in_place: bool,
+        tensors: Tensors,
         positions: &Resolved<'_>,
         direction: Direction,
     ) -> Result<()> {
         let gpu = &self.gpu;
-        let all = addresses.q.address() | addresses.q_out.address() | addresses.k.address() | addresses.k_out.address();
+        let Tensors { q_heads: (q, q_out), k_heads: k, in_place, .. } = tensors;
+        let all = tensors.q.address() | tensors.q_out.address() | tensors.k.address() | tensors.k_out.address();
         let alignment = 1 << all.trailing_zeros().min(4);
         let call =
             Call { q, q_out, k, in_place, alignment, element: size_of::<T>(), multiprocessors: gpu.multiprocessors() };
@@ -924,10 +928,10 @@ impl<T: Scalar> RopePlan<T> {
         let (k, k_out) = k.unwrap_or((Heads::thd(0, 0, 0), Heads::thd(0, 0, 0)));
         let axes = self.axes.as_ref().map(|axes| gpu.read("axes", axes, self.rope.pairs())).transpose()?;
         launch.args = RopeArgs {
-            q: addresses.q.offset(at(&q)),
-            q_out: addresses.q_out.offset(at(&q_out)),
-            k: addresses.k.offset(at(&k)),
-            k_out: addresses.k_out.offset(at(&k_out)),
+            q: tensors.q.offset(at(&q)),
+            q_out: tensors.q_out.offset(at(&q_out)),
+            k: tensors.k.offset(at(&k)),
+            k_out: tensors.k_out.offset(at(&k_out)),
             positions: positions.ids(),
             indptr: positions.indptr(),
             axes: axes.as_ref().map_or(In::NULL, |axes| axes.address),
@@ -960,11 +964,15 @@ impl<T: Scalar> RopePlan<T> {
     }
 }
 
-struct Addresses {
+/// Tensors of one call: addresses of their buffers, shapes of input and output.
+struct Tensors {
     q: In,
     q_out: Out,
     k: In,
     k_out: Out,
+    q_heads: (Heads, Heads),
+    k_heads: Option<(Heads, Heads)>,
+    in_place: bool,
 }
 
 /// Refuses pairs that move: in place, one thread's store would fall on another thread's load.
