@@ -5,6 +5,8 @@
 //! in the loops over pairs, so that the compiler makes vectors of them: two `f64` on every x86-64, and still the loop is
 //! three times as fast as one pair after another in `f32`.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use rayon::join;
 
 use crate::rotate::{Angles, Direction, Pairing, Rope};
@@ -103,7 +105,7 @@ impl Part {
 /// The spec, made ready for one call.
 struct Turner<'a> {
     rope: &'a Rope,
-    law: Law,
+    law: Arc<Law>,
     /// axis of each pair, if there are several
     axes: Option<Vec<usize>>,
     positions: &'a [i64],
@@ -121,14 +123,34 @@ enum Law {
     Compat(Vec<f32>),
 }
 
+/// Laws of the last specs, the latest first. A law in 106 bits takes 2 microseconds a pair, more than a token's rotation,
+/// and a decoder asks for the same one or two at every layer.
+static LAWS: Mutex<Vec<(Rope, Arc<Law>)>> = Mutex::new(Vec::new());
+const LAWS_KEPT: usize = 8;
+
+impl Law {
+    fn of(rope: &Rope) -> Arc<Self> {
+        let mut laws = LAWS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = laws.iter().position(|(known, _)| known == rope) {
+            laws[..=at].rotate_right(1);
+            return laws[0].1.clone();
+        }
+        let pairs = 0..rope.pairs();
+        let law = Arc::new(match rope.angles {
+            Angles::Exact => Self::Exact(pairs.map(|pair| rope.rate(pair)).collect()),
+            Angles::HfCompat => Self::Compat(pairs.map(|pair| rope.compat_frequency(pair)).collect()),
+        });
+        laws.insert(0, (rope.clone(), law.clone()));
+        laws.truncate(LAWS_KEPT);
+        law
+    }
+}
+
 impl<'a> Turner<'a> {
     fn new(rope: &'a Rope, positions: &'a [i64], row: usize, tokens: usize, direction: Direction) -> Self {
         let pairs = 0..rope.pairs();
         let axes = (rope.axes.count() > 1).then(|| pairs.clone().map(|i| rope.axes.axis(i, rope.pairs())).collect());
-        let law = match rope.angles {
-            Angles::Exact => Law::Exact(pairs.map(|pair| rope.rate(pair)).collect()),
-            Angles::HfCompat => Law::Compat(pairs.map(|pair| rope.compat_frequency(pair)).collect()),
-        };
+        let law = Law::of(rope);
         let sign = if direction == Direction::Forward { 1.0 } else { -1.0 };
         Self { rope, law, axes, positions, row, tokens, factor: rope.attention_factor, sign }
     }
@@ -174,7 +196,7 @@ impl<'a> Turner<'a> {
         let at = |axis: usize| self.positions[axis * self.row + batch * self.tokens + token];
         let scaled = |(s, c): (f64, f64)| (s * (self.factor * self.sign), c * self.factor);
         let out = sin.iter_mut().zip(cos);
-        match (&self.law, &self.axes) {
+        match (&*self.law, &self.axes) {
             (Law::Exact(rates), None) => {
                 let position = at(0) as u64;
                 for ((s, c), rate) in out.zip(rates) {

@@ -28,12 +28,12 @@ fn fastest(mut call: impl FnMut() -> Result<()>) -> Result<f64> {
 
 /// The reference of the first token and of the last.
 fn check<T: Scalar>(rope: &Rope, before: &[T], after: &[T], heads: &Heads, slack: f64) -> Result<()> {
-    for token in [0, heads.tokens - 1] {
-        let at = heads.index(0, token, 0, 0);
-        let one = Heads { tokens: 1, offset: 0, ..*heads };
-        let end = at + one.span()?;
-        let expected = rope.expect(&before[at..end], &one, &[token as i64], Direction::Forward)?;
-        let worst = posenc::accuracy::compare(&after[at..end], &expected.want, |i| expected.bound[i] + slack);
+    for (token, head) in [(0, 0), (heads.tokens - 1, heads.heads - 1)] {
+        let at = heads.index(0, token, head, 0);
+        let row = at..at + heads.dim;
+        let one = Heads::thd(1, 1, heads.dim);
+        let expected = rope.expect(&before[row.clone()], &one, &[token as i64], Direction::Forward)?;
+        let worst = posenc::accuracy::compare(&after[row], &expected.want, |i| expected.bound[i] + slack);
         ensure!(worst.share <= 1.0, "{worst:?}");
     }
     Ok(())
@@ -42,10 +42,8 @@ fn check<T: Scalar>(rope: &Rope, before: &[T], after: &[T], heads: &Heads, slack
 fn compare<T: Scalar + WithDType>(dtype: DType, tokens: usize) -> Result<()> {
     let positions: Vec<i64> = (0..tokens as i64).collect();
     let n = tokens * HEADS * DIM;
-    let x: Vec<T> = (0..n).map(|i| T::from_f64(((i * 7919) % 1021) as f64 / 512.0 - 1.0)).collect();
-    for (layout, pairing) in
-        [("thd", Pairing::Half), ("bhtd", Pairing::Half), ("bhtd", Pairing::Interleaved)]
-    {
+    let x: Vec<T> = (0..n).map(|i| <T as Scalar>::from_f64(((i * 7919) % 1021) as f64 / 512.0 - 1.0)).collect();
+    for (layout, pairing) in [("thd", Pairing::Half), ("bhtd", Pairing::Half), ("bhtd", Pairing::Interleaved)] {
         let rope = Rope { pairing, ..Rope::new(DIM, 10_000.0) };
         let shape = if layout == "thd" { Heads::thd(tokens, HEADS, DIM) } else { Heads::bhtd(1, HEADS, tokens, DIM) };
         let mut y = x.clone();
