@@ -17,6 +17,9 @@ use cudarc::driver::CudaContext;
 use emulator::Emulator;
 use posenc::Gpu;
 
+/// Makes a case's operation on a device, with as many sets of buffers as are wanted.
+pub type Make = Box<dyn Fn(&Gpu, usize) -> Result<Box<dyn Operation>>>;
+
 /// One call of an operation on real shapes.
 pub struct Case {
     /// such as `llama-3-8b/bf16/in place/8192`
@@ -26,7 +29,7 @@ pub struct Case {
     /// the least bytes that a call must move: inputs read once, outputs written once
     pub bytes: u64,
     /// makes that many sets of buffers
-    pub make: Box<dyn Fn(&Gpu, usize) -> Result<Box<dyn Operation>>>,
+    pub make: Make,
 }
 
 /// Buffers and a plan.

@@ -39,7 +39,7 @@ enum Task {
     },
     /// Measures every kernel on a GPU; without one, checks the same cases on the emulator and counts what they move
     Bench {
-        /// Write the rows to benches/record/<date>-<device>.csv
+        /// Write the rows to benches/record/DATE-DEVICE.csv
         #[arg(long)]
         record: bool,
         /// Use the emulator even where there is a GPU
@@ -53,7 +53,7 @@ enum Task {
     },
     /// Draws cost against size from a record of the benches
     Plot {
-        /// benches/record/<date>-<device>.csv
+        /// benches/record/DATE-DEVICE.csv
         record: PathBuf,
     },
     /// Checks formatting, lints, documentation and the package
