@@ -34,7 +34,7 @@ impl DistanceGrad {
     /// |---|---|---|
     /// | `grad` | `shape` | the gradient of every logit after the bias |
     /// | `positions` | | where queries and keys sit |
-    /// | `distances` | | the range that is kept; distances outside are added to its ends, as [`Toeplitz`] reads them |
+    /// | `distances` | | the range that is kept; distances outside are added to its ends, as [`Toeplitz`](crate::Toeplitz) reads them |
     ///
     /// # Errors
     /// If the shape, the positions or the range is refused.
