@@ -267,7 +267,7 @@ mod tests {
             let mut words: Vec<String> =
                 TEXTS[which].split_inclusive(|c: char| !c.is_ascii_alphanumeric()).map(str::to_owned).collect();
             for (at, what, text) in cuts {
-                let at = at as usize % words.len();
+                let Some(at) = (at as usize).checked_rem(words.len()) else { break };
                 match what {
                     0 => { words.remove(at); }
                     1 => words.insert(at, text),
