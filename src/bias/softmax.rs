@@ -720,8 +720,8 @@ impl<T: Scalar> SoftmaxPlan<T> {
         softmax.check()?;
         let load = |file, entry| gpu.function(file, T::NAME, entry);
         let room = gpu.shared_memory()?.saturating_sub(OWN);
-        // A chunk of 32 or 64 KiB: every device since 7.5 has room for one.
-        let chunks = |bytes: u32| (room / (CHUNK as u32 * bytes)).clamp(1, MOST_HELD);
+        // A chunk of 32 KiB, which every device since 7.5 has room for, or one of 64 KiB, which 7.5 alone has not.
+        let chunks = |bytes: u32| (room / (CHUNK as u32 * bytes)).min(MOST_HELD);
         let (held, held_grad) = (chunks(HELD), chunks(HELD_GRAD));
         let (block, grad_block) = (load("bias/softmax", "softmax_block")?, load("bias/softmax_grad", "grad_block")?);
         block.reserve(held * CHUNK as u32 * HELD)?;
@@ -899,7 +899,8 @@ impl<T: Scalar> SoftmaxPlan<T> {
     /// [`Softmax::expect_grad`] states it. The same bits on every device and for every alignment.
     ///
     /// # Errors
-    /// As [`SoftmaxPlan::apply`]; and if a softcap lacks the logits.
+    /// As [`SoftmaxPlan::apply`]; if a softcap lacks the logits; and on compute capability 7.5 for rows of more than 1024 keys,
+    /// whose staging does not fit into its shared memory.
     pub fn grad(
         &self,
         probabilities: (Read<'_, T>, Logits),
@@ -976,6 +977,15 @@ impl<T: Scalar> SoftmaxPlan<T> {
         ];
         let wide = wide.iter().flatten().all(|(address, shape)| aligned(shape, alignment(*address), element));
         let chunks = shape.keys.div_ceil(CHUNK);
+        if shape.keys > WARP_KEYS && self.held_grad == 0 {
+            return Err(Error::Value(format!(
+                "the gradient of rows of {} keys needs {} bytes of shared memory, this device gives a block {}; \
+                 rows of {WARP_KEYS} keys need less",
+                shape.keys,
+                CHUNK as u32 * HELD_GRAD + OWN,
+                gpu.shared_memory()?
+            )));
+        }
         let args = SoftmaxGradArgs {
             bias: held.args,
             law: self.softmax.law(),

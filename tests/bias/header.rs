@@ -57,7 +57,7 @@ fn a_foreign_kernel_computes_the_reference() {
     let logs = fire.logs(1000);
 
     let options = CompileOptions {
-        arch: Some("sm_80"),
+        arch: Some(if gpu.capability().0 >= 8 { "sm_80" } else { "sm_75" }),
         options: vec!["--std=c++17".into(), "--fmad=false".into()],
         ..CompileOptions::default()
     };

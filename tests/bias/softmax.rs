@@ -372,7 +372,10 @@ fn each_logit_is_read_once_and_written_once() {
     let slopes = Alibi::new(4).slopes().unwrap();
     let bias = BiasPlan::<bf16>::new(&gpu, Bias::Slopes(&slopes)).unwrap();
     let plan = SoftmaxPlan::<bf16>::new(&gpu, &Softmax::new(1.0)).unwrap();
-    for (queries, keys) in [(16, 1024), (8, 8192), (gpu.multiprocessors() as usize / 4 + 1, 16_384)] {
+    let rows = [(16, 1024), (8, 8192), (gpu.multiprocessors() as usize / 4 + 1, 16_384)];
+    // A block of compute capability 7.5 has room for 8192 keys, longer rows are read twice there.
+    let most = if gpu.capability() == (7, 5) { 8192 } else { 49_152 };
+    for (queries, keys) in rows.into_iter().filter(|&(_, keys)| keys <= most) {
         let shape = Logits::bhqk(1, 4, queries, keys);
         let len = shape.elements().unwrap();
         let mut x = Guarded::<bf16>::new(&gpu, &vec![bf16::ONE; len], 0);
@@ -418,13 +421,21 @@ fn check_grad<T: Scalar>(gpu: &Gpu, softmax: &Softmax, shape: &Logits, inputs: &
     let mut dbias = Guarded::new(gpu, &vec![T::from_f32(0.0); len], shift);
     let mut dots = Guarded::<f32>::poisoned(gpu, shape.rows().unwrap(), 0);
     let plan = SoftmaxPlan::<T>::new(gpu, softmax).unwrap();
-    plan.grad(
+    let result = plan.grad(
         (&p.view(), *shape),
         LogitsOperand::InPlace(&mut dx.view(), *shape),
         &call,
         GradOutputs { logits: Some((&x.view(), *shape)), bias: Some(&mut dbias.view()), dots: Some(&mut dots.view()) },
-    )
-    .unwrap();
+    );
+    if gpu.capability() == (7, 5) && shape.keys > 1024 {
+        let want = format!(
+            "the gradient of rows of {} keys needs 67584 bytes of shared memory, this device gives a block 65536; \
+             rows of 1024 keys need less",
+            shape.keys
+        );
+        return assert_eq!(result.unwrap_err().to_string(), want);
+    }
+    result.unwrap();
     let inside = |index: usize| {
         (0..shape.rows().unwrap()).any(|row| {
             let at = shape.index(
