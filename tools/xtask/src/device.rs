@@ -68,7 +68,7 @@ fn devices() -> Option<c_int> {
 
 /// Builds the emulator and gives it the driver's name.
 pub fn emulator() -> Result<PathBuf> {
-    crate::run(Command::new(env!("CARGO")).args(["build", "--quiet", "--package", "emulator"]))?;
+    crate::run(Command::new(env!("CARGO")).args(["build", "--package", "emulator"]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let folder = std::path::absolute(target.join("emulator"))?;
     fs::create_dir_all(&folder)?;

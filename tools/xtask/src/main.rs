@@ -110,7 +110,8 @@ fn demo(config: Option<PathBuf>, tokens: usize) -> Result<()> {
     let config = config.map(|path| path.canonicalize().with_context(|| path.display().to_string())).transpose()?;
     let tools = cuda::Tools::fetch_or_explain();
     let mut command = cargo(&tools);
-    command.args(["run", "--quiet", "--release", "--example", "demo", "--"]);
+    // Not quiet: the first build takes minutes, and cargo shows how far it is.
+    command.args(["run", "--release", "--example", "demo", "--"]);
     command.arg(tokens.to_string());
     command.args(config);
     if tools.has_nvrtc() {
