@@ -12,6 +12,6 @@ mod xpos;
 pub use axes::Axes;
 pub use model::{Gguf, GgufValue, Layer, ModelRope};
 pub use query_scale::QueryScale;
-pub use rope::{Angles, Beyond, Direction, Expected, Operand, Pairing, Rope, RopePlan, Table, TableValues};
+pub use rope::{Angles, Beyond, Direction, Operand, Pairing, Rope, RopePlan, Table, TableValues};
 pub use scaling::{Ramp, Scaling, Yarn, longrope_attention_factor, mla_logit_scale, yarn_mscale};
-pub use xpos::{Side, XPos};
+pub use xpos::{Side, XPos, XPosPlan};
