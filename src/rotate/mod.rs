@@ -4,6 +4,7 @@ mod axes;
 mod cpu;
 mod model;
 pub mod positions;
+mod power;
 mod query_scale;
 mod rope;
 mod scaling;

@@ -60,16 +60,26 @@ pub enum Direction {
 }
 
 /// How a position becomes an angle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub enum Angles {
     /// The exact phase, `position * frequency` modulo one turn in 64-bit integers: cos and sin within 1e-7 of the truth at
     /// every position from -2^31 to 2^31 - 1.
     #[default]
     Exact,
     /// What Hugging Face's models compute: the frequency in f32 ([`Rope::compat_frequency`]), the position in f32, their
-    /// product rounded to f32, and the nearest cosine and sine of that. For parity with a checkpoint's reference code; off
-    /// by 9e-3 at position 131072 and by 8e-2 at a million.
+    /// product rounded to f32, and the nearest cosine and sine of that, which Hugging Face's are within a unit in the last
+    /// place of. For parity with a checkpoint's reference code; off by 9e-3 at position 131072 and by 8e-2 at a million.
     HfCompat,
+    /// As [`Angles::HfCompat`] with the caller's own frequencies, one for each pair: a model's `inv_freq` buffer, made on
+    /// another machine. Base, scaling and ladders then say nothing.
+    Given(Vec<f32>),
+}
+
+impl Angles {
+    /// Whether angles are products in f32.
+    const fn in_f32(&self) -> bool {
+        !matches!(self, Self::Exact)
+    }
 }
 
 /// Rotary position embedding: what to compute, without shape, element type or device.
@@ -166,6 +176,18 @@ impl Rope {
         if !(self.attention_factor.is_finite() && self.attention_factor > 0.0) {
             return wrong(format!("attention_factor is {}, it must be finite and above 0", self.attention_factor));
         }
+        if let Angles::Given(list) = &self.angles {
+            if list.len() != self.pairs() {
+                return wrong(format!(
+                    "{} frequencies are given, the rotary part has {} pairs",
+                    list.len(),
+                    self.pairs()
+                ));
+            }
+            if let Some(at) = list.iter().position(|frequency| !frequency.is_finite()) {
+                return wrong(format!("the frequencies given hold {} at {at}, they must be finite", list[at]));
+            }
+        }
         self.axes.check(self.pairs())?;
         if !self.axes.one_ladder()
             && !matches!(self.scaling, Scaling::None | Scaling::Linear { .. } | Scaling::Divisors(_))
@@ -225,10 +247,8 @@ impl Rope {
 
     /// [`Rope::angle`] of one pair, its law evaluated once.
     fn turner(&self, pair: usize) -> impl Fn(i64) -> f64 {
-        let (rate, frequency) = match self.angles {
-            Angles::Exact => (self.rate(pair), None),
-            Angles::HfCompat => (0, Some(self.compat_frequency(pair))),
-        };
+        let (rate, frequency) =
+            if self.angles.in_f32() { (0, Some(self.compat_frequency(pair))) } else { (self.rate(pair), None) };
         move |position| match frequency {
             // Exact modulo one turn; as a signed number it is the turn nearest to zero.
             None => rate.wrapping_mul(position as u64) as i64 as f64 * (std::f64::consts::TAU / 18446744073709551616.0),
@@ -726,7 +746,7 @@ impl<T: Scalar> RopePlan<T> {
                 let rates: Vec<u64> = pairs.map(|pair| rope.rate(pair)).collect();
                 (Rates::Exact(gpu.upload(&rates)?), ["rope_wide", "rope_mid", "rope_one"])
             }
-            Angles::HfCompat => {
+            Angles::HfCompat | Angles::Given(_) => {
                 let rates: Vec<f32> = pairs.map(|pair| rope.compat_frequency(pair)).collect();
                 (Rates::Compat(gpu.upload(&rates)?), ["rope_compat_wide", "rope_compat_mid", "rope_compat_one"])
             }

@@ -80,7 +80,7 @@ impl XPos {
             return wrong(format!("the rope has {} axes of position, xPos has one", self.rope.axes.count()));
         }
         if self.rope.angles != Angles::Exact {
-            return wrong(format!("the rope's angles are {:?}, xPos has exact ones alone", self.rope.angles));
+            return wrong("the rope's angles are products in f32, xPos has exact ones alone".into());
         }
         for (name, value) in [("gamma", self.gamma), ("scale_base", self.scale_base)] {
             if !(value.is_finite() && value > 0.0) {

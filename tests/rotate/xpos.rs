@@ -364,7 +364,7 @@ fn parameters_outside_the_law_are_refused() {
         ),
         (
             with(Rope { angles: Angles::HfCompat, ..Rope::new(8, 1e4) }),
-            "the rope's angles are HfCompat, xPos has exact ones alone",
+            "the rope's angles are products in f32, xPos has exact ones alone",
         ),
     ] {
         assert_eq!(xpos.check().unwrap_err().to_string(), message);
