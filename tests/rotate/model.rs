@@ -678,6 +678,152 @@ fn dynamic_models_wait_for_a_length_unless_their_base_is_fixed() {
     assert_eq!(layer.rope.unwrap().scaling, Scaling::NtkStatic { alpha: 1000.0 });
 }
 
+/// Qwen-7B-Chat and Qwen-7B as published (authors' code: NTK by steps of the length, log-n).
+#[test]
+fn qwen_1_steps_its_base_with_the_length() {
+    let qwen = |more: Value| {
+        let mut config = json!({"model_type": "qwen", "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32, "kv_channels": 128,
+            "max_position_embeddings": 32768, "rotary_emb_base": 10000, "rotary_pct": 1.0, "seq_length": 8192});
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        config
+    };
+    let layer = one(qwen(json!({"use_dynamic_ntk": true, "use_logn_attn": true})));
+    assert_eq!(layer.rope, Some(spec(128, 0, Half, 1e4, Scaling::SteppedNtk { context: 8192.0, length: None })));
+    assert_eq!(layer.query_scale, QueryScale::LogN { train_length: 8192.0 });
+    let layer = one(qwen(json!({"use_dynamic_ntk": false, "use_logn_attn": false})));
+    assert_eq!((layer.rope, layer.query_scale), (Some(half(128, 1e4)), QueryScale::One));
+    assert_eq!(
+        hf(qwen(json!({"use_dynamic_ntk": true}))).describe(),
+        "qwen, 32 layers, 32768 positions\n\
+         every layer (32 from layer 0): RoPE over all 128 channels in halves, base 10000; NTK by steps beyond 8192, the \
+         length still to be given\n"
+    );
+}
+
+/// karpathy/nanochat-d32 (T): its rotation has the opposite sign.
+#[test]
+fn nanochat_turns_backwards() {
+    let model =
+        hf(json!({"model_type": "nanochat", "hidden_size": 2048, "num_attention_heads": 16, "num_hidden_layers": 32,
+        "max_position_embeddings": 2048, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}));
+    let (rope, plain) = (model.rope().unwrap(), half(128, 1e4));
+    for pair in 0..64 {
+        assert_eq!(rope.frequency(pair), -plain.frequency(pair));
+        assert_eq!(rope.rate(pair), plain.rate(pair).wrapping_neg());
+        assert_eq!(rope.compat_frequency(pair), -plain.compat_frequency(pair));
+    }
+    assert!(model.describe().ends_with("RoPE over all 128 channels in halves, base 10000; backwards\n"));
+    assert_eq!(
+        refused(
+            json!({"model_type": "nanochat", "head_dim": 128, "rope_scaling": {"rope_type": "linear", "factor": 2.0}})
+        ),
+        "rope_type is \"linear\", model_type \"nanochat\" has default alone"
+    );
+}
+
+/// Keys of published files that change nothing, or stand where one does not look.
+#[test]
+fn published_files_are_read_whole() {
+    for (config, rope) in [
+        // DBRX-instruct: theta in attn_config, which transformers 5.23 does not read any more
+        (
+            json!({"model_type": "dbrx", "d_model": 6144, "n_heads": 48, "n_layers": 40, "max_seq_len": 32768, "attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500000}}),
+            half(128, 5e5),
+        ),
+        // GPT-J-6B
+        (
+            json!({"model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_layer": 28, "n_positions": 2048, "rotary": true, "rotary_dim": 64}),
+            spec(64, 0, Interleaved, 1e4, Scaling::None),
+        ),
+        // GLM-4-9B-chat-1M
+        (
+            json!({"model_type": "chatglm", "hidden_size": 4096, "kv_channels": 128, "num_attention_heads": 32, "num_layers": 40, "original_rope": true, "rope_ratio": 10000, "seq_length": 1048576}),
+            spec(64, 0, Interleaved, 1e8, Scaling::None),
+        ),
+        // OpenELM-1.1B
+        (
+            json!({"model_type": "openelm", "head_dim": 64, "model_dim": 2048, "num_transformer_layers": 28, "max_context_length": 2048, "rope_freq_constant": 10000, "rope_max_length": 4096}),
+            half(64, 1e4),
+        ),
+        // nomic-embed-text-v1.5, in both forms at once
+        (
+            json!({"model_type": "nomic_bert", "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 8192, "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": false, "rotary_emb_scale_base": null, "rotary_scaling_factor": null,
+                "rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"}}),
+            half(64, 1e3),
+        ),
+        // Bamba-9B: three of 32 layers attend
+        (
+            json!({"model_type": "bamba", "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32, "attn_layer_indices": [9, 18, 27], "attn_rotary_emb": 64, "rope_theta": 10000.0}),
+            half(64, 1e4),
+        ),
+        // RecurrentGemma-2B: every third layer attends
+        (
+            json!({"model_type": "recurrent_gemma", "hidden_size": 2560, "head_dim": 256, "num_attention_heads": 10, "num_hidden_layers": 26, "block_types": ["recurrent", "recurrent", "attention"], "partial_rotary_factor": 0.5, "rope_theta": 10000.0}),
+            half(128, 1e4),
+        ),
+        // ESM-2
+        (
+            json!({"model_type": "esm", "hidden_size": 1280, "num_attention_heads": 20, "num_hidden_layers": 33, "position_embedding_type": "rotary"}),
+            half(64, 1e4),
+        ),
+        // Hunyuan 7B in version 5's form
+        (
+            json!({"model_type": "hunyuan_v1_dense", "head_dim": 128, "rope_parameters": {"rope_type": "ntk_alpha", "rope_theta": 10000.0, "alpha": 1000.0}}),
+            spec(128, 0, Half, 1e4, Scaling::NtkStatic { alpha: 1000.0 }),
+        ),
+    ] {
+        let model = hf(config.clone());
+        let rotating: Vec<_> = model.kinds().iter().filter_map(|kind| kind.rope.clone()).collect();
+        assert_eq!(rotating, [rope], "{config}");
+    }
+    let layers = |config: Value| {
+        let model = hf(config);
+        (0..model.layers().unwrap()).filter(|&layer| model.layer(layer).unwrap().rope.is_some()).collect::<Vec<_>>()
+    };
+    let bamba =
+        json!({"model_type": "bamba", "head_dim": 128, "num_hidden_layers": 32, "attn_layer_indices": [9, 18, 27]});
+    assert_eq!(layers(bamba), [9, 18, 27]);
+    let gemma = json!({"model_type": "recurrent_gemma", "head_dim": 256, "num_hidden_layers": 8, "block_types": ["recurrent", "recurrent", "attention"]});
+    assert_eq!(layers(gemma), [2, 5]);
+    // Granite 4.0-H says "nope", ESM-1b "absolute".
+    for (config, carrier) in [
+        (
+            json!({"model_type": "granitemoehybrid", "hidden_size": 1536, "num_attention_heads": 12, "position_embedding_type": "nope", "rope_theta": 10000}),
+            "nothing: order comes from the recurrent layers",
+        ),
+        (
+            json!({"model_type": "esm", "hidden_size": 1280, "num_attention_heads": 20, "position_embedding_type": "absolute"}),
+            "a learned table",
+        ),
+    ] {
+        assert!(hf(config).describe().contains(&format!("note: position comes from {carrier}")));
+    }
+}
+
+/// Vision towers, read from their own config (T): rows and columns share the pairs.
+#[test]
+fn vision_towers_have_a_grid() {
+    for (config, rope) in [
+        // Qwen2-VL-7B, whose hidden_size is the language model's, and Qwen2.5-VL
+        (
+            json!({"model_type": "qwen2_vl_vision", "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "depth": 32}),
+            Rope { axes: Axes::Ladders(vec![20, 20]), ..half(80, 1e4) },
+        ),
+        (
+            json!({"model_type": "qwen2_5_vl_vision", "hidden_size": 1280, "num_heads": 16, "depth": 32}),
+            Rope { axes: Axes::Ladders(vec![20, 20]), ..half(80, 1e4) },
+        ),
+        // Pixtral-12B
+        (
+            json!({"model_type": "pixtral", "hidden_size": 1024, "head_dim": 64, "num_attention_heads": 16, "num_hidden_layers": 24, "rope_theta": 10000.0}),
+            Rope { axes: Axes::Dealt(2), ..half(64, 1e4) },
+        ),
+    ] {
+        let layer = one(config.clone());
+        assert_eq!(layer.rope, Some(rope), "{config}");
+    }
+}
+
 #[test]
 fn dual_chunk_comes_with_its_sizes() {
     // Qwen2.5-7B-Instruct-1M (L; sizes from vLLM 0.32.0)
@@ -742,7 +888,7 @@ fn the_loader_reads_the_golden_configs() {
     }
 }
 
-/// transformers 5.23.0 on 416 configs of 92 model types: of sizes alone, with a legacy base or scaling, with version 5's
+/// transformers 5.23.0 on 564 configs of 130 model types: of sizes alone, with a legacy base or scaling, with version 5's
 /// parameters written out. What its classes and the loader make of them must be the same in every layer that rotates: pairs,
 /// frequencies, the factor on cos and sin, and which channels the model's own code rotates.
 #[test]
@@ -759,6 +905,9 @@ fn defaults_are_those_of_the_classes_in_transformers() {
             }
         };
         let labels = case["layers"].as_array().unwrap();
+        if !(0..labels.len()).any(|index| model.layer(index).unwrap().rope.is_some()) {
+            wrong.push(format!("no layer rotates: {config}"));
+        }
         for (index, label) in labels.iter().enumerate() {
             let Some(kind) = case["kinds"].get(label.as_str().unwrap()) else { continue };
             let Some(rope) = &model.layer(index).unwrap().rope else { continue };
@@ -770,7 +919,12 @@ fn defaults_are_those_of_the_classes_in_transformers() {
             }
             // ERNIE's table lists the pairs in another order.
             let ordered = !config.contains("ernie4_5_vl");
-            let pairing = if rope.pairing == Half { "half" } else { "interleaved" };
+            let backwards = (0..pairs).all(|pair| rope.frequency(pair) < 0.0);
+            let pairing = match (rope.pairing, backwards) {
+                (Half, false) => "half",
+                (Half, true) => "half backwards",
+                (Interleaved, _) => "interleaved",
+            };
             if case["pairing"] != json!(pairing) {
                 wrong.push(format!("{pairing}, not {}: {config}", case["pairing"]));
                 break;
@@ -778,7 +932,7 @@ fn defaults_are_those_of_the_classes_in_transformers() {
             let bits = kind["inv_freq_f32_bits"].as_array().unwrap();
             for (pair, bits) in [0, 1, pairs / 2, pairs - 1].into_iter().zip(bits).filter(|_| ordered) {
                 let want = f64::from(f32::from_bits(u32::try_from(bits.as_u64().unwrap()).unwrap()));
-                if (rope.frequency(pair) - want).abs() > 3e-6 * want {
+                if (rope.frequency(pair).abs() - want).abs() > 3e-6 * want {
                     wrong.push(format!(
                         "layer {index}, pair {pair}: {:e}, not {want:e}: {config}",
                         rope.frequency(pair)
@@ -1112,7 +1266,7 @@ fn configs_that_are_not_understood_are_refused() {
         (json!({"model_type": 7}), "model_type is 7, it must be a string"),
         (
             llama(json!({"rope_scaling": {"type": "cubic", "factor": 2.0}})),
-            "rope_type is \"cubic\", this crate knows default, linear, dynamic, ntk, yarn, longrope, llama3 and proportional",
+            "rope_type is \"cubic\", this crate knows default, linear, dynamic, ntk, ntk_alpha, yarn, longrope, llama3 and proportional",
         ),
         (llama(json!({"rope_scaling": 3})), "rope_scaling is 3, it must be an object or null"),
         (llama(json!({"rope_scaling": {"type": "linear"}})), "factor is missing, rope_type \"linear\" needs it"),

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Seek, SeekFrom};
 
-use super::hf::wrong;
+use super::keys::wrong;
 use super::{Layer, ModelRope, check_layers};
 use crate::Result;
 use crate::rotate::{Axes, Pairing, QueryScale, Rope, Scaling, Yarn, yarn_mscale};
