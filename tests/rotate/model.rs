@@ -615,6 +615,16 @@ fn several_axes_come_with_their_sections() {
     );
     assert_eq!(model.layer(3).unwrap().rope, sections(Axes::Interleaved(vec![11, 11, 10]), 64, 1e7));
     assert_eq!(model.layer(2).unwrap().rope, None);
+    // HunyuanOCR's four axes, on a fixed base (the authors' code; transformers 5.23 is another, see the page)
+    for (kind, key) in [("xdrope", "xdrope_section"), ("ntk_alpha", "mrope_section")] {
+        let layer = one(
+            json!({"model_type": "hunyuan_vl", "attention_head_dim": 128, "rope_theta": 10000.0, "max_position_embeddings": 32768,
+            "rope_scaling": {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": kind, key: [16, 16, 16, 16]}}),
+        );
+        let want =
+            Rope { axes: Axes::Sections(vec![16; 4]), ..spec(128, 0, Half, 1e4, Scaling::NtkStatic { alpha: 1000.0 }) };
+        assert_eq!(layer.rope, Some(want));
+    }
     // ERNIE 4.5-VL lists height, width, time
     let layer = one(
         json!({"model_type": "ernie4_5_vl_moe_text", "head_dim": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [22, 22, 20]}}),
@@ -1079,6 +1089,7 @@ fn gguf_models_have_llama_cpps_pairs_and_factors() {
         "gemma3",
         &[
             ("block_count", int(34)),
+            ("attention.sliding_window", int(1024)),
             ("attention.key_length", int(256)),
             ("rope.freq_base", float(1e6)),
             ("rope.scaling.type", text("linear")),
@@ -1115,12 +1126,212 @@ fn gguf_models_have_llama_cpps_pairs_and_factors() {
     let model = ModelRope::from_gguf(&phi).unwrap().at_length(4097);
     near(model.rope().unwrap().frequency(0), 0.5);
     assert_eq!(model.rope().unwrap().attention_factor, 1.19023807);
+    // Of a scaling by 2 as well, llama.cpp divides by both (get_rope_factors, rope_freq_scale).
+    phi.keys.insert("phi3.rope.scaling.type".into(), text("longrope"));
+    phi.keys.insert("phi3.rope.scaling.factor".into(), float(2.0));
+    let model = ModelRope::from_gguf(&phi).unwrap().at_length(4096);
+    near(model.rope().unwrap().frequency(0), 1.0 / 3.0);
     // Llama 4 and a model with ALiBi
     let llama4 = gguf("llama4", &[("block_count", int(8)), ("attention.key_length", int(128))]);
     let model = ModelRope::from_gguf(&llama4).unwrap();
     assert_eq!(model.layer(3).unwrap().query_scale, QueryScale::Llama4 { scale: 0.1, floor: 8192.0 });
     assert_eq!(model.layer(3).unwrap().rope, None);
     assert!(ModelRope::from_gguf(&gguf("mpt", &[])).unwrap().describe().contains("ALiBi"));
+}
+
+/// What llama.cpp makes of a scaling, in f64 from its own lines: `rope_yarn`, `rope_yarn_ramp` and `ggml_rope_yarn_corr_dims`
+/// (ggml/src/ggml-cpu/ops.cpp, ggml/src/ggml.c), the constructor of `llama_context` (src/llama-context.cpp), `kq_scale`
+/// (src/models/deepseek2.cpp). Frequencies by pair, the factor on cos and sin, the factor on logits.
+struct LlamaCpp {
+    deepseek2: bool,
+    yarn: bool,
+    factor: f64,
+    attn_factor: f64,
+    log_mul: f64,
+    ext_factor: Option<f64>,
+    betas: (f64, f64),
+    base: f64,
+    dims: usize,
+    original: f64,
+}
+
+impl LlamaCpp {
+    fn run(&self) -> (Vec<f64>, f64, f64) {
+        let freq_scale = if self.factor == 0.0 { 1.0 } else { 1.0 / self.factor };
+        let log_mul = if self.deepseek2 { self.log_mul / 0.1 } else { self.log_mul };
+        let ext_factor = self.ext_factor.unwrap_or(f64::from(u8::from(self.yarn)));
+        let mut attn_factor = 1.0;
+        if ext_factor != 0.0 {
+            let get_mscale = |scale: f64, mscale: f64| if scale <= 1.0 { 1.0 } else { 0.1 * mscale * scale.ln() + 1.0 };
+            let factor = 1.0 / freq_scale;
+            attn_factor = if log_mul != 0.0 {
+                let mscale = if self.deepseek2 && log_mul != 1.0 { log_mul } else { 1.0 };
+                get_mscale(factor, mscale) / get_mscale(factor, log_mul)
+            } else {
+                get_mscale(factor, 1.0)
+            };
+            attn_factor *= 1.0 / (1.0 + 0.1 * factor.ln());
+        }
+        attn_factor *= self.attn_factor;
+
+        let corr_dim = |rotations: f64| {
+            self.dims as f64 * (self.original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * self.base.ln())
+        };
+        let low = corr_dim(self.betas.0).floor().max(0.0);
+        let high = corr_dim(self.betas.1).ceil().min(self.dims as f64 - 1.0);
+        let mut mscale = attn_factor;
+        if ext_factor != 0.0 {
+            mscale *= 1.0 + 0.1 * (1.0 / freq_scale).ln();
+        }
+        let frequencies = (0..self.dims / 2).map(|pair| {
+            let extrap = self.base.powf(-2.0 * pair as f64 / self.dims as f64);
+            let interp = freq_scale * extrap;
+            let ramp = 1.0 - ((pair as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+            let mix = ramp * ext_factor;
+            interp * (1.0 - mix) + extrap * mix
+        });
+        let attn_factor_org = attn_factor * (1.0 + 0.1 * (1.0 / freq_scale).ln());
+        let kq = attn_factor_org * (1.0 + 0.1 * log_mul * (1.0 / freq_scale).ln());
+        (frequencies.collect(), mscale, if self.deepseek2 { kq * kq } else { 1.0 })
+    }
+}
+
+#[test]
+fn gguf_scalings_are_what_llama_cpp_computes() {
+    let mut checked = 0;
+    for deepseek2 in [false, true] {
+        for yarn in [false, true] {
+            for factor in [0.0, 1.0, 4.0, 40.0] {
+                for (attn_factor, log_mul) in [(1.0, 0.0), (1.19, 0.0), (1.0, 0.1), (1.0, 0.0707), (0.9, 1.0)] {
+                    for (ext_factor, betas) in [(None, (32.0, 1.0)), (Some(0.0), (32.0, 1.0)), (Some(0.75), (8.0, 2.0))]
+                    {
+                        let law = LlamaCpp {
+                            deepseek2,
+                            yarn,
+                            factor,
+                            attn_factor,
+                            log_mul,
+                            ext_factor,
+                            betas,
+                            base: 10000.0,
+                            dims: 64,
+                            original: 4096.0,
+                        };
+                        let architecture = if deepseek2 { "deepseek2" } else { "llama" };
+                        let mut keys = vec![
+                            ("attention.key_length", int(if deepseek2 { 192 } else { 64 })),
+                            ("rope.dimension_count", int(64)),
+                            ("rope.freq_base", float(10000.0)),
+                            ("rope.scaling.type", text(if yarn { "yarn" } else { "linear" })),
+                            ("rope.scaling.factor", float(factor)),
+                            ("rope.scaling.attn_factor", float(attn_factor)),
+                            ("rope.scaling.original_context_length", int(4096)),
+                            ("rope.scaling.yarn_beta_fast", float(betas.0)),
+                            ("rope.scaling.yarn_beta_slow", float(betas.1)),
+                            ("rope.scaling.yarn_log_multiplier", float(log_mul)),
+                        ];
+                        keys.extend(ext_factor.map(|ext| ("rope.scaling.yarn_ext_factor", float(ext))));
+                        let layer = ModelRope::from_gguf(&gguf(architecture, &keys)).unwrap().kinds()[0].clone();
+                        let (frequencies, cos_sin, logits) = law.run();
+                        let rope = layer.rope.unwrap();
+                        for (pair, want) in frequencies.into_iter().enumerate() {
+                            let got = rope.frequency(pair);
+                            assert!((got / want - 1.0).abs() < 1e-12, "{keys:?}, pair {pair}: {got:e}, {want:e}");
+                        }
+                        assert!((rope.attention_factor / cos_sin - 1.0).abs() < 1e-12, "{keys:?}: {cos_sin}");
+                        assert!((layer.logit_scale / logits - 1.0).abs() < 1e-12, "{keys:?}: {logits}");
+                        checked += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(checked, 240);
+}
+
+/// Which layers rotate how, and which pairs: `load_arch_hparams` in llama.cpp's src/models, `llama_model_rope_type`.
+#[test]
+fn gguf_layers_are_llama_cpps() {
+    let spec_of = |architecture: &str, keys: &[(&str, GgufValue)]| {
+        let mut all = vec![("attention.key_length", int(128)), ("rope.freq_base", float(5e5))];
+        all.extend(keys.iter().cloned());
+        ModelRope::from_gguf(&gguf(architecture, &all)).unwrap()
+    };
+    let yarn = [
+        ("rope.scaling.type", text("yarn")),
+        ("rope.scaling.factor", float(8.0)),
+        ("rope.scaling.original_context_length", int(8192)),
+    ];
+    let with = |keys: &[(&'static str, GgufValue)]| [&yarn[..], keys].concat();
+    let scaled = |rope: Rope| Rope {
+        scaling: Scaling::Yarn(Yarn::new(8.0, 8192.0)),
+        attention_factor: Yarn::new(8.0, 8192.0).attention_factor(),
+        ..rope
+    };
+    let windows = |model: &ModelRope, window: Rope, full: Rope, which: &[bool]| {
+        for (index, &is_window) in which.iter().enumerate() {
+            let want = if is_window { &window } else { &full };
+            assert_eq!(model.layer(index).unwrap().rope.as_ref(), Some(want), "layer {index} of {}", model.name());
+        }
+    };
+    // OLMo 3 (olmo2.cpp): windows are not scaled and keep the base.
+    let keys = with(&[("block_count", int(5)), ("attention.sliding_window", int(4096))]);
+    windows(&spec_of("olmo2", &keys), half(128, 5e5), scaled(half(128, 5e5)), &[true, true, true, false, true]);
+    // OLMo 2 has none, and Gemma 3 has none without a window (gemma3.cpp).
+    assert_eq!(spec_of("olmo2", &with(&[("block_count", int(5))])).rope().unwrap(), &scaled(half(128, 5e5)));
+    assert_eq!(spec_of("gemma3", &[("block_count", int(12))]).rope().unwrap(), &half(128, 5e5));
+    // Mellum (mellum.cpp): not scaled, with the base of the full layers; Laguna (laguna.cpp): base 10000, layer 0 full.
+    let keys = with(&[("block_count", int(4)), ("attention.sliding_window", int(1024))]);
+    windows(&spec_of("mellum", &keys), half(128, 5e5), scaled(half(128, 5e5)), &[true, true, true, false]);
+    let keys = with(&[
+        ("block_count", int(4)),
+        ("attention.sliding_window", int(512)),
+        ("attention.sliding_window_pattern", int(3)),
+    ]);
+    windows(&spec_of("laguna", &keys), half(128, 1e4), scaled(half(128, 5e5)), &[false, true, true, false]);
+    // ModernBERT (modern-bert.cpp): each third layer from the first; MiMo-V2 (mimo2.cpp): a list.
+    let keys = [("block_count", int(4)), ("attention.sliding_window", int(128)), ("rope.freq_base_swa", float(2e4))];
+    windows(&spec_of("modern-bert", &keys), half(128, 2e4), half(128, 5e5), &[false, true, true, false]);
+    let list = GgufValue::List([0, 1, 1].map(int).to_vec());
+    let keys = [("block_count", int(3)), ("attention.sliding_window_pattern", list)];
+    windows(&spec_of("mimo2", &keys), half(128, 1e4), half(128, 5e5), &[false, true, true]);
+    // GPT-OSS (openai-moe.cpp): windows are scaled too, so that all layers are one kind.
+    let keys = with(&[("block_count", int(4)), ("attention.sliding_window", int(128))]);
+    assert_eq!(spec_of("gpt-oss", &keys).rope().unwrap(), &scaled(half(128, 5e5)));
+
+    // Layers without RoPE: Llama 4 (llama4.cpp; a window of 0 means none), EXAONE 4.0 32B alone (exaone4.cpp), Cohere 2.
+    let without = |architecture: &str, keys: &[(&str, GgufValue)]| {
+        let model = spec_of(architecture, keys);
+        (0..model.layers().unwrap()).filter(|&layer| model.layer(layer).unwrap().rope.is_none()).collect::<Vec<_>>()
+    };
+    assert_eq!(without("llama4", &[("block_count", int(8))]), [3, 7]);
+    assert!(without("llama4", &[("block_count", int(8)), ("attention.sliding_window", int(0))]).is_empty());
+    assert_eq!(without("smollm3", &[("block_count", int(8))]), [3, 7]);
+    assert_eq!(without("exaone4", &[("block_count", int(64))]).len(), 16);
+    assert!(without("exaone4", &[("block_count", int(30)), ("attention.sliding_window", int(4096))]).is_empty());
+    assert_eq!(
+        without("cohere2", &[("block_count", int(8)), ("attention.sliding_window_pattern", int(2))]),
+        [1, 3, 5, 7]
+    );
+
+    // Pairs: Orion in halves; GLM-4 interleaved, GLM-4V's text in halves by sections.
+    assert_eq!(spec_of("orion", &[]).rope().unwrap().pairing, Half);
+    assert_eq!(spec_of("glm4", &[("rope.dimension_count", int(64))]).rope().unwrap().pairing, Interleaved);
+    let sections = GgufValue::List([8, 12, 12, 0].map(int).to_vec());
+    let keys = [("rope.dimension_count", int(64)), ("rope.dimension_sections", sections)];
+    let glm4v = Rope { axes: Axes::Sections(vec![8, 12, 12]), ..half(64, 5e5) };
+    assert_eq!(spec_of("glm4", &keys).rope().unwrap(), &glm4v);
+    assert_eq!(spec_of("glm4moe", &keys).rope().unwrap(), &glm4v);
+    // MiniCPM3 (minicpm3.cpp): the last 32 of 96 channels, logits as they are
+    let model = spec_of("minicpm3", &[("attention.key_length", int(96)), ("rope.dimension_count", int(32))]);
+    assert_eq!((model.rope().unwrap(), model.kinds()[0].logit_scale), (&spec(32, 64, Half, 5e5, Scaling::None), 1.0));
+    // Hunyuan (hunyuan-vl.cpp) rescales its base when it loads; four axes of its vision model
+    let sections = GgufValue::List([16; 4].map(int).to_vec());
+    let keys = [("rope.scaling.alpha", float(1000.0)), ("rope.dimension_sections", sections)];
+    let ntk = spec(128, 0, Half, 5e5, Scaling::NtkStatic { alpha: 1000.0 });
+    assert_eq!(spec_of("hunyuan-dense", &keys[..1]).rope().unwrap(), &ntk);
+    assert_eq!(spec_of("hunyuan_vl", &keys).rope().unwrap(), &Rope { axes: Axes::Sections(vec![16; 4]), ..ntk });
+    assert_eq!(spec_of("hunyuan-moe", &keys[..1]).rope().unwrap(), &half(128, 5e5));
 }
 
 /// A file as llama.cpp writes it, version 3: keys, a vocabulary to pass over, one tensor to read and one not to.
@@ -1233,6 +1444,39 @@ fn gguf_metadata_that_is_not_understood_is_refused() {
     assert_eq!(
         with(&[("rope.scaling.factor", float(0.5))]),
         "the linear scaling's factor is 0.5, it must be finite and at least 1"
+    );
+    assert_eq!(
+        refused(&gguf(
+            "hunyuan-dense",
+            &[
+                ("attention.key_length", int(128)),
+                ("rope.scaling.alpha", float(1000.0)),
+                ("rope.scaling.factor", float(2.0))
+            ]
+        )),
+        "hunyuan-dense.rope.scaling.alpha stands beside the scaling \"linear\", one of them must be alone"
+    );
+    let mut both = gguf(
+        "llama",
+        &[
+            ("attention.key_length", int(128)),
+            ("rope.scaling.type", text("yarn")),
+            ("rope.scaling.factor", float(4.0)),
+            ("context_length", int(8192)),
+        ],
+    );
+    both.divisors.insert("rope_freqs.weight".into(), vec![1.0; 64]);
+    assert_eq!(refused(&both), "rope_freqs.weight stands beside YaRN's ramp, one of them must be alone");
+    assert_eq!(
+        refused(&gguf(
+            "cohere2",
+            &[
+                ("attention.key_length", int(128)),
+                ("block_count", int(2)),
+                ("attention.sliding_window_pattern", int(0))
+            ]
+        )),
+        "cohere2.attention.sliding_window_pattern is 0, it must be a list, or a whole number from 1 to 65535"
     );
     let mut short = gguf("llama", &[("attention.key_length", int(128))]);
     short.divisors.insert("rope_freqs.weight".into(), vec![1.0; 63]);

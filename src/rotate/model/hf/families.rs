@@ -186,7 +186,7 @@ static FAMILIES: &[(&[&str], Family)] = &[
     // One RoPE in halves over the head.
     (&["llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "granite", "granitemoe",
        "granitemoeshared", "starcoder2", "olmo", "olmo2", "olmoe", "phi3", "phi4_multimodal", "arcee", "seed_oss", "jetmoe",
-       "diffllama", "dots1", "ministral", "chameleon", "jais2", "hrm_text", "eurobert", "hunyuan_v1_dense", "hunyuan_v1_moe",
+       "diffllama", "dots1", "ministral", "chameleon", "jais2", "hrm_text", "eurobert", "hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl", "hunyuan_vl_text",
        "vaultgemma", "idefics", "doge", "moshi", "aria_text", "deepseek_ocr2_text", "unlimited_ocr_text", "granite_docling_text",
        "hyperclovax", "esmc", "dia_encoder", "dia_decoder", "voxtral_realtime_text", "kyutai_speech_to_text", "mimi",
        "qwen3_omni_moe_talker_text", "qwen3_omni_moe_talker_code_predictor", "falcon_h1", "t5_gemma_module"], half(10_000.0)),

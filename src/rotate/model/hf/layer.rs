@@ -16,7 +16,7 @@ impl Reader<'_> {
     /// Channels of a query's head.
     pub(super) fn head(&self) -> Result<usize> {
         let config = &self.config;
-        for key in ["head_dim", "kv_channels"] {
+        for key in ["head_dim", "kv_channels", "attention_head_dim"] {
             if let Some(head) = config.count(key)? {
                 return Ok(head);
             }
@@ -322,7 +322,16 @@ impl Reader<'_> {
             _ => None,
         };
         let interleaved = map.flag("mrope_interleaved")?;
-        let Some(sections) = map.counts("mrope_section")? else {
+        // Hunyuan's name of it.
+        let sections = match (map.counts("mrope_section")?, map.counts("xdrope_section")?) {
+            (Some(sections), Some(other)) if sections != other => {
+                return wrong(format!(
+                    "mrope_section is {sections:?} and xdrope_section {other:?}, they must be the same"
+                ));
+            }
+            (sections, other) => sections.or(other),
+        };
+        let Some(sections) = sections else {
             return match default {
                 None => Ok(Axes::One),
                 Some(axes) => Ok(axes),

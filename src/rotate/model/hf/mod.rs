@@ -20,6 +20,7 @@ fn same_type(kind: &str, model_type: &str) -> String {
         // Phi-3's first files.
         "yarn" if model_type == "phi3" => "longrope",
         "mrope" => "default",
+        "xdrope" => "ntk_alpha",
         "deepseek_yarn" => "yarn",
         other => other,
     }

@@ -29,6 +29,7 @@ pub(super) const KNOWN: &[&str] = &[
     "mscale",
     "mscale_all_dim",
     "mrope_section",
+    "xdrope_section",
     "mrope_interleaved",
     "llama_4_scaling_beta",
     "alpha",
