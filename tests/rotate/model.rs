@@ -1710,3 +1710,69 @@ fn configs_that_are_not_understood_are_refused() {
     let model = hf(json!({"model_type": "llama", "head_dim": 128, "num_hidden_layers": 2}));
     assert_eq!(model.layer(2).unwrap_err().to_string(), "layer 2 is asked for, the model has 2");
 }
+
+/// Every key of every known type's config, and every key of its parameters, with a value that is not one: an error that ends
+/// in one sentence, or a spec inside its law; never a panic.
+#[test]
+fn no_value_of_a_key_panics() {
+    let golden: Value = serde_json::from_str(include_str!("../golden/rope_models_hf.json")).unwrap();
+    let odd = [
+        json!(null),
+        json!("x"),
+        json!(""),
+        json!(true),
+        json!(-1),
+        json!(0),
+        json!(3),
+        json!(0.5),
+        json!(1e300),
+        json!(18446744073709551615u64),
+        json!([]),
+        json!([0, "x", null]),
+        json!({}),
+        json!({"full_attention": 3}),
+    ];
+    let check = |config: &Value| match ModelRope::from_hf(&config.to_string()) {
+        Err(error) => {
+            let text = error.to_string();
+            assert!(!text.is_empty() && !text.contains('\n') && text.len() < 600, "{text}: {config}");
+            false
+        }
+        Ok(model) => {
+            assert!(!model.describe().is_empty());
+            for kind in model.at_length(1 << 40).kinds() {
+                if let Some(rope) = &kind.rope {
+                    rope.check().unwrap();
+                    let last = rope.pairs() - 1;
+                    let _ = (rope.rate(last), rope.compat_frequency(last), rope.angle(-5, last));
+                }
+            }
+            true
+        }
+    };
+    let (mut understood, mut refused) = (0, 0);
+    let mut seen = std::collections::BTreeSet::new();
+    for case in golden["cases"].as_array().unwrap() {
+        let config = &case["config"];
+        // A config of each type and form.
+        let form: Vec<_> = config.as_object().unwrap().keys().cloned().collect();
+        if !seen.insert((config["model_type"].to_string(), form.clone())) {
+            continue;
+        }
+        for value in &odd {
+            for key in &form {
+                let mut changed = config.clone();
+                changed[key] = value.clone();
+                *(if check(&changed) { &mut understood } else { &mut refused }) += 1;
+                let inner: Vec<_> = config[key].as_object().into_iter().flat_map(|map| map.keys().cloned()).collect();
+                for inner in inner {
+                    let mut changed = config.clone();
+                    changed[key][&inner] = value.clone();
+                    *(if check(&changed) { &mut understood } else { &mut refused }) += 1;
+                }
+            }
+        }
+    }
+    println!("{understood} configs understood, {refused} refused");
+    assert!(understood > 5_000 && refused > 10_000, "{understood} understood, {refused} refused");
+}
