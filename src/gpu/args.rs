@@ -293,8 +293,8 @@ args! {
         sequences: u32,
         /// multiplies `x`
         scale: f32,
-        /// keeps the struct's size a multiple of 8
-        unused: u32,
+        /// 1: added to `x`, 0: written over it
+        add: u32,
     }
 
     /// `embed/timestep`: the waves of fractional positions.
@@ -403,6 +403,10 @@ args! {
         scale: f32,
         /// added to the variance or the mean square
         eps: f32,
+        /// 1 / dim
+        share: f32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `embed/table_grad`: gradients of tables, and of a norm's vectors.
@@ -469,6 +473,10 @@ args! {
         dim: u32,
         /// multiplies `x`
         scale: f32,
+        /// 1: added to `x`, 0: written over it
+        add: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `embed/grid_masked`: waves of coordinates counted over a mask.
