@@ -61,7 +61,7 @@ impl DistanceGrad {
             for head in 0..shape.heads {
                 for query in 0..shape.queries {
                     let query_position = positions.query(shape, batch, query);
-                    for key in 0..shape.keys {
+                    for key in (0..shape.keys).filter(|&key| positions.meet(shape, batch, query, key)) {
                         let distance = positions.key(shape, batch, key) - query_position;
                         let index = (distance - first).clamp(0, count as i64 - 1) as usize;
                         values[head * count + index] += grad[shape.index(batch, head, query, key)].to_f64();

@@ -531,9 +531,9 @@ args! {
         query_positions: In,
         /// i32 positions `[batch, keys]`, or null: keys follow `key_start`
         key_positions: In,
-        /// i32 queries of each sequence, or null: all
+        /// i32 queries of each sequence, or null: all; of packed sequences the first query of each, and the end
         query_lengths: In,
-        /// i32 keys of each sequence, or null: all
+        /// i32 keys of each sequence, or null: all; of packed sequences the first key of each, and the end
         key_lengths: In,
         /// slopes of the past, a row, or FIRE's logarithms of distances
         values: In,
@@ -575,6 +575,10 @@ args! {
         queries: u32,
         /// keys of a row
         keys: u32,
+        /// packed sequences; 0: none are
+        sequences: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `bias/toeplitz`: `apply`.
@@ -641,7 +645,7 @@ args! {
         sinks: In,
         /// f32 `[rows]`; null: not wanted
         lse: Out,
-        /// f32 `[rows, chunks, 2]`: maximum and sum of each chunk of a split row
+        /// f32 `[rows, chunks, 2]`: maximum and sum of each chunk of a shared row
         parts: Out,
         /// elements from one batch, head and query to the next
         x_strides: [i64; 3],
@@ -649,6 +653,8 @@ args! {
         y_strides: [i64; 3],
         /// the same of `mask`; 0 shares it
         mask_strides: [i64; 3],
+        /// u32 `[rows]`: blocks that have met; 0 between calls
+        counters: Out,
         /// rows, `batch * heads * queries`
         rows: u32,
         /// chunks of 8192 keys of a row
@@ -657,10 +663,14 @@ args! {
         aligned: u32,
         /// chunks that a block's shared memory holds
         held: u32,
+        /// threads of a row are 2^lanes_log
+        lanes_log: u32,
+        /// packs of eight keys that a thread has of a chunk, 1 to 4
+        packs: u32,
+        /// blocks that share a row
+        share: u32,
         /// keeps the struct's size a multiple of 8
         unused: u32,
-        /// 0: one block a row; 1: a block a chunk, which writes its part; 2: a block a chunk, which adds the parts
-        mode: u32,
     }
 
     /// `bias/softmax_grad`.
@@ -689,6 +699,10 @@ args! {
         x_strides: [i64; 3],
         /// the same of `dx` and `dbias`
         dx_strides: [i64; 3],
+        /// f32 `[rows, chunks]`: the sum of each chunk of a shared row
+        parts: Out,
+        /// u32 `[rows]`: blocks that have met; 0 between calls
+        counters: Out,
         /// rows, `batch * heads * queries`
         rows: u32,
         /// chunks of 8192 keys of a row
@@ -697,6 +711,14 @@ args! {
         aligned: u32,
         /// chunks that a block's shared memory holds
         held: u32,
+        /// threads of a row are 2^lanes_log
+        lanes_log: u32,
+        /// packs of eight keys that a thread has of a chunk, 1 to 4
+        packs: u32,
+        /// blocks that share a row
+        share: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `bias/softmax_grad`: `sink_grad`.
