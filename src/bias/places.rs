@@ -169,7 +169,7 @@ impl Places<&[i32]> {
                 if positions.len() < need {
                     return Err(Error::Length { name, got: positions.len(), need });
                 }
-                if let Some(wrong) = positions[..need].iter().find(|p| i64::from(**p).abs() > LIMIT) {
+                if let Some(wrong) = positions[..need].iter().find(|p| !(-LIMIT..LIMIT).contains(&i64::from(**p))) {
                     return Err(Error::Value(format!("{name} hold {wrong}, they must lie within 2^30 of 0")));
                 }
             }

@@ -741,36 +741,24 @@ args! {
         unused: u32,
     }
 
-    /// `bias/distance_grad`: `diagonals`.
-    DiagonalArgs {
+    /// `bias/distance_grad`.
+    DistanceGradArgs {
         /// positions and lengths
         bias: BiasArgs,
         /// gradient of the bias
         grad: In,
-        /// f32 `[splits, heads, distances]`
+        /// f32 `[splits, heads, distances]`; for `bins` twice that, the second half for compensation
         sums: Out,
-        /// elements from one batch, head and query to the next
-        strides: [i64; 3],
-        /// the least distance
-        first: i32,
-        /// distances
-        distances: u32,
-        /// rows of a sequence that one split sums
-        rows: u32,
-        /// splits of a sequence's rows
-        splits: u32,
-    }
-
-    /// `bias/distance_grad`: `intervals`.
-    IntervalArgs {
-        /// f32 `[splits, heads, distances]`
-        sums: In,
+        /// u32 `[heads]`: blocks that are done; 0 between calls
+        counters: Out,
         /// i32 `[outputs, 2]`, the first and last distance of each output
         intervals: In,
         /// f32 `[outputs, heads, weighted]`, or null: 1, or the distance
         weights: In,
         /// f32 output `o` of head `h` at `o * output_stride + h * head_stride`
         out: Out,
+        /// elements from one batch, head and query to the next
+        strides: [i64; 3],
         /// elements from one output to the next
         output_stride: i64,
         /// elements from one head to the next
@@ -779,14 +767,14 @@ args! {
         first: i32,
         /// distances of `sums`
         distances: u32,
+        /// rows that one split sums: of a sequence, or for `bins` of all
+        rows: u32,
+        /// splits
+        splits: u32,
         /// the least distance of `weights`
         weights_first: i32,
         /// distances of `weights`
         weighted: u32,
-        /// splits of `sums`
-        splits: u32,
-        /// heads
-        heads: u32,
         /// numbers per head
         outputs: u32,
         /// 1: each sum is multiplied by minus its distance's size
