@@ -51,14 +51,16 @@ pub struct PosencSetTableCall {
 // SAFETY: `repr(C)`, two 32-bit numbers first, numbers alone.
 unsafe impl Versioned for PosencSetTableCall {}
 
+type BiasPlans = plans!(BiasPlan);
+
 /// A bias on a device, for one element type of logits.
 pub struct PosencBias {
-    plan: plans!(BiasPlan),
+    plan: BiasPlans,
     gpu: Gpu,
 }
 
 impl PosencBias {
-    pub(crate) fn new(gpu: &Gpu, plan: plans!(BiasPlan)) -> Self {
+    pub(crate) fn new(gpu: &Gpu, plan: BiasPlans) -> Self {
         Self { plan, gpu: gpu.clone() }
     }
 
@@ -82,13 +84,13 @@ unsafe fn make_bias<S: Versioned>(
     gpu: *const PosencGpu,
     spec: *const S,
     out: *mut *mut PosencBias,
-    new: impl FnOnce(&Gpu, &S) -> Result<plans!(BiasPlan), Failure>,
+    new: impl FnOnce(&Gpu, &S) -> Result<BiasPlans, Failure>,
 ) -> PosencStatus {
     // SAFETY: as the caller promises.
     unsafe { make(gpu, spec, out, |gpu, spec| Ok(PosencBias::new(gpu, new(gpu, spec)?))) }
 }
 
-fn slopes(gpu: &Gpu, slopes: &posenc::Slopes, key_only: u32, element: u32) -> Result<plans!(BiasPlan), Failure> {
+fn slopes(gpu: &Gpu, slopes: &posenc::Slopes, key_only: u32, element: u32) -> Result<BiasPlans, Failure> {
     Ok(if switch("key_only", key_only)? {
         make_plan!(element, T => BiasPlan::<T>::key_only(gpu, slopes)?)
     } else {
@@ -96,7 +98,7 @@ fn slopes(gpu: &Gpu, slopes: &posenc::Slopes, key_only: u32, element: u32) -> Re
     })
 }
 
-fn row(gpu: &Gpu, row: &posenc::Toeplitz, element: u32) -> Result<plans!(BiasPlan), Failure> {
+fn row(gpu: &Gpu, row: &posenc::Toeplitz, element: u32) -> Result<BiasPlans, Failure> {
     Ok(make_plan!(element, T => BiasPlan::<T>::new(gpu, Bias::Toeplitz(row))?))
 }
 

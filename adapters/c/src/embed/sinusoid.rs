@@ -199,8 +199,9 @@ fn run<T: Scalar>(
     let positions = call.positions.get(gpu)?;
     let positions = positions.positions()?;
     let (mut x, tokens) = (call.x.get::<T>(gpu, "x")?, call.tokens.shape()?);
-    Ok(match scale {
-        None => plan.write(&mut x, tokens, positions)?,
-        Some(scale) => plan.add(&mut x, tokens, positions, scale)?,
-    })
+    match scale {
+        None => plan.write(&mut x, tokens, positions),
+        Some(scale) => plan.add(&mut x, tokens, positions, scale),
+    }
+    .map_err(Failure::from)
 }
