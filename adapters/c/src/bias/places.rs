@@ -88,6 +88,6 @@ impl ForeignPlaces {
             (other, _) => Err(unknown("the kind of a place", other)),
         };
         let [query_lengths, key_lengths] = self.lengths.each_ref().map(read);
-        Ok(Places { queries: place(0)?, keys: place(1)?, query_lengths, key_lengths })
+        Ok(Places { queries: place(0)?, keys: place(1)?, query_lengths, key_lengths, packed: None })
     }
 }
