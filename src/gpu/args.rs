@@ -561,7 +561,7 @@ args! {
         kind: u32,
         /// 1: the last query of a sequence sits at its last key
         last: u32,
-        /// 1: slopes multiply the key's position instead of its distance
+        /// 1: slopes and rows take the key's position instead of its distance
         key_only: u32,
         /// FIRE's least normaliser
         least_norm: f32,

@@ -154,7 +154,7 @@ fn bucket_gradients_of_a_head_sum_to_zero() {
 // -------------------------------------------------------------------------------------------- kernel against reference
 
 /// Probabilities and log-sum-exp of one call on the device.
-fn run<T: Scalar>(
+pub fn run<T: Scalar>(
     gpu: &Gpu,
     softmax: &Softmax,
     logits: &[T],
