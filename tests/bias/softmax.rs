@@ -154,7 +154,7 @@ fn bucket_gradients_of_a_head_sum_to_zero() {
 // -------------------------------------------------------------------------------------------- kernel against reference
 
 /// Probabilities and log-sum-exp of one call on the device.
-fn run<T: Scalar>(
+pub fn run<T: Scalar>(
     gpu: &Gpu,
     softmax: &Softmax,
     logits: &[T],
@@ -341,7 +341,7 @@ fn a_decode_step_is_one_kernel_and_a_graph_of_it_runs_again() {
     let x = stream.clone_htod(&logits).unwrap();
     let mut y = stream.clone_htod(&logits).unwrap();
     let inputs = SoftmaxInputs::new(&bias, Places::last());
-    let mut call = |y: &mut cudarc::driver::CudaSlice<f16>| {
+    let call = |y: &mut cudarc::driver::CudaSlice<f16>| {
         plan.apply(LogitsOperand::Copy(&x, shape, y, shape), &inputs, None).unwrap();
     };
     if let Some(emulator) = emulator::attach() {
