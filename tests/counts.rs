@@ -63,7 +63,7 @@ fn no_call_costs_more_than_the_table() {
         for case in cases.into_iter().filter(|case| case.elements <= MOST) {
             let count = support::count(&gpu, &emulator, &case).unwrap_or_else(|error| panic!("{error:#}"));
             // What is touched for a table or a stride counts a sector's bytes; nothing may count less than must move.
-            assert!(count.bytes >= case.bytes(), "{} moves {} bytes, it says {}", case.name, count.bytes, case.bytes);
+            assert!(count.bytes >= case.bytes(), "{} moves {} bytes, it says {}", case.name, count.bytes, case.bytes());
             let numbers = [case.bytes() as f64, count.bytes as f64, count.sector_bytes as f64];
             let [least, bytes, sectors] = numbers;
             rows.insert(format!("{room}/{}", case.name), [least, bytes, sectors, count.instructions_per_element]);
