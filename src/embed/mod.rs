@@ -11,7 +11,7 @@ mod tokens;
 
 pub use grid::{Along, Axis, Blocks, Counted, Grid, GridPlan, GridSize};
 pub use learned::{Fault, Gradients, Inputs, Learned, LearnedPlan, Lookup, Norm, Row, Rows, Tables, Weights, order};
-pub use learned_grad::{GradPlan, TableGrad};
+pub use learned_grad::{GradPlan, NormGrad, TableGrad};
 pub use resample::{Filter, Resample, ResamplePlan, Taps};
 pub use sinusoid::{Frequencies, Odd, Sinusoid, SinusoidPlan, Wave};
 pub use timestep::{Time, TimestepPlan};
