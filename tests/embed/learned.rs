@@ -34,6 +34,12 @@ fn positions_are_those_of_real_models() {
             golden::integers(case, "positions")
         );
     }
+    for case in golden::named("learned", "gpt2 left") {
+        let mask: Vec<u8> = golden::integers(case, "mask").iter().map(|&one| u8::from(one == 1)).collect();
+        let rows = Rows::Kept { padding: None, first: 0, padded: 0 };
+        let got = position_rows(rows, Lookup { mask: &mask, ..Lookup::default() });
+        assert_eq!(got, golden::integers(case, "positions"));
+    }
     for case in golden::named("learned", "bart") {
         let past = golden::integers(&serde_json::json!({"past": [case["past"]]}), "past")[0];
         let positions: Vec<i64> = (0..10).map(|i| i % 5 + past).collect();
