@@ -9,12 +9,15 @@
 constexpr int UNIT = 8;
 template <int W> constexpr int STEP = W == 1 ? 1 : UNIT;
 
-// STEP channels of a row of `dim`, from `channel` on; zero behind its end.
-template <int W> __device__ void load_step(const T::Bits* row, unsigned channel, unsigned dim, float (&x)[STEP<W>]) {
+// STEP channels of a row of `dim`, from `channel` on; zero behind its end, `missing` everywhere if there is no row.
+template <int W>
+__device__ void load_step(const T::Bits* row, unsigned channel, unsigned dim, float (&x)[STEP<W>], float missing = 0.0f) {
 #pragma unroll
     for (int i = 0; i < STEP<W>; i += W) {
-        float part[W] = {};
-        if (channel + i < dim) unpack(Pack<W>::load(row + channel + i), part);
+        float part[W];
+#pragma unroll
+        for (int j = 0; j < W; ++j) part[j] = row ? 0.0f : missing;
+        if (row && channel + i < dim) unpack(Pack<W>::load(row + channel + i), part);
 #pragma unroll
         for (int j = 0; j < W; ++j) x[i + j] = part[j];
     }

@@ -44,7 +44,7 @@ impl Learned {
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
-const NORM_ENTRIES: [&str; 3] = ["norm_grad_short", "norm_grad_wide", "norm_grad_one"];
+const NORM_ENTRIES: [&str; 2] = ["norm_grad_wide", "norm_grad_narrow"];
 const COUNTED_ENTRIES: [&str; 3] = ["counted_grad_wide", "counted_grad_mid", "counted_grad_one"];
 const SORTED_ENTRIES: [&str; 3] = ["sorted_grad_wide", "sorted_grad_mid", "sorted_grad_one"];
 /// Channels that a thread of the tables' kernels takes at once, by the variant.
@@ -99,7 +99,7 @@ impl TableGrad {
 pub struct GradPlan<T> {
     gpu: Gpu,
     spec: Learned,
-    norm: Option<[Function; 3]>,
+    norm: Option<[Function; 2]>,
     vectors: Function,
     counted: [Function; 3],
     sorted: [Function; 3],
@@ -117,10 +117,10 @@ impl<T: Scalar> GradPlan<T> {
         let load = |entry| gpu.function("embed/table_grad", T::NAME, entry);
         let load_norm = |entry| gpu.function("embed/norm_grad", T::NAME, entry);
         let three = |[a, b, c]: [&'static str; 3]| Ok::<_, Error>([load(a)?, load(b)?, load(c)?]);
-        let [a, b, c] = NORM_ENTRIES;
+        let [a, b] = NORM_ENTRIES;
         let norm = match spec.norm {
             None => None,
-            Some(_) => Some([load_norm(a)?, load_norm(b)?, load_norm(c)?]),
+            Some(_) => Some([load_norm(a)?, load_norm(b)?]),
         };
         Ok(Self {
             gpu: gpu.clone(),
@@ -199,7 +199,7 @@ impl<T: Scalar> GradPlan<T> {
         let partials = gpu.write("partials", partials, need)?;
         let grad = gpu.read("grad", grad, span)?;
         let x = x.filter(|_| weights.token.is_none()).map(|x| gpu.read("x", x, span)).transpose()?;
-        let mut all = held.addresses(&sum, "sum")? | grad.address.address();
+        let mut all = held.addresses(&sum, "sum")? | grad.address.address() | partials.address.address();
         if let Some(x) = &x {
             sum.apart_from("sum", x, "x")?;
             all |= x.address.address();
@@ -218,7 +218,7 @@ impl<T: Scalar> GradPlan<T> {
         };
         let grid = [small("blocks", blocks)?, 1, 1];
         let block = [small("lanes", self.spec.lanes())?, small("rows", rows)?, 1];
-        let variant = self.spec.variant(width);
+        let variant = width.index.min(1);
         let launch = Launch { file: "embed/norm_grad", entry: NORM_ENTRIES[variant], grid, block, args };
         gpu.launch(&functions[variant], &launch)
     }
