@@ -100,17 +100,17 @@ struct RowBias {
     // The bias of the `count` keys from `key` on, 1 to 8 of them; the others keep what they hold.
     __device__ void of(const BiasArgs& args, const Row& row, int key, int count, float (&bias)[KEYS]) const {
         int distance[KEYS];
+        int from = args.key_only ? 0 : row.at;
         if (row.key_positions) {
 #pragma unroll
-            for (int i = 0; i < KEYS; ++i) distance[i] = i < count ? row.key_positions[key + i] - row.at : 0;
+            for (int i = 0; i < KEYS; ++i) distance[i] = i < count ? row.key_positions[key + i] - from : 0;
         } else {
 #pragma unroll
-            for (int i = 0; i < KEYS; ++i) distance[i] = row.key_start + key + i - row.at;
+            for (int i = 0; i < KEYS; ++i) distance[i] = row.key_start + key + i - from;
         }
         if (kind == 1) {
-            int origin = args.key_only ? row.at : 0;
 #pragma unroll
-            for (int i = 0; i < KEYS; ++i) bias[i] = posenc_alibi(left, right, distance[i] + origin);
+            for (int i = 0; i < KEYS; ++i) bias[i] = posenc_alibi(left, right, distance[i]);
         } else if (kind == 2) {
             // Beyond the row's ends all keys have one value; a T5 bias is there for most of a long row.
             int last = args.first + (args.count - 1);
