@@ -14,6 +14,7 @@ mod sandwich;
 mod softmax;
 mod t5;
 mod toeplitz;
+mod work;
 
 pub use alibi::{Alibi, KeyOnly, Sides, Slopes, SlopesGrad};
 pub use distance_grad::{DistanceGrad, DistanceGradPlan};

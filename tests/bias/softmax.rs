@@ -246,6 +246,30 @@ fn the_kernel_is_the_reference_for_every_spec_form_and_place() {
 
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_is_the_reference_for_the_head_counts_of_models() {
+    let gpu = gpu();
+    for heads in [12, 40, 71, 112] {
+        let shape = Logits::bhqk(1, heads, 2, 11);
+        let logits: Vec<f16> = Data::new(heads as u64).values(shape.elements().unwrap());
+        let sinks: Vec<f32> = Data::new(1).values(heads);
+        each_form(heads, |_, bias| {
+            let inputs = Inputs { bias, sinks: Some(&sinks), ..Inputs::at(Host::last()) };
+            check(&gpu, &Softmax::causal(0.7), &logits, &shape, &inputs, 0);
+            let inputs = Inputs { bias, ..Inputs::at(Host::from(20, 3)) };
+            check_grad(&gpu, &Softmax::new(0.7), &shape, &inputs as &Inputs<f16>, heads as u64, 0);
+        });
+        // One set of slopes for each sequence.
+        let slopes: Vec<f32> = Data::new(2).values::<f32>(3 * heads).iter().map(|slope| slope.abs()).collect();
+        let slopes = posenc::Slopes::symmetric(heads, &slopes).unwrap();
+        let shape = Logits::bhqk(3, heads, 2, 11);
+        let logits: Vec<f32> = Data::new(heads as u64).values(shape.elements().unwrap());
+        let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::at(Host::last()) };
+        check(&gpu, &Softmax::new(0.7), &logits, &shape, &inputs, 0);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
 fn the_kernel_is_the_reference_at_every_width_of_row() {
     let gpu = gpu();
     let slopes = Alibi::new(2).slopes().unwrap();
@@ -458,8 +482,8 @@ fn hostile_numbers_give_what_the_field_expects() {
         assert!(apply(&x, Softmax::new(1.0)).0.iter().all(|p| p.is_nan()), "{x:?}");
         assert!(apply(&x, Softmax::new(1.0)).1[0].is_nan(), "{x:?}");
     }
-    // Weights near the end of what f32 holds: 0 below e^-86.
-    let p = apply(&[0.0, -85.0, -87.0], Softmax::new(1.0)).0;
+    // Weights near the end of what f32 holds: 0 below e^-87.7.
+    let p = apply(&[0.0, -85.0, -88.0], Softmax::new(1.0)).0;
     assert!(p[0] == 1.0 && (p[1] / (-85f32).exp() - 1.0).abs() < 1e-6 && p[2] == 0.0, "{p:?}");
 }
 
