@@ -828,6 +828,12 @@ fn vision_towers_have_a_grid() {
             json!({"model_type": "pixtral", "hidden_size": 1024, "head_dim": 64, "num_attention_heads": 16, "num_hidden_layers": 24, "rope_theta": 10000.0}),
             Rope { axes: Axes::Dealt(2), ..half(64, 1e4) },
         ),
+        // Gemma 4
+        (
+            json!({"model_type": "gemma4_vision", "hidden_size": 1152, "head_dim": 72, "num_attention_heads": 16, "num_hidden_layers": 27,
+                "rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}}),
+            Rope { axes: Axes::Blocks(2), ..half(72, 100.0) },
+        ),
     ] {
         let layer = one(config.clone());
         assert_eq!(layer.rope, Some(rope), "{config}");
