@@ -1518,7 +1518,7 @@ typedef struct PosencRowsCall {
 } PosencRowsCall;
 
 /*
- One call for the gradient of the sum that a norm follows.
+ One call for the gradients of a norm: of the sum before it, of gain and bias.
  */
 typedef struct PosencNormGradCall {
   /*
@@ -1533,6 +1533,14 @@ typedef struct PosencNormGradCall {
    written: the gradient of the sum
    */
   struct PosencBuffer sum;
+  /*
+   `[dim]`, written; none: not wanted
+   */
+  struct PosencBuffer gain;
+  /*
+   `[dim]`, written; none: not wanted
+   */
+  struct PosencBuffer bias;
   /*
    written: as many f32 as `posenc_learned_grad_partials` says
    */
@@ -1561,45 +1569,15 @@ typedef struct PosencNormGradCall {
    as in the forward call
    */
   struct PosencFault *fault;
-} PosencNormGradCall;
-
-/*
- One call for the gradients of gain and bias.
- */
-typedef struct PosencVectorsGradCall {
   /*
-   `POSENC_ABI`
-   */
-  uint32_t version;
-  /*
-   `sizeof(PosencVectorsGradCall)`
-   */
-  uint32_t size;
-  /*
-   `[dim]`, written
-   */
-  struct PosencBuffer gain;
-  /*
-   `[dim]`, written; none without a bias
-   */
-  struct PosencBuffer bias;
-  /*
-   of `posenc_learned_grad_norm`
-   */
-  struct PosencBuffer partials;
-  /*
-   the shape of that call
-   */
-  struct PosencTokens tokens;
-  /*
-   1: added to what is there
+   1: gain and bias are added to what is there
    */
   uint32_t accumulate;
   /*
    0
    */
   uint32_t reserved;
-} PosencVectorsGradCall;
+} PosencNormGradCall;
 
 /*
  One call for the gradient of a table.
@@ -1638,6 +1616,10 @@ typedef struct PosencTableGradCall {
    */
   struct PosencBuffer order;
   /*
+   written by `posenc_learned_grad_table`: as many f32 as `posenc_learned_grad_table_partials` says
+   */
+  struct PosencBuffer partials;
+  /*
    of `posenc_learned_grad_counted`: the row of the first token
    */
   uint64_t first;
@@ -1675,6 +1657,10 @@ typedef struct PosencOrderCall {
    `[count]` of 32 bits without sign, written
    */
   struct PosencBuffer order;
+  /*
+   the same, written; none up to 1024 ids
+   */
+  struct PosencBuffer between;
   /*
    `[count]`
    */
@@ -2503,22 +2489,23 @@ PosencStatus posenc_learned_grad_partials(const struct PosencLearnedGrad *grad,
                                           uint64_t *out);
 
 /*
- The gradient of the sum from that of the normalised result, in one kernel.
+ Gives the f32 numbers of the partial sums that `posenc_learned_grad_table` writes for a shape.
+
+ # Safety
+ The rules at the top.
+ */
+PosencStatus posenc_learned_grad_table_partials(const struct PosencLearnedGrad *grad,
+                                                const struct PosencTokens *tokens,
+                                                uint64_t *out);
+
+/*
+ The gradients of the sum, of gain and of bias from that of the normalised result.
 
  # Safety
  The rules at the top.
  */
 PosencStatus posenc_learned_grad_norm(const struct PosencLearnedGrad *grad,
                                       const struct PosencNormGradCall *call);
-
-/*
- The gradients of gain and bias from the partial sums of `posenc_learned_grad_norm`, in one kernel.
-
- # Safety
- The rules at the top.
- */
-PosencStatus posenc_learned_grad_vectors(const struct PosencLearnedGrad *grad,
-                                         const struct PosencVectorsGradCall *call);
 
 /*
  The gradient of a position table whose positions are counted, a sum over the batch, in one kernel.
@@ -2530,7 +2517,7 @@ PosencStatus posenc_learned_grad_counted(const struct PosencLearnedGrad *grad,
                                          const struct PosencTableGradCall *call);
 
 /*
- Writes the tokens in the order of their ids, in one kernel.
+ Writes the tokens in the order of their ids.
 
  # Safety
  The rules at the top.
@@ -2539,7 +2526,7 @@ PosencStatus posenc_learned_grad_order(const struct PosencLearnedGrad *grad,
                                        const struct PosencOrderCall *call);
 
 /*
- The gradient of a table by ids, in one kernel.
+ The gradient of a table by ids.
 
  # Safety
  The rules at the top.
