@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Result, ensure};
 use cudarc::driver::CudaSlice;
 use half::bf16;
-use posenc::embed::{GradPlan, Inputs, Learned, Lookup, Norm, TableGrad, Tables, Tokens, Weights, order};
+use posenc::embed::{GradPlan, Inputs, Learned, Lookup, Norm, NormGrad, TableGrad, Tables, Tokens, Weights, order};
 use posenc::{Gpu, Id, Scalar};
 
 use crate::support::{Case, Operation, bits, compare, values};
@@ -13,9 +13,9 @@ use crate::support::{Case, Operation, bits, compare, values};
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
     /// of the sum, through the norm
+    Sum,
+    /// of the sum, and of gain and bias
     Norm,
-    /// of gain and bias
-    Vectors,
     /// of positions that are counted
     Counted,
     /// of the token table
@@ -27,7 +27,7 @@ enum Form {
 /// Every case.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for form in [Form::Norm, Form::Vectors] {
+    for form in [Form::Norm, Form::Sum] {
         for (batch, tokens) in [(1, 128), (32, 512), (256, 512)] {
             cases.push(case::<bf16>("bert-base", batch, tokens, 768, form));
         }
@@ -55,15 +55,13 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, form: F
     let count = batch * tokens;
     let shape = Tokens::new(batch, tokens, dim);
     let ids: Vec<i64> = (0..count as u64).map(|i| (bits(5, i) % VOCABULARY as u64) as i64).collect();
-    let norm = matches!(form, Form::Norm | Form::Vectors).then_some(Norm::Layer { eps: 1e-12 });
+    let norm = matches!(form, Form::Norm | Form::Sum).then_some(Norm::Layer { eps: 1e-12 });
     let spec = Learned { norm, ..Learned::new(dim) };
     let (element, count) = (size_of::<T>() as u64, count as u64);
     let n = count * dim as u64;
     let (elements, read, written) = match form {
         // The sum is gathered again: rows of tokens, and the gradient.
-        Form::Norm => (n, 2 * n * element + 8 * count, n * element),
-        // Of partial sums no more than one pair a block of tokens must be kept; what is kept is read once.
-        Form::Vectors => (n, 0, 2 * dim as u64 * element),
+        Form::Norm | Form::Sum => (n, 2 * n * element + 8 * count, n * element),
         Form::Counted => (n, n * element, (tokens * dim) as u64 * element),
         Form::Table => {
             let rows = ids.iter().collect::<BTreeSet<_>>().len() as u64;
@@ -75,14 +73,14 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, form: F
     let make = move |gpu: &Gpu, sets: usize| -> Result<Box<dyn Operation>> {
         let stream = gpu.stream();
         let plan = GradPlan::<T>::new(gpu, &spec)?;
-        let partials = plan.partials(&shape);
+        let partials = if norm.is_some() { plan.partials(&shape) } else { plan.table_partials(&shape) };
         let rows = match form {
             Form::Counted => tokens,
             Form::Table => VOCABULARY,
             _ => 1,
         };
         let upload = |seed: u64, n: usize| stream.clone_htod(&values::<T>(seed, n));
-        let mut made = Grads {
+        let made = Grads {
             gpu: gpu.clone(),
             form,
             shape,
@@ -97,14 +95,12 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, form: F
                 .map(|set| upload(10 + set as u64, shape.span()?).map_err(Into::into))
                 .collect::<Result<_>>()?,
             sum: stream.alloc_zeros(if norm.is_some() { shape.span()? } else { 1 })?,
-            partials: stream.alloc_zeros(if norm.is_some() { partials } else { 1 })?,
+            partials: stream.alloc_zeros(partials.max(1))?,
+            between: stream.alloc_zeros(ids.len())?,
             table: stream.alloc_zeros(rows * dim)?,
             vectors: [stream.alloc_zeros(dim)?, stream.alloc_zeros(dim)?],
             plan,
         };
-        if form == Form::Vectors {
-            made.norm(0)?;
-        }
         Ok(Box::new(made))
     };
     Case { name, elements, read, written, make: Box::new(make) }
@@ -125,6 +121,7 @@ struct Grads<T> {
     grads: Vec<CudaSlice<T>>,
     sum: CudaSlice<T>,
     partials: CudaSlice<f32>,
+    between: CudaSlice<u32>,
     table: CudaSlice<T>,
     vectors: [CudaSlice<T>; 2],
 }
@@ -138,8 +135,12 @@ impl<T: Scalar> Grads<T> {
             ..Weights::default()
         };
         let inputs = Inputs { ids: Some(i64::ids(&self.device_ids)), ..Inputs::default() };
-        let (sum, partials) = (&mut self.sum, &mut self.partials);
-        self.plan.norm(sum, partials, &self.grads[set], None, self.shape, &weights, &inputs, None)
+        let (sum, partials, [gain, bias]) = (&mut self.sum, &mut self.partials, &mut self.vectors);
+        let mut out = NormGrad { sum, gain: None, bias: None, accumulate: false, partials, fault: None };
+        if self.form == Form::Norm {
+            (out.gain, out.bias) = (Some(gain as _), Some(bias as _));
+        }
+        self.plan.norm(out, &self.grads[set], None, self.shape, &weights, &inputs)
     }
 
     /// The normalised row of a token, in f64, with what its bound asks for.
@@ -159,17 +160,17 @@ impl<T: Scalar> Operation for Grads<T> {
     fn call(&mut self, set: usize) -> posenc::Result<()> {
         let (shape, table) = (self.shape, &mut self.table);
         match self.form {
-            Form::Norm => self.norm(set),
-            Form::Vectors => {
-                let [gain, bias] = &mut self.vectors;
-                self.plan.vectors(gain, Some(bias), &self.partials, shape, false)
-            }
+            Form::Norm | Form::Sum => self.norm(set),
             Form::Counted => self.plan.counted(table, &self.grads[set], shape, 0, TableGrad::new(shape.tokens)),
             Form::Table => {
                 let ids = i64::ids(&self.device_ids);
-                self.plan.table(table, &self.grads[set], ids, &self.order, shape, TableGrad::new(VOCABULARY))
+                let (partials, grad) = (&mut self.partials, &self.grads[set]);
+                self.plan.table(table, partials, grad, ids, &self.order, shape, TableGrad::new(VOCABULARY))
             }
-            Form::Order => self.plan.order(&mut self.order, i64::ids(&self.device_ids), self.ids.len()),
+            Form::Order => {
+                let (order, between, count) = (&mut self.order, &mut self.between, self.ids.len());
+                self.plan.order(order, Some(between), i64::ids(&self.device_ids), count)
+            }
         }
     }
 
@@ -194,7 +195,7 @@ impl<T: Scalar> Operation for Grads<T> {
             })
         };
         match self.form {
-            Form::Norm => {
+            Form::Norm | Form::Sum => {
                 let sum = read(&self.sum)?;
                 for i in picks(count) {
                     let own = i * dim..(i + 1) * dim;
@@ -207,9 +208,9 @@ impl<T: Scalar> Operation for Grads<T> {
                     let bound = self.spec.sum_grad_error_bound(&y, &g, magnitude, sigma);
                     compare(&sum[own], &want, |c| posenc::accuracy::rounded::<T>(want[c], bound[c]))?;
                 }
-                Ok(())
-            }
-            Form::Vectors => {
+                if self.form == Form::Sum {
+                    return Ok(());
+                }
                 let (got_gain, got_bias) = (read(&self.vectors[0])?, read(&self.vectors[1])?);
                 let all: Vec<usize> = (0..count).collect();
                 let (mut want, mut size) = (vec![0.0; dim], vec![0.0; dim]);

@@ -222,6 +222,8 @@ static void learned(void) {
     CHECK(partials > 0 && partials % (2 * DIM) == 0);
     PosencNormGradCall norm = POSENC_INIT(PosencNormGradCall);
     norm.sum = BUFFER(zeros);
+    norm.gain = BUFFER(gain_grad);
+    norm.bias = BUFFER(bias_grad);
     float *room = calloc(partials, sizeof *room);
     norm.partials = (PosencBuffer){upload(room, partials * sizeof *room), partials};
     free(room);
@@ -246,14 +248,8 @@ static void learned(void) {
             CHECK(near(sum[i * DIM + c], want, 1e-5));
         }
     }
-    PosencVectorsGradCall vectors = POSENC_INIT(PosencVectorsGradCall);
-    vectors.gain = BUFFER(gain_grad);
-    vectors.bias = BUFFER(bias_grad);
-    vectors.partials = norm.partials;
-    vectors.tokens = shape;
-    OK(posenc_learned_grad_vectors(grad, &vectors));
-    download(gain_grad, vectors.gain, sizeof gain_grad);
-    download(bias_grad, vectors.bias, sizeof bias_grad);
+    download(gain_grad, norm.gain, sizeof gain_grad);
+    download(bias_grad, norm.bias, sizeof bias_grad);
     for (int c = 0; c < DIM; ++c) {
         double want_gain = 0.0, want_bias = 0.0;
         for (int i = 0; i < BATCH * TOKENS; ++i) {
@@ -279,6 +275,9 @@ static void learned(void) {
     order_call.ids = call.inputs.ids;
     order_call.count = BATCH * TOKENS;
     OK(posenc_learned_grad_order(grad, &order_call));
+    order_call.count = 2000;
+    order_call.order.len = order_call.ids.len = 2000;
+    REFUSED(posenc_learned_grad_order(grad, &order_call), POSENC_VALUE, "between is missing");
     download(order, order_call.order, sizeof order);
     CHECK(order[0] == 11 && order[1] == 1 && order[2] == 3 && order[11] == 7);
     table.table = BUFFER(token_grad);
@@ -288,6 +287,10 @@ static void learned(void) {
     table.scale = 1.5;
     table.has_skipped = 1;
     table.skipped = 5;
+    OK(posenc_learned_grad_table_partials(grad, &shape, &partials));
+    room = calloc(partials, sizeof *room);
+    table.partials = (PosencBuffer){upload(room, partials * sizeof *room), partials};
+    free(room);
     OK(posenc_learned_grad_table(grad, &table));
     download(token_grad, table.table, sizeof token_grad);
     for (int row = 0; row < VOCABULARY; ++row) {
