@@ -219,6 +219,8 @@ args! {
         heads_per_thread: u32,
         /// pairs of a head
         pairs: u32,
+        /// pairs of a block of channels that is rotated for itself; `pairs` if there is one
+        block: u32,
         /// first rotated channel
         offset: u32,
         /// channels beside the rotated ones that must be copied; 0 in place
@@ -243,6 +245,8 @@ args! {
         table_aligned: u32,
         /// what a position beyond the table gives: 0 the nearest row, 1 NaN
         beyond: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `embed/sinusoid`: the waves of integer positions, added or written.

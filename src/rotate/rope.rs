@@ -152,6 +152,14 @@ impl Rope {
         self.rotary / 2
     }
 
+    /// The two channels of `pair` in `pairing`, counted from the first rotated channel.
+    pub(crate) const fn channels(&self, pairing: Pairing, pair: usize) -> (usize, usize) {
+        let size = self.pairs() / self.axes.blocks();
+        let (a, b) = pairing.channels(pair % size, 2 * size);
+        let block = pair / size * 2 * size;
+        (block + a, block + b)
+    }
+
     /// Which channels a pair is written to.
     pub fn written(&self) -> Pairing {
         self.pairing_out.unwrap_or(self.pairing)
@@ -357,8 +365,8 @@ impl Rope {
         }
         let pairs: Vec<_> = (0..self.pairs())
             .map(|pair| {
-                let (a, b) = self.pairing.channels(pair, self.rotary);
-                let (a_out, b_out) = self.written().channels(pair, self.rotary);
+                let (a, b) = self.channels(self.pairing, pair);
+                let (a_out, b_out) = self.channels(self.written(), pair);
                 (self.axes.axis(pair, self.pairs()), [a, b], [a_out, b_out])
             })
             .collect();
@@ -424,7 +432,8 @@ impl Rope {
 
         // The widest access that every element group of a thread is aligned to.
         let copied = if call.in_place { 0 } else { q.dim - self.rotary };
-        let mut sizes = self.pairs() | self.offset | if copied > 0 { q.dim } else { 0 };
+        let block = self.pairs() / self.axes.blocks();
+        let mut sizes = block | self.offset | if copied > 0 { q.dim } else { 0 };
         for heads in [&q, &q_out, &k, &k_out].into_iter().filter(|heads| heads.heads > 0) {
             sizes |= heads.offset;
             for (size, stride) in heads.dims().into_iter().take(3) {
@@ -476,6 +485,7 @@ impl Rope {
             k_heads: small("key heads", k.heads)?,
             heads_per_thread: small("heads of a thread", per_thread)?,
             pairs: small("pairs", self.pairs())?,
+            block: small("pairs of a block", block)?,
             offset: small("channels before the rotary part", self.offset)?,
             copied: small("channels", copied)?,
             interleaved: u32::from(self.pairing == Pairing::Interleaved),
@@ -744,7 +754,12 @@ impl<T: Scalar> RopePlan<T> {
         let (rates, own) = match rope.angles {
             Angles::Exact => {
                 let rates: Vec<u64> = pairs.map(|pair| rope.rate(pair)).collect();
-                (Rates::Exact(gpu.upload(&rates)?), ["rope_wide", "rope_mid", "rope_one"])
+                let own = if rope.axes.blocks() > 1 {
+                    ["rope_blocks_wide", "rope_blocks_mid", "rope_blocks_one"]
+                } else {
+                    ["rope_wide", "rope_mid", "rope_one"]
+                };
+                (Rates::Exact(gpu.upload(&rates)?), own)
             }
             Angles::HfCompat | Angles::Given(_) => {
                 let rates: Vec<f32> = pairs.map(|pair| rope.compat_frequency(pair)).collect();

@@ -63,6 +63,8 @@ pub(super) enum Form {
     Grid,
     /// A grid's rows and columns, the ladder of all pairs dealt to them.
     DealtGrid,
+    /// A grid's rows and columns, each with a half of the channels.
+    BlockGrid,
     /// No rotation; the text says what carries position instead.
     NoRope(&'static str),
     /// RoPE where a key has this value; else what the text says.
@@ -286,6 +288,7 @@ static FAMILIES: &[(&[&str], Family)] = &[
        "qwen3_5_moe_vision", "glm4v_vision", "glm4v_moe_vision", "glm_ocr_vision", "paddleocr_vl_vision", "qwen2_5_omni_vision_encoder",
        "qwen3_omni_moe_vision_encoder"], half(10_000.0).form(Form::Grid)),
     (&["pixtral"], half(10_000.0).form(Form::DealtGrid)),
+    (&["gemma4_vision"], half(100.0).form(Form::BlockGrid)),
     // Other encodings.
     (&["falcon", "RefinedWeb", "RefinedWebModel"], half(10_000.0).form(Form::Falcon)),
     (&["mpt"], half(10_000.0).form(Form::Mpt)),

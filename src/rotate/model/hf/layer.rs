@@ -30,7 +30,7 @@ impl Reader<'_> {
             Ok(None)
         };
         let because = "a head size that head_dim does not give";
-        let grid = matches!(self.family.form, Form::Grid | Form::DealtGrid);
+        let grid = matches!(self.family.form, Form::Grid | Form::DealtGrid | Form::BlockGrid);
         // Where both stand in a vision tower, hidden_size is the language model's.
         let sizes = if grid { ["embed_dim", "hidden_size", "width"] } else { ["hidden_size", "n_embd", "d_model"] };
         let Some((size_key, size)) = first(sizes)? else {
@@ -319,6 +319,7 @@ impl Reader<'_> {
             Form::Grid if pairs.is_multiple_of(2) => return Ok(Axes::Ladders(vec![pairs / 2; 2])),
             Form::Grid => return wrong(format!("a head's {pairs} pairs are not shared equally by rows and columns")),
             Form::DealtGrid => return Ok(Axes::Dealt(2)),
+            Form::BlockGrid => return Ok(Axes::Blocks(2)),
             _ => None,
         };
         let interleaved = map.flag("mrope_interleaved")?;
