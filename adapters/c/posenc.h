@@ -269,6 +269,11 @@ typedef struct CUstream_st *PosencStream;
 #define POSENC_HF_COMPAT 1
 
 /*
+ The same of given frequencies, a model's `inv_freq`; base and scaling then say nothing.
+ */
+#define POSENC_GIVEN 2
+
+/*
  Scaling: none.
  */
 #define POSENC_SCALING_NONE 0
@@ -382,6 +387,11 @@ typedef struct PosencSoftmax PosencSoftmax;
  Sinusoids of times on a device, for one element type.
  */
 typedef struct PosencTimestep PosencTimestep;
+
+/*
+ xPos on a device, for one element type.
+ */
+typedef struct PosencXPos PosencXPos;
 
 /*
  0 for success, else one of the constants below.
@@ -1518,7 +1528,7 @@ typedef struct PosencRowsCall {
 } PosencRowsCall;
 
 /*
- One call for the gradients of a norm: of the sum before it, of gain and bias.
+ One call for the gradients of the sum that a norm follows, of gain and of bias.
  */
 typedef struct PosencNormGradCall {
   /*
@@ -1534,11 +1544,11 @@ typedef struct PosencNormGradCall {
    */
   struct PosencBuffer sum;
   /*
-   `[dim]`, written; none: not wanted
+   `[dim]`, written: the gradient of the gain; or none
    */
   struct PosencBuffer gain;
   /*
-   `[dim]`, written; none: not wanted
+   `[dim]`, written: the gradient of the bias; or none
    */
   struct PosencBuffer bias;
   /*
@@ -1570,7 +1580,7 @@ typedef struct PosencNormGradCall {
    */
   struct PosencFault *fault;
   /*
-   1: gain and bias are added to what is there
+   1: adds to what is in `gain` and `bias`
    */
   uint32_t accumulate;
   /*
@@ -1600,6 +1610,10 @@ typedef struct PosencTableGradCall {
    */
   uint64_t rows;
   /*
+   of `posenc_learned_grad_table`, written: as many f32 as `posenc_learned_grad_table_partials` says
+   */
+  struct PosencBuffer partials;
+  /*
    gradient of the sum
    */
   struct PosencBuffer grad;
@@ -1615,10 +1629,6 @@ typedef struct PosencTableGradCall {
    the tokens in the order of their ids, 32 bits without sign, as `posenc_learned_grad_order` writes it
    */
   struct PosencBuffer order;
-  /*
-   written by `posenc_learned_grad_table`: as many f32 as `posenc_learned_grad_table_partials` says
-   */
-  struct PosencBuffer partials;
   /*
    of `posenc_learned_grad_counted`: the row of the first token
    */
@@ -1658,7 +1668,7 @@ typedef struct PosencOrderCall {
    */
   struct PosencBuffer order;
   /*
-   the same, written; none up to 1024 ids
+   as `order`: runs that are not merged yet; none up to 1024 ids
    */
   struct PosencBuffer between;
   /*
@@ -1844,7 +1854,7 @@ typedef struct PosencRopeSpec {
    */
   uint32_t pairing_out;
   /*
-   `POSENC_EXACT` or `POSENC_HF_COMPAT`
+   `POSENC_EXACT`, `POSENC_HF_COMPAT` or `POSENC_GIVEN`
    */
   uint32_t angles;
   /*
@@ -1875,6 +1885,10 @@ typedef struct PosencRopeSpec {
    how many
    */
   uint64_t divisor_count;
+  /*
+   of `POSENC_GIVEN`: one f32 for each pair, in host memory; null without
+   */
+  const float *frequencies;
   /*
    `POSENC_AXES_...`
    */
@@ -2012,6 +2026,36 @@ typedef struct PosencRopeCall {
    */
   struct PosencTable table;
 } PosencRopeCall;
+
+/*
+ What to compute.
+ */
+typedef struct PosencXPosSpec {
+  /*
+   `POSENC_ABI`
+   */
+  uint32_t version;
+  /*
+   `sizeof(PosencXPosSpec)`
+   */
+  uint32_t size;
+  /*
+   the rotation
+   */
+  struct PosencRopeSpec rope;
+  /*
+   the offset of zeta: 0.4 in the paper
+   */
+  double gamma;
+  /*
+   positions over which a pair shrinks by its zeta: 512 in the paper
+   */
+  double scale_base;
+  /*
+   the position where nothing shrinks
+   */
+  int64_t center;
+} PosencXPosSpec;
 
 /*
  Done.
@@ -2479,7 +2523,7 @@ PosencStatus posenc_learned_grad_new(const struct PosencGpu *gpu,
 PosencStatus posenc_learned_grad_free(struct PosencLearnedGrad *grad);
 
 /*
- Gives the f32 numbers of the partial sums that `posenc_learned_grad_norm` writes for a shape.
+ Gives the f32 numbers of the partial sums of `posenc_learned_grad_norm` for a shape.
 
  # Safety
  The rules at the top.
@@ -2489,7 +2533,7 @@ PosencStatus posenc_learned_grad_partials(const struct PosencLearnedGrad *grad,
                                           uint64_t *out);
 
 /*
- Gives the f32 numbers of the partial sums that `posenc_learned_grad_table` writes for a shape.
+ Gives the f32 numbers of the partial sums of `posenc_learned_grad_table` for a shape.
 
  # Safety
  The rules at the top.
@@ -2499,7 +2543,7 @@ PosencStatus posenc_learned_grad_table_partials(const struct PosencLearnedGrad *
                                                 uint64_t *out);
 
 /*
- The gradients of the sum, of gain and of bias from that of the normalised result.
+ The gradient of the sum from that of the normalised result, in one kernel; with gain or bias in two.
 
  # Safety
  The rules at the top.
@@ -2517,7 +2561,7 @@ PosencStatus posenc_learned_grad_counted(const struct PosencLearnedGrad *grad,
                                          const struct PosencTableGradCall *call);
 
 /*
- Writes the tokens in the order of their ids.
+ Writes the tokens in the order of their ids, in one kernel up to 1024 of them.
 
  # Safety
  The rules at the top.
@@ -2526,7 +2570,7 @@ PosencStatus posenc_learned_grad_order(const struct PosencLearnedGrad *grad,
                                        const struct PosencOrderCall *call);
 
 /*
- The gradient of a table by ids.
+ The gradient of a table by ids, in two kernels.
 
  # Safety
  The rules at the top.
@@ -2677,6 +2721,34 @@ PosencStatus posenc_rope_free(struct PosencRope *rope);
  The rules at the top.
  */
 PosencStatus posenc_rope_rotate(const struct PosencRope *rope,
+                                const struct PosencRopeCall *call);
+
+/*
+ Makes a plan: uploads the frequencies and factors and loads the kernels for `element`.
+
+ # Safety
+ The rules at the top.
+ */
+PosencStatus posenc_xpos_new(const struct PosencGpu *gpu,
+                             const struct PosencXPosSpec *spec,
+                             uint32_t element,
+                             struct PosencXPos **out);
+
+/*
+ Frees a plan; null is allowed.
+
+ # Safety
+ The rules at the top.
+ */
+PosencStatus posenc_xpos_free(struct PosencXPos *xpos);
+
+/*
+ Rotates and scales queries, or keys, or both, in one kernel. A call has no table.
+
+ # Safety
+ The rules at the top.
+ */
+PosencStatus posenc_xpos_rotate(const struct PosencXPos *xpos,
                                 const struct PosencRopeCall *call);
 
 /*
