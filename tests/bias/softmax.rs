@@ -352,6 +352,20 @@ fn long_rows_have_the_same_bits_held_shared_and_read_twice() {
 
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
+fn a_row_of_a_million_keys_is_the_reference() {
+    let gpu = gpu();
+    let keys = 1 << 20;
+    let logits: Vec<bf16> = Data::new(2).values(keys);
+    // The smallest slope of the paper, and one for which the first key still counts.
+    for slope in [1.0 / 256.0, 5e-5] {
+        let slopes = posenc::Slopes::symmetric(1, &[slope]).unwrap();
+        let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::at(Host::last()) };
+        check(&gpu, &Softmax::causal(3.0), &logits, &Logits::bhqk(1, 1, 1, keys), &inputs, 0);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
 fn a_decode_step_is_one_kernel_and_a_graph_of_it_runs_again() {
     use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
     let context = cudarc::driver::CudaContext::new(0).unwrap();
