@@ -11,32 +11,6 @@
 // registers, except where a row is too long or its accesses too narrow for that.
 #include "embed/gather.cuh"
 
-// N partial sums from `channel` on, four in one access or one alone.
-template <int N> __device__ void load_sums(const float* from, unsigned channel, unsigned dim, float (&sum)[N]) {
-    if constexpr (N == 1) {
-        sum[0] = from[channel];
-    } else {
-#pragma unroll
-        for (int i = 0; i < N; i += 4) {
-            if (channel + i >= dim) break;
-            float4 four = *reinterpret_cast<const float4*>(from + channel + i);
-            sum[i] = four.x, sum[i + 1] = four.y, sum[i + 2] = four.z, sum[i + 3] = four.w;
-        }
-    }
-}
-
-template <int N> __device__ void store_sums(float* to, unsigned channel, unsigned dim, const float (&sum)[N]) {
-    if constexpr (N == 1) {
-        to[channel] = sum[0];
-    } else {
-#pragma unroll
-        for (int i = 0; i < N; i += 4) {
-            if (channel + i >= dim) break;
-            *reinterpret_cast<float4*>(to + channel + i) = make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]);
-        }
-    }
-}
-
 template <int W> __device__ void norm_grad(const LearnedArgs& args) {
     constexpr int N = STEP<W>;
     float gain_sum[N] = {}, bias_sum[N] = {};

@@ -251,7 +251,7 @@ impl Softmax {
     ///
     /// `error` is that of the logit `z`: one rounding of each of its steps, and the bias's own. `mean` weighs with the
     /// probabilities. The rest are the exponential (3 roundings), the sum, the reciprocal and two products. Weights
-    /// below e^-86 of the largest are zero: `2^-120` is added to the bound of each.
+    /// below e^-87.7 of the largest are zero: `2^-120` is added to the bound of each.
     pub fn error_bound(&self, deviation: f64, mean: f64, keys: usize) -> f64 {
         (1.0 + deviation) / (1.0 - mean.min(0.5)) * (1.0 + Self::steps(keys)) - 1.0
     }

@@ -34,7 +34,7 @@ pub enum Rows {
     /// |---|---|---|---|
     /// | RoBERTa, XLM-R, MPNet, ESM with padding id p | `Some(p)` | `p + 1` | `p` |
     /// | OPT | `None` | 2 | 1 |
-    /// | GPT-2 padded on the left | `None` | 0 | 1 |
+    /// | GPT-2 padded on the left | `None` | 0 | 0; 1 before transformers 5 |
     Kept {
         /// the id that is padding; `None` asks the mask
         padding: Option<i64>,

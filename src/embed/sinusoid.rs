@@ -105,7 +105,9 @@ impl Frequencies {
 /// | model | |
 /// |---|---|
 /// | "Attention Is All You Need", DistilBERT, XLM | `Sinusoid::new(dim)` |
-/// | Transformer-XL, XLNet, CTRL | `pairing: Half` |
+/// | Parakeet, FastConformer | `Sinusoid::new(dim)` at distances |
+/// | Transformer-XL, XLNet | `pairing: Half` at distances |
+/// | CTRL | `pairing: Half` |
 /// | Marian | `pairing: Half, odd: Longer` |
 /// | fairseq, M2M100, XGLM, Speech2Text | `pairing: Half, shift: 1.0, odd: Zero, padding: Some(p), offset: p + 1` |
 /// | Whisper | `pairing: Half, shift: 1.0` |

@@ -411,7 +411,7 @@ args! {
 
     /// `embed/table_grad`: gradients of tables, and of a norm's vectors.
     TableGradArgs {
-        /// gradient of the table, or of the gain; the order for `order`
+        /// gradient of the table, or of the gain; the order for `order_tile` and `order_merge`
         table: Out,
         /// gradient of the bias; null without it
         second: Out,
@@ -419,8 +419,10 @@ args! {
         grad: In,
         /// ids of the tokens
         ids: In,
-        /// the tokens in the order of their ids
+        /// the tokens in the order of their ids; for `order_merge` in runs that are so
         order: In,
+        /// partial sums of ids that several threads meet
+        partials: Out,
         /// elements from one sequence and one token to the next in `grad`
         strides: [i64; 2],
         /// rows of the table
@@ -443,8 +445,8 @@ args! {
         accumulate: u32,
         /// multiplies the sum
         scale: f32,
-        /// keeps the struct's size a multiple of 8
-        unused: u32,
+        /// tokens of a run for `order_merge`
+        run: u32,
     }
 
     /// `embed/grid`: the waves of a grid's indices, added or written.

@@ -1062,47 +1062,53 @@ mod tests {
         Call { q, q_out: q, k: k.map(|k| (k, k)), in_place, alignment: 16, element, multiprocessors: 132 }
     }
 
-    /// Runs the kernel's index arithmetic and counts how often each (token, head, first pair) is reached.
+    /// How often the kernel's index arithmetic reaches each of `n` things from threads that begin at `starts` and take `step`
+    /// of them.
+    fn reached(n: usize, starts: impl Iterator<Item = usize>, step: usize) -> bool {
+        let mut count = vec![0u8; n];
+        for start in starts.filter(|&start| start < n) {
+            count[start..(start + step).min(n)].iter_mut().for_each(|count| *count += 1);
+        }
+        count.iter().all(|&count| count == 1)
+    }
+
+    /// Whether each (token, head, first pair) is reached once. A thread's token, its heads and its pairs depend on coordinates
+    /// of their own, so that each is reached once where each token, each head and each group of pairs is.
     fn covered(launch: &Launch<RopeArgs>, width: usize) -> bool {
         let a = &launch.args;
-        let (tokens, heads, groups) = (a.tokens as usize, (a.q_heads + a.k_heads) as usize, a.pairs as usize / width);
-        let mut count = vec![0u8; tokens * heads * groups];
-        for (block_x, block_y) in (0..launch.grid[0]).flat_map(|x| (0..launch.grid[1]).map(move |y| (x, y))) {
-            for (y, z) in (0..launch.block[1]).flat_map(|y| (0..launch.block[2]).map(move |z| (y, z))) {
-                let token = (block_x * launch.block[1] + y) as usize;
-                let first = ((block_y * launch.block[2] + z) * a.heads_per_thread) as usize;
-                if token >= tokens || first >= heads {
-                    continue;
-                }
-                for head in first..(first + a.heads_per_thread as usize).min(heads) {
-                    for lane in 0..launch.block[0] as usize {
-                        for group in (lane..groups).step_by(launch.block[0] as usize) {
-                            count[(token * heads + head) * groups + group] += 1;
-                        }
-                    }
-                }
-            }
-        }
-        count.iter().all(|&n| n == 1)
+        let [grid_x, grid_y, _] = launch.grid.map(|n| n as usize);
+        let [lanes, rows, groups] = launch.block.map(|n| n as usize);
+        let (heads, per_thread) = ((a.q_heads + a.k_heads) as usize, a.heads_per_thread as usize);
+        let pair_groups = a.pairs as usize / width;
+        let tokens = (0..grid_x).flat_map(|x| (0..rows).map(move |y| x * rows + y));
+        let firsts = (0..grid_y).flat_map(|y| (0..groups).map(move |z| (y * groups + z) * per_thread));
+        let pairs = (0..lanes).flat_map(|lane| (lane..pair_groups).step_by(lanes));
+        reached(a.tokens as usize, tokens, 1) && reached(heads, firsts, per_thread) && reached(pair_groups, pairs, 1)
     }
 
     #[test]
     fn every_token_count_is_covered_once_without_idle_blocks() {
-        let rope = Rope::new(128, 10_000.0);
-        for (hq, hk) in [(32, 8), (8, 1), (71, 1)] {
+        for (rotary, dim, hq, hk, in_place) in [
+            (128, 128, 32, 8, true),
+            (128, 128, 8, 1, true),
+            (64, 64, 71, 1, true),
+            (24, 96, 64, 64, true),
+            (64, 256, 16, 2, false),
+            (576, 576, 128, 0, true),
+        ] {
+            let rope = Rope::new(rotary, 10_000.0);
             for tokens in 1..=4096 {
-                let (q, k) = (Heads::thd(tokens, hq, 128), Heads::thd(tokens, hk, 128));
-                let launch = rope.launch(&call(q, Some(k), true, 2)).unwrap();
+                let (q, k) = (Heads::thd(tokens, hq, dim), Heads::thd(tokens, hk, dim));
+                let launch = rope.launch(&call(q, (hk > 0).then_some(k), in_place, 2)).unwrap();
                 launch.check().unwrap();
-                assert_eq!(launch.entry, "rope_wide");
-                if tokens < 64 || tokens % 97 == 0 {
-                    assert!(covered(&launch, 8), "{tokens} tokens, {hq} and {hk} heads: {launch:?}");
-                }
-                // Threads that have no token or no head: less than half, and less than a block's worth for long calls.
+                let width = [("rope_wide", 8), ("rope_mid", 4), ("rope_one", 1)];
+                let width = width.into_iter().find(|(entry, _)| *entry == launch.entry).unwrap().1;
+                assert!(covered(&launch, width), "{tokens} tokens, {hq} and {hk} heads: {launch:?}");
+                // Threads without a token or a head: at most as many as those with.
                 let threads: u64 = launch.grid.iter().chain(&launch.block).map(|&n| u64::from(n)).product();
                 let walks = (hq + hk).div_ceil(launch.args.heads_per_thread as usize);
-                let busy = (tokens * walks * 8) as u64;
-                assert!(threads <= 4 * busy, "{tokens} tokens: {threads} threads for {busy}, {launch:?}");
+                let busy = (tokens * walks * (rotary / 2 / width).min(THREADS)) as u64;
+                assert!(threads <= 2 * busy, "{tokens} tokens: {threads} threads for {busy}, {launch:?}");
             }
         }
     }

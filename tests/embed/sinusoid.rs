@@ -13,7 +13,7 @@ fn of_model(name: &str, dim: usize, padding: Option<i64>) -> Sinusoid {
     let plain = Sinusoid::new(dim);
     let halves = Sinusoid { pairing: Pairing::Half, ..plain.clone() };
     match name {
-        "distilbert" | "xlm" | "diffusers" => plain,
+        "distilbert" | "xlm" | "diffusers" | "parakeet" => plain,
         "ctrl" | "xlnet" => halves,
         "marian" => Sinusoid { odd: Odd::Longer, ..halves },
         "whisper" => Sinusoid { shift: 1.0, odd: Odd::Refuse, ..halves },
