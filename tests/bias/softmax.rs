@@ -525,6 +525,15 @@ fn each_logit_is_read_once_and_written_once() {
             assert!(report.counters.bytes_read <= 2 * len as u64 + 8 * threads, "{keys} {report:?}");
         }
     }
+    // Few long rows, which blocks share: the same, but that they meet. 16 bytes are what logits and probabilities take.
+    let shape = Logits::bhqk(1, 4, 1, 65_536);
+    let len = shape.elements().unwrap();
+    let mut x = Guarded::<bf16>::new(&gpu, &vec![bf16::ONE; len], 0);
+    plan.apply(LogitsOperand::InPlace(&mut x.view(), shape), &SoftmaxInputs::new(&bias, Places::last()), None).unwrap();
+    if let Some(report) = last_launch() {
+        assert_eq!(report.grid[0], 4 * 8);
+        assert_eq!(report.counters.global_accesses[4], 2 * (len / 8) as u64, "{report:?}");
+    }
     // A causal mask: what is masked is not read.
     let plan = SoftmaxPlan::<bf16>::new(&gpu, &Softmax::causal(1.0)).unwrap();
     let shape = Logits::bhqk(1, 4, 1024, 1024);
