@@ -27,7 +27,7 @@ pub use softmax::{
     ExpectedGrad, GradOutputs, Gradient, Inputs, LogitsOperand, Order, Output, Softmax, SoftmaxInputs, SoftmaxPlan,
 };
 pub use t5::T5Bias;
-pub use toeplitz::{Bias, BiasPlan, Toeplitz};
+pub use toeplitz::{Bias, BiasPlan, GatedBias, Toeplitz};
 
 /// `kernels/bias/bias.cuh`: the biases of this room as functions for other people's attention kernels.
 ///

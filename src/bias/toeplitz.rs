@@ -533,7 +533,7 @@ impl<T: Scalar> BiasPlan<T> {
     /// sequences. Nothing is written then. Lengths and positions on the device are not looked at: a length outside the
     /// tensor counts as the tensor's.
     pub fn write(&self, out: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
-        self.run("out", false, out, shape, places)
+        self.run("out", false, out, shape, places, None)
     }
 
     /// Adds the bias to logits in place, in one kernel. Arguments, accuracy and errors as [`BiasPlan::write`].
@@ -541,7 +541,12 @@ impl<T: Scalar> BiasPlan<T> {
     /// # Errors
     /// As [`BiasPlan::write`].
     pub fn add(&self, logits: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
-        self.run("logits", true, logits, shape, places)
+        self.run("logits", true, logits, shape, places, None)
+    }
+
+    /// The bias with a number for each row that multiplies it, WavLM's gates, `[batch, heads, queries]`.
+    pub fn gated<'a>(&'a self, gates: Read<'a, f32>) -> GatedBias<'a, T> {
+        GatedBias { plan: self, gates }
     }
 
     fn run(
@@ -551,9 +556,10 @@ impl<T: Scalar> BiasPlan<T> {
         x: Write<'_, T>,
         shape: &Logits,
         places: &Places<Read<'_, i32>>,
+        gates: Option<Read<'_, f32>>,
     ) -> Result<()> {
         shape.check_written(name, x.len())?;
-        let held = self.hold(shape, places, None, ALL)?;
+        let held = self.hold(shape, places, gates, ALL)?;
         if shape.is_empty() {
             return Ok(());
         }
@@ -671,6 +677,30 @@ impl<T: Scalar> BiasPlan<T> {
         args.breaks = address(&numbers[3]);
         let places = [query_positions, key_positions, query_lengths, key_lengths];
         Ok(HeldBias { args, _numbers: numbers, _places: places, _gates: gates })
+    }
+}
+
+/// A [`BiasPlan`] and gates, as [`BiasPlan::gated`] makes it.
+pub struct GatedBias<'a, T> {
+    plan: &'a BiasPlan<T>,
+    gates: Read<'a, f32>,
+}
+
+impl<T: Scalar> GatedBias<'_, T> {
+    /// [`BiasPlan::write`], each row times its gate; one rounding more.
+    ///
+    /// # Errors
+    /// As [`BiasPlan::write`].
+    pub fn write(&self, out: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
+        self.plan.run("out", false, out, shape, places, Some(self.gates))
+    }
+
+    /// [`BiasPlan::add`], the bias of each row times its gate; one rounding more.
+    ///
+    /// # Errors
+    /// As [`BiasPlan::write`].
+    pub fn add(&self, logits: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
+        self.plan.run("logits", true, logits, shape, places, Some(self.gates))
     }
 }
 
