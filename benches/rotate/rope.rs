@@ -102,7 +102,7 @@ fn case<T: Scalar>(model: &Model, tokens: usize, form: Form, angles: Angles) -> 
     // Tables that a plan keeps are not counted, rows of the caller's table are: one f32 cosine and sine a pair.
     let table = if form == Form::Table { tokens * rope.pairs() * 8 } else { 0 };
     let bytes = 2 * elements * size_of::<T>() as u64 + (tokens * rope.axes.count() * 4 + table) as u64;
-    let source = if angles == Angles::Exact { "" } else { "/hf" };
+    let source = if rope.angles == Angles::Exact { "" } else { "/hf" };
     let name = format!("rope/{}/{}/{form:?}{source}/{tokens}", model.name, T::NAME);
     let make = move |gpu: &Gpu, sets: usize| -> Result<Box<dyn Operation>> {
         Ok(Box::new(Rotation::<T>::new(gpu, &rope, (tokens, q_heads, k_heads, dim), form, sets)?))

@@ -5,6 +5,7 @@
 // rates      [pairs] turns per position in units of 2^-64 (exact), frequencies in f32 (compat), or cosines by row (table)
 // sines      sines by row (table)
 // axes       [pairs] axis of each pair, or null
+// exponents  [2, pairs] xPos: exponents per position in units of 2^-56, of the queries' factors and of the keys'
 //
 // One thread owns W pairs of one token: two accesses of W elements, one for each side of the pairs. It makes their
 // angles once and walks `heads_per_thread` heads, the queries' first and then the keys'.
@@ -13,6 +14,7 @@
 // channels are copied. A rate is 8 bytes a pair and an id up to 8 bytes a token, from a cache after their first use.
 #include "args.cuh"
 #include "common/angle.cuh"
+#include "common/exp.cuh"
 #include "common/index.cuh"
 #include "common/scalar.cuh"
 
@@ -49,12 +51,15 @@ struct Place {
 };
 
 // Sources of cosine and sine for the W pairs from `pair` on. What they read before `wait_for_predecessor` is the plan's own.
+// A source that is BY_SIDE makes them anew for the keys.
 
 // The exact phase, position * rate modulo one turn.
 struct Exact {
+    static constexpr bool BY_SIDE = false;
+
     template <int W>
-    static __device__ void angles(const RopeArgs& args, unsigned batch, unsigned token, unsigned pair, float (&sin)[W],
-                                  float (&cos)[W]) {
+    static __device__ void angles(const RopeArgs& args, bool, unsigned batch, unsigned token, unsigned pair,
+                                  float (&sin)[W], float (&cos)[W]) {
         const unsigned long long* rates = static_cast<const unsigned long long*>(args.rates) + pair;
         const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + pair;
         unsigned long long rate[W];
@@ -73,9 +78,11 @@ struct Exact {
 
 // Hugging Face's: frequency and position in f32, their product rounded once, then an accurate cosine and sine of it.
 struct Compat {
+    static constexpr bool BY_SIDE = false;
+
     template <int W>
-    static __device__ void angles(const RopeArgs& args, unsigned batch, unsigned token, unsigned pair, float (&sin)[W],
-                                  float (&cos)[W]) {
+    static __device__ void angles(const RopeArgs& args, bool, unsigned batch, unsigned token, unsigned pair,
+                                  float (&sin)[W], float (&cos)[W]) {
         const float* frequencies = static_cast<const float*>(args.rates) + pair;
         const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + pair;
         wait_for_predecessor();
@@ -89,11 +96,34 @@ struct Compat {
     }
 };
 
+// xPos: the exact phase, times a power of two whose exponent is a product of the distance from the center and a constant of
+// the pair and the side. Where one of the pairs' powers would leave the range of f32, NaN.
+struct XPos {
+    static constexpr bool BY_SIDE = true;
+
+    template <int W>
+    static __device__ void angles(const RopeArgs& args, bool keys, unsigned batch, unsigned token, unsigned pair,
+                                  float (&sin)[W], float (&cos)[W]) {
+        Exact::angles<W>(args, keys, batch, token, pair, sin, cos);
+        const long long* exponents = static_cast<const long long*>(args.exponents) + (keys ? args.pairs : 0) + pair;
+        long long distance = static_cast<long long>(Place(args, batch, token).on(args, 0)) - args.center;
+        bool within = -args.reach <= distance && distance <= args.reach;
+#pragma unroll
+        for (int i = 0; i < W; ++i) {
+            float scale = within ? exp2_fixed(distance * exponents[i]) : __int_as_float(0x7fffffff);
+            sin[i] *= scale;
+            cos[i] *= scale;
+        }
+    }
+};
+
 // The caller's rows of cosines and sines.
 struct Table {
+    static constexpr bool BY_SIDE = false;
+
     template <int W>
-    static __device__ void angles(const RopeArgs& args, unsigned batch, unsigned token, unsigned pair, float (&sin)[W],
-                                  float (&cos)[W]) {
+    static __device__ void angles(const RopeArgs& args, bool, unsigned batch, unsigned token, unsigned pair,
+                                  float (&sin)[W], float (&cos)[W]) {
         const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + pair;
         wait_for_predecessor();
         Place place(args, batch, token);
@@ -191,18 +221,25 @@ template <int W, class Source> __device__ void rope(const RopeArgs& args) {
     for (unsigned batch = blockIdx.z; batch < args.batch; batch += gridDim.z) {
         for (unsigned pair = threadIdx.x * W; pair < args.pairs; pair += blockDim.x * W) {
             float sin[W], cos[W];
-            Source::template angles<W>(args, batch, token, pair, sin, cos);
+            auto turn = [&](bool keys) {
+                Source::template angles<W>(args, keys, batch, token, pair, sin, cos);
 #pragma unroll
-            for (int i = 0; i < W; ++i) {
-                cos[i] *= args.factor;
-                sin[i] *= args.factor * args.sign;
-            }
+                for (int i = 0; i < W; ++i) {
+                    cos[i] *= args.factor;
+                    sin[i] *= args.factor * args.sign;
+                }
+            };
+            if constexpr (!Source::BY_SIDE) turn(false);
             Sides<W> from(pair, args.pairs, args.offset, args.interleaved);
             Sides<W> to(pair, args.pairs, args.offset, args.interleaved_out);
 #pragma unroll 1
             for (int keys = 0; keys < 2; ++keys) {
+                Walk walk(args, keys, batch, token, first, last);
+                if constexpr (Source::BY_SIDE) {
+                    if (walk.count) turn(keys);
+                }
 #pragma unroll 1
-                for (Walk walk(args, keys, batch, token, first, last); walk.count; walk.next()) {
+                for (; walk.count; walk.next()) {
                     Pack<W> a_pack = Pack<W>::load(walk.x + from.a);
                     Pack<W> b_pack = Pack<W>::load(walk.x + from.b);
                     if (args.interleaved) split(a_pack, b_pack);
@@ -258,3 +295,7 @@ extern "C" __global__ void LOOSE ENTRY(rope_compat_one)(const RopeArgs args) { r
 extern "C" __global__ void LOOSE ENTRY(rope_table_wide)(const RopeArgs args) { rope<WIDE, Table>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_table_mid)(const RopeArgs args) { rope<MID, Table>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_table_one)(const RopeArgs args) { rope<1, Table>(args); }
+
+extern "C" __global__ void LOOSE ENTRY(rope_xpos_wide)(const RopeArgs args) { rope<WIDE, XPos>(args); }
+extern "C" __global__ void LOOSE ENTRY(rope_xpos_mid)(const RopeArgs args) { rope<MID, XPos>(args); }
+extern "C" __global__ void LOOSE ENTRY(rope_xpos_one)(const RopeArgs args) { rope<1, XPos>(args); }

@@ -373,7 +373,7 @@ impl Learned {
         tokens: &Tokens,
         tables: &Tables<'_, T>,
         lookup: &Lookup<'_>,
-    ) -> Result<crate::rotate::Expected> {
+    ) -> Result<crate::accuracy::Expected> {
         tokens.check_written("x", self.dim, x.len())?;
         self.check_tables(tables)?;
         let mut want: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
@@ -398,7 +398,7 @@ impl Learned {
                 bound[at + c] = error.map_or(0.0, |error| crate::accuracy::rounded::<T>(value, error));
             }
         }
-        Ok(crate::rotate::Expected { want, bound })
+        Ok(crate::accuracy::Expected { want, bound })
     }
 
     /// The gradients of a scalar with respect to every table, from its gradient with respect to [`Learned::gather`]'s

@@ -185,6 +185,8 @@ args! {
         flag: Out,
         /// axis of each pair; null with one axis
         axes: In,
+        /// xPos: exponents of two per position of each pair in units of 2^-56, the queries' and then the keys'
+        exponents: In,
         /// elements from one batch, token and head to the next
         q_strides: [i64; 3],
         /// the same of `q_out`
@@ -201,6 +203,10 @@ args! {
         table_stride: i64,
         /// rows of a table
         table_rows: i64,
+        /// xPos: the position where nothing is scaled
+        center: i64,
+        /// xPos: the largest distance from it at which every factor is in range
+        reach: i64,
         /// tokens of each sequence, or of the packed batch
         tokens: u32,
         /// sequences

@@ -138,7 +138,9 @@ impl Law {
         let pairs = 0..rope.pairs();
         let law = Arc::new(match rope.angles {
             Angles::Exact => Self::Exact(pairs.map(|pair| rope.rate(pair)).collect()),
-            Angles::HfCompat => Self::Compat(pairs.map(|pair| rope.compat_frequency(pair)).collect()),
+            Angles::HfCompat | Angles::Given(_) => {
+                Self::Compat(pairs.map(|pair| rope.compat_frequency(pair)).collect())
+            }
         });
         laws.insert(0, (rope.clone(), law.clone()));
         laws.truncate(LAWS_KEPT);

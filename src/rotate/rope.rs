@@ -10,6 +10,7 @@
 use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
+use crate::accuracy::{Expected, rounded};
 use crate::double::Double;
 use crate::gpu::args::{In, Out, RopeArgs};
 use crate::gpu::{Function, Gpu, Held, Launch, Read, Write};
@@ -59,16 +60,26 @@ pub enum Direction {
 }
 
 /// How a position becomes an angle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub enum Angles {
     /// The exact phase, `position * frequency` modulo one turn in 64-bit integers: cos and sin within 1e-7 of the truth at
     /// every position from -2^31 to 2^31 - 1.
     #[default]
     Exact,
     /// What Hugging Face's models compute: the frequency in f32 ([`Rope::compat_frequency`]), the position in f32, their
-    /// product rounded to f32, and the nearest cosine and sine of that. For parity with a checkpoint's reference code; off
-    /// by 9e-3 at position 131072 and by 8e-2 at a million.
+    /// product rounded to f32, and the nearest cosine and sine of that, which Hugging Face's are within a unit in the last
+    /// place of. For parity with a checkpoint's reference code; off by 9e-3 at position 131072 and by 8e-2 at a million.
     HfCompat,
+    /// As [`Angles::HfCompat`] with the caller's own frequencies, one for each pair: a model's `inv_freq` buffer, made on
+    /// another machine. Base, scaling and ladders then say nothing.
+    Given(Vec<f32>),
+}
+
+impl Angles {
+    /// Whether angles are products in f32.
+    const fn in_f32(&self) -> bool {
+        !matches!(self, Self::Exact)
+    }
 }
 
 /// Rotary position embedding: what to compute, without shape, element type or device.
@@ -165,6 +176,18 @@ impl Rope {
         if !(self.attention_factor.is_finite() && self.attention_factor > 0.0) {
             return wrong(format!("attention_factor is {}, it must be finite and above 0", self.attention_factor));
         }
+        if let Angles::Given(list) = &self.angles {
+            if list.len() != self.pairs() {
+                return wrong(format!(
+                    "{} frequencies are given, the rotary part has {} pairs",
+                    list.len(),
+                    self.pairs()
+                ));
+            }
+            if let Some(at) = list.iter().position(|frequency| !frequency.is_finite()) {
+                return wrong(format!("the frequencies given hold {} at {at}, they must be finite", list[at]));
+            }
+        }
         self.axes.check(self.pairs())?;
         if !self.axes.one_ladder()
             && !matches!(self.scaling, Scaling::None | Scaling::Linear { .. } | Scaling::Divisors(_))
@@ -224,10 +247,8 @@ impl Rope {
 
     /// [`Rope::angle`] of one pair, its law evaluated once.
     fn turner(&self, pair: usize) -> impl Fn(i64) -> f64 {
-        let (rate, frequency) = match self.angles {
-            Angles::Exact => (self.rate(pair), None),
-            Angles::HfCompat => (0, Some(self.compat_frequency(pair))),
-        };
+        let (rate, frequency) =
+            if self.angles.in_f32() { (0, Some(self.compat_frequency(pair))) } else { (self.rate(pair), None) };
         move |position| match frequency {
             // Exact modulo one turn; as a signed number it is the turn nearest to zero.
             None => rate.wrapping_mul(position as u64) as i64 as f64 * (std::f64::consts::TAU / 18446744073709551616.0),
@@ -312,7 +333,7 @@ impl Rope {
             let error = self.error_bound(x[a].to_f64(), x[b].to_f64());
             for (index, value) in outputs.into_iter().zip(values) {
                 want[index] = value;
-                bound[index] = crate::accuracy::rounded::<T>(value, error);
+                bound[index] = rounded::<T>(value, error);
             }
         })?;
         Ok(Expected { want, bound })
@@ -366,15 +387,6 @@ impl Rope {
         }
         Ok(())
     }
-}
-
-/// What a kernel should have written: values in f64, and the error allowed at each.
-#[derive(Clone, Debug)]
-pub struct Expected {
-    /// the true values
-    pub want: Vec<f64>,
-    /// the error allowed, rounding to the element type included; 0 where the element must not change
-    pub bound: Vec<f64>,
 }
 
 // -------------------------------------------------------------------------------------------------------------- launch
@@ -599,6 +611,16 @@ pub enum Beyond<'a> {
     Nan(Option<Write<'a, u32>>),
 }
 
+impl<T> Source<'_, T> {
+    /// What messages call the first tensor and its output.
+    const fn first_tensor(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::XPos { first, .. } if *first > 0 => ("k", "k_out"),
+            _ => ("q", "q_out"),
+        }
+    }
+}
+
 /// [`Rope`] on a [`Gpu`], for one element type: its rates are uploaded, its kernels loaded.
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; token counts may change from call
@@ -619,6 +641,33 @@ enum Rates {
 }
 
 const WIDTHS: [&str; 3] = ["wide", "mid", "one"];
+
+/// The kernels of three names for `T`.
+pub(super) fn entries<T: Scalar>(gpu: &Gpu, names: [&'static str; 3]) -> Result<[Function; 3]> {
+    let load = |name| gpu.function("rotate/rope", T::NAME, name);
+    Ok([load(names[0])?, load(names[1])?, load(names[2])?])
+}
+
+/// Where a call's cosines and sines come from.
+pub(super) enum Source<'a, T> {
+    /// the spec's own angles
+    Own,
+    /// the caller's table
+    Table(Table<'a, T>),
+    /// the spec's own angles, and xPos's factors
+    XPos {
+        /// by width
+        functions: &'a [Function; 3],
+        /// of the queries' factors, and of the keys'
+        exponents: &'a CudaSlice<i64>,
+        /// where the first tensor's begin
+        first: usize,
+        /// the position where nothing is scaled
+        center: i64,
+        /// the largest distance from it
+        reach: i64,
+    },
+}
 
 /// A table's addresses, held for one launch.
 struct HeldTable<'a> {
@@ -691,26 +740,24 @@ impl<T: Scalar> RopePlan<T> {
     /// If the spec is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, rope: &Rope) -> Result<Self> {
         rope.check()?;
-        let load = |entry| gpu.function("rotate/rope", T::NAME, entry);
         let pairs = 0..rope.pairs();
         let (rates, own) = match rope.angles {
             Angles::Exact => {
                 let rates: Vec<u64> = pairs.map(|pair| rope.rate(pair)).collect();
-                (Rates::Exact(gpu.upload(&rates)?), [load("rope_wide")?, load("rope_mid")?, load("rope_one")?])
+                (Rates::Exact(gpu.upload(&rates)?), ["rope_wide", "rope_mid", "rope_one"])
             }
-            Angles::HfCompat => {
+            Angles::HfCompat | Angles::Given(_) => {
                 let rates: Vec<f32> = pairs.map(|pair| rope.compat_frequency(pair)).collect();
-                let own = [load("rope_compat_wide")?, load("rope_compat_mid")?, load("rope_compat_one")?];
-                (Rates::Compat(gpu.upload(&rates)?), own)
+                (Rates::Compat(gpu.upload(&rates)?), ["rope_compat_wide", "rope_compat_mid", "rope_compat_one"])
             }
         };
-        let by_table = [load("rope_table_wide")?, load("rope_table_mid")?, load("rope_table_one")?];
+        let by_table = ["rope_table_wide", "rope_table_mid", "rope_table_one"];
         Ok(Self {
             gpu: gpu.clone(),
             rope: rope.clone(),
             rates,
             axes: rope.axes.table(rope.pairs()).map(|table| gpu.upload(&table)).transpose()?,
-            functions: [own, by_table],
+            functions: [entries::<T>(gpu, own)?, entries::<T>(gpu, by_table)?],
             element: std::marker::PhantomData,
         })
     }
@@ -768,7 +815,7 @@ impl<T: Scalar> RopePlan<T> {
         positions: Positions<'_>,
         direction: Direction,
     ) -> Result<()> {
-        self.rotate_from(None, q, k, positions, direction)
+        self.rotate_from(Source::Own, q, k, positions, direction)
     }
 
     /// [`RopePlan::rotate`] with cosines and sines from `table` in place of the spec's own; `attention_factor` multiplies
@@ -787,18 +834,19 @@ impl<T: Scalar> RopePlan<T> {
         positions: Positions<'_>,
         direction: Direction,
     ) -> Result<()> {
-        self.rotate_from(Some(table), q, k, positions, direction)
+        self.rotate_from(Source::Table(table), q, k, positions, direction)
     }
 
-    fn rotate_from(
+    pub(super) fn rotate_from(
         &self,
-        mut table: Option<Table<'_, T>>,
+        source: Source<'_, T>,
         mut q: Operand<'_, T>,
         mut k: Option<Operand<'_, T>>,
         positions: Positions<'_>,
         direction: Direction,
     ) -> Result<()> {
-        q.check(&self.rope, "q", "q_out")?;
+        let (name, out_name) = source.first_tensor();
+        q.check(&self.rope, name, out_name)?;
         let (q_heads, q_out_heads, in_place) = q.shapes();
         let k_shapes = match &k {
             None => None,
@@ -817,7 +865,7 @@ impl<T: Scalar> RopePlan<T> {
         }
         let gpu = &self.gpu;
         let positions = positions.resolve(gpu, self.rope.axes.count(), q_heads.batch, q_heads.tokens)?;
-        let (q, q_out) = q.hold(gpu, "q", "q_out")?;
+        let (q, q_out) = q.hold(gpu, name, out_name)?;
         let k = k.as_mut().map(|k| k.hold(gpu, "k", "k_out")).transpose()?;
         let (k, k_out) = k.map_or((None, None), |(k, k_out)| (k, Some(k_out)));
         if let (Some(q), Some(k_out)) = (&q, &k_out) {
@@ -829,7 +877,7 @@ impl<T: Scalar> RopePlan<T> {
         let address = |x: &Option<Held<'_, In>>, out: Out| x.as_ref().map_or(out.as_in(), |x| x.address);
         let k_out = k_out.as_ref().map_or(Out::NULL, |k_out| k_out.address);
         self.run(
-            table.as_mut(),
+            source,
             Tensors {
                 q: address(&q, q_out.address),
                 q_out: q_out.address,
@@ -862,7 +910,7 @@ impl<T: Scalar> RopePlan<T> {
         positions: Positions<'_>,
         direction: Direction,
     ) -> Result<()> {
-        self.rotate_packed_from(None, x, q, k, positions, direction)
+        self.rotate_packed_from(Source::Own, x, q, k, positions, direction)
     }
 
     /// [`RopePlan::rotate_packed`] with cosines and sines from `table`.
@@ -878,12 +926,12 @@ impl<T: Scalar> RopePlan<T> {
         positions: Positions<'_>,
         direction: Direction,
     ) -> Result<()> {
-        self.rotate_packed_from(Some(table), x, q, k, positions, direction)
+        self.rotate_packed_from(Source::Table(table), x, q, k, positions, direction)
     }
 
-    fn rotate_packed_from(
+    pub(super) fn rotate_packed_from(
         &self,
-        mut table: Option<Table<'_, T>>,
+        source: Source<'_, T>,
         x: Write<'_, T>,
         q: Heads,
         k: Heads,
@@ -906,12 +954,12 @@ impl<T: Scalar> RopePlan<T> {
         let (x, out) = (x.address.as_in(), x.address);
         let (q_heads, k_heads) = ((q, q), Some((k, k)));
         let tensors = Tensors { q: x, q_out: out, k: x, k_out: out, q_heads, k_heads, in_place: true };
-        self.run(table.as_mut(), tensors, &positions, direction)
+        self.run(source, tensors, &positions, direction)
     }
 
     fn run(
         &self,
-        table: Option<&mut Table<'_, T>>,
+        source: Source<'_, T>,
         tensors: Tensors,
         positions: &Resolved<'_>,
         direction: Direction,
@@ -945,20 +993,29 @@ impl<T: Scalar> RopePlan<T> {
         };
         let width = WIDTHS.iter().position(|width| launch.entry.ends_with(width)).unwrap_or(WIDTHS.len() - 1);
         let [own, by_table] = &self.functions;
-        match table {
-            None => {
-                let rates = match &self.rates {
-                    Rates::Exact(rates) => gpu.read("rates", rates, self.rope.pairs())?,
-                    Rates::Compat(rates) => gpu.read("rates", rates, self.rope.pairs())?,
-                };
+        let rates = || match &self.rates {
+            Rates::Exact(rates) => gpu.read("rates", rates, self.rope.pairs()),
+            Rates::Compat(rates) => gpu.read("rates", rates, self.rope.pairs()),
+        };
+        match source {
+            Source::Own => {
+                let rates = rates()?;
                 launch.args.rates = rates.address;
                 gpu.launch(&own[width], &launch)
             }
-            Some(table) => {
+            Source::Table(mut table) => {
                 let (rows, stride) = (table.rows, table.stride);
                 let held = table.hold(gpu, &self.rope)?;
                 held.apply::<T>(&mut launch.args, (rows, stride, [16 / size_of::<T>(), 8 / size_of::<T>(), 1][width]));
                 gpu.launch(&by_table[width], &launch)
+            }
+            Source::XPos { functions, exponents, first, center, reach } => {
+                let (rates, exponents) = (rates()?, gpu.read("exponents", exponents, 2 * self.rope.pairs())?);
+                launch.args.rates = rates.address;
+                launch.args.exponents = exponents.address.offset((first * size_of::<i64>()) as u64);
+                launch.args.center = center;
+                launch.args.reach = reach;
+                gpu.launch(&functions[width], &launch)
             }
         }
     }

@@ -9,6 +9,8 @@
 //! | scale of the query or the logit | the whole logit | [`QueryScale`](crate::rotate::QueryScale), [`mla_logit_scale`] |
 
 use crate::double::Double;
+use crate::rotate::Angles;
+use crate::rotate::power::torch_power;
 use crate::{Error, Result, Rope};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
@@ -547,16 +549,18 @@ pub fn longrope_attention_factor(factor: f64, original_context: f64) -> f64 {
 // -------------------------------------------------------------------------------------------- law, as Hugging Face has it
 
 impl Rope {
-    /// The frequency of `pair` as Hugging Face computes it: the same operations in the same order, each rounded to f32.
+    /// The frequency of `pair` as Hugging Face computes it: the same operations in the same order, each rounded to f32. The
+    /// one that is given, where they are ([`Angles::Given`](crate::rotate::Angles::Given)).
     ///
-    /// The power is the nearest f32. torch's own is off by a unit in the last place in 1.1 % of the pairs, and another one on
-    /// another machine; the other operations have one result.
+    /// Frequencies are made on the CPU, when a model is built or loaded, and then moved to its device (but those of the types
+    /// `dynamic` and `longrope`, which a call makes anew where its tensors are). The bits are those of a machine with AVX2: torch's
+    /// power is not always the nearest f32 and has other bits on a machine without it (1.4 % of them).
     ///
     /// # Panics
     /// If there is no such pair.
     ///
     /// # Source
-    /// transformers 5.23.0, `modeling_rope_utils.py`.
+    /// transformers 5.23.0, `modeling_rope_utils.py`; SLEEF's `powf`.
     ///
     /// # Example
     /// ```
@@ -566,6 +570,9 @@ impl Rope {
     /// ```
     pub fn compat_frequency(&self, pair: usize) -> f32 {
         assert!(pair < self.pairs(), "pair {pair} of {}", self.pairs());
+        if let Angles::Given(list) = &self.angles {
+            return list[pair];
+        }
         let (rung, size) = self.axes.rung(pair, self.pairs());
         self.scaling.compat_frequency(self.base, size, rung, pair)
     }
@@ -574,11 +581,12 @@ impl Rope {
 impl Scaling {
     // f64 to f32 rounds to the nearest, as torch does with a Python number beside an f32 tensor.
     fn compat_frequency(&self, base: f64, rotary: usize, rung: usize, pair: usize) -> f32 {
-        let size = rotary as f32;
-        let power = |base: f64| {
-            let exponent = (2 * rung) as f32 / size;
-            f64::from(base as f32).powf(f64::from(exponent)) as f32
+        // How many pairs the tensor of exponents holds decides which of them torch takes in vectors.
+        let count = match self {
+            Self::Proportional { rotated, .. } => *rotated,
+            _ => rotary / 2,
         };
+        let power = |base: f64| torch_power(base as f32, (2 * rung) as f32 / rotary as f32, rung, count);
         let plain = 1.0 / power(base);
         let ntk = |alpha: f64| 1.0 / power(base * alpha.powf(rotary as f64 / (rotary as f64 - 2.0)));
         match self {

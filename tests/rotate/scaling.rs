@@ -92,23 +92,20 @@ fn frequencies_are_those_of_transformers() {
     assert_eq!(worst.len(), 7);
 }
 
-/// The same f32 operations give the same bits, up to torch's power function: 1.1 % of its results are off by one unit.
+/// The same f32 operations give the same bits: 2196 frequencies of 41 configs, under torch 2.15.0 on a CPU with AVX2.
 #[test]
 fn compat_frequencies_have_the_bits_of_transformers() {
     let golden = golden();
-    let (mut all, mut equal, mut furthest) = (0, 0, 0);
+    let mut all = 0;
     for case in golden["cases"].as_array().unwrap() {
         let rope = golden_rope(case);
         for (pair, bits) in case["inv_freq_f32_bits"].as_array().unwrap().iter().enumerate() {
-            let apart = bits.as_u64().unwrap().abs_diff(u64::from(rope.compat_frequency(pair).to_bits()));
-            assert!(apart <= 2, "{}, pair {pair}: {apart} units apart", case["name"]);
+            let got = rope.compat_frequency(pair).to_bits();
+            assert_eq!(u64::from(got), bits.as_u64().unwrap(), "{}, pair {pair}", case["name"]);
             all += 1;
-            equal += usize::from(apart == 0);
-            furthest = furthest.max(apart);
         }
     }
-    println!("{equal} of {all} compat frequencies have the same bits, the others are {furthest} units apart at most");
-    assert!(equal * 100 >= all * 98, "{equal} of {all}");
+    assert_eq!(all, 2196);
 }
 
 #[test]
