@@ -13,8 +13,8 @@ struct Row {
     unsigned batch, head, query;
     // position of the query, and of key 0 where keys follow one another
     int at, key_start;
-    // keys of the sequence; 0 for a query beyond its sequence
-    int keys;
+    // the sequence's keys, from `first` to below `keys`; none for a query beyond its sequence
+    int first, keys;
     bool any;
     const int* key_positions;
     float gate;
@@ -38,15 +38,25 @@ struct Row {
         const int* key_lengths = static_cast<const int*>(args.key_lengths);
         const int* positions = static_cast<const int*>(args.query_positions);
         int queries = args.queries;
+        int own = static_cast<int>(query);
+        first = 0;
         keys = args.keys;
         // A length outside the tensor is the caller's error; the memory outside is left alone all the same.
-        if (query_lengths) queries = max(0, min(queries, query_lengths[batch]));
-        if (key_lengths) keys = max(0, min(keys, key_lengths[batch]));
-        at = args.last ? keys - queries + static_cast<int>(query) : args.query_start + static_cast<int>(query);
+        if (args.sequences) {
+            unsigned sequence = find_sequence(query_lengths, args.sequences, own);
+            own -= query_lengths[sequence];
+            queries = query_lengths[sequence + 1] - query_lengths[sequence];
+            first = max(0, min(keys, key_lengths[sequence]));
+            keys = max(first, min(keys, key_lengths[sequence + 1]));
+        } else {
+            if (query_lengths) queries = max(0, min(queries, query_lengths[batch]));
+            if (key_lengths) keys = max(0, min(keys, key_lengths[batch]));
+        }
+        at = args.last ? keys - first - queries + own : args.query_start + own;
         if (positions) at = positions[static_cast<long long>(batch) * args.queries + query];
-        any = static_cast<int>(query) < queries;
-        if (!any) keys = 0;
-        key_start = args.key_start;
+        any = own >= 0 && own < queries;
+        key_start = args.key_start - first;
+        if (!any) first = keys = 0;
         key_positions = static_cast<const int*>(args.key_positions);
         if (key_positions) key_positions += static_cast<long long>(batch) * args.keys;
         const float* gates = static_cast<const float*>(args.gates);

@@ -6,11 +6,12 @@
 // sinks    f32 [heads]
 // lse      f32 [batch, heads, queries]
 //
-// `softmax_warp`: a warp a row of up to 1024 keys. `softmax_block`: 256 threads a row. A thread takes eight keys at a time;
-// logits, then their exponentials, wait in shared memory, 4 bytes a key. Bytes: each logit that is not masked is read once
-// and each probability written once, for rows whose chunks fit there (`held` chunks of 32 KiB: 6 on an H100, 49152 keys).
-// Longer rows are read twice, by one block, or, where rows are few, by a block for each chunk in two launches, `mode` 1 and
-// 2. All of them give the same bits: the order of every sum is that of reduce.cuh.
+// One kernel for rows of every length, a team of threads a row: 1 to 32 lanes of a warp, so that a warp has several short
+// rows; a block; or several blocks, each with some of the row's chunks of 8192 keys, which meet once (their launch is
+// cooperative). A thread takes eight keys at a time; logits, then their exponentials, wait in shared memory, 4 bytes a key.
+// Bytes: each logit that is not masked is read once and each probability written once, for rows whose chunks fit there
+// (`held` chunks of 32 KiB a block: 7 on an H100, 57344 keys). Longer rows are read twice, or shared by blocks where rows
+// are few. All of them give the same bits: the order of every sum is that of reduce.cuh.
 #include "bias/row.cuh"
 #include "bias/reduce.cuh"
 
@@ -44,13 +45,13 @@ struct Logits {
         y = static_cast<T::Bits*>(args.y) + row.offset(args.y_strides);
         mask = static_cast<const T::Bits*>(args.mask);
         if (mask) mask += row.offset(args.mask_strides);
-        low = 0;
+        low = row.first;
         high = row.keys;
         if (!row.key_positions) {
             // The key at the query's own position; positions lie within 2^30, so that 64 bits hold every sum.
             long long own = static_cast<long long>(row.at) - row.key_start;
-            if (args.law.left != 0x7fffffff) low = static_cast<int>(max(0ll, min(own - args.law.left, static_cast<long long>(high))));
-            if (args.law.right != 0x7fffffff) high = static_cast<int>(max(0ll, min(own + args.law.right + 1, static_cast<long long>(high))));
+            if (args.law.left != 0x7fffffff) low = static_cast<int>(max(static_cast<long long>(low), min(own - args.law.left, static_cast<long long>(high))));
+            if (args.law.right != 0x7fffffff) high = static_cast<int>(max(static_cast<long long>(low), min(own + args.law.right + 1, static_cast<long long>(high))));
         }
     }
 
@@ -85,7 +86,6 @@ struct Logits {
 
     __device__ void store(const SoftmaxArgs& args, int key, const float (&e)[KEYS], float factor) const {
         int count = min(KEYS, static_cast<int>(args.bias.keys) - key);
-        if (count <= 0) return;
         float p[KEYS];
 #pragma unroll
         for (int i = 0; i < KEYS; ++i) p[i] = e[i] * factor;
@@ -93,48 +93,52 @@ struct Logits {
     }
 };
 
-// A thread's keys of one chunk.
-template <int THREADS> __device__ int key_of(int chunk, int pack) {
-    return chunk * CHUNK + (pack * THREADS + static_cast<int>(Group<THREADS>::lane())) * KEYS;
-}
+// Eight floats for each pack of each thread, in two halves of 16 bytes so that a warp's accesses meet no bank twice. A
+// thread meets only what it wrote itself.
+struct Stage {
+    float4* at;
+    unsigned lanes;
+
+    __device__ void put(int pack, const float (&x)[8]) const {
+        float4* to = at + pack * 2 * lanes;
+        to[0] = make_float4(x[0], x[1], x[2], x[3]);
+        to[lanes] = make_float4(x[4], x[5], x[6], x[7]);
+    }
+
+    __device__ void get(int pack, float (&x)[8]) const {
+        const float4* from = at + pack * 2 * lanes;
+        float4 a = from[0], b = from[lanes];
+        x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
+        x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+    }
+};
 
 // Leaves the exponentials of a chunk in `stage`.
-template <int THREADS>
-__device__ Part make(const SoftmaxArgs& args, const Logits& logits, Group<THREADS>& group, const Stage<THREADS>& stage,
-                     int chunk) {
+__device__ __forceinline__ Part make(const SoftmaxArgs& args, const Logits& logits, const Team& team, const Stage& stage,
+                                     int chunk) {
     float most = -infinity();
     float x[KEYS];
+    int packs = args.packs;
+    // Not unrolled: what lies between two packs waits in shared memory.
 #pragma unroll 1
-    for (int i = 0; i < PACKS; ++i) {
-        logits.load(args, key_of<THREADS>(chunk, i), x);
+    for (int i = 0; i < packs; ++i) {
+        logits.load(args, chunk * CHUNK + static_cast<int>(i * team.lanes + team.lane) * KEYS, x);
         most = fmaxf(most, max_pack(x));
         stage.put(i, x);
     }
-    most = group.max(most);
+    most = team.max(most);
     // Without keys any number will do: -inf minus it is -inf.
     float from = most == -infinity() ? 0.0f : most;
-    LaneSum<THREADS> sum;
+    PackSum sum;
 #pragma unroll 1
-    for (int i = 0; i < PACKS; ++i) {
+    for (int i = 0; i < packs; ++i) {
         stage.get(i, x);
 #pragma unroll
         for (int j = 0; j < KEYS; ++j) x[j] = exp_below_zero(x[j] - from);
         sum.add(i, sum_pack(x));
         stage.put(i, x);
     }
-    return {from, group.sum(sum)};
-}
-
-template <int THREADS>
-__device__ void store(const SoftmaxArgs& args, const Logits& logits, const Stage<THREADS>& stage, int chunk, float factor) {
-    float x[KEYS];
-#pragma unroll 1
-    for (int i = 0; i < PACKS; ++i) {
-        int key = key_of<THREADS>(chunk, i);
-        if (key >= static_cast<int>(args.bias.keys)) return;
-        stage.get(i, x);
-        logits.store(args, key, x, factor);
-    }
+    return {from, team.sum(sum.total())};
 }
 
 // What a row's parts are added to.
@@ -145,77 +149,70 @@ __device__ Part start(const SoftmaxArgs& args, const Row& row) {
 }
 
 // What the exponentials of a part are multiplied by; 0 in a row without keys.
-__device__ float factor(const Part& whole, float part_max, float inverse) {
-    return whole.sum == 0.0f ? 0.0f : exp_below_zero(part_max - whole.max) * inverse;
-}
-
-__device__ float inverse(const Part& whole) { return 1.0f / whole.sum; }
-
-__device__ void store_lse(const SoftmaxArgs& args, unsigned row, const Part& whole) {
-    if (args.lse) static_cast<float*>(args.lse)[row] = whole.sum == 0.0f ? -infinity() : whole.max + log_normal(whole.sum);
+__device__ float factor(const Part& whole, float part_max) {
+    return whole.sum == 0.0f ? 0.0f : exp_below_zero(part_max - whole.max) * (1.0f / whole.sum);
 }
 
 extern __shared__ float4 shared[];
 
-extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(softmax_warp)(const SoftmaxArgs args) {
-    unsigned index = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (index >= args.rows) return;
-    wait_for_predecessor();
-    Logits logits(args, index);
-    Part whole = start(args, logits.row);
-    Group<32> group;
-    // 4 KiB a warp
-    Stage<32> stage{shared + Group<32>::number() * (PACKS * 2 * 32)};
-    Part part = make<32>(args, logits, group, stage, 0);
-    whole.add(part);
-    store<32>(args, logits, stage, 0, factor(whole, part.max, inverse(whole)));
-    if (Group<32>::lane() == 0) store_lse(args, index, whole);
-}
-
-// mode 0: one block a row, which is read twice if its chunks are more than `held`.
-// mode 1: one block a chunk, blockIdx.x = row * chunks + chunk; it writes the chunk's part.
-// mode 2: the same blocks add the row's parts and write their chunk.
-extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(softmax_block)(const SoftmaxArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(softmax)(const SoftmaxArgs args) {
     __shared__ BlockSpace space;
     // The largest logit of each chunk that is held; a launch holds 8 at most.
     __shared__ float largest[8];
     wait_for_predecessor();
-    Group<256> group{space};
-    int chunks = args.chunks;
-    int held = args.held;
-    unsigned index = args.mode ? blockIdx.x / args.chunks : blockIdx.x;
-    int own = args.mode ? static_cast<int>(blockIdx.x - index * args.chunks) : 0;
-    Logits logits(args, index);
+    Team team(args.lanes_log, space);
+    Place place(args.lanes_log, args.share, args.rows, args.chunks);
+    Logits logits(args, place.row);
+    // The last row's own threads may have written it already.
+    if (!place.live) logits.high = 0;
     Part whole = start(args, logits.row);
-    if (args.mode == 2) {
-        // Every thread adds them all, in their order: a few dozen numbers from a cache, and no barrier.
-        const float2* parts = static_cast<const float2*>(args.parts) + static_cast<long long>(index) * chunks;
-        for (int i = 0; i < chunks; ++i) whole.add({parts[i].x, parts[i].y});
-    }
-    bool again = chunks > held;
-    int steps = args.mode == 0 ? 2 * chunks : 1;
     Part part = {0.0f, 0.0f};
+    // float4 of a team's chunk
+    unsigned room = args.packs * 2 * team.lanes;
+    float4* own = shared + (threadIdx.x >> args.lanes_log) * room + team.lane;
+    float2* parts = static_cast<float2*>(args.parts) + static_cast<long long>(place.row) * args.chunks;
+    int chunks = place.end - place.first;
+    bool again = chunks > static_cast<int>(args.held);
 #pragma unroll 1
-    for (int i = 0; i < steps; ++i) {
+    for (int i = 0; i < 2 * chunks; ++i) {
         // The first pass sums, the second writes.
-        bool sums = args.mode == 0 && i < chunks;
-        if (args.mode == 0) own = sums ? i : i - chunks;
-        Stage<256> stage{shared + (again ? 0 : own * (PACKS * 2 * 256))};
-        if (args.mode || sums || again) {
-            part = make<256>(args, logits, group, stage, own);
-            if (!again && threadIdx.x == 0) largest[own] = part.max;
-        } else {
-            // Written before the last barrier of the first pass, or by this thread's block in the same step.
-            if (i == chunks) __syncthreads();
-            part.max = largest[own];
+        bool first = i < chunks;
+        int slot = first ? i : i - chunks;
+        Stage stage{own + (again ? 0 : slot * room), team.lanes};
+        if (first || again) {
+            part = make(args, logits, team, stage, place.first + slot);
+            if (chunks > 1 && !again && threadIdx.x == 0) largest[slot] = part.max;
         }
-        if (sums) {
-            whole.add(part);
-        } else if (args.mode == 1) {
-            if (threadIdx.x == 0) static_cast<float2*>(args.parts)[blockIdx.x] = make_float2(part.max, part.sum);
-        } else {
-            store<256>(args, logits, stage, own, factor(whole, part.max, inverse(whole)));
+        if (first) {
+            if (args.share == 1) {
+                whole.add(part);
+            } else if (threadIdx.x == 0) {
+                parts[place.first + slot] = make_float2(part.max, part.sum);
+            }
+            continue;
+        }
+        if (slot == 0 && args.share > 1 && threadIdx.x == 0) {
+            meet(static_cast<unsigned*>(args.counters) + place.row, args.share);
+            for (unsigned k = 0; k < args.chunks; ++k) whole.add({parts[k].x, parts[k].y});
+            space.row = make_float2(whole.max, whole.sum);
+        }
+        if (slot == 0 && args.chunks > 1) {
+            __syncthreads();
+            if (args.share > 1) whole = {space.row.x, space.row.y};
+        }
+        if (chunks > 1 && !again) part.max = largest[slot];
+        if (!place.live) continue;
+        float by = factor(whole, part.max);
+        float x[KEYS];
+#pragma unroll 1
+        for (int j = 0; j < static_cast<int>(args.packs); ++j) {
+            int key = (place.first + slot) * CHUNK + static_cast<int>(j * team.lanes + team.lane) * KEYS;
+            if (key >= static_cast<int>(args.bias.keys)) break;
+            stage.get(j, x);
+            logits.store(args, key, x, by);
         }
     }
-    if (args.mode != 1 && threadIdx.x == 0 && (args.mode == 0 || own == 0)) store_lse(args, index, whole);
+    if (args.lse && place.live && place.first == 0 && team.lane == 0) {
+        static_cast<float*>(args.lse)[place.row] = whole.sum == 0.0f ? -infinity() : whole.max + log_normal(whole.sum);
+    }
 }

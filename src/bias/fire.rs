@@ -259,7 +259,7 @@ impl Fire {
             for query in 0..shape.queries {
                 let query_position = positions.query(shape, batch, query);
                 let (norm, reach) = (self.norm(query_position), (query_position as f64).max(self.threshold));
-                for key in 0..shape.keys {
+                for key in (0..shape.keys).filter(|&key| positions.meet(shape, batch, query, key)) {
                     let distance = positions.key(shape, batch, key).abs_diff(query_position) as f64;
                     let x = self.log(distance) / norm;
                     let mut by_x = 0.0;

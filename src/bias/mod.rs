@@ -18,7 +18,7 @@ pub use alibi::{Alibi, KeyOnly, Sides, Slopes, SlopesGrad};
 pub use distance_grad::{DistanceGrad, DistanceGradPlan};
 pub use fire::{Fire, FireGrad, FireLines};
 pub use kerple::{Kerple, KerpleGrad, KerpleKind};
-pub use places::{Place, Places};
+pub use places::{Packed, Place, Places};
 pub use sandwich::Sandwich;
 pub use softmax::{
     ExpectedGrad, GradOutputs, Gradient, Inputs, LogitsOperand, Order, Output, Softmax, SoftmaxInputs, SoftmaxPlan,

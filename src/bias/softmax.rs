@@ -12,7 +12,7 @@ use cudarc::driver::CudaSlice;
 
 use crate::bias::toeplitz::{aligned, alignment, rows, strides};
 use crate::bias::{Bias, BiasPlan, Places};
-use crate::gpu::args::{In, Out, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxLaw};
+use crate::gpu::args::{Args, In, Out, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxLaw};
 use crate::gpu::{Function, Launch, Read, Write};
 use crate::{Error, Gpu, Logits, Result, Scalar};
 
@@ -528,13 +528,12 @@ impl Softmax {
     ) -> Row {
         let positions = &inputs.positions;
         let query_position = positions.query(shape, batch, query);
-        let any = query < positions.queries_of(shape, batch);
-        let keys = if any { positions.keys_of(shape, batch) } else { 0 };
+        let any = positions.has(shape, batch, query);
         let mut masked = vec![false; shape.keys];
         let steps: Vec<Step> = (0..shape.keys)
             .map(|key| {
                 let position = positions.key(shape, batch, key);
-                if key >= keys || !self.sees(position - query_position) {
+                if !positions.meet(shape, batch, query, key) || !self.sees(position - query_position) {
                     masked[key] = true;
                     return Step { z: f64::NEG_INFINITY, error: 0.0, by_logit: 0.0, by_bias: 0.0 };
                 }
@@ -585,45 +584,121 @@ fn each(shape: &Logits, mut f: impl FnMut(usize, usize, usize, usize)) {
 
 /// Keys of a chunk: the unit of sums, see kernels/bias/reduce.cuh.
 const CHUNK: usize = 8192;
-/// Keys of the longest row that a warp takes.
-const WARP_KEYS: usize = 1024;
-/// Parts of split rows that a plan has room for: 512 KiB.
+/// Keys of a pack, which a thread takes at a time.
+const PACK: usize = 8;
+/// Packs of a chunk that a thread has at most.
+const PACKS: u32 = 4;
+/// Threads of the largest block.
+const THREADS: u32 = 256;
+/// Parts of shared rows that a plan has room for: 512 KiB.
 const PARTS: usize = 65536;
-/// Bytes of shared memory for a key that is held: a float, and two in the gradient.
+/// Bytes of shared memory for a key that is held: a float, and two elements in the gradient.
 const HELD: u32 = 4;
-const HELD_GRAD: u32 = 8;
+const fn held_grad<T>() -> u32 {
+    2 * size_of::<T>() as u32
+}
 /// Bytes of shared memory that the kernels have of their own, rounded up.
 const OWN: u32 = 2048;
 /// The most chunks that a block holds.
-const MOST_HELD: u32 = 8;
+const MOST_HELD: usize = 8;
+/// Threads of a multiprocessor below which rows get more threads than they need.
+const FULL: u64 = 1024;
 
-/// How a call reads its rows.
+/// What a device has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Regime {
-    /// a warp a row
-    Warp,
-    /// a block a row, which holds all its chunks
-    Held,
-    /// a block a row, which reads it twice
-    Twice,
-    /// a block a chunk, two launches
-    Split,
+pub(crate) struct Room {
+    pub multiprocessors: u32,
+    /// bytes of shared memory for the keys of a block
+    pub shared: u32,
+    /// bytes of a key there
+    pub key: u32,
+    /// blocks that the device has at once if each holds 1, 2, ... chunks
+    pub together: [u32; MOST_HELD],
 }
 
-impl Regime {
-    /// Rows that fit into shared memory are read once. Longer rows are read twice, and so are rows too few to fill the
-    /// device: then their chunks are spread over it.
-    pub(crate) fn of(rows: usize, keys: usize, held: usize, multiprocessors: u32) -> Self {
-        let chunks = keys.div_ceil(CHUNK);
-        if keys <= WARP_KEYS {
-            Self::Warp
-        } else if rows < multiprocessors as usize && chunks > 1 && rows * chunks <= PARTS {
-            Self::Split
-        } else if chunks <= held {
-            Self::Held
-        } else {
-            Self::Twice
+impl Room {
+    fn of(gpu: &Gpu, function: &Function, key: u32) -> Result<Self> {
+        let shared = gpu.shared_memory()?.saturating_sub(OWN);
+        function.reserve(shared)?;
+        let mut room = Self { multiprocessors: gpu.multiprocessors(), shared, key, together: [0; MOST_HELD] };
+        for (chunks, together) in (1..).zip(&mut room.together) {
+            let bytes = chunks * CHUNK as u32 * key;
+            if bytes <= shared {
+                *together = gpu.together(function, THREADS, bytes)?;
+            }
         }
+        Ok(room)
+    }
+}
+
+/// How the threads of a call are shared among its rows. No bit depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Work {
+    /// threads of a row, a power of two: up to 32 are lanes of a warp, more are a block
+    pub lanes: u32,
+    /// packs of a chunk that a thread has
+    pub packs: u32,
+    /// chunks of a row
+    pub chunks: u32,
+    /// blocks that share a row, and so wait for one another
+    pub share: u32,
+    /// chunks that a block keeps in shared memory: all that it has; or 0, and it reads them twice
+    pub held: u32,
+    /// threads of a block
+    pub threads: u32,
+    /// blocks
+    pub blocks: u32,
+}
+
+impl Work {
+    /// For `rows` rows, at least 1, of up to 2^31 keys.
+    pub(crate) fn of(rows: u32, keys: usize, room: &Room) -> Self {
+        let chunks = keys.div_ceil(CHUNK).max(1);
+        // At most 1024.
+        let packs = keys.min(CHUNK).div_ceil(PACK).max(1) as u32;
+        // One pack each for the lanes of a warp, so that neighbours read neighbours; then up to four.
+        let mut lanes =
+            if packs <= 32 { packs.next_power_of_two() } else { packs.div_ceil(PACKS).next_power_of_two().max(32) };
+        // Few rows: more threads to each, as long as they have a pack.
+        let full = FULL * u64::from(room.multiprocessors);
+        while lanes >= 32 && lanes < THREADS && lanes < packs && u64::from(rows) * u64::from(lanes) < full {
+            lanes *= 2;
+        }
+        let packs = packs.div_ceil(lanes);
+        let chunk = lanes * packs * PACK as u32 * room.key;
+        let fits = ((room.shared / chunk) as usize).min(MOST_HELD);
+        let mut work = Self {
+            lanes,
+            packs,
+            chunks: chunks as u32,
+            share: 1,
+            held: if chunks <= fits { chunks as u32 } else { 0 },
+            threads: lanes,
+            blocks: rows,
+        };
+        // Few long rows: as many blocks to each as the device has at once, if they hold it; else as many as read it twice.
+        if rows < room.multiprocessors && chunks > 1 && rows as usize * chunks <= PARTS {
+            let blocks = |each: usize| rows as usize * chunks.div_ceil(each);
+            let holds = (1..=fits.min(chunks)).find(|&each| blocks(each) <= room.together[each - 1] as usize);
+            let least = chunks.div_ceil((room.together[0] / rows).max(1) as usize);
+            let share = chunks.div_ceil(holds.unwrap_or(least));
+            // At most PARTS.
+            (work.share, work.blocks) = (share as u32, rows * share as u32);
+            work.held = if holds.is_some() { chunks.div_ceil(share) as u32 } else { 0 };
+        }
+        if lanes <= 32 {
+            // Few short rows are spread over the device, and no block takes more shared memory than a chunk's.
+            let even = u64::from(rows) * u64::from(lanes) / u64::from(room.multiprocessors);
+            let fits = |&n: &u32| u64::from(n) <= even && n * packs * PACK as u32 * room.key <= CHUNK as u32 * HELD;
+            work.threads = [256, 128, 64].into_iter().find(fits).unwrap_or(32);
+            work.blocks = rows.div_ceil(work.threads / lanes);
+        }
+        work
+    }
+
+    /// Bytes of shared memory for `slots` chunks of every row of a block.
+    fn shared(&self, slots: u32, key: u32) -> u32 {
+        slots * self.threads * self.packs * PACK as u32 * key
     }
 }
 
@@ -646,9 +721,95 @@ impl Softmax {
     }
 }
 
-/// Warps of a block: few rows are spread over the device. `most` warps have 48 KiB of shared memory or less.
-fn warps(rows: u32, multiprocessors: u32, most: u32) -> u32 {
-    if rows < most * multiprocessors { 1 } else { most }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compute capability 9.0 with 132 multiprocessors, 7.5 with 72, and a device whose blocks cannot wait for others.
+    fn rooms() -> [Room; 4] {
+        let room = |multiprocessors: u32, shared: u32, key: u32| {
+            let chunk = CHUNK as u32 * key;
+            let together = std::array::from_fn(|i| {
+                let bytes = (i as u32 + 1) * chunk;
+                if bytes > shared { 0 } else { multiprocessors * ((shared + OWN) / (bytes + OWN)).min(3) }
+            });
+            Room { multiprocessors, shared, key, together }
+        };
+        let alone = Room { together: [0; MOST_HELD], ..room(132, 230_400, 4) };
+        [room(132, 230_400, 4), room(132, 230_400, 8), room(72, 63_488, 8), alone]
+    }
+
+    #[test]
+    fn every_length_has_threads_for_all_of_its_keys_and_few_that_idle() {
+        let lengths = (0..=16_384).chain([16_385, 57_344, 57_345, 131_072, 1 << 20, (1 << 20) + 1, (1 << 31) - 1]);
+        for keys in lengths {
+            for room in rooms() {
+                for rows in [1, 32, room.multiprocessors, 4096, 1 << 20, i32::MAX as u32] {
+                    let work = Work::of(rows, keys, &room);
+                    let context = || format!("{rows} rows of {keys}: {work:?} in {room:?}");
+                    assert!(work.lanes.is_power_of_two() && work.lanes <= THREADS, "{}", context());
+                    assert!((1..=PACKS).contains(&work.packs), "{}", context());
+                    // All keys of a chunk have a thread, and no pass over it is without keys.
+                    let most = keys.clamp(1, CHUNK);
+                    let reach = |packs: u32| work.lanes as usize * packs as usize * PACK;
+                    assert!(reach(work.packs) >= most && reach(work.packs - 1) < most, "{}", context());
+                    assert!(work.lanes == 1 || work.lanes as usize * PACK < 2 * most, "{}", context());
+                    assert!(work.chunks as usize * CHUNK >= keys, "{}", context());
+                    // A row is a team of a warp, a block, or blocks that the device has at once.
+                    let teams = work.threads / work.lanes;
+                    assert!(teams == 1 || work.lanes <= 32, "{}", context());
+                    assert!(work.blocks >= 1 && work.blocks <= i32::MAX as u32, "{}", context());
+                    if work.share == 1 {
+                        assert!(u64::from(work.blocks) * u64::from(teams) >= u64::from(rows), "{}", context());
+                        assert!(work.held == work.chunks || work.held == 0, "{}", context());
+                    } else {
+                        assert_eq!(work.blocks, rows * work.share, "{}", context());
+                        assert!(work.blocks <= room.together[work.held.max(1) as usize - 1], "{}", context());
+                        assert!(work.held == 0 || work.held * work.share >= work.chunks, "{}", context());
+                        assert!(rows as usize * work.chunks as usize <= PARTS, "{}", context());
+                    }
+                    assert!(work.shared(work.held, room.key) <= room.shared, "{}", context());
+                    if work.lanes <= 32 {
+                        assert!(work.shared(1, room.key) <= 32 << 10, "{}", context());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn regimes_follow_the_length_and_the_count_of_rows() {
+        let [h100, h100_grad_f32, turing, alone] = rooms();
+        let of = |rows, keys, room: &Room| {
+            let work = Work::of(rows, keys, room);
+            (work.lanes, work.packs, work.share, work.held)
+        };
+        // Many rows: a few lanes, a warp, a block, and a block that reads twice.
+        assert_eq!(of(1 << 20, 1, &h100), (1, 1, 1, 1));
+        assert_eq!(of(1 << 20, 32, &h100), (4, 1, 1, 1));
+        assert_eq!(of(1 << 20, 1024, &h100), (32, 4, 1, 1));
+        assert_eq!(of(1 << 20, 1025, &h100), (64, 3, 1, 1));
+        assert_eq!(of(1 << 20, 4096, &h100), (128, 4, 1, 1));
+        assert_eq!(of(1 << 20, 8192, &h100), (256, 4, 1, 1));
+        assert_eq!(of(1 << 20, 57_344, &h100), (256, 4, 1, 7));
+        assert_eq!(of(1 << 20, 57_345, &h100), (256, 4, 1, 0));
+        assert_eq!(of(1 << 20, 24_577, &h100_grad_f32), (256, 4, 1, 0));
+        // Few rows: more threads to each, then more blocks, which hold more chunks the more there are.
+        assert_eq!(of(32, 1024, &h100), (128, 1, 1, 1));
+        assert_eq!(of(32, 8192, &h100), (256, 4, 1, 1));
+        assert_eq!(of(32, 65_536, &h100), (256, 4, 8, 1));
+        assert_eq!(of(8, 262_144, &h100), (256, 4, 32, 1));
+        assert_eq!(of(16, 262_144, &h100), (256, 4, 16, 2));
+        assert_eq!(of(32, 262_144, &h100), (256, 4, 11, 0));
+        assert_eq!(of(1, 1 << 20, &h100), (256, 4, 128, 1));
+        assert_eq!(of(1, 7_000_000, &h100), (256, 4, 123, 7));
+        assert_eq!(of(1, 1 << 23, &h100), (256, 4, 342, 0));
+        assert_eq!(of(1, 1 << 20, &alone), (256, 4, 1, 0));
+        // 64 KiB hold no chunk of two floats a key, but rows of 6144 keys.
+        assert_eq!(of(1 << 20, 4096, &turing), (128, 4, 1, 1));
+        assert_eq!(of(1 << 20, 6144, &turing), (256, 3, 1, 1));
+        assert_eq!(of(1 << 20, 8192, &turing), (256, 4, 1, 0));
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------- plan
@@ -692,53 +853,75 @@ impl<'a, T> SoftmaxInputs<'a, T> {
 
 /// [`Softmax`] on a [`Gpu`], for one element type.
 ///
-/// A call allocates nothing, uploads nothing and synchronises nothing. It is one kernel, except for few rows of more than
-/// 8192 keys, a decode step against a long cache: there it is two, one over the chunks of every row, and one that adds
-/// their sums and writes. The second reads the logits again, from a cache where they fit; one kernel could only wait for
-/// all blocks of a row by occupying the device alone, or leave a row's writing to its last block.
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel, for a decode step against a long
+/// cache too: there several blocks share a row and meet once, in a cooperative launch. Calls of one plan must not run at
+/// the same time, as they would from two graphs: its blocks meet in memory of the plan.
 pub struct SoftmaxPlan<T> {
     gpu: Gpu,
     softmax: Softmax,
-    parts: Mutex<CudaSlice<f32>>,
-    warp: Function,
-    block: Function,
-    grad_warp: Function,
-    grad_block: Function,
+    meeting: Mutex<Meeting>,
+    apply: Function,
+    grad: Function,
     sink_grad: Function,
-    /// chunks that a block holds, and that one of the gradient does
-    held: u32,
-    held_grad: u32,
+    room: Room,
+    room_grad: Room,
     element: std::marker::PhantomData<T>,
 }
 
+/// Where blocks that share a row leave the sums of their chunks, and count who is there.
+struct Meeting {
+    parts: CudaSlice<f32>,
+    counters: CudaSlice<u32>,
+}
+
 impl<T: Scalar> SoftmaxPlan<T> {
-    /// Loads the kernels, and takes 512 KiB for the sums of split rows.
+    /// Loads the kernels, and takes 512 KiB for the sums of shared rows.
     ///
     /// # Errors
     /// If the spec is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, softmax: &Softmax) -> Result<Self> {
         softmax.check()?;
         let load = |file, entry| gpu.function(file, T::NAME, entry);
-        let room = gpu.shared_memory()?.saturating_sub(OWN);
-        // A chunk of 32 KiB, which every device since 7.5 has room for, or one of 64 KiB, which 7.5 alone has not.
-        let chunks = |bytes: u32| (room / (CHUNK as u32 * bytes)).min(MOST_HELD);
-        let (held, held_grad) = (chunks(HELD), chunks(HELD_GRAD));
-        let (block, grad_block) = (load("bias/softmax", "softmax_block")?, load("bias/softmax_grad", "grad_block")?);
-        block.reserve(held * CHUNK as u32 * HELD)?;
-        grad_block.reserve(held_grad * CHUNK as u32 * HELD_GRAD)?;
+        let (apply, grad) = (load("bias/softmax", "softmax")?, load("bias/softmax_grad", "grad")?);
+        let meeting = Meeting {
+            parts: gpu.upload(&vec![0.0f32; 2 * PARTS])?,
+            counters: gpu.upload(&vec![0u32; gpu.multiprocessors() as usize])?,
+        };
         Ok(Self {
             gpu: gpu.clone(),
             softmax: *softmax,
-            parts: Mutex::new(gpu.upload(&vec![0.0f32; 2 * PARTS])?),
-            warp: load("bias/softmax", "softmax_warp")?,
-            block,
-            grad_warp: load("bias/softmax_grad", "grad_warp")?,
-            grad_block,
+            meeting: Mutex::new(meeting),
+            room: Room::of(gpu, &apply, HELD)?,
+            room_grad: Room::of(gpu, &grad, held_grad::<T>())?,
+            apply,
+            grad,
             sink_grad: load("bias/softmax_grad", "sink_grad")?,
-            held,
-            held_grad,
             element: std::marker::PhantomData,
         })
+    }
+
+    /// One kernel; `args` takes what [`Work`] says of parts and counters.
+    fn launch<A: Args>(
+        &self,
+        function: &Function,
+        file: &'static str,
+        entry: &'static str,
+        work: &Work,
+        shared: u32,
+        args: impl FnOnce(Out, Out) -> A,
+    ) -> Result<()> {
+        let gpu = &self.gpu;
+        let (grid, block) = ([work.blocks, 1, 1], [work.threads, 1, 1]);
+        if work.share == 1 {
+            let args = args(Out::NULL, Out::NULL);
+            return gpu.launch_with(function, &Launch { file, entry, grid, block, args }, shared);
+        }
+        let mut meeting = self.meeting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Meeting { parts, counters } = &mut *meeting;
+        let parts = gpu.write("parts", parts, 2 * PARTS)?;
+        let counters = gpu.write("counters", counters, gpu.multiprocessors() as usize)?;
+        let args = args(parts.address, counters.address);
+        gpu.launch_together(function, &Launch { file, entry, grid, block, args }, shared)
     }
 
     /// The spec.
@@ -755,9 +938,10 @@ impl<T: Scalar> SoftmaxPlan<T> {
     /// | `lse` | `[batch, heads, queries]` | written: the log-sum-exp, sink included |
     ///
     /// Each logit that is not masked is read once and each probability written once where a row fits into a block's
-    /// shared memory, 4 bytes a key in steps of 8192 keys: 49152 keys on compute capability 9.0 and 10.0, 40960 on 8.0,
-    /// 24576 on 8.6, 8.9 and 12.0, 8192 on 7.5. Longer rows are read twice, and so are rows of more than 8192 keys that
-    /// are fewer than the device's multiprocessors.
+    /// shared memory, 4 bytes a key in steps of 8192 keys: 57344 keys on compute capability 9.0 and 10.0, 40960 on 8.0,
+    /// 24576 on 8.6, 8.9 and 12.0, 8192 on 7.5. Where there are fewer rows than multiprocessors, all blocks that the device
+    /// has at once share them, and the limit is theirs together: a row of 7 million keys on an H100. Longer rows are read
+    /// twice.
     ///
     /// # Accuracy
     /// [`Softmax::error_bound`] and the rounding to `T`. The same bits on every device and for every alignment, number of
@@ -833,11 +1017,10 @@ impl<T: Scalar> SoftmaxPlan<T> {
             && aligned(&out_shape, alignment(y.address.address()), element);
         let mask_wide =
             mask.as_ref().is_none_or(|(mask, shape)| aligned(shape, alignment(mask.address.address()), element));
-        let chunks = shape.keys.div_ceil(CHUNK).max(1);
-        let regime = Regime::of(rows as usize, shape.keys, self.held as usize, gpu.multiprocessors());
-        let held = if matches!(regime, Regime::Held) { chunks as u32 } else { 1 };
         let bytes = |shape: &Logits| (shape.offset * element) as u64;
-        let mut args = SoftmaxArgs {
+        let work = Work::of(rows, shape.keys, &self.room);
+        let shared = work.shared(work.held.max(1), HELD);
+        self.launch(&self.apply, "bias/softmax", "softmax", &work, shared, |parts, counters| SoftmaxArgs {
             bias: bias.args,
             law: self.softmax.law(),
             x: x_address.offset(bytes(&shape)),
@@ -845,48 +1028,27 @@ impl<T: Scalar> SoftmaxPlan<T> {
             mask: mask.as_ref().map_or(In::NULL, |(mask, shape)| mask.address.offset(bytes(shape))),
             sinks: sinks.as_ref().map_or(In::NULL, |sinks| sinks.address),
             lse: lse.as_ref().map_or(Out::NULL, |lse| lse.address),
+            parts,
+            counters,
             x_strides: strides(&shape),
             y_strides: strides(&out_shape),
             mask_strides: mask.as_ref().map_or([0; 3], |(_, shape)| shared_strides(shape)),
             rows,
-            // At most 2^31 keys.
-            chunks: chunks as u32,
-            held,
+            chunks: work.chunks,
             aligned: if wide { 1 + u32::from(mask_wide) } else { 0 },
+            held: work.held,
+            lanes_log: work.lanes.ilog2(),
+            packs: work.packs,
+            share: work.share,
             ..SoftmaxArgs::zeroed()
-        };
-        let launch = |entry, blocks, threads, args| Launch {
-            file: "bias/softmax",
-            entry,
-            grid: [blocks, 1, 1],
-            block: [threads, 1, 1],
-            args,
-        };
-        let (block, entry, shared) = (&self.block, "softmax_block", held * CHUNK as u32 * HELD);
-        match regime {
-            Regime::Warp => {
-                let warps = warps(rows, gpu.multiprocessors(), 8);
-                let launch = launch("softmax_warp", rows.div_ceil(warps), 32 * warps, args);
-                gpu.launch_with(&self.warp, &launch, warps * WARP_KEYS as u32 * HELD)
-            }
-            Regime::Held | Regime::Twice => gpu.launch_with(block, &launch(entry, rows, 256, args), shared),
-            Regime::Split => {
-                let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-                let parts = gpu.write("parts", &mut *parts, 2 * PARTS)?;
-                args.parts = parts.address;
-                // At most PARTS.
-                let blocks = rows * chunks as u32;
-                // `held` keeps the chunk in the one place there is.
-                let args = SoftmaxArgs { held: 0, ..args };
-                gpu.launch_with(block, &launch(entry, blocks, 256, SoftmaxArgs { mode: 1, ..args }), shared)?;
-                gpu.launch_with(block, &launch(entry, blocks, 256, SoftmaxArgs { mode: 2, ..args }), shared)
-            }
-        }
+        })
     }
 
     /// The gradients of the logits, and of the bias if it is wanted, in one kernel.
     ///
-    /// `dz = p * (dp - sum over keys of p * dp)`, and back through softcap and scale in the spec's order.
+    /// `dz = p * (dp - sum over keys of p * dp)`, and back through softcap and scale in the spec's order. Probability and
+    /// gradient are read once where a row fits into a block's shared memory, as in [`SoftmaxPlan::apply`] with two elements
+    /// a key instead of 4 bytes; longer rows are read twice.
     ///
     /// | argument | shape | meaning |
     /// |---|---|---|
@@ -899,8 +1061,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
     /// [`Softmax::expect_grad`] states it. The same bits on every device and for every alignment.
     ///
     /// # Errors
-    /// As [`SoftmaxPlan::apply`]; if a softcap lacks the logits; and on compute capability 7.5 for rows of more than 1024 keys,
-    /// whose staging does not fit into its shared memory.
+    /// As [`SoftmaxPlan::apply`]; if a softcap lacks the logits.
     pub fn grad(
         &self,
         probabilities: (Read<'_, T>, Logits),
@@ -976,17 +1137,9 @@ impl<T: Scalar> SoftmaxPlan<T> {
             logits.as_ref().map(|(logits, shape)| (logits.address.address(), *shape)),
         ];
         let wide = wide.iter().flatten().all(|(address, shape)| aligned(shape, alignment(*address), element));
-        let chunks = shape.keys.div_ceil(CHUNK);
-        if shape.keys > WARP_KEYS && self.held_grad == 0 {
-            return Err(Error::Value(format!(
-                "the gradient of rows of {} keys needs {} bytes of shared memory, this device gives a block {}; \
-                 rows of {WARP_KEYS} keys need less",
-                shape.keys,
-                CHUNK as u32 * HELD_GRAD + OWN,
-                gpu.shared_memory()?
-            )));
-        }
-        let args = SoftmaxGradArgs {
+        let work = Work::of(rows, shape.keys, &self.room_grad);
+        let shared = work.shared(work.held, held_grad::<T>());
+        self.launch(&self.grad, "bias/softmax_grad", "grad", &work, shared, |parts, counters| SoftmaxGradArgs {
             bias: held.args,
             law: self.softmax.law(),
             p: p.address.offset(bytes(&p_shape)),
@@ -999,20 +1152,17 @@ impl<T: Scalar> SoftmaxPlan<T> {
             dp_strides: strides(&shape),
             x_strides: logits.as_ref().map_or([0; 3], |(_, shape)| strides(shape)),
             dx_strides: strides(&out_shape),
+            parts,
+            counters,
             rows,
-            chunks: chunks as u32,
-            held: if chunks <= self.held_grad as usize { chunks as u32 } else { 1 },
+            chunks: work.chunks,
             aligned: u32::from(wide),
-        };
-        let file = "bias/softmax_grad";
-        if shape.keys <= WARP_KEYS {
-            let warps = warps(rows, gpu.multiprocessors(), 4);
-            let (grid, block) = ([rows.div_ceil(warps), 1, 1], [32 * warps, 1, 1]);
-            let launch = Launch { file, entry: "grad_warp", grid, block, args };
-            return gpu.launch_with(&self.grad_warp, &launch, warps * WARP_KEYS as u32 * HELD_GRAD);
-        }
-        let launch = Launch { file, entry: "grad_block", grid: [rows, 1, 1], block: [256, 1, 1], args };
-        gpu.launch_with(&self.grad_block, &launch, args.held * CHUNK as u32 * HELD_GRAD)
+            held: work.held,
+            lanes_log: work.lanes.ilog2(),
+            packs: work.packs,
+            share: work.share,
+            ..SoftmaxGradArgs::zeroed()
+        })
     }
 
     /// The gradient of the sinks, in one kernel: `-sum over rows of exp(sink - lse) * dot`.

@@ -210,7 +210,8 @@ impl Bias<'_> {
 // ----------------------------------------------------------------------------------------------------------- reference
 
 impl Bias<'_> {
-    /// Writes the bias of every query and key on the CPU: f64 arithmetic, one rounding at the end.
+    /// Writes the bias of every query and key on the CPU: f64 arithmetic, one rounding at the end. Packed sequences do not
+    /// see each other: their bias is -inf.
     ///
     /// | argument | shape | meaning |
     /// |---|---|---|
@@ -264,7 +265,11 @@ impl Bias<'_> {
                 for query in 0..shape.queries {
                     let query_position = positions.query(shape, batch, query);
                     for key in 0..shape.keys {
-                        let bias = self.at(batch, head, query_position, positions.key(shape, batch, key));
+                        let bias = if positions.packed.is_some() && !positions.meet(shape, batch, query, key) {
+                            f64::NEG_INFINITY
+                        } else {
+                            self.at(batch, head, query_position, positions.key(shape, batch, key))
+                        };
                         let index = shape.index(batch, head, query, key);
                         x[index] = T::from_f64(value(x[index], bias));
                     }
@@ -512,7 +517,7 @@ impl<T: Scalar> BiasPlan<T> {
         gpu.launch(&t5.function, &Launch { file: "bias/toeplitz", entry: "row", grid, block: [THREADS, 1, 1], args })
     }
 
-    /// Writes the bias of every query and key, in one kernel.
+    /// Writes the bias of every query and key, in one kernel. Packed sequences do not see each other: their bias is -inf.
     ///
     /// | argument | shape | meaning |
     /// |---|---|---|
@@ -584,8 +589,16 @@ impl<T: Scalar> BiasPlan<T> {
         let size = |what, n| crate::shape::product(what, &[shape.batch, n]);
         let query_positions = ids("query positions", each(places.queries), size("batch x queries", shape.queries)?)?;
         let key_positions = ids("key positions", each(places.keys), size("batch x keys", shape.keys)?)?;
-        let query_lengths = ids("query_lengths", places.query_lengths, shape.batch)?;
-        let key_lengths = ids("key_lengths", places.key_lengths, shape.batch)?;
+        let (query_lengths, key_lengths) = match places.packed {
+            None => (
+                ids("query_lengths", places.query_lengths, shape.batch)?,
+                ids("key_lengths", places.key_lengths, shape.batch)?,
+            ),
+            Some(packed) => (
+                ids("the packed queries", Some(packed.queries), packed.sequences + 1)?,
+                ids("the packed keys", Some(packed.keys), packed.sequences + 1)?,
+            ),
+        };
         let gates = gates.map(|gates| gpu.read("gates", gates, shape.rows()?)).transpose()?;
         let address = |held: &Option<Held<'a, In>>| held.as_ref().map_or(In::NULL, |held| held.address);
         // Starts lie within 2^30; sizes, rows and counts within 2^31, as the shape's and the bias's checks say.
@@ -603,6 +616,7 @@ impl<T: Scalar> BiasPlan<T> {
             heads: shape.heads as u32,
             queries: shape.queries as u32,
             keys: shape.keys as u32,
+            sequences: places.packed.map_or(0, |packed| packed.sequences as u32),
             ..BiasArgs::zeroed()
         };
         let mut numbers = [None, None, None, None];

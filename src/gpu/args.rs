@@ -537,9 +537,9 @@ args! {
         query_positions: In,
         /// i32 positions `[batch, keys]`, or null: keys follow `key_start`
         key_positions: In,
-        /// i32 queries of each sequence, or null: all
+        /// i32 queries of each sequence, or null: all; of packed sequences the first query of each, and the end
         query_lengths: In,
-        /// i32 keys of each sequence, or null: all
+        /// i32 keys of each sequence, or null: all; of packed sequences the first key of each, and the end
         key_lengths: In,
         /// slopes of the past, a row, or FIRE's logarithms of distances
         values: In,
@@ -581,6 +581,10 @@ args! {
         queries: u32,
         /// keys of a row
         keys: u32,
+        /// packed sequences; 0: none are
+        sequences: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `bias/toeplitz`: `apply`.
@@ -647,7 +651,7 @@ args! {
         sinks: In,
         /// f32 `[rows]`; null: not wanted
         lse: Out,
-        /// f32 `[rows, chunks, 2]`: maximum and sum of each chunk of a split row
+        /// f32 `[rows, chunks, 2]`: maximum and sum of each chunk of a shared row
         parts: Out,
         /// elements from one batch, head and query to the next
         x_strides: [i64; 3],
@@ -655,6 +659,8 @@ args! {
         y_strides: [i64; 3],
         /// the same of `mask`; 0 shares it
         mask_strides: [i64; 3],
+        /// u32 `[rows]`: blocks that have met; 0 between calls
+        counters: Out,
         /// rows, `batch * heads * queries`
         rows: u32,
         /// chunks of 8192 keys of a row
@@ -663,10 +669,14 @@ args! {
         aligned: u32,
         /// chunks that a block's shared memory holds
         held: u32,
+        /// threads of a row are 2^lanes_log
+        lanes_log: u32,
+        /// packs of eight keys that a thread has of a chunk, 1 to 4
+        packs: u32,
+        /// blocks that share a row
+        share: u32,
         /// keeps the struct's size a multiple of 8
         unused: u32,
-        /// 0: one block a row; 1: a block a chunk, which writes its part; 2: a block a chunk, which adds the parts
-        mode: u32,
     }
 
     /// `bias/softmax_grad`.
@@ -695,6 +705,10 @@ args! {
         x_strides: [i64; 3],
         /// the same of `dx` and `dbias`
         dx_strides: [i64; 3],
+        /// f32 `[rows, chunks]`: the sum of each chunk of a shared row
+        parts: Out,
+        /// u32 `[rows]`: blocks that have met; 0 between calls
+        counters: Out,
         /// rows, `batch * heads * queries`
         rows: u32,
         /// chunks of 8192 keys of a row
@@ -703,6 +717,14 @@ args! {
         aligned: u32,
         /// chunks that a block's shared memory holds
         held: u32,
+        /// threads of a row are 2^lanes_log
+        lanes_log: u32,
+        /// packs of eight keys that a thread has of a chunk, 1 to 4
+        packs: u32,
+        /// blocks that share a row
+        share: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `bias/softmax_grad`: `sink_grad`.
@@ -725,36 +747,24 @@ args! {
         unused: u32,
     }
 
-    /// `bias/distance_grad`: `diagonals`.
-    DiagonalArgs {
+    /// `bias/distance_grad`.
+    DistanceGradArgs {
         /// positions and lengths
         bias: BiasArgs,
         /// gradient of the bias
         grad: In,
-        /// f32 `[splits, heads, distances]`
+        /// f32 `[splits, heads, distances]`; for `bins` twice that, the second half for compensation
         sums: Out,
-        /// elements from one batch, head and query to the next
-        strides: [i64; 3],
-        /// the least distance
-        first: i32,
-        /// distances
-        distances: u32,
-        /// rows of a sequence that one split sums
-        rows: u32,
-        /// splits of a sequence's rows
-        splits: u32,
-    }
-
-    /// `bias/distance_grad`: `intervals`.
-    IntervalArgs {
-        /// f32 `[splits, heads, distances]`
-        sums: In,
+        /// u32 `[heads]`: blocks that are done; 0 between calls
+        counters: Out,
         /// i32 `[outputs, 2]`, the first and last distance of each output
         intervals: In,
         /// f32 `[outputs, heads, weighted]`, or null: 1, or the distance
         weights: In,
         /// f32 output `o` of head `h` at `o * output_stride + h * head_stride`
         out: Out,
+        /// elements from one batch, head and query to the next
+        strides: [i64; 3],
         /// elements from one output to the next
         output_stride: i64,
         /// elements from one head to the next
@@ -763,14 +773,14 @@ args! {
         first: i32,
         /// distances of `sums`
         distances: u32,
+        /// rows that one split sums: of a sequence, or for `bins` of all
+        rows: u32,
+        /// splits
+        splits: u32,
         /// the least distance of `weights`
         weights_first: i32,
         /// distances of `weights`
         weighted: u32,
-        /// splits of `sums`
-        splits: u32,
-        /// heads
-        heads: u32,
         /// numbers per head
         outputs: u32,
         /// 1: each sum is multiplied by minus its distance's size

@@ -273,6 +273,7 @@ fn apply<T: Scalar>(
         keys: where_they_sit(&call.key_places, keys.as_ref())?,
         query_lengths: query_lengths.as_ref().map(|lengths| lengths as _),
         key_lengths: key_lengths.as_ref().map(|lengths| lengths as _),
+        packed: None,
     };
     let operand = match &mut out {
         None => LogitsOperand::InPlace(&mut x, shape),
