@@ -35,14 +35,11 @@ fn alibi_add<T: Element>(bench: &Bench, queries: usize, keys: usize) -> Result<(
     let x: Vec<T> = values(shape.elements()?);
     let mut y = x.clone();
     Bias::Slopes(&slopes).add(&mut y, &shape, &Places::last())?;
-    let (input, bias) = (tensor(&x, &[1, HEADS, queries, keys])?, dense::<T>(Bias::Slopes(&slopes), queries, keys, false)?);
+    let (input, bias) =
+        (tensor(&x, &[1, HEADS, queries, keys])?, dense::<T>(Bias::Slopes(&slopes), queries, keys, false)?);
     let theirs = || -> Result<Tensor> { Ok((&input + &bias)?) };
     close(&theirs()?, &y, 4.0)?;
-    bench.row(
-        &case,
-        || Ok(Bias::Slopes(&slopes).add(&mut y, &shape, &Places::last())?),
-        Some(|| theirs().map(drop)),
-    )
+    bench.row(&case, || Ok(Bias::Slopes(&slopes).add(&mut y, &shape, &Places::last())?), Some(|| theirs().map(drop)))
 }
 
 fn alibi_softmax<T: Element>(bench: &Bench, queries: usize, keys: usize) -> Result<()> {
@@ -57,7 +54,8 @@ fn alibi_softmax<T: Element>(bench: &Bench, queries: usize, keys: usize) -> Resu
     let x: Vec<T> = values(shape.elements()?);
     let mut y = x.clone();
     softmax.apply(&mut y, &shape, &inputs)?;
-    let (input, bias) = (tensor(&x, &[1, HEADS, queries, keys])?, dense::<T>(Bias::Slopes(&slopes), queries, keys, true)?);
+    let (input, bias) =
+        (tensor(&x, &[1, HEADS, queries, keys])?, dense::<T>(Bias::Slopes(&slopes), queries, keys, true)?);
     let theirs = || -> Result<Tensor> { Ok(candle_nn::ops::softmax_last_dim(&((&input * 0.125)? + &bias)?)?) };
     // It rounds the logits, up to 256 of them in a bias, and sums in its type.
     close(&theirs()?, &y, 512.0)?;

@@ -82,7 +82,8 @@ fn learned<T: Element>(bench: &Bench, tokens: usize, bert: bool) -> Result<()> {
     let (kinds, gain, shift): (Vec<T>, Vec<T>, Vec<T>) = (values(2 * DIM), values(DIM), values(DIM));
     let ids: Vec<i64> = (0..tokens).map(|i| (i * 7919 % VOCABULARY) as i64).collect();
     let types: Vec<i64> = (0..tokens).map(|i| i64::from(i > tokens / 2)).collect();
-    let (mut spec, mut tables) = (Learned::new(DIM), Tables { token: &token, position: &position, ..Tables::default() });
+    let (mut spec, mut tables) =
+        (Learned::new(DIM), Tables { token: &token, position: &position, ..Tables::default() });
     let mut lookup = Lookup { ids: &ids, ..Lookup::default() };
     if bert {
         spec.norm = Some(Norm::Layer { eps: 1e-5 });

@@ -31,7 +31,12 @@ impl Bench {
     }
 
     /// One row: what takes part is timed, in turns of a few rounds each, so that all meet the same machine.
-    pub fn row(&self, case: &str, mut ours: impl FnMut() -> Result<()>, mut theirs: Option<impl FnMut() -> Result<()>>) -> Result<()> {
+    pub fn row(
+        &self,
+        case: &str,
+        mut ours: impl FnMut() -> Result<()>,
+        mut theirs: Option<impl FnMut() -> Result<()>>,
+    ) -> Result<()> {
         let (mut best, mut their_best) = (f64::INFINITY, f64::INFINITY);
         let start = Instant::now();
         while start.elapsed().as_secs_f64() < 0.5 {
@@ -70,7 +75,8 @@ pub fn tensor<T: Element>(values: &[T], shape: &[usize]) -> Result<Tensor> {
 
 /// A table that a peer is given, rounded to its type.
 pub fn table<T: Element>(rows: usize, columns: usize, value: impl Fn(usize, usize) -> f64) -> Result<Tensor> {
-    let values: Vec<T> = (0..rows * columns).map(|i| <T as Scalar>::from_f64(value(i / columns, i % columns))).collect();
+    let values: Vec<T> =
+        (0..rows * columns).map(|i| <T as Scalar>::from_f64(value(i / columns, i % columns))).collect();
     tensor(&values, &[rows, columns])
 }
 

@@ -37,9 +37,8 @@ fn compare<T: Element>(bench: &Bench, tokens: usize) -> Result<()> {
         let mut y = x.clone();
         rope.rotate(&mut y, &shape, &positions, Direction::Forward)?;
         check(&rope, &x, &y, &shape, 0.0)?;
-        let turns = |f: fn(f64) -> f64| {
-            table::<T>(tokens, DIM / 2, |token, pair| f(token as f64 * rope.frequency(pair)))
-        };
+        let turns =
+            |f: fn(f64) -> f64| table::<T>(tokens, DIM / 2, |token, pair| f(token as f64 * rope.frequency(pair)));
         let (cos, sin) = (turns(f64::cos)?, turns(f64::sin)?);
         let dims = if layout == "thd" { [1, tokens, HEADS, DIM] } else { [1, HEADS, tokens, DIM] };
         let input = tensor(&x, &dims)?;
