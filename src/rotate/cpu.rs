@@ -124,25 +124,30 @@ impl<'a> Turner<'a> {
         let ([batch, tokens, heads], [_, token_stride, head_stride]) = (part.sizes, part.strides);
         let pairs = self.rope.pairs();
         let block = (BLOCK / pairs).clamp(1, tokens);
-        let mut sin = vec![0f64; block * pairs];
-        let mut cos = vec![0f64; block * pairs];
-        let mut row = vec![0f32; 4 * pairs];
+        let mut turns = vec![0f64; 2 * block * pairs];
+        let (sin, cos) = turns.split_at_mut(block * pairs);
+        // Other types are widened, and a head whose pairs move has a copy; `f32` is turned where it lies.
+        let mut row = if T::NAME == f32::NAME && self.rope.pairing == self.rope.written() {
+            Vec::new()
+        } else {
+            vec![0f32; 4 * pairs]
+        };
         for b in 0..batch {
             for first in (0..tokens).step_by(block) {
                 let block = first..(first + block).min(tokens);
                 for (t, (sin, cos)) in block.clone().zip(sin.chunks_exact_mut(pairs).zip(cos.chunks_exact_mut(pairs))) {
                     self.turns(part.first[0] + b, part.first[1] + t, sin, cos);
                 }
-                let mut turn = |h: usize, t: usize| {
-                    let at = part.at(b, t, h) + self.rope.offset;
-                    let turn = (t - first) * pairs..(t - first + 1) * pairs;
-                    self.turn(&mut x[at..at + 2 * pairs], &sin[turn.clone()], &cos[turn], &mut row);
-                };
                 // In the order of memory.
-                if head_stride < token_stride {
-                    block.for_each(|t| (0..heads).for_each(|h| turn(h, t)));
-                } else {
-                    (0..heads).for_each(|h| block.clone().for_each(|t| turn(h, t)));
+                let (outer, inner) =
+                    if head_stride < token_stride { (block.clone(), 0..heads) } else { (0..heads, block) };
+                for i in outer {
+                    for j in inner.clone() {
+                        let (t, h) = if head_stride < token_stride { (i, j) } else { (j, i) };
+                        let at = part.at(b, t, h) + self.rope.offset;
+                        let turn = (t - first) * pairs..(t - first + 1) * pairs;
+                        self.turn(&mut x[at..at + 2 * pairs], &sin[turn.clone()], &cos[turn], &mut row);
+                    }
                 }
             }
         }
