@@ -99,21 +99,21 @@ def ours(problem, library):
         # A plan belongs to a stream; captures run on one of their own.
         stream = torch.cuda.current_stream().cuda_stream
         if stream not in handles:
-            gpu = library.gpu(torch.cuda.current_device(), stream)
-            handles[stream] = library.rope(gpu, posenc.BF16, problem.dim, BASE)
-        arguments = posenc.call(
-            problem.tokens,
-            problem.dim,
-            posenc.heads(q.data_ptr(), problem.tokens, problem.q_heads, problem.dim),
-            posenc.heads(k.data_ptr(), problem.tokens, problem.k_heads, problem.dim),
-            problem.positions.data_ptr(),
-            problem.tokens,
-            posenc.I64,
+            gpu = library.gpu_new(torch.cuda.current_device(), stream, 0)
+            spec = library.RopeSpec(rotary=problem.dim, base=BASE, attention_factor=1.0, pairing_out=library.SAME)
+            handles[stream] = library.rope_new(gpu, spec, library.BF16)
+        tokens = problem.tokens
+        operand = lambda x, heads: library.Operand(
+            x=library.Buffer(data=x.data_ptr(), len=x.numel()), heads=library.heads(tokens, heads, problem.dim)
         )
-        library.rotate(handles[stream], arguments)
+        ids = library.Ids(data=problem.positions.data_ptr(), len=tokens, element=library.I64)
+        arguments = library.RopeCall(
+            q=operand(q, problem.q_heads), k=operand(k, problem.k_heads), positions=library.Positions(ids=ids)
+        )
+        library.rope_rotate(handles[stream], arguments)
         return q, k
 
-    return library.version(), call
+    return library.release(), call
 
 
 def rotate_half(torch, x):

@@ -505,9 +505,8 @@ impl Grid {
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
-/// The variants of the kernel: added and written, from wide accesses to narrow ones.
-const ENTRIES: [[&str; 3]; 2] =
-    [["grid_add_wide", "grid_add_mid", "grid_add_one"], ["grid_write_wide", "grid_write_mid", "grid_write_one"]];
+/// The variants of the kernel, from wide accesses to narrow ones.
+const ENTRIES: [&str; 3] = ["grid_wide", "grid_mid", "grid_one"];
 const MASKED_ENTRIES: [&str; 2] = ["grid_masked_wide", "grid_masked_one"];
 
 impl Grid {
@@ -570,7 +569,7 @@ pub struct GridPlan<T> {
     axes: CudaSlice<u8>,
     masked_channels: CudaSlice<f64>,
     masked_axes: CudaSlice<u8>,
-    functions: [[Function; 3]; 2],
+    functions: [Function; 3],
     masked: [Function; 2],
     element: PhantomData<T>,
 }
@@ -586,7 +585,7 @@ impl<T: Scalar> GridPlan<T> {
         let (masked_channels, masked_axes) = spec.masked_channels();
         let load = |entry| gpu.function("embed/grid", T::NAME, entry);
         let load_masked = |entry| gpu.function("embed/grid_masked", T::NAME, entry);
-        let three = |[a, b, c]: [&'static str; 3]| Ok::<_, Error>([load(a)?, load(b)?, load(c)?]);
+        let [wide, mid, one] = ENTRIES;
         let [a, b] = MASKED_ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
@@ -595,7 +594,7 @@ impl<T: Scalar> GridPlan<T> {
             axes: gpu.upload(&axes)?,
             masked_channels: gpu.upload(&masked_channels)?,
             masked_axes: gpu.upload(&masked_axes)?,
-            functions: [three(ENTRIES[0])?, three(ENTRIES[1])?],
+            functions: [load(wide)?, load(mid)?, load(one)?],
             masked: [load_masked(a)?, load_masked(b)?],
             element: PhantomData,
         })
@@ -768,10 +767,11 @@ impl<T: Scalar> GridPlan<T> {
             groups: spread.groups,
             dim: small("channels", dim)?,
             scale: scale.unwrap_or(1.0),
+            add: u32::from(scale.is_some()),
+            unused: 0,
         };
-        let entries = usize::from(scale.is_none());
-        let entry = ENTRIES[entries][width.index];
+        let entry = ENTRIES[width.index];
         let launch = Launch { file: "embed/grid", entry, grid: spread.grid, block: spread.block, args };
-        gpu.launch(&self.functions[entries][width.index], &launch)
+        gpu.launch(&self.functions[width.index], &launch)
     }
 }

@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
-use crate::embed::launch::{Width, alignment, small, width};
+use crate::embed::launch::{alignment, small, width};
 use crate::embed::sinusoid::check_scale;
 use crate::embed::tokens::at_least;
 use crate::embed::{Tokens, cpu};
@@ -34,7 +34,7 @@ pub enum Rows {
     /// |---|---|---|---|
     /// | RoBERTa, XLM-R, MPNet, ESM with padding id p | `Some(p)` | `p + 1` | `p` |
     /// | OPT | `None` | 2 | 1 |
-    /// | GPT-2 padded on the left | `None` | 0 | 1 |
+    /// | GPT-2 padded on the left | `None` | 0 | 0; 1 before transformers 5 |
     Kept {
         /// the id that is padding; `None` asks the mask
         padding: Option<i64>,
@@ -538,24 +538,13 @@ pub fn order(ids: &[i64]) -> Result<Vec<u32>> {
 
 /// Threads of a block with a norm or without.
 const THREADS: usize = 256;
-/// The variants of the kernel: without a norm, wide accesses to narrow ones; with one, rows of up to 2048 channels that are
-/// held in registers, wide accesses, narrow ones.
-const ENTRIES: [[&str; 3]; 2] =
-    [["learned_wide", "learned_mid", "learned_one"], ["learned_norm_short", "learned_norm_wide", "learned_norm_one"]];
+/// The variants of the kernel: wide accesses without a norm and with one, and narrow accesses for both.
+const ENTRIES: [&str; 3] = ["learned_wide", "learned_norm", "learned_narrow"];
 
 impl Learned {
     /// Threads of one row: whole warps, one thread for 8 channels and at most 256.
     pub(crate) fn lanes(&self) -> usize {
         self.dim.div_ceil(8).next_multiple_of(32).min(THREADS)
-    }
-
-    /// Which of the variants of a norm: held rows, wide accesses or narrow ones.
-    pub(crate) fn variant(&self, width: Width) -> usize {
-        match width.index {
-            0 if self.dim <= 8 * THREADS => 0,
-            0 => 1,
-            _ => 2,
-        }
     }
 
     /// Tokens that a block works on at once.
@@ -587,21 +576,19 @@ impl Learned {
             norm,
             scale: self.scale as f32,
             eps: eps as f32,
+            share: (1.0 / self.dim as f64) as f32,
             ..LearnedArgs::zeroed()
         })
     }
 
     /// The variant, the grid and the arguments that shapes decide; addresses, ids and positions are still missing.
     fn launch(&self, tokens: &Tokens, element: usize, alignment: usize) -> Result<Launch<LearnedArgs>> {
-        let width = width(element, alignment, tokens.sizes() | self.dim);
+        let wide = width(element, alignment, tokens.sizes() | self.dim).index == 0;
         let rows = self.block_rows(tokens.tokens);
         let grid =
             [small("blocks of tokens", tokens.tokens.div_ceil(rows))?, small("sequences", tokens.batch.min(65535))?, 1];
         let block = [small("lanes", self.lanes())?, small("rows", rows)?, 1];
-        let entry = match self.norm {
-            None => ENTRIES[0][width.index],
-            Some(_) => ENTRIES[1][self.variant(width)],
-        };
+        let entry = ENTRIES[if !wide { 2 } else { usize::from(self.norm.is_some()) }];
         Ok(Launch { file: "embed/learned", entry, grid, block, args: self.args(tokens)? })
     }
 }
@@ -843,7 +830,7 @@ impl<T: Scalar> LearnedPlan<T> {
     pub fn new(gpu: &Gpu, spec: &Learned) -> Result<Self> {
         spec.check()?;
         let load = |entry| gpu.function("embed/learned", T::NAME, entry);
-        let [a, b, c] = ENTRIES[usize::from(spec.norm.is_some())];
+        let [a, b, c] = ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
             spec: *spec,
@@ -931,8 +918,7 @@ impl<T: Scalar> LearnedPlan<T> {
             fault: fault.as_ref().map_or(Out::NULL, |fault| fault.address),
             ..held.fill(launch.args)
         };
-        let entries = ENTRIES[usize::from(self.spec.norm.is_some())];
-        let function = entries.iter().position(|&entry| entry == launch.entry).unwrap_or(2);
+        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(2);
         gpu.launch(&self.functions[function], &launch)
     }
 

@@ -105,7 +105,9 @@ impl Frequencies {
 /// | model | |
 /// |---|---|
 /// | "Attention Is All You Need", DistilBERT, XLM | `Sinusoid::new(dim)` |
-/// | Transformer-XL, XLNet, CTRL | `pairing: Half` |
+/// | Parakeet, FastConformer | `Sinusoid::new(dim)` at distances |
+/// | Transformer-XL, XLNet | `pairing: Half` at distances |
+/// | CTRL | `pairing: Half` |
 /// | Marian | `pairing: Half, odd: Longer` |
 /// | fairseq, M2M100, XGLM, Speech2Text | `pairing: Half, shift: 1.0, odd: Zero, padding: Some(p), offset: p + 1` |
 /// | Whisper | `pairing: Half, shift: 1.0` |
@@ -427,11 +429,8 @@ pub(crate) fn check_scale(scale: f64) -> Result<()> {
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
-/// The variants of the kernel: added and written, from wide accesses to narrow ones.
-const ENTRIES: [[&str; 3]; 2] = [
-    ["sinusoid_add_wide", "sinusoid_add_mid", "sinusoid_add_one"],
-    ["sinusoid_write_wide", "sinusoid_write_mid", "sinusoid_write_one"],
-];
+/// The variants of the kernel, from wide accesses to narrow ones.
+const ENTRIES: [&str; 3] = ["sinusoid_wide", "sinusoid_mid", "sinusoid_one"];
 
 /// What a launch is decided from, beside the spec.
 #[derive(Clone, Copy, Debug)]
@@ -485,9 +484,10 @@ impl Sinusoid {
             interleaved: u32::from(self.pairing == Pairing::Interleaved),
             cosine_first: u32::from(self.first == Wave::Cosine),
             padded: u32::from(self.padding.is_some()),
+            add: u32::from(call.add),
             ..SinusoidArgs::zeroed()
         };
-        let entry = ENTRIES[usize::from(!call.add)][width.index];
+        let entry = ENTRIES[width.index];
         Ok(Launch { file: "embed/sinusoid", entry, grid: spread.grid, block: spread.block, args })
     }
 }
@@ -502,7 +502,7 @@ pub struct SinusoidPlan<T> {
     gpu: Gpu,
     spec: Sinusoid,
     rates: CudaSlice<u64>,
-    functions: [[Function; 3]; 2],
+    functions: [Function; 3],
     element: PhantomData<T>,
 }
 
@@ -515,12 +515,12 @@ impl<T: Scalar> SinusoidPlan<T> {
         spec.check()?;
         let rates: Vec<u64> = (0..spec.pairs()).map(|pair| spec.rate(pair)).collect();
         let load = |entry| gpu.function("embed/sinusoid", T::NAME, entry);
-        let [[a, b, c], [d, e, f]] = ENTRIES;
+        let [a, b, c] = ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
             spec: spec.clone(),
             rates: gpu.upload(&rates)?,
-            functions: [[load(a)?, load(b)?, load(c)?], [load(d)?, load(e)?, load(f)?]],
+            functions: [load(a)?, load(b)?, load(c)?],
             element: PhantomData,
         })
     }
@@ -639,8 +639,7 @@ impl<T: Scalar> SinusoidPlan<T> {
             scale: scale.unwrap_or(1.0),
             ..launch.args
         };
-        let entries = usize::from(!call.add);
-        let function = ENTRIES[entries].iter().position(|&entry| entry == launch.entry).unwrap_or(2);
-        gpu.launch(&self.functions[entries][function], &launch)
+        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(2);
+        gpu.launch(&self.functions[function], &launch)
     }
 }

@@ -30,6 +30,27 @@ fn every_flag_of_diffusers_is_met() {
 }
 
 #[test]
+fn the_functions_that_descend_from_glide_are_met() {
+    for case in golden::named("timestep", "glide") {
+        let spec =
+            Sinusoid { max_period: golden::float(case, "max_period"), ..Sinusoid::timestep(golden::size(case, "dim")) };
+        let (t, want) = (golden::floats(case, "t"), golden::floats(case, "values"));
+        let mut got = vec![f32::NAN; want.len()];
+        spec.write_times(&mut got, &t).unwrap();
+        assert_close(&got, &want, |_| 4.0 * 1000.0 / 16777216.0);
+    }
+    // In f64 throughout.
+    for case in golden::named("timestep", "skyreels") {
+        let first = if case["flip"] == true { Wave::Cosine } else { Wave::Sine };
+        let spec = Sinusoid { first, ..Sinusoid::timestep(golden::size(case, "dim")) };
+        let (t, want) = (golden::floats(case, "t"), golden::floats(case, "values"));
+        for (i, want) in want.iter().enumerate() {
+            assert!((spec.value_at(t[i / spec.dim], i % spec.dim) - want).abs() < 3e-13, "{case} at {i}");
+        }
+    }
+}
+
+#[test]
 fn rounded_frequencies_meet_qwen_image() {
     for case in golden::named("timestep", "qwen") {
         let spec = Sinusoid { frequencies: Frequencies::Bf16, ..Sinusoid::timestep(golden::size(case, "dim")) };

@@ -1,0 +1,5 @@
+//! Queries and keys are rotated.
+
+mod rope;
+
+pub use rope::*;
