@@ -2,6 +2,7 @@
 
 pub mod accuracy;
 pub mod bias;
+mod cpu;
 mod double;
 pub mod embed;
 mod error;

@@ -5,6 +5,7 @@
 //! per head. [`Fire`] depends on the query's position too and has a form of its own.
 
 mod alibi;
+mod cpu;
 mod distance_grad;
 mod fire;
 mod fire_grad;
