@@ -7,6 +7,8 @@
 // launches are unsafe; here every kernel gets the buffers that it was written for, or its fault is the test
 #![allow(clippy::undocumented_unsafe_blocks, clippy::type_complexity, clippy::if_same_then_else)]
 
+#[path = "support/exact.rs"]
+mod exact;
 mod support;
 
 use cudarc::driver::{LaunchConfig, PushKernelArg};
@@ -109,6 +111,13 @@ fn edges(kind: char) -> Vec<u64> {
             0x36a0_0000_0000_0000,
             0x380f_ffff_ffff_ffff,
             0x47ef_ffff_f000_0000,
+            3,
+            0x0018_0000_0000_0001,
+            0x1ff0_0000_0000_0001,
+            0x2000_0000_0000_0000,
+            0x5fdf_ffff_ffff_ffff,
+            0x5ff0_0000_0000_0001,
+            0x7fe0_0000_0000_0001,
         ]
         .into_iter()
         .flat_map(|v| [v, v | 1 << 63])
@@ -694,43 +703,31 @@ fn quotient_to_odd(a: f64, b: f64) -> f64 {
 #[test]
 fn doubles() {
     let mut rows = Vec::new();
-    let step = |near: f64, error: f64, mode: &str| -> f64 {
-        // the exact result is near + error
-        if error == 0.0 || !near.is_finite() {
-            return near;
-        }
-        let (below, above) = if error > 0.0 { (near, near.next_up()) } else { (near.next_down(), near) };
-        match mode {
-            "rn" => near,
-            "rm" => below,
-            "rp" => above,
-            _ if near > 0.0 || (near == 0.0 && error > 0.0) => below,
-            _ => above,
-        }
-    };
-    for mode in ["rn", "rz", "rm", "rp"] {
+    for mode in ["rz", "rm", "rp"] {
         rows.push(row(&format!("add.{mode}.f64 %d, %a, %b"), "ddd", move |a, b, _| {
-            let (a, b) = (d(a), d(b));
-            let s = a + b;
-            let bb = s - a;
-            step(zero_sum(s, a, b, mode), (a - (s - bb)) + (b - bb), mode).to_bits()
+            exact::fma(d(a), 1.0, d(b), mode).to_bits()
+        }));
+        rows.push(row(&format!("sub.{mode}.f64 %d, %a, %b"), "ddd", move |a, b, _| {
+            exact::fma(d(a), 1.0, -d(b), mode).to_bits()
         }));
         rows.push(row(&format!("mul.{mode}.f64 %d, %a, %b"), "ddd", move |a, b, _| {
-            let (a, b) = (d(a), d(b));
-            let p = a * b;
-            step(p, a.mul_add(b, -p), mode).to_bits()
+            exact::mul(d(a), d(b), mode).to_bits()
+        }));
+        rows.push(row(&format!("fma.{mode}.f64 %d, %a, %b, %c"), "dddd", move |a, b, c| {
+            exact::fma(d(a), d(b), d(c), mode).to_bits()
         }));
         rows.push(row(&format!("div.{mode}.f64 %d, %a, %b"), "ddd", move |a, b, _| {
-            let (a, b) = (d(a), d(b));
-            let q = a / b;
-            let e = if q == 0.0 || b.is_infinite() { 0.0 } else { (-q).mul_add(b, a) * b.signum() };
-            step(q, e, mode).to_bits()
+            exact::div(d(a), d(b), mode).to_bits()
         }));
-        rows.push(row(&format!("sqrt.{mode}.f64 %d, %a"), "dd", move |a, _, _| {
-            let r = d(a).sqrt();
-            step(r, r.mul_add(-r, d(a)), mode).to_bits()
-        }));
+        rows.push(row(&format!("rcp.{mode}.f64 %d, %a"), "dd", move |a, _, _| exact::div(1.0, d(a), mode).to_bits()));
+        rows.push(row(&format!("sqrt.{mode}.f64 %d, %a"), "dd", move |a, _, _| exact::sqrt(d(a), mode).to_bits()));
     }
+    // to the nearest there is one answer, the host's
+    rows.push(row("add.rn.f64 %d, %a, %b", "ddd", |a, b, _| (d(a) + d(b)).to_bits()));
+    rows.push(row("sub.rn.f64 %d, %a, %b", "ddd", |a, b, _| (d(a) - d(b)).to_bits()));
+    rows.push(row("mul.rn.f64 %d, %a, %b", "ddd", |a, b, _| (d(a) * d(b)).to_bits()));
+    rows.push(row("div.rn.f64 %d, %a, %b", "ddd", |a, b, _| (d(a) / d(b)).to_bits()));
+    rows.push(row("sqrt.rn.f64 %d, %a", "dd", |a, _, _| d(a).sqrt().to_bits()));
     rows.push(row("fma.rn.f64 %d, %a, %b, %c", "dddd", |a, b, c| d(a).mul_add(d(b), d(c)).to_bits()));
     rows.push(row("min.f64 %d, %a, %b", "ddd", |a, b, _| {
         if d(a).is_nan() {
@@ -755,14 +752,25 @@ fn doubles() {
         }
     }));
     rows.push(row("rcp.rn.f64 %d, %a", "dd", |a, _, _| (1.0 / d(a)).to_bits()));
-    // errors of results at the ends of the range are not exact in doubles: those inputs are left to the integers below
-    check(rows, true, |row, input, got, want| {
-        let tiny = |v: u64| v & 0x7fff_ffff_ffff_ffff != 0 && d(v).abs() < 1e-280;
-        let huge = |v: u64| d(v).abs() > 1e280;
-        let end = |v: u64| tiny(v) || huge(v) || d(v).is_infinite();
-        bits(row, input, got, want)
-            || !row.ptx.contains(".rn.") && (end(got) || end(want) || input.iter().any(|v| end(*v)) || d(got) == 0.0)
-    });
+    check(rows, true, bits);
+}
+
+#[test]
+fn the_exact_reference_knows_the_ends_of_the_range() {
+    let (max, min, tiny) = (f64::MAX, f64::MIN_POSITIVE, f64::from_bits(1));
+    // the sum, product and quotient beyond the largest double, and below the smallest
+    assert_eq!(exact::fma(max, 1.0, max, "rz"), max);
+    assert_eq!(exact::fma(max, 1.0, tiny, "rp"), f64::INFINITY);
+    assert_eq!(exact::fma(-max, 1.0, -tiny, "rp"), -max);
+    assert_eq!(exact::mul(max, -max, "rm"), f64::NEG_INFINITY);
+    assert_eq!(exact::mul(tiny, 0.5, "rp"), tiny);
+    assert_eq!(exact::mul(tiny, -0.5, "rp").to_bits(), 1 << 63);
+    assert_eq!(exact::div(min, 3.0, "rm"), f64::from_bits(0x0005_5555_5555_5555));
+    assert_eq!(exact::div(min, -3.0, "rm"), -f64::from_bits(0x0005_5555_5555_5556));
+    assert_eq!(exact::fma(1.0, 1.0, -tiny, "rz"), 1.0f64.next_down());
+    assert_eq!(exact::fma(0.0, -1.0, 0.0, "rm").to_bits(), 1 << 63);
+    assert_eq!(exact::sqrt(2.0, "rp"), std::f64::consts::SQRT_2);
+    assert_eq!(exact::sqrt(2.0, "rm"), std::f64::consts::SQRT_2.next_down());
 }
 
 #[test]
