@@ -12,9 +12,9 @@ mod scalar;
 mod shape;
 
 pub use bias::{
-    Alibi, Bias, BiasPlan, DistanceGrad, DistanceGradPlan, ExpectedGrad, Fire, FireGrad, FireLines, GradOutputs,
-    Gradient, Inputs, Kerple, KerpleGrad, KerpleKind, KeyOnly, LogitsOperand, Order, Output, Packed, Place, Places,
-    Sandwich, Sides, Slopes, SlopesGrad, Softmax, SoftmaxInputs, SoftmaxPlan, T5Bias, Toeplitz,
+    Alibi, Bias, BiasPlan, DistanceGrad, DistanceGradPlan, ExpectedGrad, Fire, FireGrad, FireGradPlan, FireLines,
+    GradOutputs, Gradient, Inputs, Kerple, KerpleGrad, KerpleKind, KeyOnly, LogitsOperand, Order, Output, Packed,
+    Place, Places, Sandwich, Sides, Slopes, SlopesGrad, Softmax, SoftmaxInputs, SoftmaxPlan, T5Bias, Toeplitz,
 };
 pub use error::{Error, Result};
 pub use gpu::Gpu;

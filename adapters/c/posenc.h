@@ -334,6 +334,11 @@ typedef struct PosencDistanceGrad PosencDistanceGrad;
 typedef struct PosencFault PosencFault;
 
 /*
+ Gradients of FIRE's parameters on a device, for one element type of logits.
+ */
+typedef struct PosencFireGrad PosencFireGrad;
+
+/*
  A device and a stream on it.
  */
 typedef struct PosencGpu PosencGpu;
@@ -502,9 +507,9 @@ typedef struct PosencRowSpec {
    */
   uint32_t saturates;
   /*
-   0
+   1: the key's position takes the place of the distance
    */
-  uint32_t reserved;
+  uint32_t key_only;
 } PosencRowSpec;
 
 /*
@@ -590,6 +595,32 @@ typedef struct PosencPlace {
 } PosencPlace;
 
 /*
+ Where queries and keys sit.
+ */
+typedef struct PosencPlaces {
+  /*
+   queries
+   */
+  struct PosencPlace queries;
+  /*
+   keys
+   */
+  struct PosencPlace keys;
+  /*
+   sequences packed into a batch of one, in place of lengths; 0: they are not packed
+   */
+  uint64_t sequences;
+  /*
+   their first queries and the end of the last, `[sequences + 1]`, 32 bits
+   */
+  struct PosencBuffer packed_queries;
+  /*
+   their first keys and the end of the last, `[sequences + 1]`, 32 bits
+   */
+  struct PosencBuffer packed_keys;
+} PosencPlaces;
+
+/*
  One call.
  */
 typedef struct PosencDistanceGradCall {
@@ -610,20 +641,16 @@ typedef struct PosencDistanceGradCall {
    */
   struct PosencLogits shape;
   /*
-   where queries sit; they must follow one another
+   where queries and keys sit
    */
-  struct PosencPlace queries;
-  /*
-   where keys sit; they must follow one another
-   */
-  struct PosencPlace keys;
+  struct PosencPlaces places;
   /*
    `[batch, heads, queries]` of f32: those that multiplied the bias; or none
    */
   struct PosencBuffer gates;
   /*
-   f32, written, as many as `posenc_distance_grad_len` says: T5 `[buckets, heads]`, slopes and KERPLE `[2, heads]`, a
-   row `[heads, distances]`
+   f32, written, as many as `..._len` says: T5 `[buckets, heads]`, slopes and KERPLE `[2, heads]`, a row
+   `[heads, distances]`, FIRE `c`, `threshold` and its four layers in their order
    */
   struct PosencBuffer out;
   /*
@@ -635,6 +662,60 @@ typedef struct PosencDistanceGradCall {
    */
   uint32_t reserved;
 } PosencDistanceGradCall;
+
+/*
+ FIRE.
+ */
+typedef struct PosencFireSpec {
+  /*
+   `POSENC_ABI`
+   */
+  uint32_t version;
+  /*
+   `sizeof(PosencFireSpec)`
+   */
+  uint32_t size;
+  /*
+   stretches distances
+   */
+  double c;
+  /*
+   the position from which a query is normalised by its own
+   */
+  double threshold;
+  /*
+   keeps the normaliser above 0
+   */
+  double eps;
+  /*
+   inputs of the second layer
+   */
+  uint64_t width;
+  /*
+   heads
+   */
+  uint64_t heads;
+  /*
+   `[width]` in host memory
+   */
+  const double *in_weight;
+  /*
+   `[width]` in host memory
+   */
+  const double *in_bias;
+  /*
+   `[heads, width]` in host memory
+   */
+  const double *out_weight;
+  /*
+   `[heads]` in host memory
+   */
+  const double *out_bias;
+  /*
+   larger positions and distances are taken as this one
+   */
+  uint64_t reach;
+} PosencFireSpec;
 
 /*
  What to compute.
@@ -691,13 +772,9 @@ typedef struct PosencSoftmaxInputs {
    */
   const struct PosencBias *bias;
   /*
-   where queries sit
+   where queries and keys sit
    */
-  struct PosencPlace queries;
-  /*
-   where keys sit
-   */
-  struct PosencPlace keys;
+  struct PosencPlaces places;
   /*
    `[batch, heads, queries]` of f32, multiply the bias; or none
    */
@@ -883,7 +960,7 @@ typedef struct PosencAlibiSpec {
    */
   uint32_t sides;
   /*
-   1: multiplies the key's position in place of its distance
+   1: the key's position takes the place of the distance
    */
   uint32_t key_only;
 } PosencAlibiSpec;
@@ -917,7 +994,7 @@ typedef struct PosencSlopesSpec {
    */
   const float *right;
   /*
-   1: multiplies the key's position in place of its distance
+   1: the key's position takes the place of the distance
    */
   uint32_t key_only;
   /*
@@ -965,60 +1042,6 @@ typedef struct PosencSandwichSpec {
 } PosencSandwichSpec;
 
 /*
- FIRE.
- */
-typedef struct PosencFireSpec {
-  /*
-   `POSENC_ABI`
-   */
-  uint32_t version;
-  /*
-   `sizeof(PosencFireSpec)`
-   */
-  uint32_t size;
-  /*
-   stretches distances
-   */
-  double c;
-  /*
-   the position from which a query is normalised by its own
-   */
-  double threshold;
-  /*
-   keeps the normaliser above 0
-   */
-  double eps;
-  /*
-   inputs of the second layer
-   */
-  uint64_t width;
-  /*
-   heads
-   */
-  uint64_t heads;
-  /*
-   `[width]` in host memory
-   */
-  const double *in_weight;
-  /*
-   `[width]` in host memory
-   */
-  const double *in_bias;
-  /*
-   `[heads, width]` in host memory
-   */
-  const double *out_weight;
-  /*
-   `[heads]` in host memory
-   */
-  const double *out_bias;
-  /*
-   larger positions and distances are taken as this one
-   */
-  uint64_t reach;
-} PosencFireSpec;
-
-/*
  One call that writes or adds a bias.
  */
 typedef struct PosencBiasCall {
@@ -1039,13 +1062,9 @@ typedef struct PosencBiasCall {
    */
   struct PosencLogits shape;
   /*
-   where queries sit
+   where queries and keys sit
    */
-  struct PosencPlace queries;
-  /*
-   where keys sit
-   */
-  struct PosencPlace keys;
+  struct PosencPlaces places;
 } PosencBiasCall;
 
 /*
@@ -2131,13 +2150,51 @@ PosencStatus posenc_distance_grad_len(const struct PosencDistanceGrad *grad,
                                       uint64_t *out);
 
 /*
- Writes the gradient of the parameters, in two kernels.
+ Writes the gradient of the parameters, in one kernel; two calls of one plan must not run at the same time.
 
  # Safety
  The rules at the top.
  */
 PosencStatus posenc_distance_grad_apply(const struct PosencDistanceGrad *grad,
                                         const struct PosencDistanceGradCall *call);
+
+/*
+ Makes a plan for FIRE's parameters, at their present values; `room` is the shape of the largest call.
+
+ # Safety
+ The rules at the top.
+ */
+PosencStatus posenc_fire_grad_new(const struct PosencGpu *gpu,
+                                  const struct PosencFireSpec *spec,
+                                  const struct PosencLogits *room,
+                                  uint32_t element,
+                                  struct PosencFireGrad **out);
+
+/*
+ Frees a plan; null is allowed.
+
+ # Safety
+ The rules at the top.
+ */
+PosencStatus posenc_fire_grad_free(struct PosencFireGrad *grad);
+
+/*
+ Gives the numbers of the gradient.
+
+ # Safety
+ The rules at the top.
+ */
+PosencStatus posenc_fire_grad_len(const struct PosencFireGrad *grad,
+                                  uint64_t *out);
+
+/*
+ Writes the gradient of the parameters, in one kernel; two calls of one plan must not run at the same time.
+
+ # Safety
+ The rules at the top.
+ */
+PosencStatus posenc_fire_grad_apply(const struct PosencFireGrad *grad,
+                                    const struct PosencDistanceGradCall *call);
 
 /*
  Makes a plan: loads the kernels for `element` and takes the memory that calls need.

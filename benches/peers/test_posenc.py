@@ -115,7 +115,8 @@ def softmaxes_with_alibi(c, driver, gpu):
     bias = c.bias_alibi_new(gpu, c.AlibiSpec(total_heads=heads, heads=heads, max_bias=8.0, scale=1.0), c.F32)
     softmax = c.softmax_new(gpu, c.SoftmaxSpec(scale=0.5, has_right=1), c.F32)
     buffer = c.Buffer(data=driver.upload(floats(x)), len=len(x))
-    inputs = c.SoftmaxInputs(bias=bias, queries=c.Place(kind=c.PLACE_LAST))
+    places = c.Places(queries=c.Place(kind=c.PLACE_LAST))
+    inputs = c.SoftmaxInputs(bias=bias, places=places)
     c.softmax_apply(softmax, c.SoftmaxCall(x=buffer, shape=c.logits(1, heads, n, n), inputs=inputs))
     want = []
     for row in range(heads * n):

@@ -51,12 +51,11 @@ template <int SUMS> struct Bins {
 };
 
 // Walks the rows `first ..` of a head, `rows` of them at most, counted over sequences; `each(row)` is what to do with a row.
-template <class F> __device__ void walk_rows(const BiasArgs& args, unsigned head, long long first, unsigned rows, F each) {
-    long long all = static_cast<long long>(args.batch) * args.queries;
-    // One division for all of them.
-    unsigned batch = static_cast<unsigned>(first / args.queries);
-    unsigned query = static_cast<unsigned>(first - static_cast<long long>(batch) * args.queries);
-    for (long long index = first; index < min(all, first + rows); ++index) {
+template <class F> __device__ void walk_rows(const BiasArgs& args, unsigned head, unsigned first, unsigned rows, F each) {
+    // A call has fewer than 2^31 rows. One division for all of them.
+    unsigned batch = first / args.queries;
+    unsigned query = first - batch * args.queries;
+    for (; rows && batch < args.batch; --rows) {
         each(Row(args, batch, head, query));
         if (++query == args.queries) {
             query = 0;

@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(bins)(const DistanceGrad
         long long at = (static_cast<long long>(split) * bias.heads + head) * args.distances;
         Bins<1> bins{static_cast<float*>(args.sums) + at, static_cast<float*>(args.sums) + size + at};
         bins.clear(args.distances);
-        walk_rows(bias, head, static_cast<long long>(split) * args.rows, args.rows, [&](const Row& row) {
+        walk_rows(bias, head, split * args.rows, args.rows, [&](const Row& row) {
             const T::Bits* grad = static_cast<const T::Bits*>(args.grad) + row.offset(args.strides);
             // 64 bits: the last step may leave 32.
             for (long long step = row.first; step < row.keys; step += 32) {

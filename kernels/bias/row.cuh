@@ -99,44 +99,80 @@ struct RowBias {
 
     // The bias of the `count` keys from `key` on, 1 to 8 of them; the others keep what they hold.
     __device__ void of(const BiasArgs& args, const Row& row, int key, int count, float (&bias)[KEYS]) const {
-        int distance[KEYS];
-        if (row.key_positions) {
-#pragma unroll
-            for (int i = 0; i < KEYS; ++i) distance[i] = i < count ? row.key_positions[key + i] - row.at : 0;
-        } else {
-#pragma unroll
-            for (int i = 0; i < KEYS; ++i) distance[i] = row.key_start + key + i - row.at;
-        }
-        if (kind == 1) {
-            int origin = args.key_only ? row.at : 0;
-#pragma unroll
-            for (int i = 0; i < KEYS; ++i) bias[i] = posenc_alibi(left, right, distance[i] + origin);
-        } else if (kind == 2) {
-            // Beyond the row's ends all keys have one value; a T5 bias is there for most of a long row.
-            int last = args.first + (args.count - 1);
-            bool far = !row.key_positions && (distance[0] >= last || distance[KEYS - 1] <= args.first);
-            if (far) {
-                float value = posenc_toeplitz(values, args.first, args.count, distance[0]);
-#pragma unroll
-                for (int i = 0; i < KEYS; ++i) bias[i] = value;
-            } else {
-#pragma unroll
-                for (int i = 0; i < KEYS; ++i) bias[i] = posenc_toeplitz(values, args.first, args.count, distance[i]);
-            }
-        } else if (kind == 3) {
-#pragma unroll
-            for (int i = 0; i < KEYS; ++i) {
-                float x = posenc_fire_input(values, args.count, factor, distance[i]);
-                bias[i] = posenc_fire(static_cast<const float*>(args.breaks), args.break_count, slopes, intercepts, x);
-            }
-        } else {
+        if (kind == 0) {
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) bias[i] = 0.0f;
+            return;
+        }
+        int origin = args.key_only ? 0 : row.at;
+        if (row.key_positions) {
+            int distance[KEYS];
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) distance[i] = i < count ? row.key_positions[key + i] - origin : 0;
+            each(args, distance, bias);
+        } else {
+            int from = row.key_start + key - origin;
+            if (!neighbours(args, from, bias)) {
+                int distance[KEYS];
+#pragma unroll
+                for (int i = 0; i < KEYS; ++i) distance[i] = from + i;
+                each(args, distance, bias);
+            }
         }
         if (args.gates) {
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) bias[i] *= row.gate;
         }
+    }
+
+private:
+    // Of keys at any distances.
+    __device__ void each(const BiasArgs& args, const int (&distance)[KEYS], float (&bias)[KEYS]) const {
+        if (kind == 1) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) bias[i] = posenc_alibi(left, right, distance[i]);
+        } else if (kind == 2) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) bias[i] = posenc_toeplitz(values, args.first, args.count, distance[i]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) {
+                float x = posenc_fire_input(values, args.count, factor, distance[i]);
+                bias[i] = posenc_fire(static_cast<const float*>(args.breaks), args.break_count, slopes, intercepts, x);
+            }
+        }
+    }
+
+    // The same numbers with less work, where eight distances from `from` on lie on one side of the query, or all inside a
+    // row of numbers or all outside. False: they do not.
+    __device__ bool neighbours(const BiasArgs& args, int from, float (&bias)[KEYS]) const {
+        if (kind == 1) {
+            // Below 2^24 a float plus one is the next integer.
+            bool before = from > -(1 << 24) && from < 1 - KEYS;
+            if (!before && (from <= 0 || from >= (1 << 24) - KEYS)) return false;
+            float slope = before ? left : -right;
+            float distance = static_cast<float>(from);
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) bias[i] = slope * (distance + static_cast<float>(i));
+            return true;
+        }
+        if (kind == 2) {
+            int at = from - args.first;
+            int last = args.count - 1;
+            if (at >= 0 && at <= last - (KEYS - 1)) {
+#pragma unroll
+                for (int i = 0; i < KEYS; ++i) bias[i] = values[at + i];
+                return true;
+            }
+            // A T5 bias has one value for most of a long row.
+            if (at >= last || at <= 1 - KEYS) {
+                float value = values[at >= last ? last : 0];
+#pragma unroll
+                for (int i = 0; i < KEYS; ++i) bias[i] = value;
+                return true;
+            }
+        }
+        return false;
     }
 };
 

@@ -18,18 +18,61 @@
 // From eight logits and their biases to what is exponentiated, the mask still missing: x becomes z.
 __device__ __forceinline__ void logits_of(const SoftmaxLaw& law, const float (&bias)[KEYS], float (&x)[KEYS]) {
     bool late = law.cap != 0.0f && law.order == 0;
+    if (law.order == 2) {
 #pragma unroll
-    for (int i = 0; i < KEYS; ++i) {
-        x[i] = law.order == 2 ? (x[i] + bias[i]) * law.scale : fmaf(x[i], law.scale, late ? 0.0f : bias[i]);
+        for (int i = 0; i < KEYS; ++i) x[i] = (x[i] + bias[i]) * law.scale;
+    } else if (late) {
+#pragma unroll
+        for (int i = 0; i < KEYS; ++i) x[i] *= law.scale;
+    } else {
+#pragma unroll
+        for (int i = 0; i < KEYS; ++i) x[i] = fmaf(x[i], law.scale, bias[i]);
     }
     if (law.cap != 0.0f) {
 #pragma unroll
-        for (int i = 0; i < KEYS; ++i) {
-            x[i] = law.cap * tanh_fixed(x[i] * law.inverse_cap);
-            if (late) x[i] += bias[i];
+        for (int i = 0; i < KEYS; ++i) x[i] = law.cap * tanh_fixed(x[i] * law.inverse_cap);
+        if (late) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) x[i] += bias[i];
         }
     }
 }
+
+// A thread's place for a pack: eight floats in two halves of 16 bytes, so that a warp's accesses meet no bank twice. A
+// thread meets only what it wrote itself.
+struct Stage {
+    float4* at;
+    unsigned lanes;
+
+    __device__ void next() { at += 2 * lanes; }
+
+    __device__ void put(const float (&x)[8]) const {
+        at[0] = make_float4(x[0], x[1], x[2], x[3]);
+        at[lanes] = make_float4(x[4], x[5], x[6], x[7]);
+    }
+
+    __device__ void get(float (&x)[8]) const {
+        float4 a = at[0], b = at[lanes];
+        x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
+        x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+    }
+
+    // Eight elements of global memory, as they lie there.
+    __device__ void fetch_raw(const T::Bits* from) const {
+#pragma unroll
+        for (int i = 0; i < KEYS / WIDE; ++i) fetch(reinterpret_cast<uint4*>(at + i * lanes), from + i * WIDE);
+    }
+
+    __device__ void get_raw(float (&x)[8]) const {
+#pragma unroll
+        for (int i = 0; i < KEYS / WIDE; ++i) {
+            float part[WIDE];
+            unpack(Pack<WIDE>{*reinterpret_cast<const uint4*>(at + i * lanes)}, part);
+#pragma unroll
+            for (int j = 0; j < WIDE; ++j) x[i * WIDE + j] = part[j];
+        }
+    }
+};
 
 struct Logits {
     Row row;
@@ -39,6 +82,9 @@ struct Logits {
     const T::Bits* mask;
     // keys that may be seen: all of these when keys follow one another, else only those inside the window
     int low, high;
+    // packs of eight that are read 16 bytes at a time: those from this key on, so many
+    int whole_first;
+    unsigned whole_count;
 
     __device__ Logits(const SoftmaxArgs& args, unsigned index) : row(args.bias, index), bias(args.bias, row) {
         x = static_cast<const T::Bits*>(args.x) + row.offset(args.x_strides);
@@ -55,8 +101,19 @@ struct Logits {
         }
     }
 
-    // z of eight keys from `key` on; -inf where a key is masked or there is none.
-    __device__ void load(const SoftmaxArgs& args, int key, float (&z)[KEYS]) const {
+    // To be called when `low` and `high` are settled.
+    __device__ void settle(const SoftmaxArgs& args) {
+        whole_first = low - (KEYS - 1);
+        int end = min(high, static_cast<int>(args.bias.keys) - (KEYS - 1));
+        whole_count = args.aligned ? max(end - whole_first, 0) : 0;
+    }
+
+    // Whether all of eight keys from `key` on are in the tensor, in an aligned row, and some of them may be seen.
+    __device__ bool whole(int key) const { return static_cast<unsigned>(key - whole_first) < whole_count; }
+
+    // z of eight keys from `key` on, whose logits are in the stage where they are whole; -inf where a key is masked or there
+    // is none.
+    __device__ void load(const SoftmaxArgs& args, const Stage& stage, int key, float (&z)[KEYS]) const {
         if (key >= high || key + KEYS <= low) {
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) z[i] = -infinity();
@@ -64,7 +121,11 @@ struct Logits {
         }
         int count = min(KEYS, static_cast<int>(args.bias.keys) - key);
         float value[KEYS];
-        load_keys(x + key, count, args.aligned, 0.0f, z);
+        if (whole(key)) {
+            stage.get_raw(z);
+        } else {
+            load_keys(x + key, count, false, 0.0f, z);
+        }
         bias.of(args.bias, row, key, count, value);
         logits_of(args.law, value, z);
         if (mask) {
@@ -72,15 +133,20 @@ struct Logits {
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) z[i] += value[i];
         }
+        if (key < low || key + KEYS > high) {
 #pragma unroll
-        for (int i = 0; i < KEYS; ++i) {
-            bool seen = key + i >= low && key + i < high;
-            if (row.key_positions && seen) {
-                int distance = row.distance(key + i);
-                seen = (args.law.left == 0x7fffffff || distance >= -args.law.left) &&
-                       (args.law.right == 0x7fffffff || distance <= args.law.right);
+            for (int i = 0; i < KEYS; ++i) {
+                if (key + i < low || key + i >= high) z[i] = -infinity();
             }
-            if (!seen) z[i] = -infinity();
+        }
+        if (row.key_positions) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) {
+                int distance = i < count ? row.distance(key + i) : 0;
+                bool seen = (args.law.left == 0x7fffffff || distance >= -args.law.left) &&
+                            (args.law.right == 0x7fffffff || distance <= args.law.right);
+                if (!seen) z[i] = -infinity();
+            }
         }
     }
 
@@ -93,52 +159,43 @@ struct Logits {
     }
 };
 
-// Eight floats for each pack of each thread, in two halves of 16 bytes so that a warp's accesses meet no bank twice. A
-// thread meets only what it wrote itself.
-struct Stage {
-    float4* at;
-    unsigned lanes;
-
-    __device__ void put(int pack, const float (&x)[8]) const {
-        float4* to = at + pack * 2 * lanes;
-        to[0] = make_float4(x[0], x[1], x[2], x[3]);
-        to[lanes] = make_float4(x[4], x[5], x[6], x[7]);
-    }
-
-    __device__ void get(int pack, float (&x)[8]) const {
-        const float4* from = at + pack * 2 * lanes;
-        float4 a = from[0], b = from[lanes];
-        x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
-        x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
-    }
-};
-
 // Leaves the exponentials of a chunk in `stage`.
 __device__ __forceinline__ Part make(const SoftmaxArgs& args, const Logits& logits, const Team& team, const Stage& stage,
-                                     int chunk) {
+                                     int first) {
     float most = -infinity();
     float x[KEYS];
     int packs = args.packs;
-    // Not unrolled: what lies between two packs waits in shared memory.
+    int step = static_cast<int>(team.lanes) * KEYS;
+    // All packs are on their way before the first is worked on.
+    Stage at = stage;
+    const T::Bits* from = logits.x + first;
 #pragma unroll 1
-    for (int i = 0; i < packs; ++i) {
-        logits.load(args, chunk * CHUNK + static_cast<int>(i * team.lanes + team.lane) * KEYS, x);
+    for (int i = 0, key = first; i < packs; ++i, key += step, from += step, at.next()) {
+        if (logits.whole(key)) at.fetch_raw(from);
+    }
+    fetched();
+    // Not unrolled: what lies between two packs waits in shared memory.
+    at = stage;
+#pragma unroll 1
+    for (int i = 0, key = first; i < packs; ++i, key += step, at.next()) {
+        logits.load(args, at, key, x);
         most = fmaxf(most, max_pack(x));
-        stage.put(i, x);
+        at.put(x);
     }
     most = team.max(most);
     // Without keys any number will do: -inf minus it is -inf.
-    float from = most == -infinity() ? 0.0f : most;
+    float largest = most == -infinity() ? 0.0f : most;
     PackSum sum;
+    at = stage;
 #pragma unroll 1
-    for (int i = 0; i < packs; ++i) {
-        stage.get(i, x);
+    for (int i = 0; i < packs; ++i, at.next()) {
+        at.get(x);
 #pragma unroll
-        for (int j = 0; j < KEYS; ++j) x[j] = exp_below_zero(x[j] - from);
+        for (int j = 0; j < KEYS; ++j) x[j] = exp_below_zero(x[j] - largest);
         sum.add(i, sum_pack(x));
-        stage.put(i, x);
+        at.put(x);
     }
-    return {from, team.sum(sum.total())};
+    return {largest, team.sum(sum.total())};
 }
 
 // What a row's parts are added to.
@@ -165,6 +222,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(softmax)(const Softma
     Logits logits(args, place.row);
     // The last row's own threads may have written it already.
     if (!place.live) logits.high = 0;
+    logits.settle(args);
     Part whole = start(args, logits.row);
     Part part = {0.0f, 0.0f};
     // float4 of a team's chunk
@@ -179,8 +237,9 @@ extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(softmax)(const Softma
         bool first = i < chunks;
         int slot = first ? i : i - chunks;
         Stage stage{own + (again ? 0 : slot * room), team.lanes};
+        int first_key = (place.first + slot) * CHUNK + static_cast<int>(team.lane) * KEYS;
         if (first || again) {
-            part = make(args, logits, team, stage, place.first + slot);
+            part = make(args, logits, team, stage, first_key);
             if (chunks > 1 && !again && threadIdx.x == 0) largest[slot] = part.max;
         }
         if (first) {
@@ -204,11 +263,11 @@ extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(softmax)(const Softma
         if (!place.live) continue;
         float by = factor(whole, part.max);
         float x[KEYS];
+        int keys = args.bias.keys;
+        int step = static_cast<int>(team.lanes) * KEYS;
 #pragma unroll 1
-        for (int j = 0; j < static_cast<int>(args.packs); ++j) {
-            int key = (place.first + slot) * CHUNK + static_cast<int>(j * team.lanes + team.lane) * KEYS;
-            if (key >= static_cast<int>(args.bias.keys)) break;
-            stage.get(j, x);
+        for (int j = 0, key = first_key; j < static_cast<int>(args.packs) && key < keys; ++j, key += step, stage.next()) {
+            stage.get(x);
             logits.store(args, key, x, by);
         }
     }

@@ -36,13 +36,24 @@ __device__ __forceinline__ void split_exp(float x, float& f, float& power, float
     power = __int_as_float(__float_as_int(shifted) << 23);
 }
 
-// exp(x) for x <= 0, within 1.02e-7 of itself; 1 at 0, 0 below -86 (e^-86 = 4.5e-38, near the end of the normal range),
-// NaN for NaN.
+// The larger of two, NaN if the first is.
+__device__ __forceinline__ float at_least(float x, float least) {
+#if __CUDA_ARCH__ >= 800
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(least));
+    return y;
+#else
+    return x < least ? least : x;
+#endif
+}
+
+// exp(x) for x <= 0, within 1.02e-7 of itself; 1 at 0, 0 below -87.7 (e^-87.7 = 8.2e-39, below the normal range), NaN for
+// NaN.
 __device__ __forceinline__ float exp_below_zero(float x) {
     float f, power, g;
-    split_exp(x, f, power, g);
-    float y = fmaf(g, f, 1.0f) * power;
-    return x < -86.0f ? 0.0f : y;
+    // At -88 the power is 2^-127, whose bits are those of 0.
+    split_exp(at_least(x, -88.0f), f, power, g);
+    return fmaf(g, f, 1.0f) * power;
 }
 
 // ln(x) for normal x, within 1.3e-7 of itself; NaN for NaN.

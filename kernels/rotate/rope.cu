@@ -18,12 +18,24 @@
 #include "common/index.cuh"
 #include "common/scalar.cuh"
 
-// Where the pairs of one thread lie, from the head's first element: W elements at `a` and W at `b`.
+// Where the pairs of one thread lie, from the head's first element: W elements at `a` and W at `b`. With BLOCKS and in halves,
+// each block of channels has its own; blocks are as long as one another, and the axis of a pair is the number of its block.
 template <int W> struct Sides {
     unsigned a, b;
 
-    __device__ Sides(unsigned first_pair, unsigned pairs, unsigned offset, bool interleaved)
-        : a(offset + (interleaved ? 2 * first_pair : first_pair)), b(interleaved ? a + W : a + pairs) {}
+    template <bool BLOCKS>
+    static __device__ Sides of(const RopeArgs& args, unsigned first_pair, bool interleaved) {
+        Sides sides;
+        sides.a = args.offset + (interleaved ? 2 * first_pair : first_pair);
+        sides.b = interleaved ? sides.a + W : sides.a + args.pairs;
+        if constexpr (BLOCKS) {
+            if (args.block != args.pairs && !interleaved) {
+                sides.a += static_cast<const unsigned char*>(args.axes)[first_pair] * args.block;
+                sides.b = sides.a + args.block;
+            }
+        }
+        return sides;
+    }
 };
 
 // Position of one token on each axis: ids[index + axis * axis_stride] + step, or step alone without ids.
@@ -51,11 +63,12 @@ struct Place {
 };
 
 // Sources of cosine and sine for the W pairs from `pair` on. What they read before `wait_for_predecessor` is the plan's own.
-// A source that is BY_SIDE makes them anew for the keys.
+// A source that is BY_SIDE makes them anew for the keys, one with BLOCKS knows blocks of channels.
 
 // The exact phase, position * rate modulo one turn.
 struct Exact {
     static constexpr bool BY_SIDE = false;
+    static constexpr bool BLOCKS = false;
 
     template <int W>
     static __device__ void angles(const RopeArgs& args, bool, unsigned batch, unsigned token, unsigned pair,
@@ -76,9 +89,14 @@ struct Exact {
     }
 };
 
+struct ExactBlocks : Exact {
+    static constexpr bool BLOCKS = true;
+};
+
 // Hugging Face's: frequency and position in f32, their product rounded once, then an accurate cosine and sine of it.
 struct Compat {
     static constexpr bool BY_SIDE = false;
+    static constexpr bool BLOCKS = true;
 
     template <int W>
     static __device__ void angles(const RopeArgs& args, bool, unsigned batch, unsigned token, unsigned pair,
@@ -100,6 +118,7 @@ struct Compat {
 // the pair and the side. Where one of the pairs' powers would leave the range of f32, NaN.
 struct XPos {
     static constexpr bool BY_SIDE = true;
+    static constexpr bool BLOCKS = false;
 
     template <int W>
     static __device__ void angles(const RopeArgs& args, bool keys, unsigned batch, unsigned token, unsigned pair,
@@ -120,6 +139,7 @@ struct XPos {
 // The caller's rows of cosines and sines.
 struct Table {
     static constexpr bool BY_SIDE = false;
+    static constexpr bool BLOCKS = true;
 
     template <int W>
     static __device__ void angles(const RopeArgs& args, bool, unsigned batch, unsigned token, unsigned pair,
@@ -230,8 +250,8 @@ template <int W, class Source> __device__ void rope(const RopeArgs& args) {
                 }
             };
             if constexpr (!Source::BY_SIDE) turn(false);
-            Sides<W> from(pair, args.pairs, args.offset, args.interleaved);
-            Sides<W> to(pair, args.pairs, args.offset, args.interleaved_out);
+            Sides<W> from = Sides<W>::template of<Source::BLOCKS>(args, pair, args.interleaved);
+            Sides<W> to = Sides<W>::template of<Source::BLOCKS>(args, pair, args.interleaved_out);
 #pragma unroll 1
             for (int keys = 0; keys < 2; ++keys) {
                 Walk walk(args, keys, batch, token, first, last);
@@ -287,6 +307,10 @@ template <int W, class Source> __device__ void rope(const RopeArgs& args) {
 extern "C" __global__ void BOUNDS ENTRY(rope_wide)(const RopeArgs args) { rope<WIDE, Exact>(args); }
 extern "C" __global__ void BOUNDS ENTRY(rope_mid)(const RopeArgs args) { rope<MID, Exact>(args); }
 extern "C" __global__ void BOUNDS ENTRY(rope_one)(const RopeArgs args) { rope<1, Exact>(args); }
+
+extern "C" __global__ void LOOSE ENTRY(rope_blocks_wide)(const RopeArgs args) { rope<WIDE, ExactBlocks>(args); }
+extern "C" __global__ void LOOSE ENTRY(rope_blocks_mid)(const RopeArgs args) { rope<MID, ExactBlocks>(args); }
+extern "C" __global__ void LOOSE ENTRY(rope_blocks_one)(const RopeArgs args) { rope<1, ExactBlocks>(args); }
 
 extern "C" __global__ void LOOSE ENTRY(rope_compat_wide)(const RopeArgs args) { rope<WIDE, Compat>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_compat_mid)(const RopeArgs args) { rope<MID, Compat>(args); }

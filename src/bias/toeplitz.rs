@@ -345,13 +345,14 @@ pub struct BiasPlan<T> {
     gpu: Gpu,
     heads: usize,
     form: Form,
+    key_only: bool,
     apply: Function,
     element: std::marker::PhantomData<T>,
 }
 
 enum Form {
     None,
-    Slopes { left: CudaSlice<f32>, right: CudaSlice<f32>, batch: usize, key_only: bool },
+    Slopes { left: CudaSlice<f32>, right: CudaSlice<f32>, batch: usize },
     Row { row: CudaSlice<f32>, first: i64, count: usize, saturates: bool, t5: Option<T5Form> },
     Fire { logs: CudaSlice<f32>, lines: [CudaSlice<f32>; 3], breaks: usize, least_norm: f32, eps: f32 },
 }
@@ -370,7 +371,10 @@ impl<T: Scalar> BiasPlan<T> {
     pub fn new(gpu: &Gpu, bias: Bias) -> Result<Self> {
         match bias {
             Bias::None => Self::with(gpu, 0, Form::None),
-            Bias::Slopes(slopes) => Self::slopes(gpu, slopes, false),
+            Bias::Slopes(slopes) => {
+                let (left, right) = (gpu.upload(&slopes.left)?, gpu.upload(&slopes.right)?);
+                Self::with(gpu, slopes.heads, Form::Slopes { left, right, batch: slopes.batch })
+            }
             Bias::Toeplitz(row) => {
                 row.check()?;
                 let form = Form::Row {
@@ -386,26 +390,20 @@ impl<T: Scalar> BiasPlan<T> {
         }
     }
 
-    /// ALiBi that multiplies the key's position instead of its distance, `slope * key`: flash-attention's and BLOOM's
-    /// causal form, whose log-sum-exp is shifted by `slope * query`. For parity alone: its error grows with the position
-    /// (5e-2 at a million keys).
+    /// A bias that takes the key's position instead of its distance: with slopes `slope * key`, flash-attention's and
+    /// BLOOM's causal form; with a row, such as that of [`KeyOnly::bias`](crate::KeyOnly::bias), any library's rounding.
+    /// Its log-sum-exp is shifted by `slope * query`. For parity alone: its error grows with the position (5e-2 at a million
+    /// keys).
     ///
-    /// The slopes of the future count, negated: `Sides::Signed` gives the libraries' sign.
+    /// Of slopes those of the future count, negated: [`Sides::Signed`](crate::Sides) gives the libraries' sign.
     ///
     /// # Errors
-    /// If the kernels cannot be loaded.
-    pub fn key_only(gpu: &Gpu, slopes: &Slopes) -> Result<Self> {
-        Self::slopes(gpu, slopes, true)
-    }
-
-    fn slopes(gpu: &Gpu, slopes: &Slopes, key_only: bool) -> Result<Self> {
-        let form = Form::Slopes {
-            left: gpu.upload(&slopes.left)?,
-            right: gpu.upload(&slopes.right)?,
-            batch: slopes.batch,
-            key_only,
-        };
-        Self::with(gpu, slopes.heads, form)
+    /// If the bias is refused, is neither slopes nor a row, or the kernels cannot be loaded.
+    pub fn key_only(gpu: &Gpu, bias: Bias) -> Result<Self> {
+        match bias {
+            Bias::Slopes(_) | Bias::Toeplitz(_) => Ok(Self { key_only: true, ..Self::new(gpu, bias)? }),
+            Bias::None | Bias::Fire(_) => Err(Error::Value("a key-only bias is made of slopes or of a row".into())),
+        }
     }
 
     /// T5's bias of `heads` heads, all zero until [`BiasPlan::set_table`]: for a table that lives on the device.
@@ -457,6 +455,7 @@ impl<T: Scalar> BiasPlan<T> {
             gpu: gpu.clone(),
             heads,
             form,
+            key_only: false,
             apply: gpu.function("bias/toeplitz", T::NAME, "apply")?,
             element: std::marker::PhantomData,
         })
@@ -616,13 +615,14 @@ impl<T: Scalar> BiasPlan<T> {
             heads: shape.heads as u32,
             queries: shape.queries as u32,
             keys: shape.keys as u32,
+            key_only: u32::from(self.key_only),
             sequences: places.packed.map_or(0, |packed| packed.sequences as u32),
             ..BiasArgs::zeroed()
         };
         let mut numbers = [None, None, None, None];
         match &self.form {
             Form::None => {}
-            Form::Slopes { left, right, batch, key_only } => {
+            Form::Slopes { left, right, batch } => {
                 if *batch != 1 && *batch != shape.batch {
                     return Err(Error::Value(format!(
                         "slopes are for {batch} sequences, the logits have {}",
@@ -630,14 +630,23 @@ impl<T: Scalar> BiasPlan<T> {
                     )));
                 }
                 args.kind = 1;
-                args.key_only = u32::from(*key_only);
                 args.slopes_stride = if *batch == 1 { 0 } else { heads as i64 };
                 numbers[0] = Some(gpu.read("slopes", left, batch * heads)?);
                 numbers[1] = Some(gpu.read("slopes", right, batch * heads)?);
             }
             Form::Row { row, first, count, saturates, .. } => {
                 if !saturates {
-                    places.check_reach(shape, window, *first, first + *count as i64 - 1)?;
+                    let last = first + *count as i64 - 1;
+                    match places.keys {
+                        Place::From(key) if self.key_only && (key < *first || key + shape.keys as i64 - 1 > last) => {
+                            return Err(Error::Value(format!(
+                                "the call has {} keys from {key}, the row of the bias holds {first} to {last}",
+                                shape.keys
+                            )));
+                        }
+                        _ if self.key_only => {}
+                        _ => places.check_reach(shape, window, *first, last)?,
+                    }
                 }
                 args.kind = 2;
                 args.first = *first as i32;

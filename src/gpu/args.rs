@@ -219,6 +219,8 @@ args! {
         heads_per_thread: u32,
         /// pairs of a head
         pairs: u32,
+        /// pairs of a block of channels that is rotated for itself; `pairs` if there is one
+        block: u32,
         /// first rotated channel
         offset: u32,
         /// channels beside the rotated ones that must be copied; 0 in place
@@ -243,6 +245,8 @@ args! {
         table_aligned: u32,
         /// what a position beyond the table gives: 0 the nearest row, 1 NaN
         beyond: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `embed/sinusoid`: the waves of integer positions, added or written.
@@ -577,7 +581,7 @@ args! {
         kind: u32,
         /// 1: the last query of a sequence sits at its last key
         last: u32,
-        /// 1: slopes multiply the key's position instead of its distance
+        /// 1: slopes and rows take the key's position instead of its distance
         key_only: u32,
         /// FIRE's least normaliser
         least_norm: f32,
@@ -795,6 +799,48 @@ args! {
         outputs: u32,
         /// 1: each sum is multiplied by minus its distance's size
         by_distance: u32,
+        /// multiplies every output
+        factor: f32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
+    }
+
+    /// `bias/fire_grad`.
+    FireGradArgs {
+        /// FIRE, positions and lengths
+        bias: BiasArgs,
+        /// gradient of the bias
+        grad: In,
+        /// f32 `[2, splits, heads, lines, 4]`, the second half for compensation
+        sums: Out,
+        /// u32 `[heads + 1]`: blocks of each head that are done, and heads; 0 between calls
+        counters: Out,
+        /// f32 `[reach + 1]`, `n / (1 + c n)`
+        bends: In,
+        /// i32 `[width, 2]`, the first and last line on which each ramp is up
+        ramps: In,
+        /// f32 `[width]`
+        in_weight: In,
+        /// f32 `[width]`
+        in_bias: In,
+        /// f32 `[heads, width]`
+        out_weight: In,
+        /// f32, all parameters
+        out: Out,
+        /// elements from one batch, head and query to the next
+        strides: [i64; 3],
+        /// rows that one split sums, counted over sequences
+        rows: u32,
+        /// splits
+        splits: u32,
+        /// ramps
+        width: u32,
+        /// the first position that is not before the threshold
+        threshold: i32,
+        /// the bend at the threshold
+        least_bend: f32,
+        /// turns a sum of slope times x before the threshold into the threshold's gradient
+        threshold_factor: f32,
         /// multiplies every output
         factor: f32,
         /// keeps the struct's size a multiple of 8

@@ -222,17 +222,23 @@ impl<'a> Turner<'a> {
     /// Rotates the pairs of one head.
     fn turn<T: Scalar>(&self, x: &mut [T], sin: &[f64], cos: &[f64], row: &mut [f32]) {
         let (from, to) = (self.rope.pairing, self.rope.written());
+        // Each block of channels for itself; one but for grids like Gemma 4's.
+        let block = sin.len() / self.rope.axes.blocks();
+        let turn_row = |x: &mut [f32]| {
+            let turns = sin.chunks_exact(block).zip(cos.chunks_exact(block));
+            x.chunks_exact_mut(2 * block).zip(turns).for_each(|(x, (sin, cos))| turn_row(x, sin, cos, from));
+        };
         if T::NAME == f32::NAME && from == to {
-            return turn_row(bytemuck::cast_slice_mut(x), sin, cos, from);
+            return turn_row(bytemuck::cast_slice_mut(x));
         }
         let (row, moved) = row.split_at_mut(x.len());
         T::widen(x, row);
-        turn_row(row, sin, cos, from);
+        turn_row(row);
         if from == to {
             return T::narrow(row, x);
         }
         for pair in 0..sin.len() {
-            let ((a, b), (a_out, b_out)) = (from.channels(pair, x.len()), to.channels(pair, x.len()));
+            let ((a, b), (a_out, b_out)) = (self.rope.channels(from, pair), self.rope.channels(to, pair));
             (moved[a_out], moved[b_out]) = (row[a], row[b]);
         }
         T::narrow(moved, x);
@@ -372,6 +378,8 @@ mod tests {
             Rope { pairing: Pairing::Interleaved, pairing_out: Some(Pairing::Half), ..plain.clone() },
             Rope { pairing_out: Some(Pairing::Interleaved), offset: 1, ..plain.clone() },
             Rope { axes: Axes::Sections(vec![2, 3, 1]), ..plain.clone() },
+            Rope { axes: Axes::Blocks(2), ..plain.clone() },
+            Rope { axes: Axes::Blocks(3), pairing_out: Some(Pairing::Interleaved), ..plain.clone() },
             Rope { angles: Angles::HfCompat, ..plain },
         ]
     }

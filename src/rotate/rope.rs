@@ -152,6 +152,14 @@ impl Rope {
         self.rotary / 2
     }
 
+    /// The two channels of `pair` in `pairing`, counted from the first rotated channel.
+    pub(crate) const fn channels(&self, pairing: Pairing, pair: usize) -> (usize, usize) {
+        let size = self.pairs() / self.axes.blocks();
+        let (a, b) = pairing.channels(pair % size, 2 * size);
+        let block = pair / size * 2 * size;
+        (block + a, block + b)
+    }
+
     /// Which channels a pair is written to.
     pub fn written(&self) -> Pairing {
         self.pairing_out.unwrap_or(self.pairing)
@@ -357,8 +365,8 @@ impl Rope {
         }
         let pairs: Vec<_> = (0..self.pairs())
             .map(|pair| {
-                let (a, b) = self.pairing.channels(pair, self.rotary);
-                let (a_out, b_out) = self.written().channels(pair, self.rotary);
+                let (a, b) = self.channels(self.pairing, pair);
+                let (a_out, b_out) = self.channels(self.written(), pair);
                 (self.axes.axis(pair, self.pairs()), [a, b], [a_out, b_out])
             })
             .collect();
@@ -424,7 +432,8 @@ impl Rope {
 
         // The widest access that every element group of a thread is aligned to.
         let copied = if call.in_place { 0 } else { q.dim - self.rotary };
-        let mut sizes = self.pairs() | self.offset | if copied > 0 { q.dim } else { 0 };
+        let block = self.pairs() / self.axes.blocks();
+        let mut sizes = block | self.offset | if copied > 0 { q.dim } else { 0 };
         for heads in [&q, &q_out, &k, &k_out].into_iter().filter(|heads| heads.heads > 0) {
             sizes |= heads.offset;
             for (size, stride) in heads.dims().into_iter().take(3) {
@@ -476,6 +485,7 @@ impl Rope {
             k_heads: small("key heads", k.heads)?,
             heads_per_thread: small("heads of a thread", per_thread)?,
             pairs: small("pairs", self.pairs())?,
+            block: small("pairs of a block", block)?,
             offset: small("channels before the rotary part", self.offset)?,
             copied: small("channels", copied)?,
             interleaved: u32::from(self.pairing == Pairing::Interleaved),
@@ -744,7 +754,12 @@ impl<T: Scalar> RopePlan<T> {
         let (rates, own) = match rope.angles {
             Angles::Exact => {
                 let rates: Vec<u64> = pairs.map(|pair| rope.rate(pair)).collect();
-                (Rates::Exact(gpu.upload(&rates)?), ["rope_wide", "rope_mid", "rope_one"])
+                let own = if rope.axes.blocks() > 1 {
+                    ["rope_blocks_wide", "rope_blocks_mid", "rope_blocks_one"]
+                } else {
+                    ["rope_wide", "rope_mid", "rope_one"]
+                };
+                (Rates::Exact(gpu.upload(&rates)?), own)
             }
             Angles::HfCompat | Angles::Given(_) => {
                 let rates: Vec<f32> = pairs.map(|pair| rope.compat_frequency(pair)).collect();
@@ -1062,47 +1077,53 @@ mod tests {
         Call { q, q_out: q, k: k.map(|k| (k, k)), in_place, alignment: 16, element, multiprocessors: 132 }
     }
 
-    /// Runs the kernel's index arithmetic and counts how often each (token, head, first pair) is reached.
+    /// How often the kernel's index arithmetic reaches each of `n` things from threads that begin at `starts` and take `step`
+    /// of them.
+    fn reached(n: usize, starts: impl Iterator<Item = usize>, step: usize) -> bool {
+        let mut count = vec![0u8; n];
+        for start in starts.filter(|&start| start < n) {
+            count[start..(start + step).min(n)].iter_mut().for_each(|count| *count += 1);
+        }
+        count.iter().all(|&count| count == 1)
+    }
+
+    /// Whether each (token, head, first pair) is reached once. A thread's token, its heads and its pairs depend on coordinates
+    /// of their own, so that each is reached once where each token, each head and each group of pairs is.
     fn covered(launch: &Launch<RopeArgs>, width: usize) -> bool {
         let a = &launch.args;
-        let (tokens, heads, groups) = (a.tokens as usize, (a.q_heads + a.k_heads) as usize, a.pairs as usize / width);
-        let mut count = vec![0u8; tokens * heads * groups];
-        for (block_x, block_y) in (0..launch.grid[0]).flat_map(|x| (0..launch.grid[1]).map(move |y| (x, y))) {
-            for (y, z) in (0..launch.block[1]).flat_map(|y| (0..launch.block[2]).map(move |z| (y, z))) {
-                let token = (block_x * launch.block[1] + y) as usize;
-                let first = ((block_y * launch.block[2] + z) * a.heads_per_thread) as usize;
-                if token >= tokens || first >= heads {
-                    continue;
-                }
-                for head in first..(first + a.heads_per_thread as usize).min(heads) {
-                    for lane in 0..launch.block[0] as usize {
-                        for group in (lane..groups).step_by(launch.block[0] as usize) {
-                            count[(token * heads + head) * groups + group] += 1;
-                        }
-                    }
-                }
-            }
-        }
-        count.iter().all(|&n| n == 1)
+        let [grid_x, grid_y, _] = launch.grid.map(|n| n as usize);
+        let [lanes, rows, groups] = launch.block.map(|n| n as usize);
+        let (heads, per_thread) = ((a.q_heads + a.k_heads) as usize, a.heads_per_thread as usize);
+        let pair_groups = a.pairs as usize / width;
+        let tokens = (0..grid_x).flat_map(|x| (0..rows).map(move |y| x * rows + y));
+        let firsts = (0..grid_y).flat_map(|y| (0..groups).map(move |z| (y * groups + z) * per_thread));
+        let pairs = (0..lanes).flat_map(|lane| (lane..pair_groups).step_by(lanes));
+        reached(a.tokens as usize, tokens, 1) && reached(heads, firsts, per_thread) && reached(pair_groups, pairs, 1)
     }
 
     #[test]
     fn every_token_count_is_covered_once_without_idle_blocks() {
-        let rope = Rope::new(128, 10_000.0);
-        for (hq, hk) in [(32, 8), (8, 1), (71, 1)] {
+        for (rotary, dim, hq, hk, in_place) in [
+            (128, 128, 32, 8, true),
+            (128, 128, 8, 1, true),
+            (64, 64, 71, 1, true),
+            (24, 96, 64, 64, true),
+            (64, 256, 16, 2, false),
+            (576, 576, 128, 0, true),
+        ] {
+            let rope = Rope::new(rotary, 10_000.0);
             for tokens in 1..=4096 {
-                let (q, k) = (Heads::thd(tokens, hq, 128), Heads::thd(tokens, hk, 128));
-                let launch = rope.launch(&call(q, Some(k), true, 2)).unwrap();
+                let (q, k) = (Heads::thd(tokens, hq, dim), Heads::thd(tokens, hk, dim));
+                let launch = rope.launch(&call(q, (hk > 0).then_some(k), in_place, 2)).unwrap();
                 launch.check().unwrap();
-                assert_eq!(launch.entry, "rope_wide");
-                if tokens < 64 || tokens % 97 == 0 {
-                    assert!(covered(&launch, 8), "{tokens} tokens, {hq} and {hk} heads: {launch:?}");
-                }
-                // Threads that have no token or no head: less than half, and less than a block's worth for long calls.
+                let width = [("rope_wide", 8), ("rope_mid", 4), ("rope_one", 1)];
+                let width = width.into_iter().find(|(entry, _)| *entry == launch.entry).unwrap().1;
+                assert!(covered(&launch, width), "{tokens} tokens, {hq} and {hk} heads: {launch:?}");
+                // Threads without a token or a head: at most as many as those with.
                 let threads: u64 = launch.grid.iter().chain(&launch.block).map(|&n| u64::from(n)).product();
                 let walks = (hq + hk).div_ceil(launch.args.heads_per_thread as usize);
-                let busy = (tokens * walks * 8) as u64;
-                assert!(threads <= 4 * busy, "{tokens} tokens: {threads} threads for {busy}, {launch:?}");
+                let busy = (tokens * walks * (rotary / 2 / width).min(THREADS)) as u64;
+                assert!(threads <= 2 * busy, "{tokens} tokens: {threads} threads for {busy}, {launch:?}");
             }
         }
     }

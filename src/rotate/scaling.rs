@@ -76,6 +76,18 @@ pub enum Scaling {
         /// tokens of the sequence, the new one included
         length: Option<u64>,
     },
+    /// Dynamic NTK by steps: [`Scaling::NtkStatic`] with `alpha = 2^(n + 1) - 1`, where `n` is the least with
+    /// `length <= context * 2^n`: 1 within the context, 3 up to twice of it, 7 up to four times.
+    ///
+    /// A function of the length of the sequence, which [`Rope::at_length`] sets. Qwen settles it at the prompt and keeps it.
+    ///
+    /// Source: `get_ntk_alpha` in the code that Qwen publishes with its first models (`use_dynamic_ntk`).
+    SteppedNtk {
+        /// the context up to which nothing changes, in tokens; `seq_length`
+        context: f64,
+        /// tokens of the sequence, the new one included
+        length: Option<u64>,
+    },
     /// YaRN's frequencies, "NTK by parts": high frequencies are kept, low ones divided, those between blended.
     Yarn(Yarn),
     /// LongRoPE: `theta_i / long[i]` if the sequence is longer than `original_context`, else `theta_i / short[i]`.
@@ -127,7 +139,7 @@ pub enum Scaling {
         /// divides every frequency, at least 1
         factor: f64,
     },
-    /// `theta_i / divisors[i]`; an infinite divisor stops its pair.
+    /// `theta_i / divisors[i]`; an infinite divisor stops its pair, a negative one turns it backwards (NanoChat: -1).
     ///
     /// Source: llama.cpp's tensors `rope_freqs.weight`, `rope_factors_long.weight` and `rope_factors_short.weight`.
     Divisors(Vec<f64>),
@@ -217,8 +229,8 @@ fn divisors(name: &str, list: &[f64], pairs: usize) -> Result<()> {
     if list.len() != pairs {
         return wrong(format!("{name} holds {} divisors, the rotary part has {pairs} pairs", list.len()));
     }
-    match list.iter().position(|&divisor| divisor.is_nan() || divisor <= 0.0) {
-        Some(at) => wrong(format!("{name} holds {} at {at}, a divisor must be above 0", list[at])),
+    match list.iter().position(|&divisor| divisor.is_nan() || divisor == 0.0) {
+        Some(at) => wrong(format!("{name} holds {} at {at}, a divisor must be a number other than 0", list[at])),
         None => Ok(()),
     }
 }
@@ -229,6 +241,7 @@ impl Scaling {
         self.check_but_length(base, rotary)?;
         let name = match self {
             Self::DynamicNtk { length: None, .. } => "the dynamic NTK scaling",
+            Self::SteppedNtk { length: None, .. } => "the stepped NTK scaling",
             Self::LongRope { length: None, .. } => "the LongRoPE scaling",
             _ => return Ok(()),
         };
@@ -259,6 +272,10 @@ impl Scaling {
                 ntk("the dynamic NTK scaling")?;
                 at_least_1("the dynamic NTK scaling's factor", *factor)?;
                 positive("the dynamic NTK scaling's context", *context)
+            }
+            Self::SteppedNtk { context, .. } => {
+                ntk("the stepped NTK scaling")?;
+                positive("the stepped NTK scaling's context", *context)
             }
             Self::Yarn(yarn) => yarn.check(base),
             Self::LongRope { short, long, original_context, .. } => {
@@ -293,12 +310,20 @@ impl Scaling {
 
     /// Whether the frequencies depend on a length that is not set.
     pub const fn needs_length(&self) -> bool {
-        matches!(self, Self::DynamicNtk { length: None, .. } | Self::LongRope { length: None, .. })
+        matches!(
+            self,
+            Self::DynamicNtk { length: None, .. }
+                | Self::SteppedNtk { length: None, .. }
+                | Self::LongRope { length: None, .. }
+        )
     }
 
     /// The same scaling for a sequence of `length` tokens. Laws that do not depend on it stay as they are.
     pub fn at_length(mut self, length: u64) -> Self {
-        if let Self::DynamicNtk { length: at, .. } | Self::LongRope { length: at, .. } = &mut self {
+        if let Self::DynamicNtk { length: at, .. }
+        | Self::SteppedNtk { length: at, .. }
+        | Self::LongRope { length: at, .. } = &mut self
+        {
             *at = Some(length);
         }
         self
@@ -385,6 +410,7 @@ impl Scaling {
                 plain / Double::from(*factor).pow(share.pow(Double::from(*exponent)))
             }
             Self::DynamicNtk { factor, context, length } => ntk(dynamic_alpha(*factor, *context, *length)),
+            Self::SteppedNtk { context, length } => ntk(Double::from(stepped_alpha(*context, *length))),
             Self::Yarn(yarn) => yarn.frequency(plain, base, rotary, pair),
             Self::LongRope { short, long, original_context, length } => {
                 divided(plain, longrope_list(short, long, *original_context, *length)[pair])
@@ -423,6 +449,16 @@ fn dynamic_alpha(factor: f64, context: f64, length: Option<u64>) -> Double {
     let length = length.map_or(context, |length| context.max(length as f64));
     let beyond = (Double::from(length) - Double::from(context)) / Double::from(context);
     Double::ONE + Double::from(factor) * beyond
+}
+
+/// `2^(n + 1) - 1` with the least `n` for which `length <= context * 2^n`
+fn stepped_alpha(context: f64, length: Option<u64>) -> f64 {
+    let length = length.map_or(context, |length| length as f64);
+    let mut steps = 1.0;
+    while length > context * steps {
+        steps *= 2.0;
+    }
+    2.0 * steps - 1.0
 }
 
 fn longrope_list<'a>(short: &'a [f64], long: &'a [f64], original_context: f64, length: Option<u64>) -> &'a [f64] {
@@ -601,6 +637,7 @@ impl Scaling {
                 let length = length.map_or(*context, |length| context.max(length as f64));
                 ntk(factor * length / context - (factor - 1.0))
             }
+            Self::SteppedNtk { context, length } => ntk(stepped_alpha(*context, *length)),
             Self::Yarn(yarn) => {
                 let divided = 1.0 / (yarn.factor as f32 * power(base));
                 let ramp = match yarn.ramp {

@@ -212,10 +212,10 @@ impl XPos {
                         let places = |(a, b): (usize, usize)| {
                             [a, b].map(|channel| heads.index(batch, token, head, self.rope.offset + channel))
                         };
-                        let from = places(self.rope.pairing.channels(pair, self.rope.rotary));
+                        let from = places(self.rope.channels(self.rope.pairing, pair));
                         let [a, b] = from.map(|index| x[index].to_f64());
                         let error = self.error_bound(a, b, position, pair, side);
-                        for index in places(self.rope.written().channels(pair, self.rope.rotary)) {
+                        for index in places(self.rope.channels(self.rope.written(), pair)) {
                             expected.want[index] *= scale;
                             expected.bound[index] = rounded::<T>(expected.want[index], error);
                         }

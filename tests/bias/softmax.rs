@@ -154,7 +154,7 @@ fn bucket_gradients_of_a_head_sum_to_zero() {
 // -------------------------------------------------------------------------------------------- kernel against reference
 
 /// Probabilities and log-sum-exp of one call on the device.
-fn run<T: Scalar>(
+pub fn run<T: Scalar>(
     gpu: &Gpu,
     softmax: &Softmax,
     logits: &[T],
@@ -241,6 +241,30 @@ fn the_kernel_is_the_reference_for_every_spec_form_and_place() {
                 }
             }
         });
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_is_the_reference_for_the_head_counts_of_models() {
+    let gpu = gpu();
+    for heads in [12, 40, 71, 112] {
+        let shape = Logits::bhqk(1, heads, 2, 11);
+        let logits: Vec<f16> = Data::new(heads as u64).values(shape.elements().unwrap());
+        let sinks: Vec<f32> = Data::new(1).values(heads);
+        each_form(heads, |_, bias| {
+            let inputs = Inputs { bias, sinks: Some(&sinks), ..Inputs::at(Host::last()) };
+            check(&gpu, &Softmax::causal(0.7), &logits, &shape, &inputs, 0);
+            let inputs = Inputs { bias, ..Inputs::at(Host::from(20, 3)) };
+            check_grad(&gpu, &Softmax::new(0.7), &shape, &inputs as &Inputs<f16>, heads as u64, 0);
+        });
+        // One set of slopes for each sequence.
+        let slopes: Vec<f32> = Data::new(2).values::<f32>(3 * heads).iter().map(|slope| slope.abs()).collect();
+        let slopes = posenc::Slopes::symmetric(heads, &slopes).unwrap();
+        let shape = Logits::bhqk(3, heads, 2, 11);
+        let logits: Vec<f32> = Data::new(heads as u64).values(shape.elements().unwrap());
+        let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::at(Host::last()) };
+        check(&gpu, &Softmax::new(0.7), &logits, &shape, &inputs, 0);
     }
 }
 
@@ -341,7 +365,7 @@ fn a_decode_step_is_one_kernel_and_a_graph_of_it_runs_again() {
     let x = stream.clone_htod(&logits).unwrap();
     let mut y = stream.clone_htod(&logits).unwrap();
     let inputs = SoftmaxInputs::new(&bias, Places::last());
-    let mut call = |y: &mut cudarc::driver::CudaSlice<f16>| {
+    let call = |y: &mut cudarc::driver::CudaSlice<f16>| {
         plan.apply(LogitsOperand::Copy(&x, shape, y, shape), &inputs, None).unwrap();
     };
     if let Some(emulator) = emulator::attach() {
@@ -458,8 +482,8 @@ fn hostile_numbers_give_what_the_field_expects() {
         assert!(apply(&x, Softmax::new(1.0)).0.iter().all(|p| p.is_nan()), "{x:?}");
         assert!(apply(&x, Softmax::new(1.0)).1[0].is_nan(), "{x:?}");
     }
-    // Weights near the end of what f32 holds: 0 below e^-86.
-    let p = apply(&[0.0, -85.0, -87.0], Softmax::new(1.0)).0;
+    // Weights near the end of what f32 holds: 0 below e^-87.7.
+    let p = apply(&[0.0, -85.0, -88.0], Softmax::new(1.0)).0;
     assert!(p[0] == 1.0 && (p[1] / (-85f32).exp() - 1.0).abs() < 1e-6 && p[2] == 0.0, "{p:?}");
 }
 

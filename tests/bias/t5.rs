@@ -1,5 +1,8 @@
-use crate::golden;
-use posenc::{Bias, DistanceGrad, Logits, Places, T5Bias};
+use posenc::accuracy::compare;
+use posenc::{Bias, BiasPlan, DistanceGrad, Inputs, Logits, Place, Places, Softmax, T5Bias, Toeplitz};
+
+use crate::support::{Guarded, gpu};
+use crate::{Buffers, Host, bits, golden, softmax};
 
 // -------------------------------------------------------------------------------------------------------------- values
 
@@ -39,6 +42,109 @@ fn buckets_are_those_of_hugging_face() {
                 distance += 1;
             }
         }
+    }
+}
+
+/// WavLM's table as a row, its gates, and Hugging Face's gated bias of every query and key.
+fn wavlm() -> (Logits, Toeplitz, Vec<f32>, Vec<f32>) {
+    let case = &golden()["wavlm"];
+    let number = |name: &str| case[name].as_u64().unwrap() as usize;
+    let (batch, heads, tokens) = (number("batch"), number("heads"), number("tokens"));
+    let row = T5Bias::new(320, 800, true).row(&bits(&case["table"]), heads).unwrap();
+    let sigmoid = |x: &[f32]| 1.0 / (1.0 + (-x.iter().map(|&x| f64::from(x)).sum::<f64>()).exp());
+    let constants = bits(&case["const"]);
+    let projection = bits(&case["projection"]);
+    let gates = projection.chunks(8).enumerate().map(|(row, x)| {
+        let constant = f64::from(constants[row / tokens % heads]);
+        (sigmoid(&x[..4]) * (sigmoid(&x[4..]) * constant - 1.0) + 2.0) as f32
+    });
+    (Logits::bhqk(batch, heads, tokens, tokens), row, gates.collect(), bits(&case["bias"]))
+}
+
+#[test]
+fn the_gated_bias_is_wavlms() {
+    let (shape, row, gates, want) = wavlm();
+    for (index, want) in want.into_iter().enumerate() {
+        let (key, rest) = (index % shape.keys, index / shape.keys);
+        let (query, head) = (rest % shape.queries, rest / shape.queries % shape.heads);
+        let got = f64::from(gates[rest]) * row.bias(head, key as i64 - query as i64);
+        // Hugging Face's sigmoids are in f32.
+        assert!((got - f64::from(want)).abs() < 2e-6 * (1.0 + got.abs()), "{index}: {got} and {want}");
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_softmax_of_the_gated_bias_is_wavlms() {
+    let gpu = gpu();
+    let (shape, row, gates, bias) = wavlm();
+    let positions = Host::from(0, 0);
+    let inputs = Inputs { bias: Bias::Toeplitz(&row), gates: Some(&gates), ..Inputs::at(positions) };
+    let logits: Vec<f32> = crate::Numbers(3).take(bias.len(), 1.0);
+    let (got, _) = softmax::run(&gpu, &Softmax::new(1.0), &logits, &shape, &inputs, 0);
+    // Hugging Face hands its bias to the softmax as an additive mask.
+    let inputs = Inputs { mask: Some((&bias[..], shape)), ..Inputs::at(positions) };
+    let want = Softmax::new(1.0).expect(&logits, &shape, &inputs).unwrap().want;
+    let worst = compare(&got, &want, |i| 1e-5 * want[i]);
+    assert!(worst.share <= 1.0, "{worst:?}");
+}
+
+/// A model's 1-D bias and those of the places of its tokens on a page: rows, and positions; and Hugging Face's sum.
+fn page(name: &str, far: T5Bias) -> (Logits, [(Toeplitz, Vec<i32>); 3], Vec<f32>) {
+    let case = &golden()[name];
+    let number = |name: &str| case[name].as_u64().unwrap() as usize;
+    let (heads, tokens) = (number("heads"), number("tokens"));
+    let place = |name: &str| case[name].as_array().unwrap().iter().map(|p| p.as_i64().unwrap() as i32).collect();
+    let row = |spec: T5Bias, name: &str| spec.row(&bits(&case[name]), heads).unwrap();
+    let parts = [
+        (row(T5Bias::new(32, 128, true), "table"), (0..tokens as i32).collect()),
+        (row(far, "table_x"), place("x")),
+        (row(far, "table_y"), place("y")),
+    ];
+    (Logits::bhqk(1, heads, tokens, tokens), parts, bits(&case["bias"]))
+}
+
+const PAGES: [(&str, T5Bias); 2] = [("layoutlmv3", T5Bias::new(64, 256, true)), ("udop", T5Bias::new(32, 100, true))];
+
+#[test]
+fn sums_of_biases_are_those_of_layoutlmv3_and_udop() {
+    for (name, far) in PAGES {
+        let (shape, parts, want) = page(name, far);
+        let mut got = vec![0.0f32; want.len()];
+        for (row, positions) in &parts {
+            let each = Place::Each(&positions[..]);
+            Bias::Toeplitz(row)
+                .add(&mut got, &shape, &Places { queries: each, keys: each, ..Places::from(0, 0) })
+                .unwrap();
+        }
+        let want: Vec<f64> = want.into_iter().map(f64::from).collect();
+        // Two sums, each rounded, in one order or the other.
+        let worst = compare(&got, &want, |_| 8.0 * f64::from(f32::EPSILON));
+        assert!(worst.share <= 1.0, "{name} {worst:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn sums_of_biases_on_the_device_are_those_of_layoutlmv3_and_udop() {
+    let gpu = gpu();
+    for (name, far) in PAGES {
+        let (shape, parts, want) = page(name, far);
+        let mut sum = Guarded::<f32>::poisoned(&gpu, want.len(), 0);
+        for (index, (row, positions)) in parts.iter().enumerate() {
+            let each = Place::Each(&positions[..]);
+            let host = Places { queries: each, keys: each, ..Places::from(0, 0) };
+            let (buffers, plan) = (Buffers::new(&gpu, &host), BiasPlan::new(&gpu, Bias::Toeplitz(row)).unwrap());
+            let places = buffers.places(&host);
+            if index == 0 {
+                plan.write(&mut sum.view(), &shape, &places).unwrap();
+            } else {
+                plan.add(&mut sum.view(), &shape, &places).unwrap();
+            }
+        }
+        let want: Vec<f64> = want.into_iter().map(f64::from).collect();
+        let worst = compare(&sum.read(&gpu), &want, |_| 8.0 * f64::from(f32::EPSILON));
+        assert!(worst.share <= 1.0, "{name} {worst:?}");
     }
 }
 

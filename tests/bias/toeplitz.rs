@@ -165,7 +165,7 @@ fn check<T: Scalar>(gpu: &Gpu, name: &str, bias: Bias, shape: &Logits, host: &Ho
 fn the_kernel_is_the_reference_for_every_form_type_and_place() {
     let gpu = gpu();
     let mut data = Data::new(1);
-    for heads in [1, 6, 71] {
+    for heads in [1, 6] {
         let shape = Logits::bhqk(2, heads, 3, 21);
         let queries: Vec<i32> = (0..6).map(|_| data.below(300) as i32 - 20).collect();
         let keys: Vec<i32> = (0..42).map(|_| data.below(300) as i32 - 20).collect();
@@ -186,6 +186,17 @@ fn the_kernel_is_the_reference_for_every_form_type_and_place() {
                     }
                 }
             }
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_is_the_reference_for_the_head_counts_of_models() {
+    let gpu = gpu();
+    for heads in [12, 40, 71, 112] {
+        each_form(heads, |name, bias| {
+            check::<f32>(&gpu, name, bias, &Logits::bhqk(1, heads, 2, 11), &Host::from(20, 3), 0);
         });
     }
 }
@@ -251,6 +262,46 @@ fn a_table_on_the_device_is_the_row_of_the_spec() {
         assert_eq!(got, spec.row(&table, heads).unwrap().values);
         let error = plan.set_table(&gpu.stream().clone_htod(&table[1..]).unwrap()).unwrap_err().to_string();
         assert!(error.starts_with("table holds "), "{error}");
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn far_keys_share_one_number_of_a_t5_row() {
+    let gpu = gpu();
+    let spec = T5Bias::new(32, 128, true);
+    let row = spec.row(&Data::new(1).values::<f32>(32), 1).unwrap();
+    let plan = BiasPlan::<bf16>::new(&gpu, Bias::Toeplitz(&row)).unwrap();
+    let shape = Logits::bhqk(1, 1, 4, 2048);
+    let packs = shape.elements().unwrap() as u64 / 8;
+    let mut out = Guarded::<bf16>::poisoned(&gpu, shape.elements().unwrap(), 0);
+    let mut read = |query: i64| {
+        plan.write(&mut out.view(), &shape, &Places::from(query, 0)).unwrap();
+        last_launch().map(|report| report.counters.bytes_read)
+    };
+    // From the least distance on, each eight keys read one number of 4 bytes; before it, one each.
+    let Some(far) = read(2048 + 127) else { return };
+    assert_eq!(far, 4 * packs);
+    let near = read(1024).unwrap();
+    let within = 4 * (2 * 128 / 8 + 1);
+    assert!((4 * packs + 28 * (within - 8)..=4 * packs + 28 * within).contains(&near), "{near}");
+}
+
+/// A thread has eight keys at a time, unrolled: a division for each would be eight of them and more.
+#[test]
+fn no_kernel_divides_for_each_element() {
+    for images in posenc::gpu::images().iter().filter(|images| images.file.starts_with("bias/")) {
+        for image in images.ptx {
+            let text = String::from_utf8(image.bytes()).unwrap();
+            for kernel in text.split(".visible .entry ").skip(1) {
+                let divides = |line: &&str| {
+                    let opcode = line.split_whitespace().next().unwrap_or_default();
+                    ["div.", "rem.", "rcp.", "sqrt."].iter().any(|name| opcode.starts_with(name))
+                };
+                let count = kernel.lines().filter(divides).count();
+                assert!(count < 8, "{count} divisions in {} of {}", kernel.split('(').next().unwrap(), images.file);
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Hugging Face's cosines and sines: frequencies bit for bit, angles to a unit in the last place.
 
 use posenc::rotate::{Angles, Operand};
-use posenc::{Direction, Gpu, Heads, Positions, Rope, RopePlan};
+use posenc::{Direction, Gpu, Heads, ModelRope, Positions, Rope, RopePlan};
 use serde_json::Value;
 
 use crate::support::gpu;
@@ -97,6 +97,39 @@ fn cosines_and_sines_are_within_a_unit_of_transformers() {
         }
     }
     println!("{equal} of {all} cosines and sines have the bits of transformers, the others are neighbours");
+}
+
+/// Scaled models, whose cosines and sines transformers multiplies by their attention factor: Llama 3.1, Qwen 2.5 with YaRN,
+/// GPT-OSS. Every pair at five positions, from their configs. A unit before the product may be two behind it.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn scaled_models_are_within_a_unit_before_their_factor() {
+    let gpu = gpu();
+    let golden: Value = serde_json::from_str(include_str!("../golden/rope_scaling_hf.json")).unwrap();
+    let mut worst = 0;
+    for table in golden["tables"].as_array().unwrap() {
+        let case = golden["cases"].as_array().unwrap().iter().find(|case| case["name"] == table["name"]).unwrap();
+        let mut config = case["config"].clone();
+        config["model_type"] = "llama".into();
+        let rope = ModelRope::from_hf(&config.to_string()).unwrap().rope().unwrap().clone();
+        let rope = Rope { angles: Angles::HfCompat, ..rope };
+        let positions: Vec<i64> = counts(&table["positions"]).into_iter().map(|position| position as i64).collect();
+        let got = turned(&gpu, &rope, &positions);
+        for (row, position) in positions.iter().enumerate() {
+            let waves = [&table["cos_f32_bits"][row], &table["sin_f32_bits"][row]].map(floats);
+            for (wave, want) in waves.iter().enumerate() {
+                assert_eq!(want.len(), rope.pairs());
+                for (pair, &want) in want.iter().enumerate() {
+                    let got = got[row * rope.rotary + wave * rope.pairs() + pair];
+                    let apart = apart(got, want);
+                    let most = if rope.attention_factor == 1.0 { 1 } else { 2 };
+                    assert!(apart <= most, "{} at {position}, pair {pair}: {got:e}, {want:e}", table["name"]);
+                    worst = worst.max(apart);
+                }
+            }
+        }
+    }
+    println!("at most {worst} units in the last place");
 }
 
 /// Cosine and sine that a device makes for every pair at each position: the pair (1, 0), rotated.

@@ -615,6 +615,16 @@ fn several_axes_come_with_their_sections() {
     );
     assert_eq!(model.layer(3).unwrap().rope, sections(Axes::Interleaved(vec![11, 11, 10]), 64, 1e7));
     assert_eq!(model.layer(2).unwrap().rope, None);
+    // HunyuanOCR's four axes, on a fixed base (the authors' code; transformers 5.23 is another, see the page)
+    for (kind, key) in [("xdrope", "xdrope_section"), ("ntk_alpha", "mrope_section")] {
+        let layer = one(
+            json!({"model_type": "hunyuan_vl", "attention_head_dim": 128, "rope_theta": 10000.0, "max_position_embeddings": 32768,
+            "rope_scaling": {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": kind, key: [16, 16, 16, 16]}}),
+        );
+        let want =
+            Rope { axes: Axes::Sections(vec![16; 4]), ..spec(128, 0, Half, 1e4, Scaling::NtkStatic { alpha: 1000.0 }) };
+        assert_eq!(layer.rope, Some(want));
+    }
     // ERNIE 4.5-VL lists height, width, time
     let layer = one(
         json!({"model_type": "ernie4_5_vl_moe_text", "head_dim": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [22, 22, 20]}}),
@@ -676,6 +686,158 @@ fn dynamic_models_wait_for_a_length_unless_their_base_is_fixed() {
         "rope_scaling": {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "dynamic"}}),
     );
     assert_eq!(layer.rope.unwrap().scaling, Scaling::NtkStatic { alpha: 1000.0 });
+}
+
+/// Qwen-7B-Chat and Qwen-7B as published (authors' code: NTK by steps of the length, log-n).
+#[test]
+fn qwen_1_steps_its_base_with_the_length() {
+    let qwen = |more: Value| {
+        let mut config = json!({"model_type": "qwen", "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32, "kv_channels": 128,
+            "max_position_embeddings": 32768, "rotary_emb_base": 10000, "rotary_pct": 1.0, "seq_length": 8192});
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        config
+    };
+    let layer = one(qwen(json!({"use_dynamic_ntk": true, "use_logn_attn": true})));
+    assert_eq!(layer.rope, Some(spec(128, 0, Half, 1e4, Scaling::SteppedNtk { context: 8192.0, length: None })));
+    assert_eq!(layer.query_scale, QueryScale::LogN { train_length: 8192.0 });
+    let layer = one(qwen(json!({"use_dynamic_ntk": false, "use_logn_attn": false})));
+    assert_eq!((layer.rope, layer.query_scale), (Some(half(128, 1e4)), QueryScale::One));
+    assert_eq!(
+        hf(qwen(json!({"use_dynamic_ntk": true}))).describe(),
+        "qwen, 32 layers, 32768 positions\n\
+         every layer (32 from layer 0): RoPE over all 128 channels in halves, base 10000; NTK by steps beyond 8192, the \
+         length still to be given\n"
+    );
+}
+
+/// karpathy/nanochat-d32 (T): its rotation has the opposite sign.
+#[test]
+fn nanochat_turns_backwards() {
+    let model =
+        hf(json!({"model_type": "nanochat", "hidden_size": 2048, "num_attention_heads": 16, "num_hidden_layers": 32,
+        "max_position_embeddings": 2048, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}));
+    let (rope, plain) = (model.rope().unwrap(), half(128, 1e4));
+    for pair in 0..64 {
+        assert_eq!(rope.frequency(pair), -plain.frequency(pair));
+        assert_eq!(rope.rate(pair), plain.rate(pair).wrapping_neg());
+        assert_eq!(rope.compat_frequency(pair), -plain.compat_frequency(pair));
+    }
+    assert!(model.describe().ends_with("RoPE over all 128 channels in halves, base 10000; backwards\n"));
+    assert_eq!(
+        refused(
+            json!({"model_type": "nanochat", "head_dim": 128, "rope_scaling": {"rope_type": "linear", "factor": 2.0}})
+        ),
+        "rope_type is \"linear\", model_type \"nanochat\" has default alone"
+    );
+}
+
+/// Keys of published files that change nothing, or stand where one does not look.
+#[test]
+fn published_files_are_read_whole() {
+    for (config, rope) in [
+        // DBRX-instruct: theta in attn_config, which transformers 5.23 does not read any more
+        (
+            json!({"model_type": "dbrx", "d_model": 6144, "n_heads": 48, "n_layers": 40, "max_seq_len": 32768, "attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500000}}),
+            half(128, 5e5),
+        ),
+        // GPT-J-6B
+        (
+            json!({"model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_layer": 28, "n_positions": 2048, "rotary": true, "rotary_dim": 64}),
+            spec(64, 0, Interleaved, 1e4, Scaling::None),
+        ),
+        // GLM-4-9B-chat-1M
+        (
+            json!({"model_type": "chatglm", "hidden_size": 4096, "kv_channels": 128, "num_attention_heads": 32, "num_layers": 40, "original_rope": true, "rope_ratio": 10000, "seq_length": 1048576}),
+            spec(64, 0, Interleaved, 1e8, Scaling::None),
+        ),
+        // OpenELM-1.1B
+        (
+            json!({"model_type": "openelm", "head_dim": 64, "model_dim": 2048, "num_transformer_layers": 28, "max_context_length": 2048, "rope_freq_constant": 10000, "rope_max_length": 4096}),
+            half(64, 1e4),
+        ),
+        // nomic-embed-text-v1.5, in both forms at once
+        (
+            json!({"model_type": "nomic_bert", "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 8192, "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": false, "rotary_emb_scale_base": null, "rotary_scaling_factor": null,
+                "rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"}}),
+            half(64, 1e3),
+        ),
+        // Bamba-9B: three of 32 layers attend
+        (
+            json!({"model_type": "bamba", "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32, "attn_layer_indices": [9, 18, 27], "attn_rotary_emb": 64, "rope_theta": 10000.0}),
+            half(64, 1e4),
+        ),
+        // RecurrentGemma-2B: every third layer attends
+        (
+            json!({"model_type": "recurrent_gemma", "hidden_size": 2560, "head_dim": 256, "num_attention_heads": 10, "num_hidden_layers": 26, "block_types": ["recurrent", "recurrent", "attention"], "partial_rotary_factor": 0.5, "rope_theta": 10000.0}),
+            half(128, 1e4),
+        ),
+        // ESM-2
+        (
+            json!({"model_type": "esm", "hidden_size": 1280, "num_attention_heads": 20, "num_hidden_layers": 33, "position_embedding_type": "rotary"}),
+            half(64, 1e4),
+        ),
+        // Hunyuan 7B in version 5's form
+        (
+            json!({"model_type": "hunyuan_v1_dense", "head_dim": 128, "rope_parameters": {"rope_type": "ntk_alpha", "rope_theta": 10000.0, "alpha": 1000.0}}),
+            spec(128, 0, Half, 1e4, Scaling::NtkStatic { alpha: 1000.0 }),
+        ),
+    ] {
+        let model = hf(config.clone());
+        let rotating: Vec<_> = model.kinds().iter().filter_map(|kind| kind.rope.clone()).collect();
+        assert_eq!(rotating, [rope], "{config}");
+    }
+    let layers = |config: Value| {
+        let model = hf(config);
+        (0..model.layers().unwrap()).filter(|&layer| model.layer(layer).unwrap().rope.is_some()).collect::<Vec<_>>()
+    };
+    let bamba =
+        json!({"model_type": "bamba", "head_dim": 128, "num_hidden_layers": 32, "attn_layer_indices": [9, 18, 27]});
+    assert_eq!(layers(bamba), [9, 18, 27]);
+    let gemma = json!({"model_type": "recurrent_gemma", "head_dim": 256, "num_hidden_layers": 8, "block_types": ["recurrent", "recurrent", "attention"]});
+    assert_eq!(layers(gemma), [2, 5]);
+    // Granite 4.0-H says "nope", ESM-1b "absolute".
+    for (config, carrier) in [
+        (
+            json!({"model_type": "granitemoehybrid", "hidden_size": 1536, "num_attention_heads": 12, "position_embedding_type": "nope", "rope_theta": 10000}),
+            "nothing: order comes from the recurrent layers",
+        ),
+        (
+            json!({"model_type": "esm", "hidden_size": 1280, "num_attention_heads": 20, "position_embedding_type": "absolute"}),
+            "a learned table",
+        ),
+    ] {
+        assert!(hf(config).describe().contains(&format!("note: position comes from {carrier}")));
+    }
+}
+
+/// Vision towers, read from their own config (T): rows and columns share the pairs.
+#[test]
+fn vision_towers_have_a_grid() {
+    for (config, rope) in [
+        // Qwen2-VL-7B, whose hidden_size is the language model's, and Qwen2.5-VL
+        (
+            json!({"model_type": "qwen2_vl_vision", "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "depth": 32}),
+            Rope { axes: Axes::Ladders(vec![20, 20]), ..half(80, 1e4) },
+        ),
+        (
+            json!({"model_type": "qwen2_5_vl_vision", "hidden_size": 1280, "num_heads": 16, "depth": 32}),
+            Rope { axes: Axes::Ladders(vec![20, 20]), ..half(80, 1e4) },
+        ),
+        // Pixtral-12B
+        (
+            json!({"model_type": "pixtral", "hidden_size": 1024, "head_dim": 64, "num_attention_heads": 16, "num_hidden_layers": 24, "rope_theta": 10000.0}),
+            Rope { axes: Axes::Dealt(2), ..half(64, 1e4) },
+        ),
+        // Gemma 4
+        (
+            json!({"model_type": "gemma4_vision", "hidden_size": 1152, "head_dim": 72, "num_attention_heads": 16, "num_hidden_layers": 27,
+                "rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}}),
+            Rope { axes: Axes::Blocks(2), ..half(72, 100.0) },
+        ),
+    ] {
+        let layer = one(config.clone());
+        assert_eq!(layer.rope, Some(rope), "{config}");
+    }
 }
 
 #[test]
@@ -742,7 +904,7 @@ fn the_loader_reads_the_golden_configs() {
     }
 }
 
-/// transformers 5.23.0 on 416 configs of 92 model types: of sizes alone, with a legacy base or scaling, with version 5's
+/// transformers 5.23.0 on 564 configs of 130 model types: of sizes alone, with a legacy base or scaling, with version 5's
 /// parameters written out. What its classes and the loader make of them must be the same in every layer that rotates: pairs,
 /// frequencies, the factor on cos and sin, and which channels the model's own code rotates.
 #[test]
@@ -759,6 +921,9 @@ fn defaults_are_those_of_the_classes_in_transformers() {
             }
         };
         let labels = case["layers"].as_array().unwrap();
+        if !(0..labels.len()).any(|index| model.layer(index).unwrap().rope.is_some()) {
+            wrong.push(format!("no layer rotates: {config}"));
+        }
         for (index, label) in labels.iter().enumerate() {
             let Some(kind) = case["kinds"].get(label.as_str().unwrap()) else { continue };
             let Some(rope) = &model.layer(index).unwrap().rope else { continue };
@@ -770,7 +935,12 @@ fn defaults_are_those_of_the_classes_in_transformers() {
             }
             // ERNIE's table lists the pairs in another order.
             let ordered = !config.contains("ernie4_5_vl");
-            let pairing = if rope.pairing == Half { "half" } else { "interleaved" };
+            let backwards = (0..pairs).all(|pair| rope.frequency(pair) < 0.0);
+            let pairing = match (rope.pairing, backwards) {
+                (Half, false) => "half",
+                (Half, true) => "half backwards",
+                (Interleaved, _) => "interleaved",
+            };
             if case["pairing"] != json!(pairing) {
                 wrong.push(format!("{pairing}, not {}: {config}", case["pairing"]));
                 break;
@@ -778,7 +948,7 @@ fn defaults_are_those_of_the_classes_in_transformers() {
             let bits = kind["inv_freq_f32_bits"].as_array().unwrap();
             for (pair, bits) in [0, 1, pairs / 2, pairs - 1].into_iter().zip(bits).filter(|_| ordered) {
                 let want = f64::from(f32::from_bits(u32::try_from(bits.as_u64().unwrap()).unwrap()));
-                if (rope.frequency(pair) - want).abs() > 3e-6 * want {
+                if (rope.frequency(pair).abs() - want).abs() > 3e-6 * want {
                     wrong.push(format!(
                         "layer {index}, pair {pair}: {:e}, not {want:e}: {config}",
                         rope.frequency(pair)
@@ -925,6 +1095,7 @@ fn gguf_models_have_llama_cpps_pairs_and_factors() {
         "gemma3",
         &[
             ("block_count", int(34)),
+            ("attention.sliding_window", int(1024)),
             ("attention.key_length", int(256)),
             ("rope.freq_base", float(1e6)),
             ("rope.scaling.type", text("linear")),
@@ -961,12 +1132,212 @@ fn gguf_models_have_llama_cpps_pairs_and_factors() {
     let model = ModelRope::from_gguf(&phi).unwrap().at_length(4097);
     near(model.rope().unwrap().frequency(0), 0.5);
     assert_eq!(model.rope().unwrap().attention_factor, 1.19023807);
+    // Of a scaling by 2 as well, llama.cpp divides by both (get_rope_factors, rope_freq_scale).
+    phi.keys.insert("phi3.rope.scaling.type".into(), text("longrope"));
+    phi.keys.insert("phi3.rope.scaling.factor".into(), float(2.0));
+    let model = ModelRope::from_gguf(&phi).unwrap().at_length(4096);
+    near(model.rope().unwrap().frequency(0), 1.0 / 3.0);
     // Llama 4 and a model with ALiBi
     let llama4 = gguf("llama4", &[("block_count", int(8)), ("attention.key_length", int(128))]);
     let model = ModelRope::from_gguf(&llama4).unwrap();
     assert_eq!(model.layer(3).unwrap().query_scale, QueryScale::Llama4 { scale: 0.1, floor: 8192.0 });
     assert_eq!(model.layer(3).unwrap().rope, None);
     assert!(ModelRope::from_gguf(&gguf("mpt", &[])).unwrap().describe().contains("ALiBi"));
+}
+
+/// What llama.cpp makes of a scaling, in f64 from its own lines: `rope_yarn`, `rope_yarn_ramp` and `ggml_rope_yarn_corr_dims`
+/// (ggml/src/ggml-cpu/ops.cpp, ggml/src/ggml.c), the constructor of `llama_context` (src/llama-context.cpp), `kq_scale`
+/// (src/models/deepseek2.cpp). Frequencies by pair, the factor on cos and sin, the factor on logits.
+struct LlamaCpp {
+    deepseek2: bool,
+    yarn: bool,
+    factor: f64,
+    attn_factor: f64,
+    log_mul: f64,
+    ext_factor: Option<f64>,
+    betas: (f64, f64),
+    base: f64,
+    dims: usize,
+    original: f64,
+}
+
+impl LlamaCpp {
+    fn run(&self) -> (Vec<f64>, f64, f64) {
+        let freq_scale = if self.factor == 0.0 { 1.0 } else { 1.0 / self.factor };
+        let log_mul = if self.deepseek2 { self.log_mul / 0.1 } else { self.log_mul };
+        let ext_factor = self.ext_factor.unwrap_or(f64::from(u8::from(self.yarn)));
+        let mut attn_factor = 1.0;
+        if ext_factor != 0.0 {
+            let get_mscale = |scale: f64, mscale: f64| if scale <= 1.0 { 1.0 } else { 0.1 * mscale * scale.ln() + 1.0 };
+            let factor = 1.0 / freq_scale;
+            attn_factor = if log_mul != 0.0 {
+                let mscale = if self.deepseek2 && log_mul != 1.0 { log_mul } else { 1.0 };
+                get_mscale(factor, mscale) / get_mscale(factor, log_mul)
+            } else {
+                get_mscale(factor, 1.0)
+            };
+            attn_factor *= 1.0 / (1.0 + 0.1 * factor.ln());
+        }
+        attn_factor *= self.attn_factor;
+
+        let corr_dim = |rotations: f64| {
+            self.dims as f64 * (self.original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * self.base.ln())
+        };
+        let low = corr_dim(self.betas.0).floor().max(0.0);
+        let high = corr_dim(self.betas.1).ceil().min(self.dims as f64 - 1.0);
+        let mut mscale = attn_factor;
+        if ext_factor != 0.0 {
+            mscale *= 1.0 + 0.1 * (1.0 / freq_scale).ln();
+        }
+        let frequencies = (0..self.dims / 2).map(|pair| {
+            let extrap = self.base.powf(-2.0 * pair as f64 / self.dims as f64);
+            let interp = freq_scale * extrap;
+            let ramp = 1.0 - ((pair as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+            let mix = ramp * ext_factor;
+            interp * (1.0 - mix) + extrap * mix
+        });
+        let attn_factor_org = attn_factor * (1.0 + 0.1 * (1.0 / freq_scale).ln());
+        let kq = attn_factor_org * (1.0 + 0.1 * log_mul * (1.0 / freq_scale).ln());
+        (frequencies.collect(), mscale, if self.deepseek2 { kq * kq } else { 1.0 })
+    }
+}
+
+#[test]
+fn gguf_scalings_are_what_llama_cpp_computes() {
+    let mut checked = 0;
+    for deepseek2 in [false, true] {
+        for yarn in [false, true] {
+            for factor in [0.0, 1.0, 4.0, 40.0] {
+                for (attn_factor, log_mul) in [(1.0, 0.0), (1.19, 0.0), (1.0, 0.1), (1.0, 0.0707), (0.9, 1.0)] {
+                    for (ext_factor, betas) in [(None, (32.0, 1.0)), (Some(0.0), (32.0, 1.0)), (Some(0.75), (8.0, 2.0))]
+                    {
+                        let law = LlamaCpp {
+                            deepseek2,
+                            yarn,
+                            factor,
+                            attn_factor,
+                            log_mul,
+                            ext_factor,
+                            betas,
+                            base: 10000.0,
+                            dims: 64,
+                            original: 4096.0,
+                        };
+                        let architecture = if deepseek2 { "deepseek2" } else { "llama" };
+                        let mut keys = vec![
+                            ("attention.key_length", int(if deepseek2 { 192 } else { 64 })),
+                            ("rope.dimension_count", int(64)),
+                            ("rope.freq_base", float(10000.0)),
+                            ("rope.scaling.type", text(if yarn { "yarn" } else { "linear" })),
+                            ("rope.scaling.factor", float(factor)),
+                            ("rope.scaling.attn_factor", float(attn_factor)),
+                            ("rope.scaling.original_context_length", int(4096)),
+                            ("rope.scaling.yarn_beta_fast", float(betas.0)),
+                            ("rope.scaling.yarn_beta_slow", float(betas.1)),
+                            ("rope.scaling.yarn_log_multiplier", float(log_mul)),
+                        ];
+                        keys.extend(ext_factor.map(|ext| ("rope.scaling.yarn_ext_factor", float(ext))));
+                        let layer = ModelRope::from_gguf(&gguf(architecture, &keys)).unwrap().kinds()[0].clone();
+                        let (frequencies, cos_sin, logits) = law.run();
+                        let rope = layer.rope.unwrap();
+                        for (pair, want) in frequencies.into_iter().enumerate() {
+                            let got = rope.frequency(pair);
+                            assert!((got / want - 1.0).abs() < 1e-12, "{keys:?}, pair {pair}: {got:e}, {want:e}");
+                        }
+                        assert!((rope.attention_factor / cos_sin - 1.0).abs() < 1e-12, "{keys:?}: {cos_sin}");
+                        assert!((layer.logit_scale / logits - 1.0).abs() < 1e-12, "{keys:?}: {logits}");
+                        checked += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(checked, 240);
+}
+
+/// Which layers rotate how, and which pairs: `load_arch_hparams` in llama.cpp's src/models, `llama_model_rope_type`.
+#[test]
+fn gguf_layers_are_llama_cpps() {
+    let spec_of = |architecture: &str, keys: &[(&str, GgufValue)]| {
+        let mut all = vec![("attention.key_length", int(128)), ("rope.freq_base", float(5e5))];
+        all.extend(keys.iter().cloned());
+        ModelRope::from_gguf(&gguf(architecture, &all)).unwrap()
+    };
+    let yarn = [
+        ("rope.scaling.type", text("yarn")),
+        ("rope.scaling.factor", float(8.0)),
+        ("rope.scaling.original_context_length", int(8192)),
+    ];
+    let with = |keys: &[(&'static str, GgufValue)]| [&yarn[..], keys].concat();
+    let scaled = |rope: Rope| Rope {
+        scaling: Scaling::Yarn(Yarn::new(8.0, 8192.0)),
+        attention_factor: Yarn::new(8.0, 8192.0).attention_factor(),
+        ..rope
+    };
+    let windows = |model: &ModelRope, window: Rope, full: Rope, which: &[bool]| {
+        for (index, &is_window) in which.iter().enumerate() {
+            let want = if is_window { &window } else { &full };
+            assert_eq!(model.layer(index).unwrap().rope.as_ref(), Some(want), "layer {index} of {}", model.name());
+        }
+    };
+    // OLMo 3 (olmo2.cpp): windows are not scaled and keep the base.
+    let keys = with(&[("block_count", int(5)), ("attention.sliding_window", int(4096))]);
+    windows(&spec_of("olmo2", &keys), half(128, 5e5), scaled(half(128, 5e5)), &[true, true, true, false, true]);
+    // OLMo 2 has none, and Gemma 3 has none without a window (gemma3.cpp).
+    assert_eq!(spec_of("olmo2", &with(&[("block_count", int(5))])).rope().unwrap(), &scaled(half(128, 5e5)));
+    assert_eq!(spec_of("gemma3", &[("block_count", int(12))]).rope().unwrap(), &half(128, 5e5));
+    // Mellum (mellum.cpp): not scaled, with the base of the full layers; Laguna (laguna.cpp): base 10000, layer 0 full.
+    let keys = with(&[("block_count", int(4)), ("attention.sliding_window", int(1024))]);
+    windows(&spec_of("mellum", &keys), half(128, 5e5), scaled(half(128, 5e5)), &[true, true, true, false]);
+    let keys = with(&[
+        ("block_count", int(4)),
+        ("attention.sliding_window", int(512)),
+        ("attention.sliding_window_pattern", int(3)),
+    ]);
+    windows(&spec_of("laguna", &keys), half(128, 1e4), scaled(half(128, 5e5)), &[false, true, true, false]);
+    // ModernBERT (modern-bert.cpp): each third layer from the first; MiMo-V2 (mimo2.cpp): a list.
+    let keys = [("block_count", int(4)), ("attention.sliding_window", int(128)), ("rope.freq_base_swa", float(2e4))];
+    windows(&spec_of("modern-bert", &keys), half(128, 2e4), half(128, 5e5), &[false, true, true, false]);
+    let list = GgufValue::List([0, 1, 1].map(int).to_vec());
+    let keys = [("block_count", int(3)), ("attention.sliding_window_pattern", list)];
+    windows(&spec_of("mimo2", &keys), half(128, 1e4), half(128, 5e5), &[false, true, true]);
+    // GPT-OSS (openai-moe.cpp): windows are scaled too, so that all layers are one kind.
+    let keys = with(&[("block_count", int(4)), ("attention.sliding_window", int(128))]);
+    assert_eq!(spec_of("gpt-oss", &keys).rope().unwrap(), &scaled(half(128, 5e5)));
+
+    // Layers without RoPE: Llama 4 (llama4.cpp; a window of 0 means none), EXAONE 4.0 32B alone (exaone4.cpp), Cohere 2.
+    let without = |architecture: &str, keys: &[(&str, GgufValue)]| {
+        let model = spec_of(architecture, keys);
+        (0..model.layers().unwrap()).filter(|&layer| model.layer(layer).unwrap().rope.is_none()).collect::<Vec<_>>()
+    };
+    assert_eq!(without("llama4", &[("block_count", int(8))]), [3, 7]);
+    assert!(without("llama4", &[("block_count", int(8)), ("attention.sliding_window", int(0))]).is_empty());
+    assert_eq!(without("smollm3", &[("block_count", int(8))]), [3, 7]);
+    assert_eq!(without("exaone4", &[("block_count", int(64))]).len(), 16);
+    assert!(without("exaone4", &[("block_count", int(30)), ("attention.sliding_window", int(4096))]).is_empty());
+    assert_eq!(
+        without("cohere2", &[("block_count", int(8)), ("attention.sliding_window_pattern", int(2))]),
+        [1, 3, 5, 7]
+    );
+
+    // Pairs: Orion in halves; GLM-4 interleaved, GLM-4V's text in halves by sections.
+    assert_eq!(spec_of("orion", &[]).rope().unwrap().pairing, Half);
+    assert_eq!(spec_of("glm4", &[("rope.dimension_count", int(64))]).rope().unwrap().pairing, Interleaved);
+    let sections = GgufValue::List([8, 12, 12, 0].map(int).to_vec());
+    let keys = [("rope.dimension_count", int(64)), ("rope.dimension_sections", sections)];
+    let glm4v = Rope { axes: Axes::Sections(vec![8, 12, 12]), ..half(64, 5e5) };
+    assert_eq!(spec_of("glm4", &keys).rope().unwrap(), &glm4v);
+    assert_eq!(spec_of("glm4moe", &keys).rope().unwrap(), &glm4v);
+    // MiniCPM3 (minicpm3.cpp): the last 32 of 96 channels, logits as they are
+    let model = spec_of("minicpm3", &[("attention.key_length", int(96)), ("rope.dimension_count", int(32))]);
+    assert_eq!((model.rope().unwrap(), model.kinds()[0].logit_scale), (&spec(32, 64, Half, 5e5, Scaling::None), 1.0));
+    // Hunyuan (hunyuan-vl.cpp) rescales its base when it loads; four axes of its vision model
+    let sections = GgufValue::List([16; 4].map(int).to_vec());
+    let keys = [("rope.scaling.alpha", float(1000.0)), ("rope.dimension_sections", sections)];
+    let ntk = spec(128, 0, Half, 5e5, Scaling::NtkStatic { alpha: 1000.0 });
+    assert_eq!(spec_of("hunyuan-dense", &keys[..1]).rope().unwrap(), &ntk);
+    assert_eq!(spec_of("hunyuan_vl", &keys).rope().unwrap(), &Rope { axes: Axes::Sections(vec![16; 4]), ..ntk });
+    assert_eq!(spec_of("hunyuan-moe", &keys[..1]).rope().unwrap(), &half(128, 5e5));
 }
 
 /// A file as llama.cpp writes it, version 3: keys, a vocabulary to pass over, one tensor to read and one not to.
@@ -1080,6 +1451,39 @@ fn gguf_metadata_that_is_not_understood_is_refused() {
         with(&[("rope.scaling.factor", float(0.5))]),
         "the linear scaling's factor is 0.5, it must be finite and at least 1"
     );
+    assert_eq!(
+        refused(&gguf(
+            "hunyuan-dense",
+            &[
+                ("attention.key_length", int(128)),
+                ("rope.scaling.alpha", float(1000.0)),
+                ("rope.scaling.factor", float(2.0))
+            ]
+        )),
+        "hunyuan-dense.rope.scaling.alpha stands beside the scaling \"linear\", one of them must be alone"
+    );
+    let mut both = gguf(
+        "llama",
+        &[
+            ("attention.key_length", int(128)),
+            ("rope.scaling.type", text("yarn")),
+            ("rope.scaling.factor", float(4.0)),
+            ("context_length", int(8192)),
+        ],
+    );
+    both.divisors.insert("rope_freqs.weight".into(), vec![1.0; 64]);
+    assert_eq!(refused(&both), "rope_freqs.weight stands beside YaRN's ramp, one of them must be alone");
+    assert_eq!(
+        refused(&gguf(
+            "cohere2",
+            &[
+                ("attention.key_length", int(128)),
+                ("block_count", int(2)),
+                ("attention.sliding_window_pattern", int(0))
+            ]
+        )),
+        "cohere2.attention.sliding_window_pattern is 0, it must be a list, or a whole number from 1 to 65535"
+    );
     let mut short = gguf("llama", &[("attention.key_length", int(128))]);
     short.divisors.insert("rope_freqs.weight".into(), vec![1.0; 63]);
     assert_eq!(refused(&short), "rope_freqs.weight holds 63 divisors, the rotary part has 64 pairs");
@@ -1112,7 +1516,7 @@ fn configs_that_are_not_understood_are_refused() {
         (json!({"model_type": 7}), "model_type is 7, it must be a string"),
         (
             llama(json!({"rope_scaling": {"type": "cubic", "factor": 2.0}})),
-            "rope_type is \"cubic\", this crate knows default, linear, dynamic, ntk, yarn, longrope, llama3 and proportional",
+            "rope_type is \"cubic\", this crate knows default, linear, dynamic, ntk, ntk_alpha, yarn, longrope, llama3 and proportional",
         ),
         (llama(json!({"rope_scaling": 3})), "rope_scaling is 3, it must be an object or null"),
         (llama(json!({"rope_scaling": {"type": "linear"}})), "factor is missing, rope_type \"linear\" needs it"),
@@ -1311,4 +1715,70 @@ fn configs_that_are_not_understood_are_refused() {
     );
     let model = hf(json!({"model_type": "llama", "head_dim": 128, "num_hidden_layers": 2}));
     assert_eq!(model.layer(2).unwrap_err().to_string(), "layer 2 is asked for, the model has 2");
+}
+
+/// Every key of every known type's config, and every key of its parameters, with a value that is not one: an error that ends
+/// in one sentence, or a spec inside its law; never a panic.
+#[test]
+fn no_value_of_a_key_panics() {
+    let golden: Value = serde_json::from_str(include_str!("../golden/rope_models_hf.json")).unwrap();
+    let odd = [
+        json!(null),
+        json!("x"),
+        json!(""),
+        json!(true),
+        json!(-1),
+        json!(0),
+        json!(3),
+        json!(0.5),
+        json!(1e300),
+        json!(18446744073709551615u64),
+        json!([]),
+        json!([0, "x", null]),
+        json!({}),
+        json!({"full_attention": 3}),
+    ];
+    let check = |config: &Value| match ModelRope::from_hf(&config.to_string()) {
+        Err(error) => {
+            let text = error.to_string();
+            assert!(!text.is_empty() && !text.contains('\n') && text.len() < 600, "{text}: {config}");
+            false
+        }
+        Ok(model) => {
+            assert!(!model.describe().is_empty());
+            for kind in model.at_length(1 << 40).kinds() {
+                if let Some(rope) = &kind.rope {
+                    rope.check().unwrap();
+                    let last = rope.pairs() - 1;
+                    let _ = (rope.rate(last), rope.compat_frequency(last), rope.angle(-5, last));
+                }
+            }
+            true
+        }
+    };
+    let (mut understood, mut refused) = (0, 0);
+    let mut seen = std::collections::BTreeSet::new();
+    for case in golden["cases"].as_array().unwrap() {
+        let config = &case["config"];
+        // A config of each type and form.
+        let form: Vec<_> = config.as_object().unwrap().keys().cloned().collect();
+        if !seen.insert((config["model_type"].to_string(), form.clone())) {
+            continue;
+        }
+        for value in &odd {
+            for key in &form {
+                let mut changed = config.clone();
+                changed[key] = value.clone();
+                *(if check(&changed) { &mut understood } else { &mut refused }) += 1;
+                let inner: Vec<_> = config[key].as_object().into_iter().flat_map(|map| map.keys().cloned()).collect();
+                for inner in inner {
+                    let mut changed = config.clone();
+                    changed[key][&inner] = value.clone();
+                    *(if check(&changed) { &mut understood } else { &mut refused }) += 1;
+                }
+            }
+        }
+    }
+    println!("{understood} configs understood, {refused} refused");
+    assert!(understood > 5_000 && refused > 10_000, "{understood} understood, {refused} refused");
 }

@@ -167,6 +167,21 @@ fn dynamic_ntk_grows_the_base_with_the_length() {
     }
 }
 
+/// Qwen's get_ntk_alpha: 2^ceil(log2(length / seq_length) + 1) - 1, at least 1.
+#[test]
+fn stepped_ntk_is_qwens() {
+    let stepped = rope(128, 1e4, Scaling::SteppedNtk { context: 8192.0, length: None });
+    for (length, alpha) in [(0, 1.0), (8192, 1.0), (8193, 3.0), (16384, 3.0), (16385, 7.0), (32768, 7.0), (32769, 15.0)]
+    {
+        let fixed = rope(128, 1e4, Scaling::NtkStatic { alpha });
+        let stepped = stepped.at_length(length);
+        for pair in [0, 1, 31, 63] {
+            assert_eq!(stepped.rate(pair), fixed.rate(pair), "{length} tokens, pair {pair}");
+            assert_eq!(stepped.compat_frequency(pair), fixed.compat_frequency(pair));
+        }
+    }
+}
+
 /// Raw ends, the ends used, and the factors of published models.
 #[test]
 fn yarn_has_the_constants_of_published_models() {
@@ -477,6 +492,14 @@ fn parameters_outside_the_law_are_refused() {
             "the dynamic NTK scaling depends on the length of the sequence, which at_length must set first",
         ),
         (
+            Scaling::SteppedNtk { context: 4096.0, length: None },
+            "the stepped NTK scaling depends on the length of the sequence, which at_length must set first",
+        ),
+        (
+            Scaling::SteppedNtk { context: f64::NAN, length: Some(1) },
+            "the stepped NTK scaling's context is NaN, it must be finite and above 0",
+        ),
+        (
             longrope(32, 32, None),
             "the LongRoPE scaling depends on the length of the sequence, which at_length must set first",
         ),
@@ -486,7 +509,7 @@ fn parameters_outside_the_law_are_refused() {
         ),
         (longrope(32, 48, Some(1)), "the LongRoPE scaling's long list holds 48 divisors, the rotary part has 32 pairs"),
         (Scaling::Divisors(vec![]), "the list of divisors holds 0 divisors, the rotary part has 32 pairs"),
-        (Scaling::Divisors(holed), "the list of divisors holds 0 at 7, a divisor must be above 0"),
+        (Scaling::Divisors(holed), "the list of divisors holds 0 at 7, a divisor must be a number other than 0"),
         (
             Scaling::Yarn(Yarn { factor: 0.25, ..yarn }),
             "the YaRN scaling's factor is 0.25, it must be finite and at least 1",

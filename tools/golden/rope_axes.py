@@ -18,6 +18,7 @@ import torch
 import transformers
 from transformers.models.dinov3_vit import modeling_dinov3_vit as dinov3
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as ernie
+from transformers.models.gemma4 import configuration_gemma4, modeling_gemma4 as gemma4
 from transformers.models.glm4v import modeling_glm4v as glm4v
 from transformers.models.pixtral import modeling_pixtral as pixtral
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
@@ -124,10 +125,19 @@ for feat, ref in [((3, 5), None), ((24, 40), (16, 16))]:
     eva.append({"name": "eva-02", "grid": feat, "reference": ref, "patch": [feat[0] - 1, feat[1] - 1],
                 "cos_f32_bits": bits(cos[at][0::2].tolist()), "sin_f32_bits": bits(sin[at][0::2].tolist())})
 
+# Gemma 4's vision tower rotates each half of a head for itself: a head as it goes in and comes out, for some patches.
+config = configuration_gemma4.Gemma4VisionConfig(rope_parameters={"rope_type": "axial", "rope_theta": 100.0})
+patches = torch.tensor([[[0, 0], [1, 0], [0, 1], [7, 30], [47, 13]]])
+x = torch.rand(1, patches.shape[1], 1, config.head_dim, generator=torch.Generator().manual_seed(4)) * 2 - 1
+cos, sin = gemma4.Gemma4VisionRotaryEmbedding(config)(x, patches)
+y = gemma4.apply_multidimensional_rope(x, cos, sin, patches)
+gemma4_case = {"name": "gemma4 vision", "theta": 100.0, "dim": config.head_dim, "patches": patches[0].tolist(),
+               "x_f32_bits": bits(x.flatten().tolist()), "y_f32_bits": bits(y.flatten().tolist())}
+
 meta = {
     "script": "tools/golden/rope_axes.py",
     "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "timm": importlib.metadata.version("timm")},
     "date": datetime.date.today().isoformat(),
 }
-json.dump({"meta": meta, "cases": cases, "dinov3": dinov3_case, "eva02": eva}, sys.stdout, separators=(",", ":"))
+json.dump({"meta": meta, "cases": cases, "dinov3": dinov3_case, "eva02": eva, "gemma4": gemma4_case}, sys.stdout, separators=(",", ":"))
 print()

@@ -19,7 +19,7 @@ static void check_bias(PosencBias *bias, const double *want) {
     PosencBiasCall call = POSENC_INIT(PosencBiasCall);
     call.x = BUFFER(x);
     call.shape = logits();
-    call.queries.kind = POSENC_PLACE_LAST;
+    call.places.queries.kind = POSENC_PLACE_LAST;
     OK(posenc_bias_add(bias, &call));
     download(got, call.x, sizeof got);
     for (int i = 0; i < N; ++i) CHECK(near(got[i], x[i] + want[i], 4e-6));
@@ -29,7 +29,7 @@ static void check_bias(PosencBias *bias, const double *want) {
     call.shape.heads = 1;
     REFUSED(posenc_bias_write(bias, &call), POSENC_VALUE, "the bias has 2 heads, the logits have 1");
     call.shape = logits();
-    call.keys.kind = 9;
+    call.places.keys.kind = 9;
     REFUSED(posenc_bias_add(bias, &call), POSENC_ARGUMENT, "the kind of a place is 9");
     OK(posenc_bias_free(bias));
 }
@@ -40,6 +40,29 @@ static int bucket(int distance) {
     if (n < 2) return base + n;
     int large = 2 + (int)(log(n / 2.0) / log(20 / 2.0) * 2);
     return base + (large < 3 ? large : 3);
+}
+
+static const double in_weight[3] = {1.0, -2.0, 0.5}, in_bias[3] = {0.1, 0.7, -0.2}, out_bias[HEADS] = {0.25, -0.5};
+static const double out_weight[HEADS * 3] = {1.0, 0.5, -1.5, 2.0, -1.0, 0.75};
+
+static PosencFireSpec fire_spec(void) {
+    PosencFireSpec fire = POSENC_INIT(PosencFireSpec);
+    fire.c = 0.1;
+    fire.threshold = 3.0;
+    fire.eps = 1e-6;
+    fire.width = 3;
+    fire.heads = HEADS;
+    fire.in_weight = in_weight;
+    fire.in_bias = in_bias;
+    fire.out_weight = out_weight;
+    fire.out_bias = out_bias;
+    fire.reach = 64;
+    return fire;
+}
+
+static double fire_input(int i) {
+    double query = KEYS - QUERIES + i / KEYS % QUERIES;
+    return log(1.0 + 0.1 * abs(distance_of(i))) / (log(1.0 + 0.1 * fmax(query, 3.0)) + 1e-6);
 }
 
 static void biases(void) {
@@ -136,24 +159,10 @@ static void biases(void) {
     }
     check_bias(bias, want);
 
-    const double in_weight[3] = {1.0, -2.0, 0.5}, in_bias[3] = {0.1, 0.7, -0.2}, out_bias[HEADS] = {0.25, -0.5};
-    const double out_weight[HEADS * 3] = {1.0, 0.5, -1.5, 2.0, -1.0, 0.75};
-    PosencFireSpec fire = POSENC_INIT(PosencFireSpec);
-    fire.c = 0.1;
-    fire.threshold = 3.0;
-    fire.eps = 1e-6;
-    fire.width = 3;
-    fire.heads = HEADS;
-    fire.in_weight = in_weight;
-    fire.in_bias = in_bias;
-    fire.out_weight = out_weight;
-    fire.out_bias = out_bias;
-    fire.reach = 64;
+    PosencFireSpec fire = fire_spec();
     OK(posenc_bias_fire_new(gpu, &fire, POSENC_F32, &bias));
     for (int i = 0; i < N; ++i) {
-        double query = KEYS - QUERIES + i / KEYS % QUERIES;
-        double norm = log(1.0 + fire.c * fmax(query, fire.threshold)) + fire.eps;
-        double x = log(1.0 + fire.c * abs(distance_of(i))) / norm, sum = out_bias[head_of(i)];
+        double x = fire_input(i), sum = out_bias[head_of(i)];
         for (int j = 0; j < 3; ++j) sum += out_weight[head_of(i) * 3 + j] * fmax(0.0, in_weight[j] * x + in_bias[j]);
         want[i] = sum;
     }
@@ -190,7 +199,7 @@ static void softmaxes(void) {
     call.shape = call.out_shape = logits();
     call.out = BUFFER(out);
     call.inputs.bias = bias;
-    call.inputs.queries.kind = POSENC_PLACE_LAST;
+    call.inputs.places.queries.kind = POSENC_PLACE_LAST;
     call.inputs.gates = BUFFER(gates);
     call.inputs.mask = BUFFER(mask);
     call.inputs.mask_shape = (PosencLogits){BATCH, 1, 1, KEYS, 0, {KEYS, KEYS, KEYS}};
@@ -258,8 +267,8 @@ static void softmaxes(void) {
     PosencSoftmaxCall decode = POSENC_INIT(PosencSoftmaxCall);
     decode.x = BUFFER(x);
     decode.shape = (PosencLogits){BATCH, HEADS, 1, KEYS, 0, {HEADS * KEYS, KEYS, KEYS}};
-    decode.inputs.queries.kind = POSENC_PLACE_LAST;
-    decode.inputs.keys.lengths = BUFFER(lengths);
+    decode.inputs.places.queries.kind = POSENC_PLACE_LAST;
+    decode.inputs.places.keys.lengths = BUFFER(lengths);
     OK(posenc_softmax_apply(softmax, &decode));
     download(out, decode.x, sizeof out);
     for (int row = 0; row < BATCH * HEADS; ++row) {
@@ -271,9 +280,36 @@ static void softmaxes(void) {
         }
     }
 
+    /* Packed: the batch's two sequences as one, 2 and 3 queries against 2 and 4 keys, causal in each. */
+    const int32_t first_queries[3] = {0, 2, 5}, first_keys[3] = {0, 2, 6};
+    PosencSoftmaxCall packed = POSENC_INIT(PosencSoftmaxCall);
+    CHECK(to_device(call.x.data, x, sizeof x) == 0);
+    packed.x = call.x;
+    packed.shape = logits();
+    packed.shape.batch = 1;
+    packed.inputs.places.queries.kind = POSENC_PLACE_LAST;
+    packed.inputs.places.sequences = 2;
+    packed.inputs.places.packed_queries = BUFFER(first_queries);
+    packed.inputs.places.packed_keys = BUFFER(first_keys);
+    OK(posenc_softmax_apply(softmax, &packed));
+    download(out, packed.x, sizeof out);
+    for (int row = 0; row < HEADS * QUERIES; ++row) {
+        int query = row % QUERIES, second = query >= 2;
+        /* The last query of each sequence sees its last key. */
+        int begin = second ? 2 : 0, end = second ? 6 - (4 - query) : query + 1;
+        double sum = 0.0;
+        for (int key = begin; key < end; ++key) sum += exp(0.5 * x[row * KEYS + key]);
+        for (int key = 0; key < KEYS; ++key) {
+            double want = key >= begin && key < end ? exp(0.5 * x[row * KEYS + key]) / sum : 0.0;
+            CHECK(near(out[row * KEYS + key], want, 2e-6));
+        }
+    }
+    packed.inputs.places.packed_keys.data = 0;
+    REFUSED(posenc_softmax_apply(softmax, &packed), POSENC_ARGUMENT, "packed_keys is null");
+
     REFUSED(posenc_softmax_apply(NULL, &call), POSENC_ARGUMENT, "softmax is null");
     PosencSoftmaxCall wrong = call;
-    wrong.inputs.keys.kind = 9;
+    wrong.inputs.places.keys.kind = 9;
     REFUSED(posenc_softmax_apply(softmax, &wrong), POSENC_ARGUMENT, "the kind of a place is 9");
     wrong = call;
     wrong.out.data = wrong.x.data;
@@ -303,7 +339,7 @@ static void run_grad(PosencDistanceGrad *plan, PosencBuffer g, const double *wan
     PosencDistanceGradCall call = POSENC_INIT(PosencDistanceGradCall);
     call.grad = g;
     call.shape = logits();
-    call.queries.kind = POSENC_PLACE_LAST;
+    call.places.queries.kind = POSENC_PLACE_LAST;
     call.out = (PosencBuffer){upload(got, sizeof got), len};
     call.factor = 2.0f;
     OK(posenc_distance_grad_apply(plan, &call));
@@ -365,6 +401,38 @@ static void distance_grads(void) {
         both[HEADS + h] -= g[i] * p[h] * d / (1.0 + a[h] * d);
     }
     run_grad(plan, buffer, both, 2 * HEADS, 1e-3);
+    PosencFireSpec fire = fire_spec();
+    PosencFireGrad *network = NULL;
+    OK(posenc_fire_grad_new(gpu, &fire, &room, POSENC_F32, &network));
+    uint64_t len = 0;
+    OK(posenc_fire_grad_len(network, &len));
+    CHECK(len == 2 + 3 + 3 + HEADS * 3 + HEADS);
+    float got[2 + 3 + 3 + HEADS * 3 + HEADS] = {0};
+    PosencDistanceGradCall call = POSENC_INIT(PosencDistanceGradCall);
+    call.grad = buffer;
+    call.shape = logits();
+    call.places.queries.kind = POSENC_PLACE_LAST;
+    call.out = BUFFER(got);
+    call.factor = 1.0f;
+    OK(posenc_fire_grad_apply(network, &call));
+    download(got, call.out, sizeof got);
+    double layers[3 + 3 + HEADS * 3 + HEADS] = {0};
+    for (int i = 0; i < N; ++i) {
+        int h = head_of(i);
+        for (int j = 0; j < 3; ++j) {
+            double ramp = in_weight[j] * fire_input(i) + in_bias[j];
+            if (ramp <= 0.0) continue;
+            layers[j] += g[i] * out_weight[h * 3 + j] * fire_input(i);
+            layers[3 + j] += g[i] * out_weight[h * 3 + j];
+            layers[6 + h * 3 + j] += g[i] * ramp;
+        }
+        layers[6 + HEADS * 3 + h] += g[i];
+    }
+    for (int i = 0; i < 6 + HEADS * 4; ++i) CHECK(near(got[2 + i], layers[i], 1e-3));
+    call.out.len -= 1;
+    REFUSED(posenc_fire_grad_apply(network, &call), POSENC_VALUE, "out holds 15 elements");
+    OK(posenc_fire_grad_free(network));
+
     REFUSED(posenc_distance_grad_t5_new(gpu, &t5, NULL, POSENC_F32, &plan), POSENC_ARGUMENT, "room is null");
 }
 

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Seek, SeekFrom};
 
-use super::hf::wrong;
+use super::keys::wrong;
 use super::{Layer, ModelRope, check_layers};
 use crate::Result;
 use crate::rotate::{Axes, Pairing, QueryScale, Rope, Scaling, Yarn, yarn_mscale};
@@ -212,7 +212,8 @@ impl Gguf {
 
 // --------------------------------------------------------------------------------------------------------- understanding
 
-/// How llama.cpp pairs channels, by architecture (llama.cpp 0c1e57098, `llama_model_rope_type`).
+/// How llama.cpp pairs channels, by architecture: `llama_model_rope_type` and `LLM_ARCH_NAMES` in its `src/llama-model.cpp` and
+/// `src/llama-arch.cpp`.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     /// interleaved
@@ -221,38 +222,79 @@ enum Kind {
     Neox,
     /// halves, axes by sections
     Sections,
+    /// interleaved, or halves and axes by sections where there are any
+    NormOrSections,
+    /// halves, and axes by sections where there are any
+    NeoxOrSections,
     /// halves, axes in turn
     InTurn,
     /// no RoPE
     None(&'static str),
 }
 
+#[rustfmt::skip]
+static KINDS: &[(Kind, &[&str])] = &[
+    (Kind::Norm, &["llama", "llama4", "deci", "baichuan", "starcoder", "internlm2", "minicpm", "xverse", "command-r", "cohere2",
+        "olmo", "arctic", "deepseek", "deepseek2", "chatglm", "granite", "granitemoe", "granitehybrid", "chameleon", "smollm3",
+        "ernie4_5", "ernie4_5-moe", "mistral3", "mistral4", "glm-dsa", "arcee", "llada", "plm", "bailingmoe", "neo-bert",
+        "llama-embed", "maincoder"]),
+    (Kind::Neox, &["falcon", "falcon-h1", "grok", "dbrx", "bert", "nomic-bert", "nomic-bert-moe", "modern-bert", "jina-bert-v3",
+        "eurobert", "stablelm", "qwen", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "qwen3next", "dream", "llada-moe", "rnd1", "olmo2",
+        "olmoe", "phi2", "phi3", "phimoe", "plamo", "gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "gemma-embedding", "starcoder2",
+        "gptneox", "nemotron", "exaone", "exaone4", "minicpm3", "hunyuan-moe", "hunyuan-dense", "hy_v3", "gpt-oss", "lfm2", "lfm2moe",
+        "seed_oss", "apertus", "minimax-m2", "mimo2", "codeshell", "orion", "openelm", "bitnet", "dots1", "bailingmoe2", "jais2",
+        "grovemoe", "pangu-embedded", "laguna", "mellum"]),
+    (Kind::Sections, &["qwen2vl", "paddleocr"]),
+    (Kind::InTurn, &["qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe"]),
+    (Kind::NormOrSections, &["glm4"]),
+    (Kind::NeoxOrSections, &["glm4moe", "hunyuan_vl"]),
+    (Kind::None("ALiBi"), &["bloom", "mpt", "jais", "refact", "jina-bert-v2"]),
+    (Kind::None("T5's buckets of distance"), &["t5", "t5encoder"]),
+    (Kind::None("a learned table"), &["gpt2", "gptj"]),
+    (Kind::None("nothing: order comes from the recurrent layers"),
+        &["mamba", "mamba2", "jamba", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "nemotron_h", "nemotron_h_moe", "kimi-linear"]),
+];
+
 fn kind(architecture: &str) -> Option<Kind> {
+    KINDS.iter().find(|(_, names)| names.contains(&architecture)).map(|&(kind, _)| kind)
+}
+
+/// Architectures whose rotary channels stand behind the others of a head.
+const ROTARY_LAST: &[&str] = &["deepseek2", "glm-dsa", "mistral4", "minicpm3", "plm"];
+
+/// Architectures with DeepSeek's scale of logits (`kq_scale` in `src/models/deepseek2.cpp`).
+const SCALED_LOGITS: &[&str] = &["deepseek2", "glm-dsa", "mistral4"];
+
+/// What windows have where the metadata is silent.
+struct Windows {
+    /// whether they are there without `attention.sliding_window`
+    always: bool,
+    /// each `every`-th layer is full; `None` if the metadata must say
+    every: Option<usize>,
+    /// whether layer 0 is full, or the last of each `every`
+    dense_first: bool,
+    /// the base; `None` for that of the full layers
+    base: Option<f64>,
+    /// whether they are scaled as the full layers are
+    scaled: bool,
+}
+
+/// How windows rotate, by architecture: `load_arch_hparams` of each in llama.cpp's `src/models`.
+fn windows(architecture: &str) -> Option<Windows> {
+    let windows = |every, base| Windows { always: true, every, dense_first: false, base, scaled: false };
     Some(match architecture {
-        "llama" | "llama4" | "deci" | "baichuan" | "starcoder" | "internlm2" | "minicpm" | "xverse" | "command-r"
-        | "cohere2" | "olmo" | "arctic" | "deepseek" | "deepseek2" | "chatglm" | "glm4" | "granite" | "granitemoe"
-        | "granitehybrid" | "chameleon" | "smollm3" | "ernie4_5" | "ernie4_5-moe" | "mistral3" | "mistral4"
-        | "glm-dsa" | "orion" => Kind::Norm,
-        "falcon" | "grok" | "dbrx" | "bert" | "nomic-bert" | "nomic-bert-moe" | "modern-bert" | "stablelm" | "qwen"
-        | "qwen2" | "qwen2moe" | "qwen3" | "qwen3moe" | "qwen3next" | "olmo2" | "olmoe" | "phi2" | "phi3"
-        | "phimoe" | "gemma" | "gemma2" | "gemma3" | "gemma3n" | "gemma4" | "gemma-embedding" | "starcoder2"
-        | "gptneox" | "nemotron" | "exaone" | "exaone4" | "minicpm3" | "hunyuan-moe" | "hunyuan-dense" | "gpt-oss"
-        | "lfm2" | "lfm2moe" | "seed_oss" | "apertus" | "minimax-m2" | "mimo2" | "glm4moe" | "codeshell"
-        | "openelm" | "bitnet" | "dots1" => Kind::Neox,
-        "qwen2vl" | "paddleocr" => Kind::Sections,
-        "qwen3vl" | "qwen3vlmoe" | "qwen35" | "qwen35moe" => Kind::InTurn,
-        "bloom" | "mpt" | "jais" | "refact" | "jina-bert-v2" => Kind::None("ALiBi"),
-        "t5" | "t5encoder" => Kind::None("T5's buckets of distance"),
-        "gpt2" | "gptj" => Kind::None("a learned table"),
-        "mamba" | "mamba2" | "jamba" | "rwkv6" | "rwkv7" | "nemotron_h" | "kimi-linear" => {
-            Kind::None("nothing: order comes from the recurrent layers")
-        }
+        "gemma3" => Windows { always: false, ..windows(Some(6), Some(10_000.0)) },
+        "gemma-embedding" => windows(Some(6), Some(10_000.0)),
+        "gemma3n" => windows(Some(5), Some(10_000.0)),
+        "gemma4" | "mimo2" => windows(None, Some(10_000.0)),
+        "modern-bert" => Windows { always: false, dense_first: true, ..windows(Some(3), Some(10_000.0)) },
+        "laguna" => Windows { always: false, dense_first: true, ..windows(None, Some(10_000.0)) },
+        "olmo2" => Windows { always: false, ..windows(Some(4), None) },
+        "mellum" => Windows { always: false, ..windows(Some(4), None) },
+        "gpt-oss" => Windows { scaled: true, ..windows(Some(2), None) },
         _ => return None,
     })
 }
-
-/// Architectures with latent attention, whose scale of logits llama.cpp takes from `yarn_log_multiplier`.
-const LATENT: &[&str] = &["deepseek2", "glm-dsa", "mistral4"];
 
 struct Keys<'a> {
     gguf: &'a Gguf,
@@ -316,9 +358,9 @@ impl ModelRope {
     /// Pairs are those of the weights in the file, which llama.cpp reorders for some models: a Llama is interleaved there and
     /// in halves at Hugging Face.
     ///
-    /// llama.cpp differs from the models' own code in three points, which this follows: YaRN's ramp is always rounded to whole
-    /// pairs (GPT-OSS's is not), `yarn_attn_factor` is overwritten, and windows have no scaling. In one it does not: where
-    /// llama.cpp gives the pairs of Qwen3-VL that no axis reaches (61 and 62) a fourth position, they have time.
+    /// llama.cpp differs from the models' own code in two points, which this follows: YaRN's ramp is always rounded to whole
+    /// pairs (GPT-OSS's is not), and `yarn_attn_factor` is overwritten. In one it does not: where llama.cpp gives the pairs of
+    /// Qwen3-VL that no axis reaches (61 and 62) a fourth position, they have time.
     ///
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) if a key is missing or not what it must be, a key about RoPE or the architecture is not known.
@@ -344,19 +386,22 @@ impl ModelRope {
 
         let classes = classes(&keys, count)?;
         let mut notes = Vec::new();
-        let mut kinds = Vec::new();
+        // The classes that occur, and the layer of each; classes that come to the same layer share it.
+        let mut seen: Vec<(Class, usize)> = Vec::new();
         let mut built: Vec<Layer> = Vec::new();
         let mut places = Vec::new();
         for &class in &classes {
-            let index = kinds.iter().position(|&other| other == class);
-            let index = match index {
-                Some(index) => index,
-                None => {
-                    built.push(layer(&keys, kind, class, context)?);
-                    kinds.push(class);
-                    kinds.len() - 1
-                }
-            };
+            if let Some(&(_, index)) = seen.iter().find(|(other, _)| *other == class) {
+                places.push(index);
+                continue;
+            }
+            let layer = layer(&keys, kind, class, context)?;
+            let same = |other: &Layer| Layer { label: layer.label.clone(), ..other.clone() } == layer;
+            let index = built.iter().position(same).unwrap_or_else(|| {
+                built.push(layer);
+                built.len() - 1
+            });
+            seen.push((class, index));
             places.push(index);
         }
         if let [only] = &mut built[..] {
@@ -365,10 +410,8 @@ impl ModelRope {
         if layers.is_none() {
             places.clear();
         }
-        // Baked into the base when the file was made (Hunyuan), and a remark.
-        for key in ["rope.scaling.alpha", "rope.scaling.finetuned"] {
-            let _ = keys.get(key);
-        }
+        // A remark.
+        let _ = keys.get("rope.scaling.finetuned");
         if keys.get("rope.scaling.yarn_attn_factor").1.is_some() {
             notes.push(format!("{architecture}.rope.scaling.yarn_attn_factor has no effect in llama.cpp"));
         }
@@ -386,38 +429,45 @@ fn classes(keys: &Keys<'_>, count: usize) -> Result<Vec<Class>> {
     let every = |n: usize, rest: Class, nth: Class| {
         (1..=count).map(|layer| if layer.is_multiple_of(n) { nth } else { rest }).collect::<Vec<_>>()
     };
+    let period = |default: Option<usize>| {
+        let (name, value) = keys.get("attention.sliding_window_pattern");
+        match value {
+            None => match default {
+                Some(every) => Ok(every),
+                None => wrong(format!("{name} is missing, the architecture {:?} needs it", keys.architecture)),
+            },
+            Some(GgufValue::Integer(every)) if (1..1 << 16).contains(every) => Ok(*every as usize),
+            Some(value) => wrong(format!("{name} is {value}, it must be a list, or a whole number from 1 to 65535")),
+        }
+    };
+    let windowed = match keys.count("attention.sliding_window")? {
+        Some(window) => window > 0,
+        None => false,
+    };
     let mut classes = match keys.architecture {
-        "llama4" | "smollm3" => {
-            every(keys.count("no_rope_layer_interval")?.unwrap_or(4).max(1), Class::Full, Class::NoRope)
-        }
-        "cohere2" | "exaone4" if keys.count("attention.sliding_window")?.is_some() => {
-            every(4, Class::Full, Class::NoRope)
-        }
+        // The interval is no key. A window of 0 is Llama 4's way of saying that every layer rotates.
+        "llama4" if keys.count("attention.sliding_window")? == Some(0) => vec![Class::Full; count],
+        "llama4" | "smollm3" => every(4, Class::Full, Class::NoRope),
+        "cohere2" => every(period(Some(4))?, Class::Full, Class::NoRope),
+        // EXAONE 4.0 32B alone.
+        "exaone4" if count == 64 => every(period(Some(4))?, Class::Full, Class::NoRope),
         "qwen3next" | "qwen35" | "qwen35moe" => {
             every(keys.count("full_attention_interval")?.unwrap_or(4).max(1), Class::NoRope, Class::Full)
         }
-        "gemma3" | "gemma3n" | "gemma4" | "gemma-embedding" | "mimo2" | "modern-bert" => {
-            let default = match keys.architecture {
-                "gemma3n" => Some(5),
-                "gemma3" | "gemma-embedding" => Some(6),
-                _ => None,
-            };
-            let window = |window: bool| if window { Class::Window } else { Class::Full };
-            match keys.get("attention.sliding_window_pattern") {
-                (_, Some(GgufValue::List(_))) => {
+        architecture => match windows(architecture) {
+            Some(rule) if rule.always || windowed => {
+                let window = |window: bool| if window { Class::Window } else { Class::Full };
+                if let (_, Some(GgufValue::List(_))) = keys.get("attention.sliding_window_pattern") {
                     let list = keys.counts("attention.sliding_window_pattern", count)?.unwrap_or_default();
                     list.into_iter().map(|flag| window(flag != 0)).collect()
+                } else {
+                    let n = period(rule.every)?;
+                    let shift = usize::from(!rule.dense_first);
+                    (shift..count + shift).map(|layer| window(!layer.is_multiple_of(n))).collect()
                 }
-                (key, _) => match keys.count("attention.sliding_window_pattern")?.or(default) {
-                    Some(n) if n > 0 && keys.architecture == "modern-bert" => {
-                        (0..count).map(|layer| window(!layer.is_multiple_of(n))).collect()
-                    }
-                    Some(n) if n > 0 => every(n, Class::Window, Class::Full),
-                    _ => return wrong(format!("{key} is missing, the architecture {:?} needs it", keys.architecture)),
-                },
             }
-        }
-        _ => vec![Class::Full; count],
+            _ => vec![Class::Full; count],
+        },
     };
     // Layers without keys do not attend (LFM2, Granite hybrid).
     if let (_, Some(GgufValue::List(_))) = keys.get("attention.head_count_kv") {
@@ -453,8 +503,8 @@ fn layer(keys: &Keys<'_>, kind: Kind, class: Class, context: Option<usize>) -> R
             }
         }
     };
-    let latent = LATENT.contains(&architecture);
-    if let (true, Some(own)) = (latent, keys.count("attention.key_length_mla")?) {
+    let last = ROTARY_LAST.contains(&architecture);
+    if let (true, Some(own)) = (last, keys.count("attention.key_length_mla")?) {
         head = own;
     }
     let given = keys.count(&swa("rope.dimension_count"))?.or(keys.count("rope.dimension_count")?);
@@ -464,20 +514,30 @@ fn layer(keys: &Keys<'_>, kind: Kind, class: Class, context: Option<usize>) -> R
             "{architecture}.rope.dimension_count is {rotary}, it must be even and at most the head's {head}"
         ));
     }
-    let offset = if latent { head - rotary } else { 0 };
+    let offset = if last { head - rotary } else { 0 };
     // Both bases are read for every layer, so that neither counts as unknown.
     let (base, base_swa) = (keys.number("rope.freq_base")?.unwrap_or(10_000.0), keys.number("rope.freq_base_swa")?);
     let _ = keys.count("rope.dimension_count_swa")?;
-    let default_swa = if matches!(architecture, "gemma3" | "gemma3n" | "gemma-embedding") { 10_000.0 } else { base };
-    let base = if window { base_swa.unwrap_or(default_swa) } else { base };
+    let rule = windows(architecture).filter(|_| window);
+    let base = match &rule {
+        // OLMo 3's windows keep the base, whatever the metadata says.
+        Some(_) if architecture == "olmo2" => base,
+        Some(rule) => base_swa.or(rule.base).unwrap_or(base),
+        None => base,
+    };
 
-    let (scaling, attention_factor, logit_scale) = scaling(keys, rotary / 2, window, context)?;
+    let scaled = rule.is_none_or(|rule| rule.scaled);
+    let (scaling, attention_factor, logit_scale) = scaling(keys, rotary, scaled, context)?;
     let axes = axes(keys, kind, rotary / 2)?;
     let query_scale = query_scale(keys, class)?;
     if class == Class::NoRope {
         return Ok(Layer { query_scale, ..Layer::none("layers without RoPE", head) });
     }
-    let pairing = if kind == Kind::Norm { Pairing::Interleaved } else { Pairing::Half };
+    let pairing = match kind {
+        Kind::Norm => Pairing::Interleaved,
+        Kind::NormOrSections if axes == Axes::One => Pairing::Interleaved,
+        _ => Pairing::Half,
+    };
     let rope = Rope { offset, pairing, scaling, attention_factor, axes, ..Rope::new(rotary, base) };
     let label = if window { "layers with a window" } else { "full layers" };
     Ok(Layer { rope: Some(rope), logit_scale, query_scale, ..Layer::none(label, head) })
@@ -500,6 +560,7 @@ fn query_scale(keys: &Keys<'_>, class: Class) -> Result<QueryScale> {
 fn axes(keys: &Keys<'_>, kind: Kind, pairs: usize) -> Result<Axes> {
     let (name, value) = keys.get("rope.dimension_sections");
     let several = matches!(kind, Kind::Sections | Kind::InTurn);
+    let perhaps = matches!(kind, Kind::NormOrSections | Kind::NeoxOrSections);
     let sections = match value {
         Some(GgufValue::List(list)) => keys.counts("rope.dimension_sections", list.len())?.unwrap_or_default(),
         Some(value) => return wrong(format!("{name} is {value}, it must be a list")),
@@ -508,8 +569,9 @@ fn axes(keys: &Keys<'_>, kind: Kind, pairs: usize) -> Result<Axes> {
         }
         None => return Ok(Axes::One),
     };
-    if !several {
-        // GLM-4V's text model carries them along.
+    // `llama_hparams::use_mrope`
+    let used = sections.len() > 1 && sections[0] > 0 && sections[1] > 0;
+    if !(several || perhaps && used) {
         return Ok(Axes::One);
     }
     let sections: Vec<usize> = sections.into_iter().take_while(|&section| section > 0).collect();
@@ -521,8 +583,8 @@ fn axes(keys: &Keys<'_>, kind: Kind, pairs: usize) -> Result<Axes> {
 }
 
 /// The scaling, the factor on cos and sin, and the factor on logits.
-fn scaling(keys: &Keys<'_>, pairs: usize, window: bool, context: Option<usize>) -> Result<(Scaling, f64, f64)> {
-    let architecture = keys.architecture;
+fn scaling(keys: &Keys<'_>, rotary: usize, scaled: bool, context: Option<usize>) -> Result<(Scaling, f64, f64)> {
+    let (architecture, pairs) = (keys.architecture, rotary / 2);
     let kind = match keys.get("rope.scaling.type") {
         (_, None) => "linear",
         (_, Some(GgufValue::Text(kind))) => kind.as_str(),
@@ -547,66 +609,78 @@ fn scaling(keys: &Keys<'_>, pairs: usize, window: bool, context: Option<usize>) 
         keys.number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
         keys.number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
     );
-    if window {
+    let alpha = keys.number("rope.scaling.alpha")?.filter(|&alpha| alpha > 0.0);
+    if !scaled {
         return Ok((Scaling::None, 1.0, 1.0));
     }
+    // `rope_freq_scale`; a scaling of none has none.
+    let factor = if kind == "none" { 1.0 } else { factor };
+    let extrapolation = extrapolation.unwrap_or(if kind == "yarn" { 1.0 } else { 0.0 });
     let divisors = |name: &str| -> Result<Option<Vec<f64>>> {
         match keys.gguf.divisors.get(name) {
             Some(list) if list.len() != pairs => {
                 wrong(format!("{name} holds {} divisors, the rotary part has {pairs} pairs", list.len()))
             }
-            found => Ok(found.cloned()),
+            // llama.cpp divides by the factor as well.
+            found => Ok(found.map(|list| list.iter().map(|divisor| divisor * factor).collect())),
         }
     };
     let freqs = divisors("rope_freqs.weight")?;
     let (long, short) = (divisors("rope_factors_long.weight")?, divisors("rope_factors_short.weight")?);
-    let scaling = match (kind, long, short) {
-        ("none" | "linear" | "longrope", Some(long), Some(short)) if factor == 1.0 || kind != "linear" => {
+    if !matches!(kind, "none" | "linear" | "yarn" | "longrope") {
+        return wrong(format!(
+            "{architecture}.rope.scaling.type is {kind:?}, this crate knows none, linear, yarn and longrope"
+        ));
+    }
+    if long.is_some() != short.is_some() {
+        return wrong("one of rope_factors_long.weight and rope_factors_short.weight is missing, they need each other");
+    }
+    let several = freqs.is_some() || long.is_some();
+    if several && extrapolation != 0.0 {
+        let name = if freqs.is_some() { "rope_freqs.weight" } else { "rope_factors_long.weight" };
+        return wrong(format!("{name} stands beside YaRN's ramp, one of them must be alone"));
+    }
+    // `rope_freqs.weight` comes first, as in `llama_model::get_rope_factors`.
+    let scaling = match (freqs, long.zip(short)) {
+        (Some(list), _) => Scaling::Divisors(list),
+        (None, Some((long, short))) => {
             Scaling::LongRope { short, long, original_context: needs_original()?, length: None }
         }
-        (_, Some(_), None) | (_, None, Some(_)) => {
-            return wrong(
-                "one of rope_factors_long.weight and rope_factors_short.weight is missing, they need each other",
-            );
-        }
-        ("longrope", None, None) => {
+        (None, None) if kind == "longrope" => {
             return wrong("rope_factors_long.weight is missing, the scaling longrope needs it");
         }
-        (_, Some(_), Some(_)) => {
-            return wrong(format!("the long and short divisors stand beside the scaling {kind:?}"));
-        }
-        ("none", ..) => Scaling::None,
-        ("linear", ..) if factor == 1.0 => Scaling::None,
-        ("linear", ..) => Scaling::Linear { factor },
-        ("yarn", ..) => Scaling::Yarn(Yarn {
+        (None, None) if extrapolation != 0.0 => Scaling::Yarn(Yarn {
             beta_fast: fast,
             beta_slow: slow,
-            extrapolation: extrapolation.unwrap_or(1.0),
+            extrapolation,
             ..Yarn::new(factor, needs_original()?)
         }),
-        (other, ..) => {
+        (None, None) if factor == 1.0 => Scaling::None,
+        (None, None) => Scaling::Linear { factor },
+    };
+    // Only these two rescale the base when they load; elsewhere it was done when the file was made.
+    let scaling = match (alpha, scaling) {
+        (Some(alpha), Scaling::None) if matches!(architecture, "hunyuan-dense" | "hunyuan_vl") => {
+            Scaling::NtkStatic { alpha }
+        }
+        (Some(_), scaling) if scaling != Scaling::None && matches!(architecture, "hunyuan-dense" | "hunyuan_vl") => {
             return wrong(format!(
-                "{architecture}.rope.scaling.type is {other:?}, this crate knows none, linear, yarn and longrope"
+                "{architecture}.rope.scaling.alpha stands beside the scaling {kind:?}, one of them must be alone"
             ));
         }
+        (_, scaling) => scaling,
     };
-    let scaling = match (freqs, scaling) {
-        (None, scaling) => scaling,
-        (Some(list), Scaling::None) => Scaling::Divisors(list),
-        (Some(_), _) => {
-            return wrong(format!("rope_freqs.weight stands beside the scaling {kind:?}, one of them must be alone"));
-        }
-    };
-    let blends = matches!(scaling, Scaling::Yarn(Yarn { extrapolation, .. }) if extrapolation != 0.0);
-    let mscale = match (blends, log_mul) {
+    let mscale = match (extrapolation != 0.0, log_mul) {
         (false, _) => 1.0,
         (true, 0.0) => yarn_mscale(factor, 1.0),
         (true, all) if architecture == "deepseek2" && all != 1.0 => 1.0,
         (true, all) => yarn_mscale(factor, 1.0) / yarn_mscale(factor, all),
     };
     let attention_factor = mscale * attn_factor;
-    let logit_scale = if LATENT.contains(&architecture) && log_mul != 0.0 && factor > 1.0 {
-        let scale = attention_factor * yarn_mscale(factor, log_mul);
+    let logit_scale = if SCALED_LOGITS.contains(&architecture) {
+        // `attn_factor_org`: without a ramp, nothing has cancelled the factor that it takes back.
+        let restored = if extrapolation != 0.0 { 1.0 } else { yarn_mscale(factor, 1.0) };
+        let scale = attention_factor * restored * yarn_mscale(factor, log_mul);
         scale * scale
     } else {
         1.0

@@ -132,6 +132,12 @@ impl Emulator {
         unsafe { (self.table.set_noop)(u32::from(on)) };
     }
 
+    /// Faults and refusals of this thread's calls are no longer written to stderr; [`Emulator::last_error`] has them still.
+    pub fn set_quiet(&self, on: bool) {
+        // SAFETY: a number.
+        unsafe { (self.table.set_quiet)(u32::from(on)) };
+    }
+
     /// Forgets the sticky error of the thread's current context, which a device would keep until the context's end.
     pub fn clear_error(&self) {
         // SAFETY: no arguments.

@@ -47,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) budget: u64,
     /// Threads that run blocks, the launching one included.
     pub(crate) threads: usize,
+    /// What goes to stderr: 0 nothing, 1 faults and refusals, 2 also images that are for other devices.
+    verbose: u32,
     strict: u32,
     noop: bool,
 }
@@ -90,6 +92,7 @@ impl Config {
             memory: number("EMULATOR_MEMORY", get("EMULATOR_MEMORY"), 80 << 30),
             budget: number("EMULATOR_BUDGET", get("EMULATOR_BUDGET"), 200_000_000),
             threads: number("EMULATOR_THREADS", get("EMULATOR_THREADS"), cores).max(1),
+            verbose: number("EMULATOR_VERBOSE", get("EMULATOR_VERBOSE"), 1),
             strict,
             noop: get("EMULATOR_NOOP").is_some_and(|v| v != "0"),
         }
@@ -100,6 +103,7 @@ thread_local! {
     /// What the client set for launches of this thread.
     static STRICT: Cell<Option<u32>> = const { Cell::new(None) };
     static NOOP: Cell<Option<bool>> = const { Cell::new(None) };
+    static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The level of strictness for launches of this thread.
@@ -125,6 +129,16 @@ pub(crate) fn noop() -> bool {
 /// Sets that for launches of this thread.
 pub(crate) fn set_noop(on: bool) {
     NOOP.with(|n| n.set(Some(on)));
+}
+
+/// How much goes to stderr for calls of this thread.
+pub(crate) fn verbosity() -> u32 {
+    if QUIET.with(Cell::get) { 0 } else { config().verbose }
+}
+
+/// Nothing goes to stderr for calls of this thread.
+pub(crate) fn set_quiet(on: bool) {
+    QUIET.with(|q| q.set(on));
 }
 
 /// The settings.

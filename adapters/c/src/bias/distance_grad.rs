@@ -1,9 +1,8 @@
-//! Gradients of the parameters of a distance bias: T5's table, ALiBi's slopes, KERPLE's numbers, a row.
+//! Gradients of a bias's parameters: T5's table, ALiBi's slopes, KERPLE's numbers, a row, FIRE's network.
 
-use posenc::{DistanceGradPlan, Gpu};
+use posenc::{DistanceGradPlan, FireGradPlan, Gpu};
 
-use crate::bias::places::ForeignPlaces;
-use crate::bias::{PosencKerpleSpec, PosencLogits, PosencPlace, PosencRowSpec, PosencT5Spec};
+use crate::bias::{PosencFireSpec, PosencKerpleSpec, PosencLogits, PosencPlaces, PosencRowSpec, PosencT5Spec};
 use crate::memory::read;
 use crate::{
     Failure, PosencBuffer, PosencGpu, PosencStatus, Versioned, borrow, call, free, guarded, make, make_plan, place,
@@ -37,14 +36,12 @@ pub struct PosencDistanceGradCall {
     pub grad: PosencBuffer,
     /// its shape
     pub shape: PosencLogits,
-    /// where queries sit; they must follow one another
-    pub queries: PosencPlace,
-    /// where keys sit; they must follow one another
-    pub keys: PosencPlace,
+    /// where queries and keys sit
+    pub places: PosencPlaces,
     /// `[batch, heads, queries]` of f32: those that multiplied the bias; or none
     pub gates: PosencBuffer,
-    /// f32, written, as many as `posenc_distance_grad_len` says: T5 `[buckets, heads]`, slopes and KERPLE `[2, heads]`, a
-    /// row `[heads, distances]`
+    /// f32, written, as many as `..._len` says: T5 `[buckets, heads]`, slopes and KERPLE `[2, heads]`, a row
+    /// `[heads, distances]`, FIRE `c`, `threshold` and its four layers in their order
     pub out: PosencBuffer,
     /// multiplies the sums: 1
     pub factor: f32,
@@ -198,7 +195,7 @@ pub unsafe extern "C" fn posenc_distance_grad_len(grad: *const PosencDistanceGra
     })
 }
 
-/// Writes the gradient of the parameters, in two kernels.
+/// Writes the gradient of the parameters, in one kernel; two calls of one plan must not run at the same time.
 ///
 /// # Safety
 /// The rules at the top.
@@ -211,7 +208,84 @@ pub unsafe extern "C" fn posenc_distance_grad_apply(
     unsafe {
         self::call("grad", grad, call, |grad, call| {
             let (gpu, shape) = (&grad.gpu, call.shape.shape()?);
-            let places = ForeignPlaces::new(gpu, &call.queries, &call.keys)?;
+            let places = call.places.get(gpu)?;
+            let (gates, mut out) = (call.gates.optional(gpu, "gates")?, call.out.get(gpu, "out")?);
+            Ok(with_plan!(&grad.plan, plan => {
+                let grad = call.grad.get(gpu, "grad")?;
+                plan.apply((&grad, shape), &places.places()?, read(&gates), call.factor, &mut out)
+            })?)
+        })
+    }
+}
+
+/// Gradients of FIRE's parameters on a device, for one element type of logits.
+pub struct PosencFireGrad {
+    plan: plans!(FireGradPlan),
+    gpu: Gpu,
+}
+
+/// Makes a plan for FIRE's parameters, at their present values; `room` is the shape of the largest call.
+///
+/// # Safety
+/// The rules at the top.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posenc_fire_grad_new(
+    gpu: *const PosencGpu,
+    spec: *const PosencFireSpec,
+    room: *const PosencLogits,
+    element: u32,
+    out: *mut *mut PosencFireGrad,
+) -> PosencStatus {
+    // SAFETY: as the caller promises, the layers too.
+    unsafe {
+        make(gpu, spec, out, |gpu, spec| {
+            let (fire, reach, room) = (spec.fire()?, size("reach", spec.reach)?, borrow("room", room)?.shape()?);
+            let plan = make_plan!(element, T => FireGradPlan::<T>::new(gpu, &fire, reach, &room)?);
+            Ok(PosencFireGrad { plan, gpu: gpu.clone() })
+        })
+    }
+}
+
+/// Frees a plan; null is allowed.
+///
+/// # Safety
+/// The rules at the top.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posenc_fire_grad_free(grad: *mut PosencFireGrad) -> PosencStatus {
+    // SAFETY: as the caller promises.
+    unsafe { free(grad) }
+}
+
+/// Gives the numbers of the gradient.
+///
+/// # Safety
+/// The rules at the top.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posenc_fire_grad_len(grad: *const PosencFireGrad, out: *mut u64) -> PosencStatus {
+    guarded(|| {
+        // SAFETY: as the caller promises.
+        let grad = unsafe { borrow("grad", grad) }?;
+        let out = place("out", out)?;
+        // SAFETY: `place` refused null, and the caller promises that it points to a number.
+        unsafe { out.write(with_plan!(&grad.plan, plan => plan.len()) as u64) };
+        Ok(())
+    })
+}
+
+/// Writes the gradient of the parameters, in one kernel; two calls of one plan must not run at the same time.
+///
+/// # Safety
+/// The rules at the top.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posenc_fire_grad_apply(
+    grad: *const PosencFireGrad,
+    call: *const PosencDistanceGradCall,
+) -> PosencStatus {
+    // SAFETY: as the caller promises.
+    unsafe {
+        self::call("grad", grad, call, |grad, call| {
+            let (gpu, shape) = (&grad.gpu, call.shape.shape()?);
+            let places = call.places.get(gpu)?;
             let (gates, mut out) = (call.gates.optional(gpu, "gates")?, call.out.get(gpu, "out")?);
             Ok(with_plan!(&grad.plan, plan => {
                 let grad = call.grad.get(gpu, "grad")?;

@@ -36,7 +36,7 @@ pub struct PosencAlibiSpec {
     pub scale: f64,
     /// `POSENC_SIDES_...`
     pub sides: u32,
-    /// 1: multiplies the key's position in place of its distance
+    /// 1: the key's position takes the place of the distance
     pub key_only: u32,
 }
 
@@ -59,7 +59,7 @@ pub struct PosencSlopesSpec {
     pub left: *const f32,
     /// `[batch, heads]` in host memory; null: as `left`
     pub right: *const f32,
-    /// 1: multiplies the key's position in place of its distance
+    /// 1: the key's position takes the place of the distance
     pub key_only: u32,
     /// 0
     pub reserved: u32,
@@ -111,8 +111,8 @@ pub struct PosencRowSpec {
     pub values: *const f32,
     /// 1: distances outside take the number at the row's end
     pub saturates: u32,
-    /// 0
-    pub reserved: u32,
+    /// 1: the key's position takes the place of the distance
+    pub key_only: u32,
 }
 
 // SAFETY: `repr(C)`, two 32-bit numbers first, numbers and a raw pointer.

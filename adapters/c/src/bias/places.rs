@@ -1,7 +1,7 @@
 //! The shape of logits, and where queries and keys sit.
 
 use posenc::gpu::Read;
-use posenc::{Gpu, Logits, Place, Places};
+use posenc::{Gpu, Logits, Packed, Place, Places};
 
 use crate::memory::{Foreign, read};
 use crate::{Failure, PosencBuffer, size, unknown};
@@ -47,6 +47,22 @@ pub struct PosencPlace {
     pub lengths: PosencBuffer,
 }
 
+/// Where queries and keys sit.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PosencPlaces {
+    /// queries
+    pub queries: PosencPlace,
+    /// keys
+    pub keys: PosencPlace,
+    /// sequences packed into a batch of one, in place of lengths; 0: they are not packed
+    pub sequences: u64,
+    /// their first queries and the end of the last, `[sequences + 1]`, 32 bits
+    pub packed_queries: PosencBuffer,
+    /// their first keys and the end of the last, `[sequences + 1]`, 32 bits
+    pub packed_keys: PosencBuffer,
+}
+
 impl PosencLogits {
     pub(crate) fn shape(&self) -> Result<Logits, Failure> {
         let [batch, head, query] = self.strides;
@@ -61,33 +77,64 @@ impl PosencLogits {
     }
 }
 
-/// Buffers of places, for as long as a call.
-pub(crate) struct ForeignPlaces {
-    calls: [PosencPlace; 2],
-    each: [Option<Foreign<i32>>; 2],
-    lengths: [Option<Foreign<i32>>; 2],
+impl PosencPlace {
+    fn place<'a>(&self, each: Option<Read<'a, i32>>) -> Result<Place<Read<'a, i32>>, Failure> {
+        match (self.kind, each) {
+            (POSENC_PLACE_FROM, _) => Ok(Place::From(self.start)),
+            (POSENC_PLACE_LAST, _) => Ok(Place::Last),
+            (POSENC_PLACE_EACH, Some(each)) => Ok(Place::Each(each)),
+            (other, _) => Err(unknown("the kind of a place", other)),
+        }
+    }
 }
 
-impl ForeignPlaces {
-    pub(crate) fn new(gpu: &Gpu, queries: &PosencPlace, keys: &PosencPlace) -> Result<Self, Failure> {
+/// Buffers of places, for as long as a call.
+pub(crate) struct ForeignPlaces {
+    call: PosencPlaces,
+    each: [Option<Foreign<i32>>; 2],
+    lengths: [Option<Foreign<i32>>; 2],
+    packed: Option<[Foreign<i32>; 2]>,
+}
+
+impl PosencPlaces {
+    pub(crate) fn get(&self, gpu: &Gpu) -> Result<ForeignPlaces, Failure> {
         let each = |name: &str, place: &PosencPlace| {
             (place.kind == POSENC_PLACE_EACH).then(|| place.each.get(gpu, name)).transpose()
         };
-        Ok(Self {
-            calls: [*queries, *keys],
-            each: [each("query positions", queries)?, each("key positions", keys)?],
-            lengths: [queries.lengths.optional(gpu, "query lengths")?, keys.lengths.optional(gpu, "key lengths")?],
+        let packed = match self.sequences {
+            0 => None,
+            _ => Some([self.packed_queries.get(gpu, "packed_queries")?, self.packed_keys.get(gpu, "packed_keys")?]),
+        };
+        Ok(ForeignPlaces {
+            call: *self,
+            each: [each("query positions", &self.queries)?, each("key positions", &self.keys)?],
+            lengths: [
+                self.queries.lengths.optional(gpu, "query lengths")?,
+                self.keys.lengths.optional(gpu, "key lengths")?,
+            ],
+            packed,
         })
     }
+}
 
+impl ForeignPlaces {
     pub(crate) fn places(&self) -> Result<Places<Read<'_, i32>>, Failure> {
-        let place = |i: usize| match (self.calls[i].kind, &self.each[i]) {
-            (POSENC_PLACE_FROM, _) => Ok(Place::From(self.calls[i].start)),
-            (POSENC_PLACE_LAST, _) => Ok(Place::Last),
-            (POSENC_PLACE_EACH, Some(each)) => Ok(Place::Each(each as Read<'_, i32>)),
-            (other, _) => Err(unknown("the kind of a place", other)),
-        };
+        let [query_positions, key_positions] = self.each.each_ref().map(read);
         let [query_lengths, key_lengths] = self.lengths.each_ref().map(read);
-        Ok(Places { queries: place(0)?, keys: place(1)?, query_lengths, key_lengths, packed: None })
+        let packed = match &self.packed {
+            None => None,
+            Some([queries, keys]) => Some(Packed {
+                queries: queries as _,
+                keys: keys as _,
+                sequences: size("sequences", self.call.sequences)?,
+            }),
+        };
+        Ok(Places {
+            queries: self.call.queries.place(query_positions)?,
+            keys: self.call.keys.place(key_positions)?,
+            query_lengths,
+            key_lengths,
+            packed,
+        })
     }
 }

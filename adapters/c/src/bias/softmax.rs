@@ -2,8 +2,7 @@
 
 use posenc::{Bias, BiasPlan, Gpu, GradOutputs, LogitsOperand, Order, Scalar, Softmax, SoftmaxInputs, SoftmaxPlan};
 
-use crate::bias::places::ForeignPlaces;
-use crate::bias::{PosencBias, PosencLogits, PosencPlace};
+use crate::bias::{PosencBias, PosencLogits, PosencPlaces};
 use crate::memory::{read, write};
 use crate::{
     Failure, PosencBuffer, PosencGpu, PosencStatus, Versioned, call, free, make, make_plan, plans, switch, unknown,
@@ -52,10 +51,8 @@ unsafe impl Versioned for PosencSoftmaxSpec {}
 pub struct PosencSoftmaxInputs {
     /// the bias, made for the same element type; null: none
     pub bias: *const PosencBias,
-    /// where queries sit
-    pub queries: PosencPlace,
-    /// where keys sit
-    pub keys: PosencPlace,
+    /// where queries and keys sit
+    pub places: PosencPlaces,
     /// `[batch, heads, queries]` of f32, multiply the bias; or none
     pub gates: PosencBuffer,
     /// added last, -inf masks; or none. A gradient does not look at it
@@ -265,7 +262,7 @@ fn apply<T: Scalar>(
     call: &PosencSoftmaxCall,
 ) -> Result<(), Failure> {
     let inputs = &call.inputs;
-    let places = ForeignPlaces::new(gpu, &inputs.queries, &inputs.keys)?;
+    let places = inputs.places.get(gpu)?;
     let (mask, mask_shape) = (inputs.mask.optional::<T>(gpu, "mask")?, inputs.mask_shape.shape()?);
     let (sinks, gates) = (inputs.sinks.optional(gpu, "sinks")?, inputs.gates.optional(gpu, "gates")?);
     let (mut x, shape) = (call.x.get::<T>(gpu, "logits")?, call.shape.shape()?);
@@ -290,7 +287,7 @@ fn grad<T: Scalar>(
     call: &PosencSoftmaxGradCall,
 ) -> Result<(), Failure> {
     let inputs = &call.inputs;
-    let places = ForeignPlaces::new(gpu, &inputs.queries, &inputs.keys)?;
+    let places = inputs.places.get(gpu)?;
     let gates = inputs.gates.optional(gpu, "gates")?;
     let (p, p_shape) = (call.probabilities.get::<T>(gpu, "probabilities")?, call.probabilities_shape.shape()?);
     let (mut grad, shape) = (call.grad.get::<T>(gpu, "grad")?, call.grad_shape.shape()?);

@@ -5,9 +5,8 @@ use std::any::Any;
 use cudarc::driver::DevicePtr;
 use posenc::{Bias, BiasPlan, Gpu, Scalar};
 
-use crate::bias::places::ForeignPlaces;
 use crate::bias::{
-    PosencAlibiSpec, PosencFireSpec, PosencKerpleSpec, PosencLogits, PosencPlace, PosencRowSpec, PosencSandwichSpec,
+    PosencAlibiSpec, PosencFireSpec, PosencKerpleSpec, PosencLogits, PosencPlaces, PosencRowSpec, PosencSandwichSpec,
     PosencSlopesSpec, PosencT5Spec,
 };
 use crate::{
@@ -27,10 +26,8 @@ pub struct PosencBiasCall {
     pub x: PosencBuffer,
     /// the shape of `x`
     pub shape: PosencLogits,
-    /// where queries sit
-    pub queries: PosencPlace,
-    /// where keys sit
-    pub keys: PosencPlace,
+    /// where queries and keys sit
+    pub places: PosencPlaces,
 }
 
 // SAFETY: `repr(C)`, two 32-bit numbers first, numbers alone.
@@ -90,16 +87,13 @@ unsafe fn make_bias<S: Versioned>(
     unsafe { make(gpu, spec, out, |gpu, spec| Ok(PosencBias::new(gpu, new(gpu, spec)?))) }
 }
 
-fn slopes(gpu: &Gpu, slopes: &posenc::Slopes, key_only: u32, element: u32) -> Result<BiasPlans, Failure> {
-    Ok(if switch("key_only", key_only)? {
-        make_plan!(element, T => BiasPlan::<T>::key_only(gpu, slopes)?)
-    } else {
-        make_plan!(element, T => BiasPlan::<T>::new(gpu, Bias::Slopes(slopes))?)
-    })
+fn plans(gpu: &Gpu, bias: Bias, key_only: u32, element: u32) -> Result<BiasPlans, Failure> {
+    let key_only = switch("key_only", key_only)?;
+    Ok(make_plan!(element, T => plan::<T>(gpu, bias, key_only)?))
 }
 
-fn row(gpu: &Gpu, row: &posenc::Toeplitz, element: u32) -> Result<BiasPlans, Failure> {
-    Ok(make_plan!(element, T => BiasPlan::<T>::new(gpu, Bias::Toeplitz(row))?))
+fn plan<T: Scalar>(gpu: &Gpu, bias: Bias, key_only: bool) -> Result<BiasPlan<T>, Failure> {
+    Ok(if key_only { BiasPlan::key_only(gpu, bias) } else { BiasPlan::new(gpu, bias) }?)
 }
 
 /// Makes a plan of ALiBi: uploads the slopes and loads the kernels for `element`.
@@ -114,7 +108,7 @@ pub unsafe extern "C" fn posenc_bias_alibi_new(
     out: *mut *mut PosencBias,
 ) -> PosencStatus {
     // SAFETY: as the caller promises.
-    unsafe { make_bias(gpu, spec, out, |gpu, spec| slopes(gpu, &spec.slopes()?, spec.key_only, element)) }
+    unsafe { make_bias(gpu, spec, out, |gpu, spec| plans(gpu, Bias::Slopes(&spec.slopes()?), spec.key_only, element)) }
 }
 
 /// Makes a plan of slopes of the caller.
@@ -129,7 +123,7 @@ pub unsafe extern "C" fn posenc_bias_slopes_new(
     out: *mut *mut PosencBias,
 ) -> PosencStatus {
     // SAFETY: as the caller promises, `left` and `right` too.
-    unsafe { make_bias(gpu, spec, out, |gpu, spec| slopes(gpu, &spec.slopes()?, spec.key_only, element)) }
+    unsafe { make_bias(gpu, spec, out, |gpu, spec| plans(gpu, Bias::Slopes(&spec.slopes()?), spec.key_only, element)) }
 }
 
 /// Makes a plan of T5's bias.
@@ -150,7 +144,7 @@ pub unsafe extern "C" fn posenc_bias_t5_new(
                 let (t5, heads) = (spec.t5()?, size("heads", spec.heads)?);
                 return Ok(make_plan!(element, T => BiasPlan::<T>::t5(gpu, t5, heads)?));
             }
-            row(gpu, &spec.row()?, element)
+            plans(gpu, Bias::Toeplitz(&spec.row()?), 0, element)
         })
     }
 }
@@ -167,7 +161,7 @@ pub unsafe extern "C" fn posenc_bias_row_new(
     out: *mut *mut PosencBias,
 ) -> PosencStatus {
     // SAFETY: as the caller promises, `values` too.
-    unsafe { make_bias(gpu, spec, out, |gpu, spec| row(gpu, &spec.row()?, element)) }
+    unsafe { make_bias(gpu, spec, out, |gpu, spec| plans(gpu, Bias::Toeplitz(&spec.row()?), spec.key_only, element)) }
 }
 
 /// Makes a plan of KERPLE's bias.
@@ -182,7 +176,11 @@ pub unsafe extern "C" fn posenc_bias_kerple_new(
     out: *mut *mut PosencBias,
 ) -> PosencStatus {
     // SAFETY: as the caller promises, `p` and `a` too.
-    unsafe { make_bias(gpu, spec, out, |gpu, spec| row(gpu, &spec.kerple()?.row(spec.least..=spec.most)?, element)) }
+    unsafe {
+        make_bias(gpu, spec, out, |gpu, spec| {
+            plans(gpu, Bias::Toeplitz(&spec.kerple()?.row(spec.least..=spec.most)?), 0, element)
+        })
+    }
 }
 
 /// Makes a plan of Sandwich's bias.
@@ -197,7 +195,7 @@ pub unsafe extern "C" fn posenc_bias_sandwich_new(
     out: *mut *mut PosencBias,
 ) -> PosencStatus {
     // SAFETY: as the caller promises.
-    unsafe { make_bias(gpu, spec, out, |gpu, spec| row(gpu, &spec.row()?, element)) }
+    unsafe { make_bias(gpu, spec, out, |gpu, spec| plans(gpu, Bias::Toeplitz(&spec.row()?), 0, element)) }
 }
 
 /// Makes a plan of FIRE's bias.
@@ -239,7 +237,7 @@ pub unsafe extern "C" fn posenc_bias_write(bias: *const PosencBias, call: *const
     // SAFETY: as the caller promises.
     unsafe {
         self::call("bias", bias, call, |bias, call| {
-            let (shape, places) = (call.shape.shape()?, ForeignPlaces::new(&bias.gpu, &call.queries, &call.keys)?);
+            let (shape, places) = (call.shape.shape()?, call.places.get(&bias.gpu)?);
             let places = places.places()?;
             Ok(with_plan!(&bias.plan, plan => plan.write(&mut call.x.get(&bias.gpu, "x")?, &shape, &places))?)
         })
@@ -255,7 +253,7 @@ pub unsafe extern "C" fn posenc_bias_add(bias: *const PosencBias, call: *const P
     // SAFETY: as the caller promises.
     unsafe {
         self::call("bias", bias, call, |bias, call| {
-            let (shape, places) = (call.shape.shape()?, ForeignPlaces::new(&bias.gpu, &call.queries, &call.keys)?);
+            let (shape, places) = (call.shape.shape()?, call.places.get(&bias.gpu)?);
             let places = places.places()?;
             Ok(with_plan!(&bias.plan, plan => plan.add(&mut call.x.get(&bias.gpu, "x")?, &shape, &places))?)
         })

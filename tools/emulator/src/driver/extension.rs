@@ -7,7 +7,7 @@ use crate::counters::Counters;
 use std::sync::atomic::Ordering;
 
 /// Version of [`Table`]; a client of another version does not attach.
-pub(crate) const TABLE_VERSION: u32 = 1;
+pub(crate) const TABLE_VERSION: u32 = 2;
 
 /// A launch as it crosses the boundary; the name is cut where it is longer than its room.
 #[repr(C)]
@@ -35,6 +35,7 @@ pub(crate) struct Table {
     pub(crate) strictness: unsafe extern "C" fn() -> u32,
     pub(crate) set_strictness: unsafe extern "C" fn(u32),
     pub(crate) set_noop: unsafe extern "C" fn(u32),
+    pub(crate) set_quiet: unsafe extern "C" fn(u32),
     /// Forgets the current context's sticky error.
     pub(crate) clear_error: unsafe extern "C" fn(),
 }
@@ -81,6 +82,10 @@ unsafe extern "C" fn set_noop(on: u32) {
     config::set_noop(on != 0);
 }
 
+unsafe extern "C" fn set_quiet(on: u32) {
+    config::set_quiet(on != 0);
+}
+
 unsafe extern "C" fn clear_error() {
     if let Ok(context) = current_any() {
         context.error.store(0, Ordering::Relaxed);
@@ -97,6 +102,7 @@ static TABLE: Table = Table {
     strictness,
     set_strictness,
     set_noop,
+    set_quiet,
     clear_error,
 };
 

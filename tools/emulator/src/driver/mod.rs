@@ -31,7 +31,18 @@ thread_local! {
 
 /// Tells the reason of a fault or a refusal to stderr and to the client.
 pub(crate) fn report(message: &str) {
-    eprintln!("emulator: {message}");
+    tell(message, 1);
+}
+
+/// Tells what an application expects to happen: to the client, and to stderr only where it is to be verbose.
+pub(crate) fn remark(message: &str) {
+    tell(message, 2);
+}
+
+fn tell(message: &str, from: u32) {
+    if crate::config::verbosity() >= from {
+        eprintln!("emulator: {message}");
+    }
     LAST.with(|last| *last.borrow_mut() = Some(message.to_owned()));
 }
 

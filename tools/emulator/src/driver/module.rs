@@ -3,7 +3,7 @@
 use super::code::*;
 use super::context::current;
 use super::object::{self, Context, Function, Handle, Module, Object};
-use super::{Call, export, give, refuse, report};
+use super::{Call, export, give, refuse, remark, report};
 use crate::check;
 use crate::config::config;
 use crate::lower;
@@ -13,6 +13,8 @@ use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::AtomicI32;
 use std::sync::{Arc, Mutex, PoisonError};
+
+const FATBIN: &str = "the image is a fatbin; load its PTX";
 
 const LOG_INFO: u32 = 3;
 const LOG_INFO_SIZE: u32 = 4;
@@ -41,7 +43,7 @@ fn load(context: &Arc<Context>, image: *const c_void) -> Result<Module, (u32, St
             return Err((ERROR_NO_BINARY_FOR_GPU, what.into()));
         }
         0xba55_ed50 | 0x4662_43b1 => {
-            return Err((ERROR_NO_BINARY_FOR_GPU, "the image is a fatbin; load its PTX".into()));
+            return Err((ERROR_NO_BINARY_FOR_GPU, FATBIN.into()));
         }
         _ => {}
     }
@@ -179,6 +181,11 @@ impl Logs {
     }
 }
 
+/// A loader tries one image after another, so an image for another device is no news; what is wrong with a text is.
+fn told(code: u32, reason: &str) {
+    if code == ERROR_NO_BINARY_FOR_GPU { remark(reason) } else { report(reason) }
+}
+
 fn loaded(out: *mut Handle, image: *const c_void, logs: Option<&Logs>) -> Call {
     let context = current()?;
     if out.is_null() {
@@ -196,7 +203,7 @@ fn loaded(out: *mut Handle, image: *const c_void, logs: Option<&Logs>) -> Call {
             if let Some(logs) = logs {
                 logs.write(1, &reason);
             }
-            report(&reason);
+            told(code, &reason);
             Err(code)
         }
     }
@@ -250,7 +257,8 @@ export! {
 
     fn cuModuleLoadFatBinary(_out: *mut Handle, _image: *const c_void) {
         current()?;
-        refuse(ERROR_NO_BINARY_FOR_GPU, "the image is a fatbin; load its PTX")
+        told(ERROR_NO_BINARY_FOR_GPU, FATBIN);
+        Err(ERROR_NO_BINARY_FOR_GPU)
     }
 
     fn cuModuleLoad(out: *mut Handle, path: *const c_char) {
@@ -310,7 +318,10 @@ export! {
         let context = current()?;
         match load(&context, image) {
             Ok(module) => give(out, object::insert(Object::Library(Arc::new(module)))),
-            Err((code, reason)) => refuse(code, reason),
+            Err((code, reason)) => {
+                told(code, &reason);
+                Err(code)
+            }
         }
     }
 

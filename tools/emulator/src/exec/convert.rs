@@ -1,19 +1,12 @@
 //! `cvt` and `cvt.pack`: every pair of types.
 
-use super::float::{self, BF16, F16, F32, F64, Format, Fp8, NAN16, RN, Round, canonical, flush, saturate};
-use super::lane::{Sem, bin, tri, un, un_each, un_imm};
+use super::float::{
+    self, BF16, F16, F32, F64, Format, Fp8, NAN16, RELU, RN, Round, SAT, finish_if, flush_if, round_of,
+};
+use super::lane::{Sem, bin, bin_imm, tri, un, un_each, un_imm};
 use super::mods::Mods;
 use super::table::{fp8_pair, to_tf32};
 use crate::ptx::ast::Ty;
-
-/// Bits of the constant that the conversions carry: the rounding and three flags.
-const FTZ: u32 = 4;
-const SAT: u32 = 8;
-const RELU: u32 = 16;
-
-fn mode(imm: u32) -> Round {
-    float::round((imm & 3) as u8)
-}
 
 /// Expands an expression for each integer type, with `$T` the type and `$S` what its register holds.
 macro_rules! with_int {
@@ -79,7 +72,7 @@ fn format(ty: Ty) -> Format {
 /// A rounded double from a float; what is NaN stays NaN.
 #[inline(always)]
 fn whole(value: f64, imm: u32) -> f64 {
-    float::integral(value, mode(imm))
+    float::integral(value, round_of(imm))
 }
 
 /// To an integer type: `as` clamps. NaN gives the highest bit where the source is a double or the result has 64 bits,
@@ -89,16 +82,6 @@ macro_rules! clamp_int {
         let value: f64 = $value;
         if value.is_nan() && ($double || $T::BITS == 64) { (1u64 << ($T::BITS - 1)) as $T } else { value as $T }
     }};
-}
-
-fn single(a: f32, imm: u32) -> f32 {
-    if imm & FTZ != 0 { flush::<true>(a) } else { a }
-}
-
-/// Flags on a single result.
-fn finish(value: f32, imm: u32) -> f32 {
-    let value = single(canonical(value), imm);
-    if imm & SAT != 0 { saturate::<true>(value) } else { value }
 }
 
 /// Flags on a 16-bit result.
@@ -114,15 +97,20 @@ fn finish16(bits: u16, imm: u32) -> u16 {
     if imm & RELU != 0 && bits & 0x8000 != 0 { 0 } else { bits }
 }
 
+/// In a conversion's constant: the largest finite value instead of infinity.
+const FINITE: u32 = 64;
+/// In a conversion's constant: to a whole number.
+const WHOLE: u32 = 32;
+
 fn to_half(a: f32, imm: u32, bf16: bool) -> u16 {
-    let a = single(a, imm);
-    finish16(if bf16 { float::f32_to_bf16(a, mode(imm)) } else { float::f32_to_f16(a, mode(imm)) }, imm)
+    let (a, mode) = (flush_if(a, imm), round_of(imm));
+    let (bits, inf) = if bf16 { (float::f32_to_bf16(a, mode), 0x7f80) } else { (float::f32_to_f16(a, mode), 0x7c00) };
+    let bits = if imm & FINITE != 0 && bits & 0x7fff == inf { bits - 1 } else { bits };
+    finish16(bits, imm)
 }
 
-/// Largest finite value instead of infinity.
-fn finite(bits: u16, bf16: bool) -> u16 {
-    let inf = if bf16 { 0x7f80 } else { 0x7c00 };
-    if bits & 0x7fff == inf { bits - 1 } else { bits }
+fn join(high: u16, low: u16) -> u32 {
+    u32::from(high) << 16 | u32::from(low)
 }
 
 /// The semantic of a conversion.
@@ -143,11 +131,11 @@ pub(crate) fn select_cvt(mods: &mut Mods<'_>) -> Result<Sem, String> {
         Some(_) => 3,
         None => u32::from(rounding.unwrap_or(RN)),
     };
-    let imm = code | if ftz { FTZ } else { 0 } | if sat { SAT } else { 0 } | if relu { RELU } else { 0 };
+    let imm = float::flags(code as u8, ftz, sat, relu) | if satfinite { FINITE } else { 0 };
     Ok(match (from, to) {
         _ if int(from) && int(to) => {
             if sat {
-                with_int!(from, A, S => with_int!(to, D, T => un(|a: S| {
+                with_int!(from, A, S => with_int!(to, D, T => un_each(|a: S| {
                     let (low, high) = (i128::from(D::MIN), i128::from(D::MAX));
                     i128::from(a as A).clamp(low, high) as D as T
                 })))
@@ -156,7 +144,7 @@ pub(crate) fn select_cvt(mods: &mut Mods<'_>) -> Result<Sem, String> {
             }
         }
         (Ty::F32, _) if int(to) && to_whole.is_some() => with_int!(to, D, T => un_imm(imm, |a: f32, imm| {
-            clamp_int!(D, whole(f64::from(single(a, imm)), imm), false) as T
+            clamp_int!(D, whole(f64::from(flush_if(a, imm)), imm), false) as T
         })),
         (Ty::F64, _) if int(to) && to_whole.is_some() => {
             with_int!(to, D, T => un_imm(imm, |a: f64, imm| clamp_int!(D, whole(a, imm), true) as T))
@@ -173,23 +161,23 @@ pub(crate) fn select_cvt(mods: &mut Mods<'_>) -> Result<Sem, String> {
         (_, Ty::F64) if int(from) && rounding == Some(RN) => with_int!(from, A, S => un(|a: S| (a as A) as f64)),
         (_, Ty::F32) if int(from) && rounding.is_some() => with_int!(from, A, S => un_imm(imm, |a: S, imm| {
             let a = i128::from(a as A);
-            finish(f32::from_bits(float::from_int(a < 0, a.unsigned_abs() as u64, F32, mode(imm)) as u32), imm)
+            finish_if(f32::from_bits(float::from_int(a < 0, a.unsigned_abs() as u64, F32, round_of(imm)) as u32), imm)
         })),
         (_, Ty::F64) if int(from) && rounding.is_some() => with_int!(from, A, S => un_imm(imm, |a: S, imm| {
             let a = i128::from(a as A);
-            float::from_int(a < 0, a.unsigned_abs() as u64, F64, mode(imm))
+            float::from_int(a < 0, a.unsigned_abs() as u64, F64, round_of(imm))
         })),
         (_, Ty::F16) if int(from) && rounding.is_some() => with_int!(from, A, S => un_imm(imm, |a: S, imm| {
             let a = i128::from(a as A);
-            finish16(float::from_int(a < 0, a.unsigned_abs() as u64, F16, mode(imm)) as u16, imm)
+            finish16(float::from_int(a < 0, a.unsigned_abs() as u64, F16, round_of(imm)) as u16, imm)
         })),
         (_, Ty::Bf16) if int(from) && rounding.is_some() => with_int!(from, A, S => un_imm(imm, |a: S, imm| {
             let a = i128::from(a as A);
-            float::from_int(a < 0, a.unsigned_abs() as u64, BF16, mode(imm)) as u16
+            float::from_int(a < 0, a.unsigned_abs() as u64, BF16, round_of(imm)) as u16
         })),
-        (Ty::F32, Ty::F32) => un_imm(imm | if to_whole.is_some() { 32 } else { 0 }, |a: f32, imm| {
-            let a = single(a, imm);
-            finish(if imm & 32 != 0 { whole(f64::from(a), imm) as f32 } else { a }, imm)
+        (Ty::F32, Ty::F32) => un_imm(imm | if to_whole.is_some() { WHOLE } else { 0 }, |a: f32, imm| {
+            let a = flush_if(a, imm);
+            finish_if(if imm & WHOLE != 0 { whole(f64::from(a), imm) as f32 } else { a }, imm)
         }),
         (Ty::F64, Ty::F64) if to_whole.is_some() => un_imm(imm, whole),
         (Ty::F64, Ty::F64) => un_imm(imm, |a: f64, imm| {
@@ -201,18 +189,18 @@ pub(crate) fn select_cvt(mods: &mut Mods<'_>) -> Result<Sem, String> {
                 0.0
             }
         }),
-        (Ty::F16, Ty::F16) => un_imm(imm | if to_whole.is_some() { 32 } else { 0 }, |a: u16, imm| {
+        (Ty::F16, Ty::F16) => un_imm(imm | if to_whole.is_some() { WHOLE } else { 0 }, |a: u16, imm| {
             let value = float::f16_to_f32(a);
-            let value = if imm & 32 != 0 { whole(f64::from(value), imm) as f32 } else { value };
+            let value = if imm & WHOLE != 0 { whole(f64::from(value), imm) as f32 } else { value };
             finish16(float::f32_to_f16(value, Round::Near), imm)
         }),
-        (Ty::Bf16, Ty::Bf16) => un_imm(imm | if to_whole.is_some() { 32 } else { 0 }, |a: u16, imm| {
+        (Ty::Bf16, Ty::Bf16) => un_imm(imm | if to_whole.is_some() { WHOLE } else { 0 }, |a: u16, imm| {
             let value = float::bf16_to_f32(a);
-            let value = if imm & 32 != 0 { whole(f64::from(value), imm) as f32 } else { value };
+            let value = if imm & WHOLE != 0 { whole(f64::from(value), imm) as f32 } else { value };
             float::f32_to_bf16(value, Round::Near)
         }),
         (Ty::F32, Ty::F64) => un_imm(imm, |a: f32, imm| {
-            let a = f64::from(single(a, imm));
+            let a = f64::from(flush_if(a, imm));
             if imm & SAT == 0 {
                 a
             } else if a > 0.0 {
@@ -225,56 +213,44 @@ pub(crate) fn select_cvt(mods: &mut Mods<'_>) -> Result<Sem, String> {
             let value = if imm & 3 == 0 {
                 a as f32
             } else {
-                f32::from_bits(float::convert(a.to_bits(), F64, F32, mode(imm)) as u32)
+                f32::from_bits(float::convert(a.to_bits(), F64, F32, round_of(imm)) as u32)
             };
-            finish(value, imm)
+            finish_if(value, imm)
         }),
-        (Ty::F32, Ty::F16) if imm & 63 == 0 && !satfinite => un(|a: f32| float::f32_to_f16(a, Round::Near)),
-        (Ty::F32, Ty::Bf16) if imm & 63 == 0 && !satfinite => un(|a: f32| float::f32_to_bf16(a, Round::Near)),
-        (Ty::F32, Ty::F16) if satfinite => un_imm(imm, |a: f32, imm| finite(to_half(a, imm, false), false)),
-        (Ty::F32, Ty::Bf16) if satfinite => un_imm(imm, |a: f32, imm| finite(to_half(a, imm, true), true)),
+        (Ty::F32, Ty::F16) if imm == 0 => un(|a: f32| float::f32_to_f16(a, Round::Near)),
+        (Ty::F32, Ty::Bf16) if imm == 0 => un(|a: f32| float::f32_to_bf16(a, Round::Near)),
         (Ty::F32, Ty::F16) => un_imm(imm, |a: f32, imm| to_half(a, imm, false)),
         (Ty::F32, Ty::Bf16) => un_imm(imm, |a: f32, imm| to_half(a, imm, true)),
         (Ty::F16, Ty::F32) if imm == 0 => un(float::f16_to_f32),
-        (Ty::F16, Ty::F32) => un_imm(imm, |a: u16, imm| finish(float::f16_to_f32(a), imm)),
+        (Ty::F16, Ty::F32) => un_imm(imm, |a: u16, imm| finish_if(float::f16_to_f32(a), imm)),
         (Ty::Bf16, Ty::F32) if imm == 0 => un(float::bf16_to_f32),
-        (Ty::Bf16, Ty::F32) => un_imm(imm, |a: u16, imm| finish(float::bf16_to_f32(a), imm)),
+        (Ty::Bf16, Ty::F32) => un_imm(imm, |a: u16, imm| finish_if(float::bf16_to_f32(a), imm)),
         (Ty::F16 | Ty::Bf16, Ty::F64) => match from {
             Ty::F16 => un(|a: u16| f64::from(float::f16_to_f32(a))),
             _ => un(|a: u16| f64::from(float::bf16_to_f32(a))),
         },
         (Ty::F64, Ty::F16 | Ty::Bf16) if rounding.is_some() => match format(to) {
-            F16 => un_imm(imm, |a: u64, imm| finish16(float::convert(a, F64, F16, mode(imm)) as u16, imm)),
-            _ => un_imm(imm, |a: u64, imm| finish16(float::convert(a, F64, BF16, mode(imm)) as u16, imm)),
+            F16 => un_imm(imm, |a: u64, imm| finish16(float::convert(a, F64, F16, round_of(imm)) as u16, imm)),
+            _ => un_imm(imm, |a: u64, imm| finish16(float::convert(a, F64, BF16, round_of(imm)) as u16, imm)),
         },
         (Ty::F16, Ty::Bf16) => {
-            un_imm(imm, |a: u16, imm| finish16(float::f32_to_bf16(float::f16_to_f32(a), mode(imm)), imm))
+            un_imm(imm, |a: u16, imm| finish16(float::f32_to_bf16(float::f16_to_f32(a), round_of(imm)), imm))
         }
         (Ty::Bf16, Ty::F16) => {
-            un_imm(imm, |a: u16, imm| finish16(float::f32_to_f16(float::bf16_to_f32(a), mode(imm)), imm))
+            un_imm(imm, |a: u16, imm| finish16(float::f32_to_f16(float::bf16_to_f32(a), round_of(imm)), imm))
         }
         // the first source goes to the upper half
-        (Ty::F32, Ty::F16x2 | Ty::Bf16x2) => {
-            let key = (to == Ty::Bf16x2, code, relu, satfinite);
-            macro_rules! pairs {
-                ($($bf:literal, $code:literal, $relu:literal, $fin:literal);*) => {
-                    match key {
-                        $(($bf, $code, $relu, $fin) => bin(|a: f32, b: f32| {
-                            const IMM: u32 = $code | if $relu { RELU } else { 0 };
-                            let one = |x: f32| {
-                                let bits = to_half(x, IMM, $bf);
-                                u32::from(if $fin { finite(bits, $bf) } else { bits })
-                            };
-                            one(a) << 16 | one(b)
-                        }),)*
-                        _ => return none(),
-                    }
-                };
-            }
-            pairs!(false, 0, false, false; false, 1, false, false; false, 0, true, false; false, 1, true, false;
-                   true, 0, false, false; true, 1, false, false; true, 0, true, false; true, 1, true, false;
-                   false, 0, false, true; false, 1, false, true; true, 0, false, true; true, 1, false, true)
+        (Ty::F32, Ty::F16x2 | Ty::Bf16x2) if code > 1 || ftz || sat => return none(),
+        (Ty::F32, Ty::F16x2) if imm == 0 => {
+            bin(|a: f32, b: f32| join(float::f32_to_f16(a, Round::Near), float::f32_to_f16(b, Round::Near)))
         }
+        (Ty::F32, Ty::Bf16x2) if imm == 0 => {
+            bin(|a: f32, b: f32| join(float::f32_to_bf16(a, Round::Near), float::f32_to_bf16(b, Round::Near)))
+        }
+        (Ty::F32, Ty::F16x2) => {
+            bin_imm(imm, |a: f32, b: f32, imm| join(to_half(a, imm, false), to_half(b, imm, false)))
+        }
+        (Ty::F32, Ty::Bf16x2) => bin_imm(imm, |a: f32, b: f32, imm| join(to_half(a, imm, true), to_half(b, imm, true))),
         (Ty::F32, Ty::E4m3x2) if satfinite => match relu {
             false => bin(|a: f32, b: f32| fp8_pair(a, b, Fp8::E4m3)),
             true => bin(|a: f32, b: f32| fp8_pair(relu32(a), relu32(b), Fp8::E4m3)),
@@ -294,13 +270,12 @@ pub(crate) fn select_cvt(mods: &mut Mods<'_>) -> Result<Sem, String> {
         (Ty::E4m3x2, Ty::F16x2) => un_imm(imm, |a: u16, imm| from_fp8(a, imm, Fp8::E4m3)),
         (Ty::E5m2x2, Ty::F16x2) => un_imm(imm, |a: u16, imm| from_fp8(a, imm, Fp8::E5m2)),
         (Ty::F32, Ty::Tf32) => {
-            if away {
-                un(|a: f32| to_tf32(a, Round::Away))
-            } else if relu {
-                un_imm(imm, |a: f32, imm| to_tf32(relu32(a), mode(imm)))
-            } else {
-                un_imm(imm, |a: f32, imm| to_tf32(a, mode(imm)))
-            }
+            // a rounding that only this type has stands in the place of a flag that it has not
+            un_imm(imm | if away { WHOLE } else { 0 }, |a: f32, imm| {
+                let mode = if imm & WHOLE != 0 { Round::Away } else { round_of(imm) };
+                let bits = to_tf32(if imm & RELU != 0 { relu32(a) } else { a }, mode);
+                if imm & FINITE != 0 && bits & 0x7fff_ffff == 0x7f80_0000 { bits - 0x2000 } else { bits }
+            })
         }
         _ => return none(),
     })

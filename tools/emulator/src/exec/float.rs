@@ -58,6 +58,23 @@ pub(crate) const fn round(code: u8) -> Round {
     }
 }
 
+/// Bits of an instruction's constant beside its rounding: subnormals become zero.
+pub(crate) const FTZ: u32 = 4;
+/// The result is clamped to [0, 1].
+pub(crate) const SAT: u32 = 8;
+/// A negative result becomes zero.
+pub(crate) const RELU: u32 = 16;
+
+/// Modifiers as an instruction's constant.
+pub(crate) fn flags(rounding: u8, ftz: bool, sat: bool, relu: bool) -> u32 {
+    u32::from(rounding) | if ftz { FTZ } else { 0 } | if sat { SAT } else { 0 } | if relu { RELU } else { 0 }
+}
+
+/// The rounding of such a constant.
+pub(crate) fn round_of(imm: u32) -> Round {
+    round((imm & 3) as u8)
+}
+
 /// PTX's NaN of single precision.
 pub(crate) const NAN32: u32 = 0x7fff_ffff;
 /// PTX's NaN of f16 and bf16.
@@ -432,6 +449,18 @@ pub(crate) fn fp8_to_f32(bits: u8, from: Fp8) -> f32 {
 #[inline(always)]
 pub(crate) fn flush<const FTZ: bool>(value: f32) -> f32 {
     if FTZ && value.to_bits() & 0x7f80_0000 == 0 { f32::from_bits(value.to_bits() & 0x8000_0000) } else { value }
+}
+
+/// As [`flush`], where the constant says so.
+#[inline(always)]
+pub(crate) fn flush_if(value: f32, imm: u32) -> f32 {
+    if imm & FTZ != 0 { flush::<true>(value) } else { value }
+}
+
+/// What the constant says of a result.
+pub(crate) fn finish_if(value: f32, imm: u32) -> f32 {
+    let value = flush_if(canonical(value), imm);
+    if imm & SAT != 0 { saturate::<true>(value) } else { value }
 }
 
 /// PTX's NaN for any NaN. In integers, because a compiler may take one NaN for as good as another.

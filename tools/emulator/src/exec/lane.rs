@@ -2,8 +2,12 @@
 //!
 //! A register is an array of 32 values in the warp's register file, a predicate is a mask of 32 bits. The functions
 //! [`un`], [`bin`], [`tri`] ... turn a plain closure over scalars into a [`Sem`], so that the instruction table reads
-//! like the PTX manual. Each is compiled twice, for any x86-64 and for one with AVX2 and FMA, and the better one is
-//! taken when a module is loaded.
+//! like the PTX manual.
+//!
+//! Each closure is compiled twice, and the better one is taken when a module is loaded: for a machine with AVX2 and FMA
+//! as vector code, for any other x86-64 as a loop over active lanes, which costs the compiler little. What is rare (a
+//! directed rounding, a saturation) is one closure with its modifiers in a constant, run lane by lane: the table's
+//! length is what a build of this package costs.
 
 use super::{Cx, Exec, Flow, Op};
 
@@ -51,31 +55,58 @@ macro_rules! lanes {
 }
 lanes!(u16 => W16, i16 => W16, u32 => W32, i32 => W32, u64 => W64, i64 => W64, u128 => W128, f32 => F32, f64 => F64);
 
-/// A semantic: the function that runs it and the registers it wants.
-#[derive(Clone)]
-pub(crate) struct Sem {
-    /// Runs it for one warp.
-    pub(crate) exec: Exec,
-    /// Results.
-    pub(crate) dst: &'static [Kind],
+/// How an instruction runs and the registers it wants: one constant per line of the table.
+pub(crate) struct Run {
+    plain: Exec,
+    wide: Exec,
+    /// The result.
+    pub(crate) dst: Kind,
     /// Sources.
     pub(crate) src: &'static [Kind],
-    /// What stands in [`Op::imm`], where the instruction needs a constant.
+}
+
+/// A semantic: how it runs, and the constants that stand in [`Op::imm`].
+#[derive(Clone, Copy)]
+pub(crate) struct Sem {
+    pub(crate) run: &'static Run,
     pub(crate) imm: u64,
     /// The last operand is a literal that goes to [`Op::imm`].
     pub(crate) literal: bool,
 }
 
 impl Sem {
-    /// A semantic without constants.
-    pub(crate) fn new(exec: Exec, dst: &'static [Kind], src: &'static [Kind]) -> Self {
-        Self { exec, dst, src, imm: 0, literal: false }
+    #[inline(always)]
+    fn new(run: &'static Run) -> Self {
+        Self { run, imm: 0, literal: false }
     }
 
     /// With a constant.
     pub(crate) fn imm(self, imm: u64) -> Self {
         Self { imm, ..self }
     }
+
+    /// With a constant that is the instruction's last operand.
+    pub(crate) fn literal(self) -> Self {
+        Self { literal: true, ..self }
+    }
+
+    /// The better of its compilations on this machine.
+    pub(crate) fn exec(&self) -> Exec {
+        if wide() { self.run.wide } else { self.run.plain }
+    }
+}
+
+/// A [`Run`] as a constant; without a second compilation where there is none for this architecture.
+macro_rules! run {
+    ($plain:expr, $wide:expr, $dst:expr, $src:expr) => {
+        const {
+            #[cfg(target_arch = "x86_64")]
+            let wide: Exec = $wide;
+            #[cfg(not(target_arch = "x86_64"))]
+            let wide: Exec = $plain;
+            &Run { plain: $plain, wide, dst: $dst, src: $src }
+        }
+    };
 }
 
 /// The closure `F`, which captures nothing and so has no bytes.
@@ -154,171 +185,188 @@ pub(crate) unsafe fn put_pred(cx: &mut Cx, at: u32, value: u32, mask: u32) {
     *slot = (*slot & !mask) | (value & mask);
 }
 
-/// Makes the two compilations of a body.
-macro_rules! twice {
-    ($plain:ident, $wide:ident, [$($g:ident : $b:path),*], $f:ident : $fb:path, $cx:ident, $op:ident, $mask:ident, $body:block) => {
-        #[inline(always)]
-        unsafe fn body<$($g: $b,)* $f: $fb + Copy>($cx: &mut Cx, $op: &Op, $mask: u32) -> Flow $body
-        unsafe fn $plain<$($g: $b,)* $f: $fb + Copy>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
-            // SAFETY: the same promise as the caller's.
-            unsafe { body::<$($g,)* $f>(cx, op, mask) }
+/// What an instruction makes of one lane of its operands.
+trait PerLane {
+    type Out: Lane;
+    /// Where the operands stand.
+    type From: Copy;
+
+    /// # Safety
+    /// The operation's registers are of the kinds of the operands, in the current frame.
+    unsafe fn from(cx: &Cx, op: &Op) -> Self::From;
+
+    /// # Safety
+    /// `i` is a lane.
+    unsafe fn lane(from: Self::From, i: usize) -> Self::Out;
+}
+
+/// All lanes at once, which the compiler turns into vectors; lanes not in the mask are computed and dropped.
+#[inline(always)]
+unsafe fn run_all<L: PerLane, const WIDE: bool>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+    // SAFETY: lowering gave registers of these kinds.
+    unsafe {
+        let from = L::from(cx, op);
+        let mut d = [L::Out::default(); LANES];
+        for i in 0..LANES {
+            d[i] = L::lane(from, i);
         }
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
-        unsafe fn $wide<$($g: $b,)* $f: $fb + Copy>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
-            // SAFETY: the same promise as the caller's.
-            unsafe { body::<$($g,)* $f>(cx, op, mask) }
+        let slot = cx.regs.add(op.d as usize).cast::<[L::Out; LANES]>();
+        if mask == FULL {
+            *slot = d;
+        } else {
+            blend::<L::Out, WIDE>(slot, &d, mask);
+        }
+    }
+    Flow::Next
+}
+
+/// One active lane after another: for functions that no vector instruction computes, and little to compile.
+#[inline(always)]
+unsafe fn run_each<L: PerLane>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+    // SAFETY: lowering gave registers of these kinds; a lane's operands are read before its result is written.
+    unsafe {
+        let from = L::from(cx, op);
+        let to = cx.regs.add(op.d as usize).cast::<L::Out>();
+        let mut left = mask;
+        while left != 0 {
+            let i = left.trailing_zeros() as usize;
+            to.add(i).write(L::lane(from, i));
+            left &= left - 1;
+        }
+    }
+    Flow::Next
+}
+
+unsafe fn all_plain<L: PerLane>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+    // where the host has better vectors these are for the rare machine without, and for the compiler's time
+    // SAFETY: the same promise as the caller's.
+    unsafe {
+        if cfg!(target_arch = "x86_64") { run_each::<L>(cx, op, mask) } else { run_all::<L, false>(cx, op, mask) }
+    }
+}
+
+unsafe fn each_plain<L: PerLane>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+    // SAFETY: the same promise as the caller's.
+    unsafe { run_each::<L>(cx, op, mask) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
+unsafe fn all_wide<L: PerLane>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+    // SAFETY: the same promise as the caller's.
+    unsafe { run_all::<L, true>(cx, op, mask) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
+unsafe fn each_wide<L: PerLane>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+    // SAFETY: the same promise as the caller's.
+    unsafe { run_each::<L>(cx, op, mask) }
+}
+
+/// Writes the lanes in `mask`, once for each width.
+///
+/// # Safety
+/// `slot` is a register of kind `D`.
+#[inline(always)]
+unsafe fn blend<D: Lane, const WIDE: bool>(slot: *mut [D; LANES], value: &[D; LANES], mask: u32) {
+    macro_rules! cast {
+        ($($width:literal $ty:ident),*) => {
+            match size_of::<D>() {
+                // SAFETY: the caller's promise; the types have the same size and any bits.
+                $($width => unsafe {
+                    let (slot, value) = (slot.cast::<[$ty; LANES]>(), std::ptr::from_ref(value).cast::<[$ty; LANES]>());
+                    #[cfg(target_arch = "x86_64")]
+                    if WIDE {
+                        return blend_wide::<$ty>(&mut *slot, &*value, mask);
+                    }
+                    blend_plain::<$ty>(&mut *slot, &*value, mask);
+                },)*
+                _ => unreachable!("no register is so wide"),
+            }
+        };
+    }
+    cast!(2 u16, 4 u32, 8 u64, 16 u128);
+}
+
+#[inline(never)]
+fn blend_plain<D: Copy>(slot: &mut [D; LANES], value: &[D; LANES], mask: u32) {
+    for i in 0..LANES {
+        slot[i] = if mask >> i & 1 != 0 { value[i] } else { slot[i] };
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+#[inline(never)]
+fn blend_wide<D: Copy>(slot: &mut [D; LANES], value: &[D; LANES], mask: u32) {
+    for i in 0..LANES {
+        slot[i] = if mask >> i & 1 != 0 { value[i] } else { slot[i] };
+    }
+}
+
+/// Declares the functions that make a [`Sem`] of a closure: its operands and where their registers stand in an [`Op`],
+/// perhaps a constant of the instruction after them, and the names of the functions that run it on all lanes or on each.
+macro_rules! shapes {
+    ($(
+        $(#[$doc:meta])*
+        $Shape:ident($($arg:ident: $A:ident @ $place:ident),* $(; $imm:ident: $I:ty)?) { $($how:ident $name:ident),* }
+    )*) => { $(
+        struct $Shape<$($A,)* D, F>(std::marker::PhantomData<($($A,)* D, F)>);
+
+        impl<$($A: Lane,)* D: Lane, F: Fn($($A,)* $($I)?) -> D + Copy> PerLane for $Shape<$($A,)* D, F> {
+            type Out = D;
+            type From = ($(*const $A,)* $($I,)?);
+
+            #[inline(always)]
+            unsafe fn from(cx: &Cx, op: &Op) -> Self::From {
+                // SAFETY: the caller's promise.
+                unsafe { ($(cx.regs.add(op.$place as usize).cast_const().cast::<$A>(),)* $(op.imm as $I,)?) }
+            }
+
+            #[inline(always)]
+            unsafe fn lane(($($arg,)* $($imm,)?): Self::From, i: usize) -> D {
+                // SAFETY: the caller's promise.
+                unsafe { conjure::<F>()($(*$arg.add(i),)* $($imm)?) }
+            }
+        }
+
+        shapes!(@makers [$(#[$doc])*] $Shape [$($A)*] [$($imm: $I)?] $($how $name),*);
+    )* };
+    (@makers $doc:tt $Shape:ident $A:tt $imm:tt $($how:ident $name:ident),*) => {
+        $( shapes!(@maker $doc $Shape $A $imm $how $name); )*
+    };
+    (@maker [$(#[$doc:meta])*] $Shape:ident [$($A:ident)*] [$($imm:ident: $I:ty)?] $how:ident $name:ident) => {
+        $(#[$doc])*
+        #[inline(always)]
+        pub(crate) fn $name<$($A: Lane,)* D: Lane, F: Fn($($A,)* $($I)?) -> D + Copy>($($imm: $I,)? _: F) -> Sem {
+            Sem::new(shapes!(@run $how $Shape<$($A,)* D, F>, D::KIND, &[$($A::KIND),*]))$(.imm($imm.into()))?
         }
     };
+    (@run all $S:ty, $dst:expr, $src:expr) => { run!(all_plain::<$S>, all_wide::<$S>, $dst, $src) };
+    (@run each $S:ty, $dst:expr, $src:expr) => { run!(each_plain::<$S>, each_wide::<$S>, $dst, $src) };
 }
 
-macro_rules! pick {
-    ($plain:expr, $wide:expr) => {{
-        #[cfg(target_arch = "x86_64")]
-        let exec: Exec = if wide() { $wide } else { $plain };
-        #[cfg(not(target_arch = "x86_64"))]
-        let exec: Exec = $plain;
-        exec
-    }};
-}
-
-/// `d = f(a)`
-pub(crate) fn un<A: Lane, D: Lane, F: Fn(A) -> D + Copy>(_: F) -> Sem {
-    twice!(plain, vector, [A: Lane, D: Lane], F: Fn(A) -> D, cx, op, mask, {
-        // SAFETY: lowering gave registers of these kinds.
-        unsafe {
-            let a = get::<A>(cx, op.a);
-            let mut d = [D::default(); LANES];
-            for i in 0..LANES {
-                d[i] = conjure::<F>()(a[i]);
-            }
-            put(cx, op.d, &d, mask);
-        }
-        Flow::Next
-    });
-    let exec = pick!(plain::<A, D, F>, vector::<A, D, F>);
-    Sem::new(exec, const { &[D::KIND] }, const { &[A::KIND] })
-}
-
-/// `d = f(a)` for functions so costly that only active lanes are computed.
-pub(crate) fn un_each<A: Lane, D: Lane, F: Fn(A) -> D + Copy>(_: F) -> Sem {
-    twice!(plain, vector, [A: Lane, D: Lane], F: Fn(A) -> D, cx, op, mask, {
-        // SAFETY: lowering gave registers of these kinds.
-        unsafe {
-            let a = get::<A>(cx, op.a);
-            let mut d = [D::default(); LANES];
-            for i in 0..LANES {
-                if mask >> i & 1 != 0 {
-                    d[i] = conjure::<F>()(a[i]);
-                }
-            }
-            put(cx, op.d, &d, mask);
-        }
-        Flow::Next
-    });
-    let exec = pick!(plain::<A, D, F>, vector::<A, D, F>);
-    Sem::new(exec, const { &[D::KIND] }, const { &[A::KIND] })
-}
-
-/// `d = f(a, imm)` with a constant of the instruction, such as its rounding.
-pub(crate) fn un_imm<A: Lane, D: Lane, F: Fn(A, u32) -> D + Copy>(imm: u32, _: F) -> Sem {
-    twice!(plain, vector, [A: Lane, D: Lane], F: Fn(A, u32) -> D, cx, op, mask, {
-        // SAFETY: lowering gave registers of these kinds.
-        unsafe {
-            let a = get::<A>(cx, op.a);
-            let imm = op.imm as u32;
-            let mut d = [D::default(); LANES];
-            for i in 0..LANES {
-                if mask >> i & 1 != 0 {
-                    d[i] = conjure::<F>()(a[i], imm);
-                }
-            }
-            put(cx, op.d, &d, mask);
-        }
-        Flow::Next
-    });
-    let exec = pick!(plain::<A, D, F>, vector::<A, D, F>);
-    Sem::new(exec, const { &[D::KIND] }, const { &[A::KIND] }).imm(imm.into())
-}
-
-/// `d = f(a, b)`
-pub(crate) fn bin<A: Lane, B: Lane, D: Lane, F: Fn(A, B) -> D + Copy>(_: F) -> Sem {
-    twice!(plain, vector, [A: Lane, B: Lane, D: Lane], F: Fn(A, B) -> D, cx, op, mask, {
-        // SAFETY: lowering gave registers of these kinds.
-        unsafe {
-            let (a, b) = (get::<A>(cx, op.a), get::<B>(cx, op.b));
-            let mut d = [D::default(); LANES];
-            for i in 0..LANES {
-                d[i] = conjure::<F>()(a[i], b[i]);
-            }
-            put(cx, op.d, &d, mask);
-        }
-        Flow::Next
-    });
-    let exec = pick!(plain::<A, B, D, F>, vector::<A, B, D, F>);
-    Sem::new(exec, const { &[D::KIND] }, const { &[A::KIND, B::KIND] })
-}
-
-/// `d = f(a, b)` on active lanes only.
-pub(crate) fn bin_each<A: Lane, B: Lane, D: Lane, F: Fn(A, B) -> D + Copy>(_: F) -> Sem {
-    twice!(plain, vector, [A: Lane, B: Lane, D: Lane], F: Fn(A, B) -> D, cx, op, mask, {
-        // SAFETY: lowering gave registers of these kinds.
-        unsafe {
-            let (a, b) = (get::<A>(cx, op.a), get::<B>(cx, op.b));
-            let mut d = [D::default(); LANES];
-            for i in 0..LANES {
-                if mask >> i & 1 != 0 {
-                    d[i] = conjure::<F>()(a[i], b[i]);
-                }
-            }
-            put(cx, op.d, &d, mask);
-        }
-        Flow::Next
-    });
-    let exec = pick!(plain::<A, B, D, F>, vector::<A, B, D, F>);
-    Sem::new(exec, const { &[D::KIND] }, const { &[A::KIND, B::KIND] })
-}
-
-/// `d = f(a, b, c)`
-pub(crate) fn tri<A: Lane, B: Lane, C: Lane, D: Lane, F: Fn(A, B, C) -> D + Copy>(_: F) -> Sem {
-    twice!(plain, vector, [A: Lane, B: Lane, C: Lane, D: Lane], F: Fn(A, B, C) -> D, cx, op, mask, {
-        // SAFETY: lowering gave registers of these kinds.
-        unsafe {
-            let (a, b, c) = (get::<A>(cx, op.a), get::<B>(cx, op.b), get::<C>(cx, op.c));
-            let mut d = [D::default(); LANES];
-            for i in 0..LANES {
-                d[i] = conjure::<F>()(a[i], b[i], c[i]);
-            }
-            put(cx, op.d, &d, mask);
-        }
-        Flow::Next
-    });
-    let exec = pick!(plain::<A, B, C, D, F>, vector::<A, B, C, D, F>);
-    Sem::new(exec, const { &[D::KIND] }, const { &[A::KIND, B::KIND, C::KIND] })
-}
-
-/// `d = f(a, b, c)` on active lanes only.
-pub(crate) fn tri_each<A: Lane, B: Lane, C: Lane, D: Lane, F: Fn(A, B, C) -> D + Copy>(_: F) -> Sem {
-    twice!(plain, vector, [A: Lane, B: Lane, C: Lane, D: Lane], F: Fn(A, B, C) -> D, cx, op, mask, {
-        // SAFETY: lowering gave registers of these kinds.
-        unsafe {
-            let (a, b, c) = (get::<A>(cx, op.a), get::<B>(cx, op.b), get::<C>(cx, op.c));
-            let mut d = [D::default(); LANES];
-            for i in 0..LANES {
-                if mask >> i & 1 != 0 {
-                    d[i] = conjure::<F>()(a[i], b[i], c[i]);
-                }
-            }
-            put(cx, op.d, &d, mask);
-        }
-        Flow::Next
-    });
-    let exec = pick!(plain::<A, B, C, D, F>, vector::<A, B, C, D, F>);
-    Sem::new(exec, const { &[D::KIND] }, const { &[A::KIND, B::KIND, C::KIND] })
+shapes! {
+    /// `d = f(a)`
+    Un(a: A @ a) { all un, each un_each }
+    /// `d = f(a, b)`
+    Bin(a: A @ a, b: B @ b) { all bin }
+    /// `d = f(a, b, c)`
+    Tri(a: A @ a, b: B @ b, c: C @ c) { all tri }
+    /// `d = f(a, b, c, e)`: four registers; the fourth's place is in `imm`.
+    Quad(a: A @ a, b: B @ b, c: C @ c, e: E @ imm) { all quad }
+    /// `d = f(a, imm)` with a constant of the instruction, such as its rounding.
+    UnImm(a: A @ a; imm: u32) { each un_imm }
+    /// `d = f(a, b, imm)`
+    BinImm(a: A @ a, b: B @ b; imm: u32) { each bin_imm }
+    /// `d = f(a, b, c, imm)`
+    TriImm(a: A @ a, b: B @ b, c: C @ c; imm: u32) { each tri_imm, all tri_imm_all }
 }
 
 /// `d = f(a, b, carry)` with the carry flag of the frame, a predicate in [`Op::e`]; bit 0 of `imm`: the flag is read,
 /// bit 1: it is written.
+#[inline(always)]
 pub(crate) fn carry<A: Lane, F: Fn(A, A, bool) -> (A, bool) + Copy>(_: F) -> Sem {
     unsafe fn run<A: Lane, F: Fn(A, A, bool) -> (A, bool) + Copy>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
         // SAFETY: lowering gave registers of these kinds.
@@ -338,10 +386,11 @@ pub(crate) fn carry<A: Lane, F: Fn(A, A, bool) -> (A, bool) + Copy>(_: F) -> Sem
         }
         Flow::Next
     }
-    Sem::new(run::<A, F>, const { &[A::KIND] }, const { &[A::KIND, A::KIND] })
+    Sem::new(run!(run::<A, F>, run::<A, F>, A::KIND, &[A::KIND, A::KIND]))
 }
 
 /// As [`carry`], with a third source: `d = f(a, b, c, carry)`.
+#[inline(always)]
 pub(crate) fn carry_mad<A: Lane, F: Fn(A, A, A, bool) -> (A, bool) + Copy>(_: F) -> Sem {
     unsafe fn run<A: Lane, F: Fn(A, A, A, bool) -> (A, bool) + Copy>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
         // SAFETY: lowering gave registers of these kinds.
@@ -361,73 +410,55 @@ pub(crate) fn carry_mad<A: Lane, F: Fn(A, A, A, bool) -> (A, bool) + Copy>(_: F)
         }
         Flow::Next
     }
-    Sem::new(run::<A, F>, const { &[A::KIND] }, const { &[A::KIND, A::KIND, A::KIND] })
-}
-
-/// `d = f(a, b, c, immediate)`; the immediate is the last operand and a literal (`lop3`, `prmt` modes).
-pub(crate) fn tri_imm<A: Lane, D: Lane, F: Fn(A, A, A, u32) -> D + Copy>(_: F) -> Sem {
-    twice!(plain, vector, [A: Lane, D: Lane], F: Fn(A, A, A, u32) -> D, cx, op, mask, {
-        // SAFETY: lowering gave registers of these kinds.
-        unsafe {
-            let (a, b, c) = (get::<A>(cx, op.a), get::<A>(cx, op.b), get::<A>(cx, op.c));
-            let imm = op.imm as u32;
-            let mut d = [D::default(); LANES];
-            for i in 0..LANES {
-                d[i] = conjure::<F>()(a[i], b[i], c[i], imm);
-            }
-            put(cx, op.d, &d, mask);
-        }
-        Flow::Next
-    });
-    let exec = pick!(plain::<A, D, F>, vector::<A, D, F>);
-    Sem { literal: true, ..Sem::new(exec, const { &[D::KIND] }, const { &[A::KIND, A::KIND, A::KIND] }) }
-}
-
-/// `d = f(a, b, c, e)`: four registers; the fourth's place is in `imm`.
-pub(crate) fn quad<A: Lane, B: Lane, C: Lane, E: Lane, D: Lane, F: Fn(A, B, C, E) -> D + Copy>(_: F) -> Sem {
-    twice!(plain, vector, [A: Lane, B: Lane, C: Lane, E: Lane, D: Lane], F: Fn(A, B, C, E) -> D, cx, op, mask, {
-        // SAFETY: lowering gave registers of these kinds.
-        unsafe {
-            let (a, b, c) = (get::<A>(cx, op.a), get::<B>(cx, op.b), get::<C>(cx, op.c));
-            let e = get::<E>(cx, op.imm as u32);
-            let mut d = [D::default(); LANES];
-            for i in 0..LANES {
-                d[i] = conjure::<F>()(a[i], b[i], c[i], e[i]);
-            }
-            put(cx, op.d, &d, mask);
-        }
-        Flow::Next
-    });
-    let exec = pick!(plain::<A, B, C, E, D, F>, vector::<A, B, C, E, D, F>);
-    Sem::new(exec, const { &[D::KIND] }, const { &[A::KIND, B::KIND, C::KIND, E::KIND] })
+    Sem::new(run!(run::<A, F>, run::<A, F>, A::KIND, &[A::KIND, A::KIND, A::KIND]))
 }
 
 /// `p = f(a, b)`, combined with the predicate `c` by the operator that lowering put into `op.imm`; the complement, where
 /// a second destination is wanted, goes to `op.e`.
+#[inline(always)]
 pub(crate) fn cmp<A: Lane, F: Fn(A, A) -> bool + Copy>(_: F) -> Sem {
-    twice!(plain, vector, [A: Lane], F: Fn(A, A) -> bool, cx, op, mask, {
+    #[inline(always)]
+    unsafe fn found<A: Lane, F: Fn(A, A) -> bool + Copy>(cx: &Cx, op: &Op, mask: u32, vectors: bool) -> u32 {
         // SAFETY: lowering gave registers of these kinds.
         unsafe {
-            let (a, b) = (get::<A>(cx, op.a), get::<A>(cx, op.b));
-            let mut bits = [0u32; LANES];
-            for i in 0..LANES {
-                bits[i] = u32::from(conjure::<F>()(a[i], b[i])) << i;
+            let (a, b) = (cx.regs.add(op.a as usize).cast::<A>(), cx.regs.add(op.b as usize).cast::<A>());
+            let test = |i: usize| u32::from(conjure::<F>()(*a.add(i), *b.add(i))) << i;
+            if vectors {
+                let mut bits = [0u32; LANES];
+                for i in 0..LANES {
+                    bits[i] = test(i);
+                }
+                return bits.iter().fold(0, |all, bit| all | bit);
             }
-            let found = bits.iter().fold(0, |all, bit| all | bit);
-            let combined = super::table::combine(op.imm as u8, found, op.c, cx);
-            put_pred(cx, op.d, combined, mask);
-            if op.e != super::NONE {
-                let other = super::table::combine(op.imm as u8, !found, op.c, cx);
-                put_pred(cx, op.e, other, mask);
+            let (mut left, mut all) = (mask, 0);
+            while left != 0 {
+                all |= test(left.trailing_zeros() as usize);
+                left &= left - 1;
             }
+            all
         }
-        Flow::Next
-    });
-    let exec = pick!(plain::<A, F>, vector::<A, F>);
-    Sem::new(exec, const { &[Kind::Pred] }, const { &[A::KIND, A::KIND] })
+    }
+    unsafe fn plain<A: Lane, F: Fn(A, A) -> bool + Copy>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        // SAFETY: the same promise as the caller's.
+        unsafe {
+            let found = found::<A, F>(cx, op, mask, cfg!(not(target_arch = "x86_64")));
+            super::table::compared(cx, op, mask, found)
+        }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
+    unsafe fn vector<A: Lane, F: Fn(A, A) -> bool + Copy>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        // SAFETY: the same promise as the caller's.
+        unsafe {
+            let found = found::<A, F>(cx, op, mask, true);
+            super::table::compared(cx, op, mask, found)
+        }
+    }
+    Sem::new(run!(plain::<A, F>, vector::<A, F>, Kind::Pred, &[A::KIND, A::KIND]))
 }
 
 /// `d = f(a, b)` of two predicates, for all lanes at once.
+#[inline(always)]
 pub(crate) fn pred<F: Fn(u32, u32) -> u32 + Copy>(_: F) -> Sem {
     unsafe fn run<F: Fn(u32, u32) -> u32 + Copy>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
         // SAFETY: lowering gave predicates.
@@ -438,10 +469,11 @@ pub(crate) fn pred<F: Fn(u32, u32) -> u32 + Copy>(_: F) -> Sem {
         }
         Flow::Next
     }
-    Sem::new(run::<F>, &[Kind::Pred], &[Kind::Pred, Kind::Pred])
+    Sem::new(run!(run::<F>, run::<F>, Kind::Pred, &[Kind::Pred, Kind::Pred]))
 }
 
 /// `d = p ? a : b`
+#[inline(always)]
 pub(crate) fn select<A: Lane>() -> Sem {
     unsafe fn run<A: Lane>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
         // SAFETY: lowering gave registers of these kinds.
@@ -456,5 +488,5 @@ pub(crate) fn select<A: Lane>() -> Sem {
         }
         Flow::Next
     }
-    Sem::new(run::<A>, const { &[A::KIND] }, const { &[A::KIND, A::KIND, Kind::Pred] })
+    Sem::new(run!(run::<A>, run::<A>, A::KIND, &[A::KIND, A::KIND, Kind::Pred]))
 }

@@ -539,32 +539,35 @@ pub(crate) enum Atom {
     Max,
 }
 
-/// An atomic's operands beyond those of an [`Access`].
+const ATOMS: [Atom; 10] =
+    [Atom::And, Atom::Or, Atom::Xor, Atom::Cas, Atom::Exch, Atom::Add, Atom::Inc, Atom::Dec, Atom::Min, Atom::Max];
+const ATOM_TYPES: [Ty; 14] = [
+    Ty::B16,
+    Ty::B32,
+    Ty::B64,
+    Ty::U32,
+    Ty::U64,
+    Ty::S32,
+    Ty::S64,
+    Ty::F32,
+    Ty::F64,
+    Ty::F16,
+    Ty::Bf16,
+    Ty::F16x2,
+    Ty::Bf16x2,
+    Ty::B128,
+];
+
+/// What an atomic does, from its constant.
 fn decode(imm: u64) -> (Atom, Ty) {
-    const ATOMS: [Atom; 10] =
-        [Atom::And, Atom::Or, Atom::Xor, Atom::Cas, Atom::Exch, Atom::Add, Atom::Inc, Atom::Dec, Atom::Min, Atom::Max];
-    const TYPES: [Ty; 14] = [
-        Ty::B16,
-        Ty::B32,
-        Ty::B64,
-        Ty::U32,
-        Ty::U64,
-        Ty::S32,
-        Ty::S64,
-        Ty::F32,
-        Ty::F64,
-        Ty::F16,
-        Ty::Bf16,
-        Ty::F16x2,
-        Ty::Bf16x2,
-        Ty::B128,
-    ];
-    (ATOMS[(imm & 15) as usize], TYPES[(imm >> 4 & 15) as usize])
+    (ATOMS[(imm & 15) as usize], ATOM_TYPES[(imm >> 4 & 15) as usize])
 }
 
 /// The constant that says what an atomic does, or `None` if PTX has no such combination.
 pub(crate) fn encode(atom: Atom, ty: Ty) -> Option<u64> {
-    (0..14u64).flat_map(|t| (0..10u64).map(move |a| a | t << 4)).find(|&code| decode(code) == (atom, ty))
+    let a = ATOMS.iter().position(|x| *x == atom)?;
+    let t = ATOM_TYPES.iter().position(|x| *x == ty)?;
+    Some(a as u64 | (t as u64) << 4)
 }
 
 fn apply(atom: Atom, ty: Ty, old: u64, b: u64, c: u64) -> u64 {

@@ -2,10 +2,13 @@
 //!
 //! Instructions that touch memory, other lanes or the program counter are in `memory.rs`, `warp.rs` and `control.rs`.
 
-use super::Cx;
-use super::float::{self, BF16, F16, F32, F64, Fp8, NAN16, NAN32, RN, RZ, Round, TF32, canonical, flush, saturate};
+use super::float::{
+    self, BF16, F16, F32, F64, FTZ, Format, Fp8, NAN16, NAN32, RELU, RN, Round, SAT, TF32, canonical, finish_if, flush,
+    flush_if, round_of, saturate,
+};
 use super::lane::*;
 use super::mods::Mods;
+use super::{Cx, Flow, NONE, Op};
 use crate::ptx::ast::Ty;
 
 /// What an instruction is counted as.
@@ -44,29 +47,6 @@ macro_rules! by_flag {
     };
 }
 
-macro_rules! by_round {
-    ($code:expr, $NAME:ident => $body:expr) => {
-        match $code {
-            RN => {
-                const $NAME: u8 = RN;
-                $body
-            }
-            RZ => {
-                const $NAME: u8 = RZ;
-                $body
-            }
-            float::RM => {
-                const $NAME: u8 = float::RM;
-                $body
-            }
-            _ => {
-                const $NAME: u8 = float::RP;
-                $body
-            }
-        }
-    };
-}
-
 // ---- single precision ------------------------------------------------------------------------------------------------
 
 #[inline(always)]
@@ -75,56 +55,45 @@ fn finish32<const FTZ: bool, const SAT: bool>(value: f32) -> f32 {
 }
 
 #[inline(always)]
-fn add32<const R: u8, const FTZ: bool, const SAT: bool>(a: f32, b: f32) -> f32 {
-    let (a, b) = (flush::<FTZ>(a), flush::<FTZ>(b));
-    let sum = if R == RN {
-        a + b
-    } else {
-        f32::from_bits(float::add(a.to_bits().into(), b.to_bits().into(), F32, float::round(R)) as u32)
-    };
-    finish32::<FTZ, SAT>(sum)
+fn add32<const FTZ: bool, const SAT: bool>(a: f32, b: f32) -> f32 {
+    finish32::<FTZ, SAT>(flush::<FTZ>(a) + flush::<FTZ>(b))
 }
 
 #[inline(always)]
-fn mul32<const R: u8, const FTZ: bool, const SAT: bool>(a: f32, b: f32) -> f32 {
-    let (a, b) = (flush::<FTZ>(a), flush::<FTZ>(b));
-    let product = if R == RN {
-        a * b
-    } else {
-        f32::from_bits(float::mul(a.to_bits().into(), b.to_bits().into(), F32, float::round(R)) as u32)
-    };
-    finish32::<FTZ, SAT>(product)
+fn mul32<const FTZ: bool, const SAT: bool>(a: f32, b: f32) -> f32 {
+    finish32::<FTZ, SAT>(flush::<FTZ>(a) * flush::<FTZ>(b))
 }
 
 #[inline(always)]
-fn fma32<const R: u8, const FTZ: bool, const SAT: bool>(a: f32, b: f32, c: f32) -> f32 {
-    let (a, b, c) = (flush::<FTZ>(a), flush::<FTZ>(b), flush::<FTZ>(c));
-    let value = if R == RN {
-        a.mul_add(b, c)
-    } else {
-        let bits = |x: f32| u64::from(x.to_bits());
-        f32::from_bits(float::fma(bits(a), bits(b), bits(c), F32, float::round(R)) as u32)
-    };
-    finish32::<FTZ, SAT>(value)
+fn fma32<const FTZ: bool, const SAT: bool>(a: f32, b: f32, c: f32) -> f32 {
+    finish32::<FTZ, SAT>(flush::<FTZ>(a).mul_add(flush::<FTZ>(b), flush::<FTZ>(c)))
 }
 
 #[inline(always)]
-fn div32<const R: u8, const FTZ: bool>(a: f32, b: f32) -> f32 {
-    let (a, b) = (flush::<FTZ>(a), flush::<FTZ>(b));
-    let value = if R == RN {
-        a / b
-    } else {
-        f32::from_bits(float::div(a.to_bits().into(), b.to_bits().into(), F32, float::round(R)) as u32)
-    };
-    finish32::<FTZ, false>(value)
+fn div32<const FTZ: bool>(a: f32, b: f32) -> f32 {
+    finish32::<FTZ, false>(flush::<FTZ>(a) / flush::<FTZ>(b))
 }
 
 #[inline(always)]
-fn sqrt32<const R: u8, const FTZ: bool>(a: f32) -> f32 {
-    let a = flush::<FTZ>(a);
-    let value =
-        if R == RN { a.sqrt() } else { f32::from_bits(float::sqrt(a.to_bits().into(), F32, float::round(R)) as u32) };
-    finish32::<FTZ, false>(value)
+fn sqrt32<const FTZ: bool>(a: f32) -> f32 {
+    finish32::<FTZ, false>(flush::<FTZ>(a).sqrt())
+}
+
+// ---- directed roundings: rare, so their modifiers are a constant of the instruction ---------------------------------
+
+/// A function of two numbers in a format, of two singles.
+fn directed2(a: f32, b: f32, imm: u32, f: fn(u64, u64, Format, Round) -> u64) -> f32 {
+    let (a, b) = (flush_if(a, imm), flush_if(b, imm));
+    finish_if(f32::from_bits(f(a.to_bits().into(), b.to_bits().into(), F32, round_of(imm)) as u32), imm)
+}
+
+fn directed_fma(a: f32, b: f32, c: f32, imm: u32) -> f32 {
+    let bits = |x: f32| u64::from(flush_if(x, imm).to_bits());
+    finish_if(f32::from_bits(float::fma(bits(a), bits(b), bits(c), F32, round_of(imm)) as u32), imm)
+}
+
+fn directed_sqrt(a: f32, imm: u32) -> f32 {
+    finish_if(f32::from_bits(float::sqrt(flush_if(a, imm).to_bits().into(), F32, round_of(imm)) as u32), imm)
 }
 
 /// `div.approx`: as PTX says, a divisor in 2^126 .. 2^128 gives zero, or NaN for an infinite dividend.
@@ -244,42 +213,47 @@ impl Half for B16 {
     }
 }
 
-/// Subnormals to zero in a 16-bit format.
+/// Subnormals to zero in a 16-bit format, where the constant says so.
 #[inline(always)]
-fn flush16<H: Half, const FTZ: bool>(bits: u16) -> u16 {
-    if FTZ && u64::from(bits) & (((1 << H::FORMAT.exp) - 1) << H::FORMAT.man) == 0 { bits & 0x8000 } else { bits }
+fn flush16<H: Half>(bits: u16, imm: u32) -> u16 {
+    let exponent = ((1 << H::FORMAT.exp) - 1) << H::FORMAT.man;
+    if imm & FTZ != 0 && u64::from(bits) & exponent == 0 { bits & 0x8000 } else { bits }
 }
 
 #[inline(always)]
-fn finish16<H: Half, const FTZ: bool, const SAT: bool>(bits: u16) -> u16 {
-    let bits = flush16::<H, FTZ>(bits);
-    if SAT { H::narrow(saturate::<true>(H::widen(bits))) } else { bits }
+fn finish16<H: Half>(bits: u16, imm: u32) -> u16 {
+    let bits = flush16::<H>(bits, imm);
+    match () {
+        () if imm & SAT != 0 => H::narrow(saturate::<true>(H::widen(bits))),
+        () if imm & RELU != 0 => relu16::<H>(bits),
+        () => bits,
+    }
 }
 
 // A single has more than twice a half's bits and two to spare, so rounding through it is rounding once.
 #[inline(always)]
-fn add16<H: Half, const FTZ: bool, const SAT: bool>(a: u16, b: u16) -> u16 {
-    let (a, b) = (flush16::<H, FTZ>(a), flush16::<H, FTZ>(b));
-    finish16::<H, FTZ, SAT>(H::narrow(H::widen(a) + H::widen(b)))
+fn add16<H: Half>(a: u16, b: u16) -> u16 {
+    H::narrow(H::widen(a) + H::widen(b))
 }
 
 #[inline(always)]
-fn sub16<H: Half, const FTZ: bool, const SAT: bool>(a: u16, b: u16) -> u16 {
-    let (a, b) = (flush16::<H, FTZ>(a), flush16::<H, FTZ>(b));
-    finish16::<H, FTZ, SAT>(H::narrow(H::widen(a) - H::widen(b)))
+fn sub16<H: Half>(a: u16, b: u16) -> u16 {
+    H::narrow(H::widen(a) - H::widen(b))
 }
 
 #[inline(always)]
-fn mul16<H: Half, const FTZ: bool, const SAT: bool>(a: u16, b: u16) -> u16 {
-    let (a, b) = (flush16::<H, FTZ>(a), flush16::<H, FTZ>(b));
-    finish16::<H, FTZ, SAT>(H::narrow(H::widen(a) * H::widen(b)))
+fn mul16<H: Half>(a: u16, b: u16) -> u16 {
+    H::narrow(H::widen(a) * H::widen(b))
 }
 
-fn fma16<H: Half, const FTZ: bool, const SAT: bool, const RELU: bool>(a: u16, b: u16, c: u16) -> u16 {
-    let (a, b, c) = (flush16::<H, FTZ>(a), flush16::<H, FTZ>(b), flush16::<H, FTZ>(c));
-    let bits = float::fma(a.into(), b.into(), c.into(), H::FORMAT, Round::Near) as u16;
-    let value = finish16::<H, FTZ, SAT>(bits);
-    if RELU { relu16::<H>(value) } else { value }
+/// The same with `.ftz` and `.sat`.
+fn flagged16<H: Half>(a: u16, b: u16, imm: u32, f: fn(u16, u16) -> u16) -> u16 {
+    finish16::<H>(f(flush16::<H>(a, imm), flush16::<H>(b, imm)), imm)
+}
+
+fn fma16<H: Half>(a: u16, b: u16, c: u16, imm: u32) -> u16 {
+    let (a, b, c) = (flush16::<H>(a, imm), flush16::<H>(b, imm), flush16::<H>(c, imm));
+    finish16::<H>(float::fma(a.into(), b.into(), c.into(), H::FORMAT, Round::Near) as u16, imm)
 }
 
 #[inline(always)]
@@ -294,15 +268,15 @@ fn relu16<H: Half>(bits: u16) -> u16 {
 }
 
 #[inline(always)]
-fn pick16<H: Half, const FTZ: bool, const NAN_WINS: bool, const MAX: bool>(a: u16, b: u16) -> u16 {
-    let (x, y) = (H::widen(flush16::<H, FTZ>(a)), H::widen(flush16::<H, FTZ>(b)));
+fn pick16<H: Half, const NAN_WINS: bool, const MAX: bool>(a: u16, b: u16, imm: u32) -> u16 {
+    let (x, y) = (H::widen(flush16::<H>(a, imm)), H::widen(flush16::<H>(b, imm)));
     H::narrow(if MAX { max32::<false, NAN_WINS>(x, y) } else { min32::<false, NAN_WINS>(x, y) })
 }
 
 #[inline(always)]
-fn fun16<H: Half, const FTZ: bool>(a: u16, f: impl Fn(f64) -> f64) -> u16 {
-    let a = flush16::<H, FTZ>(a);
-    finish16::<H, FTZ, false>(H::narrow(canonical(f(f64::from(H::widen(a))) as f32)))
+fn fun16<H: Half>(a: u16, imm: u32, f: impl Fn(f64) -> f64) -> u16 {
+    let a = flush16::<H>(a, imm);
+    flush16::<H>(H::narrow(canonical(f(f64::from(H::widen(a))) as f32)), imm)
 }
 
 #[inline(always)]
@@ -323,7 +297,13 @@ fn both3(a: u32, b: u32, c: u32, f: impl Fn(u16, u16, u16) -> u16) -> u32 {
 
 #[inline(always)]
 fn pair32(a: u64, b: u64, f: impl Fn(f32, f32) -> f32) -> u64 {
-    let one = |s: u32| u64::from(f(f32::from_bits((a >> s) as u32), f32::from_bits((b >> s) as u32)).to_bits());
+    pair32x3(a, b, 0, |a, b, _| f(a, b))
+}
+
+#[inline(always)]
+fn pair32x3(a: u64, b: u64, c: u64, f: impl Fn(f32, f32, f32) -> f32) -> u64 {
+    let half = |x: u64, s: u32| f32::from_bits((x >> s) as u32);
+    let one = |s: u32| u64::from(f(half(a, s), half(b, s), half(c, s)).to_bits());
     one(0) | one(32) << 32
 }
 
@@ -357,25 +337,34 @@ fn half_type(ty: Ty) -> bool {
 
 // ---- integers --------------------------------------------------------------------------------------------------------
 
-fn prmt(a: u32, b: u32, c: u32, mode: u32) -> u32 {
+/// `prmt`: the fourth bit of a selector replicates the sign.
+#[inline(always)]
+fn prmt(a: u32, b: u32, c: u32) -> u32 {
+    let pool = u64::from(b) << 32 | u64::from(a);
+    let select = |i: u32| -> u32 {
+        let s = c >> (4 * i) & 0xf;
+        let value = (pool >> (8 * (s & 7))) as u32 & 0xff;
+        let sign = 0u32.wrapping_sub(value >> 7 & 1) & 0xff;
+        if s & 8 != 0 { sign } else { value }
+    };
+    select(0) | select(1) << 8 | select(2) << 16 | select(3) << 24
+}
+
+/// The modes of `prmt`.
+const PRMT_MODES: [&str; 6] = ["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"];
+
+/// `prmt` in one of its modes.
+fn prmt_mode(a: u32, b: u32, c: u32, mode: u32) -> u32 {
     let pool = u64::from(b) << 32 | u64::from(a);
     let byte = |i: u32| (pool >> (8 * (i & 7))) as u32 & 0xff;
     let n = c & 3;
-    let select = |i: u32| -> u32 {
-        match mode {
-            // generic: the fourth bit of a selector replicates the sign
-            0 => {
-                let s = c >> (4 * i) & 0xf;
-                let value = byte(s);
-                if s & 8 != 0 { if value & 0x80 != 0 { 0xff } else { 0 } } else { value }
-            }
-            1 => byte(n + i),                 // f4e
-            2 => byte(n.wrapping_sub(i) & 7), // b4e
-            3 => byte(n),                     // rc8
-            4 => byte(n.max(i)),              // ecl
-            5 => byte(n.min(i)),              // ecr
-            _ => byte(2 * (n & 1) + (i & 1)), // rc16
-        }
+    let select = |i: u32| match PRMT_MODES[mode as usize] {
+        "f4e" => byte(n + i),
+        "b4e" => byte(n.wrapping_sub(i)),
+        "rc8" => byte(n),
+        "ecl" => byte(n.max(i)),
+        "ecr" => byte(n.min(i)),
+        _ => byte(2 * (n & 1) + (i & 1)),
     };
     (0..4).fold(0, |all, i| all | select(i) << (8 * i))
 }
@@ -447,12 +436,15 @@ fn low24(a: u32, signed: bool) -> i64 {
     if signed { i64::from((a << 8) as i32 >> 8) } else { i64::from(a & 0xff_ffff) }
 }
 
+/// In a comparison's constant beside the code of [`combine`]: the result is its opposite.
+const FLIP: u64 = 8;
+
 /// Combines a comparison with the predicate at `at`: bits 0-1 of `code` the operator, bit 2 negates the predicate.
 ///
 /// # Safety
 /// `at` is a predicate of the frame, or unused where `code` is 0.
 #[inline(always)]
-pub(crate) unsafe fn combine(code: u8, found: u32, at: u32, cx: &Cx) -> u32 {
+unsafe fn combine(code: u8, found: u32, at: u32, cx: &Cx) -> u32 {
     if code & 3 == 0 {
         return found;
     }
@@ -466,63 +458,109 @@ pub(crate) unsafe fn combine(code: u8, found: u32, at: u32, cx: &Cx) -> u32 {
     }
 }
 
+/// The end of every comparison: `found` in the lanes of `mask`, turned round and combined as the constant says.
+///
+/// # Safety
+/// The operation's predicates are of the frame.
+pub(crate) unsafe fn compared(cx: &mut Cx, op: &Op, mask: u32, found: u32) -> Flow {
+    let found = if op.imm & FLIP != 0 { !found } else { found };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let combined = combine(op.imm as u8, found, op.c, cx);
+        put_pred(cx, op.d, combined, mask);
+        if op.e != NONE {
+            let other = combine(op.imm as u8, !found, op.c, cx);
+            put_pred(cx, op.e, other, mask);
+        }
+    }
+    Flow::Next
+}
+
+/// A comparison: what is computed, whether the operands change places, and in `Sem::imm` whether the result is turned
+/// round. `a > b` is `b < a`, `a >= b` is `b <= a`, and each unordered relation is the opposite of an ordered one.
+pub(crate) struct Relation {
+    pub(crate) sem: Sem,
+    pub(crate) swap: bool,
+}
+
 /// The comparison `op` of a type, for `setp` and `set`.
-pub(crate) fn comparison(op: &str, ty: Ty, ftz: bool) -> Result<Sem, String> {
+pub(crate) fn comparison(op: &str, ty: Ty, ftz: bool) -> Result<Relation, String> {
+    // of a float: what is computed, in place of what
+    let float = |op: &str| {
+        Some(match op {
+            "eq" | "ne" | "lt" | "le" | "num" => (op.to_owned(), false, 0),
+            "gt" => ("lt".into(), true, 0),
+            "ge" => ("le".into(), true, 0),
+            "neu" => ("eq".into(), false, FLIP),
+            "equ" => ("ne".into(), false, FLIP),
+            "geu" => ("lt".into(), false, FLIP),
+            "gtu" => ("le".into(), false, FLIP),
+            "leu" => ("lt".into(), true, FLIP),
+            "ltu" => ("le".into(), true, FLIP),
+            "nan" => ("num".into(), false, FLIP),
+            _ => return None,
+        })
+    };
+    let int = |op: &str, signed: bool| {
+        Some(match (op, signed) {
+            ("eq", _) => ("eq".to_owned(), false, 0),
+            ("ne", _) => ("eq".into(), false, FLIP),
+            ("lt", _) | ("lo", false) => ("lt".into(), false, 0),
+            ("gt", _) | ("hi", false) => ("lt".into(), true, 0),
+            ("ge", _) | ("hs", false) => ("lt".into(), false, FLIP),
+            ("le", _) | ("ls", false) => ("lt".into(), true, FLIP),
+            _ => return None,
+        })
+    };
+    let found = if ty.float() { float(op) } else { int(op, ty.signed()) };
+    let Some((base, swap, flip)) = found else { return Err(format!("`.{op}` does not compare {ty:?}")) };
     macro_rules! ints {
-        ($s:ty, $u:ty, $signed:expr) => {
-            match (op, $signed) {
+        ($s:ty, $u:ty) => {
+            match (base.as_str(), ty.signed()) {
                 ("eq", _) => cmp(|a: $u, b: $u| a == b),
-                ("ne", _) => cmp(|a: $u, b: $u| a != b),
-                ("lt", true) => cmp(|a: $s, b: $s| a < b),
-                ("le", true) => cmp(|a: $s, b: $s| a <= b),
-                ("gt", true) => cmp(|a: $s, b: $s| a > b),
-                ("ge", true) => cmp(|a: $s, b: $s| a >= b),
-                ("lo", false) | ("lt", false) => cmp(|a: $u, b: $u| a < b),
-                ("ls", false) | ("le", false) => cmp(|a: $u, b: $u| a <= b),
-                ("hi", false) | ("gt", false) => cmp(|a: $u, b: $u| a > b),
-                ("hs", false) | ("ge", false) => cmp(|a: $u, b: $u| a >= b),
-                _ => return Err(format!("`.{op}` does not compare {ty:?}")),
+                (_, true) => cmp(|a: $s, b: $s| a < b),
+                (_, false) => cmp(|a: $u, b: $u| a < b),
             }
         };
     }
     macro_rules! floats {
-        ($t:ty, $v:expr) => {{
-            #[inline(always)]
-            fn unordered<T: PartialOrd>(a: T, b: T) -> bool {
-                a.partial_cmp(&b).is_none()
-            }
-            match op {
+        ($t:ty, $v:expr) => {
+            match base.as_str() {
                 "eq" => cmp(|a: $t, b: $t| $v(a) == $v(b)),
-                "ne" => cmp(|a: $t, b: $t| $v(a) != $v(b) && !unordered($v(a), $v(b))),
+                "ne" => cmp(|a: $t, b: $t| $v(a) < $v(b) || $v(a) > $v(b)),
                 "lt" => cmp(|a: $t, b: $t| $v(a) < $v(b)),
                 "le" => cmp(|a: $t, b: $t| $v(a) <= $v(b)),
-                "gt" => cmp(|a: $t, b: $t| $v(a) > $v(b)),
-                "ge" => cmp(|a: $t, b: $t| $v(a) >= $v(b)),
-                "equ" => cmp(|a: $t, b: $t| $v(a) == $v(b) || unordered($v(a), $v(b))),
-                "neu" => cmp(|a: $t, b: $t| $v(a) != $v(b)),
-                "ltu" => cmp(|a: $t, b: $t| $v(a) < $v(b) || unordered($v(a), $v(b))),
-                "leu" => cmp(|a: $t, b: $t| $v(a) <= $v(b) || unordered($v(a), $v(b))),
-                "gtu" => cmp(|a: $t, b: $t| $v(a) > $v(b) || unordered($v(a), $v(b))),
-                "geu" => cmp(|a: $t, b: $t| $v(a) >= $v(b) || unordered($v(a), $v(b))),
-                "num" => cmp(|a: $t, b: $t| !unordered($v(a), $v(b))),
-                "nan" => cmp(|a: $t, b: $t| unordered($v(a), $v(b))),
-                _ => return Err(format!("`.{op}` does not compare {ty:?}")),
+                _ => cmp(|a: $t, b: $t| !$v(a).is_nan() && !$v(b).is_nan()),
             }
-        }};
+        };
     }
-    Ok(match ty {
-        Ty::B16 | Ty::U16 | Ty::S16 => ints!(i16, u16, ty.signed()),
-        Ty::B32 | Ty::U32 | Ty::S32 => ints!(i32, u32, ty.signed()),
-        Ty::B64 | Ty::U64 | Ty::S64 => ints!(i64, u64, ty.signed()),
+    let sem = match ty {
+        Ty::B16 | Ty::U16 | Ty::S16 => ints!(i16, u16),
+        Ty::B32 | Ty::U32 | Ty::S32 => ints!(i32, u32),
+        Ty::B64 | Ty::U64 | Ty::S64 => ints!(i64, u64),
         Ty::F32 => by_flag!(ftz, FTZ => floats!(f32, flush::<FTZ>)),
         Ty::F64 if !ftz => floats!(f64, std::convert::identity),
-        Ty::F16 => by_flag!(ftz, FTZ => floats!(u16, |a| H16::widen(flush16::<H16, FTZ>(a)))),
+        Ty::F16 if ftz => floats!(u16, |a| H16::widen(flush16::<H16>(a, FTZ))),
+        Ty::F16 => floats!(u16, H16::widen),
         Ty::Bf16 if !ftz => floats!(u16, B16::widen),
         _ => return Err(format!("{ty:?} is not compared")),
-    })
+    };
+    Ok(Relation { sem: sem.imm(flip), swap })
 }
 
 // ---- the table -------------------------------------------------------------------------------------------------------
+
+/// Integer types that share a line, where the sign makes no difference.
+macro_rules! any_int {
+    ($ty:expr, $op:expr, |$a:ident, $b:ident| $e:expr) => {
+        match $ty {
+            Ty::U16 | Ty::S16 => bin(|$a: u16, $b: u16| $e),
+            Ty::U32 | Ty::S32 => bin(|$a: u32, $b: u32| $e),
+            Ty::U64 | Ty::S64 => bin(|$a: u64, $b: u64| $e),
+            other => return Err(format!("`{}` has no type {other:?}", $op)),
+        }
+    };
+}
 
 /// Integer types that share a line: the signed flag is in the type.
 macro_rules! int {
@@ -566,8 +604,7 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
     }
     // stands after the type
     let relu = matches!(op, "min" | "max") && mods.has("relu");
-    let modes = ["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"];
-    let prmt_mode = if op == "prmt" { mods.one(&modes) } else { None };
+    let mode = if op == "prmt" { mods.one(&PRMT_MODES) } else { None };
     let ty = if op == "dp4a" || op == "dp2a" { Ty::U32 } else { mods.ty()? };
     let class = match ty {
         _ if op == "mov" || op == "selp" => Class::Move,
@@ -621,53 +658,75 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
         }
         "add" | "sub" | "mul" if ty == Ty::F32 => {
             let (r, ftz, sat) = (mods.rounding().unwrap_or(RN), mods.has("ftz"), mods.has("sat"));
-            by_round!(r, R => by_flag!(ftz, FTZ => by_flag!(sat, SAT => match op {
-                "add" => bin(|a: f32, b: f32| add32::<R, FTZ, SAT>(a, b)),
-                "sub" => bin(|a: f32, b: f32| add32::<R, FTZ, SAT>(a, -b)),
-                _ => bin(|a: f32, b: f32| mul32::<R, FTZ, SAT>(a, b)),
-            })))
+            let imm = float::flags(r, ftz, sat, false);
+            match op {
+                _ if r == RN => by_flag!(ftz, FTZ => by_flag!(sat, SAT => match op {
+                    "add" => bin(add32::<FTZ, SAT>),
+                    "sub" => bin(|a: f32, b: f32| add32::<FTZ, SAT>(a, -b)),
+                    _ => bin(mul32::<FTZ, SAT>),
+                })),
+                "add" => bin_imm(imm, |a: f32, b: f32, imm| directed2(a, b, imm, float::add)),
+                "sub" => bin_imm(imm, |a: f32, b: f32, imm| directed2(a, -b, imm, float::add)),
+                _ => bin_imm(imm, |a: f32, b: f32, imm| directed2(a, b, imm, float::mul)),
+            }
         }
         "add" | "sub" | "mul" if ty == Ty::F32x2 => {
             let (r, ftz) = (mods.rounding().unwrap_or(RN), mods.has("ftz"));
-            by_round!(r, R => by_flag!(ftz, FTZ => match op {
-                "add" => bin(|a: u64, b: u64| pair32(a, b, add32::<R, FTZ, false>)),
-                "sub" => bin(|a: u64, b: u64| pair32(a, b, |a, b| add32::<R, FTZ, false>(a, -b))),
-                _ => bin(|a: u64, b: u64| pair32(a, b, mul32::<R, FTZ, false>)),
-            }))
+            let imm = float::flags(r, ftz, false, false);
+            match op {
+                _ if r == RN => by_flag!(ftz, FTZ => match op {
+                    "add" => bin(|a: u64, b: u64| pair32(a, b, add32::<FTZ, false>)),
+                    "sub" => bin(|a: u64, b: u64| pair32(a, b, |a, b| add32::<FTZ, false>(a, -b))),
+                    _ => bin(|a: u64, b: u64| pair32(a, b, mul32::<FTZ, false>)),
+                }),
+                "add" => bin_imm(imm, |a: u64, b: u64, imm| pair32(a, b, |a, b| directed2(a, b, imm, float::add))),
+                "sub" => bin_imm(imm, |a: u64, b: u64, imm| pair32(a, b, |a, b| directed2(a, -b, imm, float::add))),
+                _ => bin_imm(imm, |a: u64, b: u64, imm| pair32(a, b, |a, b| directed2(a, b, imm, float::mul))),
+            }
         }
         "fma" if ty == Ty::F32x2 => {
             let (r, ftz) = (mods.rounding().unwrap_or(RN), mods.has("ftz"));
-            by_round!(r, R => by_flag!(ftz, FTZ => tri(|a: u64, b: u64, c: u64| {
-                let one = |s: u32| u64::from(fma32::<R, FTZ, false>(
-                    f32::from_bits((a >> s) as u32), f32::from_bits((b >> s) as u32), f32::from_bits((c >> s) as u32),
-                ).to_bits());
-                one(0) | one(32) << 32
-            })))
-        }
-        "add" | "sub" | "mul" if ty == Ty::F64 => {
-            let r = mods.rounding().unwrap_or(RN);
-            if r == RN {
-                match op {
-                    "add" => bin(|a: f64, b: f64| a + b),
-                    "sub" => bin(|a: f64, b: f64| a - b),
-                    _ => bin(|a: f64, b: f64| a * b),
-                }
-            } else {
-                by_round!(r, R => match op {
-                    "add" => bin(|a: u64, b: u64| float::add(a, b, F64, float::round(R))),
-                    "sub" => bin(|a: u64, b: u64| float::add(a, b ^ 1 << 63, F64, float::round(R))),
-                    _ => bin(|a: u64, b: u64| float::mul(a, b, F64, float::round(R))),
-                })
+            match r {
+                RN => by_flag!(ftz, FTZ => tri(|a: u64, b: u64, c: u64| pair32x3(a, b, c, fma32::<FTZ, false>))),
+                _ => tri_imm(float::flags(r, ftz, false, false), |a: u64, b: u64, c: u64, imm| {
+                    pair32x3(a, b, c, |a, b, c| directed_fma(a, b, c, imm))
+                }),
             }
         }
+        "add" | "sub" | "mul" if ty == Ty::F64 => match (op, mods.rounding().unwrap_or(RN)) {
+            ("add", RN) => bin(|a: f64, b: f64| a + b),
+            ("sub", RN) => bin(|a: f64, b: f64| a - b),
+            (_, RN) => bin(|a: f64, b: f64| a * b),
+            ("add", r) => bin_imm(r.into(), |a: u64, b: u64, r| float::add(a, b, F64, round_of(r))),
+            ("sub", r) => bin_imm(r.into(), |a: u64, b: u64, r| float::add(a, b ^ 1 << 63, F64, round_of(r))),
+            (_, r) => bin_imm(r.into(), |a: u64, b: u64, r| float::mul(a, b, F64, round_of(r))),
+        },
         "add" | "sub" | "mul" if half_type(ty) => {
             mods.has("rn");
-            let (ftz, sat) = (mods.has("ftz"), mods.has("sat"));
-            by_flag!(ftz, FTZ => by_flag!(sat, SAT => match op {
-                "add" => halves!(ty, H, bin(add16::<H, FTZ, SAT>), bin(|a: u32, b: u32| both2(a, b, add16::<H, FTZ, SAT>))),
-                "sub" => halves!(ty, H, bin(sub16::<H, FTZ, SAT>), bin(|a: u32, b: u32| both2(a, b, sub16::<H, FTZ, SAT>))),
-                _ => halves!(ty, H, bin(mul16::<H, FTZ, SAT>), bin(|a: u32, b: u32| both2(a, b, mul16::<H, FTZ, SAT>))),
-            }))
+            let imm = float::flags(RN, mods.has("ftz"), mods.has("sat"), false);
+            macro_rules! op16 {
+                ($f:ident) => {
+                    halves!(
+                        ty,
+                        H,
+                        if imm == 0 {
+                            bin($f::<H>)
+                        } else {
+                            bin_imm(imm, |a, b, imm| flagged16::<H>(a, b, imm, $f::<H>))
+                        },
+                        if imm == 0 {
+                            bin(|a: u32, b: u32| both2(a, b, $f::<H>))
+                        } else {
+                            bin_imm(imm, |a, b, imm| both2(a, b, |a, b| flagged16::<H>(a, b, imm, $f::<H>)))
+                        }
+                    )
+                };
+            }
+            match op {
+                "add" => op16!(add16),
+                "sub" => op16!(sub16),
+                _ => op16!(mul16),
+            }
         }
         "add" | "sub" if mods.has("cc") => carry_op(op, ty, 2)?,
         "addc" | "subc" => {
@@ -683,10 +742,10 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
             Ty::S32 => bin(|a: i32, b: i32| a.saturating_sub(b)),
             _ => return none(),
         },
-        "add" => int!(ty, op, |a, b| a.wrapping_add(b)),
-        "sub" => int!(ty, op, |a, b| a.wrapping_sub(b)),
+        "add" => any_int!(ty, op, |a, b| a.wrapping_add(b)),
+        "sub" => any_int!(ty, op, |a, b| a.wrapping_sub(b)),
         "mul" => match mods.one(&["lo", "hi", "wide"]) {
-            Some("lo") => int!(ty, op, |a, b| a.wrapping_mul(b)),
+            Some("lo") => any_int!(ty, op, |a, b| a.wrapping_mul(b)),
             Some("hi") => match ty {
                 Ty::U16 => bin(|a: u16, b: u16| ((u32::from(a) * u32::from(b)) >> 16) as u16),
                 Ty::S16 => bin(|a: i16, b: i16| ((i32::from(a) * i32::from(b)) >> 16) as i16),
@@ -788,17 +847,17 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
         "fma" => float_fma(ty, mods)?,
         "div" if ty == Ty::F32 => {
             let kind = mods.one(&["approx", "full"]);
-            let (r, ftz) = (mods.rounding(), mods.has("ftz"));
+            let (r, ftz) = (mods.rounding().unwrap_or(RN), mods.has("ftz"));
             match kind {
                 Some("approx") => by_flag!(ftz, FTZ => bin(div_approx::<FTZ>)),
-                // within 2 ulp: the rounded quotient is
-                Some(_) => by_flag!(ftz, FTZ => bin(div32::<RN, FTZ>)),
-                None => by_round!(r.unwrap_or(RN), R => by_flag!(ftz, FTZ => bin(div32::<R, FTZ>))),
+                // `.full` is within 2 ulp: the rounded quotient is
+                _ if r == RN => by_flag!(ftz, FTZ => bin(div32::<FTZ>)),
+                _ => bin_imm(float::flags(r, ftz, false, false), |a, b, imm| directed2(a, b, imm, float::div)),
             }
         }
         "div" if ty == Ty::F64 => match mods.rounding().unwrap_or(RN) {
             RN => bin(|a: f64, b: f64| a / b),
-            r => by_round!(r, R => bin_each(|a: u64, b: u64| float::div(a, b, F64, float::round(R)))),
+            r => bin_imm(r.into(), |a: u64, b: u64, r| float::div(a, b, F64, round_of(r))),
         },
         // division by zero gives all ones, the remainder the dividend, as the hardware's sequences do
         "div" => match ty {
@@ -817,8 +876,14 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
             Ty::S64 => un(|a: i64| a.wrapping_abs()),
             Ty::F32 => by_flag!(mods.has("ftz"), FTZ => un(|a: f32| flush::<FTZ>(a.abs()))),
             Ty::F64 => un(|a: f64| a.abs()),
-            _ if half_type(ty) => by_flag!(mods.has("ftz"), FTZ => halves!(ty, H,
-                un(|a: u16| flush16::<H, FTZ>(a & 0x7fff)), un(|a: u32| both1(a, |a| flush16::<H, FTZ>(a & 0x7fff))))),
+            Ty::F16 | Ty::Bf16 if !mods.has("ftz") => un(|a: u16| a & 0x7fff),
+            Ty::F16x2 | Ty::Bf16x2 if !mods.has("ftz") => un(|a: u32| a & 0x7fff_7fff),
+            _ if half_type(ty) => halves!(
+                ty,
+                H,
+                un_imm(FTZ, |a: u16, ftz| flush16::<H>(a & 0x7fff, ftz)),
+                un_imm(FTZ, |a: u32, ftz| both1(a, |a| flush16::<H>(a & 0x7fff, ftz)))
+            ),
             _ => return none(),
         },
         "neg" => match ty {
@@ -827,8 +892,14 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
             Ty::S64 => un(|a: i64| a.wrapping_neg()),
             Ty::F32 => by_flag!(mods.has("ftz"), FTZ => un(|a: f32| flush::<FTZ>(-a))),
             Ty::F64 => un(|a: f64| -a),
-            _ if half_type(ty) => by_flag!(mods.has("ftz"), FTZ => halves!(ty, H,
-                un(|a: u16| flush16::<H, FTZ>(a ^ 0x8000)), un(|a: u32| both1(a, |a| flush16::<H, FTZ>(a ^ 0x8000))))),
+            Ty::F16 | Ty::Bf16 if !mods.has("ftz") => un(|a: u16| a ^ 0x8000),
+            Ty::F16x2 | Ty::Bf16x2 if !mods.has("ftz") => un(|a: u32| a ^ 0x8000_8000),
+            _ if half_type(ty) => halves!(
+                ty,
+                H,
+                un_imm(FTZ, |a: u16, ftz| flush16::<H>(a ^ 0x8000, ftz)),
+                un_imm(FTZ, |a: u32, ftz| both1(a, |a| flush16::<H>(a ^ 0x8000, ftz)))
+            ),
             _ => return none(),
         },
         "min" | "max" if ty == Ty::F32 => {
@@ -843,9 +914,10 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
         "min" if ty == Ty::F64 => bin(min64),
         "max" if ty == Ty::F64 => bin(max64),
         "min" | "max" if half_type(ty) => {
-            let (ftz, nan) = (mods.has("ftz"), mods.has("NaN"));
-            by_flag!(ftz, FTZ => by_flag!(nan, NAN => by_flag!(op == "max", MAX => halves!(ty, H,
-                bin(pick16::<H, FTZ, NAN, MAX>), bin(|a: u32, b: u32| both2(a, b, pick16::<H, FTZ, NAN, MAX>))))))
+            let (imm, nan) = (float::flags(RN, mods.has("ftz"), false, false), mods.has("NaN"));
+            by_flag!(nan, NAN => by_flag!(op == "max", MAX => halves!(ty, H,
+                bin_imm(imm, pick16::<H, NAN, MAX>),
+                bin_imm(imm, |a: u32, b: u32, imm| both2(a, b, |a, b| pick16::<H, NAN, MAX>(a, b, imm))))))
         }
         "min" | "max" if matches!(ty, Ty::U16x2 | Ty::S16x2) => match (op, ty) {
             ("min", Ty::U16x2) => bin(|a: u32, b: u32| both2(a, b, u16::min)),
@@ -959,7 +1031,7 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
             _ => return none(),
         },
         "lop3" => match ty {
-            Ty::B32 => tri_imm(lop3),
+            Ty::B32 => tri_imm_all(0, lop3).literal(),
             _ => return none(),
         },
         "shf" => match (mods.one(&["l", "r"]), mods.one(&["clamp", "wrap"]), ty) {
@@ -986,19 +1058,22 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
             _ => return none(),
         },
         "prmt" => {
-            let mode = prmt_mode.and_then(|m| modes.iter().position(|x| *x == m)).map_or(0, |i| i as u64 + 1);
             if ty != Ty::B32 {
                 return none();
             }
-            Sem { literal: false, ..tri_imm(prmt) }.imm(mode)
+            match PRMT_MODES.iter().position(|m| Some(*m) == mode) {
+                None => tri(prmt),
+                Some(mode) => tri_imm(mode as u32, prmt_mode),
+            }
         }
         "rcp" | "sqrt" if ty == Ty::F32 => {
             let (fast, r, ftz) = (mods.has("approx"), mods.rounding().unwrap_or(RN), mods.has("ftz"));
-            match (op, fast) {
-                ("rcp", true) => by_flag!(ftz, FTZ => un(|a: f32| div32::<RN, FTZ>(1.0, a))),
-                ("rcp", false) => by_round!(r, R => by_flag!(ftz, FTZ => un(|a: f32| div32::<R, FTZ>(1.0, a)))),
-                (_, true) => by_flag!(ftz, FTZ => un(sqrt32::<RN, FTZ>)),
-                (_, false) => by_round!(r, R => by_flag!(ftz, FTZ => un(sqrt32::<R, FTZ>))),
+            let imm = float::flags(r, ftz, false, false);
+            match op {
+                "rcp" if fast || r == RN => by_flag!(ftz, FTZ => un(|a: f32| div32::<FTZ>(1.0, a))),
+                "rcp" => un_imm(imm, |a: f32, imm| directed2(1.0, a, imm, float::div)),
+                _ if fast || r == RN => by_flag!(ftz, FTZ => un(sqrt32::<FTZ>)),
+                _ => un_imm(imm, directed_sqrt),
             }
         }
         "rcp" | "sqrt" if ty == Ty::F64 => {
@@ -1007,11 +1082,9 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
             match (op, fast, r) {
                 ("rcp", true, _) => un(|a: f64| f64::from_bits((1.0 / a).to_bits() & !0xffff_ffff)),
                 ("rcp", false, RN) => un(|a: f64| 1.0 / a),
-                ("rcp", false, r) => {
-                    by_round!(r, R => un_each(|a: u64| float::div(1f64.to_bits(), a, F64, float::round(R))))
-                }
+                ("rcp", false, r) => un_imm(r.into(), |a: u64, r| float::div(1f64.to_bits(), a, F64, round_of(r))),
                 (_, false, RN) => un(|a: f64| a.sqrt()),
-                (_, false, r) => by_round!(r, R => un_each(|a: u64| float::sqrt(a, F64, float::round(R)))),
+                (_, false, r) => un_imm(r.into(), |a: u64, r| float::sqrt(a, F64, round_of(r))),
                 _ => return none(),
             }
         }
@@ -1025,9 +1098,15 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
         "ex2" if ty == Ty::F32 && mods.has("approx") => {
             by_flag!(mods.has("ftz"), FTZ => un_each(|a: f32| approx::<FTZ>(a, libm::exp2)))
         }
-        "ex2" if half_type(ty) && mods.has("approx") => by_flag!(mods.has("ftz"), FTZ => halves!(ty, H,
-            un_each(|a: u16| fun16::<H, FTZ>(a, libm::exp2)),
-            un_each(|a: u32| both1(a, |a| fun16::<H, FTZ>(a, libm::exp2))))),
+        "ex2" if half_type(ty) && mods.has("approx") => {
+            let imm = float::flags(RN, mods.has("ftz"), false, false);
+            halves!(
+                ty,
+                H,
+                un_imm(imm, |a: u16, imm| fun16::<H>(a, imm, libm::exp2)),
+                un_imm(imm, |a: u32, imm| both1(a, |a| fun16::<H>(a, imm, libm::exp2)))
+            )
+        }
         "lg2" if ty == Ty::F32 && mods.has("approx") => {
             by_flag!(mods.has("ftz"), FTZ => un_each(|a: f32| approx::<FTZ>(a, libm::log2)))
         }
@@ -1041,8 +1120,8 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
         "tanh" if half_type(ty) && mods.has("approx") => halves!(
             ty,
             H,
-            un_each(|a: u16| fun16::<H, false>(a, libm::tanh)),
-            un_each(|a: u32| both1(a, |a| fun16::<H, false>(a, libm::tanh)))
+            un_each(|a: u16| fun16::<H>(a, 0, libm::tanh)),
+            un_each(|a: u32| both1(a, |a| fun16::<H>(a, 0, libm::tanh)))
         ),
         "testp" => {
             let what = mods.one(&["finite", "infinite", "number", "notanumber", "normal", "subnormal"]);
@@ -1076,16 +1155,18 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
 
 fn float_fma(ty: Ty, mods: &mut Mods<'_>) -> Result<Sem, String> {
     let (r, ftz, sat, relu) = (mods.rounding().unwrap_or(RN), mods.has("ftz"), mods.has("sat"), mods.has("relu"));
+    let imm = float::flags(r, ftz, sat, relu);
     Ok(match ty {
-        Ty::F32 => by_round!(r, R => by_flag!(ftz, FTZ => by_flag!(sat, SAT =>
-            tri(|a: f32, b: f32, c: f32| fma32::<R, FTZ, SAT>(a, b, c))))),
+        Ty::F32 if r == RN => by_flag!(ftz, FTZ => by_flag!(sat, SAT => tri(fma32::<FTZ, SAT>))),
+        Ty::F32 => tri_imm(imm, directed_fma),
         Ty::F64 if r == RN => tri(|a: f64, b: f64, c: f64| a.mul_add(b, c)),
-        Ty::F64 => by_round!(r, R => tri_each(|a: u64, b: u64, c: u64| float::fma(a, b, c, F64, float::round(R)))),
-        _ if half_type(ty) && r == RN => {
-            by_flag!(ftz, FTZ => by_flag!(sat, SAT => by_flag!(relu, RELU => halves!(ty, H,
-            tri_each(fma16::<H, FTZ, SAT, RELU>),
-            tri_each(|a: u32, b: u32, c: u32| both3(a, b, c, fma16::<H, FTZ, SAT, RELU>))))))
-        }
+        Ty::F64 => tri_imm(imm, |a: u64, b: u64, c: u64, r| float::fma(a, b, c, F64, round_of(r))),
+        _ if half_type(ty) && r == RN => halves!(
+            ty,
+            H,
+            tri_imm(imm, fma16::<H>),
+            tri_imm(imm, |a: u32, b: u32, c: u32, imm| both3(a, b, c, |a, b, c| fma16::<H>(a, b, c, imm)))
+        ),
         _ => return Err(format!("`fma` has no type {ty:?}")),
     })
 }

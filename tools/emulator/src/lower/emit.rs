@@ -417,7 +417,7 @@ impl<'a> Emit<'a> {
                         } else {
                             lane::bin(|a: u32, b: u32| a.wrapping_add(b))
                         };
-                        self.silent_op(Op { d: to, a: base, b: number, ..blank(sem.exec) });
+                        self.silent_op(Op { d: to, a: base, b: number, ..blank(sem.exec()) });
                         Ok(to)
                     }
                 }
@@ -530,15 +530,15 @@ impl<'a> Emit<'a> {
     fn lanewise(&mut self, inst: &Inst, sem: &Sem, class: Class, relaxed: bool) -> Emitted<()> {
         let o = &inst.operands;
         let extra = usize::from(sem.literal);
-        let mut wanted = sem.src.len();
-        if matches!(inst.opcode.as_str(), "not" | "mov") && sem.dst == [Kind::Pred] {
+        let mut wanted = sem.run.src.len();
+        if matches!(inst.opcode.as_str(), "not" | "mov") && sem.run.dst == Kind::Pred {
             wanted = 1;
         }
         if o.len() != 1 + wanted + extra {
             return Err(format!("takes {} operands, {} stand there", 1 + wanted + extra, o.len()));
         }
         let mut places = [NONE; 4];
-        for (i, kind) in sem.src.iter().take(wanted).enumerate() {
+        for (i, kind) in sem.run.src.iter().take(wanted).enumerate() {
             places[i] = if relaxed { self.src_resized(&o[1 + i], *kind)? } else { self.src(&o[1 + i], *kind)? };
         }
         let mut imm = sem.imm;
@@ -548,8 +548,8 @@ impl<'a> Emit<'a> {
                 _ => return Err("its last operand is a literal".into()),
             }
         }
-        let mut op = Op { a: places[0], b: places[1], c: places[2], imm, ..blank(sem.exec) };
-        if sem.src.len() == 4 {
+        let mut op = Op { a: places[0], b: places[1], c: places[2], imm, ..blank(sem.exec()) };
+        if sem.run.src.len() == 4 {
             op.imm = u64::from(places[3]);
         }
         if matches!(inst.opcode.as_str(), "addc" | "subc" | "madc") || inst.mods.iter().any(|m| m == "cc") {
@@ -560,7 +560,7 @@ impl<'a> Emit<'a> {
             }
             op.e = self.carry;
         }
-        let kind = sem.dst[0];
+        let kind = sem.run.dst;
         let resized =
             relaxed && matches!(&o[0], Operand::Reg(r) if kind_of(self.f.regs[*r as usize]).width() != kind.width());
         if resized {
@@ -610,9 +610,9 @@ impl<'a> Emit<'a> {
                 let Some((sem, class)) = table::select_sem("testp", &mut mods)? else { return unknown() };
                 mods.finish()?;
                 let [d, a] = o.as_slice() else { return count(2, o) };
-                let a = self.src(a, sem.src[0])?;
+                let a = self.src(a, sem.run.src[0])?;
                 let d = self.dst(d, Kind::Pred)?;
-                self.op(class, Op { d, a, b: a, ..blank(sem.exec) });
+                self.op(class, Op { d, a, b: a, ..blank(sem.exec()) });
                 Ok(())
             }
             "cvta" => self.cvta(o, mods),
@@ -738,7 +738,7 @@ impl<'a> Emit<'a> {
                 // cache policies change no result
                 let Some(d) = o.first() else { return count(1, o) };
                 let (d, a) = (self.dst(d, Kind::W64)?, self.constant(Kind::W64, 0));
-                self.op(Class::Move, Op { d, a, ..blank(lane::un(|a: u64| a).exec) });
+                self.op(Class::Move, Op { d, a, ..blank(lane::un(|a: u64| a).exec()) });
                 Ok(())
             }
             opcode => match table::select_sem(opcode, &mut mods)? {
@@ -834,7 +834,7 @@ impl<'a> Emit<'a> {
         if matches!(ty, Ty::F16x2 | Ty::Bf16x2) {
             return self.compare_pairs(inst, relation, (ty, to), ftz, code);
         }
-        let sem = table::comparison(relation, ty, ftz)?;
+        let table::Relation { sem, swap } = table::comparison(relation, ty, ftz)?;
         let o = &inst.operands;
         if o.len() != 3 + usize::from(code != 0) {
             return count(3 + usize::from(code != 0), o);
@@ -846,17 +846,18 @@ impl<'a> Emit<'a> {
             other => kind_of(other),
         };
         let (a, b) = (self.src(&o[1], kind)?, self.src(&o[2], kind)?);
+        let (a, b) = if swap { (b, a) } else { (a, b) };
         let (c, flip) = match o.get(3) {
             None => (NONE, 0),
             Some(Operand::Not(reg)) => (self.slot(*reg), 4),
             Some(other) => (self.src(other, Kind::Pred)?, 0),
         };
-        let imm = code | flip;
+        let imm = code | flip | sem.imm;
         let class = if ty.float() { Class::Float32 } else { Class::Integer };
         let class = if ty == Ty::F64 { Class::Float64 } else { class };
         if let Some(to) = to {
             let p = self.room(Kind::Pred);
-            self.op(class, Op { d: p, e: NONE, a, b, c, imm, ..blank(sem.exec) });
+            self.op(class, Op { d: p, e: NONE, a, b, c, imm, ..blank(sem.exec()) });
             let (ones, kind) = match to {
                 Ty::F32 => (u64::from(1f32.to_bits()), Kind::W32),
                 Ty::U32 | Ty::S32 => (u64::from(u32::MAX), Kind::W32),
@@ -867,7 +868,7 @@ impl<'a> Emit<'a> {
             let (one, zero) = (self.constant(kind, ones), self.constant(kind, 0));
             let d = self.dst(&o[0], kind)?;
             let select = if kind == Kind::W32 { lane::select::<u32>() } else { lane::select::<u16>() };
-            self.silent_op(Op { d, a: one, b: zero, c: p, ..blank(select.exec) });
+            self.silent_op(Op { d, a: one, b: zero, c: p, ..blank(select.exec()) });
             return Ok(());
         }
         let (d, e) = match &o[0] {
@@ -877,7 +878,7 @@ impl<'a> Emit<'a> {
             }
             other => (self.dst(other, Kind::Pred)?, NONE),
         };
-        self.op(class, Op { d, e, a, b, c, imm, ..blank(sem.exec) });
+        self.op(class, Op { d, e, a, b, c, imm, ..blank(sem.exec()) });
         Ok(())
     }
 
@@ -895,7 +896,7 @@ impl<'a> Emit<'a> {
             return count(3 + usize::from(code != 0), o);
         }
         let half = if ty == Ty::F16x2 { Ty::F16 } else { Ty::Bf16 };
-        let sem = table::comparison(relation, half, ftz)?;
+        let table::Relation { sem, swap } = table::comparison(relation, half, ftz)?;
         let mut parts = [[0; 2]; 2];
         for (part, operand) in parts.iter_mut().zip(&o[1..3]) {
             let a = self.src(operand, Kind::W32)?;
@@ -909,14 +910,14 @@ impl<'a> Emit<'a> {
             Some(Operand::Not(reg)) => (self.slot(*reg), 4),
             Some(other) => (self.src(other, Kind::Pred)?, 0),
         };
-        let imm = code | flip;
-        let pair = |i: usize| (parts[0][i], parts[1][i]);
+        let imm = code | flip | sem.imm;
+        let pair = |i: usize| if swap { (parts[1][i], parts[0][i]) } else { (parts[0][i], parts[1][i]) };
         if to.is_none() {
             let Operand::Pair(p, q) = &o[0] else { return Err("the result is a pair of predicates".into()) };
             for (i, operand) in [p, q].into_iter().enumerate() {
                 let (d, (a, b)) = (self.dst(operand, Kind::Pred)?, pair(i));
                 let class = if i == 0 { Class::Half } else { Class::Silent };
-                self.op(class, Op { d, a, b, c, imm, ..blank(sem.exec) });
+                self.op(class, Op { d, a, b, c, imm, ..blank(sem.exec()) });
             }
             return Ok(());
         }
@@ -931,8 +932,8 @@ impl<'a> Emit<'a> {
         for i in 0..2 {
             let (p, h, (a, b)) = (self.room(Kind::Pred), self.room(Kind::W16), pair(i));
             let class = if i == 0 { Class::Half } else { Class::Silent };
-            self.op(class, Op { d: p, a, b, c, imm, ..blank(sem.exec) });
-            self.silent_op(Op { d: h, a: one, b: zero, c: p, ..blank(lane::select::<u16>().exec) });
+            self.op(class, Op { d: p, a, b, c, imm, ..blank(sem.exec()) });
+            self.silent_op(Op { d: h, a: one, b: zero, c: p, ..blank(lane::select::<u16>().exec()) });
             halves.push(h);
         }
         let imm = self.code.lists.len() as u64;
@@ -963,7 +964,7 @@ impl<'a> Emit<'a> {
         let d = self.dst(d, Kind::W64)?;
         let b = self.constant(Kind::W64, if to { window.wrapping_neg() } else { window });
         let sem = lane::bin(|a: u64, b: u64| a.wrapping_add(b));
-        self.op(Class::Move, Op { d, a, b, ..blank(sem.exec) });
+        self.op(Class::Move, Op { d, a, b, ..blank(sem.exec()) });
         Ok(())
     }
 
@@ -1702,7 +1703,7 @@ fn resize(from: Kind, to: Kind, signed: bool) -> Emitted<Exec> {
         (8, 4, _) => lane::un(|a: u64| a as u32),
         _ => return Err("a register of another width is needed".into()),
     };
-    Ok(sem.exec)
+    Ok(sem.exec())
 }
 
 /// Parts to a whole.
