@@ -5,17 +5,15 @@ use std::collections::BTreeSet;
 use anyhow::{Result, ensure};
 use cudarc::driver::CudaSlice;
 use half::bf16;
-use posenc::embed::{GradPlan, Inputs, Learned, Lookup, Norm, TableGrad, Tables, Tokens, Weights, order};
+use posenc::embed::{GradPlan, Inputs, Learned, Lookup, Norm, NormGrad, TableGrad, Tables, Tokens, Weights, order};
 use posenc::{Gpu, Id, Scalar};
 
 use crate::support::{Case, Operation, bits, compare, values};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
-    /// of the sum, through the norm
+    /// of the sum, through the norm, of gain and bias
     Norm,
-    /// of gain and bias
-    Vectors,
     /// of positions that are counted
     Counted,
     /// of the token table
@@ -27,10 +25,8 @@ enum Form {
 /// Every case.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for form in [Form::Norm, Form::Vectors] {
-        for (batch, tokens) in [(1, 128), (32, 512), (256, 512)] {
-            cases.push(case::<bf16>("bert-base", batch, tokens, 768, form));
-        }
+    for (batch, tokens) in [(1, 128), (32, 512), (256, 512)] {
+        cases.push(case::<bf16>("bert-base", batch, tokens, 768, Form::Norm));
     }
     for form in [Form::Counted, Form::Table] {
         for (batch, tokens) in [(1, 128), (8, 1024), (64, 1024)] {
@@ -55,15 +51,13 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, form: F
     let count = batch * tokens;
     let shape = Tokens::new(batch, tokens, dim);
     let ids: Vec<i64> = (0..count as u64).map(|i| (bits(5, i) % VOCABULARY as u64) as i64).collect();
-    let norm = matches!(form, Form::Norm | Form::Vectors).then_some(Norm::Layer { eps: 1e-12 });
+    let norm = (form == Form::Norm).then_some(Norm::Layer { eps: 1e-12 });
     let spec = Learned { norm, ..Learned::new(dim) };
     let (element, count) = (size_of::<T>() as u64, count as u64);
     let n = count * dim as u64;
     let (elements, read, written) = match form {
         // The sum is gathered again: rows of tokens, and the gradient.
-        Form::Norm => (n, 2 * n * element + 8 * count, n * element),
-        // Of partial sums no more than one pair a block of tokens must be kept; what is kept is read once.
-        Form::Vectors => (n, 0, 2 * dim as u64 * element),
+        Form::Norm => (n, 2 * n * element + 8 * count, (n + 2 * dim as u64) * element),
         Form::Counted => (n, n * element, (tokens * dim) as u64 * element),
         Form::Table => {
             let rows = ids.iter().collect::<BTreeSet<_>>().len() as u64;
@@ -75,14 +69,18 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, form: F
     let make = move |gpu: &Gpu, sets: usize| -> Result<Box<dyn Operation>> {
         let stream = gpu.stream();
         let plan = GradPlan::<T>::new(gpu, &spec)?;
-        let partials = plan.partials(&shape);
+        let partials = match form {
+            Form::Norm => plan.partials(&shape),
+            Form::Table => plan.table_partials(&shape),
+            _ => 1,
+        };
         let rows = match form {
             Form::Counted => tokens,
             Form::Table => VOCABULARY,
             _ => 1,
         };
         let upload = |seed: u64, n: usize| stream.clone_htod(&values::<T>(seed, n));
-        let mut made = Grads {
+        Ok(Box::new(Grads {
             gpu: gpu.clone(),
             form,
             shape,
@@ -97,15 +95,12 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, form: F
                 .map(|set| upload(10 + set as u64, shape.span()?).map_err(Into::into))
                 .collect::<Result<_>>()?,
             sum: stream.alloc_zeros(if norm.is_some() { shape.span()? } else { 1 })?,
-            partials: stream.alloc_zeros(if norm.is_some() { partials } else { 1 })?,
+            between: stream.alloc_zeros(ids.len())?,
+            partials: stream.alloc_zeros(partials)?,
             table: stream.alloc_zeros(rows * dim)?,
             vectors: [stream.alloc_zeros(dim)?, stream.alloc_zeros(dim)?],
             plan,
-        };
-        if form == Form::Vectors {
-            made.norm(0)?;
-        }
-        Ok(Box::new(made))
+        }))
     };
     Case { name, elements, read, written, make: Box::new(make) }
 }
@@ -122,6 +117,7 @@ struct Grads<T> {
     ids: Vec<i64>,
     device_ids: CudaSlice<i64>,
     order: CudaSlice<u32>,
+    between: CudaSlice<u32>,
     grads: Vec<CudaSlice<T>>,
     sum: CudaSlice<T>,
     partials: CudaSlice<f32>,
@@ -138,8 +134,16 @@ impl<T: Scalar> Grads<T> {
             ..Weights::default()
         };
         let inputs = Inputs { ids: Some(i64::ids(&self.device_ids)), ..Inputs::default() };
-        let (sum, partials) = (&mut self.sum, &mut self.partials);
-        self.plan.norm(sum, partials, &self.grads[set], None, self.shape, &weights, &inputs, None)
+        let [gain, bias] = &mut self.vectors;
+        let out = NormGrad {
+            sum: &mut self.sum,
+            gain: Some(gain),
+            bias: Some(bias),
+            accumulate: false,
+            partials: &mut self.partials,
+            fault: None,
+        };
+        self.plan.norm(out, &self.grads[set], None, self.shape, &weights, &inputs)
     }
 
     /// The normalised row of a token, in f64, with what its bound asks for.
@@ -160,16 +164,15 @@ impl<T: Scalar> Operation for Grads<T> {
         let (shape, table) = (self.shape, &mut self.table);
         match self.form {
             Form::Norm => self.norm(set),
-            Form::Vectors => {
-                let [gain, bias] = &mut self.vectors;
-                self.plan.vectors(gain, Some(bias), &self.partials, shape, false)
-            }
             Form::Counted => self.plan.counted(table, &self.grads[set], shape, 0, TableGrad::new(shape.tokens)),
             Form::Table => {
                 let ids = i64::ids(&self.device_ids);
-                self.plan.table(table, &self.grads[set], ids, &self.order, shape, TableGrad::new(VOCABULARY))
+                let (partials, how) = (&mut self.partials, TableGrad::new(VOCABULARY));
+                self.plan.table(table, partials, &self.grads[set], ids, &self.order, shape, how)
             }
-            Form::Order => self.plan.order(&mut self.order, i64::ids(&self.device_ids), self.ids.len()),
+            Form::Order => {
+                self.plan.order(&mut self.order, Some(&mut self.between), i64::ids(&self.device_ids), self.ids.len())
+            }
         }
     }
 
@@ -207,9 +210,6 @@ impl<T: Scalar> Operation for Grads<T> {
                     let bound = self.spec.sum_grad_error_bound(&y, &g, magnitude, sigma);
                     compare(&sum[own], &want, |c| posenc::accuracy::rounded::<T>(want[c], bound[c]))?;
                 }
-                Ok(())
-            }
-            Form::Vectors => {
                 let (got_gain, got_bias) = (read(&self.vectors[0])?, read(&self.vectors[1])?);
                 let all: Vec<usize> = (0..count).collect();
                 let (mut want, mut size) = (vec![0.0; dim], vec![0.0; dim]);

@@ -2,7 +2,8 @@
 
 use half::bf16;
 use posenc::embed::{
-    Counted, Fault, GradPlan, Grid, GridPlan, GridSize, Inputs, Learned, LearnedPlan, Norm, Resample, ResamplePlan,
+    Counted, Fault, GradPlan, Grid, GridPlan, GridSize, Inputs, Learned, LearnedPlan, Norm, NormGrad, Resample,
+    ResamplePlan,
     Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens, Weights,
 };
 use posenc::rotate::{Beyond, Operand, Table, TableValues};
@@ -142,21 +143,27 @@ fn learned(v: &mut Visitor<'_>) {
     let grad = v.data(4 * DIM);
     let mut sum = v.zeros::<bf16>(4 * DIM);
     let mut partials = v.zeros::<f32>(plan.partials(&tokens));
-    run!(v, "the gradient of the sum", sum, {
-        plan.norm(&mut sum, &mut partials, &grad, None, tokens, &weights, &inputs, None)
-    });
     let (mut gain_grad, mut bias_grad) = (v.zeros::<bf16>(DIM), v.zeros::<bf16>(DIM));
-    run!(v, "the gradients of gain and bias", gain_grad, {
-        plan.vectors(&mut gain_grad, Some(&mut bias_grad), &partials, tokens, false)
+    run!(v, "the gradients of a norm", sum, {
+        let out = NormGrad {
+            sum: &mut sum,
+            gain: Some(&mut gain_grad),
+            bias: Some(&mut bias_grad),
+            accumulate: false,
+            partials: &mut partials,
+            fault: None,
+        };
+        plan.norm(out, &grad, None, tokens, &weights, &inputs)
     });
     let mut table = v.zeros::<bf16>(8 * DIM);
     run!(v, "the gradient of counted positions", table, {
         plan.counted(&mut table, &grad, tokens, 0, TableGrad::new(5))
     });
     let mut order = v.zeros::<u32>(4);
-    run!(v, "the order of ids", order, plan.order(&mut order, i32::ids(&ids), 4));
+    run!(v, "the order of ids", order, plan.order(&mut order, None, i32::ids(&ids), 4));
+    let mut partials = v.zeros::<f32>(plan.table_partials(&tokens));
     run!(v, "the gradient of a table", table, {
-        plan.table(&mut table, &grad, i32::ids(&ids), &order, tokens, TableGrad::new(8))
+        plan.table(&mut table, &mut partials, &grad, i32::ids(&ids), &order, tokens, TableGrad::new(8))
     });
 }
 

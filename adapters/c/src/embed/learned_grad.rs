@@ -1,7 +1,7 @@
 //! Gradients of learned tables and of the norm behind them.
 
 use posenc::Gpu;
-use posenc::embed::{GradPlan, TableGrad};
+use posenc::embed::{GradPlan, NormGrad, TableGrad, Tokens};
 
 use crate::embed::learned::{ForeignTables, fault};
 use crate::embed::{PosencFault, PosencInputs, PosencLearnedSpec, PosencTokens, PosencWeights};
@@ -11,7 +11,7 @@ use crate::{
     place, plans, size, switch, with_plan,
 };
 
-/// One call for the gradient of the sum that a norm follows.
+/// One call for the gradients of a norm: of the sum before it, of gain and bias.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct PosencNormGradCall {
@@ -21,6 +21,10 @@ pub struct PosencNormGradCall {
     pub size: u32,
     /// written: the gradient of the sum
     pub sum: PosencBuffer,
+    /// `[dim]`, written; none: not wanted
+    pub gain: PosencBuffer,
+    /// `[dim]`, written; none: not wanted
+    pub bias: PosencBuffer,
     /// written: as many f32 as `posenc_learned_grad_partials` says
     pub partials: PosencBuffer,
     /// gradient of the result
@@ -35,35 +39,14 @@ pub struct PosencNormGradCall {
     pub inputs: PosencInputs,
     /// as in the forward call
     pub fault: *mut PosencFault,
-}
-
-// SAFETY: `repr(C)`, two 32-bit numbers first, numbers and a raw pointer.
-unsafe impl Versioned for PosencNormGradCall {}
-
-/// One call for the gradients of gain and bias.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct PosencVectorsGradCall {
-    /// `POSENC_ABI`
-    pub version: u32,
-    /// `sizeof(PosencVectorsGradCall)`
-    pub size: u32,
-    /// `[dim]`, written
-    pub gain: PosencBuffer,
-    /// `[dim]`, written; none without a bias
-    pub bias: PosencBuffer,
-    /// of `posenc_learned_grad_norm`
-    pub partials: PosencBuffer,
-    /// the shape of that call
-    pub tokens: PosencTokens,
-    /// 1: added to what is there
+    /// 1: gain and bias are added to what is there
     pub accumulate: u32,
     /// 0
     pub reserved: u32,
 }
 
-// SAFETY: `repr(C)`, two 32-bit numbers first, numbers alone.
-unsafe impl Versioned for PosencVectorsGradCall {}
+// SAFETY: `repr(C)`, two 32-bit numbers first, numbers and a raw pointer.
+unsafe impl Versioned for PosencNormGradCall {}
 
 /// One call for the gradient of a table.
 #[repr(C)]
@@ -85,6 +68,8 @@ pub struct PosencTableGradCall {
     pub ids: PosencIds,
     /// the tokens in the order of their ids, 32 bits without sign, as `posenc_learned_grad_order` writes it
     pub order: PosencBuffer,
+    /// written by `posenc_learned_grad_table`: as many f32 as `posenc_learned_grad_table_partials` says
+    pub partials: PosencBuffer,
     /// of `posenc_learned_grad_counted`: the row of the first token
     pub first: u64,
     /// multiplies the sums: the forward call's scale for the token table, 1 for the others
@@ -110,6 +95,8 @@ pub struct PosencOrderCall {
     pub size: u32,
     /// `[count]` of 32 bits without sign, written
     pub order: PosencBuffer,
+    /// the same, written; none up to 1024 ids
+    pub between: PosencBuffer,
     /// `[count]`
     pub ids: PosencIds,
     /// ids
@@ -165,18 +152,43 @@ pub unsafe extern "C" fn posenc_learned_grad_partials(
     tokens: *const PosencTokens,
     out: *mut u64,
 ) -> PosencStatus {
+    // SAFETY: as the caller promises.
+    unsafe { partials(grad, tokens, out, |plan, tokens| with_plan!(plan, plan => plan.partials(tokens))) }
+}
+
+/// Gives the f32 numbers of the partial sums that `posenc_learned_grad_table` writes for a shape.
+///
+/// # Safety
+/// The rules at the top.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posenc_learned_grad_table_partials(
+    grad: *const PosencLearnedGrad,
+    tokens: *const PosencTokens,
+    out: *mut u64,
+) -> PosencStatus {
+    // SAFETY: as the caller promises.
+    unsafe { partials(grad, tokens, out, |plan, tokens| with_plan!(plan, plan => plan.table_partials(tokens))) }
+}
+
+/// # Safety
+/// As those of the two functions above.
+unsafe fn partials(
+    grad: *const PosencLearnedGrad,
+    tokens: *const PosencTokens,
+    out: *mut u64,
+    count: impl FnOnce(&plans!(GradPlan), &Tokens) -> usize,
+) -> PosencStatus {
     guarded(|| {
         // SAFETY: as the caller promises.
         let (grad, tokens) = unsafe { (borrow("grad", grad)?, borrow("tokens", tokens)?) };
         let (tokens, out) = (tokens.shape()?, place("out", out)?);
-        let partials = with_plan!(&grad.plan, plan => plan.partials(&tokens));
         // SAFETY: `place` refused null, and the caller promises that it points to a number.
-        unsafe { out.write(partials as u64) };
+        unsafe { out.write(count(&grad.plan, &tokens) as u64) };
         Ok(())
     })
 }
 
-/// The gradient of the sum from that of the normalised result, in one kernel.
+/// The gradients of the sum, of gain and of bias from that of the normalised result.
 ///
 /// # Safety
 /// The rules at the top.
@@ -190,35 +202,21 @@ pub unsafe extern "C" fn posenc_learned_grad_norm(
         self::call("grad", grad, call, |grad, call| {
             let (gpu, tokens) = (&grad.gpu, call.tokens.shape()?);
             let fault = fault(call.fault);
+            let accumulate = switch("accumulate", call.accumulate)?;
             with_plan!(&grad.plan, plan => {
                 let tables = ForeignTables::new(gpu, Some(&call.weights), &call.inputs)?;
                 let (mut sum, mut partials) = (call.sum.get(gpu, "sum")?, call.partials.get(gpu, "partials")?);
+                let (mut gain, mut bias) = (call.gain.optional(gpu, "gain")?, call.bias.optional(gpu, "bias")?);
                 let (grad, x) = (call.grad.get(gpu, "grad")?, call.x.optional(gpu, "x")?);
-                let (weights, inputs) = (tables.weights(), tables.inputs()?);
-                Ok(plan.norm(&mut sum, &mut partials, &grad, read(&x), tokens, &weights, &inputs, fault)?)
-            })
-        })
-    }
-}
-
-/// The gradients of gain and bias from the partial sums of `posenc_learned_grad_norm`, in one kernel.
-///
-/// # Safety
-/// The rules at the top.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn posenc_learned_grad_vectors(
-    grad: *const PosencLearnedGrad,
-    call: *const PosencVectorsGradCall,
-) -> PosencStatus {
-    // SAFETY: as the caller promises.
-    unsafe {
-        self::call("grad", grad, call, |grad, call| {
-            let (gpu, tokens) = (&grad.gpu, call.tokens.shape()?);
-            let accumulate = switch("accumulate", call.accumulate)?;
-            let partials = call.partials.get(gpu, "partials")?;
-            with_plan!(&grad.plan, plan => {
-                let (mut gain, mut bias) = (call.gain.get(gpu, "gain")?, call.bias.optional(gpu, "bias")?);
-                Ok(plan.vectors(&mut gain, write(&mut bias), &partials, tokens, accumulate)?)
+                let out = NormGrad {
+                    sum: &mut sum,
+                    gain: write(&mut gain),
+                    bias: write(&mut bias),
+                    accumulate,
+                    partials: &mut partials,
+                    fault,
+                };
+                Ok(plan.norm(out, &grad, read(&x), tokens, &tables.weights(), &tables.inputs()?)?)
             })
         })
     }
@@ -246,7 +244,7 @@ pub unsafe extern "C" fn posenc_learned_grad_counted(
     }
 }
 
-/// Writes the tokens in the order of their ids, in one kernel.
+/// Writes the tokens in the order of their ids.
 ///
 /// # Safety
 /// The rules at the top.
@@ -259,13 +257,14 @@ pub unsafe extern "C" fn posenc_learned_grad_order(
     unsafe {
         self::call("grad", grad, call, |grad, call| {
             let (mut order, ids) = (call.order.get(&grad.gpu, "order")?, call.ids.get(&grad.gpu, "ids")?);
+            let mut between = call.between.optional(&grad.gpu, "between")?;
             let count = size("count", call.count)?;
-            Ok(with_plan!(&grad.plan, plan => plan.order(&mut order, ids.ids(), count))?)
+            Ok(with_plan!(&grad.plan, plan => plan.order(&mut order, write(&mut between), ids.ids(), count))?)
         })
     }
 }
 
-/// The gradient of a table by ids, in one kernel.
+/// The gradient of a table by ids.
 ///
 /// # Safety
 /// The rules at the top.
@@ -279,9 +278,10 @@ pub unsafe extern "C" fn posenc_learned_grad_table(
         self::call("grad", grad, call, |grad, call| {
             let (gpu, tokens, how) = (&grad.gpu, call.tokens.shape()?, call.how()?);
             let (ids, order) = (call.ids.get(gpu, "ids")?, call.order.get(gpu, "order")?);
+            let mut partials = call.partials.get(gpu, "partials")?;
             with_plan!(&grad.plan, plan => {
                 let (mut table, grad) = (call.table.get(gpu, "table")?, call.grad.get(gpu, "grad")?);
-                Ok(plan.table(&mut table, &grad, ids.ids(), &order, tokens, how)?)
+                Ok(plan.table(&mut table, &mut partials, &grad, ids.ids(), &order, tokens, how)?)
             })
         })
     }
