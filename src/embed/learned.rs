@@ -280,7 +280,9 @@ impl Learned {
                 _ => Err(Error::Value(format!("{name}[{index}] is {id}, the {table_name} table has {rows} rows"))),
             }
         };
-        let mut rows = Vec::with_capacity(all);
+        let mut rows = Vec::new();
+        rows.try_reserve_exact(all)
+            .map_err(|_| Error::Value(format!("there is no memory for the rows of {all} tokens")))?;
         for sequence in 0..batch {
             let mut seen = lookup.past.get(sequence).copied().unwrap_or(0);
             for token in 0..tokens {
@@ -300,7 +302,7 @@ impl Learned {
                     };
                     let position = lookup.positions.get(index).copied().unwrap_or(token as i64);
                     let at = self.rows.row(position, seen, padding);
-                    seen += i64::from(!padding);
+                    seen = seen.wrapping_add(i64::from(!padding));
                     row.position = inside("the position row of token", index, at, tables.position, "position")?;
                 }
                 rows.push(row);
@@ -408,12 +410,12 @@ impl Learned {
         lookup: &Lookup<'_>,
     ) -> Result<Gradients> {
         self.check_tables(tables)?;
-        let rows = self.rows(batch, tokens, tables, lookup)?;
         let need = product("batch x tokens x dim", &[batch, tokens, self.dim])?;
         at_least("grad", grad.len(), need)?;
         if tables.token.is_empty() {
             at_least("x", x.len(), need)?;
         }
+        let rows = self.rows(batch, tokens, tables, lookup)?;
         let dim = self.dim;
         let mut gradients = Gradients {
             sum: vec![0.0; need],

@@ -131,7 +131,7 @@ impl Resample {
             let last = (to as f64 - 0.5) / factor;
             if last > from as f64 {
                 return Err(Error::Value(format!(
-                    "a factor is {factor}, the last of {to} outputs would stand at {last} of {from}"
+                    "a factor is {factor:?}, the last of {to} outputs would stand at {last:?} of {from}"
                 )));
             }
         }
