@@ -468,6 +468,16 @@ fn integers() {
     rows.push(row("dp2a.hi.u32.s32 %d, %a, %b, %c", "rrrr", |a, b, c| {
         (0..2).fold(c, |d, i| d.wrapping_add(((a >> (16 * i)) as u16 as i64 * (b >> (16 + 8 * i)) as i8 as i64) as u64))
     }));
+    let bytes = |v: u64| (0..4).map(move |i| v >> (8 * i) & 255);
+    rows.push(row("vabsdiff4.u32.u32.u32 %d, %a, %b, %c", "rrrr", move |a, b, _| {
+        bytes(a).zip(bytes(b)).enumerate().map(|(i, (a, b))| a.abs_diff(b) << (8 * i)).sum()
+    }));
+    rows.push(row("vabsdiff4.u32.u32.u32.add %d, %a, %b, %c", "rrrr", move |a, b, c| {
+        bytes(a).zip(bytes(b)).map(|(a, b)| a.abs_diff(b)).sum::<u64>() + c
+    }));
+    rows.push(row("vabsdiff4.s32.s32.s32.add %d, %a, %b, %c", "rrrr", move |a, b, c| {
+        bytes(a).zip(bytes(b)).map(|(a, b)| u64::from((a as i8).abs_diff(b as i8))).sum::<u64>() + c
+    }));
     rows.push(row("mul24.lo.s32 %d, %a, %b", "rrr", |a, b, _| {
         let low = |v: u64| ((v << 40) as i64 >> 40) as i128;
         (low(a) * low(b)) as u64

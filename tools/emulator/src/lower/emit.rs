@@ -462,6 +462,8 @@ impl<'a> Emit<'a> {
             ("%lanemask_gt", None) => Fill::LaneMask(4),
             ("%dynamic_smem_size", None) => Fill::DynamicShared,
             ("%total_smem_size", None) => Fill::TotalShared,
+            // what a driver may leave there for its own kernels
+            (name, None) if name.strip_prefix("%envreg").is_some_and(|n| n.parse().is_ok_and(|n: u8| n < 32)) => zero,
             _ => {
                 return Err(format!("`{name}` is neither a register that is declared nor a special one that is known"));
             }
