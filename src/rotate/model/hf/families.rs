@@ -286,7 +286,7 @@ static FAMILIES: &[(&[&str], Family)] = &[
     // Vision towers.
     (&["qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision", "qwen3_vl_moe_vision", "qwen3_5_vision",
        "qwen3_5_moe_vision", "glm4v_vision", "glm4v_moe_vision", "glm_ocr_vision", "paddleocr_vl_vision", "qwen2_5_omni_vision_encoder",
-       "qwen3_omni_moe_vision_encoder"], half(10_000.0).form(Form::Grid)),
+       "qwen3_omni_moe_vision_encoder", "ernie4_5_vl_moe_vision", "video_llama_3_vision", "exaone4_5_vision"], half(10_000.0).form(Form::Grid)),
     (&["pixtral"], half(10_000.0).form(Form::DealtGrid)),
     (&["gemma4_vision"], half(100.0).form(Form::BlockGrid)),
     // Other encodings.
