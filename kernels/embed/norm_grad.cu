@@ -20,7 +20,7 @@ template <int W> __device__ void norm_grad(const LearnedArgs& args) {
     // One unit's sums stay in registers, those of more in memory.
     bool held = is_held<W>(args);
 #pragma unroll 1
-    for (unsigned channel = threadIdx.x * STEP<W>; channel < args.dim; channel += blockDim.x * STEP<W>) {
+    for (unsigned channel = held ? args.dim : threadIdx.x * STEP<W>; channel < args.dim; channel += blockDim.x * STEP<W>) {
         store_sums(sums, channel, args.dim, gain_sum);
         store_sums(sums + args.dim, channel, args.dim, bias_sum);
     }

@@ -69,17 +69,14 @@ template <int W> __device__ void counted_grad(const TableGradArgs& args) {
     }
 }
 
-// The id at a place of the order; -1 for what has no gradient, and where the order names no token.
+// The id at a place of the order; -1 for what has no gradient, and where the order names no token or has no such place.
 __device__ inline long long id_at(const TableGradArgs& args, unsigned place) {
+    unsigned count = args.batch * args.tokens;
+    if (place >= count) return -1;
     unsigned index = static_cast<const unsigned*>(args.order)[place];
-    if (index >= args.batch * args.tokens) return -1;
+    if (index >= count) return -1;
     long long id = read_id(args.ids, args.id_type, index);
     return id < 0 || id >= args.rows || (args.skips && id == args.skipped) ? -1 : id;
-}
-
-// Whether `id` stands on `place` and on the one before it.
-__device__ inline bool goes_on(const TableGradArgs& args, unsigned place, long long id) {
-    return place > 0 && place < args.batch * args.tokens && id_at(args, place) == id && id_at(args, place - 1) == id;
 }
 
 // The threads of one threadIdx.y own STEP channels each and walk a chunk of the order.
@@ -91,7 +88,8 @@ template <int W> __device__ void sorted_grad(const TableGradArgs& args) {
     wait_for_predecessor();
     if (place >= end || channel >= args.dim) return;
     long long id = id_at(args, place);
-    unsigned slot = goes_on(args, place, id) ? 0 : 1;
+    // The place before the first is none.
+    unsigned slot = id_at(args, place - 1) == id ? 0 : 1;
     float sum[STEP<W>] = {};
 #pragma unroll 1
     while (place < end) {
@@ -104,7 +102,7 @@ template <int W> __device__ void sorted_grad(const TableGradArgs& args) {
             load_step<W>(grad, channel, args.dim, x);
         }
         ++place;
-        long long next = place < count ? id_at(args, place) : -1;
+        long long next = id_at(args, place);
 #pragma unroll
         for (int i = 0; i < STEP<W>; ++i) sum[i] += x[i];
         if (place < end && next == id) continue;
@@ -133,9 +131,8 @@ template <int W> __device__ void sorted_rest(const TableGradArgs& args) {
     wait_for_predecessor();
     if (behind >= count) return;
     long long id = id_at(args, behind - 1);
-    if (id < 0 || !goes_on(args, behind, id)) return;
-    // It came from the chunk before, whose block adds it up.
-    if (goes_on(args, chunk * CHUNK, id)) return;
+    // If it came from the chunk before, a block there adds it up.
+    if (id < 0 || id_at(args, behind) != id || id_at(args, chunk * CHUNK - 1) == id) return;
     unsigned channel = (blockIdx.y * 16 + threadIdx.x) * STEP<W>;
     const float* partials = static_cast<const float*>(args.partials);
     float sum[STEP<W>] = {};
@@ -143,7 +140,7 @@ template <int W> __device__ void sorted_rest(const TableGradArgs& args) {
         if (threadIdx.y == 0) load_sums(partials + (2ll * chunk + 1) * args.dim, channel, args.dim, sum);
 #pragma unroll 1
         for (unsigned next = chunk + 1 + threadIdx.y; next < (count + CHUNK - 1) / CHUNK; next += 16) {
-            if (!goes_on(args, next * CHUNK, id)) break;
+            if (id_at(args, next * CHUNK) != id) break;
             float x[STEP<W>] = {};
             load_sums(partials + 2ll * next * args.dim, channel, args.dim, x);
 #pragma unroll

@@ -10,10 +10,10 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
-use crate::embed::Tokens;
 use crate::embed::launch::{alignment, small, width};
 use crate::embed::sinusoid::check_scale;
 use crate::embed::tokens::at_least;
+use crate::embed::{Tokens, cpu};
 use crate::gpu::args::{In, LearnedArgs, Out};
 use crate::gpu::{Function, Held, Launch, Read, Write};
 use crate::positions::Resolved;
@@ -280,7 +280,9 @@ impl Learned {
                 _ => Err(Error::Value(format!("{name}[{index}] is {id}, the {table_name} table has {rows} rows"))),
             }
         };
-        let mut rows = Vec::with_capacity(all);
+        let mut rows = Vec::new();
+        rows.try_reserve_exact(all)
+            .map_err(|_| Error::Value(format!("there is no memory for the rows of {all} tokens")))?;
         for sequence in 0..batch {
             let mut seen = lookup.past.get(sequence).copied().unwrap_or(0);
             for token in 0..tokens {
@@ -300,7 +302,7 @@ impl Learned {
                     };
                     let position = lookup.positions.get(index).copied().unwrap_or(token as i64);
                     let at = self.rows.row(position, seen, padding);
-                    seen += i64::from(!padding);
+                    seen = seen.wrapping_add(i64::from(!padding));
                     row.position = inside("the position row of token", index, at, tables.position, "position")?;
                 }
                 rows.push(row);
@@ -346,19 +348,7 @@ impl Learned {
         tokens.check_written("x", self.dim, x.len())?;
         self.check_tables(tables)?;
         let rows = self.rows(tokens.batch, tokens.tokens, tables, lookup)?;
-        for (index, row) in rows.iter().enumerate() {
-            let at = tokens.index(index / tokens.tokens, index % tokens.tokens, 0);
-            let (v, _) = self.sum(row, &x[at..at + self.dim], tables);
-            let out = match self.normed(&v) {
-                None => v,
-                Some(Normed { y, .. }) => {
-                    y.iter().enumerate().map(|(c, y)| y * of(tables.gain, c, 1.0) + of(tables.bias, c, 0.0)).collect()
-                }
-            };
-            for (x, out) in x[at..].iter_mut().zip(out) {
-                *x = T::from_f64(out);
-            }
-        }
+        cpu::gather(self, x, tokens, tables, &rows);
         Ok(())
     }
 
@@ -420,12 +410,12 @@ impl Learned {
         lookup: &Lookup<'_>,
     ) -> Result<Gradients> {
         self.check_tables(tables)?;
-        let rows = self.rows(batch, tokens, tables, lookup)?;
         let need = product("batch x tokens x dim", &[batch, tokens, self.dim])?;
         at_least("grad", grad.len(), need)?;
         if tables.token.is_empty() {
             at_least("x", x.len(), need)?;
         }
+        let rows = self.rows(batch, tokens, tables, lookup)?;
         let dim = self.dim;
         let mut gradients = Gradients {
             sum: vec![0.0; need],

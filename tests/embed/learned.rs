@@ -515,6 +515,44 @@ fn a_fused_embedding_moves_three_streams_with_wide_accesses() {
     }
 }
 
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn gradients_read_what_they_must_with_wide_accesses() {
+    let gpu = gpu();
+    let stream = gpu.stream();
+    let (batch, count, dim) = (2, 16, 768);
+    let (tokens, row) = (Tokens::new(batch, count, dim), dim as u64 * 2);
+    let learned = Learned { norm: Some(Norm::Layer { eps: 1e-5 }), ..Learned::new(dim) };
+    let case = Case::<half::bf16>::new(learned, tokens, [true, true, false, true, true], 0, &mut Data::new(2));
+    let plan = GradPlan::<half::bf16>::new(&gpu, &learned).unwrap();
+    let grad = stream.clone_htod(&case.x).unwrap();
+    let mut sum = Guarded::<half::bf16>::poisoned(&gpu, case.x.len(), 0);
+    let mut partials = stream.clone_htod(&vec![0.0f32; plan.partials(&tokens)]).unwrap();
+    let sums = partials.len() as u64 * 4;
+    let report = case.on_device(&gpu, |weights, inputs| {
+        let (sum, partials) = (&mut sum.view(), &mut partials);
+        let out = NormGrad { sum, gain: None, bias: None, accumulate: false, partials, fault: None };
+        plan.norm(out, &grad, None, tokens, weights, inputs).unwrap();
+        last_launch()
+    });
+    let Some(report) = report else { return };
+    let rows = (batch * count) as u64;
+    // Partial sums are kept in registers and written at the end.
+    assert_eq!(report.counters.bytes_written, rows * row + sums);
+    // Two rows of tables; grad and gain twice, the second time from a cache; an id for each thread.
+    let ids = rows * u64::from(report.block[0]) * 4;
+    assert_eq!(report.counters.bytes_read, rows * row * (2 + 2 + 2) + ids);
+    assert!(report.counters.share_of_wide_bytes() > 0.9);
+    assert_eq!(report.counters.local_bytes_written, 0);
+
+    let mut table = Guarded::<half::bf16>::poisoned(&gpu, count * dim, 0);
+    plan.counted(&mut table.view(), &grad, tokens, 0, TableGrad::new(count)).unwrap();
+    let Some(report) = last_launch() else { return };
+    assert_eq!(report.counters.bytes_read, rows * row);
+    assert_eq!(report.counters.bytes_written, count as u64 * row);
+    assert!(report.counters.share_of_wide_bytes() == 1.0);
+}
+
 /// All gradients of one case on the device, against the reference.
 fn check_gradients<T: Scalar>(gpu: &Gpu, case: &Case<T>, accumulate: bool) {
     let stream = gpu.stream();
@@ -870,6 +908,15 @@ fn counted_positions_are_a_sum_over_the_batch() {
     check::<half::f16>(&gpu);
 }
 
+/// More sequences than a grid has blocks on its second axis.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn grids_at_their_limits() {
+    let gpu = gpu();
+    let learned = Learned { norm: Some(Norm::Rms { eps: 1e-5 }), ..Learned::new(2) };
+    Case::<f32>::new(learned, Tokens::new(65_547, 1, 2), [true; 5], 0, &mut Data::new(37)).check(&gpu);
+}
+
 // ------------------------------------------------------------------------------------------------------------ refusals
 
 #[test]
@@ -889,6 +936,12 @@ fn ids_outside_their_tables_are_refused_and_nothing_is_written() {
     refused(any, Lookup { ids: &[0, 0, -1], ..good }, "ids[2] is -1, the token table has 4 rows");
     refused(any, Lookup { types: &[0, 0, 2], ..good }, "types[2] is 2, the type table has 2 rows");
     refused(Rows::Offset(2), good, "the position row of token[2] is 4, the position table has 4 rows");
+    let counted = Rows::Kept { padding: None, first: 1, padded: 0 };
+    refused(
+        counted,
+        Lookup { mask: &[1, 1, 1], past: &[i64::MAX], ..good },
+        "the position row of token[0] is -9223372036854775808, the position table has 4 rows",
+    );
     refused(
         any,
         Lookup { positions: &[0, -1, 0], ..good },
@@ -922,6 +975,10 @@ fn specs_and_tables_are_refused_with_the_numbers() {
         "there is a bias and the spec has no norm that uses it",
     );
     refused(Learned { norm, ..plain }, Tables { gain: &[0.0; 3], ..none }, "gain holds 3 elements, dim is 2");
+    let error = plain.rows::<f32>(1 << 30, 1 << 30, &none, &Lookup::default()).unwrap_err();
+    assert_eq!(error.to_string(), "there is no memory for the rows of 1152921504606846976 tokens");
+    let error = plain.grad((1 << 20, 1 << 20), &[], &[0.0f32; 4], &none, &Lookup::default()).unwrap_err();
+    assert_eq!(error.to_string(), "grad holds 4 elements, the shape needs 2199023255552");
     let error = embed::Learned::new(0).check().unwrap_err();
     assert_eq!(error.to_string(), "dim is 0, it must be between 1 and 2^31 - 1");
 }

@@ -321,7 +321,18 @@ fn specs_and_buffers_are_refused_with_the_numbers() {
     refused(
         Resample { factors: Some([1.0, 0.5]), ..spec },
         1,
-        "a factor is 0.5, the last of 2 outputs would stand at 3 of 2",
+        "a factor is 0.5, the last of 2 outputs would stand at 3.0 of 2",
+    );
+    refused(
+        Resample { factors: Some([1e-300, 1.0]), ..spec },
+        1,
+        "a factor is 1e-300, the last of 2 outputs would stand at 1.5e300 of 2",
+    );
+    let far = usize::MAX;
+    refused(
+        Resample { prefix: far, ..spec },
+        1,
+        "prefix + rows x columns (18446744073709551615) does not fit into 63 bits",
     );
     refused(spec, 0, "dim is 0, it must be at least 1");
     refused(spec, 2, "table holds 4 elements, the shape needs 8");

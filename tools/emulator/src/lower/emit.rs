@@ -32,6 +32,7 @@ pub(crate) fn function(
         locals: HashMap::new(),
         code: Code {
             name: f.name.clone(),
+            entry: f.entry,
             ops: Vec::new(),
             lines: Vec::new(),
             frame: 0,
