@@ -650,6 +650,12 @@ pub(crate) unsafe fn atom(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
     let code = cx.code;
     let access = &code.mems[op.e as usize];
     let mut addr = addresses(cx, op, access);
+    // sums of singles in global memory have no subnormals, in shared memory they have (PTX ISA, `atom`)
+    let windows = addr;
+    let global = |l: usize| match access.space {
+        Space::Generic => windows[l] >> 32 > 4,
+        space => space == Space::Global,
+    };
     if !reach(cx, access, &mut addr, mask, Touch::Atomic) {
         return Flow::Fault;
     }
@@ -681,7 +687,9 @@ pub(crate) unsafe fn atom(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
             let c = if count == 1 { read(cx, op.c) } else { [0; LANES] };
             for l in lanes_of(mask) {
                 let at = addr[l] as usize + v * access.size as usize;
-                let f = |x: u64| apply(what, ty, x, b[l], c[l]);
+                let flushes = (what, ty) == (Atom::Add, Ty::F32) && global(l);
+                let flush = |x: u64| if flushes && x & 0x7f80_0000 == 0 { x & 0x8000_0000 } else { x };
+                let f = |x: u64| flush(apply(what, ty, flush(x), flush(b[l]), c[l]));
                 old[l] = match access.size {
                     2 => u64::from(
                         (*(at as *const AtomicU16))

@@ -1186,7 +1186,10 @@ impl<'a> Emit<'a> {
 
     fn atomic(&mut self, inst: &Inst, mut mods: Mods<'_>) -> Emitted<()> {
         let red = inst.opcode == "red";
-        let ty = mods.ty()?;
+        // the type of a vector may stand before the operation
+        let Some(ty) = mods.find(|w| Ty::parse(w).is_some()).and_then(Ty::parse) else {
+            return Err("a type is missing".into());
+        };
         let n = match mods.one(&["v2", "v4", "v8"]) {
             Some("v2") => 2,
             Some("v4") => 4,
