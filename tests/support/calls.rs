@@ -3,8 +3,7 @@
 use half::bf16;
 use posenc::embed::{
     Counted, Fault, GradPlan, Grid, GridPlan, GridSize, Inputs, Learned, LearnedPlan, Norm, NormGrad, Resample,
-    ResamplePlan,
-    Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens, Weights,
+    ResamplePlan, Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens, Weights,
 };
 use posenc::rotate::{Beyond, Operand, Table, TableValues};
 use posenc::{
