@@ -269,6 +269,11 @@ typedef struct CUstream_st *PosencStream;
 #define POSENC_HF_COMPAT 1
 
 /*
+ The same of given frequencies, a model's `inv_freq`; base and scaling then say nothing.
+ */
+#define POSENC_GIVEN 2
+
+/*
  Scaling: none.
  */
 #define POSENC_SCALING_NONE 0
@@ -382,6 +387,11 @@ typedef struct PosencSoftmax PosencSoftmax;
  Sinusoids of times on a device, for one element type.
  */
 typedef struct PosencTimestep PosencTimestep;
+
+/*
+ xPos on a device, for one element type.
+ */
+typedef struct PosencXPos PosencXPos;
 
 /*
  0 for success, else one of the constants below.
@@ -1518,7 +1528,7 @@ typedef struct PosencRowsCall {
 } PosencRowsCall;
 
 /*
- One call for the gradient of the sum that a norm follows.
+ One call for the gradients of the sum that a norm follows, of gain and of bias.
  */
 typedef struct PosencNormGradCall {
   /*
@@ -1533,6 +1543,14 @@ typedef struct PosencNormGradCall {
    written: the gradient of the sum
    */
   struct PosencBuffer sum;
+  /*
+   `[dim]`, written: the gradient of the gain; or none
+   */
+  struct PosencBuffer gain;
+  /*
+   `[dim]`, written: the gradient of the bias; or none
+   */
+  struct PosencBuffer bias;
   /*
    written: as many f32 as `posenc_learned_grad_partials` says
    */
@@ -1561,45 +1579,15 @@ typedef struct PosencNormGradCall {
    as in the forward call
    */
   struct PosencFault *fault;
-} PosencNormGradCall;
-
-/*
- One call for the gradients of gain and bias.
- */
-typedef struct PosencVectorsGradCall {
   /*
-   `POSENC_ABI`
-   */
-  uint32_t version;
-  /*
-   `sizeof(PosencVectorsGradCall)`
-   */
-  uint32_t size;
-  /*
-   `[dim]`, written
-   */
-  struct PosencBuffer gain;
-  /*
-   `[dim]`, written; none without a bias
-   */
-  struct PosencBuffer bias;
-  /*
-   of `posenc_learned_grad_norm`
-   */
-  struct PosencBuffer partials;
-  /*
-   the shape of that call
-   */
-  struct PosencTokens tokens;
-  /*
-   1: added to what is there
+   1: adds to what is in `gain` and `bias`
    */
   uint32_t accumulate;
   /*
    0
    */
   uint32_t reserved;
-} PosencVectorsGradCall;
+} PosencNormGradCall;
 
 /*
  One call for the gradient of a table.
@@ -1621,6 +1609,10 @@ typedef struct PosencTableGradCall {
    rows of the table
    */
   uint64_t rows;
+  /*
+   of `posenc_learned_grad_table`, written: as many f32 as `posenc_learned_grad_table_partials` says
+   */
+  struct PosencBuffer partials;
   /*
    gradient of the sum
    */
@@ -1675,6 +1667,10 @@ typedef struct PosencOrderCall {
    `[count]` of 32 bits without sign, written
    */
   struct PosencBuffer order;
+  /*
+   as `order`: runs that are not merged yet; none up to 1024 ids
+   */
+  struct PosencBuffer between;
   /*
    `[count]`
    */
@@ -1858,7 +1854,7 @@ typedef struct PosencRopeSpec {
    */
   uint32_t pairing_out;
   /*
-   `POSENC_EXACT` or `POSENC_HF_COMPAT`
+   `POSENC_EXACT`, `POSENC_HF_COMPAT` or `POSENC_GIVEN`
    */
   uint32_t angles;
   /*
@@ -1889,6 +1885,10 @@ typedef struct PosencRopeSpec {
    how many
    */
   uint64_t divisor_count;
+  /*
+   of `POSENC_GIVEN`: one f32 for each pair, in host memory; null without
+   */
+  const float *frequencies;
   /*
    `POSENC_AXES_...`
    */
@@ -2026,6 +2026,36 @@ typedef struct PosencRopeCall {
    */
   struct PosencTable table;
 } PosencRopeCall;
+
+/*
+ What to compute.
+ */
+typedef struct PosencXPosSpec {
+  /*
+   `POSENC_ABI`
+   */
+  uint32_t version;
+  /*
+   `sizeof(PosencXPosSpec)`
+   */
+  uint32_t size;
+  /*
+   the rotation
+   */
+  struct PosencRopeSpec rope;
+  /*
+   the offset of zeta: 0.4 in the paper
+   */
+  double gamma;
+  /*
+   positions over which a pair shrinks by its zeta: 512 in the paper
+   */
+  double scale_base;
+  /*
+   the position where nothing shrinks
+   */
+  int64_t center;
+} PosencXPosSpec;
 
 /*
  Done.
@@ -2493,7 +2523,7 @@ PosencStatus posenc_learned_grad_new(const struct PosencGpu *gpu,
 PosencStatus posenc_learned_grad_free(struct PosencLearnedGrad *grad);
 
 /*
- Gives the f32 numbers of the partial sums that `posenc_learned_grad_norm` writes for a shape.
+ Gives the f32 numbers of the partial sums of `posenc_learned_grad_norm` for a shape.
 
  # Safety
  The rules at the top.
@@ -2503,22 +2533,23 @@ PosencStatus posenc_learned_grad_partials(const struct PosencLearnedGrad *grad,
                                           uint64_t *out);
 
 /*
- The gradient of the sum from that of the normalised result, in one kernel.
+ Gives the f32 numbers of the partial sums of `posenc_learned_grad_table` for a shape.
+
+ # Safety
+ The rules at the top.
+ */
+PosencStatus posenc_learned_grad_table_partials(const struct PosencLearnedGrad *grad,
+                                                const struct PosencTokens *tokens,
+                                                uint64_t *out);
+
+/*
+ The gradient of the sum from that of the normalised result, in one kernel; with gain or bias in two.
 
  # Safety
  The rules at the top.
  */
 PosencStatus posenc_learned_grad_norm(const struct PosencLearnedGrad *grad,
                                       const struct PosencNormGradCall *call);
-
-/*
- The gradients of gain and bias from the partial sums of `posenc_learned_grad_norm`, in one kernel.
-
- # Safety
- The rules at the top.
- */
-PosencStatus posenc_learned_grad_vectors(const struct PosencLearnedGrad *grad,
-                                         const struct PosencVectorsGradCall *call);
 
 /*
  The gradient of a position table whose positions are counted, a sum over the batch, in one kernel.
@@ -2530,7 +2561,7 @@ PosencStatus posenc_learned_grad_counted(const struct PosencLearnedGrad *grad,
                                          const struct PosencTableGradCall *call);
 
 /*
- Writes the tokens in the order of their ids, in one kernel.
+ Writes the tokens in the order of their ids, in one kernel up to 1024 of them.
 
  # Safety
  The rules at the top.
@@ -2539,7 +2570,7 @@ PosencStatus posenc_learned_grad_order(const struct PosencLearnedGrad *grad,
                                        const struct PosencOrderCall *call);
 
 /*
- The gradient of a table by ids, in one kernel.
+ The gradient of a table by ids, in two kernels.
 
  # Safety
  The rules at the top.
@@ -2690,6 +2721,34 @@ PosencStatus posenc_rope_free(struct PosencRope *rope);
  The rules at the top.
  */
 PosencStatus posenc_rope_rotate(const struct PosencRope *rope,
+                                const struct PosencRopeCall *call);
+
+/*
+ Makes a plan: uploads the frequencies and factors and loads the kernels for `element`.
+
+ # Safety
+ The rules at the top.
+ */
+PosencStatus posenc_xpos_new(const struct PosencGpu *gpu,
+                             const struct PosencXPosSpec *spec,
+                             uint32_t element,
+                             struct PosencXPos **out);
+
+/*
+ Frees a plan; null is allowed.
+
+ # Safety
+ The rules at the top.
+ */
+PosencStatus posenc_xpos_free(struct PosencXPos *xpos);
+
+/*
+ Rotates and scales queries, or keys, or both, in one kernel. A call has no table.
+
+ # Safety
+ The rules at the top.
+ */
+PosencStatus posenc_xpos_rotate(const struct PosencXPos *xpos,
                                 const struct PosencRopeCall *call);
 
 /*

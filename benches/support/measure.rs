@@ -182,10 +182,16 @@ impl Clock {
     }
 }
 
-/// Checks and times every case, prints a row for each, and records them.
+/// Checks and times every case, prints a row for each, and records them; on the emulator, a rehearsal of that.
 pub fn run(bench: &Bench, cases: &[Case]) -> Result<()> {
     let mut clock = Clock::new(bench)?;
     println!("{}: {}", bench.room, record::device(&bench.gpu)?);
+    let rehearsal = bench.emulator.is_some();
+    if rehearsal {
+        println!(
+            "a rehearsal on the emulator: what criterion says below are no times of a GPU, and nothing is recorded"
+        );
+    }
     let empty = clock.empty()?;
     let mut floors = BTreeMap::new();
     let mut rows = Vec::new();
@@ -212,6 +218,12 @@ pub fn run(bench: &Bench, cases: &[Case]) -> Result<()> {
             floors.insert(key, floor);
             let time = clock
                 .time(&format!("{}/{}/{regime}", bench.room, case.name), calls, |i| Ok(operation.call(i % sets)?))?;
+            if rehearsal {
+                ensure!(time.median > 0.0 && floor.median > 0.0, "{} took no time", case.name);
+                println!("{:60} {regime:4} rehearsed", case.name);
+                rows.push(String::new());
+                continue;
+            }
             let rate = bytes as f64 / time.median;
             let share = floor.median / time.median;
             let floor_name = if writes_alone { "memset" } else { "copy" };
@@ -231,6 +243,9 @@ pub fn run(bench: &Bench, cases: &[Case]) -> Result<()> {
         }
     }
     ensure!(!rows.is_empty(), "nothing was measured");
+    if rehearsal {
+        return Ok(());
+    }
     record::write(
         &bench.gpu,
         false,

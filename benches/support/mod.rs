@@ -7,7 +7,9 @@
 //! copy that moves the bytes which the case must move (a memset of them, where a call reads next to nothing), and an empty
 //! kernel, both replayed from graphs likewise.
 //!
-//! **On the emulator** there is no time. Each case is checked, and its bytes, sectors and instructions are counted.
+//! **On the emulator** there is no time. Each case is checked, and its bytes, sectors and instructions are counted. With
+//! `POSENC_REHEARSE=1` the way of a GPU is taken for a few small cases, floors and all, to see that it works; no number comes
+//! out of it.
 #![allow(dead_code, reason = "tests/counts.rs uses the cases and their counts alone")]
 
 pub mod measure;
@@ -54,6 +56,9 @@ pub trait Operation {
 /// Elements up to which a case is run on the emulator: ten seconds or so. `POSENC_MOST` says another number.
 const MOST_ON_THE_EMULATOR: u64 = 1 << 25;
 
+/// Cases that a rehearsal takes.
+const REHEARSED: usize = 3;
+
 /// The device, and which cases are wanted.
 pub struct Bench {
     pub room: &'static str,
@@ -78,23 +83,27 @@ impl Bench {
         let wanted = |case: &Case| self.filter.as_ref().is_none_or(|part| case.name.contains(part.as_str()));
         let cases: Vec<Case> = cases.into_iter().filter(wanted).collect();
         ensure!(!cases.is_empty(), "no case of {} is named like {:?}", self.room, self.filter);
+        let most = match std::env::var("POSENC_MOST") {
+            Ok(text) => text.parse().with_context(|| format!("POSENC_MOST is {text}, it must be a number"))?,
+            Err(_) => MOST_ON_THE_EMULATOR,
+        };
         match &self.emulator {
             None => measure::run(self, &cases),
-            Some(emulator) => self.count(emulator, &cases),
+            Some(_) if std::env::var_os("POSENC_REHEARSE").is_some() => {
+                let small = cases.into_iter().filter(|case| case.elements <= most);
+                measure::run(self, &small.take(REHEARSED).collect::<Vec<_>>())
+            }
+            Some(emulator) => self.count(emulator, &cases, most),
         }
     }
 
-    fn count(&self, emulator: &Emulator, cases: &[Case]) -> Result<()> {
+    fn count(&self, emulator: &Emulator, cases: &[Case], most: u64) -> Result<()> {
         println!("{}: on the emulator: checked and counted, not timed", self.room);
         println!(
             "{:52} {:>14} {:>14} {:>14} {:>9}",
             "case", "bytes to move", "bytes asked", "sector bytes", "PTX/elem"
         );
         let mut rows = Vec::new();
-        let most = match std::env::var("POSENC_MOST") {
-            Ok(text) => text.parse().with_context(|| format!("POSENC_MOST is {text}, it must be a number"))?,
-            Err(_) => MOST_ON_THE_EMULATOR,
-        };
         for case in cases {
             if case.elements > most {
                 println!("{:52} left to a GPU: {} elements", case.name, case.elements);

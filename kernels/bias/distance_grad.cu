@@ -43,11 +43,9 @@ __device__ void intervals(const DistanceGradArgs& args, unsigned head) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) ENTRY(diagonals)(const DistanceGradArgs args) {
-    wait_for_predecessor();
+__device__ __forceinline__ void diagonals(const DistanceGradArgs& args, unsigned head) {
     const BiasArgs& bias = args.bias;
     unsigned own = blockIdx.x * 256 + threadIdx.x;
-    unsigned head = blockIdx.y;
     int first_query = static_cast<int>(blockIdx.z * args.rows);
     int end_query = static_cast<int>(min(static_cast<long long>(first_query) + args.rows, static_cast<long long>(bias.queries)));
     const int* query_lengths = static_cast<const int*>(bias.query_lengths);
@@ -85,13 +83,10 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(diagonals)(const Distanc
         long long index = (static_cast<long long>(blockIdx.z) * gridDim.y + head) * args.distances + own;
         static_cast<float*>(args.sums)[index] = sum.total;
     }
-    if (last_of(static_cast<unsigned*>(args.counters) + head, gridDim.x * gridDim.z)) intervals(args, head);
 }
 
-extern "C" __global__ void __launch_bounds__(256) ENTRY(bins)(const DistanceGradArgs args) {
-    wait_for_predecessor();
+__device__ __forceinline__ void bins(const DistanceGradArgs& args, unsigned head) {
     const BiasArgs& bias = args.bias;
-    unsigned head = blockIdx.y;
     unsigned split = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (split < args.splits) {
         long long size = static_cast<long long>(args.splits) * bias.heads * args.distances;
@@ -117,5 +112,15 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(bins)(const DistanceGrad
             }
         });
     }
-    if (last_of(static_cast<unsigned*>(args.counters) + head, gridDim.x)) intervals(args, head);
+}
+
+extern "C" __global__ void __launch_bounds__(256) ENTRY(distance_grad)(const DistanceGradArgs args) {
+    wait_for_predecessor();
+    unsigned head = blockIdx.y;
+    if (args.bins) {
+        bins(args, head);
+    } else {
+        diagonals(args, head);
+    }
+    if (last_of(static_cast<unsigned*>(args.counters) + head, gridDim.x * gridDim.z)) intervals(args, head);
 }

@@ -125,7 +125,9 @@ struct XPos {
                                   float (&sin)[W], float (&cos)[W]) {
         Exact::angles<W>(args, keys, batch, token, pair, sin, cos);
         const long long* exponents = static_cast<const long long*>(args.exponents) + (keys ? args.pairs : 0) + pair;
-        long long distance = static_cast<long long>(Place(args, batch, token).on(args, 0)) - args.center;
+        // Wraps for positions at the end of 64 bits, which then are as far away on the other side.
+        unsigned long long position = Place(args, batch, token).on(args, 0);
+        long long distance = static_cast<long long>(position - static_cast<unsigned long long>(args.center));
         bool within = -args.reach <= distance && distance <= args.reach;
 #pragma unroll
         for (int i = 0; i < W; ++i) {

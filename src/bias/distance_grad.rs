@@ -2,7 +2,6 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
 use crate::bias::toeplitz::{check_distances, strides};
@@ -158,8 +157,7 @@ pub struct DistanceGradPlan<T> {
     target: Target,
     scratch: Mutex<Scratch>,
     none: BiasPlan<T>,
-    diagonals: Function,
-    bins: Function,
+    function: Function,
 }
 
 /// Sums of the blocks, and how many blocks of each head are done.
@@ -283,7 +281,6 @@ impl<T: Scalar> DistanceGradPlan<T> {
         let splits = room.queries.div_ceil(ROWS).max(1);
         let diagonals = Cut { bins: false, first: 0, distances, rows: ROWS, splits }.sums(heads)?;
         let sums = diagonals.max(Cut::bins(room, target.bins).sums(heads)?);
-        let load = |entry| gpu.function("bias/distance_grad", T::NAME, entry);
         Ok(Self {
             gpu: gpu.clone(),
             heads,
@@ -293,8 +290,7 @@ impl<T: Scalar> DistanceGradPlan<T> {
                 counters: gpu.upload(&vec![0u32; heads])?,
             }),
             none: BiasPlan::new(gpu, crate::Bias::None)?,
-            diagonals: load("diagonals")?,
-            bins: load("bins")?,
+            function: gpu.function("bias/distance_grad", T::NAME, "distance_grad")?,
         })
     }
 
@@ -391,14 +387,15 @@ impl<T: Scalar> DistanceGradPlan<T> {
             outputs: small("outputs", target.outputs)?,
             by_distance: u32::from(target.by_distance),
             factor,
-            ..DistanceGradArgs::zeroed()
+            bins: u32::from(cut.bins),
         };
-        let (function, entry, grid) = if cut.bins {
-            (&self.bins, "bins", [splits.div_ceil(THREADS as u32 / 32), heads, 1])
+        let grid = if cut.bins {
+            [splits.div_ceil(THREADS as u32 / 32), heads, 1]
         } else {
-            (&self.diagonals, "diagonals", [distances.div_ceil(THREADS as u32).max(1), heads, splits])
+            [distances.div_ceil(THREADS as u32).max(1), heads, splits]
         };
-        gpu.launch(function, &Launch { file: "bias/distance_grad", entry, grid, block: [THREADS as u32, 1, 1], args })
+        let (file, entry, block) = ("bias/distance_grad", "distance_grad", [THREADS as u32, 1, 1]);
+        gpu.launch(&self.function, &Launch { file, entry, grid, block, args })
     }
 }
 

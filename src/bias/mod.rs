@@ -5,6 +5,7 @@
 //! per head. [`Fire`] depends on the query's position too and has a form of its own.
 
 mod alibi;
+mod cpu;
 mod distance_grad;
 mod fire;
 mod fire_grad;
@@ -27,7 +28,7 @@ pub use softmax::{
     ExpectedGrad, GradOutputs, Gradient, Inputs, LogitsOperand, Order, Output, Softmax, SoftmaxInputs, SoftmaxPlan,
 };
 pub use t5::T5Bias;
-pub use toeplitz::{Bias, BiasPlan, Toeplitz};
+pub use toeplitz::{Bias, BiasPlan, GatedBias, Toeplitz};
 
 /// `kernels/bias/bias.cuh`: the biases of this room as functions for other people's attention kernels.
 ///

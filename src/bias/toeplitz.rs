@@ -7,7 +7,7 @@
 use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
-use crate::bias::{Fire, Place, Places, Slopes, T5Bias};
+use crate::bias::{Fire, Place, Places, Slopes, T5Bias, cpu};
 use crate::gpu::args::{BiasArgs, In, ToeplitzArgs, ToeplitzRowArgs};
 use crate::gpu::{Function, Held, Launch, Read, Write};
 use crate::{Error, Gpu, Logits, Result, Scalar};
@@ -236,7 +236,9 @@ impl Bias<'_> {
     /// # Ok::<(), posenc::Error>(())
     /// ```
     pub fn write<T: Scalar>(&self, out: &mut [T], shape: &Logits, positions: &super::Places<&[i32]>) -> Result<()> {
-        self.each("out", out, shape, positions, |_, bias| bias)
+        self.check_call("out", out.len(), shape, positions)?;
+        cpu::write(*self, out, shape, positions);
+        Ok(())
     }
 
     /// Adds the bias to logits in place on the CPU: f64 arithmetic, one rounding at the end.
@@ -246,37 +248,21 @@ impl Bias<'_> {
     /// # Errors
     /// As [`Bias::write`].
     pub fn add<T: Scalar>(&self, logits: &mut [T], shape: &Logits, positions: &super::Places<&[i32]>) -> Result<()> {
-        self.each("logits", logits, shape, positions, |logit, bias| logit.to_f64() + bias)
+        self.check_call("logits", logits.len(), shape, positions)?;
+        cpu::add(*self, logits, shape, positions);
+        Ok(())
     }
 
-    fn each<T: Scalar>(
+    fn check_call(
         &self,
         name: &'static str,
-        x: &mut [T],
+        len: usize,
         shape: &Logits,
         positions: &super::Places<&[i32]>,
-        value: impl Fn(T, f64) -> f64,
     ) -> Result<()> {
-        shape.check_written(name, x.len())?;
+        shape.check_written(name, len)?;
         positions.check(shape)?;
-        self.check(shape, positions, ALL)?;
-        for batch in 0..shape.batch {
-            for head in 0..shape.heads {
-                for query in 0..shape.queries {
-                    let query_position = positions.query(shape, batch, query);
-                    for key in 0..shape.keys {
-                        let bias = if positions.packed.is_some() && !positions.meet(shape, batch, query, key) {
-                            f64::NEG_INFINITY
-                        } else {
-                            self.at(batch, head, query_position, positions.key(shape, batch, key))
-                        };
-                        let index = shape.index(batch, head, query, key);
-                        x[index] = T::from_f64(value(x[index], bias));
-                    }
-                }
-            }
-        }
-        Ok(())
+        self.check(shape, positions, ALL)
     }
 }
 
@@ -533,7 +519,7 @@ impl<T: Scalar> BiasPlan<T> {
     /// sequences. Nothing is written then. Lengths and positions on the device are not looked at: a length outside the
     /// tensor counts as the tensor's.
     pub fn write(&self, out: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
-        self.run("out", false, out, shape, places)
+        self.run("out", false, out, shape, places, None)
     }
 
     /// Adds the bias to logits in place, in one kernel. Arguments, accuracy and errors as [`BiasPlan::write`].
@@ -541,7 +527,12 @@ impl<T: Scalar> BiasPlan<T> {
     /// # Errors
     /// As [`BiasPlan::write`].
     pub fn add(&self, logits: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
-        self.run("logits", true, logits, shape, places)
+        self.run("logits", true, logits, shape, places, None)
+    }
+
+    /// The bias with a number for each row that multiplies it, WavLM's gates, `[batch, heads, queries]`.
+    pub fn gated<'a>(&'a self, gates: Read<'a, f32>) -> GatedBias<'a, T> {
+        GatedBias { plan: self, gates }
     }
 
     fn run(
@@ -551,9 +542,10 @@ impl<T: Scalar> BiasPlan<T> {
         x: Write<'_, T>,
         shape: &Logits,
         places: &Places<Read<'_, i32>>,
+        gates: Option<Read<'_, f32>>,
     ) -> Result<()> {
         shape.check_written(name, x.len())?;
-        let held = self.hold(shape, places, None, ALL)?;
+        let held = self.hold(shape, places, gates, ALL)?;
         if shape.is_empty() {
             return Ok(());
         }
@@ -671,6 +663,30 @@ impl<T: Scalar> BiasPlan<T> {
         args.breaks = address(&numbers[3]);
         let places = [query_positions, key_positions, query_lengths, key_lengths];
         Ok(HeldBias { args, _numbers: numbers, _places: places, _gates: gates })
+    }
+}
+
+/// A [`BiasPlan`] and gates, as [`BiasPlan::gated`] makes it.
+pub struct GatedBias<'a, T> {
+    plan: &'a BiasPlan<T>,
+    gates: Read<'a, f32>,
+}
+
+impl<T: Scalar> GatedBias<'_, T> {
+    /// [`BiasPlan::write`], each row times its gate; one rounding more.
+    ///
+    /// # Errors
+    /// As [`BiasPlan::write`].
+    pub fn write(&self, out: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
+        self.plan.run("out", false, out, shape, places, Some(self.gates))
+    }
+
+    /// [`BiasPlan::add`], the bias of each row times its gate; one rounding more.
+    ///
+    /// # Errors
+    /// As [`BiasPlan::write`].
+    pub fn add(&self, logits: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
+        self.plan.run("logits", true, logits, shape, places, Some(self.gates))
     }
 }
 

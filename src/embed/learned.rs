@@ -10,10 +10,10 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
-use crate::embed::Tokens;
 use crate::embed::launch::{alignment, small, width};
 use crate::embed::sinusoid::check_scale;
 use crate::embed::tokens::at_least;
+use crate::embed::{Tokens, cpu};
 use crate::gpu::args::{In, LearnedArgs, Out};
 use crate::gpu::{Function, Held, Launch, Read, Write};
 use crate::positions::Resolved;
@@ -348,19 +348,7 @@ impl Learned {
         tokens.check_written("x", self.dim, x.len())?;
         self.check_tables(tables)?;
         let rows = self.rows(tokens.batch, tokens.tokens, tables, lookup)?;
-        for (index, row) in rows.iter().enumerate() {
-            let at = tokens.index(index / tokens.tokens, index % tokens.tokens, 0);
-            let (v, _) = self.sum(row, &x[at..at + self.dim], tables);
-            let out = match self.normed(&v) {
-                None => v,
-                Some(Normed { y, .. }) => {
-                    y.iter().enumerate().map(|(c, y)| y * of(tables.gain, c, 1.0) + of(tables.bias, c, 0.0)).collect()
-                }
-            };
-            for (x, out) in x[at..].iter_mut().zip(out) {
-                *x = T::from_f64(out);
-            }
-        }
+        cpu::gather(self, x, tokens, tables, &rows);
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Positions are added to embeddings: sinusoids, timesteps, grids, learned tables.
 
+mod cpu;
 mod grid;
 mod launch;
 mod learned;

@@ -11,7 +11,7 @@ use cudarc::driver::CudaSlice;
 
 use crate::embed::launch::{THREADS, alignment, small, width};
 use crate::embed::tokens::at_least;
-use crate::embed::{Along, GridSize};
+use crate::embed::{Along, GridSize, cpu};
 use crate::gpu::args::ResampleArgs;
 use crate::gpu::{Function, Launch, Read, Write};
 use crate::shape::product;
@@ -365,20 +365,8 @@ impl Resample {
         let (from, to) = self.check_buffers(("out", out.len()), ("table", table.len()), dim, transposed)?;
         let (rows, columns) = (self.all_taps(Along::Rows, transposed), self.all_taps(Along::Columns, transposed));
         out[..self.prefix * dim].copy_from_slice(&table[..self.prefix * dim]);
-        for (y, rows) in rows.iter().enumerate() {
-            for (x, columns) in columns.iter().enumerate() {
-                for c in 0..dim {
-                    let mut sum = 0.0;
-                    for (i, row) in rows.weights.iter().enumerate() {
-                        for (j, column) in columns.weights.iter().enumerate() {
-                            let place = (rows.first + i) * from.columns + columns.first + j;
-                            sum += row * column * table[(self.prefix + place) * dim + c].to_f64();
-                        }
-                    }
-                    out[(self.prefix + y * to.columns + x) * dim + c] = T::from_f64(sum);
-                }
-            }
-        }
+        let skip = self.prefix * dim;
+        cpu::resample(&mut out[skip..], &table[skip..], dim, (from, to), (&rows, &columns));
         Ok(())
     }
 

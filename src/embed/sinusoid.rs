@@ -13,9 +13,9 @@ use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
 use crate::double::Double;
-use crate::embed::Tokens;
 use crate::embed::launch::{alignment, small, spread, width};
 use crate::embed::tokens::at_least;
+use crate::embed::{Tokens, cpu};
 use crate::gpu::args::SinusoidArgs;
 use crate::gpu::{Function, Launch, Write};
 use crate::rotate::Pairing;
@@ -299,7 +299,7 @@ impl Sinusoid {
     }
 
     /// `position + offset`. It may wrap: phases are multiples of 2^-64 of a turn, so that 2^64 positions are whole turns.
-    fn row(&self, position: i64) -> i64 {
+    pub(super) fn row(&self, position: i64) -> i64 {
         position.wrapping_add(self.offset)
     }
 
@@ -338,7 +338,7 @@ impl Sinusoid {
     /// | `positions` | `[positions]` | any integers, negative ones too |
     ///
     /// # Accuracy
-    /// Half an ulp of `T` beyond [`Sinusoid::value`].
+    /// Half an ulp of `T`, and 3e-15 beyond [`Sinusoid::value`].
     ///
     /// # Errors
     /// If the spec is refused or `out` is too short. Nothing is written then.
@@ -357,12 +357,7 @@ impl Sinusoid {
     pub fn write<T: Scalar>(&self, out: &mut [T], positions: &[i64]) -> Result<()> {
         self.check()?;
         at_least("out", out.len(), product("positions x dim", &[positions.len(), self.dim])?)?;
-        let value = self.rows();
-        for (row, &position) in out.chunks_exact_mut(self.dim).zip(positions) {
-            for (channel, out) in row.iter_mut().enumerate() {
-                *out = T::from_f64(value(position, channel));
-            }
-        }
+        cpu::write(self, out, positions);
         Ok(())
     }
 
@@ -375,7 +370,7 @@ impl Sinusoid {
     /// | `scale` | | multiplies `x`: 1, or `sqrt(dim)` in the paper |
     ///
     /// # Accuracy
-    /// Half an ulp of `T`, and 1e-15.
+    /// Half an ulp of `T`, and 4e-15 of the terms.
     ///
     /// # Errors
     /// If the spec, the shape or `scale` is refused, or there are neither `tokens` nor `batch * tokens` positions.
@@ -405,16 +400,7 @@ impl Sinusoid {
                 tokens.tokens
             )));
         }
-        let value = self.rows();
-        for batch in 0..tokens.batch {
-            for token in 0..tokens.tokens {
-                let position = positions[if shared { token } else { batch * tokens.tokens + token }];
-                for channel in 0..self.dim {
-                    let x = &mut x[tokens.index(batch, token, channel)];
-                    *x = T::from_f64(x.to_f64() * scale + value(position, channel));
-                }
-            }
-        }
+        cpu::add(self, x, tokens, positions, shared, scale);
         Ok(())
     }
 

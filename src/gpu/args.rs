@@ -787,7 +787,7 @@ args! {
         first: i32,
         /// distances of `sums`
         distances: u32,
-        /// rows that one split sums: of a sequence, or for `bins` of all
+        /// rows that one split sums: of a sequence, or with `bins` of all
         rows: u32,
         /// splits
         splits: u32,
@@ -801,8 +801,8 @@ args! {
         by_distance: u32,
         /// multiplies every output
         factor: f32,
-        /// keeps the struct's size a multiple of 8
-        unused: u32,
+        /// 1: sums are bins of the target's distances, 0: diagonals
+        bins: u32,
     }
 
     /// `bias/fire_grad`.

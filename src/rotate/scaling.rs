@@ -633,9 +633,12 @@ impl Scaling {
                 let rate = (*factor as f32).ln() / ((rotary as f64 / 2.0).powf(*exponent)) as f32;
                 plain / (rate * ((pair + 1) as f32).powf(*exponent as f32)).exp()
             }
+            // The length of a call is a tensor, so that the base is made in f32 too.
             Self::DynamicNtk { factor, context, length } => {
-                let length = length.map_or(*context, |length| context.max(length as f64));
-                ntk(factor * length / context - (factor - 1.0))
+                let length = length.map_or(*context, |length| context.max(length as f64)) as f32;
+                let alpha = *factor as f32 * length / *context as f32 - (factor - 1.0) as f32;
+                let grown = f64::from(alpha).powf(rotary as f64 / (rotary as f64 - 2.0)) as f32;
+                1.0 / power(f64::from(base as f32 * grown))
             }
             Self::SteppedNtk { context, length } => ntk(stepped_alpha(*context, *length)),
             Self::Yarn(yarn) => {

@@ -352,6 +352,20 @@ fn long_rows_have_the_same_bits_held_shared_and_read_twice() {
 
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
+fn a_row_of_a_million_keys_is_the_reference() {
+    let gpu = gpu();
+    let keys = 1 << 20;
+    let logits: Vec<bf16> = Data::new(2).values(keys);
+    // The smallest slope of the paper, and one for which the first key still counts.
+    for slope in [1.0 / 256.0, 5e-5] {
+        let slopes = posenc::Slopes::symmetric(1, &[slope]).unwrap();
+        let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::at(Host::last()) };
+        check(&gpu, &Softmax::causal(3.0), &logits, &Logits::bhqk(1, 1, 1, keys), &inputs, 0);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
 fn a_decode_step_is_one_kernel_and_a_graph_of_it_runs_again() {
     use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
     let context = cudarc::driver::CudaContext::new(0).unwrap();
@@ -510,6 +524,15 @@ fn each_logit_is_read_once_and_written_once() {
             // Beside the logits each thread reads two slopes, and blocks that share a row meet.
             assert!(report.counters.bytes_read <= 2 * len as u64 + 8 * threads, "{keys} {report:?}");
         }
+    }
+    // Few long rows, which blocks share: the same, but that they meet. 16 bytes are what logits and probabilities take.
+    let shape = Logits::bhqk(1, 4, 1, 65_536);
+    let len = shape.elements().unwrap();
+    let mut x = Guarded::<bf16>::new(&gpu, &vec![bf16::ONE; len], 0);
+    plan.apply(LogitsOperand::InPlace(&mut x.view(), shape), &SoftmaxInputs::new(&bias, Places::last()), None).unwrap();
+    if let Some(report) = last_launch() {
+        assert_eq!(report.grid[0], 4 * 8);
+        assert_eq!(report.counters.global_accesses[4], 2 * (len / 8) as u64, "{report:?}");
     }
     // A causal mask: what is masked is not read.
     let plan = SoftmaxPlan::<bf16>::new(&gpu, &Softmax::causal(1.0)).unwrap();

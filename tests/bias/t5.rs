@@ -87,10 +87,34 @@ fn the_softmax_of_the_gated_bias_is_wavlms() {
     let want = Softmax::new(1.0).expect(&logits, &shape, &inputs).unwrap().want;
     let worst = compare(&got, &want, |i| 1e-5 * want[i]);
     assert!(worst.share <= 1.0, "{worst:?}");
+
+    // Written, and added to logits, for any other attention.
+    let (plan, buffers) = (BiasPlan::new(&gpu, Bias::Toeplitz(&row)).unwrap(), Buffers::new(&gpu, &positions));
+    let gates = gpu.stream().clone_htod(&gates).unwrap();
+    let mut x = Guarded::<f32>::poisoned(&gpu, bias.len(), 0);
+    plan.gated(&gates).write(&mut x.view(), &shape, &buffers.places(&positions)).unwrap();
+    let want: Vec<f64> = bias.iter().map(|&x| f64::from(x)).collect();
+    let worst = compare(&x.read(&gpu), &want, |i| 2e-6 * (1.0 + want[i].abs()));
+    assert!(worst.share <= 1.0, "write {worst:?}");
+    let mut x = Guarded::new(&gpu, &logits, 0);
+    plan.gated(&gates).add(&mut x.view(), &shape, &buffers.places(&positions)).unwrap();
+    let want: Vec<f64> = bias.iter().zip(&logits).map(|(x, y)| f64::from(*x) + f64::from(*y)).collect();
+    let worst = compare(&x.read(&gpu), &want, |i| 2e-6 * (1.0 + want[i].abs()));
+    assert!(worst.share <= 1.0, "add {worst:?}");
+    let short = gpu.stream().clone_htod(&[0.0f32; 3]).unwrap();
+    let error = plan.gated(&short).add(&mut x.view(), &shape, &buffers.places(&positions)).unwrap_err();
+    assert_eq!(error.to_string(), "gates holds 3 elements, the shape needs 66");
 }
 
-/// A model's 1-D bias and those of the places of its tokens on a page: rows, and positions; and Hugging Face's sum.
-fn page(name: &str, far: T5Bias) -> (Logits, [(Toeplitz, Vec<i32>); 3], Vec<f32>) {
+/// A model's 1-D bias and those of the places of its tokens on a page, and Hugging Face's sum of them.
+struct Page {
+    shape: Logits,
+    /// rows, and positions
+    parts: [(Toeplitz, Vec<i32>); 3],
+    sum: Vec<f64>,
+}
+
+fn page(name: &str, far: T5Bias) -> Page {
     let case = &golden()[name];
     let number = |name: &str| case[name].as_u64().unwrap() as usize;
     let (heads, tokens) = (number("heads"), number("tokens"));
@@ -101,7 +125,8 @@ fn page(name: &str, far: T5Bias) -> (Logits, [(Toeplitz, Vec<i32>); 3], Vec<f32>
         (row(far, "table_x"), place("x")),
         (row(far, "table_y"), place("y")),
     ];
-    (Logits::bhqk(1, heads, tokens, tokens), parts, bits(&case["bias"]))
+    let sum = bits(&case["bias"]).into_iter().map(f64::from).collect();
+    Page { shape: Logits::bhqk(1, heads, tokens, tokens), parts, sum }
 }
 
 const PAGES: [(&str, T5Bias); 2] = [("layoutlmv3", T5Bias::new(64, 256, true)), ("udop", T5Bias::new(32, 100, true))];
@@ -109,7 +134,7 @@ const PAGES: [(&str, T5Bias); 2] = [("layoutlmv3", T5Bias::new(64, 256, true)), 
 #[test]
 fn sums_of_biases_are_those_of_layoutlmv3_and_udop() {
     for (name, far) in PAGES {
-        let (shape, parts, want) = page(name, far);
+        let Page { shape, parts, sum: want } = page(name, far);
         let mut got = vec![0.0f32; want.len()];
         for (row, positions) in &parts {
             let each = Place::Each(&positions[..]);
@@ -117,7 +142,6 @@ fn sums_of_biases_are_those_of_layoutlmv3_and_udop() {
                 .add(&mut got, &shape, &Places { queries: each, keys: each, ..Places::from(0, 0) })
                 .unwrap();
         }
-        let want: Vec<f64> = want.into_iter().map(f64::from).collect();
         // Two sums, each rounded, in one order or the other.
         let worst = compare(&got, &want, |_| 8.0 * f64::from(f32::EPSILON));
         assert!(worst.share <= 1.0, "{name} {worst:?}");
@@ -129,7 +153,7 @@ fn sums_of_biases_are_those_of_layoutlmv3_and_udop() {
 fn sums_of_biases_on_the_device_are_those_of_layoutlmv3_and_udop() {
     let gpu = gpu();
     for (name, far) in PAGES {
-        let (shape, parts, want) = page(name, far);
+        let Page { shape, parts, sum: want } = page(name, far);
         let mut sum = Guarded::<f32>::poisoned(&gpu, want.len(), 0);
         for (index, (row, positions)) in parts.iter().enumerate() {
             let each = Place::Each(&positions[..]);
@@ -142,7 +166,6 @@ fn sums_of_biases_on_the_device_are_those_of_layoutlmv3_and_udop() {
                 plan.add(&mut sum.view(), &shape, &places).unwrap();
             }
         }
-        let want: Vec<f64> = want.into_iter().map(f64::from).collect();
         let worst = compare(&sum.read(&gpu), &want, |_| 8.0 * f64::from(f32::EPSILON));
         assert!(worst.share <= 1.0, "{name} {worst:?}");
     }

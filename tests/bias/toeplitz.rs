@@ -59,6 +59,26 @@ fn places_agree() {
 }
 
 #[test]
+fn packed_sequences_are_each_alone() {
+    let shape = Logits::bhqk(1, 1, 6, 7);
+    let slopes = Slopes::symmetric(1, &[1.0]).unwrap();
+    let mut out = [0.0f32; 42];
+    // Two sequences of 2 queries and 3 keys, 3 and 3; a query and a key of padding.
+    let places = Places::packed(&[0, 2, 5][..], &[1, 4, 7], 2);
+    Bias::Slopes(&slopes).write(&mut out, &shape, &places).unwrap();
+    let none = f32::NEG_INFINITY;
+    let want = [
+        [none, -1.0, 0.0, -1.0, none, none, none],
+        [none, -2.0, -1.0, 0.0, none, none, none],
+        [none, none, none, none, 0.0, -1.0, -2.0],
+        [none, none, none, none, -1.0, 0.0, -1.0],
+        [none, none, none, none, -2.0, -1.0, 0.0],
+        [none; 7],
+    ];
+    assert_eq!(out, *want.as_flattened());
+}
+
+#[test]
 fn sums_by_distance_keep_every_number() {
     let shape = Logits::bhqk(3, 2, 7, 8).row(9).at(1);
     let grad: Vec<f32> = crate::Numbers(8).take(shape.span().unwrap(), 1.0);
@@ -267,6 +287,28 @@ fn a_table_on_the_device_is_the_row_of_the_spec() {
 
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
+fn packed_sequences_on_the_device_are_the_reference() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(1, 6, 50, 90).row(96);
+    let places = Places::packed(&[1, 1, 30, 37, 37, 47][..], &[3, 3, 60, 67, 80, 90], 5);
+    each_form(6, |_, bias| {
+        for host in [places, Places { queries: Place::From(-4), keys: Place::From(9), ..places }] {
+            let (plan, buffers) = (plan::<f32>(&gpu, bias), Buffers::new(&gpu, &host));
+            let mut got = Guarded::<f32>::new(&gpu, &vec![0.0; shape.span().unwrap()], 0);
+            plan.write(&mut got.view(), &shape, &buffers.places(&host)).unwrap();
+            let mut want = vec![0.0f32; shape.span().unwrap()];
+            bias.write(&mut want, &shape, &host).unwrap();
+            for (index, (got, want)) in got.read(&gpu).iter().zip(&want).enumerate() {
+                // FIRE's lines are the widest: their bound is tested elsewhere.
+                let near = got == want || (got - want).abs() <= 4e-5 * (1.0 + want.abs());
+                assert!(near, "{index}: {got} and {want}");
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
 fn far_keys_share_one_number_of_a_t5_row() {
     let gpu = gpu();
     let spec = T5Bias::new(32, 128, true);
@@ -358,6 +400,24 @@ fn what_breaks_a_call_is_refused_before_anything_is_written() {
     assert_eq!(
         text(bias, shape, Places { keys: Place::Last, ..from }),
         "keys are placed by Place::Last, which is for queries alone"
+    );
+    let (one, packed) = (Logits::bhqk(1, 1, 3, 5), |queries, keys| Places::packed(queries, keys, 2));
+    assert_eq!(
+        text(bias, shape, packed(&[0, 1, 3][..], &[0, 2, 5][..])),
+        "2 sequences are packed into a batch of 2, there must be at least 1 in a batch of 1"
+    );
+    assert_eq!(
+        text(bias, one, packed(&[0, 2, 1], &[0, 2, 5])),
+        "packed sequences begin at the queries [0, 2, 1], they must ascend from 0 to at most 3"
+    );
+    assert_eq!(
+        text(bias, one, packed(&[0, 1, 3], &[0, 2, 6])),
+        "packed sequences begin at the keys [0, 2, 6], they must ascend from 0 to at most 5"
+    );
+    assert_eq!(text(bias, one, packed(&[0, 1], &[0, 2, 5])), "the packed queries holds 2 elements, the shape needs 3");
+    assert_eq!(
+        text(bias, one, Places { key_lengths: Some(&[5][..]), ..packed(&[0, 1, 3], &[0, 2, 5]) }),
+        "packed sequences have the lengths that their first tokens say, no others"
     );
     assert_eq!(
         text(bias, shape, Places::from(1 << 31, 0)),

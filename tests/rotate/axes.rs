@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use posenc::accuracy::assert_close;
 use posenc::rotate::{Angles, Axes, Beyond, Operand, Table, TableValues};
-use posenc::{Direction, Gpu, Heads, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
+use posenc::{Direction, Gpu, Heads, ModelRope, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
 use serde_json::Value;
 
 use super::rope::{Case, table};
@@ -42,13 +42,18 @@ fn axes_of(form: &Value) -> Axes {
 fn axes_and_frequencies_are_those_of_transformers() {
     let golden = golden();
     let cases = golden["cases"].as_array().unwrap();
-    assert_eq!(cases.len(), 8);
+    assert_eq!(cases.len(), 23);
     for case in cases {
         let rows: Vec<_> = case["angles_f32_bits"].as_array().unwrap().iter().map(floats).collect();
         let pairs = rows[0].len();
         let rope = Rope { axes: axes_of(&case["form"]), ..Rope::new(2 * pairs, case["theta"].as_f64().unwrap()) };
         rope.check().unwrap();
         assert_eq!(rope.axes.count(), rows.len(), "{}", case["name"]);
+        // A vision tower's own config says the same.
+        if !case["config"].is_null() {
+            let model = ModelRope::from_hf(&case["config"].to_string()).unwrap();
+            assert_eq!(model.rope().unwrap(), &rope, "{}", case["config"]);
+        }
         for (axis, row) in rows.iter().enumerate() {
             for (pair, &angle) in row.iter().enumerate() {
                 let want = if rope.axes.axis(pair, pairs) == axis { rope.frequency(pair) } else { 0.0 };

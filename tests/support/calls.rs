@@ -143,15 +143,14 @@ fn learned(v: &mut Visitor<'_>) {
     let mut sum = v.zeros::<bf16>(4 * DIM);
     let mut partials = v.zeros::<f32>(plan.partials(&tokens));
     let (mut gain_grad, mut bias_grad) = (v.zeros::<bf16>(DIM), v.zeros::<bf16>(DIM));
-    run!(v, "the gradients of a norm", sum, {
-        let out = NormGrad {
-            sum: &mut sum,
-            gain: Some(&mut gain_grad),
-            bias: Some(&mut bias_grad),
-            accumulate: false,
-            partials: &mut partials,
-            fault: None,
-        };
+    run!(v, "the gradient of the sum", sum, {
+        let (sum, partials, fault) = (&mut sum, &mut partials, Some(&mut fault));
+        let out = NormGrad { sum, gain: None, bias: None, accumulate: false, partials, fault };
+        plan.norm(out, &grad, None, tokens, &weights, &inputs)
+    });
+    run!(v, "the gradients of gain and bias", gain_grad, {
+        let (gain, bias) = (Some(&mut gain_grad as _), Some(&mut bias_grad as _));
+        let out = NormGrad { sum: &mut sum, gain, bias, accumulate: false, partials: &mut partials, fault: None };
         plan.norm(out, &grad, None, tokens, &weights, &inputs)
     });
     let mut table = v.zeros::<bf16>(8 * DIM);

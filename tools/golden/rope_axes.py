@@ -48,8 +48,8 @@ def angles(cos, sin, pairing):
 cases = []
 
 
-def case(name, form, pairing, theta, rows):
-    cases.append({"name": name, "form": form, "pairing": pairing, "theta": theta, "angles_f32_bits": rows})
+def case(name, form, pairing, theta, rows, **more):
+    cases.append({"name": name, "form": form, "pairing": pairing, "theta": theta, "angles_f32_bits": rows, **more})
 
 
 def text(name, module, config, form, pairing):
@@ -105,6 +105,31 @@ grid("pixtral", pixtral.PixtralVisionRotaryEmbedding,
      transformers.models.pixtral.configuration_pixtral.PixtralVisionConfig(), {"dealt": 2}, "half")
 grid("sam2", sam2.Sam2VideoVisionRotaryEmbedding,
      transformers.models.sam2_video.configuration_sam2_video.Sam2VideoConfig(), {"ladders": [64, 64]}, "interleaved")
+
+# Vision towers with Qwen2-VL's law, from the sizes that their config.json holds.
+TOWERS = """qwen2_vl/qwen2_vl_vision qwen2_5_vl/qwen2_5_vl_vision qwen3_vl/qwen3_vl_vision qwen3_vl_moe/qwen3_vl_moe_vision
+qwen3_5/qwen3_5_vision qwen3_5_moe/qwen3_5_moe_vision glm4v/glm4v_vision glm4v_moe/glm4v_moe_vision glm_ocr/glm_ocr_vision
+paddleocr_vl/paddleocr_vl_vision qwen2_5_omni/qwen2_5_omni_vision_encoder qwen3_omni_moe/qwen3_omni_moe_vision_encoder
+ernie4_5_vl_moe/ernie4_5_vl_moe_vision video_llama_3/video_llama_3_vision exaone4_5/exaone4_5_vision""".split()
+for tower in TOWERS:
+    folder, model_type = tower.split("/")
+    configuration = importlib.import_module(f"transformers.models.{folder}.configuration_{folder}")
+    modeling = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}")
+    config = next(kind for kind in vars(configuration).values() if getattr(kind, "model_type", None) == model_type)()
+    rotary = next(kind for name, kind in vars(modeling).items() if name.endswith("VisionRotaryEmbedding"))(config)
+    rows = []
+    for axis in range(2):
+        positions = torch.zeros(1, 2, 1, dtype=torch.long)
+        positions[0, axis] = 1
+        try:
+            cos, sin = rotary(torch.zeros(1), positions)
+        except (IndexError, RuntimeError):
+            cos, sin = rotary(torch.zeros(1), positions[0])
+        rows.append(angles(cos, sin, "half"))
+    keys = ["embed_dim", "hidden_size", "num_heads", "num_attention_heads", "depth"]
+    sizes = {key: getattr(config, key) for key in keys if isinstance(getattr(config, key, None), int)}
+    half = len(rows[0]) // 2
+    case(model_type, {"ladders": [half, half]}, "half", 10000.0, rows, config={"model_type": model_type, **sizes})
 
 # DINOv3: a patch's coordinate is its middle on -1..1; patch i of n stands at (2i + 1 - n) / n and turns by 2 pi times that.
 made = dinov3.DINOv3ViTRopePositionEmbedding(transformers.DINOv3ViTConfig()).eval()  # training shifts the patches

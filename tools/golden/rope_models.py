@@ -35,7 +35,7 @@ kyutai_speech_to_text mimi qwen3_omni_moe_talker_text qwen3_omni_moe_talker_code
 csm_depth_decoder_model gte nanochat blt_local_encoder blt_local_decoder blt_global_transformer blt_patcher
 moonshine_streaming gemma4_unified_text diffusion_gemma_text t5gemma2_text t5gemma2_decoder ultrabert neomme
 lfm3 beam openai_privacy_filter cohere2_moe bamba recurrent_gemma granitemoehybrid qwen2_5_omni_text qwen2_5_omni_talker
-glm_ocr_text cosmos3_edge_text""".split()
+glm_ocr_text cosmos3_edge_text axk2 hy_v4 bailing_hybrid""".split()
 
 
 def bits(tensor):
@@ -153,7 +153,7 @@ WRITTEN_OUT = """gpt_oss apertus cwm ministral3 mistral4 gemma4_text laguna mell
 diffusion_gemma_text ultrabert neomme lfm3 beam openai_privacy_filter moonshine_streaming cosmos3_edge_text""".split()
 # Layers that the config must list.
 LISTED = """lfm2 minimax deepseek_v4 laguna mellum olmo_hybrid ultrabert neomme lfm3 beam bamba
-recurrent_gemma granitemoehybrid cohere2_moe""".split()
+recurrent_gemma granitemoehybrid cohere2_moe bailing_hybrid""".split()
 # Classes with RoPE where the config asks for it.
 ASKED = {"granitemoehybrid": {"position_embedding_type": "rope"}}
 # Classes whose default has no layer that attends.

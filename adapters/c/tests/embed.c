@@ -222,6 +222,8 @@ static void learned(void) {
     CHECK(partials > 0 && partials % (2 * DIM) == 0);
     PosencNormGradCall norm = POSENC_INIT(PosencNormGradCall);
     norm.sum = BUFFER(zeros);
+    norm.gain = BUFFER(gain_grad);
+    norm.bias = BUFFER(bias_grad);
     float *room = calloc(partials, sizeof *room);
     norm.partials = (PosencBuffer){upload(room, partials * sizeof *room), partials};
     free(room);
@@ -230,8 +232,6 @@ static void learned(void) {
     norm.weights = call.weights;
     norm.inputs = call.inputs;
     norm.fault = fault;
-    norm.gain = BUFFER(gain_grad);
-    norm.bias = BUFFER(bias_grad);
     OK(posenc_learned_grad_norm(grad, &norm));
     OK(posenc_fault_check(fault));
     float sum[N];
@@ -275,20 +275,22 @@ static void learned(void) {
     order_call.ids = call.inputs.ids;
     order_call.count = BATCH * TOKENS;
     OK(posenc_learned_grad_order(grad, &order_call));
+    order_call.count = 2000;
+    order_call.order.len = order_call.ids.len = 2000;
+    REFUSED(posenc_learned_grad_order(grad, &order_call), POSENC_VALUE, "between is missing");
     download(order, order_call.order, sizeof order);
     CHECK(order[0] == 11 && order[1] == 1 && order[2] == 3 && order[11] == 7);
     table.table = BUFFER(token_grad);
     table.rows = VOCABULARY;
     table.ids = call.inputs.ids;
     table.order = order_call.order;
-    OK(posenc_learned_grad_table_partials(grad, &shape, &partials));
-    CHECK(partials > 0);
-    room = calloc(partials, sizeof *room);
-    table.partials = (PosencBuffer){upload(room, partials * sizeof *room), partials};
-    free(room);
     table.scale = 1.5;
     table.has_skipped = 1;
     table.skipped = 5;
+    OK(posenc_learned_grad_table_partials(grad, &shape, &partials));
+    room = calloc(partials, sizeof *room);
+    table.partials = (PosencBuffer){upload(room, partials * sizeof *room), partials};
+    free(room);
     OK(posenc_learned_grad_table(grad, &table));
     download(token_grad, table.table, sizeof token_grad);
     for (int row = 0; row < VOCABULARY; ++row) {

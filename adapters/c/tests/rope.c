@@ -123,6 +123,62 @@ int main(void) {
     download(got, q_y, sizeof q);
     CHECK(worst(q, got, Q_HEADS, counted, 5000.0) < 2e-6);
 
+    /* Frequencies of the caller: all 0, so that nothing turns. */
+    const float still[ROTARY / 2] = {0};
+    PosencRopeSpec given = spec;
+    PosencRope *constant = NULL;
+    given.angles = POSENC_GIVEN;
+    given.frequencies = still;
+    OK(posenc_rope_new(gpu, &given, POSENC_F32, &constant));
+    OK(posenc_rope_rotate(constant, &copy));
+    download(got, q_y, sizeof q);
+    CHECK(memcmp(got, q, sizeof q) == 0);
+    OK(posenc_rope_free(constant));
+    given.frequencies = NULL;
+    REFUSED(posenc_rope_new(gpu, &given, POSENC_F32, &constant), POSENC_ARGUMENT, "frequencies is null");
+
+    /* xPos: at position p a query is the rotated one times zeta^(p / 512), a key times its inverse. */
+    const int near_positions[TOKENS] = {0, 1, -7, 1000, 3000};
+    PosencXPosSpec shrinking = POSENC_INIT(PosencXPosSpec);
+    PosencXPos *xpos = NULL;
+    shrinking.rope = spec;
+    shrinking.gamma = 0.4;
+    shrinking.scale_base = 512.0;
+    OK(posenc_xpos_new(gpu, &shrinking, POSENC_F32, &xpos));
+    PosencRopeCall scaled = call;
+    CHECK(to_device(q_x.data, q, sizeof q) == 0 && to_device(k_x.data, k, sizeof k) == 0);
+    CHECK(to_device(ids.data, near_positions, sizeof near_positions) == 0);
+    OK(posenc_xpos_rotate(xpos, &scaled));
+    float keys[K];
+    download(got, q_x, sizeof q);
+    download(keys, k_x, sizeof k);
+    for (int t = 0; t < TOKENS; ++t) {
+        for (int i = 0; i < ROTARY / 2; ++i) {
+            double zeta = (2.0 * i / ROTARY + 0.4) / 1.4, factor = pow(zeta, near_positions[t] / 512.0);
+            double angle = near_positions[t] * pow(10000.0, -2.0 * i / ROTARY);
+            const float *x = q + t * Q_HEADS * DIM + i, *y = k + t * K_HEADS * DIM + i;
+            double turned = x[0] * cos(angle) - x[ROTARY / 2] * sin(angle);
+            CHECK(near(got[t * Q_HEADS * DIM + i], factor * turned, 4e-6));
+            turned = y[0] * cos(angle) - y[ROTARY / 2] * sin(angle);
+            CHECK(near(keys[t * K_HEADS * DIM + i] * factor, turned, 4e-6));
+        }
+    }
+    /* Keys alone are the same keys. */
+    CHECK(to_device(k_x.data, k, sizeof k) == 0);
+    memset(&scaled.q, 0, sizeof scaled.q);
+    OK(posenc_xpos_rotate(xpos, &scaled));
+    download(got, k_x, sizeof k);
+    CHECK(memcmp(got, keys, sizeof keys) == 0);
+    memset(&scaled.k, 0, sizeof scaled.k);
+    REFUSED(posenc_xpos_rotate(xpos, &scaled), POSENC_ARGUMENT, "q and k are null");
+    scaled = by_table;
+    REFUSED(posenc_xpos_rotate(xpos, &scaled), POSENC_ARGUMENT, "the call has a table");
+    shrinking.gamma = -1.0;
+    PosencXPos *nothing = NULL;
+    REFUSED(posenc_xpos_new(gpu, &shrinking, POSENC_F32, &nothing), POSENC_VALUE, "gamma is -1");
+    OK(posenc_xpos_free(xpos));
+    CHECK(to_device(ids.data, positions, sizeof positions) == 0);
+
     /* Refusals: nothing is written, and each has its sentence. */
     REFUSED(posenc_rope_rotate(NULL, &call), POSENC_ARGUMENT, "rope is null");
     REFUSED(posenc_rope_rotate(rope, NULL), POSENC_ARGUMENT, "call is null");

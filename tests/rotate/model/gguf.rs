@@ -489,3 +489,97 @@ fn gguf_metadata_that_is_not_understood_is_refused() {
         "llama.embedding_length 100 does not divide into 3 heads"
     );
 }
+
+/// Every key about position with a value that is not one, for architectures of every kind: an error of one sentence or a spec
+/// inside its law, never a panic.
+#[test]
+fn no_value_of_a_key_panics() {
+    let odd = [
+        int(0),
+        int(-1),
+        int(3),
+        int(1 << 40),
+        float(0.0),
+        float(-2.5),
+        float(f64::NAN),
+        float(1e300),
+        text("x"),
+        GgufValue::Bool(true),
+        GgufValue::List(vec![]),
+        GgufValue::List(vec![int(1), text("x")]),
+        GgufValue::List(vec![int(8); 4]),
+    ];
+    let keys = [
+        ("block_count", int(4)),
+        ("context_length", int(8192)),
+        ("embedding_length", int(512)),
+        ("attention.head_count", int(4)),
+        ("attention.head_count_kv", int(4)),
+        ("attention.key_length", int(128)),
+        ("attention.key_length_swa", int(64)),
+        ("attention.sliding_window", int(1024)),
+        ("attention.sliding_window_pattern", int(2)),
+        ("attention.temperature_length", int(8192)),
+        ("attention.temperature_scale", float(0.1)),
+        ("full_attention_interval", int(4)),
+        ("rope.dimension_count", int(64)),
+        ("rope.dimension_sections", GgufValue::List(vec![int(16), int(8), int(8), int(0)])),
+        ("rope.freq_base", float(1e6)),
+        ("rope.freq_base_swa", float(1e4)),
+        ("rope.scaling.type", text("yarn")),
+        ("rope.scaling.factor", float(4.0)),
+        ("rope.scaling.alpha", float(0.0)),
+        ("rope.scaling.attn_factor", float(1.0)),
+        ("rope.scaling.original_context_length", int(4096)),
+        ("rope.scaling.yarn_log_multiplier", float(0.1)),
+        ("rope.scaling.yarn_ext_factor", float(1.0)),
+        ("rope.scaling.yarn_beta_fast", float(32.0)),
+        ("rope.scaling.yarn_beta_slow", float(1.0)),
+    ];
+    let (mut understood, mut refused) = (0, 0);
+    for architecture in [
+        "llama",
+        "llama4",
+        "deepseek2",
+        "minicpm3",
+        "gemma3",
+        "gemma4",
+        "olmo2",
+        "modern-bert",
+        "gpt-oss",
+        "cohere2",
+        "exaone4",
+        "qwen2vl",
+        "qwen35",
+        "glm4",
+        "hunyuan_vl",
+        "lfm2",
+        "mpt",
+    ] {
+        for index in 0..keys.len() {
+            for value in &odd {
+                let mut changed = keys.to_vec();
+                changed[index].1 = value.clone();
+                match ModelRope::from_gguf(&gguf(architecture, &changed)) {
+                    Err(error) => {
+                        let text = error.to_string();
+                        assert!(!text.contains('\n') && text.len() < 600, "{text}");
+                        refused += 1;
+                    }
+                    Ok(model) => {
+                        assert!(!model.describe().is_empty());
+                        for kind in model.at_length(1 << 40).kinds() {
+                            if let Some(rope) = &kind.rope {
+                                rope.check().unwrap();
+                                let _ = (rope.rate(rope.pairs() - 1), rope.angle(-5, 0));
+                            }
+                        }
+                        understood += 1;
+                    }
+                }
+            }
+        }
+    }
+    println!("{understood} understood, {refused} refused");
+    assert!(understood > 1000 && refused > 2000, "{understood} understood, {refused} refused");
+}

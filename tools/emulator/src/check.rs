@@ -3,7 +3,7 @@
 //! *Written bytes.* One bit per byte of device memory says that somebody wrote it; shared memory has a byte per byte.
 //!
 //! *Races.* Every byte of shared memory and every two bytes of global memory have two [`Stamp`]s, of the last write and
-//! of the reads since. Two accesses are ordered if their thread is the same, or if barriers lead from one to the other:
+//! of the reads since; accesses of one byte to global memory have theirs apart, one pair for each byte. Two accesses are ordered if their thread is the same, or if barriers lead from one to the other:
 //! each warp has a clock, and knows up to which value the clocks of the others are behind it (vector clocks at the
 //! grain of warps). Blocks are ordered by a fence, an atomic and an atomic that reads it. What is not ordered and not
 //! atomic on both sides is a race, found whichever of the two happens to run first.
@@ -181,14 +181,22 @@ fn unwritten(cx: &mut Cx, at: u64, lane: usize, bytes: u64) -> bool {
 
 // ---- races -----------------------------------------------------------------------------------------------------------
 
-/// Values of the 14 bits that tell one launch (or one block, for shared memory) from another.
-pub(crate) const SERIALS: u32 = (1 << 14) - 1;
+/// Values of the 12 bits that tell one launch (or one block, for shared memory) from another.
+pub(crate) const SERIALS: u32 = (1 << 12) - 1;
 const CLOCK_MAX: u64 = (1 << 12) - 1;
-const ALL_BLOCKS: u64 = (1 << 22) - 1;
+const ALL_BLOCKS: u64 = (1 << 18) - 1;
 
-/// Who accessed something last: launch 14 | read-only 1 | strong 1 | bytes 2 | multi 2 | block 22 | thread 10 | clock 12.
+/// Who accessed something last, and where:
+/// launch 12 | read-only 1 | strong 1 | multi 2 | block 18 | thread 10 | clock 12 | place in the code 8.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp(u64);
+
+const BLOCK: u32 = 30;
+const THREAD: u32 = 20;
+const CLOCK: u32 = 8;
+const MULTI: u32 = 48;
+const STRONG: u64 = 1 << 50;
+const READ_ONLY: u64 = 1 << 51;
 
 /// One thread.
 const SINGLE: u64 = 0;
@@ -199,41 +207,43 @@ const SOME_WARPS: u64 = 2;
 
 impl Stamp {
     fn serial(self) -> u64 {
-        self.0 >> 50
+        self.0 >> 52
     }
     fn read_only(self) -> bool {
-        self.0 >> 49 & 1 != 0
+        self.0 & READ_ONLY != 0
     }
     fn strong(self) -> bool {
-        self.0 >> 48 & 1 != 0
-    }
-    fn bytes(self) -> u64 {
-        self.0 >> 46 & 3
+        self.0 & STRONG != 0
     }
     fn multi(self) -> u64 {
-        self.0 >> 44 & 3
+        self.0 >> MULTI & 3
     }
     fn block(self) -> u64 {
-        self.0 >> 22 & ALL_BLOCKS
+        self.0 >> BLOCK & ALL_BLOCKS
     }
     fn thread(self) -> u64 {
-        self.0 >> 12 & 1023
+        self.0 >> THREAD & 1023
     }
     fn clock(self) -> u64 {
-        self.0 & CLOCK_MAX
+        self.0 >> CLOCK & CLOCK_MAX
     }
-    fn with_bytes(self, bytes: u64) -> Self {
-        Self(self.0 & !(3 << 46) | bytes << 46)
+    /// The last bits of the operation's number.
+    fn site(self) -> u8 {
+        self.0 as u8
+    }
+    fn of_lane(self, lane: usize) -> Self {
+        Self(self.0 | (lane as u64) << THREAD)
     }
     fn with_multi(self, multi: u64, clock: u64) -> Self {
-        Self(self.0 & !(3 << 44) & !CLOCK_MAX | multi << 44 | clock.min(CLOCK_MAX))
+        let rest = self.0 & !(3 << MULTI) & !(CLOCK_MAX << CLOCK);
+        Self(rest | multi << MULTI | clock.min(CLOCK_MAX) << CLOCK)
     }
     fn of_all_blocks(self) -> Self {
-        Self(self.0 | ALL_BLOCKS << 22)
+        Self(self.0 | ALL_BLOCKS << BLOCK)
     }
     /// The same thread of the same launch, whatever else.
     fn same_thread(self, other: Self) -> bool {
-        const WHO: u64 = 3 << 44 | ALL_BLOCKS << 22 | 1023 << 12;
+        const WHO: u64 = 3 << MULTI | ALL_BLOCKS << BLOCK | 1023 << THREAD;
         (self.0 ^ other.0) & WHO == 0 && self.multi() == SINGLE && self.block() != ALL_BLOCKS
     }
 }
@@ -241,7 +251,6 @@ impl Stamp {
 /// What orders the accesses of one warp.
 struct Now<'a> {
     clocks: &'a [u32],
-    warp: usize,
     /// Barriers of the block that had completed when this warp last took part in one.
     last_barrier: u32,
     epoch: u32,
@@ -273,7 +282,6 @@ impl Now<'_> {
     /// Records an access and gives the one that it races with.
     #[inline(always)]
     fn visit(&self, write: &AtomicU64, read: &AtomicU64, me: Stamp, touch: Touch) -> Option<(Stamp, bool)> {
-        let fresh = |s: Stamp| s.serial() == me.serial() && s.bytes() & me.bytes() != 0;
         if touch == Touch::Read {
             let old = Stamp(read.load(Ordering::Relaxed));
             if old != me {
@@ -282,24 +290,29 @@ impl Now<'_> {
                     read.store(new.0, Ordering::SeqCst);
                 }
             }
-            let w = Stamp(write.load(Ordering::SeqCst));
-            if fresh(w) && (me.read_only() || self.races(w, me)) {
-                return Some((w, true));
-            }
-            return None;
+            return self.against(Stamp(write.load(Ordering::SeqCst)), None, me);
         }
         let mut w = Stamp(write.load(Ordering::Relaxed));
         if w != me {
             w = Stamp(write.swap(me.0, Ordering::SeqCst));
         }
-        let r = Stamp(read.load(Ordering::SeqCst));
-        if fresh(w) && self.races(w, me) {
-            return Some((w, true));
+        self.against(w, Some(Stamp(read.load(Ordering::SeqCst))), me)
+    }
+
+    /// The access that one races with, without recording it.
+    fn peek(&self, write: &AtomicU64, read: &AtomicU64, me: Stamp, touch: Touch) -> Option<(Stamp, bool)> {
+        let r = (touch != Touch::Read).then(|| Stamp(read.load(Ordering::SeqCst)));
+        self.against(Stamp(write.load(Ordering::SeqCst)), r, me)
+    }
+
+    /// Which of the last write and, for a write, the reads since races with `me`; `true` for the write.
+    #[inline(always)]
+    fn against(&self, write: Stamp, read: Option<Stamp>, me: Stamp) -> Option<(Stamp, bool)> {
+        if write.serial() == me.serial() && (me.read_only() || self.races(write, me)) {
+            return Some((write, true));
         }
-        if fresh(r) && (r.read_only() || self.races(r, me)) {
-            return Some((r, false));
-        }
-        None
+        let read = read?;
+        (read.serial() == me.serial() && (read.read_only() || self.races(read, me))).then_some((read, false))
     }
 
     /// Two accesses of which one writes: another thread's, not both atomic, and not ordered.
@@ -315,10 +328,9 @@ impl Now<'_> {
         if old.serial() != me.serial() {
             return me;
         }
-        let keep = old.0 & 1 << 49;
+        let keep = old.0 & READ_ONLY;
         // nothing new: what many threads read is read by one more, in the same way
-        let covered =
-            me.bytes() & !old.bytes() == 0 && (old.read_only() || !me.read_only()) && (me.strong() || !old.strong());
+        let covered = (old.read_only() || !me.read_only()) && (me.strong() || !old.strong());
         if covered {
             if old.block() == ALL_BLOCKS {
                 return old;
@@ -332,22 +344,20 @@ impl Now<'_> {
                 return old;
             }
         }
-        let both = me.with_bytes(me.bytes() | old.bytes());
         if old.same_thread(me) {
-            let new = if old.clock() == me.clock() { both } else { me };
-            return Stamp(new.0 | keep);
+            return Stamp(me.0 | keep);
         }
-        let weak = if old.strong() { u64::MAX } else { !(1 << 48) };
+        let weak = if old.strong() { u64::MAX } else { !STRONG };
         if old.block() != me.block() {
-            return Stamp(both.of_all_blocks().0 & weak | keep);
+            return Stamp(me.of_all_blocks().0 & weak | keep);
         }
         if old.block() != ALL_BLOCKS && self.ordered(old, me) {
             return Stamp(me.0 | keep);
         }
         let new = if old.multi() != SOME_WARPS && old.thread() / 32 == me.thread() / 32 {
-            both.with_multi(SOME_LANES, me.clock())
+            me.with_multi(SOME_LANES, me.clock())
         } else {
-            both.with_multi(SOME_WARPS, self.epoch.into())
+            me.with_multi(SOME_WARPS, self.epoch.into())
         };
         Stamp(new.0 & weak | keep)
     }
@@ -416,15 +426,19 @@ impl crate::exec::Block {
     }
 }
 
-fn stamp(serial: u32, order: Order, touch: Touch, block: u64, thread: u64, clock: u32) -> Stamp {
+/// The stamp of lane 0 of the current warp at the current operation.
+fn stamp(cx: &Cx, serial: u32, order: Order, touch: Touch, block: u64) -> Stamp {
     let strong = matches!(order, Order::Strong | Order::Sync) || touch == Touch::Atomic;
+    let read_only = order == Order::ReadOnly && touch == Touch::Read;
+    let clock = cx.block.warps[cx.w].clocks[cx.w];
     Stamp(
-        u64::from(serial) << 50
-            | u64::from(order == Order::ReadOnly && touch == Touch::Read) << 49
-            | u64::from(strong) << 48
-            | block << 22
-            | thread << 12
-            | u64::from(clock).min(CLOCK_MAX),
+        u64::from(serial) << 52
+            | if read_only { READ_ONLY } else { 0 }
+            | if strong { STRONG } else { 0 }
+            | block << BLOCK
+            | (32 * cx.w as u64) << THREAD
+            | u64::from(clock).min(CLOCK_MAX) << CLOCK
+            | u64::from(cx.pc as u8),
     )
 }
 
@@ -454,6 +468,37 @@ fn who(cx: &Cx, other: Stamp, me: Stamp) -> String {
     }
 }
 
+/// Where the other access stands, as far as its stamp tells: the line of every operation that it may be.
+fn place(cx: &Cx, other: Stamp, wrote: bool, space: &str) -> String {
+    let program = &cx.grid.program;
+    let reads = ["ld", "atom", "red", "cp", "mma", "call"];
+    let writes = ["st", "atom", "red", "cp", "call"];
+    let words: &[&str] = if wrote { &writes } else { &reads };
+    let elsewhere = |text: &str| {
+        let spaces = [".param", ".local", ".const", if space == "global" { ".shared" } else { ".global" }];
+        !text.starts_with("cp") && spaces.iter().any(|s| text.contains(s))
+    };
+    let mut lines: Vec<u32> = program
+        .codes
+        .iter()
+        .enumerate()
+        .filter(|(i, code)| *i as u32 == cx.grid.function || (!code.entry && cx.grid.kernel().calls_any))
+        .flat_map(|(_, code)| code.lines.iter().skip(other.site().into()).step_by(256).copied())
+        .filter(|line| {
+            let text = program.text.get((*line as usize).wrapping_sub(1)).map_or("", |t| t.trim());
+            let text = if text.starts_with('@') { text.split_once(' ').map_or("", |t| t.1.trim()) } else { text };
+            words.iter().any(|w| text.starts_with(w)) && !elsewhere(text)
+        })
+        .collect();
+    lines.dedup();
+    let said: Vec<String> = lines
+        .iter()
+        .take(3)
+        .map(|line| format!("PTX line {line} `{}`", program.text[*line as usize - 1].trim()))
+        .collect();
+    if said.is_empty() { String::new() } else { format!(" at {}", said.join(" or ")) }
+}
+
 /// Checks and records an access to global memory.
 #[inline]
 pub(crate) fn global_race(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, order: Order) -> bool {
@@ -470,36 +515,106 @@ pub(crate) fn global_race(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: To
     let warp = &cx.block.warps[w];
     let now = Now {
         clocks: &warp.clocks,
-        warp: w,
         last_barrier: warp.last_barrier,
         epoch: cx.block.epoch,
         acquired: warp.acquired,
         grid,
     };
-    let lane0 = stamp(grid.serial, order, touch, cx.block.index % ALL_BLOCKS, 32 * w as u64, warp.clocks[now.warp]);
+    let lane0 = stamp(cx, grid.serial, order, touch, cx.block.index % ALL_BLOCKS);
     let mut found = None;
-    'lanes: for l in 0..LANES {
-        if mask >> l & 1 == 0 {
-            continue;
-        }
-        let me = Stamp(lane0.0 | (l as u64) << 12);
-        let n = addr[l].wrapping_sub(base);
-        let (first, count, bits) = if bytes == 1 { (n / 2, 1, 1 << (n & 1)) } else { (n / 2, bytes / 2, 3) };
-        let me = me.with_bytes(bits);
-        for g in first..first + count {
-            // SAFETY: the bounds check came first, and the shadow has two words for each two bytes of the region.
-            let (write, read) = unsafe {
-                let at = (shadow + g * 16) as *const AtomicU64;
-                (&*at, &*at.add(1))
-            };
-            if let Some((other, wrote)) = now.visit(write, read, me, touch) {
-                found = Some((l, addr[l], me, other, wrote));
-                break 'lanes;
+    if bytes == 1 {
+        found = single_bytes(&now, addr, mask, lane0, touch);
+    } else {
+        'lanes: for l in 0..LANES {
+            if mask >> l & 1 == 0 {
+                continue;
             }
+            let me = lane0.of_lane(l);
+            let first = addr[l].wrapping_sub(base) / 2;
+            for g in first..first + bytes / 2 {
+                // SAFETY: the bounds check came first, and the shadow has two words for each two bytes of the region.
+                let (write, read) = unsafe { pair(shadow + g * 16) };
+                if let Some((other, wrote)) = now.visit(write, read, me, touch) {
+                    found = Some((l, addr[l], me, other, wrote));
+                    break 'lanes;
+                }
+            }
+        }
+        if found.is_none() && grid.single_bytes.load(Ordering::SeqCst) {
+            found = against_single_bytes(&now, addr, mask, lane0, touch, bytes);
         }
     }
     let Some((lane, at, me, other, wrote)) = found else { return true };
     race(cx, lane, at, bytes, me, other, wrote, touch, "global")
+}
+
+/// The stamps of a write and of reads.
+///
+/// # Safety
+/// Two words of a shadow stand there.
+unsafe fn pair<'a>(at: u64) -> (&'a AtomicU64, &'a AtomicU64) {
+    // SAFETY: the caller's promise; shadows live as long as the process.
+    unsafe { (&*(at as *const AtomicU64), &*(at as *const AtomicU64).add(1)) }
+}
+
+/// A lane, the address, its stamp, the other's stamp, and whether that is a write.
+type Found = (usize, u64, Stamp, Stamp, bool);
+
+/// Accesses of one byte have stamps of their own, one pair for each byte, in a shadow that wider accesses do not touch:
+/// each kind looks at the other's.
+fn single_bytes(now: &Now<'_>, addr: &[u64; LANES], mask: u32, lane0: Stamp, touch: Touch) -> Option<Found> {
+    let memory = &now.grid.memory;
+    let (wide, (single, marks)) = (memory.race_shadow()?, memory.byte_shadow()?);
+    now.grid.single_bytes.store(true, Ordering::SeqCst);
+    for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {
+        let me = lane0.of_lane(l);
+        let n = addr[l].wrapping_sub(memory.base());
+        // SAFETY: the bounds check came first; the shadows have two words for each byte and each two bytes of the region,
+        // and a mark for each page.
+        let (mark, own, shared) =
+            unsafe { (&*((marks + n / PAGE * 2) as *const AtomicU16), pair(single + n * 16), pair(wide + n / 2 * 16)) };
+        if mark.load(Ordering::Relaxed) != now.grid.serial as u16 {
+            mark.store(now.grid.serial as u16, Ordering::SeqCst);
+        }
+        let found = now.visit(own.0, own.1, me, touch).or_else(|| now.peek(shared.0, shared.1, me, touch));
+        if let Some((other, wrote)) = found {
+            return Some((l, addr[l], me, other, wrote));
+        }
+    }
+    None
+}
+
+/// Bytes that share a mark of [`Memory::byte_shadow`].
+pub(crate) const PAGE: u64 = 4096;
+
+/// What a wider access has to do with accesses of single bytes in the same launch.
+#[cold]
+fn against_single_bytes(
+    now: &Now<'_>,
+    addr: &[u64; LANES],
+    mask: u32,
+    lane0: Stamp,
+    touch: Touch,
+    bytes: u64,
+) -> Option<Found> {
+    let memory = &now.grid.memory;
+    let (single, marks) = memory.byte_shadow()?;
+    for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {
+        let me = lane0.of_lane(l);
+        let n = addr[l].wrapping_sub(memory.base());
+        // SAFETY: as above; an access is aligned, so it lies in one page.
+        if unsafe { &*((marks + n / PAGE * 2) as *const AtomicU16) }.load(Ordering::SeqCst) != now.grid.serial as u16 {
+            continue;
+        }
+        for byte in n..n + bytes {
+            // SAFETY: as above.
+            let (write, read) = unsafe { pair(single + byte * 16) };
+            if let Some((other, wrote)) = now.peek(write, read, me, touch) {
+                return Some((l, addr[l], me, other, wrote));
+            }
+        }
+    }
+    None
 }
 
 #[cold]
@@ -521,15 +636,21 @@ fn race(
         }
         _ => String::new(),
     };
-    let who = who(cx, other, me);
+    let (who, line) = (who(cx, other, me), self::place(cx, other, wrote, space));
     let head = format!("{} {bytes} bytes of {space} memory at {at:#x}{place}", verb(touch));
     let (kind, what) = if me.read_only() {
-        (FaultKind::ReadOnly, format!("{head} as read-only (ld.global.nc), but {who} wrote them in the same launch"))
+        (
+            FaultKind::ReadOnly,
+            format!("{head} as read-only (ld.global.nc), but {who} wrote them{line} in the same launch"),
+        )
     } else if other.read_only() && !wrote {
-        (FaultKind::ReadOnly, format!("{head}, but {who} read them as read-only (ld.global.nc) in the same launch"))
+        (
+            FaultKind::ReadOnly,
+            format!("{head}, but {who} read them as read-only (ld.global.nc){line} in the same launch"),
+        )
     } else {
         let did = if wrote { "wrote" } else { "read" };
-        (FaultKind::Race, format!("{head}, which {who} {did} without a barrier or atomic between: a race"))
+        (FaultKind::Race, format!("{head}, which {who} {did}{line} without a barrier or atomic between: a race"))
     };
     cx.fail(kind, 1 << lane, &what);
     false
@@ -601,16 +722,15 @@ pub(crate) fn shared(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, 
     let warp = &cx.block.warps[w];
     let now = Now {
         clocks: &warp.clocks,
-        warp: w,
         last_barrier: warp.last_barrier,
         epoch: cx.block.epoch,
         acquired: warp.acquired,
         grid: cx.grid,
     };
-    let lane0 = stamp(cx.block.shadow.serial, order, touch, 0, 32 * w as u64, warp.clocks[now.warp]).with_bytes(1);
+    let lane0 = stamp(cx, cx.block.shadow.serial, order, touch, 0);
     let mut found = None;
     'lanes: for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {
-        let me = Stamp(lane0.0 | (l as u64) << 12);
+        let me = lane0.of_lane(l);
         for byte in addr[l] as usize..(addr[l] + bytes) as usize {
             let (write, read) = (&cx.block.shadow.stamps[2 * byte], &cx.block.shadow.stamps[2 * byte + 1]);
             if let Some((other, wrote)) = now.visit(write, read, me, touch) {

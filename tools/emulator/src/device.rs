@@ -108,6 +108,9 @@ pub(crate) struct Memory {
     /// A bit per byte, and 16 bytes per two bytes; 0 where the system refused the address space.
     written: u64,
     races: u64,
+    /// 16 bytes per byte for accesses of one byte, and which launch made one in a page; 0 as above.
+    bytes: u64,
+    marks: u64,
     serials: Mutex<u32>,
 }
 
@@ -151,6 +154,8 @@ impl Memory {
             running: RwLock::new(()),
             written: reserve(size / 8 + 4096).unwrap_or(0),
             races: reserve(size * 8 + 4096).unwrap_or(0),
+            bytes: reserve(size * 16 + 4096).unwrap_or(0),
+            marks: reserve(size / crate::check::PAGE * 2 + 4096).unwrap_or(0),
             serials: Mutex::new(0),
         }
     }
@@ -170,17 +175,23 @@ impl Memory {
         (self.races != 0).then_some(self.races)
     }
 
+    /// The stamps of accesses of one byte, and the marks of pages that have some.
+    pub(crate) fn byte_shadow(&self) -> Option<(u64, u64)> {
+        (self.bytes != 0 && self.marks != 0).then_some((self.bytes, self.marks))
+    }
+
     /// A number for a launch's stamps. When numbers run out, all stamps are cleared.
     pub(crate) fn serial(&self) -> u32 {
         let mut serials = self.serials.lock().unwrap_or_else(PoisonError::into_inner);
         *serials += 1;
         if *serials > crate::check::SERIALS {
             let _alone = self.running.write().unwrap_or_else(PoisonError::into_inner);
-            if self.races != 0 {
-                // SAFETY: our own mapping, which no launch uses now.
-                unsafe {
-                    libc::madvise(self.races as *mut libc::c_void, (self.size * 8) as usize, libc::MADV_DONTNEED)
-                };
+            let marks = self.size / crate::check::PAGE * 2;
+            for (at, bytes) in [(self.races, self.size * 8), (self.bytes, self.size * 16), (self.marks, marks)] {
+                if at != 0 {
+                    // SAFETY: our own mapping, which no launch uses now.
+                    unsafe { libc::madvise(at as *mut libc::c_void, bytes as usize, libc::MADV_DONTNEED) };
+                }
             }
             *serials = 1;
         }
@@ -273,8 +284,8 @@ impl Memory {
             if to > from {
                 // SAFETY: the range lies in our mapping, and nobody owns it any more.
                 unsafe { libc::madvise(from as *mut libc::c_void, (to - from) as usize, libc::MADV_DONTNEED) };
-                if self.races != 0 {
-                    let (low, bytes) = (self.races + (from - self.base) * 8, (to - from) * 8);
+                for (shadow, times) in [(self.races, 8), (self.bytes, 16)].into_iter().filter(|s| s.0 != 0) {
+                    let (low, bytes) = (shadow + (from - self.base) * times, (to - from) * times);
                     // SAFETY: the stamps of that range, in a mapping of ours; a launch that uses freed memory is wrong.
                     unsafe { libc::madvise(low as *mut libc::c_void, bytes as usize, libc::MADV_DONTNEED) };
                 }

@@ -2,18 +2,18 @@
 //! here anew and in another way than the emulator has it (wide integers, exact sums in double precision rounded to odd,
 //! the `half` crate, searches over all values of a format). Inputs are every pair of edge values and random bits.
 //!
-//! With `EMULATOR_REAL_GPU=1` the same table runs on the machine's GPU, and its results must be the same bits.
+//! With `EMULATOR_REAL_GPU=1` the same table runs on the machine's GPU; the twins in `gpu` compare the two bit for bit.
 
 // launches are unsafe; here every kernel gets the buffers that it was written for, or its fault is the test
 #![allow(clippy::undocumented_unsafe_blocks, clippy::type_complexity, clippy::if_same_then_else)]
 
+#[path = "support/exact.rs"]
+mod exact;
 mod support;
 
-use cudarc::driver::{CudaContext, CudaStream, LaunchConfig, PushKernelArg};
-use cudarc::nvrtc::Ptx;
+use cudarc::driver::{LaunchConfig, PushKernelArg};
 use half::{bf16, f16};
 use std::fmt::Write;
-use std::sync::Arc;
 
 /// What an operand is: `h` 16 bits, `r` 32, `l` 64, `f` a single, `d` a double, `g` f16, `b` bf16, `x` a pair of f16,
 /// `y` a pair of bf16, `s` a shift or count, `p` a predicate.
@@ -111,6 +111,13 @@ fn edges(kind: char) -> Vec<u64> {
             0x36a0_0000_0000_0000,
             0x380f_ffff_ffff_ffff,
             0x47ef_ffff_f000_0000,
+            3,
+            0x0018_0000_0000_0001,
+            0x1ff0_0000_0000_0001,
+            0x2000_0000_0000_0000,
+            0x5fdf_ffff_ffff_ffff,
+            0x5ff0_0000_0000_0001,
+            0x7fe0_0000_0000_0001,
         ]
         .into_iter()
         .flat_map(|v| [v, v | 1 << 63])
@@ -231,19 +238,15 @@ fn kernel(name: &str, row: &Row) -> String {
     out + "st.global.u64 [%q], %ld;\nEND:\nret;\n}\n"
 }
 
-/// Runs rows and compares bits; NaN of a double may have any payload.
-fn check(rows: Vec<Row>, same: impl Fn(&Row, [u64; 3], u64, u64) -> bool) {
-    let emulator = support::load_or_real();
-    let context: Arc<CudaContext> =
-        if emulator.is_some() { support::private_context(0) } else { CudaContext::new(0).unwrap() };
-    let stream: Arc<CudaStream> = context.default_stream();
+/// Runs rows and compares bits; NaN of a double may have any payload. Where a device may be another within an error, the
+/// rows are not `exact`.
+fn check(rows: Vec<Row>, exact: bool, same: impl Fn(&Row, [u64; 3], u64, u64) -> bool) {
+    let m = support::Machine::new();
     let mut text = HEAD.to_owned();
     for (i, row) in rows.iter().enumerate() {
         text += &kernel(&format!("row{i}"), row);
     }
-    let module = context.load_module(Ptx::from_src(text)).unwrap_or_else(|e| {
-        panic!("{e:?}: {}", emulator.and_then(|e| e.last_error()).unwrap_or_default());
-    });
+    let (stream, module) = (&m.stream, m.module(&text));
     let mut failures = String::new();
     for (i, row) in rows.iter().enumerate() {
         let f = module.load_function(&format!("row{i}")).unwrap();
@@ -256,6 +259,12 @@ fn check(rows: Vec<Row>, same: impl Fn(&Row, [u64; 3], u64, u64) -> bool) {
         launch.arg(&x).arg(&mut y).arg(&n);
         unsafe { launch.launch(LaunchConfig::for_num_elems(n)) }.unwrap();
         let got = stream.clone_dtoh(&y).unwrap();
+        if exact {
+            // the payload of a double's NaN is the device's own
+            let nan = |v: u64| row.kinds.starts_with('d') && v & 0x7fff_ffff_ffff_ffff > 0x7ff0_0000_0000_0000;
+            let bits: Vec<u8> = got.iter().flat_map(|v| if nan(*v) { u64::MAX } else { *v }.to_le_bytes()).collect();
+            support::record(&bits);
+        }
         let mut bad = 0;
         for (input, got) in all.iter().zip(&got) {
             let m = mask(row.kinds.chars().next().unwrap());
@@ -302,6 +311,8 @@ fn s16(v: u64) -> i128 {
 fn u16_(v: u64) -> i128 {
     i128::from(v as u16)
 }
+
+support::gpu_twins!(integers, singles, doubles, halves, conversions);
 
 #[test]
 fn integers() {
@@ -457,6 +468,16 @@ fn integers() {
     rows.push(row("dp2a.hi.u32.s32 %d, %a, %b, %c", "rrrr", |a, b, c| {
         (0..2).fold(c, |d, i| d.wrapping_add(((a >> (16 * i)) as u16 as i64 * (b >> (16 + 8 * i)) as i8 as i64) as u64))
     }));
+    let bytes = |v: u64| (0..4).map(move |i| v >> (8 * i) & 255);
+    rows.push(row("vabsdiff4.u32.u32.u32 %d, %a, %b, %c", "rrrr", move |a, b, _| {
+        bytes(a).zip(bytes(b)).enumerate().map(|(i, (a, b))| a.abs_diff(b) << (8 * i)).sum()
+    }));
+    rows.push(row("vabsdiff4.u32.u32.u32.add %d, %a, %b, %c", "rrrr", move |a, b, c| {
+        bytes(a).zip(bytes(b)).map(|(a, b)| a.abs_diff(b)).sum::<u64>() + c
+    }));
+    rows.push(row("vabsdiff4.s32.s32.s32.add %d, %a, %b, %c", "rrrr", move |a, b, c| {
+        bytes(a).zip(bytes(b)).map(|(a, b)| u64::from((a as i8).abs_diff(b as i8))).sum::<u64>() + c
+    }));
     rows.push(row("mul24.lo.s32 %d, %a, %b", "rrr", |a, b, _| {
         let low = |v: u64| ((v << 40) as i64 >> 40) as i128;
         (low(a) * low(b)) as u64
@@ -487,7 +508,7 @@ fn integers() {
         "lrrr",
         |a, b, c| a * b + c,
     ));
-    check(rows, bits);
+    check(rows, true, bits);
 }
 
 // ---- floats ----------------------------------------------------------------------------------------------------------
@@ -669,7 +690,7 @@ fn singles() {
     rows.push(row("testp.normal.f32 %d, %a", "pf", |a, _, _| {
         u64::from(a & 0x7fff_ffff == 0 || (1..255).contains(&(a >> 23 & 255)))
     }));
-    check(rows, |row, input, got, want| {
+    check(rows, true, |row, input, got, want| {
         // abs and neg of NaN may be any NaN
         bits(row, input, got, want)
             || (row.ptx.starts_with("abs") || row.ptx.starts_with("neg")) && f(got).is_nan() && f(want).is_nan()
@@ -692,43 +713,31 @@ fn quotient_to_odd(a: f64, b: f64) -> f64 {
 #[test]
 fn doubles() {
     let mut rows = Vec::new();
-    let step = |near: f64, error: f64, mode: &str| -> f64 {
-        // the exact result is near + error
-        if error == 0.0 || !near.is_finite() {
-            return near;
-        }
-        let (below, above) = if error > 0.0 { (near, near.next_up()) } else { (near.next_down(), near) };
-        match mode {
-            "rn" => near,
-            "rm" => below,
-            "rp" => above,
-            _ if near > 0.0 || (near == 0.0 && error > 0.0) => below,
-            _ => above,
-        }
-    };
-    for mode in ["rn", "rz", "rm", "rp"] {
+    for mode in ["rz", "rm", "rp"] {
         rows.push(row(&format!("add.{mode}.f64 %d, %a, %b"), "ddd", move |a, b, _| {
-            let (a, b) = (d(a), d(b));
-            let s = a + b;
-            let bb = s - a;
-            step(zero_sum(s, a, b, mode), (a - (s - bb)) + (b - bb), mode).to_bits()
+            exact::fma(d(a), 1.0, d(b), mode).to_bits()
+        }));
+        rows.push(row(&format!("sub.{mode}.f64 %d, %a, %b"), "ddd", move |a, b, _| {
+            exact::fma(d(a), 1.0, -d(b), mode).to_bits()
         }));
         rows.push(row(&format!("mul.{mode}.f64 %d, %a, %b"), "ddd", move |a, b, _| {
-            let (a, b) = (d(a), d(b));
-            let p = a * b;
-            step(p, a.mul_add(b, -p), mode).to_bits()
+            exact::mul(d(a), d(b), mode).to_bits()
+        }));
+        rows.push(row(&format!("fma.{mode}.f64 %d, %a, %b, %c"), "dddd", move |a, b, c| {
+            exact::fma(d(a), d(b), d(c), mode).to_bits()
         }));
         rows.push(row(&format!("div.{mode}.f64 %d, %a, %b"), "ddd", move |a, b, _| {
-            let (a, b) = (d(a), d(b));
-            let q = a / b;
-            let e = if q == 0.0 || b.is_infinite() { 0.0 } else { (-q).mul_add(b, a) * b.signum() };
-            step(q, e, mode).to_bits()
+            exact::div(d(a), d(b), mode).to_bits()
         }));
-        rows.push(row(&format!("sqrt.{mode}.f64 %d, %a"), "dd", move |a, _, _| {
-            let r = d(a).sqrt();
-            step(r, r.mul_add(-r, d(a)), mode).to_bits()
-        }));
+        rows.push(row(&format!("rcp.{mode}.f64 %d, %a"), "dd", move |a, _, _| exact::div(1.0, d(a), mode).to_bits()));
+        rows.push(row(&format!("sqrt.{mode}.f64 %d, %a"), "dd", move |a, _, _| exact::sqrt(d(a), mode).to_bits()));
     }
+    // to the nearest there is one answer, the host's
+    rows.push(row("add.rn.f64 %d, %a, %b", "ddd", |a, b, _| (d(a) + d(b)).to_bits()));
+    rows.push(row("sub.rn.f64 %d, %a, %b", "ddd", |a, b, _| (d(a) - d(b)).to_bits()));
+    rows.push(row("mul.rn.f64 %d, %a, %b", "ddd", |a, b, _| (d(a) * d(b)).to_bits()));
+    rows.push(row("div.rn.f64 %d, %a, %b", "ddd", |a, b, _| (d(a) / d(b)).to_bits()));
+    rows.push(row("sqrt.rn.f64 %d, %a", "dd", |a, _, _| d(a).sqrt().to_bits()));
     rows.push(row("fma.rn.f64 %d, %a, %b, %c", "dddd", |a, b, c| d(a).mul_add(d(b), d(c)).to_bits()));
     rows.push(row("min.f64 %d, %a, %b", "ddd", |a, b, _| {
         if d(a).is_nan() {
@@ -753,14 +762,25 @@ fn doubles() {
         }
     }));
     rows.push(row("rcp.rn.f64 %d, %a", "dd", |a, _, _| (1.0 / d(a)).to_bits()));
-    // errors of results at the ends of the range are not exact in doubles: those inputs are left to the integers below
-    check(rows, |row, input, got, want| {
-        let tiny = |v: u64| v & 0x7fff_ffff_ffff_ffff != 0 && d(v).abs() < 1e-280;
-        let huge = |v: u64| d(v).abs() > 1e280;
-        let end = |v: u64| tiny(v) || huge(v) || d(v).is_infinite();
-        bits(row, input, got, want)
-            || !row.ptx.contains(".rn.") && (end(got) || end(want) || input.iter().any(|v| end(*v)) || d(got) == 0.0)
-    });
+    check(rows, true, bits);
+}
+
+#[test]
+fn the_exact_reference_knows_the_ends_of_the_range() {
+    let (max, min, tiny) = (f64::MAX, f64::MIN_POSITIVE, f64::from_bits(1));
+    // the sum, product and quotient beyond the largest double, and below the smallest
+    assert_eq!(exact::fma(max, 1.0, max, "rz"), max);
+    assert_eq!(exact::fma(max, 1.0, tiny, "rp"), f64::INFINITY);
+    assert_eq!(exact::fma(-max, 1.0, -tiny, "rp"), -max);
+    assert_eq!(exact::mul(max, -max, "rm"), f64::NEG_INFINITY);
+    assert_eq!(exact::mul(tiny, 0.5, "rp"), tiny);
+    assert_eq!(exact::mul(tiny, -0.5, "rp").to_bits(), 1 << 63);
+    assert_eq!(exact::div(min, 3.0, "rm"), f64::from_bits(0x0005_5555_5555_5555));
+    assert_eq!(exact::div(min, -3.0, "rm"), -f64::from_bits(0x0005_5555_5555_5556));
+    assert_eq!(exact::fma(1.0, 1.0, -tiny, "rz"), 1.0f64.next_down());
+    assert_eq!(exact::fma(0.0, -1.0, 0.0, "rm").to_bits(), 1 << 63);
+    assert_eq!(exact::sqrt(2.0, "rp"), std::f64::consts::SQRT_2);
+    assert_eq!(exact::sqrt(2.0, "rm"), std::f64::consts::SQRT_2.next_down());
 }
 
 #[test]
@@ -824,7 +844,7 @@ fn halves() {
     rows.push(row("mul.bf16x2 %d, %a, %b", "yyy", move |x, y, _| mul_b(x, y)));
     rows.push(row("neg.f16x2 %d, %a", "xx", |a, _, _| a ^ 0x8000_8000));
     rows.push(row("abs.bf16 %d, %a", "bb", |a, _, _| a & 0x7fff));
-    check(rows, |row, input, got, want| {
+    check(rows, true, |row, input, got, want| {
         bits(row, input, got, want)
             || (row.ptx.starts_with("abs") || row.ptx.starts_with("neg"))
                 && got & 0x7fff > 0x7c00
@@ -1042,7 +1062,7 @@ fn conversions() {
     rows.push(row("cvt.pack.sat.s8.s32.b32 %d, %a, %b, %c", "rrrr", |a, b, c| {
         c << 16 | (s32(a).clamp(-128, 127) as u8 as u64) << 8 | s32(b).clamp(-128, 127) as u8 as u64
     }));
-    check(rows, |row, input, got, want| {
+    check(rows, true, |row, input, got, want| {
         // a signed result in a register of 16 bits is extended to it
         let narrow = row.ptx.contains(".s8.") && row.kinds.starts_with('h') && !row.ptx.contains("x2");
         if narrow {
@@ -1095,7 +1115,7 @@ fn approximations() {
     });
     let limits: Vec<(String, f64, f64, (f64, f64), fn(f64) -> f64)> =
         bounds.iter().map(|b| (format!("{} %d, %a", b.ptx), b.relative, b.absolute, b.range, b.exact)).collect();
-    check(rows.collect(), move |row, input, got, want| {
+    check(rows.collect(), false, move |row, input, got, want| {
         let (_, relative, absolute, range, exact) = limits.iter().find(|l| l.0 == row.ptx).unwrap();
         let x = f64::from(f(input[0]));
         if !(range.0..=range.1).contains(&x) || x.abs() < 1e-37 {

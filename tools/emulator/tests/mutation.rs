@@ -276,7 +276,7 @@ fn memory_that_is_read_only_and_written() {
     unsafe { launch.launch(shape(1, 64)) }.unwrap();
     assert_eq!(d.stream.synchronize().unwrap_err().0, FAILED);
     let said = d.emulator.last_error().unwrap();
-    assert!(said.contains("read them as read-only (ld.global.nc) in the same launch"), "{said}");
+    assert!(said.contains("read them as read-only (ld.global.nc) at PTX line "), "{said}");
     d.emulator.clear_error();
 }
 

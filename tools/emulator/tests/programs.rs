@@ -275,3 +275,128 @@ fn launches_that_run_nothing() -> Result<(), DriverError> {
     assert_eq!(stream.clone_dtoh(&y)?, [0; 64]);
     Ok(())
 }
+
+#[test]
+fn graphs_take_new_arguments() -> Result<(), DriverError> {
+    let emulator = support::load();
+    emulator.set_quiet(true);
+    let ctx = support::private_context(0);
+    // SAFETY: everything is on one stream.
+    unsafe { ctx.disable_event_tracking() };
+    let stream = ctx.new_stream()?;
+    let mut x = stream.clone_htod(&[1u32; 64])?;
+    let capture = |bytes: &[u8], x: &mut cudarc::driver::CudaSlice<u32>| -> Result<sys::CUgraph, DriverError> {
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)?;
+        for byte in bytes {
+            let (at, _guard) = cudarc::driver::DevicePtrMut::device_ptr_mut(x, &stream);
+            // SAFETY: a part of the buffer.
+            unsafe { sys::cuMemsetD8Async(at, *byte, 16, stream.cu_stream()) }.result()?;
+        }
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: the place is ours.
+        unsafe { sys::cuStreamEndCapture(stream.cu_stream(), &mut graph) }.result()?;
+        Ok(graph)
+    };
+    let (one, two, three) = (capture(&[1], &mut x)?, capture(&[2], &mut x)?, capture(&[3, 3], &mut x)?);
+    let mut exec = std::ptr::null_mut();
+    // SAFETY: handles that were given, places that are ours.
+    unsafe {
+        sys::cuGraphInstantiateWithFlags(&mut exec, one, 0).result()?;
+        sys::cuGraphLaunch(exec, stream.cu_stream()).result()?;
+        assert_eq!(stream.clone_dtoh(&x)?[..5], [0x0101_0101, 0x0101_0101, 0x0101_0101, 0x0101_0101, 1]);
+        let mut info: sys::CUgraphExecUpdateResultInfo = std::mem::zeroed();
+        sys::cuGraphExecUpdate_v2(exec, two, &mut info).result()?;
+        sys::cuGraphLaunch(exec, stream.cu_stream()).result()?;
+        assert_eq!(stream.clone_dtoh(&x)?[..2], [0x0202_0202; 2]);
+        // another number of nodes is refused, and the graph stays as it was
+        let code = sys::cuGraphExecUpdate_v2(exec, three, &mut info);
+        assert_eq!(code, sys::CUresult::CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE);
+        assert_eq!(info.result, sys::CUgraphExecUpdateResult::CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED);
+        assert!(emulator.last_error().unwrap().contains("it has another number of nodes"));
+        sys::cuGraphLaunch(exec, stream.cu_stream()).result()?;
+        assert_eq!(stream.clone_dtoh(&x)?[..2], [0x0202_0202; 2]);
+        assert_eq!(sys::cuGraphExecUpdate_v2(exec, exec.cast(), &mut info), sys::CUresult::CUDA_ERROR_INVALID_HANDLE);
+        sys::cuGraphExecDestroy(exec).result()?;
+        for graph in [one, two, three] {
+            sys::cuGraphDestroy(graph).result()?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_launch_records_the_event_that_it_is_given() -> Result<(), DriverError> {
+    let emulator = support::load();
+    emulator.set_quiet(true);
+    let ctx = support::private_context(0);
+    let stream = ctx.new_stream()?;
+    let f = ctx.load_module(Ptx::from_src(FEATURES))?.load_function("hello")?;
+    let (before, event) =
+        (ctx.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?, ctx.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?);
+    before.record(&stream)?;
+    assert!(before.elapsed_ms(&event).is_err(), "it was never recorded");
+    let x = 3i32;
+    let mut params = [std::ptr::from_ref(&x) as *mut std::ffi::c_void];
+    // SAFETY: the kernel takes one number; attributes and places are ours.
+    unsafe {
+        let mut attribute: sys::CUlaunchAttribute = std::mem::zeroed();
+        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT;
+        attribute.value.launchCompletionEvent.event = event.cu_event();
+        let config = sys::CUlaunchConfig {
+            gridDimX: 1,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: 1,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: stream.cu_stream(),
+            attrs: &mut attribute,
+            numAttrs: 1,
+        };
+        sys::cuLaunchKernelEx(&config, f.cu_function(), params.as_mut_ptr(), std::ptr::null_mut()).result()?;
+        assert!(before.elapsed_ms(&event)? >= 0.0);
+        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE;
+        attribute.value.deviceUpdatableKernelNode.deviceUpdatable = 1;
+        let config = sys::CUlaunchConfig { attrs: &mut attribute, ..config };
+        let code = sys::cuLaunchKernelEx(&config, f.cu_function(), params.as_mut_ptr(), std::ptr::null_mut());
+        assert_eq!(code, sys::CUresult::CUDA_ERROR_NOT_SUPPORTED);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_capture_ends_when_its_branches_have_joined() -> Result<(), DriverError> {
+    let emulator = support::load();
+    emulator.set_quiet(true);
+    let ctx = support::private_context(0);
+    // SAFETY: the streams are ordered by the events below.
+    unsafe { ctx.disable_event_tracking() };
+    let (stream, side, third) = (ctx.new_stream()?, ctx.new_stream()?, ctx.new_stream()?);
+    let mut x = stream.alloc_zeros::<u8>(64)?;
+    let (fork, join, last) = (ctx.new_event(None)?, ctx.new_event(None)?, ctx.new_event(None)?);
+    let mut capture = |joins: usize| -> Result<(), DriverError> {
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)?;
+        fork.record(&stream)?;
+        side.wait(&fork)?;
+        side.memset_zeros(&mut x)?;
+        join.record(&side)?;
+        // a branch of the branch
+        third.wait(&join)?;
+        third.memset_zeros(&mut x)?;
+        last.record(&third)?;
+        if joins > 0 {
+            stream.wait(&join)?;
+        }
+        if joins > 1 {
+            stream.wait(&last)?;
+        }
+        stream.end_capture(CUgraphInstantiate_flags(0)).map(|_| ())
+    };
+    for joins in 0..2 {
+        let code = capture(joins).unwrap_err().0;
+        assert_eq!(code, sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_UNJOINED);
+        assert!(emulator.last_error().unwrap().contains("does not wait for it"));
+    }
+    capture(2)
+}

@@ -8,7 +8,7 @@ mod support;
 
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 use std::fmt::Write;
-use support::Device;
+use support::Machine;
 
 const THREADS: usize = 64;
 const VARIABLES: usize = 6;
@@ -173,9 +173,11 @@ fn evaluate(list: &[Statement], s: &mut State) -> bool {
     false
 }
 
+support::gpu_twins!(random_programs);
+
 #[test]
 fn random_programs() {
-    let d = Device::new();
+    let d = Machine::new();
     for seed in 0..60u64 {
         let program = body(&mut Random(seed), 3, false);
         let mut text = String::new();
@@ -213,7 +215,7 @@ fn random_programs() {
         let f = d.kernel(&ptx, "k");
         let config = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (THREADS as u32, 1, 1), shared_mem_bytes: 0 };
         unsafe { d.stream.launch_builder(&f).arg(&mut x).launch(config) }.unwrap();
-        let got = d.stream.clone_dtoh(&x).unwrap_or_else(|e| panic!("{e:?}: {:?}", d.emulator.last_error()));
+        let got = d.read(&x);
         for statement in &program {
             if let Statement::Shuffle(to, from, by) = statement {
                 let old: Vec<u32> = states.iter().map(|s| s.r[*from]).collect();

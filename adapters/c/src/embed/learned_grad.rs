@@ -11,7 +11,7 @@ use crate::{
     place, plans, size, switch, with_plan,
 };
 
-/// One call for the gradients of a norm: of the sum before it, of gain and bias.
+/// One call for the gradients of the sum that a norm follows, of gain and of bias.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct PosencNormGradCall {
@@ -21,9 +21,9 @@ pub struct PosencNormGradCall {
     pub size: u32,
     /// written: the gradient of the sum
     pub sum: PosencBuffer,
-    /// `[dim]`, written; none: not wanted
+    /// `[dim]`, written: the gradient of the gain; or none
     pub gain: PosencBuffer,
-    /// `[dim]`, written; none: not wanted
+    /// `[dim]`, written: the gradient of the bias; or none
     pub bias: PosencBuffer,
     /// written: as many f32 as `posenc_learned_grad_partials` says
     pub partials: PosencBuffer,
@@ -39,7 +39,7 @@ pub struct PosencNormGradCall {
     pub inputs: PosencInputs,
     /// as in the forward call
     pub fault: *mut PosencFault,
-    /// 1: gain and bias are added to what is there
+    /// 1: adds to what is in `gain` and `bias`
     pub accumulate: u32,
     /// 0
     pub reserved: u32,
@@ -60,6 +60,8 @@ pub struct PosencTableGradCall {
     pub table: PosencBuffer,
     /// rows of the table
     pub rows: u64,
+    /// of `posenc_learned_grad_table`, written: as many f32 as `posenc_learned_grad_table_partials` says
+    pub partials: PosencBuffer,
     /// gradient of the sum
     pub grad: PosencBuffer,
     /// the shape of `grad`
@@ -68,8 +70,6 @@ pub struct PosencTableGradCall {
     pub ids: PosencIds,
     /// the tokens in the order of their ids, 32 bits without sign, as `posenc_learned_grad_order` writes it
     pub order: PosencBuffer,
-    /// written by `posenc_learned_grad_table`: as many f32 as `posenc_learned_grad_table_partials` says
-    pub partials: PosencBuffer,
     /// of `posenc_learned_grad_counted`: the row of the first token
     pub first: u64,
     /// multiplies the sums: the forward call's scale for the token table, 1 for the others
@@ -95,7 +95,7 @@ pub struct PosencOrderCall {
     pub size: u32,
     /// `[count]` of 32 bits without sign, written
     pub order: PosencBuffer,
-    /// the same, written; none up to 1024 ids
+    /// as `order`: runs that are not merged yet; none up to 1024 ids
     pub between: PosencBuffer,
     /// `[count]`
     pub ids: PosencIds,
@@ -142,7 +142,27 @@ pub unsafe extern "C" fn posenc_learned_grad_free(grad: *mut PosencLearnedGrad) 
     unsafe { free(grad) }
 }
 
-/// Gives the f32 numbers of the partial sums that `posenc_learned_grad_norm` writes for a shape.
+/// What both kinds of partial sums share.
+///
+/// # Safety
+/// `grad`, `tokens` and `out` are null or point to what their types say.
+unsafe fn partials(
+    grad: *const PosencLearnedGrad,
+    tokens: *const PosencTokens,
+    out: *mut u64,
+    count: impl FnOnce(&PosencLearnedGrad, &Tokens) -> usize,
+) -> PosencStatus {
+    guarded(|| {
+        // SAFETY: as the caller promises.
+        let (grad, tokens) = unsafe { (borrow("grad", grad)?, borrow("tokens", tokens)?) };
+        let (tokens, out) = (tokens.shape()?, place("out", out)?);
+        // SAFETY: `place` refused null, and the caller promises that it points to a number.
+        unsafe { out.write(count(grad, &tokens) as u64) };
+        Ok(())
+    })
+}
+
+/// Gives the f32 numbers of the partial sums of `posenc_learned_grad_norm` for a shape.
 ///
 /// # Safety
 /// The rules at the top.
@@ -153,10 +173,10 @@ pub unsafe extern "C" fn posenc_learned_grad_partials(
     out: *mut u64,
 ) -> PosencStatus {
     // SAFETY: as the caller promises.
-    unsafe { partials(grad, tokens, out, |plan, tokens| with_plan!(plan, plan => plan.partials(tokens))) }
+    unsafe { partials(grad, tokens, out, |grad, tokens| with_plan!(&grad.plan, plan => plan.partials(tokens))) }
 }
 
-/// Gives the f32 numbers of the partial sums that `posenc_learned_grad_table` writes for a shape.
+/// Gives the f32 numbers of the partial sums of `posenc_learned_grad_table` for a shape.
 ///
 /// # Safety
 /// The rules at the top.
@@ -167,28 +187,10 @@ pub unsafe extern "C" fn posenc_learned_grad_table_partials(
     out: *mut u64,
 ) -> PosencStatus {
     // SAFETY: as the caller promises.
-    unsafe { partials(grad, tokens, out, |plan, tokens| with_plan!(plan, plan => plan.table_partials(tokens))) }
+    unsafe { partials(grad, tokens, out, |grad, tokens| with_plan!(&grad.plan, plan => plan.table_partials(tokens))) }
 }
 
-/// # Safety
-/// As those of the two functions above.
-unsafe fn partials(
-    grad: *const PosencLearnedGrad,
-    tokens: *const PosencTokens,
-    out: *mut u64,
-    count: impl FnOnce(&plans!(GradPlan), &Tokens) -> usize,
-) -> PosencStatus {
-    guarded(|| {
-        // SAFETY: as the caller promises.
-        let (grad, tokens) = unsafe { (borrow("grad", grad)?, borrow("tokens", tokens)?) };
-        let (tokens, out) = (tokens.shape()?, place("out", out)?);
-        // SAFETY: `place` refused null, and the caller promises that it points to a number.
-        unsafe { out.write(count(&grad.plan, &tokens) as u64) };
-        Ok(())
-    })
-}
-
-/// The gradients of the sum, of gain and of bias from that of the normalised result.
+/// The gradient of the sum from that of the normalised result, in one kernel; with gain or bias in two.
 ///
 /// # Safety
 /// The rules at the top.
@@ -202,7 +204,6 @@ pub unsafe extern "C" fn posenc_learned_grad_norm(
         self::call("grad", grad, call, |grad, call| {
             let (gpu, tokens) = (&grad.gpu, call.tokens.shape()?);
             let fault = fault(call.fault);
-            let accumulate = switch("accumulate", call.accumulate)?;
             with_plan!(&grad.plan, plan => {
                 let tables = ForeignTables::new(gpu, Some(&call.weights), &call.inputs)?;
                 let (mut sum, mut partials) = (call.sum.get(gpu, "sum")?, call.partials.get(gpu, "partials")?);
@@ -212,7 +213,7 @@ pub unsafe extern "C" fn posenc_learned_grad_norm(
                     sum: &mut sum,
                     gain: write(&mut gain),
                     bias: write(&mut bias),
-                    accumulate,
+                    accumulate: switch("accumulate", call.accumulate)?,
                     partials: &mut partials,
                     fault,
                 };
@@ -244,7 +245,7 @@ pub unsafe extern "C" fn posenc_learned_grad_counted(
     }
 }
 
-/// Writes the tokens in the order of their ids.
+/// Writes the tokens in the order of their ids, in one kernel up to 1024 of them.
 ///
 /// # Safety
 /// The rules at the top.
@@ -256,15 +257,15 @@ pub unsafe extern "C" fn posenc_learned_grad_order(
     // SAFETY: as the caller promises.
     unsafe {
         self::call("grad", grad, call, |grad, call| {
-            let (mut order, ids) = (call.order.get(&grad.gpu, "order")?, call.ids.get(&grad.gpu, "ids")?);
-            let mut between = call.between.optional(&grad.gpu, "between")?;
-            let count = size("count", call.count)?;
+            let (gpu, count) = (&grad.gpu, size("count", call.count)?);
+            let (mut order, ids) = (call.order.get(gpu, "order")?, call.ids.get(gpu, "ids")?);
+            let mut between = call.between.optional(gpu, "between")?;
             Ok(with_plan!(&grad.plan, plan => plan.order(&mut order, write(&mut between), ids.ids(), count))?)
         })
     }
 }
 
-/// The gradient of a table by ids.
+/// The gradient of a table by ids, in two kernels.
 ///
 /// # Safety
 /// The rules at the top.

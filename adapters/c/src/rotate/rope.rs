@@ -18,6 +18,8 @@ pub const POSENC_SAME: u32 = 2;
 pub const POSENC_EXACT: u32 = 0;
 /// The product of an f32 frequency and an f32 position, as Hugging Face's models compute it.
 pub const POSENC_HF_COMPAT: u32 = 1;
+/// The same of given frequencies, a model's `inv_freq`; base and scaling then say nothing.
+pub const POSENC_GIVEN: u32 = 2;
 
 /// Scaling: none.
 pub const POSENC_SCALING_NONE: u32 = 0;
@@ -61,7 +63,7 @@ pub struct PosencRopeSpec {
     pub pairing: u32,
     /// where a pair is written, `POSENC_SAME` or the other pairing; out of place alone
     pub pairing_out: u32,
-    /// `POSENC_EXACT` or `POSENC_HF_COMPAT`
+    /// `POSENC_EXACT`, `POSENC_HF_COMPAT` or `POSENC_GIVEN`
     pub angles: u32,
     /// `POSENC_SCALING_...`
     pub scaling: u32,
@@ -77,6 +79,8 @@ pub struct PosencRopeSpec {
     pub divisors: *const f64,
     /// how many
     pub divisor_count: u64,
+    /// of `POSENC_GIVEN`: one f32 for each pair, in host memory; null without
+    pub frequencies: *const f32,
     /// `POSENC_AXES_...`
     pub axes: u32,
     /// sizes of axes, at most 4
@@ -85,7 +89,7 @@ pub struct PosencRopeSpec {
     pub axis_sizes: [u32; 4],
 }
 
-// SAFETY: `repr(C)`, two 32-bit numbers first, numbers and a raw pointer.
+// SAFETY: `repr(C)`, two 32-bit numbers first, numbers and raw pointers.
 unsafe impl Versioned for PosencRopeSpec {}
 
 /// The shape of `[batch, tokens, heads, dim]`; the channels of a head are contiguous.
@@ -176,8 +180,8 @@ fn plan(gpu: &Gpu, rope: &Rope, element: u32) -> Result<PosencRope, Failure> {
 }
 
 /// # Safety
-/// `spec.divisors` is null or points to `divisor_count` values.
-unsafe fn rope(spec: &PosencRopeSpec) -> Result<Rope, Failure> {
+/// `spec.divisors` is null or points to `divisor_count` values, `spec.frequencies` to one for each pair.
+pub(crate) unsafe fn rope(spec: &PosencRopeSpec) -> Result<Rope, Failure> {
     let PosencRopeSpec { factor, low, high, original_context, .. } = *spec;
     let scaling = match spec.scaling {
         POSENC_SCALING_NONE => Scaling::None,
@@ -198,6 +202,7 @@ unsafe fn rope(spec: &PosencRopeSpec) -> Result<Rope, Failure> {
         return Err(Failure::argument(format!("axis_count is {}, at most 4 are allowed", spec.axis_count)));
     };
     let sizes = sizes.iter().map(|&size| size as usize).collect();
+    let rotary = size("rotary", spec.rotary)?;
     Ok(Rope {
         offset: size("offset", spec.offset)?,
         pairing: pairing(spec.pairing)?,
@@ -217,9 +222,11 @@ unsafe fn rope(spec: &PosencRopeSpec) -> Result<Rope, Failure> {
         angles: match spec.angles {
             POSENC_EXACT => Angles::Exact,
             POSENC_HF_COMPAT => Angles::HfCompat,
+            // SAFETY: the caller promises one for each pair.
+            POSENC_GIVEN => Angles::Given(unsafe { slice("frequencies", spec.frequencies, rotary / 2) }?.to_vec()),
             other => return Err(unknown("angles", other)),
         },
-        ..Rope::new(size("rotary", spec.rotary)?, spec.base)
+        ..Rope::new(rotary, spec.base)
     })
 }
 
@@ -308,33 +315,22 @@ impl PosencHeads {
 }
 
 fn rotate<T: Scalar>(plan: &RopePlan<T>, gpu: &Gpu, call: &PosencRopeCall) -> Result<(), Failure> {
-    let direction = if switch("inverse", call.inverse)? { Direction::Inverse } else { Direction::Forward };
+    let direction = direction(call)?;
     let positions = call.positions.get(gpu)?;
     let positions = positions.positions()?;
     with_table(gpu, &call.table, |table| {
-        let mut q = call.q.x.get::<T>(gpu, "q")?;
         if switch("packed", call.packed)? {
-            if call.k.x.data != call.q.x.data {
-                return Err(Failure::argument("packed queries and keys have one address, these have two".into()));
-            }
-            let (q_heads, k_heads) = (call.q.heads.shape()?, call.k.heads.shape()?);
+            let (mut x, q, k) = call.packed::<T>(gpu)?;
             return match table {
-                None => plan.rotate_packed(&mut q, q_heads, k_heads, positions, direction),
-                Some(table) => plan.rotate_packed_by_table(table, &mut q, q_heads, k_heads, positions, direction),
+                None => plan.rotate_packed(&mut x, q, k, positions, direction),
+                Some(table) => plan.rotate_packed_by_table(table, &mut x, q, k, positions, direction),
             }
             .map_err(Failure::from);
         }
-        let mut q_out = call.q.out.optional(gpu, "q_out")?;
-        let mut k = call.k.x.optional(gpu, "k")?;
-        let mut k_out = call.k.out.optional(gpu, "k_out")?;
-        if k.is_none() && k_out.is_some() {
-            return Err(Failure::argument("k is null and k_out is not".into()));
-        }
-        let q = call.q.operand(&mut q, q_out.as_mut())?;
-        let k = match &mut k {
-            None => None,
-            Some(k) => Some(call.k.operand(k, k_out.as_mut())?),
-        };
+        let (mut q, mut q_out) = (Some(call.q.x.get(gpu, "q")?), call.q.out.optional(gpu, "q_out")?);
+        let (mut k, mut k_out) = (call.k.x.optional(gpu, "k")?, call.k.out.optional(gpu, "k_out")?);
+        let q = call.q.operand("q", &mut q, &mut q_out)?;
+        let (Some(q), k) = (q, call.k.operand("k", &mut k, &mut k_out)?) else { return Ok(()) };
         match table {
             None => plan.rotate(q, k, positions, direction),
             Some(table) => plan.rotate_by_table(table, q, k, positions, direction),
@@ -343,16 +339,34 @@ fn rotate<T: Scalar>(plan: &RopePlan<T>, gpu: &Gpu, call: &PosencRopeCall) -> Re
     })
 }
 
+pub(crate) fn direction(call: &PosencRopeCall) -> Result<Direction, Failure> {
+    Ok(if switch("inverse", call.inverse)? { Direction::Inverse } else { Direction::Forward })
+}
+
+impl PosencRopeCall {
+    /// The one buffer of packed queries and keys, and the shapes of both.
+    pub(crate) fn packed<T>(&self, gpu: &Gpu) -> Result<(Foreign<T>, Heads, Heads), Failure> {
+        if self.k.x.data != self.q.x.data {
+            return Err(Failure::argument("packed queries and keys have one address, these have two".into()));
+        }
+        Ok((self.q.x.get(gpu, "q")?, self.q.heads.shape()?, self.k.heads.shape()?))
+    }
+}
+
 impl PosencOperand {
-    fn operand<'a, T: Scalar>(
+    /// The operand, if there is one.
+    pub(crate) fn operand<'a, T: Scalar>(
         &self,
-        x: &'a mut Foreign<T>,
-        out: Option<&'a mut Foreign<T>>,
-    ) -> Result<Operand<'a, T>, Failure> {
+        name: &str,
+        x: &'a mut Option<Foreign<T>>,
+        out: &'a mut Option<Foreign<T>>,
+    ) -> Result<Option<Operand<'a, T>>, Failure> {
         let heads = self.heads.shape()?;
-        Ok(match out {
-            None => Operand::in_place(x, heads),
-            Some(out) => Operand::copy(x, heads, out, self.out_heads.shape()?),
+        Ok(match (x, out) {
+            (None, None) => None,
+            (None, Some(_)) => return Err(Failure::argument(format!("{name} is null and {name}_out is not"))),
+            (Some(x), None) => Some(Operand::in_place(x, heads)),
+            (Some(x), Some(out)) => Some(Operand::copy(x, heads, out, self.out_heads.shape()?)),
         })
     }
 }

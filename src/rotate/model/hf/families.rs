@@ -228,10 +228,11 @@ static FAMILIES: &[(&[&str], Family)] = &[
     (&["moonshine"], interleaved(10_000.0).share(0.9)),
     (&["moonshine_streaming"], interleaved(10_000.0).share(0.8).must_say()),
     // Latent attention.
-    (&["deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "glm4_moe_lite", "glm_moe_dsa", "youtu", "axk1"], latent(10_000.0)),
+    (&["deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "glm4_moe_lite", "glm_moe_dsa", "youtu", "axk1", "axk2"], latent(10_000.0)),
     (&["mistral4"], latent(10_000.0).must_say()),
     (&["longcat_flash"], latent(1e7)),
-    (&["minicpm3"], half(10_000.0).form(Form::Latent)),
+    (&["bailing_hybrid"], latent(6e6)),
+    (&["minicpm3", "hy_v4"], half(10_000.0).form(Form::Latent)),
     (&["deepseek_v4"], interleaved(10_000.0).form(Form::Compressed)),
     // Layers that differ.
     (&["gemma3", "gemma3_text"], half(1e6).form(local("rope_local_base_freq", 10_000.0, every(WINDOWS, 6)))),
@@ -286,7 +287,7 @@ static FAMILIES: &[(&[&str], Family)] = &[
     // Vision towers.
     (&["qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision", "qwen3_vl_moe_vision", "qwen3_5_vision",
        "qwen3_5_moe_vision", "glm4v_vision", "glm4v_moe_vision", "glm_ocr_vision", "paddleocr_vl_vision", "qwen2_5_omni_vision_encoder",
-       "qwen3_omni_moe_vision_encoder"], half(10_000.0).form(Form::Grid)),
+       "qwen3_omni_moe_vision_encoder", "ernie4_5_vl_moe_vision", "video_llama_3_vision", "exaone4_5_vision"], half(10_000.0).form(Form::Grid)),
     (&["pixtral"], half(10_000.0).form(Form::DealtGrid)),
     (&["gemma4_vision"], half(100.0).form(Form::BlockGrid)),
     // Other encodings.

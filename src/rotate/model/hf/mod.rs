@@ -88,9 +88,10 @@ impl ModelRope {
     /// class decides, as in transformers 5.23.0.
     ///
     /// # Errors
-    /// [`Error::Config`] if the text is not JSON, a key that is needed is missing or not what it must be, legacy and
-    /// version-5 keys contradict each other, a key that has to do with RoPE is not understood, or the model's type is not
-    /// known; [`ModelRope::from_hf_as`] reads such a config. [`Error::Value`] if a number is outside the law of its scaling.
+    /// [`Error::Config`](crate::Error::Config) if the text is not JSON, a key that is needed is missing or not what it must
+    /// be, legacy and version-5 keys contradict each other, a key that has to do with RoPE is not understood, or the
+    /// model's type is not known; [`ModelRope::from_hf_as`] reads such a config. [`Error::Value`](crate::Error::Value) if a
+    /// number is outside the law of its scaling.
     ///
     /// # Example
     /// ```

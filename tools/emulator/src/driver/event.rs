@@ -25,6 +25,18 @@ fn outside_capture(event: &Event) -> Call {
     }
 }
 
+/// Records an event in a stream.
+pub(crate) fn record(handle: Handle, on: Handle) -> Call {
+    let context = current()?;
+    let event = object::event(handle)?;
+    let stream = stream(&context, on)?;
+    let capture = capture(&stream);
+    let at = if capture.is_some() { None } else { Some(nanoseconds()) };
+    let before = capture.as_ref().map(|c| c.before(&stream)).unwrap_or_default();
+    *event.recorded.lock().unwrap_or_else(PoisonError::into_inner) = Recorded { at, capture, before };
+    Ok(())
+}
+
 fn elapsed(out: *mut f32, start: Handle, end: Handle) -> Call {
     current()?;
     let (start, end) = (object::event(start)?, object::event(end)?);
@@ -54,18 +66,11 @@ export! {
     }
 
     fn cuEventRecord(handle: Handle, on: Handle) {
-        let context = current()?;
-        let event = object::event(handle)?;
-        let stream = stream(&context, on)?;
-        let capture = capture(&stream);
-        let at = if capture.is_some() { None } else { Some(nanoseconds()) };
-        *event.recorded.lock().unwrap_or_else(PoisonError::into_inner) = Recorded { at, capture };
-        Ok(())
+        record(handle, on)
     }
 
     fn cuEventRecordWithFlags(handle: Handle, on: Handle, _flags: u32) {
-        // SAFETY: the same contract.
-        match unsafe { cuEventRecord(handle, on) } { 0 => Ok(()), code => Err(code) }
+        record(handle, on)
     }
 
     fn cuEventQuery(handle: Handle) {

@@ -7,6 +7,7 @@ use super::object::{self, Handle, Object, Stream};
 use super::stream::{capture, stream};
 use super::{Call, export, give, launch, memory, refuse};
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,11 +26,23 @@ pub(crate) enum Node {
 /// A capture under way.
 pub(crate) struct Capture {
     nodes: Mutex<Vec<Node>>,
+    /// What each stream has given and knows to be done before its next work.
+    streams: Mutex<HashMap<u64, Progress>>,
     origin: u64,
     invalid: AtomicBool,
     open: AtomicBool,
     mode: u32,
     thread: std::thread::ThreadId,
+}
+
+/// How many nodes of each stream come before something.
+pub(crate) type Before = HashMap<u64, u64>;
+
+/// A stream's part in a capture.
+#[derive(Default)]
+struct Progress {
+    given: u64,
+    before: Before,
 }
 
 /// A graph.
@@ -39,7 +52,13 @@ pub(crate) struct Graph {
 
 /// A graph ready to run.
 pub(crate) struct Exec {
-    nodes: Vec<Node>,
+    nodes: Mutex<Vec<Node>>,
+}
+
+impl Exec {
+    fn nodes(&self) -> Vec<Node> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 thread_local! {
@@ -64,13 +83,43 @@ impl Capture {
         if self.invalid.load(Ordering::Acquire) { 2 } else { 1 }
     }
 
-    /// Adds work.
-    pub(crate) fn add(&self, node: Node) -> Call {
+    /// Adds work of a stream.
+    pub(crate) fn add(&self, stream: &Stream, node: Node) -> Call {
         if self.invalid.load(Ordering::Acquire) {
             return Err(ERROR_STREAM_CAPTURE_INVALIDATED);
         }
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).push(node);
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner).entry(stream.number).or_default().given += 1;
         Ok(())
+    }
+
+    /// What comes before an event that a stream records now.
+    pub(crate) fn before(&self, stream: &Stream) -> Before {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = streams.entry(stream.number).or_default();
+        let mut before = progress.before.clone();
+        before.insert(stream.number, progress.given);
+        before
+    }
+
+    /// A stream waits for an event.
+    pub(crate) fn wait(&self, stream: &Stream, before: &Before) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = &mut streams.entry(stream.number).or_default().before;
+        for (&other, &given) in before {
+            let known = own.entry(other).or_default();
+            *known = given.max(*known);
+        }
+    }
+
+    /// Whether some stream's work does not come before the end of the origin.
+    fn unjoined(&self) -> bool {
+        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let joined = streams.get(&self.origin).map(|p| &p.before);
+        streams.iter().any(|(number, progress)| {
+            let known = joined.and_then(|b| b.get(number)).copied().unwrap_or(0);
+            *number != self.origin && progress.given > known
+        })
     }
 
     /// Another stream takes part.
@@ -84,6 +133,7 @@ impl Capture {
 pub(crate) fn begin(stream: &Stream, mode: u32) {
     let capture = Arc::new(Capture {
         nodes: Mutex::default(),
+        streams: Mutex::default(),
         origin: stream.number,
         invalid: AtomicBool::new(false),
         open: AtomicBool::new(true),
@@ -113,6 +163,12 @@ pub(crate) fn end(capture: &Arc<Capture>, stream: &Stream) -> Result<Arc<Graph>,
     stream.capturing.store(false, Ordering::Release);
     if capture.invalid.load(Ordering::Acquire) {
         return refuse(ERROR_STREAM_CAPTURE_INVALIDATED, "the capture was spoilt by an earlier call");
+    }
+    if capture.unjoined() {
+        return refuse(
+            ERROR_STREAM_CAPTURE_UNJOINED,
+            "another stream has given work to the capture, and the stream in which it began does not wait for it",
+        );
     }
     let nodes = std::mem::take(&mut *capture.nodes.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(Arc::new(Graph { nodes }))
@@ -156,10 +212,75 @@ fn instantiate(out: *mut Handle, graph: Handle, flags: u64) -> Call {
     if flags & !KNOWN_FLAGS != 0 || flags & 4 != 0 && flags & 1 != 0 {
         return Err(ERROR_INVALID_VALUE);
     }
-    give(out, object::insert(Object::Exec(Arc::new(Exec { nodes: graph.nodes.clone() }))))
+    give(out, object::insert(Object::Exec(Arc::new(Exec { nodes: Mutex::new(graph.nodes.clone()) }))))
+}
+
+/// `CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED`
+const TOPOLOGY_CHANGED: u32 = 2;
+/// `CU_GRAPH_EXEC_UPDATE_ERROR_NODE_TYPE_CHANGED`
+const NODE_TYPE_CHANGED: u32 = 3;
+/// `CU_GRAPH_EXEC_UPDATE_ERROR_UNSUPPORTED_FUNCTION_CHANGE`
+const FUNCTION_CHANGED: u32 = 7;
+
+/// Gives a graph that is ready to run the nodes of another one like it; the result is what the driver calls it, 0 where
+/// it was done.
+fn update(exec: Handle, graph: Handle) -> Result<u32, u32> {
+    current()?;
+    let (exec, graph) = (object::exec(exec)?, object::graph(graph)?);
+    let mut nodes = exec.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+    if nodes.len() != graph.nodes.len() {
+        return Ok(TOPOLOGY_CHANGED);
+    }
+    for (old, new) in nodes.iter().zip(&graph.nodes) {
+        match (old, new) {
+            (Node::Kernel(old), Node::Kernel(new)) if !old.same_context(new) => return Ok(FUNCTION_CHANGED),
+            (Node::Kernel(_), Node::Kernel(_))
+            | (Node::Memory(_), Node::Memory(_))
+            | (Node::Host(..), Node::Host(..)) => {}
+            _ => return Ok(NODE_TYPE_CHANGED),
+        }
+    }
+    nodes.clone_from(&graph.nodes);
+    Ok(0)
+}
+
+fn updated(result: u32) -> Call {
+    if result == 0 {
+        return Ok(());
+    }
+    let what = match result {
+        TOPOLOGY_CHANGED => "it has another number of nodes",
+        NODE_TYPE_CHANGED => "a node is of another kind",
+        _ => "a kernel is of another context",
+    };
+    refuse(ERROR_GRAPH_EXEC_UPDATE_FAILURE, format!("a graph is updated with one that is not like it: {what}"))
+}
+
+/// `CUgraphExecUpdateResultInfo`
+#[repr(C)]
+pub(crate) struct UpdateInfo {
+    result: u32,
+    node: Handle,
+    from: Handle,
 }
 
 export! {
+    fn cuGraphExecUpdate_v2(exec: Handle, graph: Handle, info: *mut UpdateInfo) {
+        let result = update(exec, graph)?;
+        let none = std::ptr::null_mut();
+        give(info, UpdateInfo { result, node: none, from: none })?;
+        updated(result)
+    }
+
+    fn cuGraphExecUpdate(exec: Handle, graph: Handle, node: *mut Handle, out: *mut u32) {
+        let result = update(exec, graph)?;
+        if !node.is_null() {
+            give(node, std::ptr::null_mut())?;
+        }
+        give(out, result)?;
+        updated(result)
+    }
+
     fn cuGraphCreate(out: *mut Handle, flags: u32) {
         if flags != 0 {
             return Err(ERROR_INVALID_VALUE);
@@ -199,12 +320,12 @@ export! {
         let exec = object::exec(exec)?;
         let stream = stream(&context, on)?;
         if let Some(capture) = capture(&stream) {
-            for node in &exec.nodes {
-                capture.add(node.clone())?;
+            for node in exec.nodes() {
+                capture.add(&stream, node)?;
             }
             return Ok(());
         }
-        run(&exec.nodes)
+        run(&exec.nodes())
     }
 
     fn cuGraphGetNodes(graph: Handle, _nodes: *mut Handle, count: *mut usize) {

@@ -25,6 +25,13 @@ pub(crate) struct Prepared {
     cooperative: bool,
 }
 
+impl Prepared {
+    /// Whether the kernels of both belong to one context.
+    pub(crate) fn same_context(&self, other: &Self) -> bool {
+        self.function.module.context.id == other.function.module.context.id
+    }
+}
+
 /// What a thread's last launch was.
 #[derive(Clone)]
 pub(crate) struct Report {
@@ -199,14 +206,17 @@ fn launch(r: &Request) -> Call {
     check(&f, r)?;
     if let Some(capture) = capture(&stream) {
         let params = arguments(&f, r)?;
-        return capture.add(graph::Node::Kernel(Arc::new(Prepared {
-            function: f,
-            grid: r.grid,
-            block: r.block,
-            dynamic: r.dynamic as usize,
-            params,
-            cooperative: r.cooperative,
-        })));
+        return capture.add(
+            &stream,
+            graph::Node::Kernel(Arc::new(Prepared {
+                function: f,
+                grid: r.grid,
+                block: r.block,
+                dynamic: r.dynamic as usize,
+                params,
+                cooperative: r.cooperative,
+            })),
+        );
     }
     if config::noop() {
         note_nothing(&f, r.grid, r.block);
@@ -338,6 +348,7 @@ export! {
         // SAFETY: the application gives a configuration.
         let c = unsafe { &*config };
         let mut cooperative = false;
+        let mut events = Vec::new();
         for i in 0..c.count as usize {
             if c.attributes.is_null() {
                 return Err(ERROR_INVALID_VALUE);
@@ -351,6 +362,11 @@ export! {
                         "a cluster of ({},{},{}) blocks: clusters of more than one block are not implemented",
                         a.value[0], a.value[1], a.value[2],
                     ));
+                }
+                // to be recorded when blocks begin, or when they are done: both are moments of this call
+                7 | 12 => events.push((u64::from(a.value[1]) << 32 | u64::from(a.value[0])) as Handle),
+                13 if a.value[0] != 0 => {
+                    return refuse(ERROR_NOT_SUPPORTED, "nodes that the device updates are not implemented");
                 }
                 // the order of launches in a stream is kept, whatever these ask for
                 0..=14 => {}
@@ -366,6 +382,7 @@ export! {
             params,
             extra,
             cooperative,
-        })
+        })?;
+        events.into_iter().try_for_each(|event| super::event::record(event, c.stream))
     }
 }

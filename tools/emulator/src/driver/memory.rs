@@ -124,7 +124,7 @@ fn submit(on: Handle, work: Work) -> Call {
     let context = current()?;
     let stream = stream(&context, on)?;
     match capture(&stream) {
-        Some(capture) => capture.add(graph::Node::Memory(work)),
+        Some(capture) => capture.add(&stream, graph::Node::Memory(work)),
         None => perform(&work),
     }
 }

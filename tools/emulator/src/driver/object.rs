@@ -84,6 +84,8 @@ pub(crate) struct Recorded {
     pub(crate) at: Option<u64>,
     /// The capture in which it was recorded.
     pub(crate) capture: Option<Arc<super::graph::Capture>>,
+    /// What comes before it there.
+    pub(crate) before: super::graph::Before,
 }
 
 /// Anything with a handle.

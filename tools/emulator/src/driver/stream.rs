@@ -167,6 +167,7 @@ export! {
                     return Ok(());
                 }
                 other.join(&stream);
+                other.wait(&stream, &recorded.before);
                 Ok(())
             }
             (Some(own), None) if recorded.at.is_some() => {
@@ -177,7 +178,10 @@ export! {
                 )
             }
             (Some(_), None) => Ok(()),
-            (Some(own), Some(other)) if Arc::ptr_eq(&own, &other) => Ok(()),
+            (Some(own), Some(other)) if Arc::ptr_eq(&own, &other) => {
+                own.wait(&stream, &recorded.before);
+                Ok(())
+            }
             (Some(own), Some(_)) => {
                 own.invalidate();
                 refuse(ERROR_STREAM_CAPTURE_MERGE, "two captures would become one")
@@ -205,7 +209,7 @@ export! {
         let stream = stream(&context, handle)?;
         let Some(callback) = callback else { return Err(ERROR_INVALID_VALUE) };
         if let Some(capture) = capture(&stream) {
-            return capture.add(graph::Node::Host(callback, data as usize));
+            return capture.add(&stream, graph::Node::Host(callback, data as usize));
         }
         // SAFETY: the application gives a function and what it wants.
         unsafe { callback(data) };

@@ -38,6 +38,8 @@ pub(crate) struct Grid {
     /// Tells this launch's stamps from those of others.
     pub(crate) serial: u32,
     pub(crate) releases: crate::check::Releases,
+    /// Whether an access to global memory was of one byte.
+    pub(crate) single_bytes: AtomicBool,
     stop: AtomicBool,
     next: AtomicU64,
 }
@@ -171,6 +173,7 @@ pub(crate) fn run(launch: Launch) -> (Counters, Option<Box<Fault>>) {
         cooperative: launch.cooperative,
         serial,
         releases: Default::default(),
+        single_bytes: AtomicBool::new(false),
         stop: AtomicBool::new(false),
         next: AtomicU64::new(0),
         program: launch.program,

@@ -109,6 +109,8 @@ pub(crate) enum Fill {
 /// A function ready to run.
 pub(crate) struct Code {
     pub(crate) name: String,
+    /// A kernel.
+    pub(crate) entry: bool,
     pub(crate) ops: Vec<Op>,
     /// PTX line of each operation.
     pub(crate) lines: Vec<u32>,

@@ -420,6 +420,15 @@ fn dp2a(a: u32, b: u32, c: u32, a_signed: bool, b_signed: bool, high: bool) -> u
     (0..2).fold(c, |d, i| d.wrapping_add(half(i).wrapping_mul(byte(i)) as u32))
 }
 
+fn vabsdiff4(a: u32, b: u32, c: u32, signed: bool, add: bool) -> u32 {
+    let byte = |x: u32, i: u32| {
+        let v = (x >> (8 * i)) as u8;
+        if signed { i32::from(v as i8) } else { i32::from(v) }
+    };
+    let one = |i: u32| byte(a, i).abs_diff(byte(b, i));
+    (0..4).fold(if add { c } else { 0 }, |d, i| if add { d.wrapping_add(one(i)) } else { d | one(i) << (8 * i) })
+}
+
 #[inline(always)]
 fn mulhi_s64(a: i64, b: i64) -> i64 {
     ((i128::from(a) * i128::from(b)) >> 64) as i64
@@ -594,10 +603,58 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
         return super::convert::select_cvt(mods).map(|sem| Some((sem, Class::Convert)));
     }
     const KNOWN: &[&str] = &[
-        "add", "sub", "mul", "mad", "fma", "div", "rem", "abs", "neg", "min", "max", "mul24", "mad24", "sad", "popc",
-        "clz", "bfind", "brev", "bfe", "bfi", "bmsk", "szext", "dp4a", "dp2a", "and", "or", "xor", "not", "cnot",
-        "lop3", "shf", "shl", "shr", "selp", "slct", "mov", "prmt", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos",
-        "tanh", "testp", "copysign", "addc", "subc", "madc", "fns",
+        "add",
+        "sub",
+        "mul",
+        "mad",
+        "fma",
+        "div",
+        "rem",
+        "abs",
+        "neg",
+        "min",
+        "max",
+        "mul24",
+        "mad24",
+        "sad",
+        "popc",
+        "clz",
+        "bfind",
+        "brev",
+        "bfe",
+        "bfi",
+        "bmsk",
+        "szext",
+        "dp4a",
+        "dp2a",
+        "and",
+        "or",
+        "xor",
+        "not",
+        "cnot",
+        "lop3",
+        "shf",
+        "shl",
+        "shr",
+        "selp",
+        "slct",
+        "mov",
+        "prmt",
+        "rcp",
+        "sqrt",
+        "rsqrt",
+        "ex2",
+        "lg2",
+        "sin",
+        "cos",
+        "tanh",
+        "testp",
+        "copysign",
+        "addc",
+        "subc",
+        "madc",
+        "fns",
+        "vabsdiff4",
     ];
     if !KNOWN.contains(&op) {
         return Ok(None);
@@ -605,6 +662,7 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
     // stands after the type
     let relu = matches!(op, "min" | "max") && mods.has("relu");
     let mode = if op == "prmt" { mods.one(&PRMT_MODES) } else { None };
+    let accumulates = op == "vabsdiff4" && mods.has("add");
     let ty = if op == "dp4a" || op == "dp2a" { Ty::U32 } else { mods.ty()? };
     let class = match ty {
         _ if op == "mov" || op == "selp" => Class::Move,
@@ -1002,6 +1060,15 @@ pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, C
                 (Ty::U32, Ty::S32) => tri(|a: u32, b: u32, c: u32| dp2a(a, b, c, false, true, HIGH)),
                 (Ty::S32, Ty::U32) => tri(|a: u32, b: u32, c: u32| dp2a(a, b, c, true, false, HIGH)),
                 (Ty::S32, Ty::S32) => tri(|a: u32, b: u32, c: u32| dp2a(a, b, c, true, true, HIGH)),
+                _ => return none(),
+            })
+        }
+        // bytes of both, and of the third what they are added to
+        "vabsdiff4" => {
+            let (b, a, d) = (ty, mods.ty()?, mods.ty()?);
+            by_flag!(accumulates, ADD => match (a, b, d) {
+                (Ty::U32, Ty::U32, Ty::U32 | Ty::S32) => tri(|a: u32, b: u32, c: u32| vabsdiff4(a, b, c, false, ADD)),
+                (Ty::S32, Ty::S32, Ty::U32 | Ty::S32) => tri(|a: u32, b: u32, c: u32| vabsdiff4(a, b, c, true, ADD)),
                 _ => return none(),
             })
         }

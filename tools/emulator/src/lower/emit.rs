@@ -32,6 +32,7 @@ pub(crate) fn function(
         locals: HashMap::new(),
         code: Code {
             name: f.name.clone(),
+            entry: f.entry,
             ops: Vec::new(),
             lines: Vec::new(),
             frame: 0,
@@ -461,6 +462,8 @@ impl<'a> Emit<'a> {
             ("%lanemask_gt", None) => Fill::LaneMask(4),
             ("%dynamic_smem_size", None) => Fill::DynamicShared,
             ("%total_smem_size", None) => Fill::TotalShared,
+            // what a driver may leave there for its own kernels
+            (name, None) if name.strip_prefix("%envreg").is_some_and(|n| n.parse().is_ok_and(|n: u8| n < 32)) => zero,
             _ => {
                 return Err(format!("`{name}` is neither a register that is declared nor a special one that is known"));
             }

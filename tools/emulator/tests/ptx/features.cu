@@ -1,4 +1,5 @@
-// Everything that is not arithmetic of one lane. features.ptx is made of this by NVRTC 12.9 for sm_90 with --fmad=false.
+// Everything that is not arithmetic of one lane. make.py compiles it by several NVRTCs for every target they know; a
+// kernel whose instructions a target has not is left out there.
 #define K extern "C" __global__ void
 #define ALL 0xffffffffu
 typedef unsigned u32;
@@ -23,15 +24,24 @@ K votes(u32* o) {
     int p;
     o[96 + t] = __match_all_sync(ALL, 9, &p) + p;
     o[128 + t] = __match_all_sync(ALL, (u64)t << 33, &p) + p;
-    o[160 + t] = __reduce_add_sync(ALL, t) ^ __reduce_min_sync(ALL, t + 3) ^ __reduce_max_sync(ALL, (int)t - 40);
-    o[192 + t] = __reduce_and_sync(ALL, t | 64) + __reduce_or_sync(ALL, t) + __reduce_xor_sync(ALL, 1 << t);
-    if (t < 11) o[224 + t] = __activemask(); else o[224 + t] = __reduce_add_sync(ALL << 11, 1);
+    // groups of eight, each with its own mask
+    o[160 + t] = __shfl_xor_sync(0xffu << (t & 24), t, 4) + __ballot_sync(0xffu << (t & 24), t & 1);
+}
+#if __CUDA_ARCH__ >= 800
+K reductions(u32* o) {
+    u32 t = threadIdx.x;
+    o[t] = __reduce_add_sync(ALL, t) ^ __reduce_min_sync(ALL, t + 3) ^ __reduce_max_sync(ALL, (int)t - 40);
+    o[32 + t] = __reduce_and_sync(ALL, t | 64) + __reduce_or_sync(ALL, t) + __reduce_xor_sync(ALL, 1 << t);
+    if (t < 11) o[64 + t] = __activemask(); else o[64 + t] = __reduce_add_sync(ALL << 11, 1);
+}
+#endif
+#if __CUDA_ARCH__ >= 900
+K elections(u32* o) {
     u32 lead, elected = 0;
     asm("{ .reg .pred p; elect.sync %0|p, 0xffffffff; selp.u32 %1, 1, 0, p; }" : "=r"(lead), "=r"(elected));
-    o[256 + t] = lead * 2 + elected;
-    // groups of eight, each with its own mask
-    o[288 + t] = __shfl_xor_sync(0xffu << (t & 24), t, 4) + __ballot_sync(0xffu << (t & 24), t & 1);
+    o[threadIdx.x] = lead * 2 + elected;
 }
+#endif
 K barriers(u32* o) {
     u32 t = threadIdx.x;
     o[t] = __syncthreads_count(t % 3 == 0);
@@ -103,6 +113,7 @@ K atomics(u32* a, u64* b, float* f, double* d, int* s) {
     if (t < 4) a[9 + t] = h[t];
     a[16 + t] = atomicExch(a + 13, 1) & 1;
 }
+#if __CUDA_ARCH__ >= 800
 // C = A B + C for 16x8x16 in bf16 through ldmatrix, and the same through cp.async
 K matrix(const u32* a, const u32* b, float* c) {
     __shared__ __align__(16) unsigned short sa[16 * 16], sb[16 * 8];
@@ -120,7 +131,12 @@ K matrix(const u32* a, const u32* b, float* c) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
     for (int i = 0; i < 4; ++i) c[(t / 4 + i / 2 * 8) * 8 + t % 4 * 2 + i % 2] = d[i];
+#if __CUDA_ARCH__ >= 900
     asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" :: "r"(pb + 16 * (t % 8)), "r"(x[0]) : "memory");
+#else
+    __syncwarp();
+    if (t == 0) for (int i = 0; i < 64; ++i) sb[i] = sa[16 * (i / 8) + i % 8];
+#endif
     __syncwarp();
     c[128 + t] = (float)sb[t];
 }
@@ -131,6 +147,7 @@ K copies_not_awaited(const u32* a, u32* o) {
     __syncthreads();
     o[t] = s[t];
 }
+#endif
 // all blocks meet twice: a barrier of the grid by hand, as cooperative groups have it
 __device__ volatile u32 arrived;
 K grid_barrier(u32* x, u32* y) {
@@ -147,9 +164,13 @@ K grid_barrier(u32* x, u32* y) {
     y[i] = x[n - 1 - i];
 }
 K dependents(u32* o) {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
     o[threadIdx.x] = o[threadIdx.x] + 1;
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
+#endif
 }
 K clocks(u64* o) {
     u64 t, a = clock64();
@@ -163,6 +184,23 @@ K bank_conflicts(u32* o, int stride) {
     s[threadIdx.x * stride] = threadIdx.x;
     __syncwarp();
     o[threadIdx.x] = s[threadIdx.x * stride];
+}
+// what one compiler spells in one way and another in another: divisions, vectors, half precision, bit fields, unrolling
+K mixture(const uint4* x, uint4* y, const double* a, double* b, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    uint4 v = __ldg(x + i);
+    u32 q = v.x / 7 + v.y % (v.z | 1), s = (u32)((int)v.x / ((int)v.w | 1));
+    u64 wide = (u64)v.x * v.y + ((u64)v.z << 32 | v.w), high = __umul64hi(wide, wide);
+    unsigned short h;
+    float f = __uint2float_rn(v.x) * 0x1p-20f, r = __fdiv_rn(f, 3.0f), e;
+    asm("{ .reg .b16 t; cvt.rn.f16.f32 t, %1; mov.b16 %0, t; }" : "=h"(h) : "f"(f));
+    asm("cvt.f32.f16 %0, %1;" : "=f"(e) : "h"(h));
+    signed char c = (signed char)(v.y >> 3);
+    y[i] = make_uint4(q ^ s, (u32)high ^ __brev(v.y), __float_as_uint(fmaf(r, e, sqrtf(f))) + __clz(v.z) + __ffs(v.w),
+        __byte_perm(v.x, v.y, 0x5410) ^ (u32)(c * 3) ^ __funnelshift_l(v.z, v.w, v.x));
+    double d = a[i];
+    b[i] = fma(d, d, 1.0 / d) + (double)(long long)d + (d < 0 ? ceil(d) : floor(d)) + (double)(float)d;
 }
 K hello(int x) { printf("x is %d, half is %.2f, name is %s, hex %08x\n", x, x / 2.0, "posenc", x); }
 K far(float* x, u64 i) { x[i + threadIdx.x] = (float)threadIdx.x; }
