@@ -96,47 +96,61 @@ struct Rows {
 
     template <int W> __device__ void sum(const LearnedArgs& args, unsigned channel, float (&v)[STEP<W>]) const {
         float other[STEP<W>];
-        load_step<W>(token, channel, args.dim, v, __int_as_float(0x7fffffff));
-        // A row that is not there adds -0, which changes no bit.
-        load_step<W>(position, channel, args.dim, other, -0.0f);
+        if (!token) {
 #pragma unroll
-        for (int i = 0; i < STEP<W>; ++i) v[i] = fmaf(v[i], args.scale, other[i]);
-        load_step<W>(type, channel, args.dim, other, -0.0f);
+            for (int i = 0; i < STEP<W>; ++i) v[i] = __int_as_float(0x7fffffff);
+            return;
+        }
+        load_step<W>(token, channel, args.dim, v);
+        if (position) {
+            load_step<W>(position, channel, args.dim, other);
 #pragma unroll
-        for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] + other[i];
+            for (int i = 0; i < STEP<W>; ++i) v[i] = fmaf(v[i], args.scale, other[i]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] * args.scale;
+        }
+        if (type) {
+            load_step<W>(type, channel, args.dim, other);
+#pragma unroll
+            for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] + other[i];
+        }
     }
 };
 
-template <int W> __device__ bool is_held(const LearnedArgs& args) { return W > 1 && args.dim <= UNIT * blockDim.x; }
+// The channels of a token's row that this thread owns: one unit that it holds in registers (HELD), or every blockDim.x-th
+// one, gathered again for each pass over the row, from a cache.
+template <int W, bool HELD> struct Row {
+    // Passes over a held row are unrolled; over others they share one loop, so that the gather stands in the code once.
+    static constexpr int UNROLL = HELD ? 4 : 1;
 
-// The channels of a token's row that this thread owns: every blockDim.x-th unit. A row of one unit for each thread is held
-// in registers, a longer one is gathered again for each pass over it, from a cache.
-template <int W> struct Row {
     Rows rows;
-    unsigned unit;
-    bool live, held, gathered = false;
+    bool live;
     float v[STEP<W>];
 
     // Every thread of the block must come here.
     __device__ Row(const LearnedArgs& args, const T::Bits* source, unsigned batch, unsigned first, unsigned token)
         : rows(args, source, batch, first, token) {
-        // Without sums no order has to be kept, and narrow accesses lie side by side.
-        unit = W == 1 && args.norm == NO_NORM ? 1 : UNIT;
-        live = token < args.tokens;
-        held = is_held<W>(args);
+        live = token < args.tokens && threadIdx.x * (W == 1 ? 1 : UNIT) < args.dim;
+        if (HELD && live) rows.template sum<W>(args, threadIdx.x * UNIT, v);
     }
 
     // f(channel, values) for every step of this thread.
     template <class F> __device__ void each(const LearnedArgs& args, F f) {
-        unsigned channel = live ? threadIdx.x * unit : args.dim;
+        if constexpr (HELD) {
+            if (live) f(threadIdx.x * UNIT, v);
+        } else {
+            // Without sums no order has to be kept, and narrow accesses lie side by side.
+            unsigned unit = W == 1 && args.norm == NO_NORM ? 1 : UNIT;
+            unsigned channel = live ? threadIdx.x * unit : args.dim;
 #pragma unroll 1
-        while (channel < args.dim) {
-            if (!gathered) rows.template sum<W>(args, channel, v);
-            gathered = held;
-            f(channel, v);
-            channel += STEP<W>;
-            // A whole unit is done: the next one of this thread.
-            if (STEP<W> == UNIT || channel % unit == 0) channel += (blockDim.x - 1) * unit;
+            while (channel < args.dim) {
+                rows.template sum<W>(args, channel, v);
+                f(channel, v);
+                channel += STEP<W>;
+                // A whole unit is done: the next one of this thread.
+                if (STEP<W> == UNIT || channel % unit == 0) channel += (blockDim.x - 1) * unit;
+            }
         }
     }
 };
@@ -146,10 +160,11 @@ struct Moments {
     float mean = 0.0f, inverse = 1.0f, sum = 0.0f;
 
     // A thread's part: of the mean in pass 0, of the variance in pass 1.
-    template <int N> __device__ void gather(const LearnedArgs& args, int pass, unsigned channel, const float (&v)[N]) {
+    template <int W> __device__ void gather(const LearnedArgs& args, int pass, unsigned channel, const float (&v)[STEP<W>]) {
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-            float d = channel + i < args.dim ? v[i] - mean : 0.0f;
+        for (int i = 0; i < STEP<W>; ++i) {
+            bool inside = i < W || channel + i / W * W < args.dim;
+            float d = inside ? v[i] - mean : 0.0f;
             sum = pass == 0 ? sum + d : fmaf(d, d, sum);
         }
     }

@@ -7,13 +7,13 @@
 // gain, bias               [dim], or null
 //
 // The threads of a row own its units of 8 channels in turn. A norm passes over a row three times: up to 2048 channels with
-// wide accesses it is held in registers, else it is gathered again, from a cache.
+// wide accesses it is held in registers (`short`), else it is gathered again, from a cache.
 //
 // Bytes: one row of each table is read and one is written; ids once. A table's rows come from a cache where they are
 // read again: the position table, when the batch is larger than 1, and the type table always.
 #include "embed/gather.cuh"
 
-template <int W, bool NORM> __device__ void learned(const LearnedArgs& args) {
+template <int W, bool HELD, bool NORM> __device__ void learned(const LearnedArgs& args) {
     unsigned first = blockIdx.x * blockDim.y;
     unsigned token = first + threadIdx.y;
     wait_for_predecessor();
@@ -21,22 +21,32 @@ template <int W, bool NORM> __device__ void learned(const LearnedArgs& args) {
     for (unsigned batch = blockIdx.y; batch < args.batch; batch += gridDim.y) {
         long long at = batch * args.strides[0] + token * args.strides[1];
         T::Bits* x = static_cast<T::Bits*>(args.x) + at;
-        Row<W> row(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token);
+        Row<W, HELD> row(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token);
         Moments moments;
-        // The mean, the variance, the result: one loop, so that the gather stands in the code once.
-#pragma unroll 1
-        for (int pass = NORM ? first_pass(args) : 2; pass < 3; ++pass) {
+        // The mean, the variance, the result.
+        constexpr int UNROLL = Row<W, HELD>::UNROLL;
+#pragma unroll UNROLL
+        for (int pass = NORM ? 0 : 2; pass < 3; ++pass) {
+            if (pass < first_pass(args)) continue;
             row.each(args, [&](unsigned channel, float(&v)[STEP<W>]) {
                 if (pass < 2) {
-                    moments.gather(args, pass, channel, v);
+                    moments.gather<W>(args, pass, channel, v);
                     return;
                 }
                 if (NORM && args.norm != NO_NORM) {
-                    float gain[STEP<W>], bias[STEP<W>];
-                    load_step<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, gain, 1.0f);
-                    load_step<W>(static_cast<const T::Bits*>(args.bias), channel, args.dim, bias, -0.0f);
+                    float vector[STEP<W>];
 #pragma unroll
-                    for (int i = 0; i < STEP<W>; ++i) v[i] = (v[i] - moments.mean) * moments.inverse * gain[i] + bias[i];
+                    for (int i = 0; i < STEP<W>; ++i) v[i] = (v[i] - moments.mean) * moments.inverse;
+                    if (args.gain) {
+                        load_step<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, vector);
+#pragma unroll
+                        for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] * vector[i];
+                    }
+                    if (args.bias) {
+                        load_step<W>(static_cast<const T::Bits*>(args.bias), channel, args.dim, vector);
+#pragma unroll
+                        for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] + vector[i];
+                    }
                 }
                 store_step<W>(x, channel, args.dim, v);
             });
@@ -58,9 +68,10 @@ __device__ void rows(const LearnedArgs& args) {
 }
 
 #define LEARNED(name, f) \
-    extern "C" __global__ void __launch_bounds__(256) ENTRY(name)(const LearnedArgs args) { f(args); }
+    extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(name)(const LearnedArgs args) { f(args); }
 
-LEARNED(learned_wide, (learned<WIDE, false>))
-LEARNED(learned_norm, (learned<WIDE, true>))
-LEARNED(learned_narrow, (learned<1, true>))
+LEARNED(learned_wide, (learned<WIDE, false, false>))
+LEARNED(learned_norm_short, (learned<WIDE, true, true>))
+LEARNED(learned_norm_wide, (learned<WIDE, false, true>))
+LEARNED(learned_narrow, (learned<1, false, true>))
 LEARNED(learned_rows, rows)

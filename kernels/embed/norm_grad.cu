@@ -11,20 +11,21 @@
 // registers, except where a row is too long or its accesses too narrow for that.
 #include "embed/gather.cuh"
 
-template <int W> __device__ void norm_grad(const LearnedArgs& args) {
+template <int W, bool HELD> __device__ void norm_grad(const LearnedArgs& args) {
     constexpr int N = STEP<W>;
     float gain_sum[N] = {}, bias_sum[N] = {};
     float* sums = static_cast<float*>(args.partials) + (blockIdx.x * blockDim.y + threadIdx.y) * 2ll * args.dim;
     // The sums of an earlier call may still be read.
     wait_for_predecessor();
     // One unit's sums stay in registers, those of more in memory.
-    bool held = is_held<W>(args);
+    if constexpr (!HELD) {
 #pragma unroll 1
-    for (unsigned channel = held ? args.dim : threadIdx.x * STEP<W>; channel < args.dim; channel += blockDim.x * STEP<W>) {
-        store_sums(sums, channel, args.dim, gain_sum);
-        store_sums(sums + args.dim, channel, args.dim, bias_sum);
+        for (unsigned channel = threadIdx.x * STEP<W>; channel < args.dim; channel += blockDim.x * STEP<W>) {
+            store_sums(sums, channel, args.dim, gain_sum);
+            store_sums(sums + args.dim, channel, args.dim, bias_sum);
+        }
+        __syncthreads();
     }
-    __syncthreads();
     unsigned groups = (args.tokens + blockDim.y - 1) / blockDim.y;
     unsigned batch = 0;
 #pragma unroll 1
@@ -35,30 +36,38 @@ template <int W> __device__ void norm_grad(const LearnedArgs& args) {
         unsigned first = group * blockDim.y;
         unsigned token = first + threadIdx.y;
         long long at = batch * args.strides[0] + token * args.strides[1];
-        Row<W> row(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token);
+        Row<W, HELD> row(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token);
         Moments moments;
         float mean = 0.0f, along = 0.0f;
         // The row's mean and variance, the means of g and of g y, and, with them, dv.
-#pragma unroll 1
-        for (int pass = first_pass(args); pass < 4; ++pass) {
+        constexpr int UNROLL = Row<W, HELD>::UNROLL;
+#pragma unroll UNROLL
+        for (int pass = 0; pass < 4; ++pass) {
+            if (pass < first_pass(args)) continue;
             row.each(args, [&](unsigned channel, const float(&v)[N]) {
                 if (pass < 2) {
-                    moments.gather(args, pass, channel, v);
+                    moments.gather<W>(args, pass, channel, v);
                     return;
                 }
-                float grad[N], gain[N], dv[N];
+                float grad[N], g[N], dv[N];
                 load_step<W>(static_cast<const T::Bits*>(args.grad) + at, channel, args.dim, grad);
-                load_step<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, gain, 1.0f);
-                if (pass == 3 && !held) {
+#pragma unroll
+                for (int i = 0; i < N; ++i) g[i] = grad[i];
+                if (args.gain) {
+                    float gain[N];
+                    load_step<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, gain);
+#pragma unroll
+                    for (int i = 0; i < N; ++i) g[i] = g[i] * gain[i];
+                }
+                if (pass == 3 && !HELD) {
                     load_sums(sums, channel, args.dim, gain_sum);
                     load_sums(sums + args.dim, channel, args.dim, bias_sum);
                 }
                 if (pass == 2) {
 #pragma unroll
                     for (int i = 0; i < N; ++i) {
-                        float g = grad[i] * gain[i];
-                        mean += g;
-                        along = fmaf(g, (v[i] - moments.mean) * moments.inverse, along);
+                        mean += g[i];
+                        along = fmaf(g[i], (v[i] - moments.mean) * moments.inverse, along);
                     }
                     return;
                 }
@@ -67,10 +76,10 @@ template <int W> __device__ void norm_grad(const LearnedArgs& args) {
                     float y = (v[i] - moments.mean) * moments.inverse;
                     gain_sum[i] = fmaf(grad[i], y, gain_sum[i]);
                     bias_sum[i] += grad[i];
-                    dv[i] = fmaf(-y, along, grad[i] * gain[i] - mean) * moments.inverse;
+                    dv[i] = fmaf(-y, along, g[i] - mean) * moments.inverse;
                 }
                 store_step<W>(static_cast<T::Bits*>(args.x) + at, channel, args.dim, dv);
-                if (!held) {
+                if (!HELD) {
                     store_sums(sums, channel, args.dim, gain_sum);
                     store_sums(sums + args.dim, channel, args.dim, bias_sum);
                 }
@@ -84,14 +93,17 @@ template <int W> __device__ void norm_grad(const LearnedArgs& args) {
             }
         }
     }
-    if (held && threadIdx.x * UNIT < args.dim) {
+    if (HELD && threadIdx.x * UNIT < args.dim) {
         store_sums(sums, threadIdx.x * UNIT, args.dim, gain_sum);
         store_sums(sums + args.dim, threadIdx.x * UNIT, args.dim, bias_sum);
     }
 }
 
-#define NORM_GRAD(name, W) \
-    extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(name)(const LearnedArgs args) { norm_grad<W>(args); }
+#define NORM_GRAD(name, blocks, ...)                                                                \
+    extern "C" __global__ void __launch_bounds__(256, blocks) ENTRY(name)(const LearnedArgs args) { \
+        norm_grad<__VA_ARGS__>(args);                                                               \
+    }
 
-NORM_GRAD(norm_grad_wide, WIDE)
-NORM_GRAD(norm_grad_narrow, 1)
+NORM_GRAD(norm_grad_short, 3, WIDE, true)
+NORM_GRAD(norm_grad_wide, 2, WIDE, false)
+NORM_GRAD(norm_grad_narrow, 3, 1, false)

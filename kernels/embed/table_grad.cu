@@ -9,7 +9,8 @@
 //
 // grad          [batch, tokens, dim] by strides in elements (64 bits), channels contiguous
 // table         [rows, dim]
-// partials      [chunks, 2, dim] f32: of the id that came into the chunk, of the one that goes on behind it
+// partials      [chunks, 2, dim] f32: of the id that came into the chunk, of the one that goes on behind it; then [chunks]
+//               flags, 1 where an id begins in the chunk and goes on behind it
 //
 // Bytes: grad is read once, and every row that a token reads is written once; at most an eighth of grad's elements once
 // more as partial sums, written and read, if all tokens have few ids.
@@ -79,6 +80,11 @@ __device__ inline long long id_at(const TableGradArgs& args, unsigned place) {
     return id < 0 || id >= args.rows || (args.skips && id == args.skipped) ? -1 : id;
 }
 
+__device__ inline unsigned* flag_of(const TableGradArgs& args, unsigned chunk) {
+    unsigned chunks = (args.batch * args.tokens + CHUNK - 1) / CHUNK;
+    return static_cast<unsigned*>(args.partials) + 2ll * chunks * args.dim + chunk;
+}
+
 // The threads of one threadIdx.y own STEP channels each and walk a chunk of the order.
 template <int W> __device__ void sorted_grad(const TableGradArgs& args) {
     unsigned chunk = blockIdx.x * blockDim.y + threadIdx.y;
@@ -90,6 +96,7 @@ template <int W> __device__ void sorted_grad(const TableGradArgs& args) {
     long long id = id_at(args, place);
     // The place before the first is none.
     unsigned slot = id_at(args, place - 1) == id ? 0 : 1;
+    bool begins = false;
     float sum[STEP<W>] = {};
 #pragma unroll 1
     while (place < end) {
@@ -109,6 +116,7 @@ template <int W> __device__ void sorted_grad(const TableGradArgs& args) {
         // The id's last place, in the order or in the chunk.
         if (id >= 0) {
             if (slot == 0 || next == id) {
+                begins = slot == 1;
                 store_sums(static_cast<float*>(args.partials) + (2ll * chunk + slot) * args.dim, channel, args.dim, sum);
             } else {
                 finish<W>(args, id, channel, sum);
@@ -119,6 +127,7 @@ template <int W> __device__ void sorted_grad(const TableGradArgs& args) {
         slot = 1;
         id = next;
     }
+    if (channel == 0) *flag_of(args, chunk) = begins;
 }
 
 // A block stands on one chunk. If an id begins in it and goes on behind it, its partial sums are added: 16 threads side by
@@ -127,12 +136,9 @@ template <int W> __device__ void sorted_rest(const TableGradArgs& args) {
     __shared__ float parts[16][16 * STEP<W>];
     unsigned count = args.batch * args.tokens;
     unsigned chunk = blockIdx.x;
-    unsigned behind = (chunk + 1) * CHUNK;
     wait_for_predecessor();
-    if (behind >= count) return;
-    long long id = id_at(args, behind - 1);
-    // If it came from the chunk before, a block there adds it up.
-    if (id < 0 || id_at(args, behind) != id || id_at(args, chunk * CHUNK - 1) == id) return;
+    if (!*flag_of(args, chunk)) return;
+    long long id = id_at(args, (chunk + 1) * CHUNK);
     unsigned channel = (blockIdx.y * 16 + threadIdx.x) * STEP<W>;
     const float* partials = static_cast<const float*>(args.partials);
     float sum[STEP<W>] = {};

@@ -540,13 +540,19 @@ pub fn order(ids: &[i64]) -> Result<Vec<u32>> {
 
 /// Threads of a block with a norm or without.
 const THREADS: usize = 256;
-/// The variants of the kernel: wide accesses without a norm and with one, and narrow accesses for both.
-const ENTRIES: [&str; 3] = ["learned_wide", "learned_norm", "learned_narrow"];
+/// The variants of the kernel: wide accesses without a norm; with one, for rows that are held in registers and for longer
+/// ones; narrow accesses for all.
+const ENTRIES: [&str; 4] = ["learned_wide", "learned_norm_short", "learned_norm_wide", "learned_narrow"];
 
 impl Learned {
     /// Threads of one row: whole warps, one thread for 8 channels and at most 256.
     pub(crate) fn lanes(&self) -> usize {
         self.dim.div_ceil(8).next_multiple_of(32).min(THREADS)
+    }
+
+    /// Whether a row is one unit of 8 channels for each of its threads, which they hold in registers.
+    pub(crate) const fn is_held(&self) -> bool {
+        self.dim <= 8 * THREADS
     }
 
     /// Tokens that a block works on at once.
@@ -590,7 +596,12 @@ impl Learned {
         let grid =
             [small("blocks of tokens", tokens.tokens.div_ceil(rows))?, small("sequences", tokens.batch.min(65535))?, 1];
         let block = [small("lanes", self.lanes())?, small("rows", rows)?, 1];
-        let entry = ENTRIES[if !wide { 2 } else { usize::from(self.norm.is_some()) }];
+        let entry = ENTRIES[match self.norm {
+            _ if !wide => 3,
+            None => 0,
+            Some(_) if self.is_held() => 1,
+            Some(_) => 2,
+        }];
         Ok(Launch { file: "embed/learned", entry, grid, block, args: self.args(tokens)? })
     }
 }
@@ -819,7 +830,7 @@ pub(crate) fn hold_ids<'a>(
 pub struct LearnedPlan<T> {
     gpu: Gpu,
     spec: Learned,
-    functions: [Function; 3],
+    functions: [Function; 4],
     rows: Function,
     element: PhantomData<T>,
 }
@@ -832,11 +843,11 @@ impl<T: Scalar> LearnedPlan<T> {
     pub fn new(gpu: &Gpu, spec: &Learned) -> Result<Self> {
         spec.check()?;
         let load = |entry| gpu.function("embed/learned", T::NAME, entry);
-        let [a, b, c] = ENTRIES;
+        let [a, b, c, d] = ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
             spec: *spec,
-            functions: [load(a)?, load(b)?, load(c)?],
+            functions: [load(a)?, load(b)?, load(c)?, load(d)?],
             rows: load("learned_rows")?,
             element: PhantomData,
         })
@@ -920,7 +931,7 @@ impl<T: Scalar> LearnedPlan<T> {
             fault: fault.as_ref().map_or(Out::NULL, |fault| fault.address),
             ..held.fill(launch.args)
         };
-        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(2);
+        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(3);
         gpu.launch(&self.functions[function], &launch)
     }
 

@@ -44,7 +44,7 @@ impl Learned {
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
-const NORM_ENTRIES: [&str; 2] = ["norm_grad_wide", "norm_grad_narrow"];
+const NORM_ENTRIES: [&str; 3] = ["norm_grad_short", "norm_grad_wide", "norm_grad_narrow"];
 const COUNTED_ENTRIES: [&str; 2] = ["counted_grad_wide", "counted_grad_narrow"];
 const SORTED_ENTRIES: [[&str; 2]; 2] =
     [["sorted_grad_wide", "sorted_grad_narrow"], ["sorted_rest_wide", "sorted_rest_narrow"]];
@@ -149,7 +149,7 @@ pub struct NormGrad<'a, T> {
 pub struct GradPlan<T> {
     gpu: Gpu,
     spec: Learned,
-    norm: Option<[Function; 2]>,
+    norm: Option<[Function; 3]>,
     vectors: Function,
     counted: [Function; 2],
     sorted: [[Function; 2]; 2],
@@ -167,10 +167,10 @@ impl<T: Scalar> GradPlan<T> {
         let load = |entry| gpu.function("embed/table_grad", T::NAME, entry);
         let load_norm = |entry| gpu.function("embed/norm_grad", T::NAME, entry);
         let two = |[a, b]: [&'static str; 2]| Ok::<_, Error>([load(a)?, load(b)?]);
-        let [a, b] = NORM_ENTRIES;
+        let [a, b, c] = NORM_ENTRIES;
         let norm = match spec.norm {
             None => None,
-            Some(_) => Some([load_norm(a)?, load_norm(b)?]),
+            Some(_) => Some([load_norm(a)?, load_norm(b)?, load_norm(c)?]),
         };
         let [all, rest] = SORTED_ENTRIES;
         Ok(Self {
@@ -191,9 +191,11 @@ impl<T: Scalar> GradPlan<T> {
         blocks * rows * 2 * self.spec.dim
     }
 
-    /// Elements of the partial sums that [`GradPlan::table`] writes for this shape: an eighth of the gradient's.
+    /// Elements of the partial sums that [`GradPlan::table`] writes for this shape: an eighth of the gradient's, and one
+    /// for every 16 tokens.
     pub fn table_partials(&self, tokens: &Tokens) -> usize {
-        tokens.batch.saturating_mul(tokens.tokens).div_ceil(CHUNK).saturating_mul(2 * self.spec.dim)
+        let chunks = tokens.batch.saturating_mul(tokens.tokens).div_ceil(CHUNK);
+        chunks.saturating_mul(2 * self.spec.dim + 1)
     }
 
     /// The gradients of the sum `v`, of gain and of bias from the gradient of the normalised result.
@@ -280,7 +282,10 @@ impl<T: Scalar> GradPlan<T> {
             };
             let grid = [small("blocks", blocks)?, 1, 1];
             let block = [small("lanes", self.spec.lanes())?, small("rows", rows)?, 1];
-            let variant = width.index.min(1);
+            let variant = match width.index {
+                0 => usize::from(!self.spec.is_held()),
+                _ => 2,
+            };
             let launch = Launch { file: "embed/norm_grad", entry: NORM_ENTRIES[variant], grid, block, args };
             gpu.launch(&functions[variant], &launch)?;
         }

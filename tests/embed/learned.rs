@@ -1091,7 +1091,7 @@ fn plans_refuse_before_anything_is_written() {
     let mut short = stream.clone_htod(&[7.0f32; 3]).unwrap();
     let error =
         plan.table(&mut out.view(), &mut short, &grad, i32::ids(&ids), &long, tokens, TableGrad::new(4)).unwrap_err();
-    assert_eq!(error.to_string(), "partials holds 3 elements, the shape needs 4");
+    assert_eq!(error.to_string(), "partials holds 3 elements, the shape needs 5");
     assert_eq!(out.read(&gpu), [7.0; 8]);
     assert_eq!(stream.clone_dtoh(&long).unwrap(), [7; 1025]);
 }
