@@ -157,16 +157,17 @@ private:
             return true;
         }
         if (kind == 2) {
-            int at = from - args.first;
-            int last = args.count - 1;
-            if (at >= 0 && at <= last - (KEYS - 1)) {
+            // No difference that is used leaves 32 bits.
+            int last = args.first + (args.count - 1);
+            if (from >= args.first && from <= last - (KEYS - 1)) {
+                const float* at = values + (from - args.first);
 #pragma unroll
-                for (int i = 0; i < KEYS; ++i) bias[i] = values[at + i];
+                for (int i = 0; i < KEYS; ++i) bias[i] = at[i];
                 return true;
             }
             // A T5 bias has one value for most of a long row.
-            if (at >= last || at <= 1 - KEYS) {
-                float value = values[at >= last ? last : 0];
+            if (from >= last || from <= args.first - (KEYS - 1)) {
+                float value = values[from >= last ? args.count - 1 : 0];
 #pragma unroll
                 for (int i = 0; i < KEYS; ++i) bias[i] = value;
                 return true;

@@ -240,6 +240,11 @@ fn the_kernel_is_the_reference_at_every_width_of_row() {
         check::<f32>(&gpu, "far", Bias::Slopes(&slopes), &Logits::bhqk(1, 2, 2, 9), &Host::from(start, 0), 0);
         check::<f32>(&gpu, "far", Bias::Toeplitz(&row), &Logits::bhqk(1, 2, 2, 9), &Host::from(start, 0), 0);
     }
+    let end = 1 << 30;
+    for host in [Host::from(-end, end - 9), Host::from(end - 2, -end)] {
+        check::<f32>(&gpu, "ends", Bias::Slopes(&slopes), &Logits::bhqk(1, 2, 2, 9), &host, 0);
+        check::<f32>(&gpu, "ends", Bias::Toeplitz(&row), &Logits::bhqk(1, 2, 2, 9), &host, 0);
+    }
 }
 
 #[test]
