@@ -1,7 +1,7 @@
 """candle's CUDA kernels, launched as candle launches them, into PyTorch's stream and on its tensors.
 
 The crate candle-kernels carries their source and compiles it with nvcc when it is built. Here NVRTC does, which comes with
-PyTorch: no toolkit is needed. `cargo fetch --manifest-path benches/peers/cpu/candle-kernels/Cargo.toml` brings the source;
+PyTorch: no toolkit is needed. `cargo fetch --manifest-path benches/peers/cpu/Cargo.toml` brings the source;
 POSENC_CANDLE_KERNELS names its folder where it lies elsewhere.
 """
 
@@ -49,7 +49,7 @@ def source():
     home = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo"))
     folders = [Path(own)] if own else sorted(home.glob("registry/src/*/candle-kernels-*/src"))
     if not folders or not (folders[-1] / "reduce.cu").exists():
-        raise Missing("missing: the source of candle-kernels; cargo fetch it, or point POSENC_CANDLE_KERNELS at it")
+        raise Missing("missing: the source of candle-kernels: cargo fetch --manifest-path benches/peers/cpu/Cargo.toml")
     return folders[-1]
 
 
@@ -93,8 +93,9 @@ def ptx(machine):
     c.nvrtcGetPTXSize(program, ctypes.byref(size))
     image = ctypes.create_string_buffer(size.value)
     c.nvrtcGetPTX(program, image)
-    _PTX[machine.capability] = image
-    return image
+    # Its inline assembly has a register's type in one word with the directive, which ptxas takes and the emulator does not.
+    _PTX[machine.capability] = image.value.replace(b".reg.b", b".reg .b") + b"\0"
+    return _PTX[machine.capability]
 
 
 class Kernels:

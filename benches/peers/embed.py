@@ -222,7 +222,7 @@ class TableGrad(Embedding):
         self.bytes = 2 * self.dim * (tokens + self.id.unique().numel()) + 8 * tokens
         torch = self.torch
         self.table = torch.zeros(self.vocabulary, self.dim, device=machine.device, dtype=torch.bfloat16)
-        self.order = torch.zeros(tokens, device=machine.device, dtype=torch.int32)
+        self.order, self.partials = torch.zeros(tokens, device=machine.device, dtype=torch.int32), None
 
     def make(self, generator):
         return (self.machine.random(generator, self.tokens, self.dim),)
@@ -239,10 +239,14 @@ class TableGrad(Embedding):
             plan = self.machine.plan("table", lambda gpu: c.learned_grad_new(gpu, spec, c.BF16))
             with self.machine.lend() as lend:
                 ids = c.Ids(data=lend(self.id).data, len=self.tokens, element=c.I64)
-                order = lend(self.order)
+                order, shape = lend(self.order), c.tokens(1, self.tokens, self.dim)
+                if self.partials is None:
+                    floats = c.learned_grad_table_partials(plan, shape)
+                    self.partials = self.torch.empty(floats, device=self.machine.device)
                 c.learned_grad_order(plan, c.OrderCall(order=order, ids=ids, count=self.tokens))
                 arguments = c.TableGradCall(table=lend(self.table), rows=self.vocabulary, grad=lend(grad), order=order)
-                arguments.tokens, arguments.ids, arguments.scale = c.tokens(1, self.tokens, self.dim), ids, 1.0
+                arguments.tokens, arguments.ids, arguments.scale = shape, ids, 1.0
+                arguments.partials = lend(self.partials)
                 c.learned_grad_table(plan, arguments)
             return (self.table,)
 

@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import statistics
 import time
+from pathlib import Path
 
 import posenc
 
@@ -64,7 +65,10 @@ class Machine:
 
     def __init__(self, torch, library):
         self.torch = torch
-        self.c = posenc.Library(library)
+        # Beside the library in a bundle, else the source's.
+        beside = library.resolve().with_name("posenc.h")
+        header = beside if beside.exists() else Path(__file__).resolve().parents[2] / "adapters/c/posenc.h"
+        self.c = posenc.Library(library, header)
         self.driver = Driver()
         self._plans = {}
 
