@@ -13,6 +13,15 @@ pub fn rounded<T: Scalar>(want: f64, error: f64) -> f64 {
     error + (want.abs() + error) * T::ROUNDOFF + T::TINY
 }
 
+/// What a kernel should have written: values in f64, and the error allowed at each.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// the true values
+    pub want: Vec<f64>,
+    /// the error allowed, rounding to the element type included; 0 where the element must not change
+    pub bound: Vec<f64>,
+}
+
 /// The element that uses the largest share of its bound.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Worst {

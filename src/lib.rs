@@ -2,6 +2,7 @@
 
 pub mod accuracy;
 pub mod bias;
+mod cpu;
 mod double;
 pub mod embed;
 mod error;
@@ -12,9 +13,9 @@ mod scalar;
 mod shape;
 
 pub use bias::{
-    Alibi, Bias, BiasPlan, DistanceGrad, DistanceGradPlan, ExpectedGrad, Fire, FireGrad, FireLines, GradOutputs,
-    Gradient, Inputs, Kerple, KerpleGrad, KerpleKind, KeyOnly, LogitsOperand, Order, Output, Place, Places, Sandwich,
-    Sides, Slopes, SlopesGrad, Softmax, SoftmaxInputs, SoftmaxPlan, T5Bias, Toeplitz,
+    Alibi, Bias, BiasPlan, DistanceGrad, DistanceGradPlan, ExpectedGrad, Fire, FireGrad, FireGradPlan, FireLines,
+    GatedBias, GradOutputs, Gradient, Inputs, Kerple, KerpleGrad, KerpleKind, KeyOnly, LogitsOperand, Order, Output,
+    Packed, Place, Places, Sandwich, Sides, Slopes, SlopesGrad, Softmax, SoftmaxInputs, SoftmaxPlan, T5Bias, Toeplitz,
 };
 pub use error::{Error, Result};
 pub use gpu::Gpu;

@@ -13,8 +13,21 @@ mod sealed {
 }
 
 /// An integer type that positions and ids may have on the device: `i32`, `i64` or `u32`. Sealed.
+///
+/// Other types are refused by the compiler: a float holds whole numbers up to 2^24 only, a half type up to 2048 or 256.
+///
+/// ```compile_fail
+/// use posenc::Positions;
+/// fn positions(ids: &cudarc::driver::CudaSlice<f32>) -> Positions<'_> {
+///     Positions::ids(ids)
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "ids of type `{Self}` are refused",
+    note = "ids and positions are i32, i64 or u32: f32 holds whole numbers up to 2^24 only"
+)]
 pub trait Id: sealed::Sealed + Sized {
-    #[doc(hidden)]
+    /// A device buffer as ids of this type: `i32::ids(&ids)`.
     fn ids<'a>(ids: Read<'a, Self>) -> Ids<'a>;
 }
 

@@ -104,11 +104,13 @@ impl Scalar for bf16 {
     fn from_f64(value: f64) -> Self {
         bf16::from_f32(to_odd(value))
     }
+    #[inline(always)]
     fn widen(from: &[Self], to: &mut [f32]) {
         for (from, to) in from.iter().zip(to) {
             *to = f32::from_bits(u32::from(from.to_bits()) << 16);
         }
     }
+    #[inline(always)]
     fn narrow(from: &[f32], to: &mut [Self]) {
         // bf16::from_f32 branches on NaN, which keeps the compiler from vectors; this selects.
         for (from, to) in from.iter().zip(to) {

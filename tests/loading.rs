@@ -36,6 +36,27 @@ fn without_a_driver_there_is_an_error_and_no_panic() {
     }
 }
 
+/// The crate touches no driver before a `Gpu` is asked for: not when it is loaded, not for work on the CPU.
+#[test]
+fn the_driver_is_loaded_when_a_gpu_is_asked_for_and_not_before() {
+    if !is_inner() {
+        let text = run("the_driver_is_loaded_when_a_gpu_is_asked_for_and_not_before", &[]);
+        assert!(text.contains("rotated without a driver"), "{text}");
+        return;
+    }
+    let loaded = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("what this process has loaded");
+        maps.lines().any(|line| line.contains("libcuda"))
+    };
+    let mut x = [1.0f32, 0.0];
+    let heads = posenc::Heads::thd(1, 1, 2);
+    Rope::new(2, 10_000.0).rotate(&mut x, &heads, &[1], posenc::Direction::Forward).expect("a rotation");
+    assert!(!loaded(), "the CPU's rotation loaded a driver");
+    println!("rotated without a driver");
+    // Where there is one, asking for a device loads it: the check above can fail.
+    assert!(Gpu::open(0).is_err() || loaded());
+}
+
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn a_device_older_than_every_image_is_told_so() {

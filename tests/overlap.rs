@@ -1,10 +1,16 @@
 //! Programmatic dependent launch: kernels that may start before their predecessor's end.
 
+use std::collections::BTreeMap;
+
 use cudarc::driver::CudaSlice;
 use half::bf16;
 use posenc::gpu::images;
 use posenc::rotate::Operand;
 use posenc::{Direction, Gpu, Heads, Positions, Rope, RopePlan};
+
+mod support;
+
+use support::calls::{Visit, every_operation};
 
 /// Every kernel, from compute capability 9.0 on, waits before it stores anything, and then lets the next one start.
 #[test]
@@ -27,10 +33,40 @@ fn every_kernel_waits_before_its_first_store() {
     }
 }
 
+/// Results by name, of calls that follow one another without a wait of the host.
+#[derive(Default)]
+struct Results(BTreeMap<String, Vec<u8>>);
+
+impl Visit for Results {
+    fn call(&mut self, name: &str, call: &mut dyn FnMut() -> posenc::Result<()>) {
+        (0..3).for_each(|_| call().expect(name));
+    }
+
+    fn result(&mut self, name: &str, result: Vec<u8>) {
+        assert!(result.iter().any(|byte| *byte != 0), "{name} gives zeros alone");
+        assert!(self.0.insert(name.into(), result).is_none(), "two operations are called {name}");
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn every_operation_that_overlaps_gives_the_same_bits() {
+    let gpu = support::gpu();
+    let [apart, overlapping] = [false, true].map(|overlap| {
+        let mut results = Results::default();
+        every_operation(&gpu.clone().overlapping(overlap), &mut results);
+        results.0
+    });
+    assert!(apart.len() > 25, "{} operations", apart.len());
+    for (name, result) in &apart {
+        assert!(overlapping[name] == *result, "{name} gives other bits where calls overlap");
+    }
+}
+
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn a_chain_of_overlapping_calls_gives_the_same_bits() {
-    let gpu = Gpu::open(0).unwrap_or_else(|error| panic!("this test needs a device: {error}"));
+    let gpu = support::gpu();
     let heads = Heads::thd(37, 5, 64);
     let x: Vec<bf16> =
         (0..heads.span().expect("small")).map(|i| bf16::from_f32((i % 251) as f32 / 64.0 - 2.0)).collect();

@@ -1,11 +1,11 @@
-//! The fused softmax, the bias alone and the gradients of T5's table, on the shapes of real models.
+//! The fused softmax and its gradient, prefill and decode, on the shapes of real models.
 
 use anyhow::Result;
 use cudarc::driver::CudaSlice;
 use half::bf16;
 use posenc::{
-    Alibi, Bias, BiasPlan, DistanceGrad, DistanceGradPlan, Gpu, Inputs, Logits, LogitsOperand, Places, Scalar, Slopes,
-    Softmax, SoftmaxInputs, SoftmaxPlan, T5Bias, Toeplitz,
+    Alibi, Bias, BiasPlan, Gpu, GradOutputs, Inputs, Logits, LogitsOperand, Places, Scalar, Slopes, Softmax,
+    SoftmaxInputs, SoftmaxPlan, T5Bias, Toeplitz,
 };
 
 use crate::support::{Case, Operation, compare, values};
@@ -15,8 +15,7 @@ use crate::support::{Case, Operation, compare, values};
 enum Form {
     Softmax,
     CausalSoftmax,
-    Add,
-    TableGrad,
+    SoftmaxGrad,
 }
 
 /// A model's heads and its bias.
@@ -35,38 +34,56 @@ pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for model in [BLOOM, T5] {
         for (queries, keys) in [(512, 512), (2048, 2048), (8192, 8192), (1, 8192), (1, 131_072), (32, 32)] {
-            cases.push(case::<bf16>(model, queries, keys, Form::Softmax));
-            cases.push(case::<bf16>(model, queries, keys, Form::CausalSoftmax));
+            cases.push(case::<bf16>(model, 1, queries, keys, Form::Softmax));
+            cases.push(case::<bf16>(model, 1, queries, keys, Form::CausalSoftmax));
         }
-        cases.push(case::<f32>(model, 2048, 2048, Form::Softmax));
-        cases.push(case::<bf16>(model, 2048, 2048, Form::Add));
+        for (queries, keys) in [(32, 32), (512, 512), (2048, 2048), (8192, 8192)] {
+            cases.push(case::<bf16>(model, 1, queries, keys, Form::SoftmaxGrad));
+        }
+        cases.push(case::<bf16>(model, 64, 1, 2048, Form::Softmax));
+        cases.push(case::<f32>(model, 1, 2048, 2048, Form::Softmax));
     }
-    for keys in [128, 512, 2048, 8192] {
-        cases.push(case::<bf16>(T5, keys, keys, Form::TableGrad));
+    // Rows of 1k to 32k keys, as many as fill a device.
+    for keys in [1024, 4096, 16384, 32768] {
+        cases.push(case::<bf16>(BLOOM, 1, (1 << 22) / keys, keys, Form::Softmax));
     }
-    // Cost against keys: few heads, so that the emulator reaches long rows.
-    let few = Model { name: "keys", heads: 4, t5: None };
-    for keys in (10..=17).map(|n| 1 << n) {
-        let mut keys_case = case::<bf16>(few, 4, keys, Form::Softmax);
-        keys_case.name = format!("Softmax/keys/bf16/{keys}");
-        cases.push(keys_case);
+    // Cost against keys, queries and heads: small otherwise, so that the emulator reaches far.
+    let few = |heads| Model { name: "few", heads, t5: None };
+    for form in [Form::Softmax, Form::SoftmaxGrad] {
+        for keys in (10..=17).map(|n| 1 << n) {
+            let name = format!("{form:?}/keys/bf16/{keys}");
+            cases.push(Case { name, ..case::<bf16>(few(4), 1, 4, keys, form) });
+        }
+        for queries in (0..=16).step_by(2).map(|n| 1 << n) {
+            let name = format!("{form:?}/scale/bf16/{queries}");
+            cases.push(Case { name, ..case::<bf16>(few(1), 1, queries, 64, form) });
+        }
+        for heads in (0..=7).map(|n| 1 << n) {
+            let name = format!("{form:?}/heads/bf16/{heads}");
+            cases.push(Case { name, ..case::<bf16>(few(heads), 1, 16, 256, form) });
+        }
     }
     cases
 }
 
-fn case<T: Scalar>(model: Model, queries: usize, keys: usize, form: Form) -> Case {
-    let shape = Logits::bhqk(1, model.heads, queries, keys);
-    let elements = (model.heads * queries * keys) as u64;
-    // A causal softmax reads the keys up to each query's own; it writes zeros for the others.
-    let seen = (1..=queries).map(|query| keys - queries + query).sum::<usize>();
-    let read = if form == Form::CausalSoftmax { (model.heads * seen) as u64 } else { elements };
-    let written = if form == Form::TableGrad { 0 } else { elements };
-    let bytes = (read + written) * size_of::<T>() as u64;
-    let name = format!("{form:?}/{}/{}/{queries}x{keys}", model.name, T::NAME);
+fn case<T: Scalar>(model: Model, batch: usize, queries: usize, keys: usize, form: Form) -> Case {
+    let shape = Logits::bhqk(batch, model.heads, queries, keys);
+    let elements = (batch * model.heads * queries * keys) as u64;
+    let element = size_of::<T>() as u64;
+    let read = match form {
+        Form::Softmax => elements,
+        // The keys up to each query's own; for the others zeros are written.
+        Form::CausalSoftmax => {
+            (batch * model.heads * (1..=queries).map(|query| keys - queries + query).sum::<usize>()) as u64
+        }
+        Form::SoftmaxGrad => 2 * elements,
+    };
+    let of = if batch == 1 { String::new() } else { format!("{batch}x") };
+    let name = format!("{form:?}/{}/{}/{of}{queries}x{keys}", model.name, T::NAME);
     let make = move |gpu: &Gpu, sets: usize| -> Result<Box<dyn Operation>> {
         Ok(Box::new(Call::<T>::new(gpu, model, shape, form, sets)?))
     };
-    Case { name, elements, bytes, make: Box::new(make) }
+    Case { name, elements, read: read * element, written: elements * element, make: Box::new(make) }
 }
 
 struct Call<T> {
@@ -75,12 +92,12 @@ struct Call<T> {
     shape: Logits,
     slopes: Slopes,
     row: Option<Toeplitz>,
-    t5: Option<T5Bias>,
     bias: BiasPlan<T>,
     softmax: SoftmaxPlan<T>,
-    grad: Option<DistanceGradPlan<T>>,
+    /// logits; or the gradient of probabilities
     sets: Vec<CudaSlice<T>>,
-    table: CudaSlice<f32>,
+    /// of the gradient: probabilities, and the gradient of logits
+    grad: Vec<[CudaSlice<T>; 2]>,
 }
 
 impl<T: Scalar> Call<T> {
@@ -96,75 +113,68 @@ impl<T: Scalar> Call<T> {
             Some(row) => BiasPlan::new(gpu, Bias::Toeplitz(row))?,
             None => BiasPlan::new(gpu, Bias::Slopes(&slopes))?,
         };
-        let softmax = if form == Form::CausalSoftmax { Softmax::causal(0.125) } else { Softmax::new(0.125) };
-        let grad = match (form, model.t5) {
-            (Form::TableGrad, Some(spec)) => Some(DistanceGradPlan::t5(gpu, spec, heads, &shape)?),
-            _ => None,
-        };
+        let spec = if form == Form::CausalSoftmax { Softmax::causal(0.125) } else { Softmax::new(0.125) };
+        let softmax = SoftmaxPlan::new(gpu, &spec)?;
         let len = shape.elements()?;
         let fill = |set: usize| stream.clone_htod(&values::<T>(set as u64, len));
-        Ok(Self {
-            gpu: gpu.clone(),
-            form,
-            shape,
-            slopes,
-            row,
-            t5: model.t5,
-            bias,
-            softmax: SoftmaxPlan::new(gpu, &softmax)?,
-            table: stream.clone_htod(&vec![0.0f32; grad.as_ref().map_or(1, DistanceGradPlan::len)])?,
-            grad,
-            sets: (0..sets).map(fill).collect::<Result<Vec<_>, _>>()?,
-        })
+        let mut grad = Vec::new();
+        if form == Form::SoftmaxGrad {
+            for set in 0..sets {
+                let mut p = fill(sets + set)?;
+                let inputs = SoftmaxInputs::new(&bias, Places::last());
+                softmax.apply(LogitsOperand::InPlace(&mut p, shape), &inputs, None)?;
+                grad.push([p, stream.alloc_zeros(len)?]);
+            }
+        }
+        let sets = (0..sets).map(fill).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { gpu: gpu.clone(), form, shape, slopes, row, bias, softmax, sets, grad })
     }
 }
 
 impl<T: Scalar> Operation for Call<T> {
     fn call(&mut self, set: usize) -> posenc::Result<()> {
-        let x = &mut self.sets[set];
-        match (self.form, &self.grad) {
-            (Form::Softmax | Form::CausalSoftmax, _) => {
-                let inputs = SoftmaxInputs::new(&self.bias, Places::last());
-                self.softmax.apply(LogitsOperand::InPlace(x, self.shape), &inputs, None)
+        let (x, shape) = (&mut self.sets[set], self.shape);
+        let inputs = SoftmaxInputs::new(&self.bias, Places::last());
+        match self.grad.get_mut(set) {
+            None => self.softmax.apply(LogitsOperand::InPlace(x, shape), &inputs, None),
+            Some([p, out]) => {
+                let grad = LogitsOperand::Copy(x, shape, out, shape);
+                self.softmax.grad((p, shape), grad, &inputs, GradOutputs::default())
             }
-            (_, Some(grad)) => grad.apply((x, self.shape), &Places::last(), None, 1.0, &mut self.table),
-            (_, None) => self.bias.add(x, &self.shape, &Places::last()),
         }
     }
 
-    /// The first and the last row, or the whole table.
+    /// The first row and the last one of every head of the last sequence.
     fn verify(&mut self) -> Result<()> {
         let stream = self.gpu.stream().clone();
         let before = stream.clone_dtoh(&self.sets[0])?;
         self.call(0)?;
+        let after = stream.clone_dtoh(self.grad.first().map_or(&self.sets[0], |[_, out]| out))?;
+        let p = self.grad.first().map(|[p, _]| stream.clone_dtoh(p)).transpose()?;
         let (heads, queries, keys) = (self.shape.heads, self.shape.queries, self.shape.keys);
-        if let (Some(_), Some(spec)) = (&self.grad, self.t5) {
-            let sums = |x: &[T]| DistanceGrad::new(x, &self.shape, &Places::last(), spec.distances());
-            let want = spec.grad(&sums(&before)?)?;
-            let sizes: Vec<T> = before.iter().map(|x| T::from_f64(x.to_f64().abs())).collect();
-            let size = spec.grad(&sums(&sizes)?)?;
-            return compare(&stream.clone_dtoh(&self.table)?, &want, |i| DistanceGrad::error_bound(size[i]));
-        }
-        let after = stream.clone_dtoh(&self.sets[0])?;
         for query in [0, queries - 1] {
             // Row `query` of every head, as one call at that query's position.
-            let one = Logits { queries: 1, ..self.shape }.at(query * keys);
             let places = Places::from((keys - queries + query) as i64, 0);
             let bias = self.row.as_ref().map_or(Bias::Slopes(&self.slopes), Bias::Toeplitz);
             let own = |x: &[T]| -> Vec<T> {
-                (0..heads).flat_map(|head| x[one.index(0, head, 0, 0)..][..keys].to_vec()).collect()
+                let at = |head| self.shape.index(self.shape.batch - 1, head, query, 0);
+                (0..heads).flat_map(|head| x[at(head)..][..keys].to_vec()).collect()
             };
             let (before, after, rows) = (own(&before), own(&after), Logits::bhqk(1, heads, 1, keys));
-            if self.form == Form::Add {
-                let mut want = before;
-                bias.add(&mut want, &rows, &places)?;
-                let want: Vec<f64> = want.iter().map(|x| x.to_f64()).collect();
-                // Both are rounded from sums that differ by the bias's own error.
-                compare(&after, &want, |i| 2.0 * T::ROUNDOFF * want[i].abs() + 1e-5)?;
-            } else {
-                let inputs = Inputs { bias, ..Inputs::at(places) };
-                let expected = self.softmax.softmax().expect(&before, &rows, &inputs)?;
-                compare(&after, &expected.want, |i| expected.bound[i])?;
+            let inputs = Inputs { bias, ..Inputs::at(places) };
+            match &p {
+                None => {
+                    let expected = self.softmax.softmax().expect(&before, &rows, &inputs)?;
+                    compare(&after, &expected.want, |i| expected.bound[i])?;
+                }
+                Some(p) => {
+                    let p = own(p);
+                    let expected = self.softmax.softmax().expect_grad(&p, &before, &p, &rows, &inputs)?;
+                    compare(&after, &expected.logits, |i| expected.logits_bound[i])?;
+                }
+            }
+            if self.form == Form::CausalSoftmax && query + 1 < queries {
+                anyhow::ensure!(after[keys - 1].to_f64() == 0.0, "a key of the future has a probability");
             }
         }
         Ok(())

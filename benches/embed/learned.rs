@@ -17,6 +17,10 @@ pub fn cases() -> Vec<Case> {
     for (batch, tokens) in [(1, 128), (32, 512), (256, 512)] {
         cases.push(case::<bf16>("bert-base", batch, tokens, 768, true));
     }
+    for tokens in (0..=20).step_by(2).map(|n| 1 << n) {
+        cases
+            .push(Case { name: format!("learned/scale/bf16/{tokens}"), ..case::<bf16>("scale", 1, tokens, 32, false) });
+    }
     cases
 }
 
@@ -25,7 +29,8 @@ const VOCABULARY: usize = 4096;
 fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, types: bool) -> Case {
     let elements = (batch * tokens * dim) as u64;
     // Rows of positions and types are few and come from a cache; rows of tokens are read and the sum is written.
-    let bytes = 2 * elements * size_of::<T>() as u64 + (batch * tokens * if types { 8 } else { 4 }) as u64;
+    let written = elements * size_of::<T>() as u64;
+    let read = written + (batch * tokens * if types { 8 } else { 4 }) as u64;
     let name = format!("learned/{model}/{}/{batch}x{tokens}x{dim}", T::NAME);
     let make = move |gpu: &Gpu, sets: usize| -> Result<Box<dyn Operation>> {
         let stream = gpu.stream();
@@ -47,7 +52,7 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, types: 
             out: (0..sets).map(|_| stream.alloc_zeros(n * dim)).collect::<Result<Vec<_>, _>>()?,
         }))
     };
-    Case { name, elements, bytes, make: Box::new(make) }
+    Case { name, elements, read, written, make: Box::new(make) }
 }
 
 struct Gather<T> {

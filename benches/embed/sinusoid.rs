@@ -26,14 +26,19 @@ pub fn cases() -> Vec<Case> {
         cases.push(case::<bf16>("wide", 4, 8192, 4096, form));
         cases.push(case::<f32>("transformer-base", 1, 64, 512, form));
         cases.push(case::<f32>("transformer-big", 64, 512, 1024, form));
+        // Cost against tokens: few channels, so that the emulator reaches many.
+        for tokens in (0..=20).step_by(2).map(|n| 1 << n) {
+            let name = format!("sinusoid/scale/bf16/{form:?}/{tokens}");
+            cases.push(Case { name, ..case::<bf16>("scale", 1, tokens, 32, form) });
+        }
     }
     cases
 }
 
 fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, form: Form) -> Case {
     let elements = (batch * tokens * dim) as u64;
-    let passes = if form == Form::Add { 2 } else { 1 };
-    let bytes = passes * elements * size_of::<T>() as u64;
+    let written = elements * size_of::<T>() as u64;
+    let read = if form == Form::Add { written } else { 0 };
     let name = format!("sinusoid/{model}/{}/{form:?}/{batch}x{tokens}x{dim}", T::NAME);
     let make = move |gpu: &Gpu, sets: usize| -> Result<Box<dyn Operation>> {
         let shape = Tokens::new(batch, tokens, dim);
@@ -44,7 +49,7 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, form: F
             (0..sets).map(|set| Ok(stream.clone_htod(&values::<T>(set as u64, n))?)).collect::<Result<Vec<_>>>()?;
         Ok(Box::new(Added { plan: SinusoidPlan::new(gpu, &spec)?, gpu: gpu.clone(), shape, form, sets }))
     };
-    Case { name, elements, bytes, make: Box::new(make) }
+    Case { name, elements, read, written, make: Box::new(make) }
 }
 
 struct Added<T> {

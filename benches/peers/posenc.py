@@ -1,141 +1,122 @@
-"""posenc.h through ctypes: structs, and calls that raise the library's own sentence."""
+"""posenc.h through ctypes: constants, structs and functions are read from the header itself, so that nothing here can
+drift from it. A function that fails raises the library's own sentence.
+
+    c = Library("libposenc_c.so", "posenc.h")
+    gpu = c.gpu_new(0, stream, 0)
+    rope = c.rope_new(gpu, c.RopeSpec(rotary=128, base=1e4, attention_factor=1.0, pairing_out=c.SAME), c.BF16)
+    c.rope_rotate(rope, c.RopeCall(q=..., k=..., positions=...))
+
+Names lose their `posenc_`, `Posenc` or `POSENC_`. Constructors return their handle; specs and calls know their version and
+size.
+"""
 
 import ctypes
-from ctypes import POINTER, byref, c_char_p, c_double, c_uint32, c_uint64, c_void_p, sizeof
+import re
+from pathlib import Path
 
-F32, F16, BF16 = 0, 1, 2
-I32, I64, U32 = 0, 1, 2
-HALF, INTERLEAVED, SAME = 0, 1, 2
-IDS, STARTS, PACKED = 0, 1, 2
-
-
-class RopeSpec(ctypes.Structure):
-    _fields_ = [
-        ("version", c_uint32),
-        ("size", c_uint32),
-        ("rotary", c_uint64),
-        ("offset", c_uint64),
-        ("base", c_double),
-        ("attention_factor", c_double),
-        ("pairing", c_uint32),
-        ("pairing_out", c_uint32),
-        ("angles", c_uint32),
-        ("scaling", c_uint32),
-        ("factor", c_double),
-        ("low", c_double),
-        ("high", c_double),
-        ("original_context", c_double),
-        ("divisors", c_void_p),
-        ("divisor_count", c_uint64),
-        ("axes", c_uint32),
-        ("axis_count", c_uint32),
-        ("axis_sizes", c_uint32 * 4),
-    ]
-
-
-class Heads(ctypes.Structure):
-    _fields_ = [
-        ("data", c_uint64),
-        ("len", c_uint64),
-        ("heads", c_uint64),
-        ("offset", c_uint64),
-        ("strides", c_uint64 * 3),
-    ]
-
-
-class Positions(ctypes.Structure):
-    _fields_ = [
-        ("kind", c_uint32),
-        ("element", c_uint32),
-        ("ids", c_uint64),
-        ("ids_len", c_uint64),
-        ("axis_stride", c_uint64),
-        ("shared", c_uint32),
-        ("reserved", c_uint32),
-        ("indptr", c_uint64),
-        ("sequences", c_uint64),
-    ]
-
-
-class RopeCall(ctypes.Structure):
-    _fields_ = [
-        ("version", c_uint32),
-        ("size", c_uint32),
-        ("batch", c_uint64),
-        ("tokens", c_uint64),
-        ("dim", c_uint64),
-        ("q", Heads),
-        ("q_out", Heads),
-        ("k", Heads),
-        ("k_out", Heads),
-        ("packed", c_uint32),
-        ("inverse", c_uint32),
-        ("positions", Positions),
-        ("by_table", c_uint32),
-        ("reserved", c_uint32),
-        ("cos", c_uint64),
-        ("cos_len", c_uint64),
-        ("sin", c_uint64),
-        ("sin_len", c_uint64),
-        ("table_rows", c_uint64),
-        ("table_stride", c_uint64),
-        ("table_type", c_uint32),
-        ("beyond", c_uint32),
-        ("beyond_flag", c_uint64),
-    ]
+NUMBERS = {
+    "int32_t": ctypes.c_int32,
+    "uint32_t": ctypes.c_uint32,
+    "int64_t": ctypes.c_int64,
+    "uint64_t": ctypes.c_uint64,
+    "float": ctypes.c_float,
+    "double": ctypes.c_double,
+    "PosencStatus": ctypes.c_int32,
+}
 
 
 class PosencError(RuntimeError):
     """The library's sentence."""
 
 
+class Struct(ctypes.Structure):
+    """A struct of the header; fields by name, all others 0."""
+
+    def __init__(self, **fields):
+        if self._fields_[0][0] == "version":
+            fields = {"version": self.abi, "size": ctypes.sizeof(type(self)), **fields}
+        arrays = {name: value for name, value in fields.items() if isinstance(value, (list, tuple))}
+        super().__init__(**{name: value for name, value in fields.items() if name not in arrays})
+        for name, value in arrays.items():
+            getattr(self, name)[:] = value
+
+
 class Library:
-    def __init__(self, path):
-        self.c = ctypes.CDLL(str(path))
-        self.c.posenc_last_error.restype = c_char_p
-        self.c.posenc_gpu_new.argtypes = [c_uint32, c_void_p, c_uint32, POINTER(c_void_p)]
-        self.c.posenc_rope_new.argtypes = [c_void_p, POINTER(RopeSpec), c_uint32, POINTER(c_void_p)]
-        self.c.posenc_rope_rotate.argtypes = [c_void_p, POINTER(RopeCall)]
-        self.c.posenc_gpu_free.argtypes = [c_void_p]
-        self.c.posenc_rope_free.argtypes = [c_void_p]
+    def __init__(self, path, header=None):
+        path = Path(path).resolve()
+        header = Path(header) if header else path.with_name("posenc.h")
+        text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.S)
+        self._c = ctypes.CDLL(str(path))
+        self._c.posenc_last_error.restype = ctypes.c_char_p
+        self._structs = {}
+        for name, value in re.findall(r"^#define POSENC_(\w+) (\d+)$", text, flags=re.M):
+            setattr(self, name, int(value))
+        for name, body in re.findall(r"typedef struct (\w+) \{(.*?)\} \w+;", text, flags=re.S):
+            fields = [self._field(*field) for field in re.findall(r"([\w ]+[ *]+)(\w+)(?:\[(\d+)\])?;", body)]
+            self._structs[name] = type(name, (Struct,), {"_fields_": fields, "abi": self.ABI})
+            setattr(self, name.removeprefix("Posenc"), self._structs[name])
+        self.functions = []
+        for result, name, arguments in re.findall(r"^(\w+) posenc_(\w+)\((.*?)\);", text, flags=re.S | re.M):
+            function = getattr(self._c, "posenc_" + name)
+            kinds = [re.fullmatch(r"\s*([\w ]+[ *]+)\w+\s*", part)[1] for part in arguments.split(",") if part != "void"]
+            function.restype = NUMBERS[result]
+            function.argtypes = [self._argument(kind) for kind in kinds]
+            self.functions.append(name)
+            if result == "PosencStatus":
+                # What a function gives is behind its last pointer: a handle, a number, a buffer.
+                gives = kinds[-1].strip() if kinds[-1].strip() in ("uint64_t *", "struct PosencBuffer *") else None
+                gives = "handle" if kinds[-1].count("*") == 2 else gives
+                setattr(self, name, self._checked(function, gives))
+            else:
+                setattr(self, name, function)
 
-    def check(self, status):
-        if status:
-            raise PosencError(self.c.posenc_last_error().decode())
+    def _type(self, kind):
+        words = kind.replace("const", "").replace("struct", "").replace("*", "").split()
+        return NUMBERS.get(words[0]) or self._structs.get(words[0]) or ctypes.c_void_p
 
-    def version(self):
-        n = self.c.posenc_version()
+    def _field(self, kind, name, count):
+        own = ctypes.c_void_p if "*" in kind else self._type(kind)
+        return name, own * int(count) if count else own
+
+    def _argument(self, kind):
+        if kind.count("*") == 2:
+            return ctypes.POINTER(ctypes.c_void_p)
+        if "*" not in kind:
+            return self._type(kind)
+        if "char" in kind:
+            return ctypes.c_char_p
+        own = self._type(kind)
+        return own if own is ctypes.c_void_p else ctypes.POINTER(own)
+
+    def _checked(self, function, gives):
+        def call(*arguments):
+            out = []
+            if gives:
+                out = [ctypes.c_void_p() if gives == "handle" else function.argtypes[-1]._type_()]
+            arguments = [ctypes.byref(a) if isinstance(a, Struct) else a for a in arguments]
+            if function(*arguments, *map(ctypes.byref, out)):
+                raise PosencError(self._c.posenc_last_error().decode())
+            if gives:
+                return out[0].value if hasattr(out[0], "value") else out[0]
+
+        return call
+
+    def release(self):
+        n = self.version()
         return f"{n // 10000}.{n // 100 % 100}.{n % 100}"
 
-    def gpu(self, ordinal, stream, overlap=False):
-        out = c_void_p()
-        self.check(self.c.posenc_gpu_new(ordinal, stream, int(overlap), byref(out)))
-        return out
+    # Shapes of contiguous tensors.
 
-    def rope(self, gpu, element, rotary, base, pairing=HALF, offset=0):
-        spec = RopeSpec(version=1, size=sizeof(RopeSpec), rotary=rotary, offset=offset, base=base)
-        spec.attention_factor = 1.0
-        spec.pairing, spec.pairing_out = pairing, SAME
-        out = c_void_p()
-        self.check(self.c.posenc_rope_new(gpu, byref(spec), element, byref(out)))
-        return out
+    def heads(self, tokens, heads, dim, batch=1):
+        """[batch, tokens, heads, dim]"""
+        strides = [tokens * heads * dim, heads * dim, dim]
+        return self.Heads(batch=batch, tokens=tokens, heads=heads, dim=dim, strides=strides)
 
-    def rotate(self, rope, call):
-        self.check(self.c.posenc_rope_rotate(rope, byref(call)))
+    def tokens(self, batch, tokens, dim):
+        """[batch, tokens, dim]"""
+        return self.Tokens(batch=batch, tokens=tokens, dim=dim, strides=[tokens * dim, dim])
 
-
-def heads(address, tokens, count, dim):
-    """[tokens, heads, dim], contiguous."""
-    h = Heads(data=address, len=tokens * count * dim, heads=count)
-    h.strides[:] = [tokens * count * dim, count * dim, dim]
-    return h
-
-
-def call(tokens, dim, q, k, ids, ids_len, id_type, q_out=None, k_out=None):
-    """Queries and keys, in place unless outputs are given, with an id for each token."""
-    c = RopeCall(version=1, size=sizeof(RopeCall), batch=1, tokens=tokens, dim=dim)
-    c.q, c.k = q, k
-    if q_out is not None:
-        c.q_out, c.k_out = q_out, k_out
-    c.positions = Positions(kind=IDS, element=id_type, ids=ids, ids_len=ids_len)
-    return c
+    def logits(self, batch, heads, queries, keys):
+        """[batch, heads, queries, keys]"""
+        strides = [heads * queries * keys, queries * keys, keys]
+        return self.Logits(batch=batch, heads=heads, queries=queries, keys=keys, strides=strides)

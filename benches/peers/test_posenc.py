@@ -1,6 +1,6 @@
 """posenc.py against the library, on any driver: the driver's functions come from libcuda.so.1 itself. No PyTorch.
 
-usage: test_posenc.py LIBRARY
+usage: test_posenc.py LIBRARY HEADER
 """
 
 import ctypes
@@ -43,16 +43,21 @@ class Driver:
         return list(struct.unpack(f"{n}f", data.raw))
 
 
+def floats(x):
+    return struct.pack(f"{len(x)}f", *x)
+
+
 def values(n):
-    return [(-1.0) ** (i % 3) * (0.5 + (i * 37 % 101) / 64) for i in range(n)]
+    """What f32 holds of them."""
+    return list(struct.unpack(f"{n}f", floats([(-1.0) ** (i % 3) * (0.5 + (i * 37 % 101) / 64) for i in range(n)])))
 
 
-def rotated(x, heads, pairing):
+def rotated(x, heads, interleaved):
     y = list(x)
     for t, position in enumerate(POSITIONS):
         for h in range(heads):
             for i in range(DIM // 2):
-                a, b = (i, i + DIM // 2) if pairing == posenc.HALF else (2 * i, 2 * i + 1)
+                a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + DIM // 2)
                 a, b = ((t * heads + h) * DIM + c for c in (a, b))
                 angle = position * BASE ** (-2 * i / DIM)
                 y[a] = x[a] * math.cos(angle) - x[b] * math.sin(angle)
@@ -65,35 +70,78 @@ def close(got, want):
     assert worst < 2e-6, worst
 
 
-def main(path):
-    driver = Driver()
-    library = posenc.Library(path)
-    gpu = library.gpu(0, driver.stream)
-    floats = lambda x: struct.pack(f"{len(x)}f", *x)
-    # What the library reads back must be what f32 holds.
-    q, k = (list(struct.unpack(f"{n}f", floats(values(n)))) for n in (TOKENS * Q_HEADS * DIM, TOKENS * K_HEADS * DIM))
-    for id_type, code in ((posenc.I32, "i"), (posenc.I64, "q")):
-        ids = driver.upload(struct.pack(f"{TOKENS}{code}", *POSITIONS))
-        for pairing in (posenc.HALF, posenc.INTERLEAVED):
-            rope = library.rope(gpu, posenc.F32, DIM, BASE, pairing)
-            q_x, k_x, q_y, k_y = (driver.upload(floats(x)) for x in (q, k, q, k))
-            shape = lambda address, count: posenc.heads(address, TOKENS, count, DIM)
-            operands = (shape(q_x, Q_HEADS), shape(k_x, K_HEADS))
-            outputs = (shape(q_y, Q_HEADS), shape(k_y, K_HEADS))
-            library.rotate(rope, posenc.call(TOKENS, DIM, *operands, ids, TOKENS, id_type, *outputs))
-            close(driver.read(q_y, len(q)), rotated(q, Q_HEADS, pairing))
-            close(driver.read(k_y, len(k)), rotated(k, K_HEADS, pairing))
-            assert driver.read(q_x, len(q)) == q
-            library.rotate(rope, posenc.call(TOKENS, DIM, *operands, ids, TOKENS, id_type))
-            close(driver.read(q_x, len(q)), rotated(q, Q_HEADS, pairing))
-            close(driver.read(k_x, len(k)), rotated(k, K_HEADS, pairing))
+def rotates(c, driver, gpu):
+    q, k = values(TOKENS * Q_HEADS * DIM), values(TOKENS * K_HEADS * DIM)
+    for id_type, code in ((c.I32, "i"), (c.I64, "q")):
+        ids = c.Ids(data=driver.upload(struct.pack(f"{TOKENS}{code}", *POSITIONS)), len=TOKENS, element=id_type)
+        for pairing in (c.HALF, c.INTERLEAVED):
+            spec = c.RopeSpec(rotary=DIM, base=BASE, attention_factor=1.0, pairing=pairing, pairing_out=c.SAME)
+            rope = c.rope_new(gpu, spec, c.F32)
+            buffer = lambda x: c.Buffer(data=driver.upload(floats(x)), len=len(x))
+            operands = [(buffer(x), buffer(x), c.heads(TOKENS, n, DIM)) for x, n in ((q, Q_HEADS), (k, K_HEADS))]
+            positions = c.Positions(kind=c.IDS, ids=ids)
+            call = c.RopeCall(positions=positions)
+            call.q, call.k = (c.Operand(x=x, heads=shape, out=y, out_heads=shape) for x, y, shape in operands)
+            c.rope_rotate(rope, call)
+            close(driver.read(operands[0][1].data, len(q)), rotated(q, Q_HEADS, pairing))
+            close(driver.read(operands[1][1].data, len(k)), rotated(k, K_HEADS, pairing))
+            assert driver.read(operands[0][0].data, len(q)) == q
+            call.q, call.k = (c.Operand(x=x, heads=shape) for x, _, shape in operands)
+            c.rope_rotate(rope, call)
+            close(driver.read(operands[0][0].data, len(q)), rotated(q, Q_HEADS, pairing))
+            c.rope_free(rope)
     try:
-        library.rope(gpu, posenc.F32, 7, BASE)
+        c.rope_new(gpu, c.RopeSpec(rotary=7, base=BASE, attention_factor=1.0, pairing_out=c.SAME), c.F32)
         raise AssertionError("7 rotated channels were taken")
     except posenc.PosencError as error:
         assert str(error) == "rotary is 7, it must be even and at least 2", error
+
+
+def adds_a_sinusoid(c, driver, gpu):
+    x = values(TOKENS * DIM)
+    spec = c.SinusoidSpec(dim=DIM, pairing=c.INTERLEAVED, max_period=BASE, scale=1.0)
+    sinusoid = c.sinusoid_new(gpu, spec, c.F32)
+    buffer = c.Buffer(data=driver.upload(floats(x)), len=len(x))
+    positions = c.Positions(kind=c.COUNTED)
+    c.sinusoid_add(sinusoid, c.SinusoidCall(x=buffer, tokens=c.tokens(1, TOKENS, DIM), positions=positions, scale=2.0))
+    wave = lambda t, i: (math.cos if i % 2 else math.sin)(t * BASE ** (-2 * (i // 2) / DIM))
+    close(driver.read(buffer.data, len(x)), [2 * x[i] + wave(i // DIM, i % DIM) for i in range(len(x))])
+    c.sinusoid_free(sinusoid)
+
+
+def softmaxes_with_alibi(c, driver, gpu):
+    heads, n = 2, 5
+    x = values(heads * n * n)
+    bias = c.bias_alibi_new(gpu, c.AlibiSpec(total_heads=heads, heads=heads, max_bias=8.0, scale=1.0), c.F32)
+    softmax = c.softmax_new(gpu, c.SoftmaxSpec(scale=0.5, has_right=1), c.F32)
+    buffer = c.Buffer(data=driver.upload(floats(x)), len=len(x))
+    places = c.Places(queries=c.Place(kind=c.PLACE_LAST))
+    inputs = c.SoftmaxInputs(bias=bias, places=places)
+    c.softmax_apply(softmax, c.SoftmaxCall(x=buffer, shape=c.logits(1, heads, n, n), inputs=inputs))
+    want = []
+    for row in range(heads * n):
+        slope, query = 2.0 ** (-4 * (row // n + 1)), row % n
+        z = [math.exp(0.5 * x[row * n + key] + slope * (key - query)) if key <= query else 0.0 for key in range(n)]
+        want += [each / sum(z) for each in z]
+    close(driver.read(buffer.data, len(x)), want)
+    # A plan that trains its slopes: their address is a buffer.
+    slopes = c.bias_numbers(bias, 0)
+    assert driver.read(slopes.data, slopes.len) == [2.0**-4, 2.0**-8]
+    c.softmax_free(softmax)
+    c.bias_free(bias)
+
+
+def main(library, header):
+    driver = Driver()
+    c = posenc.Library(library, header)
+    assert c.release().count(".") == 2 and len(c.functions) > 50, c.functions
+    gpu = c.gpu_new(0, driver.stream, 0)
+    rotates(c, driver, gpu)
+    adds_a_sinusoid(c, driver, gpu)
+    softmaxes_with_alibi(c, driver, gpu)
+    c.gpu_free(gpu)
     print("all is well")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-//! Benches of the rotate room: `cargo xtask bench rotate`.
+//! Benches of the rotate room: `cargo xtask bench --room rotate`.
 
 mod rope;
 #[path = "../support/mod.rs"]

@@ -4,9 +4,12 @@
 //! holds many calls, so that no launch is seen. *Hot*: every call works on the same buffers, which fit in half of the L2
 //! cache. *Cold*: the calls go round through sets of buffers that hold four times the L2 cache in all. Cases below 4 MiB
 //! are hot alone: what made their data a moment ago left it in the cache. In the same run stand the two floors: a device
-//! copy that moves the bytes which the case must move, and an empty kernel, both replayed from graphs likewise.
+//! copy that moves the bytes which the case must move (a memset of them, where a call reads next to nothing), and an empty
+//! kernel, both replayed from graphs likewise.
 //!
-//! **On the emulator** there is no time. Each case is checked, and its bytes, sectors and instructions are counted.
+//! **On the emulator** there is no time. Each case is checked, and its bytes, sectors and instructions are counted. With
+//! `POSENC_REHEARSE=1` the way of a GPU is taken for a few small cases, floors and all, to see that it works; no number comes
+//! out of it.
 #![allow(dead_code, reason = "tests/counts.rs uses the cases and their counts alone")]
 
 pub mod measure;
@@ -22,14 +25,23 @@ pub type Make = Box<dyn Fn(&Gpu, usize) -> Result<Box<dyn Operation>>>;
 
 /// One call of an operation on real shapes.
 pub struct Case {
-    /// such as `llama-3-8b/bf16/in place/8192`
+    /// such as `rope/llama-3-8b/bf16/InPlace/8192`: the last part is the size that a family grows in
     pub name: String,
-    /// elements that are written
+    /// elements that are worked on
     pub elements: u64,
-    /// the least bytes that a call must move: inputs read once, outputs written once
-    pub bytes: u64,
+    /// the least bytes that a call must read: each input once
+    pub read: u64,
+    /// the least bytes that a call must write: each output once
+    pub written: u64,
     /// makes that many sets of buffers
     pub make: Make,
+}
+
+impl Case {
+    /// The least bytes that a call must move.
+    pub fn bytes(&self) -> u64 {
+        self.read + self.written
+    }
 }
 
 /// Buffers and a plan.
@@ -41,8 +53,11 @@ pub trait Operation {
     fn verify(&mut self) -> Result<()>;
 }
 
-/// Elements up to which a case is run on the emulator: a few seconds.
-const MOST_ON_THE_EMULATOR: u64 = 1 << 21;
+/// Elements up to which a case is run on the emulator: ten seconds or so. `POSENC_MOST` says another number.
+const MOST_ON_THE_EMULATOR: u64 = 1 << 25;
+
+/// Cases that a rehearsal takes.
+const REHEARSED: usize = 3;
 
 /// The device, and which cases are wanted.
 pub struct Bench {
@@ -68,13 +83,21 @@ impl Bench {
         let wanted = |case: &Case| self.filter.as_ref().is_none_or(|part| case.name.contains(part.as_str()));
         let cases: Vec<Case> = cases.into_iter().filter(wanted).collect();
         ensure!(!cases.is_empty(), "no case of {} is named like {:?}", self.room, self.filter);
+        let most = match std::env::var("POSENC_MOST") {
+            Ok(text) => text.parse().with_context(|| format!("POSENC_MOST is {text}, it must be a number"))?,
+            Err(_) => MOST_ON_THE_EMULATOR,
+        };
         match &self.emulator {
             None => measure::run(self, &cases),
-            Some(emulator) => self.count(emulator, &cases),
+            Some(_) if std::env::var_os("POSENC_REHEARSE").is_some() => {
+                let small = cases.into_iter().filter(|case| case.elements <= most);
+                measure::run(self, &small.take(REHEARSED).collect::<Vec<_>>())
+            }
+            Some(emulator) => self.count(emulator, &cases, most),
         }
     }
 
-    fn count(&self, emulator: &Emulator, cases: &[Case]) -> Result<()> {
+    fn count(&self, emulator: &Emulator, cases: &[Case], most: u64) -> Result<()> {
         println!("{}: on the emulator: checked and counted, not timed", self.room);
         println!(
             "{:52} {:>14} {:>14} {:>14} {:>9}",
@@ -82,18 +105,27 @@ impl Bench {
         );
         let mut rows = Vec::new();
         for case in cases {
-            if case.elements > MOST_ON_THE_EMULATOR {
+            if case.elements > most {
                 println!("{:52} left to a GPU: {} elements", case.name, case.elements);
                 continue;
             }
             let count = count(&self.gpu, emulator, case)?;
             println!(
                 "{:52} {:14} {:14} {:14} {:9.3}",
-                case.name, case.bytes, count.bytes, count.sector_bytes, count.instructions_per_element
+                case.name,
+                case.bytes(),
+                count.bytes,
+                count.sector_bytes,
+                count.instructions_per_element
             );
             rows.push(format!(
                 "{}/{},{},{},{},{:.3}",
-                self.room, case.name, case.bytes, count.bytes, count.sector_bytes, count.instructions_per_element
+                self.room,
+                case.name,
+                case.bytes(),
+                count.bytes,
+                count.sector_bytes,
+                count.instructions_per_element
             ));
         }
         record::write(

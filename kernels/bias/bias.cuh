@@ -37,10 +37,8 @@ __device__ __forceinline__ float posenc_fire_input(const float* logs, int count,
     return logs[size < count ? size : count - 1] * factor;
 }
 
-// FIRE's network as straight lines between `count` breaks, ascending: `slopes` and `intercepts` hold count + 1 numbers of
-// one head.
-__device__ __forceinline__ float posenc_fire(const float* breaks, unsigned count, const float* slopes,
-                                             const float* intercepts, float x) {
+// The line of FIRE's network at `x`: lines meet at `count` breaks, ascending.
+__device__ __forceinline__ unsigned posenc_fire_line(const float* breaks, unsigned count, float x) {
     unsigned low = 0;
     unsigned high = count;
     while (low < high) {
@@ -51,5 +49,12 @@ __device__ __forceinline__ float posenc_fire(const float* breaks, unsigned count
             high = middle;
         }
     }
-    return slopes[low] * x + intercepts[low];
+    return low;
+}
+
+// FIRE's network as straight lines: `slopes` and `intercepts` hold the count + 1 numbers of one head.
+__device__ __forceinline__ float posenc_fire(const float* breaks, unsigned count, const float* slopes,
+                                             const float* intercepts, float x) {
+    unsigned line = posenc_fire_line(breaks, count, x);
+    return slopes[line] * x + intercepts[line];
 }

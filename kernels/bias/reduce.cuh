@@ -1,19 +1,16 @@
-// Sums and maxima of a row in one fixed order, whatever the number of threads and the row's length.
+// Sums and maxima of a row in one fixed order, whatever the number of threads and the row's length; and meetings of blocks.
 //
-// The keys of a chunk, 8192 of them from a multiple of 8192 on, are 1024 packs of eight. A pack is summed as a tree; pack
-// p belongs to lane p % 256, which adds its packs in their order; the lanes are added as a tree, 128 apart first. Keys that
-// are masked or not there add 0, so that a longer tensor, a causal mask or a window changes no bit. Chunks are put together
-// in their order.
+// The keys of a chunk, 8192 of them from a multiple of 8192 on, are 1024 packs of eight. A pack is summed as a tree, and
+// so are the packs, 512 apart first, neighbours last. Keys that are masked or not there add 0, so that a longer tensor, a
+// causal mask or a window changes no bit. Chunks are put together in their order.
 #pragma once
 #include "common/exp.cuh"
 
 constexpr int CHUNK = 8192;
-// Packs of a chunk that a thread takes, one after another. Loops over them are not unrolled: what lies between two of them
-// waits in shared memory, where a thread meets only what it wrote itself.
-constexpr int PACKS = 4;
+constexpr unsigned ALL_LANES = 0xffffffffu;
 
 __device__ __forceinline__ float sum_pack(const float (&x)[8]) {
-    return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
 }
 
 __device__ __forceinline__ float max_pack(const float (&x)[8]) {
@@ -22,114 +19,9 @@ __device__ __forceinline__ float max_pack(const float (&x)[8]) {
 
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
-    for (int apart = 16; apart; apart /= 2) x += __shfl_xor_sync(0xffffffffu, x, apart);
+    for (int apart = 16; apart; apart /= 2) x += __shfl_xor_sync(ALL_LANES, x, apart);
     return x;
 }
-
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-    for (int apart = 16; apart; apart /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, apart));
-    return x;
-}
-
-// The packs' sums of one thread, added one by one in their order.
-template <int GROUP> struct LaneSum;
-
-// THREADS threads work on a row: a warp, for rows of up to 1024 keys, or a block of 256.
-// All threads of the group call these and get the result.
-template <int THREADS> struct Group;
-
-template <> struct LaneSum<32> {
-    // Packs 32 apart belong to different lanes of the tree: 64 apart are added first.
-    float even = 0.0f, odd = 0.0f;
-
-    __device__ void add(int pack, float x) {
-        if (pack % 2) {
-            odd += x;
-        } else {
-            even += x;
-        }
-    }
-};
-
-template <> struct LaneSum<256> {
-    float total = 0.0f;
-
-    __device__ void add(int, float x) { total += x; }
-};
-
-template <> struct Group<32> {
-    static constexpr int SIZE = 32;
-
-    __device__ static unsigned lane() { return threadIdx.x % 32; }
-    __device__ static unsigned number() { return threadIdx.x / 32; }
-    __device__ float max(float x) { return warp_max(x); }
-    __device__ float sum(const LaneSum<32>& x) { return warp_sum(x.even + x.odd); }
-};
-
-struct BlockSpace {
-    float max[8];
-    float sum[256];
-};
-
-template <> struct Group<256> {
-    static constexpr int SIZE = 256;
-    BlockSpace& space;
-
-    __device__ static unsigned lane() { return threadIdx.x; }
-    __device__ static unsigned number() { return 0; }
-
-    __device__ float max(float x) {
-        x = warp_max(x);
-        if (threadIdx.x % 32 == 0) space.max[threadIdx.x / 32] = x;
-        __syncthreads();
-        return max_pack(space.max);
-    }
-
-    // A call of `max` or a barrier must lie between two calls: the space is used again.
-    __device__ float sum(const LaneSum<256>& x) {
-        space.sum[threadIdx.x] = x.total;
-        __syncthreads();
-        const float* own = space.sum + threadIdx.x % 32;
-        float warp[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) warp[i] = own[32 * i];
-        return warp_sum(((warp[0] + warp[4]) + (warp[2] + warp[6])) + ((warp[1] + warp[5]) + (warp[3] + warp[7])));
-    }
-};
-
-// Eight floats for each pack of each thread, in two halves of 16 bytes so that a warp's accesses meet no bank twice.
-template <int THREADS> struct Stage {
-    float4* at;
-
-    __device__ float4* slot(int pack) const { return at + pack * 2 * THREADS + Group<THREADS>::lane(); }
-
-    __device__ void put(int pack, const float (&x)[8]) const {
-        float4* to = slot(pack);
-        to[0] = make_float4(x[0], x[1], x[2], x[3]);
-        to[THREADS] = make_float4(x[4], x[5], x[6], x[7]);
-    }
-
-    __device__ void get(int pack, float (&x)[8]) const {
-        const float4* from = slot(pack);
-        float4 a = from[0], b = from[THREADS];
-        x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
-        x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
-    }
-};
-
-// A sum with compensation: within 2^-23 of the sum of the sizes of its terms, however many they are.
-struct Sum {
-    float total = 0.0f;
-    float rest = 0.0f;
-
-    __device__ void add(float x) {
-        float y = x - rest;
-        float next = total + y;
-        rest = (next - total) - y;
-        total = next;
-    }
-};
 
 // A part of a row: its largest logit, and the sum of exp(logit - largest).
 struct Part {
@@ -145,5 +37,136 @@ struct Part {
             // Also where next holds NaN, which comes out in the sum.
             sum = sum + next.sum * exp_below_zero(next.max - max);
         }
+    }
+};
+
+struct BlockSpace {
+    float max[8];
+    float sum[256];
+    float2 row;
+};
+
+// The threads of one row: 1 to 32 lanes of a warp, or a block of 64 to 256. A power of two. All threads of a block, those
+// without a row too, call `max` and `sum` together, and all get their row's result.
+//
+// A thread holds up to four packs of a chunk, `lanes` packs apart, and adds the first to the third, the second to the
+// fourth, and both: the upper branches of the tree.
+struct Team {
+    unsigned lanes, lane;
+    BlockSpace& space;
+
+    __device__ Team(unsigned lanes_log, BlockSpace& space)
+        : lanes(1u << lanes_log), lane(threadIdx.x & ((1u << lanes_log) - 1)), space(space) {
+        // Warps that are not there.
+        if (lanes > 32) {
+            for (unsigned i = lane + lanes; i < 256; i += lanes) space.sum[i] = 0.0f;
+            if (lane >= lanes / 32 && lane < 8) space.max[lane] = -infinity();
+        }
+    }
+
+    __device__ float max(float x) const {
+#pragma unroll 1
+        for (unsigned apart = min(lanes, 32u) / 2; apart; apart /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, apart));
+        if (lanes > 32) {
+            if (lane % 32 == 0) space.max[lane / 32] = x;
+            __syncthreads();
+            x = max_pack(space.max);
+        }
+        return x;
+    }
+
+    // A call of `max` or a barrier must lie between two calls: the space is used again.
+    __device__ float sum(float x) const {
+        if (lanes > 32) {
+            space.sum[lane] = x;
+            __syncthreads();
+            const float* own = space.sum + lane % 32;
+            float warp[8];
+#pragma unroll
+            for (int i = 0; i < 8; ++i) warp[i] = own[32 * i];
+            x = sum_pack(warp);
+        }
+#pragma unroll 1
+        for (unsigned apart = min(lanes, 32u) / 2; apart; apart /= 2) x += __shfl_xor_sync(ALL_LANES, x, apart);
+        return x;
+    }
+};
+
+// The sums of a thread's packs, one after another.
+struct PackSum {
+    float even = 0.0f, odd = 0.0f;
+
+    __device__ void add(int pack, float x) {
+        if (pack % 2) {
+            odd += x;
+        } else {
+            even += x;
+        }
+    }
+
+    __device__ float total() const { return even + odd; }
+};
+
+// Which row a thread works on, and which of its chunks: all of them, or its block's part where `share` blocks share a row.
+struct Place {
+    unsigned row;
+    // false: a thread beyond the last row, which works on the last one and writes nothing
+    bool live;
+    int first, end;
+
+    __device__ Place(unsigned lanes_log, unsigned share, unsigned rows, unsigned chunks) : first(0), end(chunks) {
+        unsigned group = blockIdx.x;
+        if (share > 1) {
+            group = blockIdx.x / share;
+            unsigned each = (chunks + share - 1) / share;
+            first = min((blockIdx.x - group * share) * each, chunks);
+            end = min(first + each, chunks);
+        }
+        row = group * (blockDim.x >> lanes_log) + (threadIdx.x >> lanes_log);
+        live = row < rows;
+        if (!live) row = rows - 1;
+    }
+};
+
+// Waits until the `share` blocks that work on one row are here, in a launch that has all its blocks on the device at once.
+// Thread 0 alone waits, and sees what the others' thread 0 wrote before; a barrier must follow. The last one to go sets
+// the counter back to 0.
+__device__ inline void meet(unsigned* counter, unsigned share) {
+    __threadfence();
+    atomicAdd(counter, 1u);
+    while (true) {
+        unsigned here;
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(here) : "l"(__cvta_generic_to_global(counter)) : "memory");
+        if (here >= share) break;
+        __nanosleep(32);
+    }
+    if (atomicAdd(counter, 1u) == 2 * share - 1) atomicExch(counter, 0u);
+}
+
+// True in the threads of the last of `blocks` blocks that come here; what the others wrote before is then seen. It sets the
+// counter back to 0.
+__device__ inline bool last_of(unsigned* counter, unsigned blocks) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(counter, 1u) == blocks - 1;
+        if (last) atomicExch(counter, 0u);
+    }
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
+// A sum with compensation: within 2^-23 of the sum of the sizes of its terms, however many they are.
+struct Sum {
+    float total = 0.0f;
+    float rest = 0.0f;
+
+    __device__ void add(float x) {
+        float y = x - rest;
+        float next = total + y;
+        rest = (next - total) - y;
+        total = next;
     }
 };

@@ -13,8 +13,8 @@ struct Row {
     unsigned batch, head, query;
     // position of the query, and of key 0 where keys follow one another
     int at, key_start;
-    // keys of the sequence; 0 for a query beyond its sequence
-    int keys;
+    // the sequence's keys, from `first` to below `keys`; none for a query beyond its sequence
+    int first, keys;
     bool any;
     const int* key_positions;
     float gate;
@@ -38,15 +38,25 @@ struct Row {
         const int* key_lengths = static_cast<const int*>(args.key_lengths);
         const int* positions = static_cast<const int*>(args.query_positions);
         int queries = args.queries;
+        int own = static_cast<int>(query);
+        first = 0;
         keys = args.keys;
         // A length outside the tensor is the caller's error; the memory outside is left alone all the same.
-        if (query_lengths) queries = max(0, min(queries, query_lengths[batch]));
-        if (key_lengths) keys = max(0, min(keys, key_lengths[batch]));
-        at = args.last ? keys - queries + static_cast<int>(query) : args.query_start + static_cast<int>(query);
+        if (args.sequences) {
+            unsigned sequence = find_sequence(query_lengths, args.sequences, own);
+            own -= query_lengths[sequence];
+            queries = query_lengths[sequence + 1] - query_lengths[sequence];
+            first = max(0, min(keys, key_lengths[sequence]));
+            keys = max(first, min(keys, key_lengths[sequence + 1]));
+        } else {
+            if (query_lengths) queries = max(0, min(queries, query_lengths[batch]));
+            if (key_lengths) keys = max(0, min(keys, key_lengths[batch]));
+        }
+        at = args.last ? keys - first - queries + own : args.query_start + own;
         if (positions) at = positions[static_cast<long long>(batch) * args.queries + query];
-        any = static_cast<int>(query) < queries;
-        if (!any) keys = 0;
-        key_start = args.key_start;
+        any = own >= 0 && own < queries;
+        key_start = args.key_start - first;
+        if (!any) first = keys = 0;
         key_positions = static_cast<const int*>(args.key_positions);
         if (key_positions) key_positions += static_cast<long long>(batch) * args.keys;
         const float* gates = static_cast<const float*>(args.gates);
@@ -89,44 +99,81 @@ struct RowBias {
 
     // The bias of the `count` keys from `key` on, 1 to 8 of them; the others keep what they hold.
     __device__ void of(const BiasArgs& args, const Row& row, int key, int count, float (&bias)[KEYS]) const {
-        int distance[KEYS];
-        if (row.key_positions) {
-#pragma unroll
-            for (int i = 0; i < KEYS; ++i) distance[i] = i < count ? row.key_positions[key + i] - row.at : 0;
-        } else {
-#pragma unroll
-            for (int i = 0; i < KEYS; ++i) distance[i] = row.key_start + key + i - row.at;
-        }
-        if (kind == 1) {
-            int origin = args.key_only ? row.at : 0;
-#pragma unroll
-            for (int i = 0; i < KEYS; ++i) bias[i] = posenc_alibi(left, right, distance[i] + origin);
-        } else if (kind == 2) {
-            // Beyond the row's ends all keys have one value; a T5 bias is there for most of a long row.
-            int last = args.first + (args.count - 1);
-            bool far = !row.key_positions && (distance[0] >= last || distance[KEYS - 1] <= args.first);
-            if (far) {
-                float value = posenc_toeplitz(values, args.first, args.count, distance[0]);
-#pragma unroll
-                for (int i = 0; i < KEYS; ++i) bias[i] = value;
-            } else {
-#pragma unroll
-                for (int i = 0; i < KEYS; ++i) bias[i] = posenc_toeplitz(values, args.first, args.count, distance[i]);
-            }
-        } else if (kind == 3) {
-#pragma unroll
-            for (int i = 0; i < KEYS; ++i) {
-                float x = posenc_fire_input(values, args.count, factor, distance[i]);
-                bias[i] = posenc_fire(static_cast<const float*>(args.breaks), args.break_count, slopes, intercepts, x);
-            }
-        } else {
+        if (kind == 0) {
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) bias[i] = 0.0f;
+            return;
+        }
+        int origin = args.key_only ? 0 : row.at;
+        if (row.key_positions) {
+            int distance[KEYS];
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) distance[i] = i < count ? row.key_positions[key + i] - origin : 0;
+            each(args, distance, bias);
+        } else {
+            int from = row.key_start + key - origin;
+            if (!neighbours(args, from, bias)) {
+                int distance[KEYS];
+#pragma unroll
+                for (int i = 0; i < KEYS; ++i) distance[i] = from + i;
+                each(args, distance, bias);
+            }
         }
         if (args.gates) {
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) bias[i] *= row.gate;
         }
+    }
+
+private:
+    // Of keys at any distances.
+    __device__ void each(const BiasArgs& args, const int (&distance)[KEYS], float (&bias)[KEYS]) const {
+        if (kind == 1) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) bias[i] = posenc_alibi(left, right, distance[i]);
+        } else if (kind == 2) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) bias[i] = posenc_toeplitz(values, args.first, args.count, distance[i]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) {
+                float x = posenc_fire_input(values, args.count, factor, distance[i]);
+                bias[i] = posenc_fire(static_cast<const float*>(args.breaks), args.break_count, slopes, intercepts, x);
+            }
+        }
+    }
+
+    // The same numbers with less work, where eight distances from `from` on lie on one side of the query, or all inside a
+    // row of numbers or all outside. False: they do not.
+    __device__ bool neighbours(const BiasArgs& args, int from, float (&bias)[KEYS]) const {
+        if (kind == 1) {
+            // Below 2^24 a float plus one is the next integer.
+            bool before = from > -(1 << 24) && from < 1 - KEYS;
+            if (!before && (from <= 0 || from >= (1 << 24) - KEYS)) return false;
+            float slope = before ? left : -right;
+            float distance = static_cast<float>(from);
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) bias[i] = slope * (distance + static_cast<float>(i));
+            return true;
+        }
+        if (kind == 2) {
+            // No difference that is used leaves 32 bits.
+            int last = args.first + (args.count - 1);
+            if (from >= args.first && from <= last - (KEYS - 1)) {
+                const float* at = values + (from - args.first);
+#pragma unroll
+                for (int i = 0; i < KEYS; ++i) bias[i] = at[i];
+                return true;
+            }
+            // A T5 bias has one value for most of a long row.
+            if (from >= last || from <= args.first - (KEYS - 1)) {
+                float value = values[from >= last ? args.count - 1 : 0];
+#pragma unroll
+                for (int i = 0; i < KEYS; ++i) bias[i] = value;
+                return true;
+            }
+        }
+        return false;
     }
 };
 

@@ -6,29 +6,73 @@
 // sinks    f32 [heads]
 // lse      f32 [batch, heads, queries]
 //
-// `softmax_warp`: a warp a row of up to 1024 keys. `softmax_block`: 256 threads a row. A thread takes eight keys at a time;
-// logits, then their exponentials, wait in shared memory, 4 bytes a key. Bytes: each logit that is not masked is read once
-// and each probability written once, for rows whose chunks fit there (`held` chunks of 32 KiB: 6 on an H100, 49152 keys).
-// Longer rows are read twice, by one block, or, where rows are few, by a block for each chunk in two launches, `mode` 1 and
-// 2. All of them give the same bits: the order of every sum is that of reduce.cuh.
+// One kernel for rows of every length, a team of threads a row: 1 to 32 lanes of a warp, so that a warp has several short
+// rows; a block; or several blocks, each with some of the row's chunks of 8192 keys, which meet once (their launch is
+// cooperative). A thread takes eight keys at a time; logits, then their exponentials, wait in shared memory, 4 bytes a key.
+// Bytes: each logit that is not masked is read once and each probability written once, for rows whose chunks fit there
+// (`held` chunks of 32 KiB a block: 7 on an H100, 57344 keys). Longer rows are read twice, or shared by blocks where rows
+// are few. All of them give the same bits: the order of every sum is that of reduce.cuh.
 #include "bias/row.cuh"
 #include "bias/reduce.cuh"
 
 // From eight logits and their biases to what is exponentiated, the mask still missing: x becomes z.
 __device__ __forceinline__ void logits_of(const SoftmaxLaw& law, const float (&bias)[KEYS], float (&x)[KEYS]) {
     bool late = law.cap != 0.0f && law.order == 0;
+    if (law.order == 2) {
 #pragma unroll
-    for (int i = 0; i < KEYS; ++i) {
-        x[i] = law.order == 2 ? (x[i] + bias[i]) * law.scale : fmaf(x[i], law.scale, late ? 0.0f : bias[i]);
+        for (int i = 0; i < KEYS; ++i) x[i] = (x[i] + bias[i]) * law.scale;
+    } else if (late) {
+#pragma unroll
+        for (int i = 0; i < KEYS; ++i) x[i] *= law.scale;
+    } else {
+#pragma unroll
+        for (int i = 0; i < KEYS; ++i) x[i] = fmaf(x[i], law.scale, bias[i]);
     }
     if (law.cap != 0.0f) {
 #pragma unroll
-        for (int i = 0; i < KEYS; ++i) {
-            x[i] = law.cap * tanh_fixed(x[i] * law.inverse_cap);
-            if (late) x[i] += bias[i];
+        for (int i = 0; i < KEYS; ++i) x[i] = law.cap * tanh_fixed(x[i] * law.inverse_cap);
+        if (late) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) x[i] += bias[i];
         }
     }
 }
+
+// A thread's place for a pack: eight floats in two halves of 16 bytes, so that a warp's accesses meet no bank twice. A
+// thread meets only what it wrote itself.
+struct Stage {
+    float4* at;
+    unsigned lanes;
+
+    __device__ void next() { at += 2 * lanes; }
+
+    __device__ void put(const float (&x)[8]) const {
+        at[0] = make_float4(x[0], x[1], x[2], x[3]);
+        at[lanes] = make_float4(x[4], x[5], x[6], x[7]);
+    }
+
+    __device__ void get(float (&x)[8]) const {
+        float4 a = at[0], b = at[lanes];
+        x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
+        x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+    }
+
+    // Eight elements of global memory, as they lie there.
+    __device__ void fetch_raw(const T::Bits* from) const {
+#pragma unroll
+        for (int i = 0; i < KEYS / WIDE; ++i) fetch(reinterpret_cast<uint4*>(at + i * lanes), from + i * WIDE);
+    }
+
+    __device__ void get_raw(float (&x)[8]) const {
+#pragma unroll
+        for (int i = 0; i < KEYS / WIDE; ++i) {
+            float part[WIDE];
+            unpack(Pack<WIDE>{*reinterpret_cast<const uint4*>(at + i * lanes)}, part);
+#pragma unroll
+            for (int j = 0; j < WIDE; ++j) x[i * WIDE + j] = part[j];
+        }
+    }
+};
 
 struct Logits {
     Row row;
@@ -38,24 +82,38 @@ struct Logits {
     const T::Bits* mask;
     // keys that may be seen: all of these when keys follow one another, else only those inside the window
     int low, high;
+    // packs of eight that are read 16 bytes at a time: those from this key on, so many
+    int whole_first;
+    unsigned whole_count;
 
     __device__ Logits(const SoftmaxArgs& args, unsigned index) : row(args.bias, index), bias(args.bias, row) {
         x = static_cast<const T::Bits*>(args.x) + row.offset(args.x_strides);
         y = static_cast<T::Bits*>(args.y) + row.offset(args.y_strides);
         mask = static_cast<const T::Bits*>(args.mask);
         if (mask) mask += row.offset(args.mask_strides);
-        low = 0;
+        low = row.first;
         high = row.keys;
         if (!row.key_positions) {
             // The key at the query's own position; positions lie within 2^30, so that 64 bits hold every sum.
             long long own = static_cast<long long>(row.at) - row.key_start;
-            if (args.law.left != 0x7fffffff) low = static_cast<int>(max(0ll, min(own - args.law.left, static_cast<long long>(high))));
-            if (args.law.right != 0x7fffffff) high = static_cast<int>(max(0ll, min(own + args.law.right + 1, static_cast<long long>(high))));
+            if (args.law.left != 0x7fffffff) low = static_cast<int>(max(static_cast<long long>(low), min(own - args.law.left, static_cast<long long>(high))));
+            if (args.law.right != 0x7fffffff) high = static_cast<int>(max(static_cast<long long>(low), min(own + args.law.right + 1, static_cast<long long>(high))));
         }
     }
 
-    // z of eight keys from `key` on; -inf where a key is masked or there is none.
-    __device__ void load(const SoftmaxArgs& args, int key, float (&z)[KEYS]) const {
+    // To be called when `low` and `high` are settled.
+    __device__ void settle(const SoftmaxArgs& args) {
+        whole_first = low - (KEYS - 1);
+        int end = min(high, static_cast<int>(args.bias.keys) - (KEYS - 1));
+        whole_count = args.aligned ? max(end - whole_first, 0) : 0;
+    }
+
+    // Whether all of eight keys from `key` on are in the tensor, in an aligned row, and some of them may be seen.
+    __device__ bool whole(int key) const { return static_cast<unsigned>(key - whole_first) < whole_count; }
+
+    // z of eight keys from `key` on, whose logits are in the stage where they are whole; -inf where a key is masked or there
+    // is none.
+    __device__ void load(const SoftmaxArgs& args, const Stage& stage, int key, float (&z)[KEYS]) const {
         if (key >= high || key + KEYS <= low) {
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) z[i] = -infinity();
@@ -63,7 +121,11 @@ struct Logits {
         }
         int count = min(KEYS, static_cast<int>(args.bias.keys) - key);
         float value[KEYS];
-        load_keys(x + key, count, args.aligned, 0.0f, z);
+        if (whole(key)) {
+            stage.get_raw(z);
+        } else {
+            load_keys(x + key, count, false, 0.0f, z);
+        }
         bias.of(args.bias, row, key, count, value);
         logits_of(args.law, value, z);
         if (mask) {
@@ -71,21 +133,25 @@ struct Logits {
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) z[i] += value[i];
         }
+        if (key < low || key + KEYS > high) {
 #pragma unroll
-        for (int i = 0; i < KEYS; ++i) {
-            bool seen = key + i >= low && key + i < high;
-            if (row.key_positions && seen) {
-                int distance = row.distance(key + i);
-                seen = (args.law.left == 0x7fffffff || distance >= -args.law.left) &&
-                       (args.law.right == 0x7fffffff || distance <= args.law.right);
+            for (int i = 0; i < KEYS; ++i) {
+                if (key + i < low || key + i >= high) z[i] = -infinity();
             }
-            if (!seen) z[i] = -infinity();
+        }
+        if (row.key_positions) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) {
+                int distance = i < count ? row.distance(key + i) : 0;
+                bool seen = (args.law.left == 0x7fffffff || distance >= -args.law.left) &&
+                            (args.law.right == 0x7fffffff || distance <= args.law.right);
+                if (!seen) z[i] = -infinity();
+            }
         }
     }
 
     __device__ void store(const SoftmaxArgs& args, int key, const float (&e)[KEYS], float factor) const {
         int count = min(KEYS, static_cast<int>(args.bias.keys) - key);
-        if (count <= 0) return;
         float p[KEYS];
 #pragma unroll
         for (int i = 0; i < KEYS; ++i) p[i] = e[i] * factor;
@@ -93,48 +159,43 @@ struct Logits {
     }
 };
 
-// A thread's keys of one chunk.
-template <int THREADS> __device__ int key_of(int chunk, int pack) {
-    return chunk * CHUNK + (pack * THREADS + static_cast<int>(Group<THREADS>::lane())) * KEYS;
-}
-
 // Leaves the exponentials of a chunk in `stage`.
-template <int THREADS>
-__device__ Part make(const SoftmaxArgs& args, const Logits& logits, Group<THREADS>& group, const Stage<THREADS>& stage,
-                     int chunk) {
+__device__ __forceinline__ Part make(const SoftmaxArgs& args, const Logits& logits, const Team& team, const Stage& stage,
+                                     int first) {
     float most = -infinity();
     float x[KEYS];
+    int packs = args.packs;
+    int step = static_cast<int>(team.lanes) * KEYS;
+    // All packs are on their way before the first is worked on.
+    Stage at = stage;
+    const T::Bits* from = logits.x + first;
 #pragma unroll 1
-    for (int i = 0; i < PACKS; ++i) {
-        logits.load(args, key_of<THREADS>(chunk, i), x);
+    for (int i = 0, key = first; i < packs; ++i, key += step, from += step, at.next()) {
+        if (logits.whole(key)) at.fetch_raw(from);
+    }
+    fetched();
+    // Not unrolled: what lies between two packs waits in shared memory.
+    at = stage;
+#pragma unroll 1
+    for (int i = 0, key = first; i < packs; ++i, key += step, at.next()) {
+        logits.load(args, at, key, x);
         most = fmaxf(most, max_pack(x));
-        stage.put(i, x);
+        at.put(x);
     }
-    most = group.max(most);
+    most = team.max(most);
     // Without keys any number will do: -inf minus it is -inf.
-    float from = most == -infinity() ? 0.0f : most;
-    LaneSum<THREADS> sum;
+    float largest = most == -infinity() ? 0.0f : most;
+    PackSum sum;
+    at = stage;
 #pragma unroll 1
-    for (int i = 0; i < PACKS; ++i) {
-        stage.get(i, x);
+    for (int i = 0; i < packs; ++i, at.next()) {
+        at.get(x);
 #pragma unroll
-        for (int j = 0; j < KEYS; ++j) x[j] = exp_below_zero(x[j] - from);
+        for (int j = 0; j < KEYS; ++j) x[j] = exp_below_zero(x[j] - largest);
         sum.add(i, sum_pack(x));
-        stage.put(i, x);
+        at.put(x);
     }
-    return {from, group.sum(sum)};
-}
-
-template <int THREADS>
-__device__ void store(const SoftmaxArgs& args, const Logits& logits, const Stage<THREADS>& stage, int chunk, float factor) {
-    float x[KEYS];
-#pragma unroll 1
-    for (int i = 0; i < PACKS; ++i) {
-        int key = key_of<THREADS>(chunk, i);
-        if (key >= static_cast<int>(args.bias.keys)) return;
-        stage.get(i, x);
-        logits.store(args, key, x, factor);
-    }
+    return {largest, team.sum(sum.total())};
 }
 
 // What a row's parts are added to.
@@ -145,77 +206,72 @@ __device__ Part start(const SoftmaxArgs& args, const Row& row) {
 }
 
 // What the exponentials of a part are multiplied by; 0 in a row without keys.
-__device__ float factor(const Part& whole, float part_max, float inverse) {
-    return whole.sum == 0.0f ? 0.0f : exp_below_zero(part_max - whole.max) * inverse;
-}
-
-__device__ float inverse(const Part& whole) { return 1.0f / whole.sum; }
-
-__device__ void store_lse(const SoftmaxArgs& args, unsigned row, const Part& whole) {
-    if (args.lse) static_cast<float*>(args.lse)[row] = whole.sum == 0.0f ? -infinity() : whole.max + log_normal(whole.sum);
+__device__ float factor(const Part& whole, float part_max) {
+    return whole.sum == 0.0f ? 0.0f : exp_below_zero(part_max - whole.max) * (1.0f / whole.sum);
 }
 
 extern __shared__ float4 shared[];
 
-extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(softmax_warp)(const SoftmaxArgs args) {
-    unsigned index = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (index >= args.rows) return;
-    wait_for_predecessor();
-    Logits logits(args, index);
-    Part whole = start(args, logits.row);
-    Group<32> group;
-    // 4 KiB a warp
-    Stage<32> stage{shared + Group<32>::number() * (PACKS * 2 * 32)};
-    Part part = make<32>(args, logits, group, stage, 0);
-    whole.add(part);
-    store<32>(args, logits, stage, 0, factor(whole, part.max, inverse(whole)));
-    if (Group<32>::lane() == 0) store_lse(args, index, whole);
-}
-
-// mode 0: one block a row, which is read twice if its chunks are more than `held`.
-// mode 1: one block a chunk, blockIdx.x = row * chunks + chunk; it writes the chunk's part.
-// mode 2: the same blocks add the row's parts and write their chunk.
-extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(softmax_block)(const SoftmaxArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(softmax)(const SoftmaxArgs args) {
     __shared__ BlockSpace space;
     // The largest logit of each chunk that is held; a launch holds 8 at most.
     __shared__ float largest[8];
     wait_for_predecessor();
-    Group<256> group{space};
-    int chunks = args.chunks;
-    int held = args.held;
-    unsigned index = args.mode ? blockIdx.x / args.chunks : blockIdx.x;
-    int own = args.mode ? static_cast<int>(blockIdx.x - index * args.chunks) : 0;
-    Logits logits(args, index);
+    Team team(args.lanes_log, space);
+    Place place(args.lanes_log, args.share, args.rows, args.chunks);
+    Logits logits(args, place.row);
+    // The last row's own threads may have written it already.
+    if (!place.live) logits.high = 0;
+    logits.settle(args);
     Part whole = start(args, logits.row);
-    if (args.mode == 2) {
-        // Every thread adds them all, in their order: a few dozen numbers from a cache, and no barrier.
-        const float2* parts = static_cast<const float2*>(args.parts) + static_cast<long long>(index) * chunks;
-        for (int i = 0; i < chunks; ++i) whole.add({parts[i].x, parts[i].y});
-    }
-    bool again = chunks > held;
-    int steps = args.mode == 0 ? 2 * chunks : 1;
     Part part = {0.0f, 0.0f};
+    // float4 of a team's chunk
+    unsigned room = args.packs * 2 * team.lanes;
+    float4* own = shared + (threadIdx.x >> args.lanes_log) * room + team.lane;
+    float2* parts = static_cast<float2*>(args.parts) + static_cast<long long>(place.row) * args.chunks;
+    int chunks = place.end - place.first;
+    bool again = chunks > static_cast<int>(args.held);
 #pragma unroll 1
-    for (int i = 0; i < steps; ++i) {
+    for (int i = 0; i < 2 * chunks; ++i) {
         // The first pass sums, the second writes.
-        bool sums = args.mode == 0 && i < chunks;
-        if (args.mode == 0) own = sums ? i : i - chunks;
-        Stage<256> stage{shared + (again ? 0 : own * (PACKS * 2 * 256))};
-        if (args.mode || sums || again) {
-            part = make<256>(args, logits, group, stage, own);
-            if (!again && threadIdx.x == 0) largest[own] = part.max;
-        } else {
-            // Written before the last barrier of the first pass, or by this thread's block in the same step.
-            if (i == chunks) __syncthreads();
-            part.max = largest[own];
+        bool first = i < chunks;
+        int slot = first ? i : i - chunks;
+        Stage stage{own + (again ? 0 : slot * room), team.lanes};
+        int first_key = (place.first + slot) * CHUNK + static_cast<int>(team.lane) * KEYS;
+        if (first || again) {
+            part = make(args, logits, team, stage, first_key);
+            if (chunks > 1 && !again && threadIdx.x == 0) largest[slot] = part.max;
         }
-        if (sums) {
-            whole.add(part);
-        } else if (args.mode == 1) {
-            if (threadIdx.x == 0) static_cast<float2*>(args.parts)[blockIdx.x] = make_float2(part.max, part.sum);
-        } else {
-            store<256>(args, logits, stage, own, factor(whole, part.max, inverse(whole)));
+        if (first) {
+            if (args.share == 1) {
+                whole.add(part);
+            } else if (threadIdx.x == 0) {
+                parts[place.first + slot] = make_float2(part.max, part.sum);
+            }
+            continue;
+        }
+        if (slot == 0 && args.share > 1 && threadIdx.x == 0) {
+            meet(static_cast<unsigned*>(args.counters) + place.row, args.share);
+            for (unsigned k = 0; k < args.chunks; ++k) whole.add({parts[k].x, parts[k].y});
+            space.row = make_float2(whole.max, whole.sum);
+        }
+        if (slot == 0 && args.chunks > 1) {
+            __syncthreads();
+            if (args.share > 1) whole = {space.row.x, space.row.y};
+        }
+        if (chunks > 1 && !again) part.max = largest[slot];
+        if (!place.live) continue;
+        float by = factor(whole, part.max);
+        float x[KEYS];
+        int keys = args.bias.keys;
+        int step = static_cast<int>(team.lanes) * KEYS;
+#pragma unroll 1
+        for (int j = 0, key = first_key; j < static_cast<int>(args.packs) && key < keys; ++j, key += step, stage.next()) {
+            stage.get(x);
+            logits.store(args, key, x, by);
         }
     }
-    if (args.mode != 1 && threadIdx.x == 0 && (args.mode == 0 || own == 0)) store_lse(args, index, whole);
+    if (args.lse && place.live && place.first == 0 && team.lane == 0) {
+        static_cast<float*>(args.lse)[place.row] = whole.sum == 0.0f ? -infinity() : whole.max + log_normal(whole.sum);
+    }
 }

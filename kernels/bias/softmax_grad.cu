@@ -5,137 +5,156 @@
 // p, dp, x, dx, dbias   [batch, heads, queries, keys] by strides in elements (64 bits), keys contiguous; dx may be dp
 // dots                  f32 [batch, heads, queries]
 //
-// `grad_warp`: a warp a row of up to 1024 keys. `grad_block`: 256 threads a row. A thread takes eight keys at a time; p and
-// dp wait in shared memory between the sum and its use, 8 bytes a key. Bytes: p and dp are read once, dx is written once,
-// for rows whose chunks fit there (`held` chunks of 64 KiB: 3 on an H100, 24576 keys); twice the reads for longer ones. Sums
-// are in the order of reduce.cuh. With a softcap the logits x and the bias are read too.
+// `grad`: a team of threads a row, as in softmax.cu. A thread takes eight keys at a time; p and dp wait in shared memory
+// between the sum and its use, as they lie in memory: 4 bytes a key, 8 in f32. Bytes: p and dp are read once, dx is written
+// once, for rows that fit there (`held` chunks of 32 or 64 KiB a block: 57344 keys on an H100, 24576 in f32); twice the
+// reads for longer ones. Sums are in the order of reduce.cuh. With a softcap the logits x and the bias are read too.
 #include "bias/row.cuh"
 #include "bias/reduce.cuh"
 
-struct Grads {
-    Row row;
-    const T::Bits* p;
-    const T::Bits* dp;
-    T::Bits* dx;
-    T::Bits* dbias;
+// Eight elements of p and of dp for each pack of each thread, 16 bytes wide. A thread meets only what it wrote itself.
+struct Stage {
+    static constexpr int WORDS = KEYS / WIDE;
+    uint4* at;
+    unsigned lanes;
 
-    __device__ Grads(const SoftmaxGradArgs& args, unsigned index) : row(args.bias, index) {
-        p = static_cast<const T::Bits*>(args.p) + row.offset(args.p_strides);
-        dp = static_cast<const T::Bits*>(args.dp) + row.offset(args.dp_strides);
-        dx = static_cast<T::Bits*>(args.dx) + row.offset(args.dx_strides);
-        dbias = static_cast<T::Bits*>(args.dbias);
-        if (dbias) dbias += row.offset(args.dx_strides);
+    __device__ void put(int pack_of, int tensor, const float (&x)[KEYS]) const {
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) {
+            float part[WIDE];
+#pragma unroll
+            for (int j = 0; j < WIDE; ++j) part[j] = x[i * WIDE + j];
+            at[((pack_of * 2 + tensor) * WORDS + i) * lanes] = pack(part).raw;
+        }
+    }
+
+    __device__ void get(int pack_of, int tensor, float (&x)[KEYS]) const {
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) {
+            Pack<WIDE> raw{at[((pack_of * 2 + tensor) * WORDS + i) * lanes]};
+            float part[WIDE];
+            unpack(raw, part);
+#pragma unroll
+            for (int j = 0; j < WIDE; ++j) x[i * WIDE + j] = part[j];
+        }
     }
 };
 
-template <int THREADS> __device__ int key_of(int chunk, int pack) {
-    return chunk * CHUNK + (pack * THREADS + static_cast<int>(Group<THREADS>::lane())) * KEYS;
-}
+extern __shared__ uint4 shared[];
 
-// The sum of p * dp over a chunk; leaves both in the stages.
-template <int THREADS>
-__device__ float dot_of(const SoftmaxGradArgs& args, const Grads& grads, Group<THREADS>& group, const Stage<THREADS>& p_stage,
-                        const Stage<THREADS>& dp_stage, int chunk) {
-    LaneSum<THREADS> sum;
-    float p[KEYS], dp[KEYS];
-#pragma unroll 1
-    for (int i = 0; i < PACKS; ++i) {
-        int at = key_of<THREADS>(chunk, i);
-        int count = max(0, min(KEYS, grads.row.keys - at));
-        load_keys(grads.p + at, count, args.aligned, 0.0f, p);
-        load_keys(grads.dp + at, count, args.aligned, 0.0f, dp);
-        p_stage.put(i, p);
-        dp_stage.put(i, dp);
-        // A key without weight may hold anything in dp.
-#pragma unroll
-        for (int j = 0; j < KEYS; ++j) dp[j] = p[j] == 0.0f ? 0.0f : p[j] * dp[j];
-        sum.add(i, sum_pack(dp));
-    }
-    return group.sum(sum);
-}
+// 64 KiB of shared memory hold two blocks at most on compute capability 7.5.
+#if __CUDA_ARCH__ >= 800
+#define BOUNDS __launch_bounds__(256, 3)
+#else
+#define BOUNDS __launch_bounds__(256, 2)
+#endif
 
-template <int THREADS>
-__device__ void store(const SoftmaxGradArgs& args, const Grads& grads, const Stage<THREADS>& p_stage,
-                      const Stage<THREADS>& dp_stage, int chunk, float dot) {
-    const SoftmaxLaw& law = args.law;
-    float p[KEYS], dx[KEYS], dbias[KEYS];
-#pragma unroll 1
-    for (int i = 0; i < PACKS; ++i) {
-        int at = key_of<THREADS>(chunk, i);
-        int count = min(KEYS, static_cast<int>(args.bias.keys) - at);
-        if (count <= 0) return;
-        p_stage.get(i, p);
-        dp_stage.get(i, dx);
-#pragma unroll
-        for (int j = 0; j < KEYS; ++j) dbias[j] = p[j] == 0.0f ? 0.0f : p[j] * (dx[j] - dot);
-        if (law.cap != 0.0f) {
-            float x[KEYS], bias[KEYS];
-            const T::Bits* logits = static_cast<const T::Bits*>(args.x) + grads.row.offset(args.x_strides);
-            load_keys(logits + at, count, args.aligned, 0.0f, x);
-            RowBias(args.bias, grads.row).of(args.bias, grads.row, at, count, bias);
-#pragma unroll
-            for (int j = 0; j < KEYS; ++j) {
-                float v = law.order == 2 ? (x[j] + bias[j]) * law.scale
-                                         : fmaf(x[j], law.scale, law.order == 0 ? 0.0f : bias[j]);
-                float t = tanh_fixed(v * law.inverse_cap);
-                // A masked logit may be infinite; its dz is 0 all the same.
-                float slope = dbias[j] == 0.0f ? 0.0f : dbias[j] * fmaf(-t, t, 1.0f);
-                dx[j] = slope * law.scale;
-                if (law.order == 1) dbias[j] = slope;
-            }
-        } else {
-#pragma unroll
-            for (int j = 0; j < KEYS; ++j) dx[j] = dbias[j] * law.scale;
-        }
-        store_keys(grads.dx + at, count, args.aligned, dx);
-        if (grads.dbias) store_keys(grads.dbias + at, count, args.aligned, law.order == 2 ? dx : dbias);
-    }
-}
-
-__device__ void store_dot(const SoftmaxGradArgs& args, unsigned row, float dot) {
-    if (args.dots) static_cast<float*>(args.dots)[row] = dot;
-}
-
-extern __shared__ float4 shared[];
-
-extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(grad_warp)(const SoftmaxGradArgs args) {
-    unsigned index = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (index >= args.rows) return;
-    wait_for_predecessor();
-    Grads grads(args, index);
-    Group<32> group;
-    // 8 KiB a warp
-    constexpr int STAGE = PACKS * 2 * 32;
-    Stage<32> p{shared + Group<32>::number() * 2 * STAGE}, dp{p.at + STAGE};
-    float dot = dot_of<32>(args, grads, group, p, dp, 0);
-    store<32>(args, grads, p, dp, 0, dot);
-    if (Group<32>::lane() == 0) store_dot(args, index, dot);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(grad_block)(const SoftmaxGradArgs args) {
+extern "C" __global__ void BOUNDS ENTRY(grad)(const SoftmaxGradArgs args) {
     __shared__ BlockSpace space;
     wait_for_predecessor();
-    Grads grads(args, blockIdx.x);
-    Group<256> group{space};
-    constexpr int STAGE = PACKS * 2 * 256;
+    Team team(args.lanes_log, space);
+    Place place(args.lanes_log, args.share, args.rows, args.chunks);
+    Row row(args.bias, place.row);
+    // The last row's own threads may have written it already.
+    if (!place.live) row.keys = 0;
+    const SoftmaxLaw& law = args.law;
+    const T::Bits* p_row = static_cast<const T::Bits*>(args.p) + row.offset(args.p_strides);
+    const T::Bits* dp_row = static_cast<const T::Bits*>(args.dp) + row.offset(args.dp_strides);
+    // uint4 of a team's chunk
+    unsigned room = args.packs * 2 * Stage::WORDS * team.lanes;
+    uint4* own = shared + (threadIdx.x >> args.lanes_log) * room + team.lane;
+    int chunks = place.end - place.first;
+    bool again = chunks > static_cast<int>(args.held);
     float dot = 0.0f;
-    int chunks = args.chunks;
-    bool again = args.chunks > args.held;
 #pragma unroll 1
     for (int i = 0; i < 2 * chunks; ++i) {
         // The first pass sums, the second writes.
         bool first = i < chunks;
-        int own = first ? i : i - chunks;
-        Stage<256> p{shared + (again ? 0 : own * 2 * STAGE)}, dp{p.at + STAGE};
-        if (first || again) {
-            // Two sums use one space: every thread has read the last one.
+        int slot = first ? i : i - chunks;
+        Stage stage{own + (again ? 0 : slot * room), team.lanes};
+        if (i == chunks && args.share > 1) {
+            if (threadIdx.x == 0) {
+                meet(static_cast<unsigned*>(args.counters) + place.row, args.share);
+                const float* parts = static_cast<const float*>(args.parts) + static_cast<long long>(place.row) * args.chunks;
+                for (unsigned k = 0; k < args.chunks; ++k) dot += parts[k];
+                space.row = make_float2(dot, 0.0f);
+            }
             __syncthreads();
-            float part = dot_of<256>(args, grads, group, p, dp, own);
-            if (first) dot += part;
+            dot = space.row.x;
         }
-        if (!first) store<256>(args, grads, p, dp, own, dot);
+        PackSum sum;
+#pragma unroll 1
+        for (int j = 0; j < static_cast<int>(args.packs); ++j) {
+            int at = (place.first + slot) * CHUNK + static_cast<int>(j * team.lanes + team.lane) * KEYS;
+            if (at >= static_cast<int>(args.bias.keys)) break;
+            float p[KEYS], dp[KEYS], dbias[KEYS];
+            int there = min(KEYS, static_cast<int>(args.bias.keys) - at);
+            if (first || again) {
+                // Keys outside the sequence have no weight, whatever p holds there.
+                bool none = at >= row.keys || at + KEYS <= row.first;
+                load_keys(p_row + at, none ? 0 : there, args.aligned, 0.0f, p);
+                load_keys(dp_row + at, none ? 0 : there, args.aligned, 0.0f, dp);
+#pragma unroll
+                for (int k = 0; k < KEYS; ++k) {
+                    if (at + k < row.first || at + k >= row.keys) p[k] = 0.0f;
+                }
+            } else {
+                stage.get(j, 0, p);
+                stage.get(j, 1, dp);
+            }
+            if (first) {
+                if (!again) {
+                    stage.put(j, 0, p);
+                    stage.put(j, 1, dp);
+                }
+                // A key without weight may hold anything in dp.
+#pragma unroll
+                for (int k = 0; k < KEYS; ++k) dp[k] = p[k] == 0.0f ? 0.0f : p[k] * dp[k];
+                sum.add(j, sum_pack(dp));
+                continue;
+            }
+            if (!place.live) break;
+#pragma unroll
+            for (int k = 0; k < KEYS; ++k) dbias[k] = p[k] == 0.0f ? 0.0f : p[k] * (dp[k] - dot);
+            if (law.cap != 0.0f) {
+                float x[KEYS], bias[KEYS];
+                const T::Bits* logits = static_cast<const T::Bits*>(args.x) + row.offset(args.x_strides);
+                RowBias(args.bias, row).of(args.bias, row, at, there, bias);
+                load_keys(logits + at, there, args.aligned, 0.0f, x);
+#pragma unroll
+                for (int k = 0; k < KEYS; ++k) {
+                    float v = law.order == 2 ? (x[k] + bias[k]) * law.scale
+                                             : fmaf(x[k], law.scale, law.order == 0 ? 0.0f : bias[k]);
+                    float t = tanh_fixed(v * law.inverse_cap);
+                    // A masked logit may be infinite; its dz is 0 all the same.
+                    float slope = dbias[k] == 0.0f ? 0.0f : dbias[k] * fmaf(-t, t, 1.0f);
+                    dp[k] = slope * law.scale;
+                    if (law.order == 1) dbias[k] = slope;
+                }
+            } else {
+#pragma unroll
+                for (int k = 0; k < KEYS; ++k) dp[k] = dbias[k] * law.scale;
+            }
+            long long to = row.offset(args.dx_strides) + at;
+            store_keys(static_cast<T::Bits*>(args.dx) + to, there, args.aligned, dp);
+            if (args.dbias) {
+#pragma unroll
+                for (int k = 0; k < KEYS; ++k) dbias[k] = law.order == 2 ? dp[k] : dbias[k];
+                store_keys(static_cast<T::Bits*>(args.dbias) + to, there, args.aligned, dbias);
+            }
+        }
+        if (first) {
+            // Two sums use one space: every thread has read the last one.
+            if (team.lanes > 32) __syncthreads();
+            float part = team.sum(sum.total());
+            if (args.share == 1) {
+                dot += part;
+            } else if (threadIdx.x == 0) {
+                static_cast<float*>(args.parts)[static_cast<long long>(place.row) * args.chunks + place.first + slot] = part;
+            }
+        }
     }
-    if (threadIdx.x == 0) store_dot(args, blockIdx.x, dot);
+    if (args.dots && place.live && place.first == 0 && team.lane == 0) static_cast<float*>(args.dots)[place.row] = dot;
 }
 
 // One block a head: thread t adds the rows t, t + 256, ... of every sequence, with compensation.
@@ -154,9 +173,6 @@ extern "C" __global__ void __launch_bounds__(256) ENTRY(sink_grad)(const SinkGra
             if (lse != -infinity()) sum.add(-exp_below_zero(fminf(sink - lse, 0.0f)) * dot);
         }
     }
-    Group<256> group{space};
-    LaneSum<256> lane;
-    lane.total = sum.total;
-    float total = group.sum(lane);
+    float total = Team(8, space).sum(sum.total);
     if (threadIdx.x == 0) static_cast<float*>(args.grad)[head] = total;
 }

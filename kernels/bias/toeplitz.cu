@@ -6,9 +6,10 @@
 // table    f32 [buckets, heads], lookup u16 [distances], row f32 [heads, distances]
 //
 // write and add: blockDim.x threads walk one row, eight keys each at a time; blockDim.y rows a block. Rounded once, from
-// float. Bytes: each element is written once, and read once by `add`; slopes and rows come from a cache.
+// float; keys of another packed sequence than the query's get -inf. Bytes: each element is written once, and read once by `add`; slopes and rows come from a cache.
 // row: one thread per number.
 #include "bias/row.cuh"
+#include "common/exp.cuh"
 
 #define BOUNDS __launch_bounds__(256, 4)
 
@@ -26,6 +27,13 @@ extern "C" __global__ void BOUNDS ENTRY(apply)(const ToeplitzArgs args) {
         int count = min(KEYS, keys - key);
         float value[KEYS];
         bias.of(args.bias, row, key, count, value);
+        if (args.bias.sequences) {
+            // Packed sequences do not see each other.
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) {
+                if (key + i < row.first || key + i >= row.keys) value[i] = -infinity();
+            }
+        }
         if (args.add) {
             float logit[KEYS];
             load_keys(x + key, count, args.aligned, 0.0f, logit);

@@ -27,15 +27,9 @@ __device__ inline void sincos_phase(unsigned long long phase, float& sin, float&
     cos = (turn + 0x40000000u) & 0x80000000u ? -cos : cos;
 }
 
-// Cosine and sine of an angle in radians below 2^31, the nearest f32 but for one in about 10^8, where it is the second.
-//
-// In f64: the nearest multiple of pi/2 is taken off in two fused steps (of pi/2 in 106 bits, so that small remainders keep
-// their relative accuracy), and the Taylor polynomials of degree 15 and 16 are off by 5e-17 at pi/4.
-__device__ inline void sincos_radians(float radians, float& sin, float& cos) {
-    double x = radians;
-    double n = rint(x * 0x1.45f306dc9c883p-1);
-    x = fma(n, -0x1.921fb54442d18p+0, x);
-    x = fma(n, -0x1.1a62633145c07p-54, x);
+// Sine and cosine of x radians and `quarters` quarter turns, in f64; x lies within an eighth of a turn to each side, where
+// the Taylor polynomials of degree 15 and 16 are off by 6e-17.
+__device__ inline void sincos_quarter(double x, long long quarters, double& sin, double& cos) {
     double z = x * x;
     double s = fma(z, -1.0 / 1307674368000.0, 1.0 / 6227020800.0);
     s = fma(z, s, -1.0 / 39916800.0);
@@ -43,7 +37,7 @@ __device__ inline void sincos_radians(float radians, float& sin, float& cos) {
     s = fma(z, s, -1.0 / 5040.0);
     s = fma(z, s, 1.0 / 120.0);
     s = fma(z, s, -1.0 / 6.0);
-    s = fma(z * x, s, x);
+    s = fma(x * z, s, x);
     double c = fma(z, 1.0 / 20922789888000.0, -1.0 / 87178291200.0);
     c = fma(z, c, 1.0 / 479001600.0);
     c = fma(z, c, -1.0 / 3628800.0);
@@ -52,10 +46,26 @@ __device__ inline void sincos_radians(float radians, float& sin, float& cos) {
     c = fma(z, c, 1.0 / 24.0);
     c = fma(z, c, -0.5);
     c = fma(z, c, 1.0);
-    unsigned quadrant = static_cast<unsigned>(static_cast<long long>(n));
+    // Quadrant 0: (s, c), 1: (c, -s), 2: (-s, -c), 3: (-c, s).
+    unsigned quadrant = static_cast<unsigned>(quarters);
     bool swap = quadrant & 1u;
-    sin = static_cast<float>(swap ? c : s);
-    cos = static_cast<float>(swap ? s : c);
+    sin = swap ? c : s;
+    cos = swap ? s : c;
     sin = quadrant & 2u ? -sin : sin;
     cos = (quadrant + 1u) & 2u ? -cos : cos;
+}
+
+// Cosine and sine of an angle in radians below 2^31, the nearest f32 but for one in about 10^8, where it is the second.
+//
+// In f64: the nearest multiple of pi/2 is taken off in two fused steps, of pi/2 in 106 bits, so that small remainders keep
+// their relative accuracy.
+__device__ inline void sincos_radians(float radians, float& sin, float& cos) {
+    double x = radians;
+    double n = rint(x * 0x1.45f306dc9c883p-1);
+    x = fma(n, -0x1.921fb54442d18p+0, x);
+    x = fma(n, -0x1.1a62633145c07p-54, x);
+    double s, c;
+    sincos_quarter(x, static_cast<long long>(n), s, c);
+    sin = static_cast<float>(s);
+    cos = static_cast<float>(c);
 }

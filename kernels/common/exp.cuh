@@ -8,6 +8,23 @@ constexpr float EXP_SHIFT = 12583039.0f;
 
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 
+// g with 2^f = 1 + f g, for |f| <= 1/2.
+__device__ __forceinline__ float exp2_slope(float f) {
+    float g = 0.00015594678f;
+    g = fmaf(g, f, 0.0013406643f);
+    g = fmaf(g, f, 0.009617693f);
+    g = fmaf(g, f, 0.055503104f);
+    g = fmaf(g, f, 0.24022652f);
+    return fmaf(g, f, 0.69314724f);
+}
+
+// 2^e for e in units of 2^-56, -126 <= e <= 126, within 9.4e-8 of itself.
+__device__ __forceinline__ float exp2_fixed(long long e) {
+    long long n = (e + (1LL << 55)) >> 56;
+    float f = static_cast<float>(static_cast<int>((e - (n << 56)) >> 24)) * 0x1p-32f;
+    return fmaf(exp2_slope(f), f, 1.0f) * __int_as_float(static_cast<int>(n + 127) << 23);
+}
+
 // x = (n + f) ln 2 with |f| <= 1/2. Gives f, 2^n, and g with 2^f = 1 + f g.
 __device__ __forceinline__ void split_exp(float x, float& f, float& power, float& g) {
     float shifted = fmaf(x, 1.442695041f, EXP_SHIFT);
@@ -15,22 +32,28 @@ __device__ __forceinline__ void split_exp(float x, float& f, float& power, float
     f = fmaf(x, 1.442695041f, -n);
     // 1 / ln 2 beyond its first 24 bits
     f = fmaf(x, 1.925963033e-8f, f);
-    g = 0.00015594678f;
-    g = fmaf(g, f, 0.0013406643f);
-    g = fmaf(g, f, 0.009617693f);
-    g = fmaf(g, f, 0.055503104f);
-    g = fmaf(g, f, 0.24022652f);
-    g = fmaf(g, f, 0.69314724f);
+    g = exp2_slope(f);
     power = __int_as_float(__float_as_int(shifted) << 23);
 }
 
-// exp(x) for x <= 0, within 1.02e-7 of itself; 1 at 0, 0 below -86 (e^-86 = 4.5e-38, near the end of the normal range),
-// NaN for NaN.
+// The larger of two, NaN if the first is.
+__device__ __forceinline__ float at_least(float x, float least) {
+#if __CUDA_ARCH__ >= 800
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(least));
+    return y;
+#else
+    return x < least ? least : x;
+#endif
+}
+
+// exp(x) for x <= 0, within 1.02e-7 of itself; 1 at 0, 0 below -87.7 (e^-87.7 = 8.2e-39, below the normal range), NaN for
+// NaN.
 __device__ __forceinline__ float exp_below_zero(float x) {
     float f, power, g;
-    split_exp(x, f, power, g);
-    float y = fmaf(g, f, 1.0f) * power;
-    return x < -86.0f ? 0.0f : y;
+    // At -88 the power is 2^-127, whose bits are those of 0.
+    split_exp(at_least(x, -88.0f), f, power, g);
+    return fmaf(g, f, 1.0f) * power;
 }
 
 // ln(x) for normal x, within 1.3e-7 of itself; NaN for NaN.

@@ -172,3 +172,20 @@ template <int W, class E = T> __device__ void merge(Pack<W>& a, Pack<W>& b) {
         gather(high, b.raw);
     }
 }
+
+// Begins to copy 16 bytes from global to shared memory. They are there for the thread itself after `fetched`.
+__device__ __forceinline__ void fetch(uint4* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+                 "l"(__cvta_generic_to_global(from))
+                 : "memory");
+#else
+    *to = *static_cast<const uint4*>(from);
+#endif
+}
+
+__device__ __forceinline__ void fetched() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}

@@ -12,11 +12,7 @@
 #include "common/index.cuh"
 #include "common/scalar.cuh"
 
-struct Channel {
-    unsigned long long rate, phase;
-};
-
-template <int W, bool ADD> __device__ void grid(const GridArgs& args) {
+template <int W> __device__ void grid(const GridArgs& args) {
     unsigned token = blockIdx.x * blockDim.y + threadIdx.y;
     if (token >= args.tokens) return;
     unsigned row = token / args.columns;
@@ -29,12 +25,11 @@ template <int W, bool ADD> __device__ void grid(const GridArgs& args) {
         float wave[W];
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-            uint4 raw = static_cast<const uint4*>(args.channels)[channel + i];
-            Channel c{static_cast<unsigned long long>(raw.y) << 32 | raw.x, static_cast<unsigned long long>(raw.w) << 32 | raw.z};
+            ulonglong2 c = static_cast<const ulonglong2*>(args.channels)[channel + i];
             unsigned axis = static_cast<const unsigned char*>(args.axes)[channel + i];
             unsigned long long index = axis == 0 ? place[0] : axis == 1 ? place[1] : place[2];
             float sin, cos;
-            sincos_phase(index * c.rate + c.phase, sin, cos);
+            sincos_phase(index * c.x + c.y, sin, cos);
             wave[i] = axis == 3 ? 0.0f : sin;
         }
         for (unsigned group = blockIdx.y; group < args.groups; group += gridDim.y) {
@@ -43,7 +38,7 @@ template <int W, bool ADD> __device__ void grid(const GridArgs& args) {
             T::Bits* x = static_cast<T::Bits*>(args.x) + first * args.strides[0] + token * args.strides[1] + channel;
 #pragma unroll 1
             for (unsigned batch = first; batch < last; ++batch, x += args.strides[0]) {
-                if constexpr (ADD) {
+                if (args.add) {
                     float sum[W];
                     unpack(Pack<W>::load(x), sum);
 #pragma unroll
@@ -57,9 +52,6 @@ template <int W, bool ADD> __device__ void grid(const GridArgs& args) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_add_wide)(const GridArgs args) { grid<WIDE, true>(args); }
-extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_add_mid)(const GridArgs args) { grid<MID, true>(args); }
-extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_add_one)(const GridArgs args) { grid<1, true>(args); }
-extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_write_wide)(const GridArgs args) { grid<WIDE, false>(args); }
-extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_write_mid)(const GridArgs args) { grid<MID, false>(args); }
-extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_write_one)(const GridArgs args) { grid<1, false>(args); }
+extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_wide)(const GridArgs args) { grid<WIDE>(args); }
+extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_mid)(const GridArgs args) { grid<MID>(args); }
+extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_one)(const GridArgs args) { grid<1>(args); }

@@ -16,34 +16,41 @@
 template <int W, bool HELD, bool NORM> __device__ void learned(const LearnedArgs& args) {
     unsigned first = blockIdx.x * blockDim.y;
     unsigned token = first + threadIdx.y;
-    bool live = token < args.tokens;
     wait_for_predecessor();
 #pragma unroll 1
     for (unsigned batch = blockIdx.y; batch < args.batch; batch += gridDim.y) {
         long long at = batch * args.strides[0] + token * args.strides[1];
         T::Bits* x = static_cast<T::Bits*>(args.x) + at;
-        long long before = args.position && args.rule != OFFSET ? count_kept(args, batch, first, token) : 0;
-        Rows rows;
-        if (live) rows.look_up(args, static_cast<const T::Bits*>(args.source) + at, batch, token, before);
-        if constexpr (NORM) {
-            Row<W, HELD> row(args, rows);
-            Moments moments(args, row);
-            if (!live) continue;
-            row.each([&](unsigned channel, const float(&v)[STEP<W>]) {
-                float gain[STEP<W>], bias[STEP<W>], y[STEP<W>];
-                if (args.gain) load_step<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, gain);
-                if (args.bias) load_step<W>(static_cast<const T::Bits*>(args.bias), channel, args.dim, bias);
-#pragma unroll
-                for (int i = 0; i < STEP<W>; ++i) {
-                    y[i] = (v[i] - moments.mean) * moments.inverse;
-                    if (args.gain) y[i] = y[i] * gain[i];
-                    if (args.bias) y[i] = y[i] + bias[i];
+        Row<W, HELD> row(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token);
+        Moments moments;
+        // The mean, the variance, the result.
+        constexpr int UNROLL = Row<W, HELD>::UNROLL;
+#pragma unroll UNROLL
+        for (int pass = NORM ? 0 : 2; pass < 3; ++pass) {
+            if (pass < first_pass(args)) continue;
+            row.each(args, [&](unsigned channel, float(&v)[STEP<W>]) {
+                if (pass < 2) {
+                    moments.gather<W>(args, pass, channel, v);
+                    return;
                 }
-                store_step<W>(x, channel, args.dim, y);
+                if (NORM && args.norm != NO_NORM) {
+                    float vector[STEP<W>];
+#pragma unroll
+                    for (int i = 0; i < STEP<W>; ++i) v[i] = (v[i] - moments.mean) * moments.inverse;
+                    if (args.gain) {
+                        load_step<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, vector);
+#pragma unroll
+                        for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] * vector[i];
+                    }
+                    if (args.bias) {
+                        load_step<W>(static_cast<const T::Bits*>(args.bias), channel, args.dim, vector);
+#pragma unroll
+                        for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] + vector[i];
+                    }
+                }
+                store_step<W>(x, channel, args.dim, v);
             });
-        } else if (live) {
-            Row<W, false>(args, rows).each(
-                [&](unsigned channel, const float(&v)[STEP<W>]) { store_step<W>(x, channel, args.dim, v); });
+            if (pass < 2) moments.finish(args, pass);
         }
     }
 }
@@ -55,23 +62,16 @@ __device__ void rows(const LearnedArgs& args) {
     wait_for_predecessor();
 #pragma unroll 1
     for (unsigned batch = blockIdx.y; batch < args.batch; batch += gridDim.y) {
-        long long before = args.rule != OFFSET ? count_kept(args, batch, first, token) : 0;
-        if (token >= args.tokens) continue;
-        static_cast<long long*>(args.x)[batch * static_cast<long long>(args.tokens) + token] =
-            position_row(args, batch, token, before);
+        long long row = position_row(args, batch, first, token);
+        if (token < args.tokens) static_cast<long long*>(args.x)[batch * static_cast<long long>(args.tokens) + token] = row;
     }
 }
 
-#define LEARNED(name, W, HELD, NORM)                                                        \
-    extern "C" __global__ void __launch_bounds__(256) ENTRY(name)(const LearnedArgs args) { \
-        learned<W, HELD, NORM>(args);                                                       \
-    }
+#define LEARNED(name, f) \
+    extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(name)(const LearnedArgs args) { f(args); }
 
-LEARNED(learned_wide, WIDE, false, false)
-LEARNED(learned_mid, MID, false, false)
-LEARNED(learned_one, 1, false, false)
-LEARNED(learned_norm_short, WIDE, true, true)
-LEARNED(learned_norm_wide, WIDE, false, true)
-LEARNED(learned_norm_one, 1, false, true)
-
-extern "C" __global__ void __launch_bounds__(256) ENTRY(learned_rows)(const LearnedArgs args) { rows(args); }
+LEARNED(learned_wide, (learned<WIDE, false, false>))
+LEARNED(learned_norm_short, (learned<WIDE, true, true>))
+LEARNED(learned_norm_wide, (learned<WIDE, false, true>))
+LEARNED(learned_narrow, (learned<1, false, true>))
+LEARNED(learned_rows, rows)

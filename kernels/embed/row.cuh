@@ -9,12 +9,12 @@
 constexpr int UNIT = 8;
 template <int W> constexpr int STEP = W == 1 ? 1 : UNIT;
 
-// STEP channels of a row of `dim`, from `channel` on; zero behind its end.
+// STEP channels of a row of `dim`, from `channel` on, which lies inside; zero behind its end.
 template <int W> __device__ void load_step(const T::Bits* row, unsigned channel, unsigned dim, float (&x)[STEP<W>]) {
 #pragma unroll
     for (int i = 0; i < STEP<W>; i += W) {
         float part[W] = {};
-        if (channel + i < dim) unpack(Pack<W>::load(row + channel + i), part);
+        if (i == 0 || channel + i < dim) unpack(Pack<W>::load(row + channel + i), part);
 #pragma unroll
         for (int j = 0; j < W; ++j) x[i + j] = part[j];
     }
@@ -26,7 +26,37 @@ template <int W> __device__ void store_step(T::Bits* row, unsigned channel, unsi
         float part[W];
 #pragma unroll
         for (int j = 0; j < W; ++j) part[j] = x[i + j];
-        if (channel + i < dim) pack(part).store(row + channel + i);
+        if (i == 0 || channel + i < dim) pack(part).store(row + channel + i);
+    }
+}
+
+// N partial sums in f32 from `channel` on, which lies inside: four in one access, or one alone; dim and addresses are
+// multiples of four if N is.
+template <int N> __device__ void load_sums(const float* from, unsigned channel, unsigned dim, float (&sum)[N]) {
+    if constexpr (N == 1) {
+        sum[0] = from[channel];
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i += 4) {
+            if (i > 0 && channel + i >= dim) continue;
+            float4 four = *reinterpret_cast<const float4*>(from + channel + i);
+            sum[i] = four.x, sum[i + 1] = four.y, sum[i + 2] = four.z, sum[i + 3] = four.w;
+        }
+    }
+}
+
+template <int N> __device__ void store_sums(float* to, unsigned channel, unsigned dim, const float (&sum)[N]) {
+    if constexpr (N == 1) {
+        to[channel] = sum[0];
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i += 4) {
+            if (i > 0 && channel + i >= dim) continue;
+            // As instructions: a compiler that knows where the sums come from splits one access in four.
+            asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to + channel + i)),
+                         "f"(sum[i]), "f"(sum[i + 1]), "f"(sum[i + 2]), "f"(sum[i + 3])
+                         : "memory");
+        }
     }
 }
 

@@ -21,9 +21,9 @@ template <int W> __device__ void load_rates(const unsigned long long* from, unsi
     } else {
 #pragma unroll
         for (int i = 0; i < W; i += 2) {
-            uint4 two = reinterpret_cast<const uint4*>(from)[i / 2];
-            rates[i] = static_cast<unsigned long long>(two.y) << 32 | two.x;
-            rates[i + 1] = static_cast<unsigned long long>(two.w) << 32 | two.z;
+            ulonglong2 two = reinterpret_cast<const ulonglong2*>(from)[i / 2];
+            rates[i] = two.x;
+            rates[i + 1] = two.y;
         }
     }
 }
@@ -47,20 +47,16 @@ template <int W> struct Waves {
     }
 };
 
-// The W channels at `to` are scaled and gain `wave`.
-template <int W, bool ADD> __device__ void add(Pack<W>& channels, const float (&wave)[W], float scale) {
+// W channels are scaled and gain `wave`.
+template <int W> __device__ void add(Pack<W>& channels, const float (&wave)[W], float scale) {
     float x[W];
-    if constexpr (ADD) {
-        unpack(channels, x);
+    unpack(channels, x);
 #pragma unroll
-        for (int i = 0; i < W; ++i) x[i] = fmaf(x[i], scale, wave[i]);
-        channels = pack(x);
-    } else {
-        channels = pack(wave);
-    }
+    for (int i = 0; i < W; ++i) x[i] = fmaf(x[i], scale, wave[i]);
+    channels = pack(x);
 }
 
-template <int W, bool ADD> __device__ void sinusoid(const SinusoidArgs& args) {
+template <int W> __device__ void sinusoid(const SinusoidArgs& args) {
     unsigned token = blockIdx.x * blockDim.y + threadIdx.y;
     if (token >= args.tokens) return;
     wait_for_predecessor();
@@ -77,14 +73,14 @@ template <int W, bool ADD> __device__ void sinusoid(const SinusoidArgs& args) {
             T::Bits* x = row;
 #pragma unroll 1
             for (unsigned batch = first; batch < last; ++batch, x += args.strides[0]) {
-                Pack<W> a_pack, b_pack;
-                if constexpr (ADD) {
+                Pack<W> a_pack = pack(waves.first), b_pack = pack(waves.second);
+                if (args.add) {
                     a_pack = Pack<W>::load(x + a);
                     b_pack = Pack<W>::load(x + b);
                     if (args.interleaved) split(a_pack, b_pack);
+                    add(a_pack, waves.first, args.scale);
+                    add(b_pack, waves.second, args.scale);
                 }
-                add<W, ADD>(a_pack, waves.first, args.scale);
-                add<W, ADD>(b_pack, waves.second, args.scale);
                 if (args.interleaved) merge(a_pack, b_pack);
                 a_pack.store(x + a);
                 b_pack.store(x + b);
@@ -98,9 +94,11 @@ template <int W, bool ADD> __device__ void sinusoid(const SinusoidArgs& args) {
             T::Bits* x = row + args.rest_channel;
 #pragma unroll 1
             for (unsigned batch = first; batch < last; ++batch, x += args.strides[0]) {
-                Pack<1> channel;
-                if constexpr (ADD) channel = Pack<1>::load(x);
-                add<1, ADD>(channel, waves.first, args.scale);
+                Pack<1> channel = pack(waves.first);
+                if (args.add) {
+                    channel = Pack<1>::load(x);
+                    add(channel, waves.first, args.scale);
+                }
                 channel.store(x);
             }
         }
@@ -109,9 +107,6 @@ template <int W, bool ADD> __device__ void sinusoid(const SinusoidArgs& args) {
 
 #define BOUNDS __launch_bounds__(256, 4)
 
-extern "C" __global__ void BOUNDS ENTRY(sinusoid_add_wide)(const SinusoidArgs args) { sinusoid<WIDE, true>(args); }
-extern "C" __global__ void BOUNDS ENTRY(sinusoid_add_mid)(const SinusoidArgs args) { sinusoid<MID, true>(args); }
-extern "C" __global__ void BOUNDS ENTRY(sinusoid_add_one)(const SinusoidArgs args) { sinusoid<1, true>(args); }
-extern "C" __global__ void BOUNDS ENTRY(sinusoid_write_wide)(const SinusoidArgs args) { sinusoid<WIDE, false>(args); }
-extern "C" __global__ void BOUNDS ENTRY(sinusoid_write_mid)(const SinusoidArgs args) { sinusoid<MID, false>(args); }
-extern "C" __global__ void BOUNDS ENTRY(sinusoid_write_one)(const SinusoidArgs args) { sinusoid<1, false>(args); }
+extern "C" __global__ void BOUNDS ENTRY(sinusoid_wide)(const SinusoidArgs args) { sinusoid<WIDE>(args); }
+extern "C" __global__ void BOUNDS ENTRY(sinusoid_mid)(const SinusoidArgs args) { sinusoid<MID>(args); }
+extern "C" __global__ void BOUNDS ENTRY(sinusoid_one)(const SinusoidArgs args) { sinusoid<1>(args); }

@@ -1,6 +1,7 @@
 // Sine and cosine of t * turns, in f64 with the product to 106 bits, and the one rounding to the element type.
 #pragma once
 
+#include "common/angle.cuh"
 #include "common/scalar.cuh"
 
 struct Turns {
@@ -16,30 +17,7 @@ __device__ inline void sincos_turns(double t, Turns turns, double& sin, double& 
     // Both are multiples of the product's last bit and within an eighth of each other: exact.
     double x = (product - quarters * 0.25 + rest) * 6.283185307179586;
     x = fabs(product) < 281474976710656.0 ? x : __longlong_as_double(0x7ff8000000000000ll);
-    double z = x * x;
-    // Taylor's series to x^15 and x^16 on an eighth of a turn to each side: what is left out is below 6e-17.
-    double s = fma(z, -1.0 / 1307674368000.0, 1.0 / 6227020800.0);
-    s = fma(z, s, -1.0 / 39916800.0);
-    s = fma(z, s, 1.0 / 362880.0);
-    s = fma(z, s, -1.0 / 5040.0);
-    s = fma(z, s, 1.0 / 120.0);
-    s = fma(z, s, -1.0 / 6.0);
-    s = fma(x * z, s, x);
-    double c = fma(z, 1.0 / 20922789888000.0, -1.0 / 87178291200.0);
-    c = fma(z, c, 1.0 / 479001600.0);
-    c = fma(z, c, -1.0 / 3628800.0);
-    c = fma(z, c, 1.0 / 40320.0);
-    c = fma(z, c, -1.0 / 720.0);
-    c = fma(z, c, 1.0 / 24.0);
-    c = fma(z, c, -0.5);
-    c = fma(z, c, 1.0);
-    // Quadrant 0: (s, c), 1: (c, -s), 2: (-s, -c), 3: (-c, s).
-    int quadrant = static_cast<int>(static_cast<long long>(quarters)) & 3;
-    bool swap = quadrant & 1;
-    sin = swap ? c : s;
-    cos = swap ? s : c;
-    sin = quadrant & 2 ? -sin : sin;
-    cos = (quadrant + 1) & 2 ? -cos : cos;
+    sincos_quarter(x, static_cast<long long>(quarters), sin, cos);
 }
 
 // A float that rounds to the same T as x does: x itself for f32, else x with its last bit set if anything was cut off, so

@@ -5,6 +5,7 @@
 // rates      [pairs] turns per position in units of 2^-64 (exact), frequencies in f32 (compat), or cosines by row (table)
 // sines      sines by row (table)
 // axes       [pairs] axis of each pair, or null
+// exponents  [2, pairs] xPos: exponents per position in units of 2^-56, of the queries' factors and of the keys'
 //
 // One thread owns W pairs of one token: two accesses of W elements, one for each side of the pairs. It makes their
 // angles once and walks `heads_per_thread` heads, the queries' first and then the keys'.
@@ -13,15 +14,28 @@
 // channels are copied. A rate is 8 bytes a pair and an id up to 8 bytes a token, from a cache after their first use.
 #include "args.cuh"
 #include "common/angle.cuh"
+#include "common/exp.cuh"
 #include "common/index.cuh"
 #include "common/scalar.cuh"
 
-// Where the pairs of one thread lie, from the head's first element: W elements at `a` and W at `b`.
+// Where the pairs of one thread lie, from the head's first element: W elements at `a` and W at `b`. With BLOCKS and in halves,
+// each block of channels has its own; blocks are as long as one another, and the axis of a pair is the number of its block.
 template <int W> struct Sides {
     unsigned a, b;
 
-    __device__ Sides(unsigned first_pair, unsigned pairs, unsigned offset, bool interleaved)
-        : a(offset + (interleaved ? 2 * first_pair : first_pair)), b(interleaved ? a + W : a + pairs) {}
+    template <bool BLOCKS>
+    static __device__ Sides of(const RopeArgs& args, unsigned first_pair, bool interleaved) {
+        Sides sides;
+        sides.a = args.offset + (interleaved ? 2 * first_pair : first_pair);
+        sides.b = interleaved ? sides.a + W : sides.a + args.pairs;
+        if constexpr (BLOCKS) {
+            if (args.block != args.pairs && !interleaved) {
+                sides.a += static_cast<const unsigned char*>(args.axes)[first_pair] * args.block;
+                sides.b = sides.a + args.block;
+            }
+        }
+        return sides;
+    }
 };
 
 // Position of one token on each axis: ids[index + axis * axis_stride] + step, or step alone without ids.
@@ -49,12 +63,16 @@ struct Place {
 };
 
 // Sources of cosine and sine for the W pairs from `pair` on. What they read before `wait_for_predecessor` is the plan's own.
+// A source that is BY_SIDE makes them anew for the keys, one with BLOCKS knows blocks of channels.
 
 // The exact phase, position * rate modulo one turn.
 struct Exact {
+    static constexpr bool BY_SIDE = false;
+    static constexpr bool BLOCKS = false;
+
     template <int W>
-    static __device__ void angles(const RopeArgs& args, unsigned batch, unsigned token, unsigned pair, float (&sin)[W],
-                                  float (&cos)[W]) {
+    static __device__ void angles(const RopeArgs& args, bool, unsigned batch, unsigned token, unsigned pair,
+                                  float (&sin)[W], float (&cos)[W]) {
         const unsigned long long* rates = static_cast<const unsigned long long*>(args.rates) + pair;
         const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + pair;
         unsigned long long rate[W];
@@ -71,11 +89,18 @@ struct Exact {
     }
 };
 
+struct ExactBlocks : Exact {
+    static constexpr bool BLOCKS = true;
+};
+
 // Hugging Face's: frequency and position in f32, their product rounded once, then an accurate cosine and sine of it.
 struct Compat {
+    static constexpr bool BY_SIDE = false;
+    static constexpr bool BLOCKS = true;
+
     template <int W>
-    static __device__ void angles(const RopeArgs& args, unsigned batch, unsigned token, unsigned pair, float (&sin)[W],
-                                  float (&cos)[W]) {
+    static __device__ void angles(const RopeArgs& args, bool, unsigned batch, unsigned token, unsigned pair,
+                                  float (&sin)[W], float (&cos)[W]) {
         const float* frequencies = static_cast<const float*>(args.rates) + pair;
         const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + pair;
         wait_for_predecessor();
@@ -89,11 +114,38 @@ struct Compat {
     }
 };
 
+// xPos: the exact phase, times a power of two whose exponent is a product of the distance from the center and a constant of
+// the pair and the side. Where one of the pairs' powers would leave the range of f32, NaN.
+struct XPos {
+    static constexpr bool BY_SIDE = true;
+    static constexpr bool BLOCKS = false;
+
+    template <int W>
+    static __device__ void angles(const RopeArgs& args, bool keys, unsigned batch, unsigned token, unsigned pair,
+                                  float (&sin)[W], float (&cos)[W]) {
+        Exact::angles<W>(args, keys, batch, token, pair, sin, cos);
+        const long long* exponents = static_cast<const long long*>(args.exponents) + (keys ? args.pairs : 0) + pair;
+        // Wraps for positions at the end of 64 bits, which then are as far away on the other side.
+        unsigned long long position = Place(args, batch, token).on(args, 0);
+        long long distance = static_cast<long long>(position - static_cast<unsigned long long>(args.center));
+        bool within = -args.reach <= distance && distance <= args.reach;
+#pragma unroll
+        for (int i = 0; i < W; ++i) {
+            float scale = within ? exp2_fixed(distance * exponents[i]) : __int_as_float(0x7fffffff);
+            sin[i] *= scale;
+            cos[i] *= scale;
+        }
+    }
+};
+
 // The caller's rows of cosines and sines.
 struct Table {
+    static constexpr bool BY_SIDE = false;
+    static constexpr bool BLOCKS = true;
+
     template <int W>
-    static __device__ void angles(const RopeArgs& args, unsigned batch, unsigned token, unsigned pair, float (&sin)[W],
-                                  float (&cos)[W]) {
+    static __device__ void angles(const RopeArgs& args, bool, unsigned batch, unsigned token, unsigned pair,
+                                  float (&sin)[W], float (&cos)[W]) {
         const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + pair;
         wait_for_predecessor();
         Place place(args, batch, token);
@@ -191,18 +243,25 @@ template <int W, class Source> __device__ void rope(const RopeArgs& args) {
     for (unsigned batch = blockIdx.z; batch < args.batch; batch += gridDim.z) {
         for (unsigned pair = threadIdx.x * W; pair < args.pairs; pair += blockDim.x * W) {
             float sin[W], cos[W];
-            Source::template angles<W>(args, batch, token, pair, sin, cos);
+            auto turn = [&](bool keys) {
+                Source::template angles<W>(args, keys, batch, token, pair, sin, cos);
 #pragma unroll
-            for (int i = 0; i < W; ++i) {
-                cos[i] *= args.factor;
-                sin[i] *= args.factor * args.sign;
-            }
-            Sides<W> from(pair, args.pairs, args.offset, args.interleaved);
-            Sides<W> to(pair, args.pairs, args.offset, args.interleaved_out);
+                for (int i = 0; i < W; ++i) {
+                    cos[i] *= args.factor;
+                    sin[i] *= args.factor * args.sign;
+                }
+            };
+            if constexpr (!Source::BY_SIDE) turn(false);
+            Sides<W> from = Sides<W>::template of<Source::BLOCKS>(args, pair, args.interleaved);
+            Sides<W> to = Sides<W>::template of<Source::BLOCKS>(args, pair, args.interleaved_out);
 #pragma unroll 1
             for (int keys = 0; keys < 2; ++keys) {
+                Walk walk(args, keys, batch, token, first, last);
+                if constexpr (Source::BY_SIDE) {
+                    if (walk.count) turn(keys);
+                }
 #pragma unroll 1
-                for (Walk walk(args, keys, batch, token, first, last); walk.count; walk.next()) {
+                for (; walk.count; walk.next()) {
                     Pack<W> a_pack = Pack<W>::load(walk.x + from.a);
                     Pack<W> b_pack = Pack<W>::load(walk.x + from.b);
                     if (args.interleaved) split(a_pack, b_pack);
@@ -251,6 +310,10 @@ extern "C" __global__ void BOUNDS ENTRY(rope_wide)(const RopeArgs args) { rope<W
 extern "C" __global__ void BOUNDS ENTRY(rope_mid)(const RopeArgs args) { rope<MID, Exact>(args); }
 extern "C" __global__ void BOUNDS ENTRY(rope_one)(const RopeArgs args) { rope<1, Exact>(args); }
 
+extern "C" __global__ void LOOSE ENTRY(rope_blocks_wide)(const RopeArgs args) { rope<WIDE, ExactBlocks>(args); }
+extern "C" __global__ void LOOSE ENTRY(rope_blocks_mid)(const RopeArgs args) { rope<MID, ExactBlocks>(args); }
+extern "C" __global__ void LOOSE ENTRY(rope_blocks_one)(const RopeArgs args) { rope<1, ExactBlocks>(args); }
+
 extern "C" __global__ void LOOSE ENTRY(rope_compat_wide)(const RopeArgs args) { rope<WIDE, Compat>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_compat_mid)(const RopeArgs args) { rope<MID, Compat>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_compat_one)(const RopeArgs args) { rope<1, Compat>(args); }
@@ -258,3 +321,7 @@ extern "C" __global__ void LOOSE ENTRY(rope_compat_one)(const RopeArgs args) { r
 extern "C" __global__ void LOOSE ENTRY(rope_table_wide)(const RopeArgs args) { rope<WIDE, Table>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_table_mid)(const RopeArgs args) { rope<MID, Table>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_table_one)(const RopeArgs args) { rope<1, Table>(args); }
+
+extern "C" __global__ void LOOSE ENTRY(rope_xpos_wide)(const RopeArgs args) { rope<WIDE, XPos>(args); }
+extern "C" __global__ void LOOSE ENTRY(rope_xpos_mid)(const RopeArgs args) { rope<MID, XPos>(args); }
+extern "C" __global__ void LOOSE ENTRY(rope_xpos_one)(const RopeArgs args) { rope<1, XPos>(args); }

@@ -4,7 +4,7 @@
 //! bias(head, distance) = -slope(head) * |distance|
 //! ```
 
-use crate::bias::DistanceGrad;
+use crate::bias::{DistanceGrad, Toeplitz};
 use crate::{Error, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
@@ -252,7 +252,8 @@ pub struct SlopesGrad {
 /// A softmax with a causal mask does not notice what is added to a whole row, so that `slope * key` stands for
 /// `-slope * (query - key)`. It is kept for parity: its numbers grow with the position and are rounded there, and its
 /// log-sum-exp is shifted by `slope * query`, so that parts of a row can only be merged with parts of the same form.
-/// The numbers go into a softmax as an additive mask `[1, heads, 1, keys]`.
+/// The numbers go into a softmax as an additive mask `[1, heads, 1, keys]`, or, where they are added before the scale, as
+/// a [`BiasPlan::key_only`](crate::BiasPlan::key_only).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyOnly {
     /// `slope * position`, the product rounded to the element type. Hugging Face's BLOOM.
@@ -261,7 +262,7 @@ pub enum KeyOnly {
     Mpt,
     /// `slope * position` in f32. flash-attention's causal kernels, up to the softmax.
     FlashAttention,
-    /// `slope * position` with slope, position and product rounded to bf16, whatever the element type. Falcon-RW; goes
+    /// `slope * position` with slope, position and product rounded to bf16, whatever the element type. Falcon-RW; a bias
     /// with [`Order::BiasThenScale`](crate::Order), or times the scale where Hugging Face has folded it into the mask.
     Falcon,
 }
@@ -300,6 +301,20 @@ impl KeyOnly {
         };
         let heads = 0..alibi.heads;
         Ok(heads.flat_map(|head| positions.iter().map(move |&p| T::from_f32(number(head, p)))).collect())
+    }
+}
+
+impl KeyOnly {
+    /// [`KeyOnly::row`] for the key positions from 0 to below `keys`, for [`BiasPlan::key_only`](crate::BiasPlan::key_only).
+    ///
+    /// # Errors
+    /// As [`Alibi::check`], and if there are no keys.
+    pub fn bias(self, alibi: &Alibi, keys: usize) -> Result<Toeplitz> {
+        let last = i32::try_from(keys).map_err(|_| Error::Overflow(format!("{keys} keys")))?;
+        let positions: Vec<i32> = (0..last).collect();
+        let row = Toeplitz { heads: alibi.heads, first: 0, values: self.row(alibi, &positions)?, saturates: false };
+        row.check()?;
+        Ok(row)
     }
 }
 

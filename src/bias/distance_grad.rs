@@ -2,12 +2,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
 use crate::bias::toeplitz::{check_distances, strides};
 use crate::bias::{BiasPlan, Kerple, Place, Places, T5Bias};
-use crate::gpu::args::{DiagonalArgs, In, IntervalArgs};
+use crate::gpu::args::{DistanceGradArgs, In};
 use crate::gpu::{Function, Launch, Read, Write};
 use crate::{Error, Gpu, Logits, Result, Scalar};
 
@@ -61,7 +60,7 @@ impl DistanceGrad {
             for head in 0..shape.heads {
                 for query in 0..shape.queries {
                     let query_position = positions.query(shape, batch, query);
-                    for key in 0..shape.keys {
+                    for key in (0..shape.keys).filter(|&key| positions.meet(shape, batch, query, key)) {
                         let distance = positions.key(shape, batch, key) - query_position;
                         let index = (distance - first).clamp(0, count as i64 - 1) as usize;
                         values[head * count + index] += grad[shape.index(batch, head, query, key)].to_f64();
@@ -86,12 +85,12 @@ impl DistanceGrad {
 // ----------------------------------------------------------------------------------------------------------------- law
 
 impl DistanceGrad {
-    /// The largest error of a kernel's output, for `size`, the sum of the sizes of its terms: `14 * 2^-24 * size`.
+    /// The largest error of a kernel's output, for `size`, the sum of the sizes of its terms: `20 * 2^-24 * size`.
     ///
-    /// A compensated sum is within `2 * 2^-24` of it, and there are two; five additions of a warp, a weight, its rounding
-    /// and a factor follow.
+    /// A compensated sum is within `2 * 2^-24` of it, and there are two; five additions of a warp come behind each, a
+    /// gate, a weight, its rounding and a factor beside them.
     pub fn error_bound(size: f64) -> f64 {
-        14.0 * f32::ROUNDOFF * size
+        20.0 * f32::ROUNDOFF * size
     }
 }
 
@@ -102,41 +101,44 @@ const THREADS: usize = 256;
 /// Queries of a sequence that one split sums.
 const ROWS: usize = 4096;
 
-/// The range of distances of a call, and how it is cut: from the shape alone, so that every device sums alike.
+/// How a call's sums are cut: from the shape alone, so that every device sums alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cut {
+    /// positions of their own: sums are bins of the target's distances, and a split's rows are counted over sequences
+    bins: bool,
     first: i64,
     distances: usize,
+    rows: usize,
     splits: usize,
 }
 
 impl Cut {
-    fn of(shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<Self> {
-        let Place::From(key) = places.keys else {
-            return Err(Error::Value(
-                "the gradient of a distance bias needs keys that follow one another, not positions of their own".into(),
-            ));
-        };
+    fn of(shape: &Logits, places: &Places<Read<'_, i32>>, bins: (i64, usize)) -> Self {
         let (queries, keys) = (shape.queries as i64, shape.keys as i64);
+        let unknown = places.packed.is_some() || places.query_lengths.is_some() || places.key_lengths.is_some();
+        let Place::From(key) = places.keys else { return Self::bins(shape, bins) };
         // The first and the last place where a query can sit.
         let (low, high) = match places.queries {
             Place::From(start) => (start, start + queries - 1),
-            Place::Last if places.query_lengths.is_none() && places.key_lengths.is_none() => (keys - queries, keys - 1),
-            Place::Last => (-queries, keys - 1),
-            Place::Each(_) => {
-                return Err(Error::Value(
-                    "the gradient of a distance bias needs queries that follow one another, not positions of their own"
-                        .into(),
-                ));
-            }
+            Place::Last if unknown => (-queries, keys - 1),
+            Place::Last => (keys - queries, keys - 1),
+            Place::Each(_) => return Self::bins(shape, bins),
         };
         let first = key - high;
         let distances = usize::try_from(key + keys - 1 - low - first + 1).unwrap_or(0);
-        Ok(Self { first, distances, splits: shape.queries.div_ceil(ROWS).max(1) })
+        Self { bins: false, first, distances, rows: ROWS, splits: shape.queries.div_ceil(ROWS).max(1) }
+    }
+
+    fn bins(shape: &Logits, (first, distances): (i64, usize)) -> Self {
+        // The more bins a warp has, the more rows it walks: sums stay fewer than four a row.
+        let rows = (distances / 4).clamp(64, ROWS);
+        let splits = shape.batch.saturating_mul(shape.queries).div_ceil(rows).max(1);
+        Self { bins: true, first, distances, rows, splits }
     }
 
     fn sums(&self, heads: usize) -> Result<usize> {
-        crate::shape::product("splits x heads x distances", &[self.splits, heads, self.distances])
+        let halves = if self.bins { 2 } else { 1 };
+        crate::shape::product("splits x heads x distances", &[halves, self.splits, heads, self.distances])
     }
 }
 
@@ -144,18 +146,24 @@ impl Cut {
 
 /// Gradients of the parameters of a distance bias on a [`Gpu`]: T5's table, ALiBi's slopes, KERPLE's numbers, a row.
 ///
-/// A call allocates nothing, uploads nothing and synchronises nothing. It is two kernels: the first adds the gradient of
-/// the bias along its diagonals, the second adds diagonals. There are no atomics; a result depends on the shape alone, not
-/// on the device or on which block runs first. Whether the bias has a gradient is the caller's choice: a softmax neither
-/// knows nor asks.
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel: it adds the gradient of the bias
+/// along its diagonals, and the last block of a head adds diagonals. Each number of the gradient is read once. No
+/// floating-point number is added by an atomic; a result depends on the shape alone, not on the device or on which block
+/// runs first. Whether the bias has a gradient is the caller's choice: a softmax neither knows nor asks. Calls of one plan
+/// must not run at the same time.
 pub struct DistanceGradPlan<T> {
     gpu: Gpu,
     heads: usize,
     target: Target,
-    sums: Mutex<CudaSlice<f32>>,
+    scratch: Mutex<Scratch>,
     none: BiasPlan<T>,
-    diagonals: Function,
-    intervals: Function,
+    function: Function,
+}
+
+/// Sums of the blocks, and how many blocks of each head are done.
+struct Scratch {
+    sums: CudaSlice<f32>,
+    counters: CudaSlice<u32>,
 }
 
 struct Target {
@@ -165,6 +173,8 @@ struct Target {
     /// `[outputs, heads, weighted]`, and their first distance
     weights: Option<(CudaSlice<f32>, i64, usize)>,
     by_distance: bool,
+    /// the distances that bins stand for: the first, and how many
+    bins: (i64, usize),
     /// output o of head h lies at `o * strides[0] + h * strides[1]`
     strides: [usize; 2],
 }
@@ -190,6 +200,7 @@ impl<T: Scalar> DistanceGradPlan<T> {
             outputs: spec.buckets,
             weights: None,
             by_distance: false,
+            bins: (first, lookup.len()),
             strides: [heads, 1],
         };
         Self::new(gpu, heads, target, room)
@@ -205,6 +216,8 @@ impl<T: Scalar> DistanceGradPlan<T> {
             outputs: 2,
             weights: None,
             by_distance: true,
+            // The past, the query's own place, the future.
+            bins: (-1, 3),
             strides: [heads, 1],
         };
         Self::new(gpu, heads, target, room)
@@ -230,6 +243,7 @@ impl<T: Scalar> DistanceGradPlan<T> {
             outputs: 2,
             weights: Some((gpu.upload(&weights)?, first, count)),
             by_distance: false,
+            bins: (first, count),
             strides: [heads, 1],
         };
         Self::new(gpu, heads, target, room)
@@ -252,6 +266,7 @@ impl<T: Scalar> DistanceGradPlan<T> {
             outputs: count,
             weights: None,
             by_distance: false,
+            bins: (first, count),
             strides: [1, count],
         };
         Self::new(gpu, heads, target, room)
@@ -264,16 +279,18 @@ impl<T: Scalar> DistanceGradPlan<T> {
         // Any placement: queries from -queries to keys.
         let distances = room.queries + 2 * room.keys + 1;
         let splits = room.queries.div_ceil(ROWS).max(1);
-        let sums = crate::shape::product("splits x heads x distances", &[splits, heads, distances])?;
-        let load = |entry| gpu.function("bias/distance_grad", T::NAME, entry);
+        let diagonals = Cut { bins: false, first: 0, distances, rows: ROWS, splits }.sums(heads)?;
+        let sums = diagonals.max(Cut::bins(room, target.bins).sums(heads)?);
         Ok(Self {
             gpu: gpu.clone(),
             heads,
             target,
-            sums: Mutex::new(gpu.upload(&vec![0.0f32; sums])?),
+            scratch: Mutex::new(Scratch {
+                sums: gpu.upload(&vec![0.0f32; sums])?,
+                counters: gpu.upload(&vec![0u32; heads])?,
+            }),
             none: BiasPlan::new(gpu, crate::Bias::None)?,
-            diagonals: load("diagonals")?,
-            intervals: load("intervals")?,
+            function: gpu.function("bias/distance_grad", T::NAME, "distance_grad")?,
         })
     }
 
@@ -292,17 +309,18 @@ impl<T: Scalar> DistanceGradPlan<T> {
     /// | argument | shape | meaning |
     /// |---|---|---|
     /// | `grad` | `shape` | the gradient of every logit after the bias |
-    /// | `places` | | where queries and keys sit; they must follow one another |
+    /// | `places` | | where queries and keys sit |
     /// | `gates` | `[batch, heads, queries]` | those that multiplied the bias |
     /// | `factor` | | what turns `grad` into the bias's: 1; or `1 / scale` where it is the logits' own |
     /// | `out` | see the constructor | written |
     ///
     /// # Accuracy
-    /// [`DistanceGrad::error_bound`]. The same bits on every device, and for every layout of `grad`.
+    /// [`DistanceGrad::error_bound`]. The same bits on every device, and for every layout of `grad`. Where positions are
+    /// given one by one, other sums are made, and so other bits; it takes longer.
     ///
     /// # Errors
-    /// If a buffer is too short or belongs to another context, the call is larger than the plan's room, or positions are
-    /// given one by one. Nothing is written then.
+    /// If a buffer is too short or belongs to another context, or the call is larger than the plan's room. Nothing is
+    /// written then.
     pub fn apply(
         &self,
         grad: (Read<'_, T>, Logits),
@@ -320,75 +338,64 @@ impl<T: Scalar> DistanceGradPlan<T> {
             return Err(Error::Value(format!("the logits have {} heads, a gradient takes 65535", shape.heads)));
         }
         let held = self.none.hold(&shape, places, gates, super::toeplitz::ALL)?;
-        let cut = Cut::of(&shape, places)?;
+        let target = &self.target;
+        let cut = Cut::of(&shape, places, target.bins);
         let gpu = &self.gpu;
-        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
-        let need = cut.sums(self.heads)?;
-        if cudarc::driver::DeviceSlice::len(&*sums) < need {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let Scratch { sums, counters } = &mut *scratch;
+        let (need, room) = (cut.sums(self.heads)?, cudarc::driver::DeviceSlice::len(sums));
+        if room < need {
             return Err(Error::Value(format!(
-                "the call sums {} distances of {} heads in {} splits, the plan has room for {} sums",
-                cut.distances,
-                self.heads,
-                cut.splits,
-                cudarc::driver::DeviceSlice::len(&*sums)
+                "the call sums {} distances of {} heads in {} splits, which is {need} sums; the plan has room for {room}",
+                cut.distances, self.heads, cut.splits,
             )));
         }
-        let grad = gpu.read("grad", grad, shape.span()?)?;
-        let out = gpu.write("out", out, self.len())?;
-        out.apart_from("out", &grad, "grad")?;
-        let sums = gpu.write("sums", &mut *sums, need)?;
-        let small = |what: &str, n: usize| u32::try_from(n).map_err(|_| Error::Overflow(format!("{n} {what}")));
-        let first = i32::try_from(cut.first).map_err(|_| Error::Overflow(format!("distance {}", cut.first)))?;
-        let (distances, splits) = (small("distances", cut.distances)?, small("splits", cut.splits)?);
-        let heads = small("heads", self.heads)?;
-        if cut.distances > 0 {
-            let args = DiagonalArgs {
-                bias: held.args,
-                grad: grad.address.offset((shape.offset * size_of::<T>()) as u64),
-                sums: sums.address,
-                strides: strides(&shape),
-                first,
-                distances,
-                rows: ROWS as u32,
-                splits,
-            };
-            let grid = [distances.div_ceil(THREADS as u32), heads, splits];
-            let (file, entry, block) = ("bias/distance_grad", "diagonals", [THREADS as u32, 1, 1]);
-            gpu.launch(&self.diagonals, &Launch { file, entry, grid, block, args })?;
-        }
-        let target = &self.target;
-        let intervals = gpu.read("intervals", &target.intervals, 2 * target.outputs)?;
         let weights = match &target.weights {
             Some((weights, first, count)) => {
+                places.check_reach(&shape, super::toeplitz::ALL, *first, first + *count as i64 - 1)?;
                 Some((gpu.read("weights", weights, target.outputs * self.heads * count)?, *first, *count))
             }
             None => None,
         };
-        if let Some((_, first, count)) = &weights {
-            places.check_reach(&shape, super::toeplitz::ALL, *first, first + *count as i64 - 1)?;
-        }
-        let args = IntervalArgs {
-            sums: sums.address.as_in(),
+        let grad = gpu.read("grad", grad, shape.span()?)?;
+        let out = gpu.write("out", out, self.len())?;
+        out.apart_from("out", &grad, "grad")?;
+        let sums = gpu.write("sums", sums, need)?;
+        let counters = gpu.write("counters", counters, self.heads)?;
+        let intervals = gpu.read("intervals", &target.intervals, 2 * target.outputs)?;
+        let small = |what: &str, n: usize| u32::try_from(n).map_err(|_| Error::Overflow(format!("{n} {what}")));
+        let first = i32::try_from(cut.first).map_err(|_| Error::Overflow(format!("distance {}", cut.first)))?;
+        let (distances, splits) = (small("distances", cut.distances)?, small("splits", cut.splits)?);
+        let heads = small("heads", self.heads)?;
+        let args = DistanceGradArgs {
+            bias: held.args,
+            grad: grad.address.offset((shape.offset * size_of::<T>()) as u64),
+            sums: sums.address,
+            counters: counters.address,
             intervals: intervals.address,
             weights: weights.as_ref().map_or(In::NULL, |(weights, ..)| weights.address),
             out: out.address,
+            strides: strides(&shape),
             output_stride: target.strides[0] as i64,
             head_stride: target.strides[1] as i64,
             first,
             distances,
+            rows: cut.rows as u32,
+            splits,
             weights_first: weights.as_ref().map_or(0, |(_, first, _)| *first as i32),
             weighted: weights.as_ref().map_or(0, |(_, _, count)| *count as u32),
-            splits,
-            heads,
             outputs: small("outputs", target.outputs)?,
             by_distance: u32::from(target.by_distance),
             factor,
-            ..IntervalArgs::zeroed()
+            bins: u32::from(cut.bins),
         };
-        let warps = (THREADS / 32) as u32;
-        let grid = [args.outputs.div_ceil(warps), heads, 1];
-        let (file, entry, block) = ("bias/distance_grad", "intervals", [THREADS as u32, 1, 1]);
-        gpu.launch(&self.intervals, &Launch { file, entry, grid, block, args })
+        let grid = if cut.bins {
+            [splits.div_ceil(THREADS as u32 / 32), heads, 1]
+        } else {
+            [distances.div_ceil(THREADS as u32).max(1), heads, splits]
+        };
+        let (file, entry, block) = ("bias/distance_grad", "distance_grad", [THREADS as u32, 1, 1]);
+        gpu.launch(&self.function, &Launch { file, entry, grid, block, args })
     }
 }
 

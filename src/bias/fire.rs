@@ -5,8 +5,7 @@
 //! bias(head, query, key) = out_bias[head] + sum over k of out_weight[head, k] * max(0, in_weight[k] * x + in_bias[k])
 //! ```
 
-use crate::bias::Places;
-use crate::{Error, Logits, Result, Scalar};
+use crate::{Error, Result};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
@@ -124,7 +123,7 @@ impl Fire {
         (self.c * distance).ln_1p()
     }
 
-    fn norm(&self, query: i64) -> f64 {
+    pub(crate) fn norm(&self, query: i64) -> f64 {
         self.log((query as f64).max(self.threshold)) + self.eps
     }
 
@@ -150,6 +149,23 @@ impl Fire {
         (self.log(self.threshold) + self.eps) as f32
     }
 
+    /// Where the network's lines meet, ascending. Ramps that are flat do not bend; the others bend where their input is 0,
+    /// and `x` is never below 0.
+    pub(crate) fn breaks(&self) -> Vec<f64> {
+        let bends = self.in_weight.iter().zip(&self.in_bias).map(|(w, b)| -b / w);
+        let mut breaks: Vec<f64> = bends.filter(|x| x.is_finite() && *x > 0.0).collect();
+        breaks.sort_by(f64::total_cmp);
+        breaks.dedup();
+        breaks
+    }
+
+    /// Whether ramp `k` is above 0 on a line between `breaks`: any point strictly inside the line tells.
+    pub(crate) fn is_up(&self, breaks: &[f64], line: usize, k: usize) -> bool {
+        let left = if line == 0 { 0.0 } else { breaks[line - 1] };
+        let inside = breaks.get(line).map_or(2.0 * left + 1.0, |right| (left + right) / 2.0);
+        self.in_weight[k] * inside + self.in_bias[k] > 0.0
+    }
+
     /// The network as straight lines, which it is: a sum of ramps in the one number `x`.
     ///
     /// # Errors
@@ -157,24 +173,15 @@ impl Fire {
     pub fn lines(&self) -> Result<FireLines> {
         self.check()?;
         let width = self.in_weight.len();
-        // Ramps that are flat do not bend; the others bend where their input is 0, and x is never below 0.
-        let bends = self.in_weight.iter().zip(&self.in_bias).map(|(w, b)| -b / w);
-        let mut breaks: Vec<f64> = bends.filter(|x| x.is_finite() && *x > 0.0).collect();
-        breaks.sort_by(f64::total_cmp);
-        breaks.dedup();
+        let breaks = self.breaks();
         let (mut slopes, mut intercepts) = (Vec::new(), Vec::new());
         for head in 0..self.heads() {
             let weights = &self.out_weight[head * width..(head + 1) * width];
             for line in 0..=breaks.len() {
-                // Any point strictly inside the line says which ramps are up.
-                let left = if line == 0 { 0.0 } else { breaks[line - 1] };
-                let inside = breaks.get(line).map_or(2.0 * left + 1.0, |right| (left + right) / 2.0);
                 let (mut slope, mut intercept) = (0.0, self.out_bias[head]);
-                for ((w, b), out) in self.in_weight.iter().zip(&self.in_bias).zip(weights) {
-                    if w * inside + b > 0.0 {
-                        slope += out * w;
-                        intercept += out * b;
-                    }
+                for (k, out) in weights.iter().enumerate().filter(|(k, _)| self.is_up(&breaks, line, *k)) {
+                    slope += out * self.in_weight[k];
+                    intercept += out * self.in_bias[k];
                 }
                 slopes.push(slope as f32);
                 intercepts.push(intercept as f32);
@@ -211,80 +218,4 @@ pub struct FireLines {
     pub slopes: Vec<f32>,
     /// `[heads, breaks + 1]`
     pub intercepts: Vec<f32>,
-}
-
-// ----------------------------------------------------------------------------------------------------------- reference
-
-/// The gradients of [`Fire`], each of its field's shape.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FireGrad {
-    /// of `c`
-    pub c: f64,
-    /// of `threshold`
-    pub threshold: f64,
-    /// `[width]`
-    pub in_weight: Vec<f64>,
-    /// `[width]`
-    pub in_bias: Vec<f64>,
-    /// `[heads, width]`
-    pub out_weight: Vec<f64>,
-    /// `[heads]`
-    pub out_bias: Vec<f64>,
-}
-
-impl Fire {
-    /// The gradients of every parameter from the gradient of every logit after the bias.
-    ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `grad` | `shape` | the gradient of every logit after the bias |
-    /// | `positions` | | where queries and keys sit |
-    ///
-    /// # Errors
-    /// If the spec, the shape or the positions are refused.
-    pub fn grad<T: Scalar>(&self, grad: &[T], shape: &Logits, positions: &Places<&[i32]>) -> Result<FireGrad> {
-        shape.check("grad", grad.len())?;
-        positions.check(shape)?;
-        super::Bias::Fire(self).check(shape, positions, super::toeplitz::ALL)?;
-        let (width, heads) = (self.in_weight.len(), self.heads());
-        let mut sums = FireGrad {
-            c: 0.0,
-            threshold: 0.0,
-            in_weight: vec![0.0; width],
-            in_bias: vec![0.0; width],
-            out_weight: vec![0.0; heads * width],
-            out_bias: vec![0.0; heads],
-        };
-        for batch in 0..shape.batch {
-            for query in 0..shape.queries {
-                let query_position = positions.query(shape, batch, query);
-                let (norm, reach) = (self.norm(query_position), (query_position as f64).max(self.threshold));
-                for key in 0..shape.keys {
-                    let distance = positions.key(shape, batch, key).abs_diff(query_position) as f64;
-                    let x = self.log(distance) / norm;
-                    let mut by_x = 0.0;
-                    for head in 0..heads {
-                        let value = grad[shape.index(batch, head, query, key)].to_f64();
-                        sums.out_bias[head] += value;
-                        for k in 0..width {
-                            let before = self.in_weight[k] * x + self.in_bias[k];
-                            if before > 0.0 {
-                                let weight = self.out_weight[head * width + k];
-                                sums.out_weight[head * width + k] += value * before;
-                                sums.in_weight[k] += value * weight * x;
-                                sums.in_bias[k] += value * weight;
-                                by_x += value * weight * self.in_weight[k];
-                            }
-                        }
-                    }
-                    let far_by_c = |distance: f64| distance / (1.0 + self.c * distance);
-                    sums.c += by_x * (far_by_c(distance) - x * far_by_c(reach)) / norm;
-                    if (query_position as f64) < self.threshold {
-                        sums.threshold += by_x * -x / norm * self.c / (1.0 + self.c * reach);
-                    }
-                }
-            }
-        }
-        Ok(sums)
-    }
 }

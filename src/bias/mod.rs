@@ -5,26 +5,30 @@
 //! per head. [`Fire`] depends on the query's position too and has a form of its own.
 
 mod alibi;
+mod cpu;
 mod distance_grad;
 mod fire;
+mod fire_grad;
 mod kerple;
 mod places;
 mod sandwich;
 mod softmax;
 mod t5;
 mod toeplitz;
+mod work;
 
 pub use alibi::{Alibi, KeyOnly, Sides, Slopes, SlopesGrad};
 pub use distance_grad::{DistanceGrad, DistanceGradPlan};
-pub use fire::{Fire, FireGrad, FireLines};
+pub use fire::{Fire, FireLines};
+pub use fire_grad::{FireGrad, FireGradPlan};
 pub use kerple::{Kerple, KerpleGrad, KerpleKind};
-pub use places::{Place, Places};
+pub use places::{Packed, Place, Places};
 pub use sandwich::Sandwich;
 pub use softmax::{
     ExpectedGrad, GradOutputs, Gradient, Inputs, LogitsOperand, Order, Output, Softmax, SoftmaxInputs, SoftmaxPlan,
 };
 pub use t5::T5Bias;
-pub use toeplitz::{Bias, BiasPlan, Toeplitz};
+pub use toeplitz::{Bias, BiasPlan, GatedBias, Toeplitz};
 
 /// `kernels/bias/bias.cuh`: the biases of this room as functions for other people's attention kernels.
 ///
@@ -37,6 +41,7 @@ pub use toeplitz::{Bias, BiasPlan, Toeplitz};
 /// | `posenc_toeplitz(row, first, count, distance)` | one head's row: T5, KERPLE, Sandwich | [`Toeplitz`] |
 /// | `posenc_fire_factor(logs, count, least_norm, eps, query)` | once per query | [`Fire::logs`], [`Fire::least_norm`] |
 /// | `posenc_fire_input(logs, count, factor, distance)` | | [`Fire::logs`] |
+/// | `posenc_fire_line(breaks, count, input)` | | [`Fire::lines`] |
 /// | `posenc_fire(breaks, count, slopes, intercepts, input)` | one head's lines | [`Fire::lines`] |
 ///
 /// `distance = key - query` in positions; each gives what is added to the scaled logit, before the mask.

@@ -11,8 +11,9 @@ use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
 use crate::bias::toeplitz::{aligned, alignment, rows, strides};
-use crate::bias::{Bias, BiasPlan, Places};
-use crate::gpu::args::{In, Out, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxLaw};
+use crate::bias::work::{HELD, PARTS, Room, Work, held_grad};
+use crate::bias::{Bias, BiasPlan, Places, cpu};
+use crate::gpu::args::{Args, In, Out, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxLaw};
 use crate::gpu::{Function, Launch, Read, Write};
 use crate::{Error, Gpu, Logits, Result, Scalar};
 
@@ -250,7 +251,7 @@ impl Softmax {
     ///
     /// `error` is that of the logit `z`: one rounding of each of its steps, and the bias's own. `mean` weighs with the
     /// probabilities. The rest are the exponential (3 roundings), the sum, the reciprocal and two products. Weights
-    /// below e^-86 of the largest are zero: `2^-120` is added to the bound of each.
+    /// below e^-87.7 of the largest are zero: `2^-120` is added to the bound of each.
     pub fn error_bound(&self, deviation: f64, mean: f64, keys: usize) -> f64 {
         (1.0 + deviation) / (1.0 - mean.min(0.5)) * (1.0 + Self::steps(keys)) - 1.0
     }
@@ -313,19 +314,33 @@ impl Softmax {
     /// | `shape` | | sizes and strides of `logits` |
     /// | `inputs` | | bias, positions, mask, sinks |
     ///
+    /// Rows are shared out among rayon's threads. The result does not depend on their number.
+    ///
     /// # Accuracy
-    /// Half an ulp of `T`.
+    /// Half an ulp of `T`, and 1e-12 of the probability.
     ///
     /// # Errors
     /// If the spec, the shape or an input is refused. Nothing is written then.
     pub fn apply<T: Scalar>(&self, logits: &mut [T], shape: &Logits, inputs: &Inputs<T>) -> Result<Vec<f32>> {
         shape.check_written("logits", logits.len())?;
-        let output = self.expect(logits, shape, inputs)?;
-        each(shape, |batch, head, query, key| {
-            let index = shape.index(batch, head, query, key);
-            logits[index] = T::from_f64(output.want[index]);
-        });
-        Ok(output.lse.iter().map(|&lse| lse as f32).collect())
+        self.check()?;
+        inputs.check(shape, self.window())?;
+        Ok(cpu::softmax(self, logits, shape, inputs))
+    }
+
+    /// One row of [`Softmax::apply`], whatever its positions and logits are; gives its log-sum-exp.
+    pub(super) fn apply_row<T: Scalar>(
+        &self,
+        logits: &mut [T],
+        shape: &Logits,
+        inputs: &Inputs<T>,
+        [batch, head, query]: [usize; 3],
+    ) -> f64 {
+        let row = self.row(logits, shape, inputs, batch, head, query);
+        for (x, step) in logits.iter_mut().zip(&row.steps) {
+            *x = T::from_f64(row.probability(step));
+        }
+        row.lse
     }
 
     /// The wanted values in f64 and the error allowed at each element, for comparison with a softmax of `logits`.
@@ -347,7 +362,7 @@ impl Softmax {
         for batch in 0..shape.batch {
             for head in 0..shape.heads {
                 for query in 0..shape.queries {
-                    let row = self.row(logits, shape, inputs, batch, head, query);
+                    let row = self.row(of_row(logits, shape, batch, head, query), shape, inputs, batch, head, query);
                     let (max, lse) = (row.max, row.lse);
                     let p = |z: f64| if z == f64::NEG_INFINITY { 0.0 } else { (z - lse).exp() };
                     let deviation = |step: &Step| {
@@ -406,7 +421,7 @@ impl Softmax {
         for batch in 0..shape.batch {
             for head in 0..shape.heads {
                 for query in 0..shape.queries {
-                    let row = self.row(logits, shape, inputs, batch, head, query);
+                    let row = self.row(of_row(logits, shape, batch, head, query), shape, inputs, batch, head, query);
                     if row.lse == f64::NEG_INFINITY {
                         continue;
                     }
@@ -473,7 +488,7 @@ impl Softmax {
         for batch in 0..shape.batch {
             for head in 0..shape.heads {
                 for query in 0..shape.queries {
-                    let row = self.row(logits, shape, inputs, batch, head, query);
+                    let row = self.row(of_row(logits, shape, batch, head, query), shape, inputs, batch, head, query);
                     let at = |key: usize| shape.index(batch, head, query, key);
                     let p = |key: usize| probabilities[at(key)].to_f64();
                     let dp = |key: usize| grad[at(key)].to_f64();
@@ -517,6 +532,7 @@ impl Softmax {
         Ok(out)
     }
 
+    /// `logits` are those of the row.
     fn row<T: Scalar>(
         &self,
         logits: &[T],
@@ -528,13 +544,12 @@ impl Softmax {
     ) -> Row {
         let positions = &inputs.positions;
         let query_position = positions.query(shape, batch, query);
-        let any = query < positions.queries_of(shape, batch);
-        let keys = if any { positions.keys_of(shape, batch) } else { 0 };
+        let any = positions.has(shape, batch, query);
         let mut masked = vec![false; shape.keys];
         let steps: Vec<Step> = (0..shape.keys)
             .map(|key| {
                 let position = positions.key(shape, batch, key);
-                if key >= keys || !self.sees(position - query_position) {
+                if !positions.meet(shape, batch, query, key) || !self.sees(position - query_position) {
                     masked[key] = true;
                     return Step { z: f64::NEG_INFINITY, error: 0.0, by_logit: 0.0, by_bias: 0.0 };
                 }
@@ -544,7 +559,7 @@ impl Softmax {
                 let bias = gate * inputs.bias.at(batch, head, query_position, position);
                 let rounding = if gate == 1.0 { 0.0 } else { bias.abs() * f32::ROUNDOFF };
                 let bias_error = gate.abs() * inputs.bias.error_bound(batch, head, query_position, position) + rounding;
-                let s = logits[shape.index(batch, head, query, key)].to_f64();
+                let s = logits[key].to_f64();
                 let mut step = self.step(s, bias, bias_error);
                 step.z += inputs.mask_at(batch, head, query, key);
                 step.error += f32::ROUNDOFF * step.z.abs();
@@ -571,61 +586,19 @@ struct Row {
     any: bool,
 }
 
-fn each(shape: &Logits, mut f: impl FnMut(usize, usize, usize, usize)) {
-    for batch in 0..shape.batch {
-        for head in 0..shape.heads {
-            for query in 0..shape.queries {
-                (0..shape.keys).for_each(|key| f(batch, head, query, key));
-            }
-        }
+impl Row {
+    fn probability(&self, step: &Step) -> f64 {
+        if step.z == f64::NEG_INFINITY { 0.0 } else { (step.z - self.lse).exp() }
     }
+}
+
+/// The logits of a row; none where there are no keys.
+fn of_row<'a, T>(logits: &'a [T], shape: &Logits, batch: usize, head: usize, query: usize) -> &'a [T] {
+    let at = shape.index(batch, head, query, 0);
+    logits.get(at..at + shape.keys).unwrap_or_default()
 }
 
 // -------------------------------------------------------------------------------------------------------------- launch
-
-/// Keys of a chunk: the unit of sums, see kernels/bias/reduce.cuh.
-const CHUNK: usize = 8192;
-/// Keys of the longest row that a warp takes.
-const WARP_KEYS: usize = 1024;
-/// Parts of split rows that a plan has room for: 512 KiB.
-const PARTS: usize = 65536;
-/// Bytes of shared memory for a key that is held: a float, and two in the gradient.
-const HELD: u32 = 4;
-const HELD_GRAD: u32 = 8;
-/// Bytes of shared memory that the kernels have of their own, rounded up.
-const OWN: u32 = 2048;
-/// The most chunks that a block holds.
-const MOST_HELD: u32 = 8;
-
-/// How a call reads its rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Regime {
-    /// a warp a row
-    Warp,
-    /// a block a row, which holds all its chunks
-    Held,
-    /// a block a row, which reads it twice
-    Twice,
-    /// a block a chunk, two launches
-    Split,
-}
-
-impl Regime {
-    /// Rows that fit into shared memory are read once. Longer rows are read twice, and so are rows too few to fill the
-    /// device: then their chunks are spread over it.
-    pub(crate) fn of(rows: usize, keys: usize, held: usize, multiprocessors: u32) -> Self {
-        let chunks = keys.div_ceil(CHUNK);
-        if keys <= WARP_KEYS {
-            Self::Warp
-        } else if rows < multiprocessors as usize && chunks > 1 && rows * chunks <= PARTS {
-            Self::Split
-        } else if chunks <= held {
-            Self::Held
-        } else {
-            Self::Twice
-        }
-    }
-}
 
 impl Softmax {
     fn law(&self) -> SoftmaxLaw {
@@ -644,11 +617,6 @@ impl Softmax {
             right: limit(self.right),
         }
     }
-}
-
-/// Warps of a block: few rows are spread over the device. `most` warps have 48 KiB of shared memory or less.
-fn warps(rows: u32, multiprocessors: u32, most: u32) -> u32 {
-    if rows < most * multiprocessors { 1 } else { most }
 }
 
 // ---------------------------------------------------------------------------------------------------------------- plan
@@ -692,53 +660,75 @@ impl<'a, T> SoftmaxInputs<'a, T> {
 
 /// [`Softmax`] on a [`Gpu`], for one element type.
 ///
-/// A call allocates nothing, uploads nothing and synchronises nothing. It is one kernel, except for few rows of more than
-/// 8192 keys, a decode step against a long cache: there it is two, one over the chunks of every row, and one that adds
-/// their sums and writes. The second reads the logits again, from a cache where they fit; one kernel could only wait for
-/// all blocks of a row by occupying the device alone, or leave a row's writing to its last block.
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel, for a decode step against a long
+/// cache too: there several blocks share a row and meet once, in a cooperative launch. Calls of one plan must not run at
+/// the same time, as they would from two graphs: its blocks meet in memory of the plan.
 pub struct SoftmaxPlan<T> {
     gpu: Gpu,
     softmax: Softmax,
-    parts: Mutex<CudaSlice<f32>>,
-    warp: Function,
-    block: Function,
-    grad_warp: Function,
-    grad_block: Function,
+    meeting: Mutex<Meeting>,
+    apply: Function,
+    grad: Function,
     sink_grad: Function,
-    /// chunks that a block holds, and that one of the gradient does
-    held: u32,
-    held_grad: u32,
+    room: Room,
+    room_grad: Room,
     element: std::marker::PhantomData<T>,
 }
 
+/// Where blocks that share a row leave the sums of their chunks, and count who is there.
+struct Meeting {
+    parts: CudaSlice<f32>,
+    counters: CudaSlice<u32>,
+}
+
 impl<T: Scalar> SoftmaxPlan<T> {
-    /// Loads the kernels, and takes 512 KiB for the sums of split rows.
+    /// Loads the kernels, and takes 512 KiB for the sums of shared rows.
     ///
     /// # Errors
     /// If the spec is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, softmax: &Softmax) -> Result<Self> {
         softmax.check()?;
         let load = |file, entry| gpu.function(file, T::NAME, entry);
-        let room = gpu.shared_memory()?.saturating_sub(OWN);
-        // A chunk of 32 KiB, which every device since 7.5 has room for, or one of 64 KiB, which 7.5 alone has not.
-        let chunks = |bytes: u32| (room / (CHUNK as u32 * bytes)).min(MOST_HELD);
-        let (held, held_grad) = (chunks(HELD), chunks(HELD_GRAD));
-        let (block, grad_block) = (load("bias/softmax", "softmax_block")?, load("bias/softmax_grad", "grad_block")?);
-        block.reserve(held * CHUNK as u32 * HELD)?;
-        grad_block.reserve(held_grad * CHUNK as u32 * HELD_GRAD)?;
+        let (apply, grad) = (load("bias/softmax", "softmax")?, load("bias/softmax_grad", "grad")?);
+        let meeting = Meeting {
+            parts: gpu.upload(&vec![0.0f32; 2 * PARTS])?,
+            counters: gpu.upload(&vec![0u32; gpu.multiprocessors() as usize])?,
+        };
         Ok(Self {
             gpu: gpu.clone(),
             softmax: *softmax,
-            parts: Mutex::new(gpu.upload(&vec![0.0f32; 2 * PARTS])?),
-            warp: load("bias/softmax", "softmax_warp")?,
-            block,
-            grad_warp: load("bias/softmax_grad", "grad_warp")?,
-            grad_block,
+            meeting: Mutex::new(meeting),
+            room: Room::of(gpu, &apply, HELD)?,
+            room_grad: Room::of(gpu, &grad, held_grad::<T>())?,
+            apply,
+            grad,
             sink_grad: load("bias/softmax_grad", "sink_grad")?,
-            held,
-            held_grad,
             element: std::marker::PhantomData,
         })
+    }
+
+    /// One kernel; `args` takes what [`Work`] says of parts and counters.
+    fn launch<A: Args>(
+        &self,
+        function: &Function,
+        file: &'static str,
+        entry: &'static str,
+        work: &Work,
+        shared: u32,
+        args: impl FnOnce(Out, Out) -> A,
+    ) -> Result<()> {
+        let gpu = &self.gpu;
+        let (grid, block) = ([work.blocks, 1, 1], [work.threads, 1, 1]);
+        if work.share == 1 {
+            let args = args(Out::NULL, Out::NULL);
+            return gpu.launch_with(function, &Launch { file, entry, grid, block, args }, shared);
+        }
+        let mut meeting = self.meeting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Meeting { parts, counters } = &mut *meeting;
+        let parts = gpu.write("parts", parts, 2 * PARTS)?;
+        let counters = gpu.write("counters", counters, gpu.multiprocessors() as usize)?;
+        let args = args(parts.address, counters.address);
+        gpu.launch_together(function, &Launch { file, entry, grid, block, args }, shared)
     }
 
     /// The spec.
@@ -755,9 +745,10 @@ impl<T: Scalar> SoftmaxPlan<T> {
     /// | `lse` | `[batch, heads, queries]` | written: the log-sum-exp, sink included |
     ///
     /// Each logit that is not masked is read once and each probability written once where a row fits into a block's
-    /// shared memory, 4 bytes a key in steps of 8192 keys: 49152 keys on compute capability 9.0 and 10.0, 40960 on 8.0,
-    /// 24576 on 8.6, 8.9 and 12.0, 8192 on 7.5. Longer rows are read twice, and so are rows of more than 8192 keys that
-    /// are fewer than the device's multiprocessors.
+    /// shared memory, 4 bytes a key in steps of 8192 keys: 57344 keys on compute capability 9.0 and 10.0, 40960 on 8.0,
+    /// 24576 on 8.6, 8.9 and 12.0, 8192 on 7.5. Where there are fewer rows than multiprocessors, all blocks that the device
+    /// has at once share them, and the limit is theirs together: a row of 7 million keys on an H100. Longer rows are read
+    /// twice.
     ///
     /// # Accuracy
     /// [`Softmax::error_bound`] and the rounding to `T`. The same bits on every device and for every alignment, number of
@@ -833,11 +824,10 @@ impl<T: Scalar> SoftmaxPlan<T> {
             && aligned(&out_shape, alignment(y.address.address()), element);
         let mask_wide =
             mask.as_ref().is_none_or(|(mask, shape)| aligned(shape, alignment(mask.address.address()), element));
-        let chunks = shape.keys.div_ceil(CHUNK).max(1);
-        let regime = Regime::of(rows as usize, shape.keys, self.held as usize, gpu.multiprocessors());
-        let held = if matches!(regime, Regime::Held) { chunks as u32 } else { 1 };
         let bytes = |shape: &Logits| (shape.offset * element) as u64;
-        let mut args = SoftmaxArgs {
+        let work = Work::of(rows, shape.keys, &self.room);
+        let shared = work.shared(work.held.max(1), HELD);
+        self.launch(&self.apply, "bias/softmax", "softmax", &work, shared, |parts, counters| SoftmaxArgs {
             bias: bias.args,
             law: self.softmax.law(),
             x: x_address.offset(bytes(&shape)),
@@ -845,48 +835,27 @@ impl<T: Scalar> SoftmaxPlan<T> {
             mask: mask.as_ref().map_or(In::NULL, |(mask, shape)| mask.address.offset(bytes(shape))),
             sinks: sinks.as_ref().map_or(In::NULL, |sinks| sinks.address),
             lse: lse.as_ref().map_or(Out::NULL, |lse| lse.address),
+            parts,
+            counters,
             x_strides: strides(&shape),
             y_strides: strides(&out_shape),
             mask_strides: mask.as_ref().map_or([0; 3], |(_, shape)| shared_strides(shape)),
             rows,
-            // At most 2^31 keys.
-            chunks: chunks as u32,
-            held,
+            chunks: work.chunks,
             aligned: if wide { 1 + u32::from(mask_wide) } else { 0 },
+            held: work.held,
+            lanes_log: work.lanes.ilog2(),
+            packs: work.packs,
+            share: work.share,
             ..SoftmaxArgs::zeroed()
-        };
-        let launch = |entry, blocks, threads, args| Launch {
-            file: "bias/softmax",
-            entry,
-            grid: [blocks, 1, 1],
-            block: [threads, 1, 1],
-            args,
-        };
-        let (block, entry, shared) = (&self.block, "softmax_block", held * CHUNK as u32 * HELD);
-        match regime {
-            Regime::Warp => {
-                let warps = warps(rows, gpu.multiprocessors(), 8);
-                let launch = launch("softmax_warp", rows.div_ceil(warps), 32 * warps, args);
-                gpu.launch_with(&self.warp, &launch, warps * WARP_KEYS as u32 * HELD)
-            }
-            Regime::Held | Regime::Twice => gpu.launch_with(block, &launch(entry, rows, 256, args), shared),
-            Regime::Split => {
-                let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-                let parts = gpu.write("parts", &mut *parts, 2 * PARTS)?;
-                args.parts = parts.address;
-                // At most PARTS.
-                let blocks = rows * chunks as u32;
-                // `held` keeps the chunk in the one place there is.
-                let args = SoftmaxArgs { held: 0, ..args };
-                gpu.launch_with(block, &launch(entry, blocks, 256, SoftmaxArgs { mode: 1, ..args }), shared)?;
-                gpu.launch_with(block, &launch(entry, blocks, 256, SoftmaxArgs { mode: 2, ..args }), shared)
-            }
-        }
+        })
     }
 
     /// The gradients of the logits, and of the bias if it is wanted, in one kernel.
     ///
-    /// `dz = p * (dp - sum over keys of p * dp)`, and back through softcap and scale in the spec's order.
+    /// `dz = p * (dp - sum over keys of p * dp)`, and back through softcap and scale in the spec's order. Probability and
+    /// gradient are read once where a row fits into a block's shared memory, as in [`SoftmaxPlan::apply`] with two elements
+    /// a key instead of 4 bytes; longer rows are read twice.
     ///
     /// | argument | shape | meaning |
     /// |---|---|---|
@@ -899,8 +868,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
     /// [`Softmax::expect_grad`] states it. The same bits on every device and for every alignment.
     ///
     /// # Errors
-    /// As [`SoftmaxPlan::apply`]; if a softcap lacks the logits; and on compute capability 7.5 for rows of more than 1024 keys,
-    /// whose staging does not fit into its shared memory.
+    /// As [`SoftmaxPlan::apply`]; if a softcap lacks the logits.
     pub fn grad(
         &self,
         probabilities: (Read<'_, T>, Logits),
@@ -976,17 +944,9 @@ impl<T: Scalar> SoftmaxPlan<T> {
             logits.as_ref().map(|(logits, shape)| (logits.address.address(), *shape)),
         ];
         let wide = wide.iter().flatten().all(|(address, shape)| aligned(shape, alignment(*address), element));
-        let chunks = shape.keys.div_ceil(CHUNK);
-        if shape.keys > WARP_KEYS && self.held_grad == 0 {
-            return Err(Error::Value(format!(
-                "the gradient of rows of {} keys needs {} bytes of shared memory, this device gives a block {}; \
-                 rows of {WARP_KEYS} keys need less",
-                shape.keys,
-                CHUNK as u32 * HELD_GRAD + OWN,
-                gpu.shared_memory()?
-            )));
-        }
-        let args = SoftmaxGradArgs {
+        let work = Work::of(rows, shape.keys, &self.room_grad);
+        let shared = work.shared(work.held, held_grad::<T>());
+        self.launch(&self.grad, "bias/softmax_grad", "grad", &work, shared, |parts, counters| SoftmaxGradArgs {
             bias: held.args,
             law: self.softmax.law(),
             p: p.address.offset(bytes(&p_shape)),
@@ -999,20 +959,17 @@ impl<T: Scalar> SoftmaxPlan<T> {
             dp_strides: strides(&shape),
             x_strides: logits.as_ref().map_or([0; 3], |(_, shape)| strides(shape)),
             dx_strides: strides(&out_shape),
+            parts,
+            counters,
             rows,
-            chunks: chunks as u32,
-            held: if chunks <= self.held_grad as usize { chunks as u32 } else { 1 },
+            chunks: work.chunks,
             aligned: u32::from(wide),
-        };
-        let file = "bias/softmax_grad";
-        if shape.keys <= WARP_KEYS {
-            let warps = warps(rows, gpu.multiprocessors(), 4);
-            let (grid, block) = ([rows.div_ceil(warps), 1, 1], [32 * warps, 1, 1]);
-            let launch = Launch { file, entry: "grad_warp", grid, block, args };
-            return gpu.launch_with(&self.grad_warp, &launch, warps * WARP_KEYS as u32 * HELD_GRAD);
-        }
-        let launch = Launch { file, entry: "grad_block", grid: [rows, 1, 1], block: [256, 1, 1], args };
-        gpu.launch_with(&self.grad_block, &launch, args.held * CHUNK as u32 * HELD_GRAD)
+            held: work.held,
+            lanes_log: work.lanes.ilog2(),
+            packs: work.packs,
+            share: work.share,
+            ..SoftmaxGradArgs::zeroed()
+        })
     }
 
     /// The gradient of the sinks, in one kernel: `-sum over rows of exp(sink - lse) * dot`.

@@ -7,7 +7,7 @@
 use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
-use crate::bias::{Fire, Place, Places, Slopes, T5Bias};
+use crate::bias::{Fire, Place, Places, Slopes, T5Bias, cpu};
 use crate::gpu::args::{BiasArgs, In, ToeplitzArgs, ToeplitzRowArgs};
 use crate::gpu::{Function, Held, Launch, Read, Write};
 use crate::{Error, Gpu, Logits, Result, Scalar};
@@ -210,7 +210,8 @@ impl Bias<'_> {
 // ----------------------------------------------------------------------------------------------------------- reference
 
 impl Bias<'_> {
-    /// Writes the bias of every query and key on the CPU: f64 arithmetic, one rounding at the end.
+    /// Writes the bias of every query and key on the CPU: f64 arithmetic, one rounding at the end. Packed sequences do not
+    /// see each other: their bias is -inf.
     ///
     /// | argument | shape | meaning |
     /// |---|---|---|
@@ -235,7 +236,9 @@ impl Bias<'_> {
     /// # Ok::<(), posenc::Error>(())
     /// ```
     pub fn write<T: Scalar>(&self, out: &mut [T], shape: &Logits, positions: &super::Places<&[i32]>) -> Result<()> {
-        self.each("out", out, shape, positions, |_, bias| bias)
+        self.check_call("out", out.len(), shape, positions)?;
+        cpu::write(*self, out, shape, positions);
+        Ok(())
     }
 
     /// Adds the bias to logits in place on the CPU: f64 arithmetic, one rounding at the end.
@@ -245,33 +248,21 @@ impl Bias<'_> {
     /// # Errors
     /// As [`Bias::write`].
     pub fn add<T: Scalar>(&self, logits: &mut [T], shape: &Logits, positions: &super::Places<&[i32]>) -> Result<()> {
-        self.each("logits", logits, shape, positions, |logit, bias| logit.to_f64() + bias)
+        self.check_call("logits", logits.len(), shape, positions)?;
+        cpu::add(*self, logits, shape, positions);
+        Ok(())
     }
 
-    fn each<T: Scalar>(
+    fn check_call(
         &self,
         name: &'static str,
-        x: &mut [T],
+        len: usize,
         shape: &Logits,
         positions: &super::Places<&[i32]>,
-        value: impl Fn(T, f64) -> f64,
     ) -> Result<()> {
-        shape.check_written(name, x.len())?;
+        shape.check_written(name, len)?;
         positions.check(shape)?;
-        self.check(shape, positions, ALL)?;
-        for batch in 0..shape.batch {
-            for head in 0..shape.heads {
-                for query in 0..shape.queries {
-                    let query_position = positions.query(shape, batch, query);
-                    for key in 0..shape.keys {
-                        let bias = self.at(batch, head, query_position, positions.key(shape, batch, key));
-                        let index = shape.index(batch, head, query, key);
-                        x[index] = T::from_f64(value(x[index], bias));
-                    }
-                }
-            }
-        }
-        Ok(())
+        self.check(shape, positions, ALL)
     }
 }
 
@@ -340,13 +331,14 @@ pub struct BiasPlan<T> {
     gpu: Gpu,
     heads: usize,
     form: Form,
+    key_only: bool,
     apply: Function,
     element: std::marker::PhantomData<T>,
 }
 
 enum Form {
     None,
-    Slopes { left: CudaSlice<f32>, right: CudaSlice<f32>, batch: usize, key_only: bool },
+    Slopes { left: CudaSlice<f32>, right: CudaSlice<f32>, batch: usize },
     Row { row: CudaSlice<f32>, first: i64, count: usize, saturates: bool, t5: Option<T5Form> },
     Fire { logs: CudaSlice<f32>, lines: [CudaSlice<f32>; 3], breaks: usize, least_norm: f32, eps: f32 },
 }
@@ -365,7 +357,10 @@ impl<T: Scalar> BiasPlan<T> {
     pub fn new(gpu: &Gpu, bias: Bias) -> Result<Self> {
         match bias {
             Bias::None => Self::with(gpu, 0, Form::None),
-            Bias::Slopes(slopes) => Self::slopes(gpu, slopes, false),
+            Bias::Slopes(slopes) => {
+                let (left, right) = (gpu.upload(&slopes.left)?, gpu.upload(&slopes.right)?);
+                Self::with(gpu, slopes.heads, Form::Slopes { left, right, batch: slopes.batch })
+            }
             Bias::Toeplitz(row) => {
                 row.check()?;
                 let form = Form::Row {
@@ -381,26 +376,20 @@ impl<T: Scalar> BiasPlan<T> {
         }
     }
 
-    /// ALiBi that multiplies the key's position instead of its distance, `slope * key`: flash-attention's and BLOOM's
-    /// causal form, whose log-sum-exp is shifted by `slope * query`. For parity alone: its error grows with the position
-    /// (5e-2 at a million keys).
+    /// A bias that takes the key's position instead of its distance: with slopes `slope * key`, flash-attention's and
+    /// BLOOM's causal form; with a row, such as that of [`KeyOnly::bias`](crate::KeyOnly::bias), any library's rounding.
+    /// Its log-sum-exp is shifted by `slope * query`. For parity alone: its error grows with the position (5e-2 at a million
+    /// keys).
     ///
-    /// The slopes of the future count, negated: `Sides::Signed` gives the libraries' sign.
+    /// Of slopes those of the future count, negated: [`Sides::Signed`](crate::Sides) gives the libraries' sign.
     ///
     /// # Errors
-    /// If the kernels cannot be loaded.
-    pub fn key_only(gpu: &Gpu, slopes: &Slopes) -> Result<Self> {
-        Self::slopes(gpu, slopes, true)
-    }
-
-    fn slopes(gpu: &Gpu, slopes: &Slopes, key_only: bool) -> Result<Self> {
-        let form = Form::Slopes {
-            left: gpu.upload(&slopes.left)?,
-            right: gpu.upload(&slopes.right)?,
-            batch: slopes.batch,
-            key_only,
-        };
-        Self::with(gpu, slopes.heads, form)
+    /// If the bias is refused, is neither slopes nor a row, or the kernels cannot be loaded.
+    pub fn key_only(gpu: &Gpu, bias: Bias) -> Result<Self> {
+        match bias {
+            Bias::Slopes(_) | Bias::Toeplitz(_) => Ok(Self { key_only: true, ..Self::new(gpu, bias)? }),
+            Bias::None | Bias::Fire(_) => Err(Error::Value("a key-only bias is made of slopes or of a row".into())),
+        }
     }
 
     /// T5's bias of `heads` heads, all zero until [`BiasPlan::set_table`]: for a table that lives on the device.
@@ -452,6 +441,7 @@ impl<T: Scalar> BiasPlan<T> {
             gpu: gpu.clone(),
             heads,
             form,
+            key_only: false,
             apply: gpu.function("bias/toeplitz", T::NAME, "apply")?,
             element: std::marker::PhantomData,
         })
@@ -512,7 +502,7 @@ impl<T: Scalar> BiasPlan<T> {
         gpu.launch(&t5.function, &Launch { file: "bias/toeplitz", entry: "row", grid, block: [THREADS, 1, 1], args })
     }
 
-    /// Writes the bias of every query and key, in one kernel.
+    /// Writes the bias of every query and key, in one kernel. Packed sequences do not see each other: their bias is -inf.
     ///
     /// | argument | shape | meaning |
     /// |---|---|---|
@@ -529,7 +519,7 @@ impl<T: Scalar> BiasPlan<T> {
     /// sequences. Nothing is written then. Lengths and positions on the device are not looked at: a length outside the
     /// tensor counts as the tensor's.
     pub fn write(&self, out: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
-        self.run("out", false, out, shape, places)
+        self.run("out", false, out, shape, places, None)
     }
 
     /// Adds the bias to logits in place, in one kernel. Arguments, accuracy and errors as [`BiasPlan::write`].
@@ -537,7 +527,12 @@ impl<T: Scalar> BiasPlan<T> {
     /// # Errors
     /// As [`BiasPlan::write`].
     pub fn add(&self, logits: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
-        self.run("logits", true, logits, shape, places)
+        self.run("logits", true, logits, shape, places, None)
+    }
+
+    /// The bias with a number for each row that multiplies it, WavLM's gates, `[batch, heads, queries]`.
+    pub fn gated<'a>(&'a self, gates: Read<'a, f32>) -> GatedBias<'a, T> {
+        GatedBias { plan: self, gates }
     }
 
     fn run(
@@ -547,9 +542,10 @@ impl<T: Scalar> BiasPlan<T> {
         x: Write<'_, T>,
         shape: &Logits,
         places: &Places<Read<'_, i32>>,
+        gates: Option<Read<'_, f32>>,
     ) -> Result<()> {
         shape.check_written(name, x.len())?;
-        let held = self.hold(shape, places, None, ALL)?;
+        let held = self.hold(shape, places, gates, ALL)?;
         if shape.is_empty() {
             return Ok(());
         }
@@ -584,8 +580,16 @@ impl<T: Scalar> BiasPlan<T> {
         let size = |what, n| crate::shape::product(what, &[shape.batch, n]);
         let query_positions = ids("query positions", each(places.queries), size("batch x queries", shape.queries)?)?;
         let key_positions = ids("key positions", each(places.keys), size("batch x keys", shape.keys)?)?;
-        let query_lengths = ids("query_lengths", places.query_lengths, shape.batch)?;
-        let key_lengths = ids("key_lengths", places.key_lengths, shape.batch)?;
+        let (query_lengths, key_lengths) = match places.packed {
+            None => (
+                ids("query_lengths", places.query_lengths, shape.batch)?,
+                ids("key_lengths", places.key_lengths, shape.batch)?,
+            ),
+            Some(packed) => (
+                ids("the packed queries", Some(packed.queries), packed.sequences + 1)?,
+                ids("the packed keys", Some(packed.keys), packed.sequences + 1)?,
+            ),
+        };
         let gates = gates.map(|gates| gpu.read("gates", gates, shape.rows()?)).transpose()?;
         let address = |held: &Option<Held<'a, In>>| held.as_ref().map_or(In::NULL, |held| held.address);
         // Starts lie within 2^30; sizes, rows and counts within 2^31, as the shape's and the bias's checks say.
@@ -603,12 +607,14 @@ impl<T: Scalar> BiasPlan<T> {
             heads: shape.heads as u32,
             queries: shape.queries as u32,
             keys: shape.keys as u32,
+            key_only: u32::from(self.key_only),
+            sequences: places.packed.map_or(0, |packed| packed.sequences as u32),
             ..BiasArgs::zeroed()
         };
         let mut numbers = [None, None, None, None];
         match &self.form {
             Form::None => {}
-            Form::Slopes { left, right, batch, key_only } => {
+            Form::Slopes { left, right, batch } => {
                 if *batch != 1 && *batch != shape.batch {
                     return Err(Error::Value(format!(
                         "slopes are for {batch} sequences, the logits have {}",
@@ -616,14 +622,23 @@ impl<T: Scalar> BiasPlan<T> {
                     )));
                 }
                 args.kind = 1;
-                args.key_only = u32::from(*key_only);
                 args.slopes_stride = if *batch == 1 { 0 } else { heads as i64 };
                 numbers[0] = Some(gpu.read("slopes", left, batch * heads)?);
                 numbers[1] = Some(gpu.read("slopes", right, batch * heads)?);
             }
             Form::Row { row, first, count, saturates, .. } => {
                 if !saturates {
-                    places.check_reach(shape, window, *first, first + *count as i64 - 1)?;
+                    let last = first + *count as i64 - 1;
+                    match places.keys {
+                        Place::From(key) if self.key_only && (key < *first || key + shape.keys as i64 - 1 > last) => {
+                            return Err(Error::Value(format!(
+                                "the call has {} keys from {key}, the row of the bias holds {first} to {last}",
+                                shape.keys
+                            )));
+                        }
+                        _ if self.key_only => {}
+                        _ => places.check_reach(shape, window, *first, last)?,
+                    }
                 }
                 args.kind = 2;
                 args.first = *first as i32;
@@ -648,6 +663,30 @@ impl<T: Scalar> BiasPlan<T> {
         args.breaks = address(&numbers[3]);
         let places = [query_positions, key_positions, query_lengths, key_lengths];
         Ok(HeldBias { args, _numbers: numbers, _places: places, _gates: gates })
+    }
+}
+
+/// A [`BiasPlan`] and gates, as [`BiasPlan::gated`] makes it.
+pub struct GatedBias<'a, T> {
+    plan: &'a BiasPlan<T>,
+    gates: Read<'a, f32>,
+}
+
+impl<T: Scalar> GatedBias<'_, T> {
+    /// [`BiasPlan::write`], each row times its gate; one rounding more.
+    ///
+    /// # Errors
+    /// As [`BiasPlan::write`].
+    pub fn write(&self, out: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
+        self.plan.run("out", false, out, shape, places, Some(self.gates))
+    }
+
+    /// [`BiasPlan::add`], the bias of each row times its gate; one rounding more.
+    ///
+    /// # Errors
+    /// As [`BiasPlan::write`].
+    pub fn add(&self, logits: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
+        self.plan.run("logits", true, logits, shape, places, Some(self.gates))
     }
 }
 

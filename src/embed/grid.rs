@@ -63,6 +63,9 @@ impl GridSize {
     }
 
     /// The index of `token` along each axis: frame, row, column.
+    ///
+    /// # Panics
+    /// If there are no rows or no columns.
     pub const fn place(&self, token: usize) -> [usize; 3] {
         let row = token / self.columns;
         [row / self.rows, row % self.rows, token % self.columns]
@@ -406,7 +409,8 @@ impl Grid {
     /// As [`Sinusoid::write_times`], at coordinates rounded to f64.
     ///
     /// # Errors
-    /// If the spec or the size is refused, the grid has frames, or a buffer is too short. Nothing is written then.
+    /// If the spec or the size is refused, the grid has frames, a buffer is too short, or a coordinate turns more than 2^48
+    /// times. Nothing is written then.
     ///
     /// # Source
     /// DETR (arXiv 2005.12872), `PositionEmbeddingSine`. Its code works in the model's type, in bf16 off by 0.034; this
@@ -437,6 +441,12 @@ impl Grid {
         let tokens = size.tokens()?;
         at_least("mask", mask.len(), product("batch x tokens", &[batch, tokens])?)?;
         at_least("out", out.len(), product("batch x tokens x dim", &[batch, tokens, self.dim()])?)?;
+        let fastest = self.axes.iter().flat_map(|axis| {
+            let sinusoid = &axis.sinusoid;
+            (0..sinusoid.pairs()).map(|pair| sinusoid.turns(pair).hi.abs())
+        });
+        let fastest = fastest.fold(0.0, f64::max);
+        let mut coordinates = Vec::with_capacity(batch * tokens);
         for image in 0..batch {
             let mask = &mask[image * tokens..(image + 1) * tokens];
             for token in 0..tokens {
@@ -446,18 +456,28 @@ impl Grid {
                         .filter(|&token| mask[token] != 0)
                         .count()
                 };
-                let coordinates = [
-                    0.0,
+                let own = [
                     counted.coordinate(count(0..row + 1, column..column + 1), count(0..size.rows, column..column + 1)),
                     counted.coordinate(count(row..row + 1, 0..column + 1), count(row..row + 1, 0..size.columns)),
                 ];
-                for channel in 0..self.dim() {
-                    let (axis, inner) = self.channel(channel);
-                    let axis = &self.axes[axis];
-                    let t = coordinates[if axis.along == Along::Rows { 1 } else { 2 }];
-                    out[(image * tokens + token) * self.dim() + channel] =
-                        T::from_f64(axis.sinusoid.value_at(t, inner));
+                for axis in &self.axes {
+                    let t = own[usize::from(axis.along != Along::Rows)] + axis.sinusoid.offset as f64;
+                    if t.abs() * fastest > Sinusoid::MAX_TURNS {
+                        return Err(Error::Value(format!(
+                            "the coordinate of token {token} of image {image} is {t:e} and the fastest channel turns \
+                             {fastest:e} times per unit, together at most 2^48 turns are held"
+                        )));
+                    }
                 }
+                coordinates.push(own);
+            }
+        }
+        for (coordinates, row) in coordinates.iter().zip(out.chunks_exact_mut(self.dim())) {
+            for (channel, out) in row.iter_mut().enumerate() {
+                let (axis, inner) = self.channel(channel);
+                let axis = &self.axes[axis];
+                let t = coordinates[usize::from(axis.along != Along::Rows)];
+                *out = T::from_f64(axis.sinusoid.value_at(t, inner));
             }
         }
         Ok(())
@@ -505,9 +525,8 @@ impl Grid {
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
-/// The variants of the kernel: added and written, from wide accesses to narrow ones.
-const ENTRIES: [[&str; 3]; 2] =
-    [["grid_add_wide", "grid_add_mid", "grid_add_one"], ["grid_write_wide", "grid_write_mid", "grid_write_one"]];
+/// The variants of the kernel, from wide accesses to narrow ones.
+const ENTRIES: [&str; 3] = ["grid_wide", "grid_mid", "grid_one"];
 const MASKED_ENTRIES: [&str; 2] = ["grid_masked_wide", "grid_masked_one"];
 
 impl Grid {
@@ -570,7 +589,7 @@ pub struct GridPlan<T> {
     axes: CudaSlice<u8>,
     masked_channels: CudaSlice<f64>,
     masked_axes: CudaSlice<u8>,
-    functions: [[Function; 3]; 2],
+    functions: [Function; 3],
     masked: [Function; 2],
     element: PhantomData<T>,
 }
@@ -586,7 +605,7 @@ impl<T: Scalar> GridPlan<T> {
         let (masked_channels, masked_axes) = spec.masked_channels();
         let load = |entry| gpu.function("embed/grid", T::NAME, entry);
         let load_masked = |entry| gpu.function("embed/grid_masked", T::NAME, entry);
-        let three = |[a, b, c]: [&'static str; 3]| Ok::<_, Error>([load(a)?, load(b)?, load(c)?]);
+        let [wide, mid, one] = ENTRIES;
         let [a, b] = MASKED_ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
@@ -595,7 +614,7 @@ impl<T: Scalar> GridPlan<T> {
             axes: gpu.upload(&axes)?,
             masked_channels: gpu.upload(&masked_channels)?,
             masked_axes: gpu.upload(&masked_axes)?,
-            functions: [three(ENTRIES[0])?, three(ENTRIES[1])?],
+            functions: [load(wide)?, load(mid)?, load(one)?],
             masked: [load_masked(a)?, load_masked(b)?],
             element: PhantomData,
         })
@@ -668,6 +687,8 @@ impl<T: Scalar> GridPlan<T> {
     /// | `mask` | `[batch, rows * columns]` | not 0 for a token of the image |
     /// | `size` | | rows and columns; one frame |
     /// | `counted` | | how counts become coordinates |
+    ///
+    /// Channels at a coordinate that turns more than 2^48 times become NaN.
     ///
     /// # Accuracy
     /// [`Sinusoid::time_error_bound`] at coordinates in f64, and the rounding to `T`.
@@ -768,10 +789,11 @@ impl<T: Scalar> GridPlan<T> {
             groups: spread.groups,
             dim: small("channels", dim)?,
             scale: scale.unwrap_or(1.0),
+            add: u32::from(scale.is_some()),
+            unused: 0,
         };
-        let entries = usize::from(scale.is_none());
-        let entry = ENTRIES[entries][width.index];
+        let entry = ENTRIES[width.index];
         let launch = Launch { file: "embed/grid", entry, grid: spread.grid, block: spread.block, args };
-        gpu.launch(&self.functions[entries][width.index], &launch)
+        gpu.launch(&self.functions[width.index], &launch)
     }
 }

@@ -10,10 +10,10 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
-use crate::embed::Tokens;
-use crate::embed::launch::{Width, alignment, small, width};
+use crate::embed::launch::{alignment, small, width};
 use crate::embed::sinusoid::check_scale;
 use crate::embed::tokens::at_least;
+use crate::embed::{Tokens, cpu};
 use crate::gpu::args::{In, LearnedArgs, Out};
 use crate::gpu::{Function, Held, Launch, Read, Write};
 use crate::positions::Resolved;
@@ -34,7 +34,7 @@ pub enum Rows {
     /// |---|---|---|---|
     /// | RoBERTa, XLM-R, MPNet, ESM with padding id p | `Some(p)` | `p + 1` | `p` |
     /// | OPT | `None` | 2 | 1 |
-    /// | GPT-2 padded on the left | `None` | 0 | 1 |
+    /// | GPT-2 padded on the left | `None` | 0 | 0; 1 before transformers 5 |
     Kept {
         /// the id that is padding; `None` asks the mask
         padding: Option<i64>,
@@ -280,7 +280,9 @@ impl Learned {
                 _ => Err(Error::Value(format!("{name}[{index}] is {id}, the {table_name} table has {rows} rows"))),
             }
         };
-        let mut rows = Vec::with_capacity(all);
+        let mut rows = Vec::new();
+        rows.try_reserve_exact(all)
+            .map_err(|_| Error::Value(format!("there is no memory for the rows of {all} tokens")))?;
         for sequence in 0..batch {
             let mut seen = lookup.past.get(sequence).copied().unwrap_or(0);
             for token in 0..tokens {
@@ -300,7 +302,7 @@ impl Learned {
                     };
                     let position = lookup.positions.get(index).copied().unwrap_or(token as i64);
                     let at = self.rows.row(position, seen, padding);
-                    seen += i64::from(!padding);
+                    seen = seen.wrapping_add(i64::from(!padding));
                     row.position = inside("the position row of token", index, at, tables.position, "position")?;
                 }
                 rows.push(row);
@@ -346,19 +348,7 @@ impl Learned {
         tokens.check_written("x", self.dim, x.len())?;
         self.check_tables(tables)?;
         let rows = self.rows(tokens.batch, tokens.tokens, tables, lookup)?;
-        for (index, row) in rows.iter().enumerate() {
-            let at = tokens.index(index / tokens.tokens, index % tokens.tokens, 0);
-            let (v, _) = self.sum(row, &x[at..at + self.dim], tables);
-            let out = match self.normed(&v) {
-                None => v,
-                Some(Normed { y, .. }) => {
-                    y.iter().enumerate().map(|(c, y)| y * of(tables.gain, c, 1.0) + of(tables.bias, c, 0.0)).collect()
-                }
-            };
-            for (x, out) in x[at..].iter_mut().zip(out) {
-                *x = T::from_f64(out);
-            }
-        }
+        cpu::gather(self, x, tokens, tables, &rows);
         Ok(())
     }
 
@@ -373,7 +363,7 @@ impl Learned {
         tokens: &Tokens,
         tables: &Tables<'_, T>,
         lookup: &Lookup<'_>,
-    ) -> Result<crate::rotate::Expected> {
+    ) -> Result<crate::accuracy::Expected> {
         tokens.check_written("x", self.dim, x.len())?;
         self.check_tables(tables)?;
         let mut want: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
@@ -398,7 +388,7 @@ impl Learned {
                 bound[at + c] = error.map_or(0.0, |error| crate::accuracy::rounded::<T>(value, error));
             }
         }
-        Ok(crate::rotate::Expected { want, bound })
+        Ok(crate::accuracy::Expected { want, bound })
     }
 
     /// The gradients of a scalar with respect to every table, from its gradient with respect to [`Learned::gather`]'s
@@ -420,12 +410,12 @@ impl Learned {
         lookup: &Lookup<'_>,
     ) -> Result<Gradients> {
         self.check_tables(tables)?;
-        let rows = self.rows(batch, tokens, tables, lookup)?;
         let need = product("batch x tokens x dim", &[batch, tokens, self.dim])?;
         at_least("grad", grad.len(), need)?;
         if tables.token.is_empty() {
             at_least("x", x.len(), need)?;
         }
+        let rows = self.rows(batch, tokens, tables, lookup)?;
         let dim = self.dim;
         let mut gradients = Gradients {
             sum: vec![0.0; need],
@@ -550,10 +540,9 @@ pub fn order(ids: &[i64]) -> Result<Vec<u32>> {
 
 /// Threads of a block with a norm or without.
 const THREADS: usize = 256;
-/// The variants of the kernel: without a norm, wide accesses to narrow ones; with one, rows of up to 2048 channels that are
-/// held in registers, wide accesses, narrow ones.
-const ENTRIES: [[&str; 3]; 2] =
-    [["learned_wide", "learned_mid", "learned_one"], ["learned_norm_short", "learned_norm_wide", "learned_norm_one"]];
+/// The variants of the kernel: wide accesses without a norm; with one, for rows that are held in registers and for longer
+/// ones; narrow accesses for all.
+const ENTRIES: [&str; 4] = ["learned_wide", "learned_norm_short", "learned_norm_wide", "learned_narrow"];
 
 impl Learned {
     /// Threads of one row: whole warps, one thread for 8 channels and at most 256.
@@ -561,13 +550,9 @@ impl Learned {
         self.dim.div_ceil(8).next_multiple_of(32).min(THREADS)
     }
 
-    /// Which of the variants of a norm: held rows, wide accesses or narrow ones.
-    pub(crate) fn variant(&self, width: Width) -> usize {
-        match width.index {
-            0 if self.dim <= 8 * THREADS => 0,
-            0 => 1,
-            _ => 2,
-        }
+    /// Whether a row is one unit of 8 channels for each of its threads, which they hold in registers.
+    pub(crate) const fn is_held(&self) -> bool {
+        self.dim <= 8 * THREADS
     }
 
     /// Tokens that a block works on at once.
@@ -599,21 +584,24 @@ impl Learned {
             norm,
             scale: self.scale as f32,
             eps: eps as f32,
+            share: (1.0 / self.dim as f64) as f32,
             ..LearnedArgs::zeroed()
         })
     }
 
     /// The variant, the grid and the arguments that shapes decide; addresses, ids and positions are still missing.
     fn launch(&self, tokens: &Tokens, element: usize, alignment: usize) -> Result<Launch<LearnedArgs>> {
-        let width = width(element, alignment, tokens.sizes() | self.dim);
+        let wide = width(element, alignment, tokens.sizes() | self.dim).index == 0;
         let rows = self.block_rows(tokens.tokens);
         let grid =
             [small("blocks of tokens", tokens.tokens.div_ceil(rows))?, small("sequences", tokens.batch.min(65535))?, 1];
         let block = [small("lanes", self.lanes())?, small("rows", rows)?, 1];
-        let entry = match self.norm {
-            None => ENTRIES[0][width.index],
-            Some(_) => ENTRIES[1][self.variant(width)],
-        };
+        let entry = ENTRIES[match self.norm {
+            _ if !wide => 3,
+            None => 0,
+            Some(_) if self.is_held() => 1,
+            Some(_) => 2,
+        }];
         Ok(Launch { file: "embed/learned", entry, grid, block, args: self.args(tokens)? })
     }
 }
@@ -842,7 +830,7 @@ pub(crate) fn hold_ids<'a>(
 pub struct LearnedPlan<T> {
     gpu: Gpu,
     spec: Learned,
-    functions: [Function; 3],
+    functions: [Function; 4],
     rows: Function,
     element: PhantomData<T>,
 }
@@ -855,11 +843,11 @@ impl<T: Scalar> LearnedPlan<T> {
     pub fn new(gpu: &Gpu, spec: &Learned) -> Result<Self> {
         spec.check()?;
         let load = |entry| gpu.function("embed/learned", T::NAME, entry);
-        let [a, b, c] = ENTRIES[usize::from(spec.norm.is_some())];
+        let [a, b, c, d] = ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
             spec: *spec,
-            functions: [load(a)?, load(b)?, load(c)?],
+            functions: [load(a)?, load(b)?, load(c)?, load(d)?],
             rows: load("learned_rows")?,
             element: PhantomData,
         })
@@ -943,8 +931,7 @@ impl<T: Scalar> LearnedPlan<T> {
             fault: fault.as_ref().map_or(Out::NULL, |fault| fault.address),
             ..held.fill(launch.args)
         };
-        let entries = ENTRIES[usize::from(self.spec.norm.is_some())];
-        let function = entries.iter().position(|&entry| entry == launch.entry).unwrap_or(2);
+        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(3);
         gpu.launch(&self.functions[function], &launch)
     }
 

@@ -9,7 +9,7 @@ use crate::embed::learned::{Gathered, hold_fault, hold_ids};
 use crate::embed::tokens::at_least;
 use crate::embed::{Fault, Inputs, Learned, Norm, Tokens, Weights};
 use crate::gpu::args::{In, LearnedArgs, Out, TableGradArgs};
-use crate::gpu::{Function, Launch, Read, Write};
+use crate::gpu::{Function, Held, Launch, Read, Write};
 use crate::shape::product;
 use crate::{Error, Gpu, Ids, Result, Scalar};
 
@@ -44,13 +44,17 @@ impl Learned {
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
-const NORM_ENTRIES: [&str; 3] = ["norm_grad_short", "norm_grad_wide", "norm_grad_one"];
-const COUNTED_ENTRIES: [&str; 3] = ["counted_grad_wide", "counted_grad_mid", "counted_grad_one"];
-const SORTED_ENTRIES: [&str; 3] = ["sorted_grad_wide", "sorted_grad_mid", "sorted_grad_one"];
+const NORM_ENTRIES: [&str; 3] = ["norm_grad_short", "norm_grad_wide", "norm_grad_narrow"];
+const COUNTED_ENTRIES: [&str; 2] = ["counted_grad_wide", "counted_grad_narrow"];
+const SORTED_ENTRIES: [[&str; 2]; 2] =
+    [["sorted_grad_wide", "sorted_grad_narrow"], ["sorted_rest_wide", "sorted_rest_narrow"]];
 /// Channels that a thread of the tables' kernels takes at once, by the variant.
-const fn step(variant: usize) -> usize {
-    if variant == 2 { 1 } else { 8 }
-}
+const STEP: [usize; 2] = [8, 1];
+/// Places of the order that one thread walks, ids of a tile that one block sorts, runs that one launch merges: as in
+/// table_grad.cu.
+const CHUNK: usize = 16;
+const TILE: usize = 1024;
+const WAYS: usize = 8;
 
 /// Blocks that keep partial sums. By the shape alone, so that every device adds in the same order.
 const PARTIAL_BLOCKS: usize = 512;
@@ -85,25 +89,71 @@ impl TableGrad {
     }
 }
 
+/// What [`GradPlan::norm`] writes.
+pub struct NormGrad<'a, T> {
+    /// `tokens`: the gradient of the sum
+    pub sum: Write<'a, T>,
+    /// `[dim]`: the gradient of the gain, the sum of `grad * y` over all tokens
+    pub gain: Option<Write<'a, T>>,
+    /// `[dim]`: the gradient of the bias, the sum of `grad`
+    pub bias: Option<Write<'a, T>>,
+    /// Adds to what is in `gain` and `bias`.
+    pub accumulate: bool,
+    /// [`GradPlan::partials`]: the sums of some rows each
+    pub partials: Write<'a, f32>,
+    /// raised when an id lies outside its table
+    pub fault: Option<&'a mut Fault>,
+}
+
 /// Gradients of a [`Learned`] embedding on a [`Gpu`], for one element type.
 ///
 /// | gradient of | call |
 /// |---|---|
-/// | the sum, with a norm behind it | [`GradPlan::norm`]; without a norm it is the result's gradient |
-/// | gain and bias | [`GradPlan::vectors`], behind [`GradPlan::norm`] |
+/// | the sum, with a norm behind it; gain and bias | [`GradPlan::norm`]; without a norm the sum's is the result's |
 /// | a position table whose positions are counted | [`GradPlan::counted`]: a sum over the batch |
 /// | any other table | [`GradPlan::table`], by an order of its ids from [`GradPlan::order`] |
 ///
-/// Additions are made in an order that depends on the shape and the ids alone: two runs give the same bits. Each call
-/// allocates nothing, uploads nothing, synchronises nothing, and is one kernel.
+/// Additions are made in an order that depends on the shape and the ids alone: two runs give the same bits on every device.
+/// Each call allocates nothing, uploads nothing and synchronises nothing; what it needs between its kernels is a buffer of
+/// the caller's.
+///
+/// | call | kernels | buffer |
+/// |---|---|---|
+/// | `norm` | 1; 2 with gain or bias | [`GradPlan::partials`] |
+/// | `counted` | 1 | |
+/// | `order` | 1 up to 1024 ids, one more for every factor of 8 | as many `u32` as ids |
+/// | `table` | 2 | [`GradPlan::table_partials`] |
+///
+/// # Example
+/// ```no_run
+/// use posenc::embed::{GradPlan, Learned, TableGrad, Tokens};
+/// use posenc::{Gpu, Id};
+///
+/// let gpu = Gpu::open(0)?;
+/// let stream = gpu.stream();
+/// let plan = GradPlan::<half::bf16>::new(&gpu, &Learned::new(768))?;
+/// let tokens = Tokens::new(8, 1024, 768);
+/// let grad = stream.alloc_zeros(8 * 1024 * 768)?;
+/// let ids = stream.alloc_zeros::<i32>(8 * 1024)?;
+///
+/// let mut positions = stream.alloc_zeros(1024 * 768)?;
+/// plan.counted(&mut positions, &grad, tokens, 0, TableGrad::new(1024))?;
+///
+/// let (mut order, mut between) = (stream.alloc_zeros(8 * 1024)?, stream.alloc_zeros(8 * 1024)?);
+/// plan.order(&mut order, Some(&mut between), i32::ids(&ids), 8 * 1024)?;
+/// let mut partials = stream.alloc_zeros(plan.table_partials(&tokens))?;
+/// let mut words = stream.alloc_zeros(50257 * 768)?;
+/// plan.table(&mut words, &mut partials, &grad, i32::ids(&ids), &order, tokens, TableGrad::new(50257))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct GradPlan<T> {
     gpu: Gpu,
     spec: Learned,
     norm: Option<[Function; 3]>,
     vectors: Function,
-    counted: [Function; 3],
-    sorted: [Function; 3],
-    order: Function,
+    counted: [Function; 2],
+    sorted: [[Function; 2]; 2],
+    order: [Function; 2],
     element: PhantomData<T>,
 }
 
@@ -116,20 +166,21 @@ impl<T: Scalar> GradPlan<T> {
         spec.check()?;
         let load = |entry| gpu.function("embed/table_grad", T::NAME, entry);
         let load_norm = |entry| gpu.function("embed/norm_grad", T::NAME, entry);
-        let three = |[a, b, c]: [&'static str; 3]| Ok::<_, Error>([load(a)?, load(b)?, load(c)?]);
+        let two = |[a, b]: [&'static str; 2]| Ok::<_, Error>([load(a)?, load(b)?]);
         let [a, b, c] = NORM_ENTRIES;
         let norm = match spec.norm {
             None => None,
             Some(_) => Some([load_norm(a)?, load_norm(b)?, load_norm(c)?]),
         };
+        let [all, rest] = SORTED_ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
             spec: *spec,
             norm,
             vectors: load("vectors_grad")?,
-            counted: three(COUNTED_ENTRIES)?,
-            sorted: three(SORTED_ENTRIES)?,
-            order: load("order")?,
+            counted: two(COUNTED_ENTRIES)?,
+            sorted: [two(all)?, two(rest)?],
+            order: two(["order_tile", "order_merge"])?,
             element: PhantomData,
         })
     }
@@ -140,136 +191,118 @@ impl<T: Scalar> GradPlan<T> {
         blocks * rows * 2 * self.spec.dim
     }
 
-    /// The gradient of the sum `v` from the gradient of the normalised result, and partial sums for [`GradPlan::vectors`].
+    /// Elements of the partial sums that [`GradPlan::table`] writes for this shape: an eighth of the gradient's, and one
+    /// for every 16 tokens.
+    pub fn table_partials(&self, tokens: &Tokens) -> usize {
+        let chunks = tokens.batch.saturating_mul(tokens.tokens).div_ceil(CHUNK);
+        chunks.saturating_mul(2 * self.spec.dim + 1)
+    }
+
+    /// The gradients of the sum `v`, of gain and of bias from the gradient of the normalised result.
     ///
     /// `dv = (g - mean(g) - y mean(g y)) / sigma` with `g = grad * gain`, `y = (v - mean) / sigma`; an RMS norm has no
     /// `mean(g)`. The sum is gathered again, nothing is kept from the forward call.
     ///
     /// | argument | shape | meaning |
     /// |---|---|---|
-    /// | `sum` | `tokens` | written |
-    /// | `partials` | [`GradPlan::partials`] | written |
+    /// | `out` | | what is written: [`NormGrad`] |
     /// | `grad` | `tokens` | gradient of the result |
     /// | `x` | `tokens` | what the forward call read in place of token rows; `None` with a token table |
     /// | `weights`, `inputs` | | as in the forward call |
     ///
     /// # Accuracy
-    /// [`Learned::sum_grad_error_bound`] and the rounding to `T`.
+    /// [`Learned::sum_grad_error_bound`] for the sum. Gain and bias: `(tokens + 4) * 2^-24` of the sum of magnitudes, and
+    /// what `y` is off by. Then the rounding to `T`.
     ///
     /// # Errors
-    /// As [`LearnedPlan::gather`](crate::embed::LearnedPlan::gather), and if the spec has no norm. Nothing is written then.
+    /// As [`LearnedPlan::gather`](crate::embed::LearnedPlan::gather), and if the spec has no norm, or none that uses a
+    /// bias. Nothing is written then.
     ///
     /// # Source
     /// Layer norm, arXiv 1607.06450; RMS norm, arXiv 1910.07467.
-    #[expect(clippy::too_many_arguments, reason = "every tensor of the call, by name")]
     pub fn norm(
         &self,
-        sum: Write<'_, T>,
-        partials: Write<'_, f32>,
+        out: NormGrad<'_, T>,
         grad: Read<'_, T>,
         x: Option<Read<'_, T>>,
         tokens: Tokens,
         weights: &Weights<'_, T>,
         inputs: &Inputs<'_>,
-        fault: Option<&mut Fault>,
     ) -> Result<()> {
         let Some(functions) = &self.norm else {
             return Err(Error::Value(
                 "the spec has no norm, the gradient of the sum is the gradient of the result".into(),
             ));
         };
-        tokens.check_written("sum", self.spec.dim, sum.len())?;
-        tokens.check("grad", self.spec.dim, grad.len())?;
+        let NormGrad { sum, gain, bias, accumulate, partials, fault } = out;
+        let dim = self.spec.dim;
+        tokens.check_written("sum", dim, sum.len())?;
+        tokens.check("grad", dim, grad.len())?;
         match (&x, weights.token.is_some()) {
             (None, false) => {
                 return Err(Error::Value("x is missing, without a token table its rows are what was added to".into()));
             }
-            (Some(x), false) => tokens.check("x", self.spec.dim, x.len())?,
+            (Some(x), false) => tokens.check("x", dim, x.len())?,
             _ => {}
         }
+        if bias.is_some() && !matches!(self.spec.norm, Some(Norm::Layer { .. })) {
+            return Err(Error::Value("there is a bias and the spec has no norm that uses it".into()));
+        }
+        for (name, vector) in [("gain", &gain), ("bias", &bias)] {
+            at_least(name, vector.as_ref().map_or(dim, |vector| vector.len()), dim)?;
+        }
         let need = self.partials(&tokens);
         at_least("partials", partials.len(), need)?;
-        if tokens.is_empty() {
+        let gpu = &self.gpu;
+        let gain = gain.map(|gain| gpu.write("gain", gain, dim)).transpose()?;
+        let bias = bias.map(|bias| gpu.write("bias", bias, dim)).transpose()?;
+        let partials = gpu.write("partials", partials, need)?;
+        let (blocks, rows) = self.spec.partial_shape(&tokens);
+        if !tokens.is_empty() {
+            let held = Gathered::new(gpu, &self.spec, (tokens.batch, tokens.tokens), weights, inputs)?;
+            let span = tokens.span()?;
+            let sum = gpu.write("sum", sum, span)?;
+            let grad = gpu.read("grad", grad, span)?;
+            let x = x.filter(|_| weights.token.is_none()).map(|x| gpu.read("x", x, span)).transpose()?;
+            let mut all = held.addresses(&sum, "sum")? | grad.address.address() | partials.address.address();
+            if let Some(x) = &x {
+                sum.apart_from("sum", x, "x")?;
+                all |= x.address.address();
+            }
+            let fault = hold_fault(gpu, fault, held.rows())?;
+            let width = width(size_of::<T>(), alignment(&[all]), tokens.sizes() | dim);
+            let offset = (tokens.offset * size_of::<T>()) as u64;
+            let args = LearnedArgs {
+                x: sum.address.offset(offset),
+                source: x.as_ref().map_or(In::NULL, |x| x.address.offset(offset)),
+                grad: grad.address.offset(offset),
+                partials: partials.address,
+                fault: fault.as_ref().map_or(Out::NULL, |fault| fault.address),
+                ..held.fill(self.spec.args(&tokens)?)
+            };
+            let grid = [small("blocks", blocks)?, 1, 1];
+            let block = [small("lanes", self.spec.lanes())?, small("rows", rows)?, 1];
+            let variant = match width.index {
+                0 => usize::from(!self.spec.is_held()),
+                _ => 2,
+            };
+            let launch = Launch { file: "embed/norm_grad", entry: NORM_ENTRIES[variant], grid, block, args };
+            gpu.launch(&functions[variant], &launch)?;
+        }
+        if gain.is_none() && bias.is_none() {
             return Ok(());
         }
-        let gpu = &self.gpu;
-        let held = Gathered::new(gpu, &self.spec, (tokens.batch, tokens.tokens), weights, inputs)?;
-        let span = tokens.span()?;
-        let sum = gpu.write("sum", sum, span)?;
-        let partials = gpu.write("partials", partials, need)?;
-        let grad = gpu.read("grad", grad, span)?;
-        let x = x.filter(|_| weights.token.is_none()).map(|x| gpu.read("x", x, span)).transpose()?;
-        let mut all = held.addresses(&sum, "sum")? | grad.address.address();
-        if let Some(x) = &x {
-            sum.apart_from("sum", x, "x")?;
-            all |= x.address.address();
-        }
-        let fault = hold_fault(gpu, fault, held.rows())?;
-        let width = width(size_of::<T>(), alignment(&[all]), tokens.sizes() | self.spec.dim);
-        let (blocks, rows) = self.spec.partial_shape(&tokens);
-        let offset = (tokens.offset * size_of::<T>()) as u64;
-        let args = LearnedArgs {
-            x: sum.address.offset(offset),
-            source: x.as_ref().map_or(In::NULL, |x| x.address.offset(offset)),
-            grad: grad.address.offset(offset),
-            partials: partials.address,
-            fault: fault.as_ref().map_or(Out::NULL, |fault| fault.address),
-            ..held.fill(self.spec.args(&tokens)?)
-        };
-        let grid = [small("blocks", blocks)?, 1, 1];
-        let block = [small("lanes", self.spec.lanes())?, small("rows", rows)?, 1];
-        let variant = self.spec.variant(width);
-        let launch = Launch { file: "embed/norm_grad", entry: NORM_ENTRIES[variant], grid, block, args };
-        gpu.launch(&functions[variant], &launch)
-    }
-
-    /// The gradients of gain and bias from the partial sums of [`GradPlan::norm`] for the same shape.
-    ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `gain` | `[dim]` | written: the sum of `grad * y` over all tokens |
-    /// | `bias` | `[dim]` | written: the sum of `grad`; `None` without a bias |
-    /// | `partials` | [`GradPlan::partials`] | of the call before |
-    /// | `accumulate` | | adds to what is there |
-    ///
-    /// # Accuracy
-    /// `(tokens + 4) * 2^-24` of the sum of magnitudes, what `y` is off by, and the rounding to `T`.
-    ///
-    /// # Errors
-    /// If a buffer is too short or lies in another context. Nothing is written then.
-    pub fn vectors(
-        &self,
-        gain: Write<'_, T>,
-        bias: Option<Write<'_, T>>,
-        partials: Read<'_, f32>,
-        tokens: Tokens,
-        accumulate: bool,
-    ) -> Result<()> {
-        let dim = self.spec.dim;
-        let need = self.partials(&tokens);
-        at_least("gain", gain.len(), dim)?;
-        at_least("partials", partials.len(), need)?;
-        if let Some(bias) = &bias {
-            if !matches!(self.spec.norm, Some(Norm::Layer { .. })) {
-                return Err(Error::Value("there is a bias and the spec has no norm that uses it".into()));
-            }
-            at_least("bias", bias.len(), dim)?;
-        }
-        let gpu = &self.gpu;
-        let gain = gpu.write("gain", gain, dim)?;
-        let bias = bias.map(|bias| gpu.write("bias", bias, dim)).transpose()?;
-        let partials = gpu.read("partials", partials, need)?;
-        let (blocks, rows) = self.spec.partial_shape(&tokens);
+        let address = |held: &Option<Held<'_, Out>>| held.as_ref().map_or(Out::NULL, |held| held.address);
         let args = TableGradArgs {
-            table: gain.address,
-            second: bias.as_ref().map_or(Out::NULL, |bias| bias.address),
-            grad: partials.address,
+            table: address(&gain),
+            second: address(&bias),
+            grad: partials.address.as_in(),
             batch: small("partial sums", if tokens.is_empty() { 0 } else { blocks * rows })?,
             dim: small("channels", dim)?,
             accumulate: u32::from(accumulate),
             ..TableGradArgs::zeroed()
         };
-        let grid = [small("blocks of channels", dim.div_ceil(32))?, 1 + u32::from(bias.is_some()), 1];
+        let grid = [small("blocks of channels", dim.div_ceil(32))?, 2, 1];
         let launch = Launch { file: "embed/table_grad", entry: "vectors_grad", grid, block: [32, 8, 1], args };
         gpu.launch(&self.vectors, &launch)
     }
@@ -313,7 +346,7 @@ impl<T: Scalar> GradPlan<T> {
         let grad = gpu.read("grad", grad, tokens.span()?)?;
         table.apart_from("table", &grad, "grad")?;
         let width = width(table.address.address() | grad.address.address());
-        let lanes = self.spec.dim.div_ceil(step(width)).min(THREADS);
+        let lanes = self.spec.dim.div_ceil(STEP[width]).min(THREADS);
         let rows = (THREADS / lanes).min(tokens.tokens.next_power_of_two()).max(1);
         let args = TableGradArgs {
             table: table.address,
@@ -332,32 +365,74 @@ impl<T: Scalar> GradPlan<T> {
     /// | argument | shape | meaning |
     /// |---|---|---|
     /// | `order` | `[count]` | written: indices into `ids` |
+    /// | `between` | `[count]` | written: runs that are not merged yet; `None` up to 1024 ids |
     /// | `ids` | `[count]` | token ids, types, or rows from [`LearnedPlan::rows`](crate::embed::LearnedPlan::rows) |
     ///
-    /// Every id is compared with every other: `count^2` comparisons, for tens of thousands of tokens. A stable argsort of
+    /// Tiles of 1024 ids are sorted by the first kernel; each further one makes one run of every eight. A stable argsort of
     /// any origin serves as well, [`order`](crate::embed::order) on the CPU among them.
     ///
     /// # Errors
-    /// If a buffer is too short or lies in another context. Nothing is written then.
-    pub fn order(&self, order: Write<'_, u32>, ids: Ids<'_>, count: usize) -> Result<()> {
+    /// If a buffer is missing, too short, lies in another context or shares memory with another. Nothing is written then.
+    pub fn order(
+        &self,
+        order: Write<'_, u32>,
+        between: Option<Write<'_, u32>>,
+        ids: Ids<'_>,
+        count: usize,
+    ) -> Result<()> {
         at_least("order", order.len(), count)?;
+        let between = between.filter(|_| count > TILE);
+        match &between {
+            None if count > TILE => {
+                return Err(Error::Value(format!("between is missing, the runs of {count} ids are merged in it")));
+            }
+            None => {}
+            Some(between) => at_least("between", between.len(), count)?,
+        }
         if count == 0 {
             return Ok(());
         }
         let gpu = &self.gpu;
         let order = gpu.write("order", order, count)?;
         let Some((ids, id_type)) = hold_ids(gpu, "ids", Some(ids), true, count)? else { return Ok(()) };
+        order.apart_from("order", &ids, "ids")?;
+        let between = between.map(|between| gpu.write("between", between, count)).transpose()?;
+        // The buffers take turns, so that the last kernel writes `order`.
+        let mut merges = 0;
+        let mut run = TILE;
+        while run < count {
+            run = run.saturating_mul(WAYS);
+            merges += 1;
+        }
+        let buffer = |left: usize| match &between {
+            Some(between) if left % 2 == 1 => between.address,
+            _ => order.address,
+        };
         let args = TableGradArgs {
-            table: order.address,
             ids: ids.address,
             id_type,
             tokens: small("ids", count)?,
             batch: 1,
+            table: buffer(merges),
             ..TableGradArgs::zeroed()
         };
+        let tiles = [small("tiles of ids", count.div_ceil(TILE))?, 1, 1];
+        let launch = Launch { file: "embed/table_grad", entry: "order_tile", grid: tiles, block: [256, 1, 1], args };
+        gpu.launch(&self.order[0], &launch)?;
         let grid = [small("blocks of ids", count.div_ceil(256))?, 1, 1];
-        let launch = Launch { file: "embed/table_grad", entry: "order", grid, block: [256, 1, 1], args };
-        gpu.launch(&self.order, &launch)
+        run = TILE;
+        for left in (0..merges).rev() {
+            let args = TableGradArgs {
+                order: buffer(left + 1).as_in(),
+                table: buffer(left),
+                run: small("ids of a run", run)?,
+                ..args
+            };
+            let launch = Launch { file: "embed/table_grad", entry: "order_merge", grid, block: [256, 1, 1], args };
+            gpu.launch(&self.order[1], &launch)?;
+            run = run.saturating_mul(WAYS);
+        }
+        Ok(())
     }
 
     /// The gradient of a table by ids: row `r` is the sum of `grad` over the tokens whose id is `r`, times `scale`.
@@ -365,6 +440,7 @@ impl<T: Scalar> GradPlan<T> {
     /// | argument | shape | meaning |
     /// |---|---|---|
     /// | `table` | `[rows, dim]` | written at the rows that some token reads |
+    /// | `partials` | [`GradPlan::table_partials`] | written: sums of ids that many tokens have |
     /// | `grad` | `tokens` | gradient of the sum |
     /// | `ids` | `[batch, tokens]` | ids outside the table have no gradient |
     /// | `order` | `[batch * tokens]` | the tokens in the order of their ids |
@@ -374,9 +450,11 @@ impl<T: Scalar> GradPlan<T> {
     ///
     /// # Errors
     /// If a shape is refused, or a buffer is too short or lies in another context. Nothing is written then.
+    #[expect(clippy::too_many_arguments, reason = "every buffer of the call, by name")]
     pub fn table(
         &self,
         table: Write<'_, T>,
+        partials: Write<'_, f32>,
         grad: Read<'_, T>,
         ids: Ids<'_>,
         order: Read<'_, u32>,
@@ -385,6 +463,7 @@ impl<T: Scalar> GradPlan<T> {
     ) -> Result<()> {
         let count = product("batch x tokens", &[tokens.batch, tokens.tokens])?;
         at_least("order", order.len(), count)?;
+        at_least("partials", partials.len(), self.table_partials(&tokens))?;
         let (args, width) = self.table_args(&table, &grad, &tokens, how)?;
         if tokens.is_empty() {
             return Ok(());
@@ -395,18 +474,32 @@ impl<T: Scalar> GradPlan<T> {
         table.apart_from("table", &grad, "grad")?;
         let Some((ids, id_type)) = hold_ids(gpu, "ids", Some(ids), true, count)? else { return Ok(()) };
         let order = gpu.read("order", order, count)?;
-        let width = width(table.address.address() | grad.address.address());
+        let need = self.table_partials(&tokens);
+        let partials = gpu.write("partials", partials, need)?;
+        let variant = width(table.address.address() | grad.address.address() | partials.address.address());
         let args = TableGradArgs {
             table: table.address,
             grad: grad.address.offset((tokens.offset * size_of::<T>()) as u64),
             ids: ids.address,
             order: order.address,
+            partials: partials.address,
             id_type,
             ..args
         };
-        let grid = [small("tokens", count)?, small("groups of channels", self.spec.dim.div_ceil(16 * step(width)))?, 1];
-        let launch = Launch { file: "embed/table_grad", entry: SORTED_ENTRIES[width], grid, block: [16, 16, 1], args };
-        gpu.launch(&self.sorted[width], &launch)
+        small("tokens", count)?;
+        let chunks = count.div_ceil(CHUNK);
+        let units = self.spec.dim.div_ceil(STEP[variant]);
+        let lanes = units.min(THREADS);
+        let rows = (THREADS / lanes).min(chunks.next_power_of_two()).max(1);
+        let blocks = [(chunks.div_ceil(rows), units.div_ceil(lanes)), (chunks, units.div_ceil(16))];
+        let block = [[small("lanes", lanes)?, small("rows", rows)?, 1], [16, 16, 1]];
+        for (stage, (x, y)) in blocks.into_iter().enumerate() {
+            let grid = [small("blocks of tokens", x)?, small("groups of channels", y)?, 1];
+            let entry = SORTED_ENTRIES[stage][variant];
+            let launch = Launch { file: "embed/table_grad", entry, grid, block: block[stage], args };
+            gpu.launch(&self.sorted[stage][variant], &launch)?;
+        }
+        Ok(())
     }
 
     /// What both kinds of tables share: the checks, the arguments of the shape, and the width by the addresses.
@@ -434,6 +527,6 @@ impl<T: Scalar> GradPlan<T> {
             ..TableGradArgs::zeroed()
         };
         let sizes = tokens.sizes() | dim;
-        Ok((args, move |addresses| width(size_of::<T>(), alignment(&[addresses]), sizes).index))
+        Ok((args, move |addresses| width(size_of::<T>(), alignment(&[addresses]), sizes).index.min(1)))
     }
 }

@@ -1,5 +1,6 @@
 //! Positions are added to embeddings: sinusoids, timesteps, grids, learned tables.
 
+mod cpu;
 mod grid;
 mod launch;
 mod learned;
@@ -11,8 +12,8 @@ mod tokens;
 
 pub use grid::{Along, Axis, Blocks, Counted, Grid, GridPlan, GridSize};
 pub use learned::{Fault, Gradients, Inputs, Learned, LearnedPlan, Lookup, Norm, Row, Rows, Tables, Weights, order};
-pub use learned_grad::{GradPlan, TableGrad};
-pub use resample::{Filter, Resample, ResamplePlan, Taps};
+pub use learned_grad::{GradPlan, NormGrad, TableGrad};
+pub use resample::{Filter, Resample, ResamplePlan, Taps, Weighting};
 pub use sinusoid::{Frequencies, Odd, Sinusoid, SinusoidPlan, Wave};
 pub use timestep::{Time, TimestepPlan};
 pub use tokens::Tokens;

@@ -13,7 +13,7 @@ use cudarc::driver::CudaSlice;
 use crate::double::Double;
 use crate::embed::launch::{THREADS, alignment, small, width};
 use crate::embed::tokens::at_least;
-use crate::embed::{Odd, Sinusoid, Wave};
+use crate::embed::{Odd, Sinusoid, Wave, cpu};
 use crate::gpu::args::TimestepArgs;
 use crate::gpu::{Function, Launch, Read, Write};
 use crate::rotate::Pairing;
@@ -158,23 +158,13 @@ impl Sinusoid {
     pub fn write_times<T: Scalar>(&self, out: &mut [T], t: &[impl Time]) -> Result<()> {
         self.check()?;
         at_least("out", out.len(), product("times x dim", &[t.len(), self.dim])?)?;
-        let turns: Vec<Double> = (0..self.pairs()).map(|pair| self.turns(pair)).collect();
-        let fastest = turns.iter().map(|turns| turns.hi.abs()).fold(0.0, f64::max);
+        let turns = self.kept_turns();
+        let fastest = turns[0].iter().map(|turns| turns.abs()).fold(0.0, f64::max);
         for (index, &t) in t.iter().enumerate() {
             check_time(index, self.shifted(t.into()), fastest)?;
         }
-        for (row, &t) in out.chunks_exact_mut(self.dim).zip(t) {
-            let t: f64 = t.into();
-            for (channel, out) in row.iter_mut().enumerate() {
-                let value = match self.channel(channel) {
-                    Some((pair, wave)) if !self.is_padding(t) => {
-                        wave.of_turns(Double::from(self.shifted(t)) * turns[pair])
-                    }
-                    _ => 0.0,
-                };
-                *out = T::from_f64(value);
-            }
-        }
+        let t: Vec<f64> = t.iter().map(|&t| t.into()).collect();
+        cpu::write_times(self, out, &turns, t.len(), &|row| (!self.is_padding(t[row])).then(|| self.shifted(t[row])));
         Ok(())
     }
 }

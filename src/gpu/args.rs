@@ -185,6 +185,8 @@ args! {
         flag: Out,
         /// axis of each pair; null with one axis
         axes: In,
+        /// xPos: exponents of two per position of each pair in units of 2^-56, the queries' and then the keys'
+        exponents: In,
         /// elements from one batch, token and head to the next
         q_strides: [i64; 3],
         /// the same of `q_out`
@@ -201,6 +203,10 @@ args! {
         table_stride: i64,
         /// rows of a table
         table_rows: i64,
+        /// xPos: the position where nothing is scaled
+        center: i64,
+        /// xPos: the largest distance from it at which every factor is in range
+        reach: i64,
         /// tokens of each sequence, or of the packed batch
         tokens: u32,
         /// sequences
@@ -213,6 +219,8 @@ args! {
         heads_per_thread: u32,
         /// pairs of a head
         pairs: u32,
+        /// pairs of a block of channels that is rotated for itself; `pairs` if there is one
+        block: u32,
         /// first rotated channel
         offset: u32,
         /// channels beside the rotated ones that must be copied; 0 in place
@@ -237,6 +245,8 @@ args! {
         table_aligned: u32,
         /// what a position beyond the table gives: 0 the nearest row, 1 NaN
         beyond: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `embed/sinusoid`: the waves of integer positions, added or written.
@@ -287,8 +297,8 @@ args! {
         sequences: u32,
         /// multiplies `x`
         scale: f32,
-        /// keeps the struct's size a multiple of 8
-        unused: u32,
+        /// 1: added to `x`, 0: written over it
+        add: u32,
     }
 
     /// `embed/timestep`: the waves of fractional positions.
@@ -397,11 +407,15 @@ args! {
         scale: f32,
         /// added to the variance or the mean square
         eps: f32,
+        /// 1 / dim
+        share: f32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `embed/table_grad`: gradients of tables, and of a norm's vectors.
     TableGradArgs {
-        /// gradient of the table, or of the gain; the order for `order`
+        /// gradient of the table, or of the gain; the order for `order_tile` and `order_merge`
         table: Out,
         /// gradient of the bias; null without it
         second: Out,
@@ -409,8 +423,10 @@ args! {
         grad: In,
         /// ids of the tokens
         ids: In,
-        /// the tokens in the order of their ids
+        /// the tokens in the order of their ids; for `order_merge` in runs that are so
         order: In,
+        /// partial sums of ids that several threads meet
+        partials: Out,
         /// elements from one sequence and one token to the next in `grad`
         strides: [i64; 2],
         /// rows of the table
@@ -433,8 +449,8 @@ args! {
         accumulate: u32,
         /// multiplies the sum
         scale: f32,
-        /// keeps the struct's size a multiple of 8
-        unused: u32,
+        /// tokens of a run for `order_merge`
+        run: u32,
     }
 
     /// `embed/grid`: the waves of a grid's indices, added or written.
@@ -463,6 +479,10 @@ args! {
         dim: u32,
         /// multiplies `x`
         scale: f32,
+        /// 1: added to `x`, 0: written over it
+        add: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `embed/grid_masked`: waves of coordinates counted over a mask.
@@ -531,9 +551,9 @@ args! {
         query_positions: In,
         /// i32 positions `[batch, keys]`, or null: keys follow `key_start`
         key_positions: In,
-        /// i32 queries of each sequence, or null: all
+        /// i32 queries of each sequence, or null: all; of packed sequences the first query of each, and the end
         query_lengths: In,
-        /// i32 keys of each sequence, or null: all
+        /// i32 keys of each sequence, or null: all; of packed sequences the first key of each, and the end
         key_lengths: In,
         /// slopes of the past, a row, or FIRE's logarithms of distances
         values: In,
@@ -561,7 +581,7 @@ args! {
         kind: u32,
         /// 1: the last query of a sequence sits at its last key
         last: u32,
-        /// 1: slopes multiply the key's position instead of its distance
+        /// 1: slopes and rows take the key's position instead of its distance
         key_only: u32,
         /// FIRE's least normaliser
         least_norm: f32,
@@ -575,6 +595,10 @@ args! {
         queries: u32,
         /// keys of a row
         keys: u32,
+        /// packed sequences; 0: none are
+        sequences: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `bias/toeplitz`: `apply`.
@@ -641,7 +665,7 @@ args! {
         sinks: In,
         /// f32 `[rows]`; null: not wanted
         lse: Out,
-        /// f32 `[rows, chunks, 2]`: maximum and sum of each chunk of a split row
+        /// f32 `[rows, chunks, 2]`: maximum and sum of each chunk of a shared row
         parts: Out,
         /// elements from one batch, head and query to the next
         x_strides: [i64; 3],
@@ -649,6 +673,8 @@ args! {
         y_strides: [i64; 3],
         /// the same of `mask`; 0 shares it
         mask_strides: [i64; 3],
+        /// u32 `[rows]`: blocks that have met; 0 between calls
+        counters: Out,
         /// rows, `batch * heads * queries`
         rows: u32,
         /// chunks of 8192 keys of a row
@@ -657,10 +683,14 @@ args! {
         aligned: u32,
         /// chunks that a block's shared memory holds
         held: u32,
+        /// threads of a row are 2^lanes_log
+        lanes_log: u32,
+        /// packs of eight keys that a thread has of a chunk, 1 to 4
+        packs: u32,
+        /// blocks that share a row
+        share: u32,
         /// keeps the struct's size a multiple of 8
         unused: u32,
-        /// 0: one block a row; 1: a block a chunk, which writes its part; 2: a block a chunk, which adds the parts
-        mode: u32,
     }
 
     /// `bias/softmax_grad`.
@@ -689,6 +719,10 @@ args! {
         x_strides: [i64; 3],
         /// the same of `dx` and `dbias`
         dx_strides: [i64; 3],
+        /// f32 `[rows, chunks]`: the sum of each chunk of a shared row
+        parts: Out,
+        /// u32 `[rows]`: blocks that have met; 0 between calls
+        counters: Out,
         /// rows, `batch * heads * queries`
         rows: u32,
         /// chunks of 8192 keys of a row
@@ -697,6 +731,14 @@ args! {
         aligned: u32,
         /// chunks that a block's shared memory holds
         held: u32,
+        /// threads of a row are 2^lanes_log
+        lanes_log: u32,
+        /// packs of eight keys that a thread has of a chunk, 1 to 4
+        packs: u32,
+        /// blocks that share a row
+        share: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `bias/softmax_grad`: `sink_grad`.
@@ -719,36 +761,24 @@ args! {
         unused: u32,
     }
 
-    /// `bias/distance_grad`: `diagonals`.
-    DiagonalArgs {
+    /// `bias/distance_grad`.
+    DistanceGradArgs {
         /// positions and lengths
         bias: BiasArgs,
         /// gradient of the bias
         grad: In,
-        /// f32 `[splits, heads, distances]`
+        /// f32 `[splits, heads, distances]`; for `bins` twice that, the second half for compensation
         sums: Out,
-        /// elements from one batch, head and query to the next
-        strides: [i64; 3],
-        /// the least distance
-        first: i32,
-        /// distances
-        distances: u32,
-        /// rows of a sequence that one split sums
-        rows: u32,
-        /// splits of a sequence's rows
-        splits: u32,
-    }
-
-    /// `bias/distance_grad`: `intervals`.
-    IntervalArgs {
-        /// f32 `[splits, heads, distances]`
-        sums: In,
+        /// u32 `[heads]`: blocks that are done; 0 between calls
+        counters: Out,
         /// i32 `[outputs, 2]`, the first and last distance of each output
         intervals: In,
         /// f32 `[outputs, heads, weighted]`, or null: 1, or the distance
         weights: In,
         /// f32 output `o` of head `h` at `o * output_stride + h * head_stride`
         out: Out,
+        /// elements from one batch, head and query to the next
+        strides: [i64; 3],
         /// elements from one output to the next
         output_stride: i64,
         /// elements from one head to the next
@@ -757,18 +787,60 @@ args! {
         first: i32,
         /// distances of `sums`
         distances: u32,
+        /// rows that one split sums: of a sequence, or with `bins` of all
+        rows: u32,
+        /// splits
+        splits: u32,
         /// the least distance of `weights`
         weights_first: i32,
         /// distances of `weights`
         weighted: u32,
-        /// splits of `sums`
-        splits: u32,
-        /// heads
-        heads: u32,
         /// numbers per head
         outputs: u32,
         /// 1: each sum is multiplied by minus its distance's size
         by_distance: u32,
+        /// multiplies every output
+        factor: f32,
+        /// 1: sums are bins of the target's distances, 0: diagonals
+        bins: u32,
+    }
+
+    /// `bias/fire_grad`.
+    FireGradArgs {
+        /// FIRE, positions and lengths
+        bias: BiasArgs,
+        /// gradient of the bias
+        grad: In,
+        /// f32 `[2, splits, heads, lines, 4]`, the second half for compensation
+        sums: Out,
+        /// u32 `[heads + 1]`: blocks of each head that are done, and heads; 0 between calls
+        counters: Out,
+        /// f32 `[reach + 1]`, `n / (1 + c n)`
+        bends: In,
+        /// i32 `[width, 2]`, the first and last line on which each ramp is up
+        ramps: In,
+        /// f32 `[width]`
+        in_weight: In,
+        /// f32 `[width]`
+        in_bias: In,
+        /// f32 `[heads, width]`
+        out_weight: In,
+        /// f32, all parameters
+        out: Out,
+        /// elements from one batch, head and query to the next
+        strides: [i64; 3],
+        /// rows that one split sums, counted over sequences
+        rows: u32,
+        /// splits
+        splits: u32,
+        /// ramps
+        width: u32,
+        /// the first position that is not before the threshold
+        threshold: i32,
+        /// the bend at the threshold
+        least_bend: f32,
+        /// turns a sum of slope times x before the threshold into the threshold's gradient
+        threshold_factor: f32,
         /// multiplies every output
         factor: f32,
         /// keeps the struct's size a multiple of 8

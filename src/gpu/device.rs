@@ -105,6 +105,18 @@ impl Gpu {
         Ok(u32::try_from(bytes).unwrap_or(0))
     }
 
+    /// Blocks of `function` that the device holds at once in a launch whose blocks wait for one another; 0 if it has no
+    /// such launches.
+    pub(crate) fn together(&self, function: &Function, threads: u32, shared: u32) -> Result<u32> {
+        let context = self.stream().context();
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH;
+        if context.attribute(attribute).map_err(driver_error("cuDeviceGetAttribute"))? == 0 {
+            return Ok(0);
+        }
+        context.bind_to_thread().map_err(driver_error("cuCtxSetCurrent"))?;
+        Ok(function.resident(threads, shared)?.saturating_mul(self.multiprocessors()))
+    }
+
     pub(super) fn overlaps(&self) -> bool {
         self.overlap && self.shared.capability.0 >= 9
     }

@@ -69,6 +69,18 @@ impl Function {
             .result()
             .map_err(driver_error("cuFuncSetAttribute"))
     }
+
+    /// Blocks of `threads` threads with `shared` bytes of shared memory beside the kernel's own that a multiprocessor has
+    /// room for at once. The context must be current.
+    pub(crate) fn resident(&self, threads: u32, shared: u32) -> Result<u32> {
+        let mut blocks = 0;
+        let threads = i32::try_from(threads).map_err(|_| Error::Overflow(format!("{threads} threads")))?;
+        // SAFETY: the pointer is to a live i32, and the function is alive as said above.
+        unsafe { sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, self.raw, threads, shared as usize) }
+            .result()
+            .map_err(driver_error("cuOccupancyMaxActiveBlocksPerMultiprocessor"))?;
+        Ok(u32::try_from(blocks).unwrap_or(0))
+    }
 }
 
 impl Gpu {
@@ -78,6 +90,34 @@ impl Gpu {
     /// far as the shapes in `args` do, and whose guards the caller still holds.
     pub(crate) fn launch<A: Args>(&self, function: &Function, launch: &Launch<A>) -> Result<()> {
         self.launch_with(function, launch, 0)
+    }
+
+    /// [`Gpu::launch_with`], with all blocks on the device at once, so that they may wait for one another; refused by the
+    /// driver if there are more than [`Function::resident`] says.
+    pub(crate) fn launch_together<A: Args>(&self, function: &Function, launch: &Launch<A>, shared: u32) -> Result<()> {
+        launch.check()?;
+        let stream = self.stream();
+        stream.context().bind_to_thread().map_err(driver_error("cuCtxSetCurrent"))?;
+        let mut args = launch.args;
+        let mut pointers = [std::ptr::from_mut(&mut args).cast::<c_void>()];
+        let ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]) = (launch.grid, launch.block);
+        // SAFETY: as in `launch_with`.
+        unsafe {
+            sys::cuLaunchCooperativeKernel(
+                function.raw,
+                grid_x,
+                grid_y,
+                grid_z,
+                block_x,
+                block_y,
+                block_z,
+                shared,
+                stream.cu_stream(),
+                pointers.as_mut_ptr(),
+            )
+        }
+        .result()
+        .map_err(driver_error("cuLaunchCooperativeKernel"))
     }
 
     /// [`Gpu::launch`] with `shared` bytes of shared memory beside the kernel's own; above 48 KiB after

@@ -18,6 +18,7 @@ use crate::{Error, Result};
 /// | `Table` | any | one |
 /// | `Ladders` | `0 0 1 2` | one for each axis, of its own size |
 /// | `Dealt` | `0 0 1 1` for 2 axes | one, dealt to the axes in turn |
+/// | `Blocks` | `0 0 1 1` for 2 axes | one for each axis, and channels of its own |
 ///
 /// # Example
 /// ```
@@ -68,6 +69,16 @@ pub enum Axes {
     ///
     /// Source: transformers 5.23.0, `modeling_pixtral.py`.
     Dealt(usize),
+    /// As many blocks of channels of equal size as axes, each rotated as a rotary part of its own: in halves, the pairs of axis
+    /// `a` lie within the block `a`, where [`Axes::Ladders`] has the first halves of all axes before the second ones.
+    ///
+    /// ```text
+    /// a0 a1 b0 b1  a2 a3 b2 b3        two axes
+    /// ```
+    /// Gemma 4's vision tower, with 2 axes.
+    ///
+    /// Source: transformers 5.23.0, `modeling_gemma4.py`, `apply_multidimensional_rope`.
+    Blocks(usize),
 }
 
 impl Axes {
@@ -78,13 +89,21 @@ impl Axes {
             Self::Sections(sizes) | Self::Interleaved(sizes) | Self::Ladders(sizes) => sizes.len(),
             Self::HeightWidthFirst(sizes) => sizes.len(),
             Self::Table(table) => table.iter().max().map_or(1, |&axis| usize::from(axis) + 1),
-            Self::Dealt(axes) => *axes,
+            Self::Dealt(axes) | Self::Blocks(axes) => *axes,
+        }
+    }
+
+    /// Blocks of channels that are rotated each for itself.
+    pub(crate) const fn blocks(&self) -> usize {
+        match self {
+            Self::Blocks(axes) => *axes,
+            _ => 1,
         }
     }
 
     /// Whether all axes share one ladder, so that equal positions give plain RoPE.
     pub const fn one_ladder(&self) -> bool {
-        !matches!(self, Self::Ladders(_) | Self::Dealt(_))
+        !matches!(self, Self::Ladders(_) | Self::Dealt(_) | Self::Blocks(_))
     }
 
     /// Refuses sizes that do not fit `pairs`.
@@ -101,8 +120,9 @@ impl Axes {
                 return wrong(format!("the table of axes holds {} pairs, the rotary part has {pairs}", table.len()));
             }
             Self::Dealt(0) => return wrong("the ladder is dealt to 0 axes, there must be at least 1".into()),
-            Self::Dealt(axes) if pairs.is_multiple_of(*axes) && *axes <= 256 => return Ok(()),
-            Self::Dealt(axes) => {
+            Self::Blocks(0) => return wrong("there are 0 blocks of channels, there must be at least 1".into()),
+            Self::Dealt(axes) | Self::Blocks(axes) if pairs.is_multiple_of(*axes) && *axes <= 256 => return Ok(()),
+            Self::Dealt(axes) | Self::Blocks(axes) => {
                 return wrong(format!("the rotary part has {pairs} pairs, which {axes} axes do not share equally"));
             }
         };
@@ -168,7 +188,7 @@ impl Axes {
                 }
             }
             Self::Table(table) => usize::from(table[pair]),
-            Self::Dealt(axes) => pair / (pairs / axes),
+            Self::Dealt(axes) | Self::Blocks(axes) => pair / (pairs / axes),
         }
     }
 
@@ -183,6 +203,7 @@ impl Axes {
                 let each = pairs / axes;
                 (pair % each * axes + pair / each, 2 * pairs)
             }
+            Self::Blocks(axes) => (pair % (pairs / axes), 2 * pairs / axes),
             _ => (pair, 2 * pairs),
         }
     }

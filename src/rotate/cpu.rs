@@ -2,13 +2,12 @@
 //!
 //! The reference is the loop behind [`Rope::expect`]; tests hold this to it. They share the rates and nothing else.
 //! Cosines and sines are made once for a block of tokens and serve all its heads. No library function and no branch stand
-//! in the loops over pairs, so that the compiler makes vectors of them: two `f64` on every x86-64, and still the loop is
-//! three times as fast as one pair after another in `f32`.
+//! in the loops over pairs, so that the compiler makes vectors of them.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use rayon::join;
-
+use crate::cpu::vector::{sin_cos_of_phase, wide};
+use crate::cpu::{Kept, Part};
 use crate::rotate::{Angles, Direction, Pairing, Rope};
 use crate::{Error, Heads, Result, Scalar};
 
@@ -57,48 +56,15 @@ impl Rope {
         if heads.is_empty() {
             return Ok(());
         }
-        let elements = heads.elements()?;
-        let threads = rayon::current_num_threads();
         let turner = Turner::new(self, positions, row, heads.tokens, direction);
-        // Two parts a thread level out what else the machine does; more would make angles more often.
-        let grain = if threads == 1 { usize::MAX } else { (elements / (2 * threads)).max(GRAIN) };
-        let end = heads.span()?;
-        let part = Part { heads: Heads { offset: 0, ..*heads }, first_batch: 0, first_token: 0 };
-        turner.rotate(&mut x[heads.offset..end], part, grain);
+        let x = &mut x[heads.offset..heads.span()?];
+        turner.part(heads).share_out(x, heads.dim, GRAIN, &|part, x| {
+            wide(
+                #[inline(always)]
+                || turner.rotate(x, part),
+            )
+        });
         Ok(())
-    }
-}
-
-/// A box of the tensor, in a slice that begins at its first element.
-#[derive(Clone, Copy)]
-struct Part {
-    heads: Heads,
-    first_batch: usize,
-    first_token: usize,
-}
-
-impl Part {
-    /// Two boxes, and where the second begins: halves along the dimension with the largest stride, which no other
-    /// dimension crosses because elements do not overlap.
-    fn halves(self) -> Option<(Self, Self, usize)> {
-        let Heads { batch, tokens, heads, strides, .. } = self.heads;
-        let sizes = [batch, tokens, heads];
-        let outer = (0..3).filter(|&i| sizes[i] > 1).max_by_key(|&i| strides[i])?;
-        let half = sizes[outer] / 2;
-        let with = |n: usize| match outer {
-            0 => Heads { batch: n, ..self.heads },
-            1 => Heads { tokens: n, ..self.heads },
-            _ => Heads { heads: n, ..self.heads },
-        };
-        let (mut low, mut high) = (self, self);
-        low.heads = with(half);
-        high.heads = with(sizes[outer] - half);
-        match outer {
-            0 => high.first_batch += half,
-            1 => high.first_token += half,
-            _ => {}
-        }
-        Some((low, high, half * strides[outer]))
     }
 }
 
@@ -123,26 +89,19 @@ enum Law {
     Compat(Vec<f32>),
 }
 
-/// Laws of the last specs, the latest first. A law in 106 bits takes 2 microseconds a pair, more than a token's rotation,
-/// and a decoder asks for the same one or two at every layer.
-static LAWS: Mutex<Vec<(Rope, Arc<Law>)>> = Mutex::new(Vec::new());
-const LAWS_KEPT: usize = 8;
+static LAWS: Kept<Rope, Law> = Kept::new();
 
 impl Law {
     fn of(rope: &Rope) -> Arc<Self> {
-        let mut laws = LAWS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = laws.iter().position(|(known, _)| known == rope) {
-            laws[..=at].rotate_right(1);
-            return laws[0].1.clone();
-        }
-        let pairs = 0..rope.pairs();
-        let law = Arc::new(match rope.angles {
-            Angles::Exact => Self::Exact(pairs.map(|pair| rope.rate(pair)).collect()),
-            Angles::HfCompat => Self::Compat(pairs.map(|pair| rope.compat_frequency(pair)).collect()),
-        });
-        laws.insert(0, (rope.clone(), law.clone()));
-        laws.truncate(LAWS_KEPT);
-        law
+        LAWS.of(rope, || {
+            let pairs = 0..rope.pairs();
+            match rope.angles {
+                Angles::Exact => Self::Exact(pairs.map(|pair| rope.rate(pair)).collect()),
+                Angles::HfCompat | Angles::Given(_) => {
+                    Self::Compat(pairs.map(|pair| rope.compat_frequency(pair)).collect())
+                }
+            }
+        })
     }
 }
 
@@ -155,43 +114,47 @@ impl<'a> Turner<'a> {
         Self { rope, law, axes, positions, row, tokens, factor: rope.attention_factor, sign }
     }
 
-    fn rotate<T: Scalar>(&self, x: &mut [T], part: Part, grain: usize) {
-        let Heads { batch, tokens, heads, dim, .. } = part.heads;
-        if batch * tokens * heads * dim > grain
-            && let Some((low, high, at)) = part.halves()
-        {
-            let (x_low, x_high) = x.split_at_mut(at);
-            join(|| self.rotate(x_low, low, grain), || self.rotate(x_high, high, grain));
-            return;
-        }
+    /// All of a tensor.
+    fn part(&self, heads: &Heads) -> Part {
+        Part::whole([heads.batch, heads.tokens, heads.heads], heads.strides)
+    }
+
+    #[inline(always)]
+    fn rotate<T: Scalar>(&self, x: &mut [T], part: Part) {
+        let ([batch, tokens, heads], [_, token_stride, head_stride]) = (part.sizes, part.strides);
         let pairs = self.rope.pairs();
         let block = (BLOCK / pairs).clamp(1, tokens);
-        let mut sin = vec![0f64; block * pairs];
-        let mut cos = vec![0f64; block * pairs];
-        let mut row = vec![0f32; 4 * pairs];
+        let mut turns = vec![0f64; 2 * block * pairs];
+        let (sin, cos) = turns.split_at_mut(block * pairs);
+        // Other types are widened, and a head whose pairs move has a copy; `f32` is turned where it lies.
+        let mut row = if T::NAME == f32::NAME && self.rope.pairing == self.rope.written() {
+            Vec::new()
+        } else {
+            vec![0f32; 4 * pairs]
+        };
         for b in 0..batch {
             for first in (0..tokens).step_by(block) {
                 let block = first..(first + block).min(tokens);
                 for (t, (sin, cos)) in block.clone().zip(sin.chunks_exact_mut(pairs).zip(cos.chunks_exact_mut(pairs))) {
-                    self.turns(part.first_batch + b, part.first_token + t, sin, cos);
+                    self.turns(part.first[0] + b, part.first[1] + t, sin, cos);
                 }
-                let mut turn = |h: usize, t: usize| {
-                    let at = part.heads.index(b, t, h, self.rope.offset);
-                    let turn = (t - first) * pairs..(t - first + 1) * pairs;
-                    self.turn(&mut x[at..at + 2 * pairs], &sin[turn.clone()], &cos[turn], &mut row);
-                };
                 // In the order of memory.
-                let [_, token_stride, head_stride] = part.heads.strides;
-                if head_stride < token_stride {
-                    block.for_each(|t| (0..heads).for_each(|h| turn(h, t)));
-                } else {
-                    (0..heads).for_each(|h| block.clone().for_each(|t| turn(h, t)));
+                let (outer, inner) =
+                    if head_stride < token_stride { (block.clone(), 0..heads) } else { (0..heads, block) };
+                for i in outer {
+                    for j in inner.clone() {
+                        let (t, h) = if head_stride < token_stride { (i, j) } else { (j, i) };
+                        let at = part.at(b, t, h) + self.rope.offset;
+                        let turn = (t - first) * pairs..(t - first + 1) * pairs;
+                        self.turn(&mut x[at..at + 2 * pairs], &sin[turn.clone()], &cos[turn], &mut row);
+                    }
                 }
             }
         }
     }
 
     /// Sine and cosine of every pair at one token, with direction and factor.
+    #[inline(always)]
     fn turns(&self, batch: usize, token: usize, sin: &mut [f64], cos: &mut [f64]) {
         let at = |axis: usize| self.positions[axis * self.row + batch * self.tokens + token];
         let scaled = |(s, c): (f64, f64)| (s * (self.factor * self.sign), c * self.factor);
@@ -218,19 +181,26 @@ impl<'a> Turner<'a> {
     }
 
     /// Rotates the pairs of one head.
+    #[inline(always)]
     fn turn<T: Scalar>(&self, x: &mut [T], sin: &[f64], cos: &[f64], row: &mut [f32]) {
         let (from, to) = (self.rope.pairing, self.rope.written());
+        // Each block of channels for itself; one but for grids like Gemma 4's.
+        let block = sin.len() / self.rope.axes.blocks();
+        let turn_row = |x: &mut [f32]| {
+            let turns = sin.chunks_exact(block).zip(cos.chunks_exact(block));
+            x.chunks_exact_mut(2 * block).zip(turns).for_each(|(x, (sin, cos))| turn_row(x, sin, cos, from));
+        };
         if T::NAME == f32::NAME && from == to {
-            return turn_row(bytemuck::cast_slice_mut(x), sin, cos, from);
+            return turn_row(bytemuck::cast_slice_mut(x));
         }
         let (row, moved) = row.split_at_mut(x.len());
         T::widen(x, row);
-        turn_row(row, sin, cos, from);
+        turn_row(row);
         if from == to {
             return T::narrow(row, x);
         }
         for pair in 0..sin.len() {
-            let ((a, b), (a_out, b_out)) = (from.channels(pair, x.len()), to.channels(pair, x.len()));
+            let ((a, b), (a_out, b_out)) = (self.rope.channels(from, pair), self.rope.channels(to, pair));
             (moved[a_out], moved[b_out]) = (row[a], row[b]);
         }
         T::narrow(moved, x);
@@ -238,6 +208,7 @@ impl<'a> Turner<'a> {
 }
 
 /// `a' = a cos - b sin`, `b' = a sin + b cos` for every pair of a head.
+#[inline(always)]
 fn turn_row(x: &mut [f32], sin: &[f64], cos: &[f64], pairing: Pairing) {
     let turn = |a: &mut f32, b: &mut f32, sin: f64, cos: f64| {
         let (x, y) = (f64::from(*a), f64::from(*b));
@@ -260,45 +231,6 @@ fn turn_row(x: &mut [f32], sin: &[f64], cos: &[f64], pairing: Pairing) {
     }
 }
 
-/// Sine and cosine of a phase in units of 2^-64 turn, within 1e-15.
-///
-/// Without a branch: a quadrant, the offset of at most an eighth of a turn to each side in 53 bits, and the Taylor
-/// polynomials of degree 15 and 16 there, which are off by 5e-17.
-fn sin_cos_of_phase(phase: u64) -> (f64, f64) {
-    let turned = phase.wrapping_add(1 << 61);
-    let quadrant = turned >> 62;
-    // The lower 62 bits as the fraction of a number from 1 to 2: no conversion from 64-bit integers, which SSE2 lacks.
-    let quarter = f64::from_bits((turned << 2 >> 12) | 1.0f64.to_bits()) - 1.5;
-    let x = quarter * std::f64::consts::FRAC_PI_2;
-    let z = x * x;
-    let horner = |coefficients: &[f64]| coefficients.iter().fold(0.0, |sum, c| sum * z + c);
-    let s = horner(&[
-        -1.0 / 1307674368000.0,
-        1.0 / 6227020800.0,
-        -1.0 / 39916800.0,
-        1.0 / 362880.0,
-        -1.0 / 5040.0,
-        1.0 / 120.0,
-        -1.0 / 6.0,
-    ]);
-    let s = x + x * z * s;
-    let c = horner(&[
-        1.0 / 20922789888000.0,
-        -1.0 / 87178291200.0,
-        1.0 / 479001600.0,
-        -1.0 / 3628800.0,
-        1.0 / 40320.0,
-        -1.0 / 720.0,
-        1.0 / 24.0,
-        -0.5,
-        1.0,
-    ]);
-    // Quadrant 0: (s, c), 1: (c, -s), 2: (-s, -c), 3: (-c, s).
-    let (s, c) = (s.to_bits(), c.to_bits());
-    let swap = (s ^ c) & (quadrant & 1).wrapping_neg();
-    (f64::from_bits(s ^ swap ^ (quadrant >> 1 << 63)), f64::from_bits(c ^ swap ^ ((quadrant + 1) >> 1 << 63)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -313,22 +245,6 @@ mod tests {
             (0.5 + 1.5 * (bits >> 11) as f64 / (1u64 << 53) as f64) * if bits & 1 == 0 { 1.0 } else { -1.0 }
         };
         (0..n).map(|i| T::from_f64(value(i))).collect()
-    }
-
-    #[test]
-    fn sine_and_cosine_of_every_quadrant_and_its_edges() {
-        let check = |phase: u64| {
-            let angle = phase as i64 as f64 * (std::f64::consts::TAU / 18446744073709551616.0);
-            let (sin, cos) = sin_cos_of_phase(phase);
-            assert!((sin - angle.sin()).abs() < 1e-15 && (cos - angle.cos()).abs() < 1e-15, "{phase}: {sin} {cos}");
-        };
-        for eighth in 0..8u64 {
-            for off in -3i64..=3 {
-                check((eighth << 61).wrapping_add_signed(off));
-                check((eighth << 61).wrapping_add_signed(off << 10));
-            }
-        }
-        (0..100_000u64).for_each(|i| check(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     }
 
     /// Compares with the reference: half an ulp, one of f32 where that is between, and what the doc says of the pair.
@@ -346,8 +262,8 @@ mod tests {
                 None => rope.rotate(&mut got, heads, &positions, direction).unwrap(),
                 Some(grain) => {
                     let turner = Turner::new(rope, &positions, row, heads.tokens, direction);
-                    let part = Part { heads: Heads { offset: 0, ..*heads }, first_batch: 0, first_token: 0 };
-                    turner.rotate(&mut got[heads.offset..heads.span().unwrap()], part, grain);
+                    let x = &mut got[heads.offset..heads.span().unwrap()];
+                    turner.part(heads).cut(x, heads.dim, grain, &|part, x| turner.rotate(x, part));
                 }
             }
             assert_close(&got, &expected.want, |i| {
@@ -370,6 +286,8 @@ mod tests {
             Rope { pairing: Pairing::Interleaved, pairing_out: Some(Pairing::Half), ..plain.clone() },
             Rope { pairing_out: Some(Pairing::Interleaved), offset: 1, ..plain.clone() },
             Rope { axes: Axes::Sections(vec![2, 3, 1]), ..plain.clone() },
+            Rope { axes: Axes::Blocks(2), ..plain.clone() },
+            Rope { axes: Axes::Blocks(3), pairing_out: Some(Pairing::Interleaved), ..plain.clone() },
             Rope { angles: Angles::HfCompat, ..plain },
         ]
     }

@@ -10,6 +10,7 @@
 use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
+use crate::accuracy::{Expected, rounded};
 use crate::double::Double;
 use crate::gpu::args::{In, Out, RopeArgs};
 use crate::gpu::{Function, Gpu, Held, Launch, Read, Write};
@@ -59,16 +60,26 @@ pub enum Direction {
 }
 
 /// How a position becomes an angle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub enum Angles {
     /// The exact phase, `position * frequency` modulo one turn in 64-bit integers: cos and sin within 1e-7 of the truth at
     /// every position from -2^31 to 2^31 - 1.
     #[default]
     Exact,
     /// What Hugging Face's models compute: the frequency in f32 ([`Rope::compat_frequency`]), the position in f32, their
-    /// product rounded to f32, and the nearest cosine and sine of that. For parity with a checkpoint's reference code; off
-    /// by 9e-3 at position 131072 and by 8e-2 at a million.
+    /// product rounded to f32, and the nearest cosine and sine of that, which Hugging Face's are within a unit in the last
+    /// place of. For parity with a checkpoint's reference code; off by 9e-3 at position 131072 and by 8e-2 at a million.
     HfCompat,
+    /// As [`Angles::HfCompat`] with the caller's own frequencies, one for each pair: a model's `inv_freq` buffer, made on
+    /// another machine. Base, scaling and ladders then say nothing.
+    Given(Vec<f32>),
+}
+
+impl Angles {
+    /// Whether angles are products in f32.
+    const fn in_f32(&self) -> bool {
+        !matches!(self, Self::Exact)
+    }
 }
 
 /// Rotary position embedding: what to compute, without shape, element type or device.
@@ -141,6 +152,14 @@ impl Rope {
         self.rotary / 2
     }
 
+    /// The two channels of `pair` in `pairing`, counted from the first rotated channel.
+    pub(crate) const fn channels(&self, pairing: Pairing, pair: usize) -> (usize, usize) {
+        let size = self.pairs() / self.axes.blocks();
+        let (a, b) = pairing.channels(pair % size, 2 * size);
+        let block = pair / size * 2 * size;
+        (block + a, block + b)
+    }
+
     /// Which channels a pair is written to.
     pub fn written(&self) -> Pairing {
         self.pairing_out.unwrap_or(self.pairing)
@@ -164,6 +183,18 @@ impl Rope {
         }
         if !(self.attention_factor.is_finite() && self.attention_factor > 0.0) {
             return wrong(format!("attention_factor is {}, it must be finite and above 0", self.attention_factor));
+        }
+        if let Angles::Given(list) = &self.angles {
+            if list.len() != self.pairs() {
+                return wrong(format!(
+                    "{} frequencies are given, the rotary part has {} pairs",
+                    list.len(),
+                    self.pairs()
+                ));
+            }
+            if let Some(at) = list.iter().position(|frequency| !frequency.is_finite()) {
+                return wrong(format!("the frequencies given hold {} at {at}, they must be finite", list[at]));
+            }
         }
         self.axes.check(self.pairs())?;
         if !self.axes.one_ladder()
@@ -224,10 +255,8 @@ impl Rope {
 
     /// [`Rope::angle`] of one pair, its law evaluated once.
     fn turner(&self, pair: usize) -> impl Fn(i64) -> f64 {
-        let (rate, frequency) = match self.angles {
-            Angles::Exact => (self.rate(pair), None),
-            Angles::HfCompat => (0, Some(self.compat_frequency(pair))),
-        };
+        let (rate, frequency) =
+            if self.angles.in_f32() { (0, Some(self.compat_frequency(pair))) } else { (self.rate(pair), None) };
         move |position| match frequency {
             // Exact modulo one turn; as a signed number it is the turn nearest to zero.
             None => rate.wrapping_mul(position as u64) as i64 as f64 * (std::f64::consts::TAU / 18446744073709551616.0),
@@ -312,7 +341,7 @@ impl Rope {
             let error = self.error_bound(x[a].to_f64(), x[b].to_f64());
             for (index, value) in outputs.into_iter().zip(values) {
                 want[index] = value;
-                bound[index] = crate::accuracy::rounded::<T>(value, error);
+                bound[index] = rounded::<T>(value, error);
             }
         })?;
         Ok(Expected { want, bound })
@@ -336,8 +365,8 @@ impl Rope {
         }
         let pairs: Vec<_> = (0..self.pairs())
             .map(|pair| {
-                let (a, b) = self.pairing.channels(pair, self.rotary);
-                let (a_out, b_out) = self.written().channels(pair, self.rotary);
+                let (a, b) = self.channels(self.pairing, pair);
+                let (a_out, b_out) = self.channels(self.written(), pair);
                 (self.axes.axis(pair, self.pairs()), [a, b], [a_out, b_out])
             })
             .collect();
@@ -366,15 +395,6 @@ impl Rope {
         }
         Ok(())
     }
-}
-
-/// What a kernel should have written: values in f64, and the error allowed at each.
-#[derive(Clone, Debug)]
-pub struct Expected {
-    /// the true values
-    pub want: Vec<f64>,
-    /// the error allowed, rounding to the element type included; 0 where the element must not change
-    pub bound: Vec<f64>,
 }
 
 // -------------------------------------------------------------------------------------------------------------- launch
@@ -412,7 +432,8 @@ impl Rope {
 
         // The widest access that every element group of a thread is aligned to.
         let copied = if call.in_place { 0 } else { q.dim - self.rotary };
-        let mut sizes = self.pairs() | self.offset | if copied > 0 { q.dim } else { 0 };
+        let block = self.pairs() / self.axes.blocks();
+        let mut sizes = block | self.offset | if copied > 0 { q.dim } else { 0 };
         for heads in [&q, &q_out, &k, &k_out].into_iter().filter(|heads| heads.heads > 0) {
             sizes |= heads.offset;
             for (size, stride) in heads.dims().into_iter().take(3) {
@@ -464,6 +485,7 @@ impl Rope {
             k_heads: small("key heads", k.heads)?,
             heads_per_thread: small("heads of a thread", per_thread)?,
             pairs: small("pairs", self.pairs())?,
+            block: small("pairs of a block", block)?,
             offset: small("channels before the rotary part", self.offset)?,
             copied: small("channels", copied)?,
             interleaved: u32::from(self.pairing == Pairing::Interleaved),
@@ -599,6 +621,16 @@ pub enum Beyond<'a> {
     Nan(Option<Write<'a, u32>>),
 }
 
+impl<T> Source<'_, T> {
+    /// What messages call the first tensor and its output.
+    const fn first_tensor(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::XPos { first, .. } if *first > 0 => ("k", "k_out"),
+            _ => ("q", "q_out"),
+        }
+    }
+}
+
 /// [`Rope`] on a [`Gpu`], for one element type: its rates are uploaded, its kernels loaded.
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; token counts may change from call
@@ -619,6 +651,33 @@ enum Rates {
 }
 
 const WIDTHS: [&str; 3] = ["wide", "mid", "one"];
+
+/// The kernels of three names for `T`.
+pub(super) fn entries<T: Scalar>(gpu: &Gpu, names: [&'static str; 3]) -> Result<[Function; 3]> {
+    let load = |name| gpu.function("rotate/rope", T::NAME, name);
+    Ok([load(names[0])?, load(names[1])?, load(names[2])?])
+}
+
+/// Where a call's cosines and sines come from.
+pub(super) enum Source<'a, T> {
+    /// the spec's own angles
+    Own,
+    /// the caller's table
+    Table(Table<'a, T>),
+    /// the spec's own angles, and xPos's factors
+    XPos {
+        /// by width
+        functions: &'a [Function; 3],
+        /// of the queries' factors, and of the keys'
+        exponents: &'a CudaSlice<i64>,
+        /// where the first tensor's begin
+        first: usize,
+        /// the position where nothing is scaled
+        center: i64,
+        /// the largest distance from it
+        reach: i64,
+    },
+}
 
 /// A table's addresses, held for one launch.
 struct HeldTable<'a> {
@@ -691,26 +750,29 @@ impl<T: Scalar> RopePlan<T> {
     /// If the spec is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, rope: &Rope) -> Result<Self> {
         rope.check()?;
-        let load = |entry| gpu.function("rotate/rope", T::NAME, entry);
         let pairs = 0..rope.pairs();
         let (rates, own) = match rope.angles {
             Angles::Exact => {
                 let rates: Vec<u64> = pairs.map(|pair| rope.rate(pair)).collect();
-                (Rates::Exact(gpu.upload(&rates)?), [load("rope_wide")?, load("rope_mid")?, load("rope_one")?])
+                let own = if rope.axes.blocks() > 1 {
+                    ["rope_blocks_wide", "rope_blocks_mid", "rope_blocks_one"]
+                } else {
+                    ["rope_wide", "rope_mid", "rope_one"]
+                };
+                (Rates::Exact(gpu.upload(&rates)?), own)
             }
-            Angles::HfCompat => {
+            Angles::HfCompat | Angles::Given(_) => {
                 let rates: Vec<f32> = pairs.map(|pair| rope.compat_frequency(pair)).collect();
-                let own = [load("rope_compat_wide")?, load("rope_compat_mid")?, load("rope_compat_one")?];
-                (Rates::Compat(gpu.upload(&rates)?), own)
+                (Rates::Compat(gpu.upload(&rates)?), ["rope_compat_wide", "rope_compat_mid", "rope_compat_one"])
             }
         };
-        let by_table = [load("rope_table_wide")?, load("rope_table_mid")?, load("rope_table_one")?];
+        let by_table = ["rope_table_wide", "rope_table_mid", "rope_table_one"];
         Ok(Self {
             gpu: gpu.clone(),
             rope: rope.clone(),
             rates,
             axes: rope.axes.table(rope.pairs()).map(|table| gpu.upload(&table)).transpose()?,
-            functions: [own, by_table],
+            functions: [entries::<T>(gpu, own)?, entries::<T>(gpu, by_table)?],
             element: std::marker::PhantomData,
         })
     }
@@ -768,7 +830,7 @@ impl<T: Scalar> RopePlan<T> {
         positions: Positions<'_>,
         direction: Direction,
     ) -> Result<()> {
-        self.rotate_from(None, q, k, positions, direction)
+        self.rotate_from(Source::Own, q, k, positions, direction)
     }
 
     /// [`RopePlan::rotate`] with cosines and sines from `table` in place of the spec's own; `attention_factor` multiplies
@@ -787,18 +849,19 @@ impl<T: Scalar> RopePlan<T> {
         positions: Positions<'_>,
         direction: Direction,
     ) -> Result<()> {
-        self.rotate_from(Some(table), q, k, positions, direction)
+        self.rotate_from(Source::Table(table), q, k, positions, direction)
     }
 
-    fn rotate_from(
+    pub(super) fn rotate_from(
         &self,
-        mut table: Option<Table<'_, T>>,
+        source: Source<'_, T>,
         mut q: Operand<'_, T>,
         mut k: Option<Operand<'_, T>>,
         positions: Positions<'_>,
         direction: Direction,
     ) -> Result<()> {
-        q.check(&self.rope, "q", "q_out")?;
+        let (name, out_name) = source.first_tensor();
+        q.check(&self.rope, name, out_name)?;
         let (q_heads, q_out_heads, in_place) = q.shapes();
         let k_shapes = match &k {
             None => None,
@@ -817,7 +880,7 @@ impl<T: Scalar> RopePlan<T> {
         }
         let gpu = &self.gpu;
         let positions = positions.resolve(gpu, self.rope.axes.count(), q_heads.batch, q_heads.tokens)?;
-        let (q, q_out) = q.hold(gpu, "q", "q_out")?;
+        let (q, q_out) = q.hold(gpu, name, out_name)?;
         let k = k.as_mut().map(|k| k.hold(gpu, "k", "k_out")).transpose()?;
         let (k, k_out) = k.map_or((None, None), |(k, k_out)| (k, Some(k_out)));
         if let (Some(q), Some(k_out)) = (&q, &k_out) {
@@ -829,7 +892,7 @@ impl<T: Scalar> RopePlan<T> {
         let address = |x: &Option<Held<'_, In>>, out: Out| x.as_ref().map_or(out.as_in(), |x| x.address);
         let k_out = k_out.as_ref().map_or(Out::NULL, |k_out| k_out.address);
         self.run(
-            table.as_mut(),
+            source,
             Tensors {
                 q: address(&q, q_out.address),
                 q_out: q_out.address,
@@ -862,7 +925,7 @@ impl<T: Scalar> RopePlan<T> {
         positions: Positions<'_>,
         direction: Direction,
     ) -> Result<()> {
-        self.rotate_packed_from(None, x, q, k, positions, direction)
+        self.rotate_packed_from(Source::Own, x, q, k, positions, direction)
     }
 
     /// [`RopePlan::rotate_packed`] with cosines and sines from `table`.
@@ -878,12 +941,12 @@ impl<T: Scalar> RopePlan<T> {
         positions: Positions<'_>,
         direction: Direction,
     ) -> Result<()> {
-        self.rotate_packed_from(Some(table), x, q, k, positions, direction)
+        self.rotate_packed_from(Source::Table(table), x, q, k, positions, direction)
     }
 
-    fn rotate_packed_from(
+    pub(super) fn rotate_packed_from(
         &self,
-        mut table: Option<Table<'_, T>>,
+        source: Source<'_, T>,
         x: Write<'_, T>,
         q: Heads,
         k: Heads,
@@ -906,12 +969,12 @@ impl<T: Scalar> RopePlan<T> {
         let (x, out) = (x.address.as_in(), x.address);
         let (q_heads, k_heads) = ((q, q), Some((k, k)));
         let tensors = Tensors { q: x, q_out: out, k: x, k_out: out, q_heads, k_heads, in_place: true };
-        self.run(table.as_mut(), tensors, &positions, direction)
+        self.run(source, tensors, &positions, direction)
     }
 
     fn run(
         &self,
-        table: Option<&mut Table<'_, T>>,
+        source: Source<'_, T>,
         tensors: Tensors,
         positions: &Resolved<'_>,
         direction: Direction,
@@ -945,20 +1008,29 @@ impl<T: Scalar> RopePlan<T> {
         };
         let width = WIDTHS.iter().position(|width| launch.entry.ends_with(width)).unwrap_or(WIDTHS.len() - 1);
         let [own, by_table] = &self.functions;
-        match table {
-            None => {
-                let rates = match &self.rates {
-                    Rates::Exact(rates) => gpu.read("rates", rates, self.rope.pairs())?,
-                    Rates::Compat(rates) => gpu.read("rates", rates, self.rope.pairs())?,
-                };
+        let rates = || match &self.rates {
+            Rates::Exact(rates) => gpu.read("rates", rates, self.rope.pairs()),
+            Rates::Compat(rates) => gpu.read("rates", rates, self.rope.pairs()),
+        };
+        match source {
+            Source::Own => {
+                let rates = rates()?;
                 launch.args.rates = rates.address;
                 gpu.launch(&own[width], &launch)
             }
-            Some(table) => {
+            Source::Table(mut table) => {
                 let (rows, stride) = (table.rows, table.stride);
                 let held = table.hold(gpu, &self.rope)?;
                 held.apply::<T>(&mut launch.args, (rows, stride, [16 / size_of::<T>(), 8 / size_of::<T>(), 1][width]));
                 gpu.launch(&by_table[width], &launch)
+            }
+            Source::XPos { functions, exponents, first, center, reach } => {
+                let (rates, exponents) = (rates()?, gpu.read("exponents", exponents, 2 * self.rope.pairs())?);
+                launch.args.rates = rates.address;
+                launch.args.exponents = exponents.address.offset((first * size_of::<i64>()) as u64);
+                launch.args.center = center;
+                launch.args.reach = reach;
+                gpu.launch(&functions[width], &launch)
             }
         }
     }
@@ -1005,47 +1077,53 @@ mod tests {
         Call { q, q_out: q, k: k.map(|k| (k, k)), in_place, alignment: 16, element, multiprocessors: 132 }
     }
 
-    /// Runs the kernel's index arithmetic and counts how often each (token, head, first pair) is reached.
+    /// How often the kernel's index arithmetic reaches each of `n` things from threads that begin at `starts` and take `step`
+    /// of them.
+    fn reached(n: usize, starts: impl Iterator<Item = usize>, step: usize) -> bool {
+        let mut count = vec![0u8; n];
+        for start in starts.filter(|&start| start < n) {
+            count[start..(start + step).min(n)].iter_mut().for_each(|count| *count += 1);
+        }
+        count.iter().all(|&count| count == 1)
+    }
+
+    /// Whether each (token, head, first pair) is reached once. A thread's token, its heads and its pairs depend on coordinates
+    /// of their own, so that each is reached once where each token, each head and each group of pairs is.
     fn covered(launch: &Launch<RopeArgs>, width: usize) -> bool {
         let a = &launch.args;
-        let (tokens, heads, groups) = (a.tokens as usize, (a.q_heads + a.k_heads) as usize, a.pairs as usize / width);
-        let mut count = vec![0u8; tokens * heads * groups];
-        for (block_x, block_y) in (0..launch.grid[0]).flat_map(|x| (0..launch.grid[1]).map(move |y| (x, y))) {
-            for (y, z) in (0..launch.block[1]).flat_map(|y| (0..launch.block[2]).map(move |z| (y, z))) {
-                let token = (block_x * launch.block[1] + y) as usize;
-                let first = ((block_y * launch.block[2] + z) * a.heads_per_thread) as usize;
-                if token >= tokens || first >= heads {
-                    continue;
-                }
-                for head in first..(first + a.heads_per_thread as usize).min(heads) {
-                    for lane in 0..launch.block[0] as usize {
-                        for group in (lane..groups).step_by(launch.block[0] as usize) {
-                            count[(token * heads + head) * groups + group] += 1;
-                        }
-                    }
-                }
-            }
-        }
-        count.iter().all(|&n| n == 1)
+        let [grid_x, grid_y, _] = launch.grid.map(|n| n as usize);
+        let [lanes, rows, groups] = launch.block.map(|n| n as usize);
+        let (heads, per_thread) = ((a.q_heads + a.k_heads) as usize, a.heads_per_thread as usize);
+        let pair_groups = a.pairs as usize / width;
+        let tokens = (0..grid_x).flat_map(|x| (0..rows).map(move |y| x * rows + y));
+        let firsts = (0..grid_y).flat_map(|y| (0..groups).map(move |z| (y * groups + z) * per_thread));
+        let pairs = (0..lanes).flat_map(|lane| (lane..pair_groups).step_by(lanes));
+        reached(a.tokens as usize, tokens, 1) && reached(heads, firsts, per_thread) && reached(pair_groups, pairs, 1)
     }
 
     #[test]
     fn every_token_count_is_covered_once_without_idle_blocks() {
-        let rope = Rope::new(128, 10_000.0);
-        for (hq, hk) in [(32, 8), (8, 1), (71, 1)] {
+        for (rotary, dim, hq, hk, in_place) in [
+            (128, 128, 32, 8, true),
+            (128, 128, 8, 1, true),
+            (64, 64, 71, 1, true),
+            (24, 96, 64, 64, true),
+            (64, 256, 16, 2, false),
+            (576, 576, 128, 0, true),
+        ] {
+            let rope = Rope::new(rotary, 10_000.0);
             for tokens in 1..=4096 {
-                let (q, k) = (Heads::thd(tokens, hq, 128), Heads::thd(tokens, hk, 128));
-                let launch = rope.launch(&call(q, Some(k), true, 2)).unwrap();
+                let (q, k) = (Heads::thd(tokens, hq, dim), Heads::thd(tokens, hk, dim));
+                let launch = rope.launch(&call(q, (hk > 0).then_some(k), in_place, 2)).unwrap();
                 launch.check().unwrap();
-                assert_eq!(launch.entry, "rope_wide");
-                if tokens < 64 || tokens % 97 == 0 {
-                    assert!(covered(&launch, 8), "{tokens} tokens, {hq} and {hk} heads: {launch:?}");
-                }
-                // Threads that have no token or no head: less than half, and less than a block's worth for long calls.
+                let width = [("rope_wide", 8), ("rope_mid", 4), ("rope_one", 1)];
+                let width = width.into_iter().find(|(entry, _)| *entry == launch.entry).unwrap().1;
+                assert!(covered(&launch, width), "{tokens} tokens, {hq} and {hk} heads: {launch:?}");
+                // Threads without a token or a head: at most as many as those with.
                 let threads: u64 = launch.grid.iter().chain(&launch.block).map(|&n| u64::from(n)).product();
                 let walks = (hq + hk).div_ceil(launch.args.heads_per_thread as usize);
-                let busy = (tokens * walks * 8) as u64;
-                assert!(threads <= 4 * busy, "{tokens} tokens: {threads} threads for {busy}, {launch:?}");
+                let busy = (tokens * walks * (rotary / 2 / width).min(THREADS)) as u64;
+                assert!(threads <= 2 * busy, "{tokens} tokens: {threads} threads for {busy}, {launch:?}");
             }
         }
     }

@@ -9,6 +9,8 @@
 //! | scale of the query or the logit | the whole logit | [`QueryScale`](crate::rotate::QueryScale), [`mla_logit_scale`] |
 
 use crate::double::Double;
+use crate::rotate::Angles;
+use crate::rotate::power::torch_power;
 use crate::{Error, Result, Rope};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
@@ -74,6 +76,18 @@ pub enum Scaling {
         /// tokens of the sequence, the new one included
         length: Option<u64>,
     },
+    /// Dynamic NTK by steps: [`Scaling::NtkStatic`] with `alpha = 2^(n + 1) - 1`, where `n` is the least with
+    /// `length <= context * 2^n`: 1 within the context, 3 up to twice of it, 7 up to four times.
+    ///
+    /// A function of the length of the sequence, which [`Rope::at_length`] sets. Qwen settles it at the prompt and keeps it.
+    ///
+    /// Source: `get_ntk_alpha` in the code that Qwen publishes with its first models (`use_dynamic_ntk`).
+    SteppedNtk {
+        /// the context up to which nothing changes, in tokens; `seq_length`
+        context: f64,
+        /// tokens of the sequence, the new one included
+        length: Option<u64>,
+    },
     /// YaRN's frequencies, "NTK by parts": high frequencies are kept, low ones divided, those between blended.
     Yarn(Yarn),
     /// LongRoPE: `theta_i / long[i]` if the sequence is longer than `original_context`, else `theta_i / short[i]`.
@@ -125,7 +139,7 @@ pub enum Scaling {
         /// divides every frequency, at least 1
         factor: f64,
     },
-    /// `theta_i / divisors[i]`; an infinite divisor stops its pair.
+    /// `theta_i / divisors[i]`; an infinite divisor stops its pair, a negative one turns it backwards (NanoChat: -1).
     ///
     /// Source: llama.cpp's tensors `rope_freqs.weight`, `rope_factors_long.weight` and `rope_factors_short.weight`.
     Divisors(Vec<f64>),
@@ -215,8 +229,8 @@ fn divisors(name: &str, list: &[f64], pairs: usize) -> Result<()> {
     if list.len() != pairs {
         return wrong(format!("{name} holds {} divisors, the rotary part has {pairs} pairs", list.len()));
     }
-    match list.iter().position(|&divisor| divisor.is_nan() || divisor <= 0.0) {
-        Some(at) => wrong(format!("{name} holds {} at {at}, a divisor must be above 0", list[at])),
+    match list.iter().position(|&divisor| divisor.is_nan() || divisor == 0.0) {
+        Some(at) => wrong(format!("{name} holds {} at {at}, a divisor must be a number other than 0", list[at])),
         None => Ok(()),
     }
 }
@@ -227,6 +241,7 @@ impl Scaling {
         self.check_but_length(base, rotary)?;
         let name = match self {
             Self::DynamicNtk { length: None, .. } => "the dynamic NTK scaling",
+            Self::SteppedNtk { length: None, .. } => "the stepped NTK scaling",
             Self::LongRope { length: None, .. } => "the LongRoPE scaling",
             _ => return Ok(()),
         };
@@ -257,6 +272,10 @@ impl Scaling {
                 ntk("the dynamic NTK scaling")?;
                 at_least_1("the dynamic NTK scaling's factor", *factor)?;
                 positive("the dynamic NTK scaling's context", *context)
+            }
+            Self::SteppedNtk { context, .. } => {
+                ntk("the stepped NTK scaling")?;
+                positive("the stepped NTK scaling's context", *context)
             }
             Self::Yarn(yarn) => yarn.check(base),
             Self::LongRope { short, long, original_context, .. } => {
@@ -291,12 +310,20 @@ impl Scaling {
 
     /// Whether the frequencies depend on a length that is not set.
     pub const fn needs_length(&self) -> bool {
-        matches!(self, Self::DynamicNtk { length: None, .. } | Self::LongRope { length: None, .. })
+        matches!(
+            self,
+            Self::DynamicNtk { length: None, .. }
+                | Self::SteppedNtk { length: None, .. }
+                | Self::LongRope { length: None, .. }
+        )
     }
 
     /// The same scaling for a sequence of `length` tokens. Laws that do not depend on it stay as they are.
     pub fn at_length(mut self, length: u64) -> Self {
-        if let Self::DynamicNtk { length: at, .. } | Self::LongRope { length: at, .. } = &mut self {
+        if let Self::DynamicNtk { length: at, .. }
+        | Self::SteppedNtk { length: at, .. }
+        | Self::LongRope { length: at, .. } = &mut self
+        {
             *at = Some(length);
         }
         self
@@ -383,6 +410,7 @@ impl Scaling {
                 plain / Double::from(*factor).pow(share.pow(Double::from(*exponent)))
             }
             Self::DynamicNtk { factor, context, length } => ntk(dynamic_alpha(*factor, *context, *length)),
+            Self::SteppedNtk { context, length } => ntk(Double::from(stepped_alpha(*context, *length))),
             Self::Yarn(yarn) => yarn.frequency(plain, base, rotary, pair),
             Self::LongRope { short, long, original_context, length } => {
                 divided(plain, longrope_list(short, long, *original_context, *length)[pair])
@@ -421,6 +449,16 @@ fn dynamic_alpha(factor: f64, context: f64, length: Option<u64>) -> Double {
     let length = length.map_or(context, |length| context.max(length as f64));
     let beyond = (Double::from(length) - Double::from(context)) / Double::from(context);
     Double::ONE + Double::from(factor) * beyond
+}
+
+/// `2^(n + 1) - 1` with the least `n` for which `length <= context * 2^n`
+fn stepped_alpha(context: f64, length: Option<u64>) -> f64 {
+    let length = length.map_or(context, |length| length as f64);
+    let mut steps = 1.0;
+    while length > context * steps {
+        steps *= 2.0;
+    }
+    2.0 * steps - 1.0
 }
 
 fn longrope_list<'a>(short: &'a [f64], long: &'a [f64], original_context: f64, length: Option<u64>) -> &'a [f64] {
@@ -547,16 +585,18 @@ pub fn longrope_attention_factor(factor: f64, original_context: f64) -> f64 {
 // -------------------------------------------------------------------------------------------- law, as Hugging Face has it
 
 impl Rope {
-    /// The frequency of `pair` as Hugging Face computes it: the same operations in the same order, each rounded to f32.
+    /// The frequency of `pair` as Hugging Face computes it: the same operations in the same order, each rounded to f32. The
+    /// one that is given, where they are ([`Angles::Given`](crate::rotate::Angles::Given)).
     ///
-    /// The power is the nearest f32. torch's own is off by a unit in the last place in 1.1 % of the pairs, and another one on
-    /// another machine; the other operations have one result.
+    /// Frequencies are made on the CPU, when a model is built or loaded, and then moved to its device (but those of the types
+    /// `dynamic` and `longrope`, which a call makes anew where its tensors are). The bits are those of a machine with AVX2: torch's
+    /// power is not always the nearest f32 and has other bits on a machine without it (1.4 % of them).
     ///
     /// # Panics
     /// If there is no such pair.
     ///
     /// # Source
-    /// transformers 5.23.0, `modeling_rope_utils.py`.
+    /// transformers 5.23.0, `modeling_rope_utils.py`; SLEEF's `powf`.
     ///
     /// # Example
     /// ```
@@ -566,6 +606,9 @@ impl Rope {
     /// ```
     pub fn compat_frequency(&self, pair: usize) -> f32 {
         assert!(pair < self.pairs(), "pair {pair} of {}", self.pairs());
+        if let Angles::Given(list) = &self.angles {
+            return list[pair];
+        }
         let (rung, size) = self.axes.rung(pair, self.pairs());
         self.scaling.compat_frequency(self.base, size, rung, pair)
     }
@@ -574,11 +617,12 @@ impl Rope {
 impl Scaling {
     // f64 to f32 rounds to the nearest, as torch does with a Python number beside an f32 tensor.
     fn compat_frequency(&self, base: f64, rotary: usize, rung: usize, pair: usize) -> f32 {
-        let size = rotary as f32;
-        let power = |base: f64| {
-            let exponent = (2 * rung) as f32 / size;
-            f64::from(base as f32).powf(f64::from(exponent)) as f32
+        // How many pairs the tensor of exponents holds decides which of them torch takes in vectors.
+        let count = match self {
+            Self::Proportional { rotated, .. } => *rotated,
+            _ => rotary / 2,
         };
+        let power = |base: f64| torch_power(base as f32, (2 * rung) as f32 / rotary as f32, rung, count);
         let plain = 1.0 / power(base);
         let ntk = |alpha: f64| 1.0 / power(base * alpha.powf(rotary as f64 / (rotary as f64 - 2.0)));
         match self {
@@ -589,10 +633,14 @@ impl Scaling {
                 let rate = (*factor as f32).ln() / ((rotary as f64 / 2.0).powf(*exponent)) as f32;
                 plain / (rate * ((pair + 1) as f32).powf(*exponent as f32)).exp()
             }
+            // The length of a call is a tensor, so that the base is made in f32 too.
             Self::DynamicNtk { factor, context, length } => {
-                let length = length.map_or(*context, |length| context.max(length as f64));
-                ntk(factor * length / context - (factor - 1.0))
+                let length = length.map_or(*context, |length| context.max(length as f64)) as f32;
+                let alpha = *factor as f32 * length / *context as f32 - (factor - 1.0) as f32;
+                let grown = f64::from(alpha).powf(rotary as f64 / (rotary as f64 - 2.0)) as f32;
+                1.0 / power(f64::from(base as f32 * grown))
             }
+            Self::SteppedNtk { context, length } => ntk(stepped_alpha(*context, *length)),
             Self::Yarn(yarn) => {
                 let divided = 1.0 / (yarn.factor as f32 * power(base));
                 let ramp = match yarn.ramp {

@@ -1,7 +1,14 @@
 //! xPos: RoPE whose pairs also shrink with distance.
 
+use cudarc::driver::CudaSlice;
+
+use crate::accuracy::{Expected, rounded};
 use crate::double::Double;
-use crate::{Direction, Error, Heads, Result, Rope, Scalar};
+use crate::gpu::{Function, Gpu, Write};
+use crate::positions::Positions;
+use crate::rotate::rope::{Source, entries};
+use crate::rotate::{Angles, Direction, Operand, Rope, RopePlan};
+use crate::{Error, Heads, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
@@ -9,7 +16,9 @@ use crate::{Direction, Error, Heads, Result, Rope, Scalar};
 ///
 /// The product of a query at `m` and a key at `n` has `zeta_i^((m - n) / scale_base)`: since `zeta_i < 1`, a key decays the
 /// further it lies before its query, fast pairs first. `center` falls out of that product; it keeps the factors near 1 where
-/// it lies near the positions. At a distance of 36,000 from it, `zeta_0` leaves the range of f32.
+/// it lies near the positions. [`XPos::reach`] is the distance from it up to which every factor is between 2^-120 and 2^120:
+/// beyond, the CPU refuses a position and a kernel writes NaN, because the product of a factor that has vanished and one that
+/// has overflowed is no score.
 ///
 /// | field | unit | meaning |
 /// |---|---|---|
@@ -20,7 +29,7 @@ use crate::{Direction, Error, Heads, Result, Rope, Scalar};
 ///
 /// # Source
 /// Sun et al. 2022 (arXiv 2212.10554), section 3.2, eq. 12 and algorithm 1. torchscale and x-transformers put `center` in the
-/// middle of the sequence at hand, so that theirs changes with its length; scores are the same.
+/// middle of the sequence at hand, so that theirs changes with its length; scores are the same. Both have interleaved pairs.
 ///
 /// # Example
 /// ```
@@ -30,6 +39,7 @@ use crate::{Direction, Error, Heads, Result, Rope, Scalar};
 /// assert!((xpos.zeta(0) - 2.0 / 7.0).abs() < 1e-16);
 /// assert_eq!(xpos.scale(0, 0, Side::Query), 1.0);
 /// assert_eq!(xpos.scale(-7, 0, Side::Key), xpos.scale(7, 0, Side::Query));
+/// assert_eq!(xpos.reach(), 33_994);
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct XPos {
@@ -58,18 +68,49 @@ impl XPos {
         Self { rope, gamma: 0.4, scale_base: 512.0, center: 0 }
     }
 
-    /// Refuses a spec outside the law.
+    /// Refuses a spec outside the law: a rope that is refused, has several axes or angles other than the exact ones, constants
+    /// that are not finite and above 0, a `scale_base` so small that no position but the center has factors in range.
     ///
     /// # Errors
     /// [`Error::Value`] with the field, the rule and the value.
     pub fn check(&self) -> Result<()> {
+        let wrong = |text: String| Err(Error::Value(text));
         self.rope.check()?;
+        if self.rope.axes.count() > 1 {
+            return wrong(format!("the rope has {} axes of position, xPos has one", self.rope.axes.count()));
+        }
+        if self.rope.angles != Angles::Exact {
+            return wrong("the rope's angles are products in f32, xPos has exact ones alone".into());
+        }
         for (name, value) in [("gamma", self.gamma), ("scale_base", self.scale_base)] {
             if !(value.is_finite() && value > 0.0) {
-                return Err(Error::Value(format!("xPos's {name} is {value}, it must be finite and above 0")));
+                return wrong(format!("xPos's {name} is {value}, it must be finite and above 0"));
             }
         }
+        if self.center.unsigned_abs() > 1 << 31 {
+            return wrong(format!("xPos's center is {}, it must lie within 2^31 of 0", self.center));
+        }
+        if self.reach() == 0 {
+            return wrong(format!(
+                "xPos's scale_base is {}, beside the center no position has a factor between 2^-120 and 2^120",
+                self.scale_base
+            ));
+        }
         Ok(())
+    }
+
+    /// [`XPos::check`], and that every position is within reach of the center.
+    fn check_positions(&self, positions: &[i64]) -> Result<()> {
+        self.check()?;
+        let reach = self.reach();
+        match positions.iter().find(|&&position| self.distance(position).unsigned_abs() > u128::from(reach)) {
+            None => Ok(()),
+            Some(position) => Err(Error::Value(format!(
+                "position {position} is {} from xPos's center {}, factors stay in range up to {reach}",
+                self.distance(*position).unsigned_abs(),
+                self.center
+            ))),
+        }
     }
 }
 
@@ -90,34 +131,108 @@ impl XPos {
         (share + Double::from(self.gamma)) / (Double::ONE + Double::from(self.gamma))
     }
 
-    /// The factor on `pair` at `position`: `zeta^((position - center) / scale_base)` for a query, its inverse for a key.
+    /// What a position away from the center adds to the exponent of two of a query's factor on `pair`, in units of 2^-56.
     ///
-    /// As `2^((position - center) * log2(zeta) / scale_base)` the exponent is a product of the position and a constant of the
-    /// pair, which fixed-point numbers hold as they hold phases.
+    /// The factor is `2^((position - center) * log2(zeta) / scale_base)`: a product of the distance and a constant of the
+    /// pair, which a whole number holds as it holds the rate of a phase.
+    ///
+    /// # Panics
+    /// If there is no such pair.
+    pub fn exponent(&self, pair: usize) -> i64 {
+        let exponent = self.exact_zeta(pair).ln() / Double::LN_2 / Double::from(self.scale_base);
+        // Saturates, and then the reach is 0.
+        (exponent.hi * UNIT).round() as i64
+    }
+
+    /// The largest distance from the center at which every factor is between 2^-120 and 2^120.
+    pub fn reach(&self) -> u64 {
+        let largest = (0..self.rope.pairs()).map(|pair| self.exponent(pair).unsigned_abs()).max().unwrap_or(0);
+        ((MOST_EXPONENT << 56) / largest.max(1)).min(i64::MAX as u64)
+    }
+
+    fn distance(&self, position: i64) -> i128 {
+        i128::from(position) - i128::from(self.center)
+    }
+
+    /// The factor on `pair` at `position`: `zeta^((position - center) / scale_base)` for a query, its inverse for a key.
     ///
     /// # Panics
     /// If there is no such pair.
     pub fn scale(&self, position: i64, pair: usize, side: Side) -> f64 {
-        let distance = i128::from(position) - i128::from(self.center);
-        let exponent = distance as f64 / self.scale_base;
+        let exponent = self.distance(position) as f64 / self.scale_base;
         let exponent = if side == Side::Query { exponent } else { -exponent };
         if exponent.fract() == 0.0 && exponent.abs() < 64.0 {
             return self.zeta(pair).powi(exponent as i32);
         }
         self.zeta(pair).powf(exponent)
     }
+
+    /// The largest error of an element that was rotated and scaled, before it is rounded to its type, for the pair `(a, b)`
+    /// that it came from: `scale * attention_factor * (|a| + |b|) * (2e-7 + 5 * 2^-24 + |position - center| * 2^-57) + 2^-148`.
+    ///
+    /// 1e-7 is the error of cosine and sine, 1e-7 that of the power of two, and half a unit of the exponent grows with the
+    /// distance; five roundings follow: of `attention_factor` to f32, of its product with the cosine, of that with the
+    /// scale, of one product and of the sum. It holds where `scale * attention_factor * (|a| + |b|)` is below 2^128.
+    pub fn error_bound(&self, a: f64, b: f64, position: i64, pair: usize, side: Side) -> f64 {
+        let exponent = self.distance(position).unsigned_abs() as f64 / (2.0 * UNIT);
+        let relative = 2e-7 + 5.0 * f32::ROUNDOFF + exponent;
+        self.scale(position, pair, side) * self.rope.attention_factor * (a.abs() + b.abs()) * relative + 4.0 * f32::TINY
+    }
 }
+
+/// One, in the units of an exponent.
+const UNIT: f64 = (1u64 << 56) as f64;
+/// Powers of two up to which factors are in range: sums of two products with them stay below 2^128.
+const MOST_EXPONENT: u64 = 120;
 
 // ----------------------------------------------------------------------------------------------------------- reference
 
 impl XPos {
+    /// The wanted values in f64 and the error allowed at each element, for comparison with a rotation of `x`.
+    ///
+    /// # Errors
+    /// As [`XPos::rotate`].
+    pub fn expect<T: Scalar>(
+        &self,
+        x: &[T],
+        heads: &Heads,
+        positions: &[i64],
+        side: Side,
+        direction: Direction,
+    ) -> Result<Expected> {
+        self.check()?;
+        let mut expected = self.rope.expect(x, heads, positions, direction)?;
+        self.check_positions(&positions[..heads.batch * heads.tokens])?;
+        for batch in 0..heads.batch {
+            for token in 0..heads.tokens {
+                let position = positions[batch * heads.tokens + token];
+                for pair in 0..self.rope.pairs() {
+                    let scale = self.scale(position, pair, side);
+                    for head in 0..heads.heads {
+                        let places = |(a, b): (usize, usize)| {
+                            [a, b].map(|channel| heads.index(batch, token, head, self.rope.offset + channel))
+                        };
+                        let from = places(self.rope.channels(self.rope.pairing, pair));
+                        let [a, b] = from.map(|index| x[index].to_f64());
+                        let error = self.error_bound(a, b, position, pair, side);
+                        for index in places(self.rope.channels(self.rope.written(), pair)) {
+                            expected.want[index] *= scale;
+                            expected.bound[index] = rounded::<T>(expected.want[index], error);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(expected)
+    }
+
     /// Rotates and scales `x` in place on the CPU: f64 arithmetic, one rounding at the end.
     ///
     /// | argument | shape | meaning |
     /// |---|---|---|
     /// | `x` | `heads` | queries or keys; channels outside the rotary part stay as they are |
     /// | `heads` | | sizes and strides of `x`, in elements |
-    /// | `positions` | `[batch, tokens]` | any integers |
+    /// | `positions` | `[batch, tokens]` | integers within [`XPos::reach`] of the center |
     /// | `side` | | whose factor it is |
     /// | `direction` | | [`Direction::Inverse`] is the gradient: rotates back, with the same factor |
     ///
@@ -125,7 +240,8 @@ impl XPos {
     /// Half an ulp of `T`, and 1e-13 of the scaled pair.
     ///
     /// # Errors
-    /// If the spec or the shape is refused, or `positions` is shorter than the tokens. Nothing is written then.
+    /// If the spec or the shape is refused, `positions` is shorter than the tokens, or one is out of reach. Nothing is
+    /// written then.
     ///
     /// # Source
     /// Sun et al. 2022 (arXiv 2212.10554), algorithm 1.
@@ -148,23 +264,129 @@ impl XPos {
         side: Side,
         direction: Direction,
     ) -> Result<()> {
-        self.check()?;
-        let rotated = self.rope.expect(x, heads, positions, direction)?.want;
-        for batch in 0..heads.batch {
-            for token in 0..heads.tokens {
-                let position = positions[batch * heads.tokens + token];
-                for pair in 0..self.rope.pairs() {
-                    let scale = self.scale(position, pair, side);
-                    let (a, b) = self.rope.pairing.channels(pair, self.rope.rotary);
-                    for head in 0..heads.heads {
-                        for channel in [a, b] {
-                            let index = heads.index(batch, token, head, self.rope.offset + channel);
-                            x[index] = T::from_f64(rotated[index] * scale);
-                        }
-                    }
-                }
-            }
+        let expected = self.expect(x, heads, positions, side, direction)?;
+        for ((x, want), _) in x.iter_mut().zip(expected.want).zip(expected.bound).filter(|&(_, bound)| bound > 0.0) {
+            *x = T::from_f64(want);
         }
         Ok(())
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// [`XPos`] on a [`Gpu`], for one element type.
+///
+/// As [`RopePlan`]: a call is one kernel, for queries and keys together, allocates nothing and can be captured.
+pub struct XPosPlan<T> {
+    xpos: XPos,
+    plan: RopePlan<T>,
+    functions: [Function; 3],
+    /// of the queries' factors, and of the keys'
+    exponents: CudaSlice<i64>,
+}
+
+impl<T: Scalar> XPosPlan<T> {
+    /// Uploads rates and exponents and loads the kernels.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, xpos: &XPos) -> Result<Self> {
+        xpos.check()?;
+        let queries: Vec<i64> = (0..xpos.rope.pairs()).map(|pair| xpos.exponent(pair)).collect();
+        let keys: Vec<i64> = queries.iter().map(|exponent| -exponent).collect();
+        Ok(Self {
+            xpos: xpos.clone(),
+            plan: RopePlan::new(gpu, &xpos.rope)?,
+            functions: entries::<T>(gpu, ["rope_xpos_wide", "rope_xpos_mid", "rope_xpos_one"])?,
+            exponents: gpu.upload(&[queries, keys].concat())?,
+        })
+    }
+
+    /// The spec.
+    pub fn xpos(&self) -> &XPos {
+        &self.xpos
+    }
+
+    /// Rotates and scales queries, and keys if they are given, in one kernel.
+    ///
+    /// `a' = zeta^(+-(position - center) / scale_base) * (a cos - b sin)` and `b'` likewise, `+` for queries, `-` for keys.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `q` | `[batch, tokens, heads, dim]` in any order | queries, in place or copied |
+    /// | `k` | the same batch, tokens and dim | keys, with heads and strides of their own |
+    /// | `positions` | see [`Positions`] | where the tokens stand; a token out of [`XPos::reach`] becomes NaN |
+    /// | `direction` | | [`Direction::Inverse`] is the gradient: rotates back, with the same factors |
+    ///
+    /// # Accuracy
+    /// [`XPos::error_bound`] and the rounding to `T`. In f16 a key overflows where its factor takes it beyond 65504. The
+    /// same bits on every device, for every layout and alignment.
+    ///
+    /// # Errors
+    /// As [`RopePlan::rotate`].
+    ///
+    /// # Source
+    /// Sun et al. 2022 (arXiv 2212.10554), algorithm 1.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::rotate::{Operand, XPos, XPosPlan};
+    /// use posenc::{Direction, Gpu, Heads, Positions, Rope};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = XPosPlan::<half::bf16>::new(&gpu, &XPos::new(Rope::new(128, 10_000.0)))?;
+    /// let mut q = gpu.stream().alloc_zeros(7 * 32 * 128)?;
+    /// let mut k = gpu.stream().alloc_zeros(7 * 8 * 128)?;
+    /// plan.rotate(
+    ///     Operand::in_place(&mut q, Heads::thd(7, 32, 128)),
+    ///     Some(Operand::in_place(&mut k, Heads::thd(7, 8, 128))),
+    ///     Positions::counted(),
+    ///     Direction::Forward,
+    /// )?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn rotate(
+        &self,
+        q: Operand<'_, T>,
+        k: Option<Operand<'_, T>>,
+        positions: Positions<'_>,
+        direction: Direction,
+    ) -> Result<()> {
+        self.plan.rotate_from(self.source(Side::Query), q, k, positions, direction)
+    }
+
+    /// Rotates and scales keys alone, in one kernel: [`XPosPlan::rotate`] without queries.
+    ///
+    /// # Errors
+    /// As [`RopePlan::rotate`].
+    pub fn rotate_keys(&self, k: Operand<'_, T>, positions: Positions<'_>, direction: Direction) -> Result<()> {
+        self.plan.rotate_from(self.source(Side::Key), k, None, positions, direction)
+    }
+
+    /// Rotates and scales queries and keys that lie in one buffer, in place, in one kernel: packed QKV, as
+    /// [`RopePlan::rotate_packed`].
+    ///
+    /// # Errors
+    /// As [`RopePlan::rotate_packed`].
+    pub fn rotate_packed(
+        &self,
+        x: Write<'_, T>,
+        q: Heads,
+        k: Heads,
+        positions: Positions<'_>,
+        direction: Direction,
+    ) -> Result<()> {
+        self.plan.rotate_packed_from(self.source(Side::Query), x, q, k, positions, direction)
+    }
+
+    /// The factors of a call whose first tensor is on `side`.
+    fn source(&self, side: Side) -> Source<'_, T> {
+        Source::XPos {
+            functions: &self.functions,
+            exponents: &self.exponents,
+            first: if side == Side::Query { 0 } else { self.xpos.rope.pairs() },
+            center: self.xpos.center,
+            reach: self.xpos.reach() as i64,
+        }
     }
 }

@@ -1,11 +1,11 @@
-use half::bf16;
+use half::{bf16, f16};
 use posenc::accuracy::compare;
 use posenc::{
     Alibi, Bias, DistanceGrad, DistanceGradPlan, Gpu, Inputs, Kerple, KerpleKind, Logits, Place, Places, Scalar,
     Slopes, Softmax, T5Bias,
 };
 
-use crate::support::{Data, Guarded, gpu, last_launch};
+use crate::support::{Data, Guarded, gpu};
 use crate::{Buffers, Host};
 
 // -------------------------------------------------------------------------------------------- kernel against reference
@@ -30,27 +30,14 @@ fn check<T: Scalar>(gpu: &Gpu, shape: &Logits, host: &Host) {
     let heads = shape.heads;
     let len = shape.span().unwrap();
     let grad: Vec<T> = Data::new(len as u64).values(len);
-    // What lies outside a sequence's lengths is not looked at, and counts as 0 in the reference.
-    let mut kept = grad.clone();
-    for batch in 0..shape.batch {
-        let length = |lengths: Option<&[i32]>, all: usize| lengths.map_or(all, |lengths| lengths[batch] as usize);
-        let (queries, keys) = (length(host.query_lengths, shape.queries), length(host.key_lengths, shape.keys));
-        for (head, query, key) in
-            (0..heads).flat_map(|h| (0..shape.queries).flat_map(move |i| (0..shape.keys).map(move |j| (h, i, j))))
-        {
-            if query >= queries || key >= keys {
-                kept[shape.index(batch, head, query, key)] = T::from_f32(0.0);
-            }
-        }
-    }
-    let sizes: Vec<T> = kept.iter().map(|x| T::from_f64(x.to_f64().abs())).collect();
+    let sizes: Vec<T> = grad.iter().map(|x| T::from_f64(x.to_f64().abs())).collect();
     let sums = |x: &[T], range| DistanceGrad::new(x, shape, host, range).unwrap();
     let context = |what: &str| format!("{what} {} {shape:?} {host:?}", T::NAME);
 
     for spec in [T5Bias::new(32, 128, true), T5Bias::new(8, 12, false), T5Bias::new(32, 9, true)] {
         let plan = DistanceGradPlan::<T>::t5(gpu, spec, heads, shape).unwrap();
         let got = run(gpu, &plan, &grad, shape, host, 2.0);
-        let want: Vec<f64> = spec.grad(&sums(&kept, spec.distances())).unwrap().iter().map(|x| 2.0 * x).collect();
+        let want: Vec<f64> = spec.grad(&sums(&grad, spec.distances())).unwrap().iter().map(|x| 2.0 * x).collect();
         let size = spec.grad(&sums(&sizes, spec.distances())).unwrap();
         let worst = compare(&got, &want, |i| 2.0 * DistanceGrad::error_bound(size[i]));
         assert!(worst.share <= 1.0, "{worst:?} {}", context("t5"));
@@ -59,7 +46,7 @@ fn check<T: Scalar>(gpu: &Gpu, shape: &Logits, host: &Host) {
     let all = -10_000..=10_000;
     let plan = DistanceGradPlan::<T>::slopes(gpu, heads, shape).unwrap();
     let got = run(gpu, &plan, &grad, shape, host, 1.0);
-    let (want, size) = (Slopes::grad(&sums(&kept, all.clone())), Slopes::grad(&sums(&sizes, all.clone())));
+    let (want, size) = (Slopes::grad(&sums(&grad, all.clone())), Slopes::grad(&sums(&sizes, all.clone())));
     let want = [want.left, want.right].concat();
     let size = [size.left, size.right].concat();
     let worst = compare(&got, &want, |i| DistanceGrad::error_bound(size[i].abs()));
@@ -67,7 +54,7 @@ fn check<T: Scalar>(gpu: &Gpu, shape: &Logits, host: &Host) {
 
     let plan = DistanceGradPlan::<T>::row(gpu, heads, -5..=9, shape).unwrap();
     let got = run(gpu, &plan, &grad, shape, host, 1.0);
-    let (want, size) = (sums(&kept, -5..=9).values, sums(&sizes, -5..=9).values);
+    let (want, size) = (sums(&grad, -5..=9).values, sums(&sizes, -5..=9).values);
     let worst = compare(&got, &want, |i| DistanceGrad::error_bound(size[i]));
     assert!(worst.share <= 1.0, "{worst:?} {}", context("row"));
 
@@ -76,7 +63,7 @@ fn check<T: Scalar>(gpu: &Gpu, shape: &Logits, host: &Host) {
         let kerple = Kerple { kind, p: parameters.clone(), a: parameters };
         let plan = DistanceGradPlan::<T>::kerple(gpu, &kerple, all.clone(), shape).unwrap();
         let got = run(gpu, &plan, &grad, shape, host, 1.0);
-        let want = kerple.grad(&sums(&kept, all.clone())).unwrap();
+        let want = kerple.grad(&sums(&grad, all.clone())).unwrap();
         let mut size = vec![0.0; 2 * heads];
         let sizes = sums(&sizes, all.clone());
         for head in 0..heads {
@@ -109,6 +96,60 @@ fn gradients_of_parameters_are_the_reference() {
     );
     // More queries than one split sums.
     check::<f32>(&gpu, &Logits::bhqk(1, 1, 4100, 3), &Host::from(0, 0));
+    for heads in [1, 6, 12, 40, 71, 112] {
+        check::<f16>(&gpu, &Logits::bhqk(1, heads, 5, 9), &Host::last());
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn gradients_of_packed_sequences_and_of_positions_one_by_one_are_the_reference() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(1, 2, 50, 90).row(92);
+    // An empty sequence, one without queries, padding at both ends.
+    let places = Places::packed(&[1, 1, 30, 37, 37, 47][..], &[3, 3, 60, 67, 80, 90], 5);
+    check::<f32>(&gpu, &shape, &places);
+    check::<bf16>(&gpu, &shape, &Places { queries: Place::From(4), ..places });
+    // Sequences beyond the first split.
+    let firsts = [0, 4000, 4100, 4101, 8200];
+    let places = Places::packed(&firsts[..], &[0, 2, 5, 6, 9], 4);
+    check::<f32>(&gpu, &Logits::bhqk(1, 1, 8200, 9), &places);
+
+    let mut data = Data::new(5);
+    for (batch, queries, keys, spread) in [(1, 3, 5, 4), (2, 70, 100, 300), (3, 50, 33, 9000)] {
+        let mut positions = |n: usize| (0..n).map(|_| data.below(spread) as i32 - 3).collect::<Vec<i32>>();
+        let (query, key) = (positions(batch * queries), positions(batch * keys));
+        let each = Places { queries: Place::Each(&query[..]), keys: Place::Each(&key[..]), ..Places::from(0, 0) };
+        check::<f32>(&gpu, &Logits::bhqk(batch, 2, queries, keys), &each);
+        check::<bf16>(&gpu, &Logits::bhqk(batch, 2, queries, keys), &Places { keys: Place::From(7), ..each });
+        let lengths = vec![keys as i32 / 2; batch];
+        check::<f32>(&gpu, &Logits::bhqk(batch, 2, queries, keys), &Places { key_lengths: Some(&lengths), ..each });
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn gates_weigh_the_gradient() {
+    let gpu = gpu();
+    let (spec, heads) = (T5Bias::new(32, 128, true), 3);
+    let shape = Logits::bhqk(2, heads, 20, 40);
+    let mut data = Data::new(8);
+    let grad: Vec<f32> = data.values(shape.elements().unwrap());
+    let gates: Vec<f32> = data.values(shape.rows().unwrap());
+    let weighed: Vec<f32> = grad.iter().zip(0..).map(|(x, i)| x * gates[i / shape.keys]).collect();
+    let positions: Vec<i32> = (0..2 * 40).map(|_| data.below(300) as i32).collect();
+    for host in [Host::last(), Places { keys: Place::Each(&positions), ..Host::from(100, 0) }] {
+        let sums = |x: &[f32]| DistanceGrad::new(x, &shape, &host, spec.distances()).unwrap();
+        let sizes: Vec<f32> = weighed.iter().map(|x| x.abs()).collect();
+        let (want, size) = (spec.grad(&sums(&weighed)).unwrap(), spec.grad(&sums(&sizes)).unwrap());
+        let plan = DistanceGradPlan::<f32>::t5(&gpu, spec, heads, &shape).unwrap();
+        let upload = |x: &[f32]| gpu.stream().clone_htod(x).unwrap();
+        let (grad, gates, buffers) = (upload(&grad), upload(&gates), Buffers::new(&gpu, &host));
+        let mut out = Guarded::<f32>::poisoned(&gpu, plan.len(), 0);
+        plan.apply((&grad, shape), &buffers.places(&host), Some(&gates), 1.0, &mut out.view()).unwrap();
+        let worst = compare(&out.read(&gpu), &want, |i| DistanceGrad::error_bound(size[i]));
+        assert!(worst.share <= 1.0, "{worst:?} {host:?}");
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------- laws
@@ -129,7 +170,22 @@ fn a_heads_buckets_sum_to_zero_and_each_number_is_read_once() {
     let plan = DistanceGradPlan::<f32>::t5(&gpu, spec, heads, &shape).unwrap();
     let buffer = gpu.stream().clone_htod(&grad).unwrap();
     let mut out = gpu.stream().clone_htod(&vec![0.0f32; plan.len()]).unwrap();
-    plan.apply((&buffer, shape), &Places::last(), None, 1.0, &mut out).unwrap();
+    let mut calls = 0;
+    let mut call = |places: &Places<posenc::gpu::Read<i32>>, out: &mut cudarc::driver::CudaSlice<f32>| {
+        if let Some(emulator) = emulator::attach() {
+            emulator.reset_counters();
+        }
+        plan.apply((&buffer, shape), places, None, 1.0, out).unwrap();
+        if let Some(emulator) = emulator::attach() {
+            // One launch, which reads every number of the gradient once; sums and intervals are a small part.
+            let counters = emulator.counters();
+            assert_eq!(counters.launches, 1);
+            let numbers = 4 * len as u64;
+            assert!((numbers..numbers * 115 / 100).contains(&counters.bytes_read), "{counters:?}");
+            calls += 1;
+        }
+    };
+    call(&Places::last(), &mut out);
     let table = gpu.stream().clone_dtoh(&out).unwrap();
     for head in 0..heads {
         let column = || (0..32).map(|bucket| f64::from(table[bucket * heads + head]));
@@ -138,9 +194,9 @@ fn a_heads_buckets_sum_to_zero_and_each_number_is_read_once() {
     }
     // Twice the same bits.
     let mut again = gpu.stream().clone_htod(&vec![0.0f32; plan.len()]).unwrap();
-    plan.apply((&buffer, shape), &Places::last(), None, 1.0, &mut again).unwrap();
+    call(&Places::last(), &mut again);
     assert_eq!(gpu.stream().clone_dtoh(&again).unwrap(), table);
-    let _ = last_launch();
+    assert!(calls == 0 || calls == 2);
 }
 
 // ------------------------------------------------------------------------------------------------------------ refusals
@@ -152,7 +208,7 @@ fn what_breaks_a_call_is_refused() {
     let shape = Logits::bhqk(1, 2, 4, 4);
     let plan = DistanceGradPlan::<f32>::slopes(&gpu, 2, &shape).unwrap();
     let grad = gpu.stream().clone_htod(&[0.0f32; 64]).unwrap();
-    let positions = gpu.stream().clone_htod(&[0i32; 4]).unwrap();
+    let positions = gpu.stream().clone_htod(&[0i32; 3]).unwrap();
     let mut out = gpu.stream().clone_htod(&[7.0f32; 4]).unwrap();
     let mut text = |shape: Logits, places: Places<posenc::gpu::Read<i32>>| {
         let error = plan.apply((&grad, shape), &places, None, 1.0, &mut out).unwrap_err().to_string();
@@ -163,11 +219,11 @@ fn what_breaks_a_call_is_refused() {
     assert_eq!(text(Logits::bhqk(1, 2, 8, 8), Places::last()), "grad holds 64 elements, the shape needs 128");
     assert_eq!(
         text(Logits::bhqk(1, 2, 2, 16), Places::last()),
-        "the call sums 17 distances of 2 heads in 1 splits, the plan has room for 26 sums"
+        "the call sums 17 distances of 2 heads in 1 splits, which is 34 sums; the plan has room for 26"
     );
     assert_eq!(
-        text(shape, Places { queries: Place::Each(&positions), ..Places::last() }),
-        "the gradient of a distance bias needs queries that follow one another, not positions of their own"
+        text(shape, Places { queries: Place::Each(&positions), ..Places::from(0, 0) }),
+        "query positions holds 3 elements, the shape needs 4"
     );
     let error = DistanceGradPlan::<f32>::slopes(&gpu, 3, &shape).err().unwrap().to_string();
     assert_eq!(error, "the bias has 3 heads, the logits have 2");

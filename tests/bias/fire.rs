@@ -1,5 +1,9 @@
-use crate::Numbers;
-use posenc::{Bias, Fire, Logits, Places};
+use half::{bf16, f16};
+use posenc::accuracy::compare;
+use posenc::{Bias, Fire, FireGradPlan, Gpu, Logits, Place, Places, Scalar};
+
+use crate::support::{Data, Guarded, gpu};
+use crate::{Buffers, Host, Numbers};
 
 pub fn fire(heads: usize, width: usize, seed: u64) -> Fire {
     let mut numbers = Numbers(seed);
@@ -98,7 +102,119 @@ fn gradients_are_those_of_finite_differences() {
     }
 }
 
+// -------------------------------------------------------------------------------------------- kernel against reference
+
+fn check<T: Scalar>(gpu: &Gpu, fire: &Fire, shape: &Logits, host: &Host, gated: bool) -> f64 {
+    let len = shape.span().unwrap();
+    let mut data = Data::new(len as u64);
+    let grad: Vec<T> = data.values(len);
+    let gates: Vec<f32> = data.values(shape.rows().unwrap().max(1));
+    // Gates by row, and so by the gradient: 2^-24 of each product is within the bound.
+    let mut weighed: Vec<f64> = grad.iter().map(|x| x.to_f64()).collect();
+    let rows = shape.batch * shape.heads * shape.queries;
+    for row in (0..rows).filter(|_| gated) {
+        let (batch, head) = (row / shape.queries / shape.heads, row / shape.queries % shape.heads);
+        for key in 0..shape.keys {
+            weighed[shape.index(batch, head, row % shape.queries, key)] *= f64::from(gates[row]);
+        }
+    }
+    let weighed: Vec<f32> = weighed.iter().map(|&x| x as f32).collect();
+    let (want, bound) = fire.expect_grad(&weighed, shape, host).unwrap();
+    let plan = FireGradPlan::<T>::new(gpu, fire, 16_384, shape).unwrap();
+    let buffers = Buffers::new(gpu, host);
+    let gates = gpu.stream().clone_htod(&gates).unwrap();
+    let mut grad = Guarded::new(gpu, &grad, 1);
+    let mut run = || {
+        let mut out = Guarded::<f32>::poisoned(gpu, plan.len(), 1);
+        let gates = gated.then_some(&gates as posenc::gpu::Read<f32>);
+        plan.apply((&grad.view(), *shape), &buffers.places(host), gates, 2.0, &mut out.view()).unwrap();
+        out.read(gpu)
+    };
+    let got = run();
+    let want: Vec<f64> = want.flat().iter().map(|x| 2.0 * x).collect();
+    let bound = bound.flat();
+    let worst = compare(&got, &want, |i| 2.0 * bound[i]);
+    assert!(worst.share <= 1.0, "{worst:?} {} {shape:?} {host:?} gated {gated}", T::NAME);
+    // The counters are as before, and so are the sums.
+    assert_eq!(run(), got);
+    worst.share
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn gradients_on_the_device_are_the_reference() {
+    let gpu = gpu();
+    for (heads, width) in [(1, 1), (6, 32), (3, 40)] {
+        let fire = fire(heads, width, 7 * width as u64);
+        let shape = Logits::bhqk(2, heads, 9, 70).row(71).at(1);
+        check::<f32>(&gpu, &fire, &shape, &Host::last(), false);
+        check::<bf16>(&gpu, &fire, &shape, &Host::from(-4, 3), true);
+        check::<f16>(&gpu, &Fire { threshold: 1e9, ..fire.clone() }, &shape, &Host::from(5, 0), false);
+        let lengths = Places { query_lengths: Some(&[9, 4][..]), key_lengths: Some(&[33, 0][..]), ..Host::last() };
+        check::<f32>(&gpu, &fire, &shape, &lengths, true);
+        let mut data = Data::new(3);
+        let mut each = |n: usize| (0..n).map(|_| data.below(200) as i32 - 9).collect::<Vec<_>>();
+        let (queries, keys) = (each(18), each(140));
+        let each = Places { queries: Place::Each(&queries[..]), keys: Place::Each(&keys[..]), ..Host::from(0, 0) };
+        check::<f32>(&gpu, &fire, &shape, &each, false);
+        let packed = Places::packed(&[1, 1, 90, 140, 150][..], &[0, 4, 20, 20, 37], 4);
+        check::<f32>(&gpu, &fire, &Logits::bhqk(1, heads, 150, 40), &packed, false);
+    }
+    // Ramps that are flat, up, down, never up, and two that bend at one place.
+    let network = Fire { in_weight: vec![0.0, 0.0, -1.0, 2.0, -3.0, 4.0], ..Fire::new() };
+    let network = Fire { in_bias: vec![0.5, -0.5, 0.25, 1.0, -0.1, -1.0], threshold: 20.0, ..network };
+    let network = Fire { out_weight: (1..=12).map(f64::from).collect(), out_bias: vec![0.0; 2], ..network };
+    check::<f32>(&gpu, &network, &Logits::bhqk(1, 2, 40, 40), &Host::last(), false);
+    check::<f32>(&gpu, &network, &Logits::bhqk(1, 2, 0, 40), &Host::from(0, 0), false);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_gradient_is_one_kernel_that_reads_each_number_once() {
+    let gpu = gpu();
+    let (fire, shape) = (fire(2, 32, 5), Logits::bhqk(1, 2, 200, 500));
+    let len = shape.elements().unwrap();
+    let plan = FireGradPlan::<f32>::new(&gpu, &fire, 500, &shape).unwrap();
+    let grad = gpu.stream().clone_htod(&vec![1.0f32; len]).unwrap();
+    let mut out = gpu.stream().clone_htod(&vec![0.0f32; plan.len()]).unwrap();
+    let Some(emulator) = emulator::attach() else { return };
+    emulator.reset_counters();
+    plan.apply((&grad, shape), &Places::last(), None, 1.0, &mut out).unwrap();
+    let counters = emulator.counters();
+    assert_eq!(counters.launches, 1);
+    // Beside its own number each element reads two tables and five breaks, from a cache.
+    assert!((4 * len as u64..4 * 11 * len as u64).contains(&counters.bytes_read), "{counters:?}");
+}
+
 // ------------------------------------------------------------------------------------------------------------ refusals
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn what_breaks_a_gradient_is_refused() {
+    let gpu = gpu();
+    let (fire, shape) = (fire(2, 3, 1), Logits::bhqk(1, 2, 4, 4));
+    let plan = FireGradPlan::<f32>::new(&gpu, &fire, 100, &shape).unwrap();
+    let grad = gpu.stream().clone_htod(&[0.0f32; 1024]).unwrap();
+    let mut out = gpu.stream().clone_htod(&vec![7.0f32; plan.len()]).unwrap();
+    let mut text = |shape: Logits| {
+        let error = plan.apply((&grad, shape), &Places::last(), None, 1.0, &mut out).unwrap_err().to_string();
+        assert!(gpu.stream().clone_dtoh(&out).unwrap().iter().all(|&x| x == 7.0));
+        error
+    };
+    assert_eq!(text(Logits::bhqk(1, 3, 4, 4)), "the bias has 2 heads, the logits have 3");
+    assert_eq!(text(Logits::bhqk(1, 2, 32, 32)), "grad holds 1024 elements, the shape needs 2048");
+    let lines = fire.lines().unwrap().breaks.len() + 1;
+    assert_eq!(
+        text(Logits::bhqk(1, 2, 65, 4)),
+        format!(
+            "the call has 65 rows of a head, which is {} sums; the plan has room for {}",
+            8 * 2 * 2 * lines,
+            8 * 2 * lines
+        )
+    );
+    let error = FireGradPlan::<f32>::new(&gpu, &fire, 100, &Logits::bhqk(1, 3, 4, 4)).err().unwrap().to_string();
+    assert_eq!(error, "the bias has 2 heads, the logits have 3");
+}
 
 #[test]
 fn what_breaks_the_law_is_refused() {

@@ -46,6 +46,7 @@ struct Buffers {
     key: cudarc::driver::CudaSlice<i32>,
     query_lengths: cudarc::driver::CudaSlice<i32>,
     key_lengths: cudarc::driver::CudaSlice<i32>,
+    packed: [cudarc::driver::CudaSlice<i32>; 2],
 }
 
 type Host<'a> = posenc::Places<&'a [i32]>;
@@ -62,6 +63,7 @@ impl Buffers {
             key: each(places.keys),
             query_lengths: upload(places.query_lengths),
             key_lengths: upload(places.key_lengths),
+            packed: [upload(places.packed.map(|p| p.queries)), upload(places.packed.map(|p| p.keys))],
         }
     }
 
@@ -76,6 +78,11 @@ impl Buffers {
             keys: place(host.keys, &self.key),
             query_lengths: host.query_lengths.map(|_| &self.query_lengths as posenc::gpu::Read<'a, i32>),
             key_lengths: host.key_lengths.map(|_| &self.key_lengths as posenc::gpu::Read<'a, i32>),
+            packed: host.packed.map(|packed| posenc::Packed {
+                queries: &self.packed[0] as posenc::gpu::Read<'a, i32>,
+                keys: &self.packed[1] as posenc::gpu::Read<'a, i32>,
+                sequences: packed.sequences,
+            }),
         }
     }
 }

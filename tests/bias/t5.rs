@@ -1,5 +1,8 @@
-use crate::golden;
-use posenc::{Bias, DistanceGrad, Logits, Places, T5Bias};
+use posenc::accuracy::compare;
+use posenc::{Bias, BiasPlan, DistanceGrad, Inputs, Logits, Place, Places, Softmax, T5Bias, Toeplitz};
+
+use crate::support::{Guarded, gpu};
+use crate::{Buffers, Host, bits, golden, softmax};
 
 // -------------------------------------------------------------------------------------------------------------- values
 
@@ -39,6 +42,132 @@ fn buckets_are_those_of_hugging_face() {
                 distance += 1;
             }
         }
+    }
+}
+
+/// WavLM's table as a row, its gates, and Hugging Face's gated bias of every query and key.
+fn wavlm() -> (Logits, Toeplitz, Vec<f32>, Vec<f32>) {
+    let case = &golden()["wavlm"];
+    let number = |name: &str| case[name].as_u64().unwrap() as usize;
+    let (batch, heads, tokens) = (number("batch"), number("heads"), number("tokens"));
+    let row = T5Bias::new(320, 800, true).row(&bits(&case["table"]), heads).unwrap();
+    let sigmoid = |x: &[f32]| 1.0 / (1.0 + (-x.iter().map(|&x| f64::from(x)).sum::<f64>()).exp());
+    let constants = bits(&case["const"]);
+    let projection = bits(&case["projection"]);
+    let gates = projection.chunks(8).enumerate().map(|(row, x)| {
+        let constant = f64::from(constants[row / tokens % heads]);
+        (sigmoid(&x[..4]) * (sigmoid(&x[4..]) * constant - 1.0) + 2.0) as f32
+    });
+    (Logits::bhqk(batch, heads, tokens, tokens), row, gates.collect(), bits(&case["bias"]))
+}
+
+#[test]
+fn the_gated_bias_is_wavlms() {
+    let (shape, row, gates, want) = wavlm();
+    for (index, want) in want.into_iter().enumerate() {
+        let (key, rest) = (index % shape.keys, index / shape.keys);
+        let (query, head) = (rest % shape.queries, rest / shape.queries % shape.heads);
+        let got = f64::from(gates[rest]) * row.bias(head, key as i64 - query as i64);
+        // Hugging Face's sigmoids are in f32.
+        assert!((got - f64::from(want)).abs() < 2e-6 * (1.0 + got.abs()), "{index}: {got} and {want}");
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_softmax_of_the_gated_bias_is_wavlms() {
+    let gpu = gpu();
+    let (shape, row, gates, bias) = wavlm();
+    let positions = Host::from(0, 0);
+    let inputs = Inputs { bias: Bias::Toeplitz(&row), gates: Some(&gates), ..Inputs::at(positions) };
+    let logits: Vec<f32> = crate::Numbers(3).take(bias.len(), 1.0);
+    let (got, _) = softmax::run(&gpu, &Softmax::new(1.0), &logits, &shape, &inputs, 0);
+    // Hugging Face hands its bias to the softmax as an additive mask.
+    let inputs = Inputs { mask: Some((&bias[..], shape)), ..Inputs::at(positions) };
+    let want = Softmax::new(1.0).expect(&logits, &shape, &inputs).unwrap().want;
+    let worst = compare(&got, &want, |i| 1e-5 * want[i]);
+    assert!(worst.share <= 1.0, "{worst:?}");
+
+    // Written, and added to logits, for any other attention.
+    let (plan, buffers) = (BiasPlan::new(&gpu, Bias::Toeplitz(&row)).unwrap(), Buffers::new(&gpu, &positions));
+    let gates = gpu.stream().clone_htod(&gates).unwrap();
+    let mut x = Guarded::<f32>::poisoned(&gpu, bias.len(), 0);
+    plan.gated(&gates).write(&mut x.view(), &shape, &buffers.places(&positions)).unwrap();
+    let want: Vec<f64> = bias.iter().map(|&x| f64::from(x)).collect();
+    let worst = compare(&x.read(&gpu), &want, |i| 2e-6 * (1.0 + want[i].abs()));
+    assert!(worst.share <= 1.0, "write {worst:?}");
+    let mut x = Guarded::new(&gpu, &logits, 0);
+    plan.gated(&gates).add(&mut x.view(), &shape, &buffers.places(&positions)).unwrap();
+    let want: Vec<f64> = bias.iter().zip(&logits).map(|(x, y)| f64::from(*x) + f64::from(*y)).collect();
+    let worst = compare(&x.read(&gpu), &want, |i| 2e-6 * (1.0 + want[i].abs()));
+    assert!(worst.share <= 1.0, "add {worst:?}");
+    let short = gpu.stream().clone_htod(&[0.0f32; 3]).unwrap();
+    let error = plan.gated(&short).add(&mut x.view(), &shape, &buffers.places(&positions)).unwrap_err();
+    assert_eq!(error.to_string(), "gates holds 3 elements, the shape needs 66");
+}
+
+/// A model's 1-D bias and those of the places of its tokens on a page, and Hugging Face's sum of them.
+struct Page {
+    shape: Logits,
+    /// rows, and positions
+    parts: [(Toeplitz, Vec<i32>); 3],
+    sum: Vec<f64>,
+}
+
+fn page(name: &str, far: T5Bias) -> Page {
+    let case = &golden()[name];
+    let number = |name: &str| case[name].as_u64().unwrap() as usize;
+    let (heads, tokens) = (number("heads"), number("tokens"));
+    let place = |name: &str| case[name].as_array().unwrap().iter().map(|p| p.as_i64().unwrap() as i32).collect();
+    let row = |spec: T5Bias, name: &str| spec.row(&bits(&case[name]), heads).unwrap();
+    let parts = [
+        (row(T5Bias::new(32, 128, true), "table"), (0..tokens as i32).collect()),
+        (row(far, "table_x"), place("x")),
+        (row(far, "table_y"), place("y")),
+    ];
+    let sum = bits(&case["bias"]).into_iter().map(f64::from).collect();
+    Page { shape: Logits::bhqk(1, heads, tokens, tokens), parts, sum }
+}
+
+const PAGES: [(&str, T5Bias); 2] = [("layoutlmv3", T5Bias::new(64, 256, true)), ("udop", T5Bias::new(32, 100, true))];
+
+#[test]
+fn sums_of_biases_are_those_of_layoutlmv3_and_udop() {
+    for (name, far) in PAGES {
+        let Page { shape, parts, sum: want } = page(name, far);
+        let mut got = vec![0.0f32; want.len()];
+        for (row, positions) in &parts {
+            let each = Place::Each(&positions[..]);
+            Bias::Toeplitz(row)
+                .add(&mut got, &shape, &Places { queries: each, keys: each, ..Places::from(0, 0) })
+                .unwrap();
+        }
+        // Two sums, each rounded, in one order or the other.
+        let worst = compare(&got, &want, |_| 8.0 * f64::from(f32::EPSILON));
+        assert!(worst.share <= 1.0, "{name} {worst:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn sums_of_biases_on_the_device_are_those_of_layoutlmv3_and_udop() {
+    let gpu = gpu();
+    for (name, far) in PAGES {
+        let Page { shape, parts, sum: want } = page(name, far);
+        let mut sum = Guarded::<f32>::poisoned(&gpu, want.len(), 0);
+        for (index, (row, positions)) in parts.iter().enumerate() {
+            let each = Place::Each(&positions[..]);
+            let host = Places { queries: each, keys: each, ..Places::from(0, 0) };
+            let (buffers, plan) = (Buffers::new(&gpu, &host), BiasPlan::new(&gpu, Bias::Toeplitz(row)).unwrap());
+            let places = buffers.places(&host);
+            if index == 0 {
+                plan.write(&mut sum.view(), &shape, &places).unwrap();
+            } else {
+                plan.add(&mut sum.view(), &shape, &places).unwrap();
+            }
+        }
+        let worst = compare(&sum.read(&gpu), &want, |_| 8.0 * f64::from(f32::EPSILON));
+        assert!(worst.share <= 1.0, "{name} {worst:?}");
     }
 }
 

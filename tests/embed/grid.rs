@@ -81,12 +81,16 @@ fn cogvideox_gives_a_quarter_to_time() {
 fn detr_counts_over_the_mask() {
     for case in golden::named("grid", "detr") {
         let grid = Grid::detr(16, golden::float(case, "temperature"));
-        let counted = Counted { normalize: case["normalize"] == true, ..Counted::default() };
+        // Deformable DETR counts from a half.
+        let centre = case.get("centre").map_or(0.0, |_| golden::float(case, "centre"));
+        let counted = Counted { normalize: case["normalize"] == true, centre, ..Counted::default() };
         let mask: Vec<u8> = golden::integers(case, "mask").iter().map(|&one| u8::from(one == 1)).collect();
         let want = golden::floats(case, "values");
         let mut got = vec![f32::NAN; want.len()];
         grid.write_masked(&mut got, &mask, 2, image(case), counted).unwrap();
-        assert_close(&got, &want, |i| rounded::<f32>(want[i], 1e-14));
+        // Where nothing is left of a row, (0 - 0.5) / 1e-6 turns half a million times, and their angle is rounded.
+        let off = if centre == 0.0 { 1e-14 } else { 3.2e6 / 2f64.powi(51) };
+        assert_close(&got, &want, |i| rounded::<f32>(want[i], off));
     }
 }
 
@@ -277,7 +281,18 @@ fn a_grid_is_added_with_wide_accesses_and_one_read_and_write() {
         assert_eq!(report.counters.bytes_written, bytes);
         // 17 bytes a channel, for each token and group of sequences.
         assert_eq!(report.counters.bytes_read, bytes + 20 * 256 * 17 * u64::from(report.grid[1]));
+        // All of it in 16-byte accesses, but for the byte that names a channel's axis.
+        let channels = 20 * 256 * 16 * u64::from(report.grid[1]);
+        assert_eq!(report.counters.global_accesses[4] * 16, 2 * bytes + channels);
         assert_eq!(report.counters.launches, 1);
+    }
+    let plan = GridPlan::<half::bf16>::new(&gpu, &Grid::detr(256, 20.0)).unwrap();
+    let mask = gpu.stream().clone_htod(&[1u8; 60]).unwrap();
+    plan.write_masked(&mut x.view(), &mask, 3, size, Counted::default()).unwrap();
+    if let Some(report) = last_launch() {
+        assert_eq!(report.counters.bytes_written, 3 * 20 * 256 * 2);
+        assert!(report.counters.global_accesses[4] * 16 >= 3 * 20 * 256 * 2);
+        assert_eq!(report.counters.local_bytes_written, 0);
     }
 }
 
@@ -334,6 +349,14 @@ fn masks_and_tensors_of_another_size_are_refused() {
     assert_eq!(error.to_string(), "an axis runs along frames, a mask is counted over rows and columns");
     let error = grid.add(&mut out, &Tokens::new(1, 3, 8), GridSize::image(2, 2), 1.0).unwrap_err();
     assert_eq!(error.to_string(), "x has 3 tokens, a grid of 1 x 2 x 2 has 4");
+    // A coordinate of -1e18: the mask's only token is none.
+    let counted = Counted { centre: 1e6, scale: 1e6, normalize: true };
+    let error = grid.write_masked(&mut out, &[0], 1, GridSize::image(1, 1), counted).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the coordinate of token 0 of image 0 is -1e18 and the fastest channel turns 1.5915494309189535e-1 times per \
+         unit, together at most 2^48 turns are held"
+    );
     let counted = Counted { scale: f64::NAN, ..Counted::default() };
     let error = grid.write_masked(&mut out, &[1; 4], 1, GridSize::image(2, 2), counted).unwrap_err();
     assert_eq!(error.to_string(), "scale is NaN and centre 0, both must be finite and at most 1e6");

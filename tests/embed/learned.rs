@@ -2,7 +2,8 @@
 
 use posenc::accuracy::{assert_close, compare, rounded};
 use posenc::embed::{
-    Fault, GradPlan, Inputs, Learned, LearnedPlan, Lookup, Norm, Rows, TableGrad, Tables, Tokens, Weights, order,
+    Fault, GradPlan, Inputs, Learned, LearnedPlan, Lookup, Norm, NormGrad, Rows, TableGrad, Tables, Tokens, Weights,
+    order,
 };
 use posenc::{Gpu, Id, Positions, Scalar, embed};
 
@@ -32,6 +33,12 @@ fn positions_are_those_of_real_models() {
             position_rows(rows, Lookup { mask: &mask, ..Lookup::default() }),
             golden::integers(case, "positions")
         );
+    }
+    for case in golden::named("learned", "gpt2 left") {
+        let mask: Vec<u8> = golden::integers(case, "mask").iter().map(|&one| u8::from(one == 1)).collect();
+        let rows = Rows::Kept { padding: None, first: 0, padded: 0 };
+        let got = position_rows(rows, Lookup { mask: &mask, ..Lookup::default() });
+        assert_eq!(got, golden::integers(case, "positions"));
     }
     for case in golden::named("learned", "bart") {
         let past = golden::integers(&serde_json::json!({"past": [case["past"]]}), "past")[0];
@@ -508,6 +515,44 @@ fn a_fused_embedding_moves_three_streams_with_wide_accesses() {
     }
 }
 
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn gradients_read_what_they_must_with_wide_accesses() {
+    let gpu = gpu();
+    let stream = gpu.stream();
+    let (batch, count, dim) = (2, 16, 768);
+    let (tokens, row) = (Tokens::new(batch, count, dim), dim as u64 * 2);
+    let learned = Learned { norm: Some(Norm::Layer { eps: 1e-5 }), ..Learned::new(dim) };
+    let case = Case::<half::bf16>::new(learned, tokens, [true, true, false, true, true], 0, &mut Data::new(2));
+    let plan = GradPlan::<half::bf16>::new(&gpu, &learned).unwrap();
+    let grad = stream.clone_htod(&case.x).unwrap();
+    let mut sum = Guarded::<half::bf16>::poisoned(&gpu, case.x.len(), 0);
+    let mut partials = stream.clone_htod(&vec![0.0f32; plan.partials(&tokens)]).unwrap();
+    let sums = partials.len() as u64 * 4;
+    let report = case.on_device(&gpu, |weights, inputs| {
+        let (sum, partials) = (&mut sum.view(), &mut partials);
+        let out = NormGrad { sum, gain: None, bias: None, accumulate: false, partials, fault: None };
+        plan.norm(out, &grad, None, tokens, weights, inputs).unwrap();
+        last_launch()
+    });
+    let Some(report) = report else { return };
+    let rows = (batch * count) as u64;
+    // Partial sums are kept in registers and written at the end.
+    assert_eq!(report.counters.bytes_written, rows * row + sums);
+    // Two rows of tables; grad and gain twice, the second time from a cache; an id for each thread.
+    let ids = rows * u64::from(report.block[0]) * 4;
+    assert_eq!(report.counters.bytes_read, rows * row * (2 + 2 + 2) + ids);
+    assert!(report.counters.share_of_wide_bytes() > 0.9);
+    assert_eq!(report.counters.local_bytes_written, 0);
+
+    let mut table = Guarded::<half::bf16>::poisoned(&gpu, count * dim, 0);
+    plan.counted(&mut table.view(), &grad, tokens, 0, TableGrad::new(count)).unwrap();
+    let Some(report) = last_launch() else { return };
+    assert_eq!(report.counters.bytes_read, rows * row);
+    assert_eq!(report.counters.bytes_written, count as u64 * row);
+    assert!(report.counters.share_of_wide_bytes() == 1.0);
+}
+
 /// All gradients of one case on the device, against the reference.
 fn check_gradients<T: Scalar>(gpu: &Gpu, case: &Case<T>, accumulate: bool) {
     let stream = gpu.stream();
@@ -528,11 +573,22 @@ fn check_gradients<T: Scalar>(gpu: &Gpu, case: &Case<T>, accumulate: bool) {
     let mut sum = Guarded::<T>::poisoned(gpu, tokens.span().unwrap(), case.shift);
     // What the tables' gradients are made from, and how far it is from the truth.
     let (sums, errors): (Vec<T>, Vec<f64>) = if learned.norm.is_some() {
-        let mut partials = stream.clone_htod(&vec![f32::NAN; plan.partials(tokens)]).unwrap();
+        let mut partials = Guarded::<f32>::poisoned(gpu, plan.partials(tokens), case.shift);
+        let before = Data::new(78).values::<T>(dim);
+        let (mut gain, mut bias) = (Guarded::new(gpu, &before, 0), Guarded::new(gpu, &before, 0));
         case.on_device(gpu, |weights, inputs| {
-            let grad = device_grad.view();
-            let x = device_x.view();
-            plan.norm(&mut sum.view(), &mut partials, &grad, Some(&x), *tokens, weights, inputs, None).unwrap();
+            let (grad, x) = (device_grad.view(), device_x.view());
+            let mut bias = bias.view();
+            let layer = matches!(learned.norm, Some(Norm::Layer { .. }));
+            let out = NormGrad {
+                sum: &mut sum.view(),
+                gain: Some(&mut gain.view()),
+                bias: layer.then_some(&mut bias as posenc::gpu::Write<'_, T>),
+                accumulate,
+                partials: &mut partials.view(),
+                fault: None,
+            };
+            plan.norm(out, &grad, Some(&x), *tokens, weights, inputs).unwrap();
         });
         let got = packed(&sum.read(gpu));
         let bound: Vec<f64> = (0..batch * count)
@@ -547,12 +603,6 @@ fn check_gradients<T: Scalar>(gpu: &Gpu, case: &Case<T>, accumulate: bool) {
         let worst = compare(&got, &want.sum, |i| rounded::<T>(want.sum[i], bound[i]));
         assert!(worst.share <= 1.0, "sum of {what}: {worst:?}");
 
-        let before = Data::new(78).values::<T>(dim);
-        let (mut gain, mut bias) = (Guarded::new(gpu, &before, 0), Guarded::new(gpu, &before, 0));
-        let layer = matches!(learned.norm, Some(Norm::Layer { .. }));
-        let mut bias_view = bias.view();
-        let bias_out = layer.then_some(&mut bias_view as posenc::gpu::Write<'_, T>);
-        plan.vectors(&mut gain.view(), bias_out, &partials, *tokens, accumulate).unwrap();
         for (got, want, which) in [(&gain, &want.gain, "gain"), (&bias, &want.bias, "bias")] {
             if want.is_empty() {
                 continue;
@@ -615,11 +665,14 @@ fn check_gradients<T: Scalar>(gpu: &Gpu, case: &Case<T>, accumulate: bool) {
         let ids: Vec<i64> = ids.iter().map(|&id| id as i64).collect();
         let device_ids = stream.clone_htod(&ids).unwrap();
         let mut places = stream.clone_htod(&vec![u32::MAX; ids.len()]).unwrap();
-        plan.order(&mut places, i64::ids(&device_ids), ids.len()).unwrap();
+        let mut between = stream.clone_htod(&vec![u32::MAX; ids.len()]).unwrap();
+        plan.order(&mut places, Some(&mut between), i64::ids(&device_ids), ids.len()).unwrap();
         assert_eq!(stream.clone_dtoh(&places).unwrap(), order(&ids).unwrap());
         let how = TableGrad { scale, skipped, accumulate, ..TableGrad::new(before.len() / dim) };
         let mut out = Guarded::new(gpu, &before, case.shift);
-        plan.table(&mut out.view(), &sums_device.view(), i64::ids(&device_ids), &places, *tokens, how).unwrap();
+        let mut partials = Guarded::<f32>::poisoned(gpu, plan.table_partials(tokens), case.shift);
+        let (ids, sums) = (i64::ids(&device_ids), sums_device.view());
+        plan.table(&mut out.view(), &mut partials.view(), &sums, ids, &places, *tokens, how).unwrap();
         let worst = compare(&out.read(gpu), &want, |i| bound[i]);
         assert!(worst.share <= 1.0, "table {table} of {what}: {worst:?}");
     }
@@ -685,6 +738,142 @@ fn many_tokens_share_a_row_and_many_blocks_their_sums() {
 
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
+fn ids_are_ordered_in_tiles_and_merges_of_eight() {
+    let gpu = gpu();
+    let stream = gpu.stream();
+    let plan = GradPlan::<f32>::new(&gpu, &Learned::new(1)).unwrap();
+    let mut data = Data::new(34);
+    // Around a tile, eight of them, and 64: no merge, one, two, three.
+    for count in [1, 2, 255, 1023, 1024, 1025, 3000, 8192, 8193, 20_000, 65_536, 65_537] {
+        for values in [1, 3, 500, 1 << 40] {
+            if count > 30_000 && values != 500 {
+                continue;
+            }
+            let ids: Vec<i64> = (0..count).map(|_| data.below(values) as i64 - 2).collect();
+            let device = stream.clone_htod(&ids).unwrap();
+            let mut got = stream.clone_htod(&vec![u32::MAX; count]).unwrap();
+            let mut between = stream.clone_htod(&vec![u32::MAX; count]).unwrap();
+            let between = (count > 1024).then_some(&mut between as posenc::gpu::Write<'_, u32>);
+            plan.order(&mut got, between, i64::ids(&device), count).unwrap();
+            assert_eq!(stream.clone_dtoh(&got).unwrap(), order(&ids).unwrap(), "{count} ids of {values}");
+        }
+    }
+    // The same bits mean another order in another type.
+    let mut got = stream.clone_htod(&[9u32; 3]).unwrap();
+    plan.order(&mut got, None, u32::ids(&stream.clone_htod(&[u32::MAX, 0, 1]).unwrap()), 3).unwrap();
+    assert_eq!(stream.clone_dtoh(&got).unwrap(), [1, 2, 0]);
+    plan.order(&mut got, None, i32::ids(&stream.clone_htod(&[-1, 0, 1]).unwrap()), 3).unwrap();
+    assert_eq!(stream.clone_dtoh(&got).unwrap(), [0, 1, 2]);
+}
+
+/// Every way that an id may lie across the chunks of 16 places that the first kernel walks.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn ids_of_any_frequency_are_summed() {
+    fn check<T: Scalar>(gpu: &Gpu, dim: usize, times: &[usize], shift: usize, data: &mut Data) {
+        let stream = gpu.stream();
+        let mut ids: Vec<i64> = times.iter().enumerate().flat_map(|(id, &n)| vec![id as i64 - 1; n]).collect();
+        // Shuffled: the order is the kernel's to find.
+        for i in (1..ids.len()).rev() {
+            ids.swap(i, data.below(i + 1));
+        }
+        let (count, rows) = (ids.len(), times.len() - 2);
+        let tokens = Tokens::new(1, count, dim);
+        let grad = data.values::<T>(count * dim);
+        let plan = GradPlan::<T>::new(gpu, &Learned::new(dim)).unwrap();
+        let how = TableGrad { scale: 1.5, skipped: Some(1), accumulate: true, rows };
+        let before = data.values::<T>(rows * dim);
+        let device_ids = stream.clone_htod(&ids).unwrap();
+        let mut device_grad = Guarded::new(gpu, &grad, shift);
+        let mut run = || {
+            let mut places = stream.clone_htod(&vec![u32::MAX; count]).unwrap();
+            let mut between = stream.clone_htod(&vec![u32::MAX; count]).unwrap();
+            plan.order(&mut places, Some(&mut between), i64::ids(&device_ids), count).unwrap();
+            let mut partials = Guarded::<f32>::poisoned(gpu, plan.table_partials(&tokens), shift);
+            let mut out = Guarded::new(gpu, &before, shift);
+            let (ids, grad) = (i64::ids(&device_ids), device_grad.view());
+            plan.table(&mut out.view(), &mut partials.view(), &grad, ids, &places, tokens, how).unwrap();
+            out.read(gpu)
+        };
+        let got = run();
+        let mut want: Vec<f64> = before.iter().map(|x| x.to_f64()).collect();
+        let mut magnitude: Vec<f64> = want.iter().map(|x| x.abs()).collect();
+        for (index, &id) in ids.iter().enumerate() {
+            if (0..rows as i64).contains(&id) && id != 1 {
+                for c in 0..dim {
+                    let term = grad[index * dim + c].to_f64() * 1.5;
+                    want[id as usize * dim + c] += term;
+                    magnitude[id as usize * dim + c] += term.abs();
+                }
+            }
+        }
+        let bound = |i: usize| {
+            // Rows that no token reads are not touched.
+            let readers = times[i / dim + 1];
+            if readers == 0 || i / dim == 1 {
+                0.0
+            } else {
+                rounded::<T>(want[i], Learned::table_grad_error_bound(readers, magnitude[i]))
+            }
+        };
+        let worst = compare(&got, &want, bound);
+        assert!(worst.share <= 1.0, "{} dim {dim} {times:?} shift {shift}: {worst:?}", T::NAME);
+        // Two runs, the same bits.
+        assert_eq!(bytemuck::cast_slice::<T, u8>(&got), bytemuck::cast_slice::<T, u8>(&run()));
+    }
+    let gpu = gpu();
+    let mut data = Data::new(35);
+    // By id from -1 on; the first and the last lie outside the table, id 1 is skipped.
+    for times in [
+        &[0, 1, 0, 0][..],
+        &[1, 16, 3, 16, 16, 0, 1],
+        &[3, 13, 2, 14, 17, 31, 33, 5],
+        &[0, 300, 40, 700, 0, 1, 1, 2, 64],
+        &[5, 0, 20, 0, 15, 1, 1, 1, 15, 2, 0, 7],
+    ] {
+        check::<f32>(&gpu, 8, times, 0, &mut data);
+        check::<f32>(&gpu, 5, times, 1, &mut data);
+        check::<half::bf16>(&gpu, 136, times, 0, &mut data);
+        check::<half::bf16>(&gpu, 20, times, 0, &mut data);
+    }
+    check::<half::f16>(&gpu, 1032, &[2, 40, 1, 9, 5], 0, &mut data);
+    check::<half::f16>(&gpu, 260, &[2, 40, 1, 9, 5], 0, &mut data);
+}
+
+/// A table of two rows and many tokens: the second kernel reads partial sums, one row for 16 tokens, and no gradient again.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_table_of_two_rows_is_summed_in_two_stages() {
+    let gpu = gpu();
+    let stream = gpu.stream();
+    let (count, dim) = (4096usize, 256usize);
+    let tokens = Tokens::new(1, count, dim);
+    let plan = GradPlan::<half::bf16>::new(&gpu, &Learned::new(dim)).unwrap();
+    let values = Data::new(36).values::<half::bf16>(count * dim);
+    let grad = stream.clone_htod(&values).unwrap();
+    let ids: Vec<i64> = (0..count as i64).map(|i| i % 2).collect();
+    let places = stream.clone_htod(&order(&ids).unwrap()).unwrap();
+    let ids = stream.clone_htod(&ids).unwrap();
+    let mut partials = stream.clone_htod(&vec![0.0f32; plan.table_partials(&tokens)]).unwrap();
+    let mut out = Guarded::<half::bf16>::poisoned(&gpu, 2 * dim, 0);
+    plan.table(&mut out.view(), &mut partials, &grad, i64::ids(&ids), &places, tokens, TableGrad::new(2)).unwrap();
+    if let Some(report) = last_launch() {
+        let written = 2 * dim as u64 * 2;
+        assert_eq!(report.counters.bytes_written, written);
+        // Ids and their order are read by fewer bytes at once.
+        let sums = (count / 16 * dim * 4) as u64;
+        assert_eq!(report.counters.global_accesses[4] * 16, sums + written, "{:?}", report.counters);
+    }
+    let want: Vec<f64> = (0..2 * dim)
+        .map(|i| (0..count).filter(|t| t % 2 == i / dim).map(|t| values[t * dim + i % dim].to_f64()).sum())
+        .collect();
+    // Terms are between 0.5 and 2.
+    let bound = Learned::table_grad_error_bound(count / 2, 2.0 * (count / 2) as f64);
+    assert_close(&out.read(&gpu), &want, |i| rounded::<half::bf16>(want[i], bound));
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
 fn counted_positions_are_a_sum_over_the_batch() {
     fn check<T: Scalar>(gpu: &Gpu) {
         let mut data = Data::new(33);
@@ -719,6 +908,15 @@ fn counted_positions_are_a_sum_over_the_batch() {
     check::<half::f16>(&gpu);
 }
 
+/// More sequences than a grid has blocks on its second axis.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn grids_at_their_limits() {
+    let gpu = gpu();
+    let learned = Learned { norm: Some(Norm::Rms { eps: 1e-5 }), ..Learned::new(2) };
+    Case::<f32>::new(learned, Tokens::new(65_547, 1, 2), [true; 5], 0, &mut Data::new(37)).check(&gpu);
+}
+
 // ------------------------------------------------------------------------------------------------------------ refusals
 
 #[test]
@@ -738,6 +936,12 @@ fn ids_outside_their_tables_are_refused_and_nothing_is_written() {
     refused(any, Lookup { ids: &[0, 0, -1], ..good }, "ids[2] is -1, the token table has 4 rows");
     refused(any, Lookup { types: &[0, 0, 2], ..good }, "types[2] is 2, the type table has 2 rows");
     refused(Rows::Offset(2), good, "the position row of token[2] is 4, the position table has 4 rows");
+    let counted = Rows::Kept { padding: None, first: 1, padded: 0 };
+    refused(
+        counted,
+        Lookup { mask: &[1, 1, 1], past: &[i64::MAX], ..good },
+        "the position row of token[0] is -9223372036854775808, the position table has 4 rows",
+    );
     refused(
         any,
         Lookup { positions: &[0, -1, 0], ..good },
@@ -771,6 +975,10 @@ fn specs_and_tables_are_refused_with_the_numbers() {
         "there is a bias and the spec has no norm that uses it",
     );
     refused(Learned { norm, ..plain }, Tables { gain: &[0.0; 3], ..none }, "gain holds 3 elements, dim is 2");
+    let error = plain.rows::<f32>(1 << 30, 1 << 30, &none, &Lookup::default()).unwrap_err();
+    assert_eq!(error.to_string(), "there is no memory for the rows of 1152921504606846976 tokens");
+    let error = plain.grad((1 << 20, 1 << 20), &[], &[0.0f32; 4], &none, &Lookup::default()).unwrap_err();
+    assert_eq!(error.to_string(), "grad holds 4 elements, the shape needs 2199023255552");
     let error = embed::Learned::new(0).check().unwrap_err();
     assert_eq!(error.to_string(), "dim is 0, it must be between 1 and 2^31 - 1");
 }
@@ -845,7 +1053,45 @@ fn plans_refuse_before_anything_is_written() {
     let error = plan.counted(&mut out.view(), &grad, tokens, 0, TableGrad::new(5)).unwrap_err();
     assert_eq!(error.to_string(), "table holds 8 elements, the shape needs 10");
     let mut partials = stream.clone_htod(&[0.0f32; 6]).unwrap();
-    let error = plan.norm(&mut out.view(), &mut partials, &grad, None, tokens, &token, &with_ids, None).unwrap_err();
-    assert_eq!(error.to_string(), "the spec has no norm, the gradient of the sum is the gradient of the result");
+    let mut norm = |learned: Learned, with_bias: bool, message: &str| {
+        let plan = GradPlan::<f32>::new(&gpu, &learned).unwrap();
+        let mut bias = Guarded::new(&gpu, &[7.0f32], 0);
+        let mut bias_view = bias.view();
+        let norm = NormGrad {
+            sum: &mut out.view(),
+            gain: None,
+            bias: with_bias.then_some(&mut bias_view as posenc::gpu::Write<'_, f32>),
+            accumulate: false,
+            partials: &mut partials,
+            fault: None,
+        };
+        let error = plan.norm(norm, &grad, None, tokens, &token, &with_ids).unwrap_err();
+        assert_eq!(error.to_string(), message);
+        assert_eq!(bias.read(&gpu), [7.0]);
+    };
+    norm(plain, false, "the spec has no norm, the gradient of the sum is the gradient of the result");
+    let (layer, rms) = (Some(Norm::Layer { eps: 0.0 }), Some(Norm::Rms { eps: 0.0 }));
+    norm(Learned { norm: rms, ..plain }, true, "there is a bias and the spec has no norm that uses it");
+    norm(Learned { norm: layer, ..plain }, true, "bias holds 1 elements, the shape needs 2");
+    norm(Learned { norm: layer, ..plain }, false, "partials holds 6 elements, the shape needs 16");
     assert_eq!(out.read(&gpu), [7.0; 8]);
+    let mut orders = [0, 1].map(|_| stream.clone_htod(&[7u32; 2]).unwrap());
+    let [order, between] = &mut orders;
+    let error = plan.order(order, None, i32::ids(&ids), 3).unwrap_err();
+    assert_eq!(error.to_string(), "order holds 2 elements, the shape needs 3");
+    let mut long = stream.clone_htod(&[7u32; 1025]).unwrap();
+    let error = plan.order(&mut long, None, i32::ids(&ids), 1025).unwrap_err();
+    assert_eq!(error.to_string(), "between is missing, the runs of 1025 ids are merged in it");
+    let error = plan.order(&mut long, Some(between), i32::ids(&ids), 1025).unwrap_err();
+    assert_eq!(error.to_string(), "between holds 2 elements, the shape needs 1025");
+    let error = plan
+        .table(&mut out.view(), &mut partials, &grad, i32::ids(&ids), &*order, tokens, TableGrad::new(4))
+        .unwrap_err();
+    assert_eq!(error.to_string(), "order holds 2 elements, the shape needs 3");
+    let mut short = stream.clone_htod(&[7.0f32; 3]).unwrap();
+    let error =
+        plan.table(&mut out.view(), &mut short, &grad, i32::ids(&ids), &long, tokens, TableGrad::new(4)).unwrap_err();
+    assert_eq!(error.to_string(), "partials holds 3 elements, the shape needs 5");
+    assert_eq!(out.read(&gpu), [7.0; 8]);
+    assert_eq!(stream.clone_dtoh(&long).unwrap(), [7; 1025]);
 }

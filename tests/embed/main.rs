@@ -1,5 +1,7 @@
 //! Positions that are added to embeddings.
 
+mod capture;
+mod far;
 mod golden;
 mod grid;
 mod learned;

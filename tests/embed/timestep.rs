@@ -5,7 +5,7 @@ use posenc::embed::{Frequencies, Odd, Sinusoid, TimestepPlan, Wave};
 use posenc::{Gpu, Pairing, Scalar};
 
 use crate::golden;
-use crate::support::{Data, Guarded, gpu};
+use crate::support::{Data, Guarded, gpu, last_launch};
 
 // -------------------------------------------------------------------------------------------------------------- values
 
@@ -26,6 +26,27 @@ fn every_flag_of_diffusers_is_met() {
         let bound = 4.0 * (spec.scale * 999.0 + 1.0) / 16777216.0;
         let worst = compare(&got, &want, |_| bound);
         assert!(worst.share <= 1.0, "{case}: {worst:?}");
+    }
+}
+
+#[test]
+fn the_functions_that_descend_from_glide_are_met() {
+    for case in golden::named("timestep", "glide") {
+        let spec =
+            Sinusoid { max_period: golden::float(case, "max_period"), ..Sinusoid::timestep(golden::size(case, "dim")) };
+        let (t, want) = (golden::floats(case, "t"), golden::floats(case, "values"));
+        let mut got = vec![f32::NAN; want.len()];
+        spec.write_times(&mut got, &t).unwrap();
+        assert_close(&got, &want, |_| 4.0 * 1000.0 / 16777216.0);
+    }
+    // In f64 throughout.
+    for case in golden::named("timestep", "skyreels") {
+        let first = if case["flip"] == true { Wave::Cosine } else { Wave::Sine };
+        let spec = Sinusoid { first, ..Sinusoid::timestep(golden::size(case, "dim")) };
+        let (t, want) = (golden::floats(case, "t"), golden::floats(case, "values"));
+        for (i, want) in want.iter().enumerate() {
+            assert!((spec.value_at(t[i / spec.dim], i % spec.dim) - want).abs() < 3e-13, "{case} at {i}");
+        }
     }
 }
 
@@ -206,6 +227,28 @@ fn what_is_no_time_makes_nan_rows_on_the_device() {
     let nan: Vec<bool> = out.read(&gpu).iter().map(|x| x.is_nan()).collect();
     let want: Vec<bool> = (0..16).map(|i| i / 4 != 2).collect();
     assert_eq!(nan, want);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn every_channel_is_written_once_in_wide_accesses() {
+    fn check<T: Scalar>(gpu: &Gpu) {
+        let plan = TimestepPlan::<T>::new(gpu, &Sinusoid::timestep(256)).unwrap();
+        let t = gpu.stream().clone_htod(&[0.5f64, 7.0, 999.0, 1e5]).unwrap();
+        let mut out = Guarded::<T>::poisoned(gpu, 4 * 256, 0);
+        plan.write(&mut out.view(), &t, 4).unwrap();
+        let Some(report) = last_launch() else { return };
+        let (counters, bytes) = (report.counters, 4 * 256 * size_of::<T>() as u64);
+        assert_eq!(counters.bytes_written, bytes);
+        assert!(counters.global_accesses[4] * 16 >= bytes, "{counters:?}");
+        // 16 bytes a pair, and a timestep for each thread.
+        let threads = bytes / 32;
+        assert_eq!(counters.bytes_read, 4 * 128 * 16 + threads * 8, "{counters:?}");
+        assert_eq!((counters.launches, counters.local_bytes_written), (1, 0));
+    }
+    let gpu = gpu();
+    check::<f32>(&gpu);
+    check::<half::bf16>(&gpu);
 }
 
 // ------------------------------------------------------------------------------------------------------------ refusals

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use posenc::accuracy::assert_close;
 use posenc::rotate::{Angles, Axes, Beyond, Operand, Table, TableValues};
-use posenc::{Direction, Gpu, Heads, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
+use posenc::{Direction, Gpu, Heads, ModelRope, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
 use serde_json::Value;
 
 use super::rope::{Case, table};
@@ -42,19 +42,41 @@ fn axes_of(form: &Value) -> Axes {
 fn axes_and_frequencies_are_those_of_transformers() {
     let golden = golden();
     let cases = golden["cases"].as_array().unwrap();
-    assert_eq!(cases.len(), 8);
+    assert_eq!(cases.len(), 23);
     for case in cases {
         let rows: Vec<_> = case["angles_f32_bits"].as_array().unwrap().iter().map(floats).collect();
         let pairs = rows[0].len();
         let rope = Rope { axes: axes_of(&case["form"]), ..Rope::new(2 * pairs, case["theta"].as_f64().unwrap()) };
         rope.check().unwrap();
         assert_eq!(rope.axes.count(), rows.len(), "{}", case["name"]);
+        // A vision tower's own config says the same.
+        if !case["config"].is_null() {
+            let model = ModelRope::from_hf(&case["config"].to_string()).unwrap();
+            assert_eq!(model.rope().unwrap(), &rope, "{}", case["config"]);
+        }
         for (axis, row) in rows.iter().enumerate() {
             for (pair, &angle) in row.iter().enumerate() {
                 let want = if rope.axes.axis(pair, pairs) == axis { rope.frequency(pair) } else { 0.0 };
                 assert!((angle - want).abs() <= 1e-6 * want, "{}, axis {axis}, pair {pair}: {angle:e}", case["name"]);
             }
         }
+    }
+}
+
+/// transformers 5.23.0, heads through Gemma 4's own `apply_multidimensional_rope`, in f32.
+#[test]
+fn gemma_4s_vision_tower_has_blocks() {
+    let golden = golden();
+    let case = &golden["gemma4"];
+    let dim = usize::try_from(case["dim"].as_u64().unwrap()).unwrap();
+    let patches: Vec<Vec<usize>> = case["patches"].as_array().unwrap().iter().map(sizes).collect();
+    let positions: Vec<i64> = [0, 1].iter().flat_map(|&axis| patches.iter().map(move |at| at[axis] as i64)).collect();
+    let rope = Rope { axes: Axes::Blocks(2), ..Rope::new(dim, case["theta"].as_f64().unwrap()) };
+    let mut x: Vec<f32> = floats(&case["x_f32_bits"]).into_iter().map(|x| x as f32).collect();
+    rope.rotate(&mut x, &Heads::thd(patches.len(), 1, dim), &positions, Direction::Forward).unwrap();
+    for (i, (got, want)) in x.iter().zip(floats(&case["y_f32_bits"])).enumerate() {
+        // Angles up to 47 in f32.
+        assert!((f64::from(*got) - want).abs() < 1e-5, "patch {}, channel {}: {got}, {want}", i / dim, i % dim);
     }
 }
 
@@ -136,14 +158,21 @@ fn forms() -> Vec<Axes> {
         Axes::Table((0..16).map(|pair| pair % 5).collect()),
         Axes::Ladders(vec![8, 8]),
         Axes::Dealt(4),
+        Axes::Blocks(4),
     ]
 }
 
 #[test]
 fn every_axis_has_its_size_in_pairs() {
-    for (axes, sizes) in
-        forms().iter().zip([vec![8, 4, 4], vec![6, 5, 5], vec![4, 6, 6], vec![4, 3, 3, 3, 3], vec![8, 8], vec![4; 4]])
-    {
+    for (axes, sizes) in forms().iter().zip([
+        vec![8, 4, 4],
+        vec![6, 5, 5],
+        vec![4, 6, 6],
+        vec![4, 3, 3, 3, 3],
+        vec![8, 8],
+        vec![4; 4],
+        vec![4; 4],
+    ]) {
         let mut count = vec![0; axes.count()];
         (0..16).for_each(|pair| count[axes.axis(pair, 16)] += 1);
         assert_eq!(count, sizes, "{axes:?}");
@@ -182,10 +211,34 @@ fn a_pair_turns_by_its_own_axis_alone() {
             let mut x = data(32);
             rope.rotate(&mut x, &heads, &positions, Direction::Forward).unwrap();
             for pair in 0..16 {
-                let moved = x[pair] != data(32)[pair] || x[pair + 16] != data(32)[pair + 16];
+                // Four blocks of eight channels, each in halves of its own.
+                let (a, b) = if axes == Axes::Blocks(4) {
+                    (pair / 4 * 4 + pair, pair / 4 * 4 + pair + 4)
+                } else {
+                    (pair, pair + 16)
+                };
+                let moved = x[a] != data(32)[a] || x[b] != data(32)[b];
                 assert_eq!(moved, axes.axis(pair, 16) == axis, "{axes:?}, axis {axis}, pair {pair}");
             }
         }
+    }
+}
+
+/// Blocks are rotary parts of their own, one behind the other, each with its axis.
+#[test]
+fn blocks_are_rotated_each_for_itself() {
+    let heads = Heads::bthd(1, 3, 2, 40);
+    let positions = [5i64, 131_071, -3, 0, 9, 1 << 30];
+    for pairing in [Pairing::Half, Pairing::Interleaved] {
+        let rope = Rope { axes: Axes::Blocks(2), pairing, offset: 4, ..Rope::new(32, 100.0) };
+        let mut got = data(heads.span().unwrap());
+        let mut want = got.clone();
+        rope.rotate(&mut got, &heads, &positions, Direction::Forward).unwrap();
+        for (axis, offset) in [(0, 4), (1, 20)] {
+            let block = Rope { pairing, offset, ..Rope::new(16, 100.0) };
+            block.rotate(&mut want, &heads, &positions[3 * axis..3 * axis + 3], Direction::Forward).unwrap();
+        }
+        assert_eq!(got, want);
     }
 }
 
@@ -231,6 +284,9 @@ fn models() -> Vec<(Axes, usize)> {
         (Axes::Ladders(vec![20, 20]), 80),
         (Axes::Ladders(vec![22, 21, 21]), 128),
         (Axes::Dealt(2), 64),
+        (Axes::Blocks(2), 64),
+        (Axes::Blocks(2), 72),
+        (Axes::Blocks(3), 48),
         (Axes::Table(vec![3, 1, 0, 2, 1]), 10),
         (Axes::Sections(vec![1, 0, 2]), 6),
     ]
@@ -424,6 +480,8 @@ fn axes_that_do_not_fit_are_refused() {
         (Axes::Table(vec![0; 63]), "the table of axes holds 63 pairs, the rotary part has 64"),
         (Axes::Dealt(3), "the rotary part has 64 pairs, which 3 axes do not share equally"),
         (Axes::Dealt(0), "the ladder is dealt to 0 axes, there must be at least 1"),
+        (Axes::Blocks(5), "the rotary part has 64 pairs, which 5 axes do not share equally"),
+        (Axes::Blocks(0), "there are 0 blocks of channels, there must be at least 1"),
     ] {
         assert_eq!(refused(axes, Scaling::None), message);
     }

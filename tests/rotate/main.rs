@@ -2,6 +2,7 @@
 
 mod accuracy;
 mod axes;
+mod compat;
 mod model;
 mod positions;
 mod rope;

@@ -740,6 +740,69 @@ fn each_element_is_read_once_and_written_once() {
     }
 }
 
+/// In place, each source of angles adds its own bytes to the tensors' and nothing else: 8 a pair for rates, 4 for frequencies,
+/// a cosine and a sine of its type for a table's rows. All for each walk over heads, and an id for each 8 pairs of one.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn every_source_of_angles_adds_exactly_its_own_bytes() {
+    let gpu = gpu();
+    if last_launch_is_real() {
+        return;
+    }
+    let stream = gpu.stream();
+    let tokens = 48;
+    let ids = stream.clone_htod(&(0..tokens as i32).collect::<Vec<_>>()).expect("a copy");
+    for (rotary, dim) in [(128, 128), (32, 128), (64, 192)] {
+        let pairs = rotary / 2;
+        let (q, k) = (Heads::thd(tokens, 32, dim), Heads::thd(tokens, 8, dim));
+        let alloc = |heads: &Heads| stream.clone_htod(&vec![bf16::ONE; heads.span().expect("small")]).expect("a copy");
+        let (mut q_x, mut k_x) = (alloc(&q), alloc(&k));
+        let in_f32 = stream.clone_htod(&vec![0.5f32; 64 * pairs]).expect("a copy");
+        let packed = stream.clone_htod(&vec![bf16::ONE; 64 * 2 * pairs]).expect("a copy");
+        for (source, of_a_pair) in [("exact", 8), ("compat", 4), ("table in f32", 8), ("packed table in bf16", 4)] {
+            let angles = if source == "compat" { Angles::HfCompat } else { Angles::Exact };
+            let plan = RopePlan::<bf16>::new(&gpu, &Rope { angles, ..Rope::new(rotary, 1e4) }).expect("a plan");
+            let table = match source {
+                "table in f32" => Some((TableValues::F32 { cos: &in_f32, sin: Some(&in_f32) }, pairs)),
+                "packed table in bf16" => Some((TableValues::Same { cos: &packed, sin: None }, 2 * pairs)),
+                _ => None,
+            };
+            let (q, k) = (Operand::in_place(&mut q_x, q), Operand::in_place(&mut k_x, k));
+            let positions = Positions::ids(&ids);
+            match table {
+                None => plan.rotate(q, Some(k), positions, Direction::Forward),
+                Some((values, stride)) => {
+                    let table = Table { values, rows: 64, stride, beyond: Beyond::Clamp };
+                    plan.rotate_by_table(table, q, Some(k), positions, Direction::Forward)
+                }
+            }
+            .expect("a call");
+            let report = last_launch().expect("the emulator counts");
+            let tensor = (tokens * 40 * rotary * 2) as u64;
+            assert_eq!(report.counters.bytes_written, tensor, "{source}, {rotary} of {dim}");
+            let walks = tokens as u64 * u64::from(report.grid[1] * report.block[2]);
+            let added = walks * (pairs * of_a_pair + pairs / 8 * 4) as u64;
+            assert_eq!(report.counters.bytes_read, tensor + added, "{source}, {rotary} of {dim}: {report:?}");
+        }
+    }
+}
+
+/// In the code of every entry there is no integer division: the quotients of a kernel's arithmetic are the host's.
+#[test]
+fn no_entry_divides_whole_numbers() {
+    let mut entries = 0;
+    for images in posenc::gpu::images().iter().filter(|images| images.file == "rotate/rope") {
+        for image in images.ptx {
+            let text = String::from_utf8(image.bytes()).expect("PTX is text");
+            entries += text.matches(".visible .entry rope_").count();
+            for word in ["div.s", "div.u", "rem.s", "rem.u"] {
+                assert!(!text.contains(word), "{} in {} for sm_{} has {word}", images.file, images.dtype, image.sm);
+            }
+        }
+    }
+    assert!(entries.is_multiple_of(15 * 3), "{entries} entries");
+}
+
 fn last_launch_is_real() -> bool {
     emulator::attach().is_none()
 }

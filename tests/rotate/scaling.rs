@@ -92,23 +92,20 @@ fn frequencies_are_those_of_transformers() {
     assert_eq!(worst.len(), 7);
 }
 
-/// The same f32 operations give the same bits, up to torch's power function: 1.1 % of its results are off by one unit.
+/// The same f32 operations give the same bits: 2196 frequencies of 41 configs, under torch 2.15.0 on a CPU with AVX2.
 #[test]
 fn compat_frequencies_have_the_bits_of_transformers() {
     let golden = golden();
-    let (mut all, mut equal, mut furthest) = (0, 0, 0);
+    let mut all = 0;
     for case in golden["cases"].as_array().unwrap() {
         let rope = golden_rope(case);
         for (pair, bits) in case["inv_freq_f32_bits"].as_array().unwrap().iter().enumerate() {
-            let apart = bits.as_u64().unwrap().abs_diff(u64::from(rope.compat_frequency(pair).to_bits()));
-            assert!(apart <= 2, "{}, pair {pair}: {apart} units apart", case["name"]);
+            let got = rope.compat_frequency(pair).to_bits();
+            assert_eq!(u64::from(got), bits.as_u64().unwrap(), "{}, pair {pair}", case["name"]);
             all += 1;
-            equal += usize::from(apart == 0);
-            furthest = furthest.max(apart);
         }
     }
-    println!("{equal} of {all} compat frequencies have the same bits, the others are {furthest} units apart at most");
-    assert!(equal * 100 >= all * 98, "{equal} of {all}");
+    assert_eq!(all, 2196);
 }
 
 #[test]
@@ -167,6 +164,21 @@ fn dynamic_ntk_grows_the_base_with_the_length() {
     let dynamic = rope(128, 1e6, Scaling::DynamicNtk { factor: 2.0, context: 32768.0, length: None });
     for (length, base) in [(0, 1e6), (1, 1e6), (32768, 1e6), (65536, 3_052_773.675), (131072, 7_219_586.009)] {
         near(dynamic.at_length(length).frequency(63), Rope::new(128, base).frequency(63), 2e-10);
+    }
+}
+
+/// Qwen's get_ntk_alpha: 2^ceil(log2(length / seq_length) + 1) - 1, at least 1.
+#[test]
+fn stepped_ntk_is_qwens() {
+    let stepped = rope(128, 1e4, Scaling::SteppedNtk { context: 8192.0, length: None });
+    for (length, alpha) in [(0, 1.0), (8192, 1.0), (8193, 3.0), (16384, 3.0), (16385, 7.0), (32768, 7.0), (32769, 15.0)]
+    {
+        let fixed = rope(128, 1e4, Scaling::NtkStatic { alpha });
+        let stepped = stepped.at_length(length);
+        for pair in [0, 1, 31, 63] {
+            assert_eq!(stepped.rate(pair), fixed.rate(pair), "{length} tokens, pair {pair}");
+            assert_eq!(stepped.compat_frequency(pair), fixed.compat_frequency(pair));
+        }
     }
 }
 
@@ -480,6 +492,14 @@ fn parameters_outside_the_law_are_refused() {
             "the dynamic NTK scaling depends on the length of the sequence, which at_length must set first",
         ),
         (
+            Scaling::SteppedNtk { context: 4096.0, length: None },
+            "the stepped NTK scaling depends on the length of the sequence, which at_length must set first",
+        ),
+        (
+            Scaling::SteppedNtk { context: f64::NAN, length: Some(1) },
+            "the stepped NTK scaling's context is NaN, it must be finite and above 0",
+        ),
+        (
             longrope(32, 32, None),
             "the LongRoPE scaling depends on the length of the sequence, which at_length must set first",
         ),
@@ -489,7 +509,7 @@ fn parameters_outside_the_law_are_refused() {
         ),
         (longrope(32, 48, Some(1)), "the LongRoPE scaling's long list holds 48 divisors, the rotary part has 32 pairs"),
         (Scaling::Divisors(vec![]), "the list of divisors holds 0 divisors, the rotary part has 32 pairs"),
-        (Scaling::Divisors(holed), "the list of divisors holds 0 at 7, a divisor must be above 0"),
+        (Scaling::Divisors(holed), "the list of divisors holds 0 at 7, a divisor must be a number other than 0"),
         (
             Scaling::Yarn(Yarn { factor: 0.25, ..yarn }),
             "the YaRN scaling's factor is 0.25, it must be finite and at least 1",

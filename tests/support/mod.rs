@@ -1,6 +1,8 @@
 //! What the rooms' tests share: a device, data, guarded buffers, the emulator's counters.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod calls;
+
 use cudarc::driver::{CudaSlice, CudaViewMut};
 use posenc::{Gpu, Scalar};
 

@@ -6,8 +6,8 @@ Public implementations are run as they are; what only prose or a deleted file de
 import datetime
 import importlib.metadata
 import json
-import os
 import sys
+import types
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ def sinusoids():
     from transformers.models.xglm.modeling_xglm import XGLMSinusoidalPositionalEmbedding as Xglm
     from transformers.models.xlm.modeling_xlm import create_sinusoidal_embeddings as xlm
     from transformers.models.ctrl.modeling_ctrl import positional_encoding as ctrl
+    from transformers.models.parakeet.modeling_parakeet import ParakeetEncoderRelPositionalEncoding as Parakeet
+    from transformers import XLNetConfig
     from transformers.models.xlnet.modeling_xlnet import XLNetModel
     from diffusers.models.embeddings import SinusoidalPositionalEmbedding as Diffusers
 
@@ -65,6 +67,27 @@ def sinusoids():
     yield case(
         "xlnet", 16, distances, XLNetModel.positional_embedding(torch.tensor(distances, dtype=torch.float32), frequencies)
     )
+    # NeMo's order: from the first key's distance down to the last one's.
+    for dim in (8, 16):
+        parakeet = Parakeet(types.SimpleNamespace(hidden_size=dim, max_position_embeddings=5000))
+        tokens = 5
+        yield case("parakeet", dim, list(range(tokens - 1, -tokens, -1)), parakeet(torch.zeros(1, tokens, dim)))
+    tokens = 750
+    distances = list(range(tokens - 1, -tokens, -1))
+    some = [0, 1, 700, 748, 749, 750, 1000, 1498]
+    yield case("parakeet", 16, [distances[i] for i in some], parakeet(torch.zeros(1, tokens, 16))[0, some])
+    # Transformer-XL's order, as XLNet keeps it: with memory, both ways, clamped, and both directions of a batch.
+    queries, keys = 3, 5
+    for kind, bi_data, clamp in (("uni", False, -1), ("bi", False, -1), ("bi", False, 2), ("bi", True, 4)):
+        xlnet = XLNetModel(XLNetConfig(
+            vocab_size=4, d_model=16, n_layer=1, n_head=2, d_inner=8, attn_type=kind, bi_data=bi_data, clamp_len=clamp,
+        ))
+        table = xlnet.relative_positional_encoding(queries, keys, bsz=2)
+        distances = list(range(keys, -queries if kind == "bi" else -1, -1))
+        if clamp > 0:
+            distances = [max(-clamp, min(clamp, distance)) for distance in distances]
+        for column, sign in ((0, 1), (1, -1 if bi_data else 1)):
+            yield case("xlnet", 16, [sign * distance for distance in distances], table[:, column])
     # Which positions the padding-aware models read.
     ids = torch.tensor([[5, 6, 1, 7, 1], [1, 1, 8, 9, 4]])
     yield {
@@ -79,18 +102,30 @@ def timesteps():
     from diffusers.models.embeddings import get_timestep_embedding
     from diffusers.models.transformers.transformer_qwenimage import get_timestep_embedding as qwen
 
+    from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Timesteps
+    from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
+
     t = [0.0, 1.0, 0.5, 17.25, 499.0, 999.0]
     for dim in (9, 10):
         for flip in (False, True):
-            for shift in (0.0, 1.0):
-                for scale, period in ((1.0, 10000), (1000.0, 100)):
-                    if scale != 1.0 and (dim == 9 or flip):
-                        continue
-                    values = get_timestep_embedding(torch.tensor(t), dim, flip, shift, scale, period)
-                    yield {
-                        "name": "diffusers", "dim": dim, "flip": flip, "shift": shift, "scale": scale,
-                        "max_period": period, "t": t, "values": flat(values),
-                    }
+            for shift in (0.0, 1.0, 0.5):
+                for scale in (1.0, 1000.0, 0.25):
+                    for period in (10000, 100):
+                        if dim == 9 and (scale != 1.0 or shift == 0.5):
+                            continue
+                        values = get_timestep_embedding(torch.tensor(t), dim, flip, shift, scale, period)
+                        yield {
+                            "name": "diffusers", "dim": dim, "flip": flip, "shift": shift, "scale": scale,
+                            "max_period": period, "t": t, "values": flat(values),
+                        }
+    # GLIDE's function, as every model after it copied it.
+    for dim in (9, 10, 64):
+        for period in (10000, 1000):
+            values = TimestepEmbedder.timestep_embedding(torch.tensor(t), dim, period)
+            yield {"name": "glide", "dim": dim, "max_period": period, "t": t, "values": flat(values)}
+    for flip in (False, True):
+        values = SkyReelsV2Timesteps(10, flip)(torch.tensor(t, dtype=torch.float64))
+        yield {"name": "skyreels", "dim": 10, "flip": flip, "t": t, "values": flat(values)}
     t = [0.0, 0.25, 0.5, 1.0, 937.0]
     for dim in (16, 256):
         values = qwen(torch.tensor(t, dtype=torch.bfloat16), dim, True, 0.0)
@@ -105,7 +140,9 @@ def timesteps():
 
 def grids():
     from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+    from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrSinePositionEmbedding
     from transformers.models.detr.modeling_detr import DetrSinePositionEmbedding
+    from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding as vit_mae
     from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import build_2d_sinusoidal_position_embedding
     from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed, get_3d_sincos_pos_embed
 
@@ -122,6 +159,7 @@ def grids():
     }
     yield {"name": "hf", **grid, "values": flat(build_2d_sinusoidal_position_embedding(rows, columns, dim, dtype=torch.float64))}
     yield {"name": "hf class", **grid, "values": flat(build_2d_sinusoidal_position_embedding(rows, columns, dim, cls_token=True, dtype=torch.float64))}
+    yield {"name": "hf class", **grid, "values": flat(vit_mae(rows, columns, dim, cls_token=True, dtype=torch.float64))}
     yield {"name": "timm", **grid, "values": flat(build_sincos2d_pos_embed([rows, columns], dim))}
     yield {"name": "timm interleaved", **grid, "values": flat(build_sincos2d_pos_embed([rows, columns], dim, interleave_sin_cos=True))}
     patch = PatchEmbed(height=8, width=8, patch_size=2, embed_dim=dim, pos_embed_max_size=7)
@@ -146,10 +184,16 @@ def grids():
                 "name": "detr", **grid, "normalize": normalize, "temperature": temperature, "batch": 2,
                 "mask": mask.int().reshape(-1).tolist(), "values": flat(values.permute(0, 2, 3, 1)),
             }
+    deformable = DeformableDetrSinePositionEmbedding(dim // 2, 10000, True)
+    values = deformable(torch.Size([2, 1, rows, columns]), "cpu", torch.float64, mask)
+    yield {
+        "name": "detr", **grid, "normalize": True, "centre": 0.5, "temperature": 10000, "batch": 2,
+        "mask": mask.int().reshape(-1).tolist(), "values": flat(values.permute(0, 2, 3, 1)),
+    }
 
 
 def learned():
-    from transformers import BertConfig
+    from transformers import BertConfig, GPT2Config, GPT2LMHeadModel
     from transformers.models.bart.modeling_bart import BartLearnedPositionalEmbedding
     from transformers.models.bert.modeling_bert import BertEmbeddings
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -164,6 +208,10 @@ def learned():
     bart = BartLearnedPositionalEmbedding(18, 1)
     bart.weight.data = rows.clone()
     yield {"name": "bart", "past": 4, "positions": bart(mask, 4).reshape(-1).long().tolist()}
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=4, n_positions=8, n_embd=4, n_layer=1, n_head=1))
+    ids = torch.ones_like(mask)
+    positions = gpt2._prepare_position_ids_for_generation(ids, {"attention_mask": mask})
+    yield {"name": "gpt2 left", "mask": mask.reshape(-1).tolist(), "positions": positions.reshape(-1).tolist()}
     ids = torch.tensor([[5, 6, 1, 7, 1], [1, 1, 8, 9, 4]])
     positions = RobertaEmbeddings.create_position_ids_from_input_ids(ids, 1)
     yield {"name": "roberta", "ids": ids.reshape(-1).tolist(), "positions": positions.reshape(-1).tolist()}
@@ -230,10 +278,25 @@ def resampling():
             factors = ((rows + 0.1) / 6, (columns + 0.1) / 6)
             out = torch.nn.functional.interpolate(table, scale_factor=factors, mode="bicubic", antialias=antialias)
             assert out.shape[-2:] == (rows, columns)
+            single = torch.nn.functional.interpolate(table.float(), scale_factor=factors, mode="bicubic", antialias=antialias)
             yield {
                 "name": "factor", "from": [6, 6], "to": [rows, columns], "factors": factors, "mode": "bicubic",
                 "antialias": antialias, "table": flat(table.permute(0, 2, 3, 1)), "values": flat(out.permute(0, 2, 3, 1)),
+                "f32": flat(single.permute(0, 2, 3, 1)),
             }
+    # The weights of one axis in f32, to the bit: what impulses become.
+    for columns, to_columns, factor in ((5, 3, None), (14, 24, None), (24, 14, None), (16, 37, None), (37, 16, None), (6, 9, 9.1 / 6)):
+        impulses = torch.eye(columns).reshape(columns, 1, 1, columns)
+        for mode in ("bilinear", "bicubic"):
+            for antialias in (False, True):
+                how = {"size": (1, to_columns)} if factor is None else {"scale_factor": (1.0, factor)}
+                out = torch.nn.functional.interpolate(impulses, mode=mode, antialias=antialias, **how)
+                assert out.shape[-1] == to_columns
+                bits = out.reshape(columns, to_columns).T.contiguous().view(torch.int32)
+                yield {
+                    "name": "weights", "from": [1, columns], "to": [1, to_columns], "mode": mode, "antialias": antialias,
+                    **({} if factor is None else {"factors": [1.0, factor]}), "bits": bits.reshape(-1).tolist(),
+                }
     table = torch.randn(1, 1 + 16, channels)
     yield {
         "name": "timm", "from": [4, 4], "to": [3, 6], "mode": "bicubic", "antialias": True, "prefix": 1,

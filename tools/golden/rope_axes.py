@@ -18,6 +18,7 @@ import torch
 import transformers
 from transformers.models.dinov3_vit import modeling_dinov3_vit as dinov3
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as ernie
+from transformers.models.gemma4 import configuration_gemma4, modeling_gemma4 as gemma4
 from transformers.models.glm4v import modeling_glm4v as glm4v
 from transformers.models.pixtral import modeling_pixtral as pixtral
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
@@ -47,8 +48,8 @@ def angles(cos, sin, pairing):
 cases = []
 
 
-def case(name, form, pairing, theta, rows):
-    cases.append({"name": name, "form": form, "pairing": pairing, "theta": theta, "angles_f32_bits": rows})
+def case(name, form, pairing, theta, rows, **more):
+    cases.append({"name": name, "form": form, "pairing": pairing, "theta": theta, "angles_f32_bits": rows, **more})
 
 
 def text(name, module, config, form, pairing):
@@ -105,6 +106,31 @@ grid("pixtral", pixtral.PixtralVisionRotaryEmbedding,
 grid("sam2", sam2.Sam2VideoVisionRotaryEmbedding,
      transformers.models.sam2_video.configuration_sam2_video.Sam2VideoConfig(), {"ladders": [64, 64]}, "interleaved")
 
+# Vision towers with Qwen2-VL's law, from the sizes that their config.json holds.
+TOWERS = """qwen2_vl/qwen2_vl_vision qwen2_5_vl/qwen2_5_vl_vision qwen3_vl/qwen3_vl_vision qwen3_vl_moe/qwen3_vl_moe_vision
+qwen3_5/qwen3_5_vision qwen3_5_moe/qwen3_5_moe_vision glm4v/glm4v_vision glm4v_moe/glm4v_moe_vision glm_ocr/glm_ocr_vision
+paddleocr_vl/paddleocr_vl_vision qwen2_5_omni/qwen2_5_omni_vision_encoder qwen3_omni_moe/qwen3_omni_moe_vision_encoder
+ernie4_5_vl_moe/ernie4_5_vl_moe_vision video_llama_3/video_llama_3_vision exaone4_5/exaone4_5_vision""".split()
+for tower in TOWERS:
+    folder, model_type = tower.split("/")
+    configuration = importlib.import_module(f"transformers.models.{folder}.configuration_{folder}")
+    modeling = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}")
+    config = next(kind for kind in vars(configuration).values() if getattr(kind, "model_type", None) == model_type)()
+    rotary = next(kind for name, kind in vars(modeling).items() if name.endswith("VisionRotaryEmbedding"))(config)
+    rows = []
+    for axis in range(2):
+        positions = torch.zeros(1, 2, 1, dtype=torch.long)
+        positions[0, axis] = 1
+        try:
+            cos, sin = rotary(torch.zeros(1), positions)
+        except (IndexError, RuntimeError):
+            cos, sin = rotary(torch.zeros(1), positions[0])
+        rows.append(angles(cos, sin, "half"))
+    keys = ["embed_dim", "hidden_size", "num_heads", "num_attention_heads", "depth"]
+    sizes = {key: getattr(config, key) for key in keys if isinstance(getattr(config, key, None), int)}
+    half = len(rows[0]) // 2
+    case(model_type, {"ladders": [half, half]}, "half", 10000.0, rows, config={"model_type": model_type, **sizes})
+
 # DINOv3: a patch's coordinate is its middle on -1..1; patch i of n stands at (2i + 1 - n) / n and turns by 2 pi times that.
 made = dinov3.DINOv3ViTRopePositionEmbedding(transformers.DINOv3ViTConfig()).eval()  # training shifts the patches
 cos, sin = made(torch.zeros(1, 3, 16 * 14, 16 * 10))
@@ -124,10 +150,19 @@ for feat, ref in [((3, 5), None), ((24, 40), (16, 16))]:
     eva.append({"name": "eva-02", "grid": feat, "reference": ref, "patch": [feat[0] - 1, feat[1] - 1],
                 "cos_f32_bits": bits(cos[at][0::2].tolist()), "sin_f32_bits": bits(sin[at][0::2].tolist())})
 
+# Gemma 4's vision tower rotates each half of a head for itself: a head as it goes in and comes out, for some patches.
+config = configuration_gemma4.Gemma4VisionConfig(rope_parameters={"rope_type": "axial", "rope_theta": 100.0})
+patches = torch.tensor([[[0, 0], [1, 0], [0, 1], [7, 30], [47, 13]]])
+x = torch.rand(1, patches.shape[1], 1, config.head_dim, generator=torch.Generator().manual_seed(4)) * 2 - 1
+cos, sin = gemma4.Gemma4VisionRotaryEmbedding(config)(x, patches)
+y = gemma4.apply_multidimensional_rope(x, cos, sin, patches)
+gemma4_case = {"name": "gemma4 vision", "theta": 100.0, "dim": config.head_dim, "patches": patches[0].tolist(),
+               "x_f32_bits": bits(x.flatten().tolist()), "y_f32_bits": bits(y.flatten().tolist())}
+
 meta = {
     "script": "tools/golden/rope_axes.py",
     "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "timm": importlib.metadata.version("timm")},
     "date": datetime.date.today().isoformat(),
 }
-json.dump({"meta": meta, "cases": cases, "dinov3": dinov3_case, "eva02": eva}, sys.stdout, separators=(",", ":"))
+json.dump({"meta": meta, "cases": cases, "dinov3": dinov3_case, "eva02": eva, "gemma4": gemma4_case}, sys.stdout, separators=(",", ":"))
 print()

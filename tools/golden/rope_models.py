@@ -29,7 +29,13 @@ minimax_m2 glm glm4 cohere ernie4_5 ernie4_5_moe helium moonshine deepseek_v2 de
 glm_moe_dsa youtu axk1 longcat_flash minicpm3 deepseek_v4 gemma3_text gemma3n_text modernbert mimo_v2_flash olmo3 gemma4_text
 laguna mellum llama4_text smollm3 cohere2 exaone4 exaone_moe afmoe qwen3_next lfm2 minimax qwen2_vl_text qwen2_5_vl_text
 qwen3_vl_text qwen3_5_text ernie4_5_vl_moe_text mllama_text_model apertus cwm emu3_text_model doge hrm_text
-ministral3 mistral4 olmo_hybrid""".split()
+ministral3 mistral4 olmo_hybrid
+deepseek_ocr2_text unlimited_ocr_text granite_docling_text hyperclovax esmc dia_decoder voxtral_realtime_text
+kyutai_speech_to_text mimi qwen3_omni_moe_talker_text qwen3_omni_moe_talker_code_predictor falcon_h1 t5_gemma_module
+csm_depth_decoder_model gte nanochat blt_local_encoder blt_local_decoder blt_global_transformer blt_patcher
+moonshine_streaming gemma4_unified_text diffusion_gemma_text t5gemma2_text t5gemma2_decoder ultrabert neomme
+lfm3 beam openai_privacy_filter cohere2_moe bamba recurrent_gemma granitemoehybrid qwen2_5_omni_text qwen2_5_omni_talker
+glm_ocr_text cosmos3_edge_text axk2 hy_v4 bailing_hybrid""".split()
 
 
 def bits(tensor):
@@ -75,9 +81,10 @@ def sizes(model_type, config, more):
     for key in keys:
         if isinstance(get(config, key), int) and not isinstance(get(config, key), bool):
             out[key] = get(config, key)
-    if model_type not in ["gemma4_text"] and isinstance(get(config, "head_dim"), int):
+    gemma4 = ["gemma4_text", "gemma4_unified_text", "diffusion_gemma_text"]
+    if model_type not in gemma4 and isinstance(get(config, "head_dim"), int):
         out["head_dim"] = get(config, "head_dim")
-    elif model_type == "gemma4_text":
+    elif model_type in gemma4:
         out["head_dim"] = 256
         out["global_head_dim"] = 512
     out.update(more)
@@ -123,7 +130,7 @@ def pairing(config, module):
     shape = (3, 1, 1) if "vl" in model_type else (1, 1)
     made = rotary(torch.zeros(1, 1, 8), torch.ones(shape, dtype=torch.long), **more)
     tables = made if isinstance(made, tuple) else (made,)
-    width = tables[0].shape[-1] * (2 if torch.is_complex(tables[0]) or model_type in ["deepseek_v4", "gpt_oss"] else 1)
+    width = tables[0].shape[-1] * (2 if torch.is_complex(tables[0]) or model_type in ["deepseek_v4", "gpt_oss", "openai_privacy_filter"] else 1)
 
     def turned(channel):
         x = torch.zeros(1, 1, 1, width)
@@ -142,7 +149,20 @@ def pairing(config, module):
 
 
 # Classes whose own default is a scaling, or an entry for each layer type: the loader wants those written out.
-WRITTEN_OUT = "gpt_oss apertus cwm ministral3 mistral4 gemma4_text laguna mellum mimo_v2_flash".split()
+WRITTEN_OUT = """gpt_oss apertus cwm ministral3 mistral4 gemma4_text laguna mellum mimo_v2_flash gemma4_unified_text
+diffusion_gemma_text ultrabert neomme lfm3 beam openai_privacy_filter moonshine_streaming cosmos3_edge_text""".split()
+# Layers that the config must list.
+LISTED = """lfm2 minimax deepseek_v4 laguna mellum olmo_hybrid ultrabert neomme lfm3 beam bamba
+recurrent_gemma granitemoehybrid cohere2_moe bailing_hybrid""".split()
+# Classes with RoPE where the config asks for it.
+ASKED = {"granitemoehybrid": {"position_embedding_type": "rope"}}
+# Classes whose default has no layer that attends.
+ATTENDING = {
+    "bamba": {"attn_layer_indices": [3, 7]},
+    "granitemoehybrid": {"layers_block_type": ["attention" if i % 4 == 3 else "mamba" for i in range(12)]},
+}
+# Classes that refuse a scaling, or lose a legacy one.
+UNSCALED = "nanochat cohere2_moe".split()
 # Where theta stands, if not under rope_theta.
 THETA = {"gpt_neox": "rotary_emb_base", "modernbert": "global_rope_theta"}
 # OLMo 3's class gives a legacy rope_theta to the full layers alone; its models have the default everywhere.
@@ -153,7 +173,9 @@ for model_type in TYPES:
     theta = THETA.get(model_type, "rope_theta")
     linear = {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}
     variants = [None] if model_type in WRITTEN_OUT else [{}, None, linear]
-    if model_type not in WRITTEN_OUT + DEFAULT_THETA:
+    if model_type in UNSCALED:
+        variants = [{}, None, {theta: 123456.0}]
+    elif model_type not in WRITTEN_OUT + DEFAULT_THETA:
         variants += [{theta: 123456.0}, {theta: 50000.0, **linear}]
     for more in variants:
         try:
@@ -161,11 +183,13 @@ for model_type in TYPES:
             small = {"num_hidden_layers": 12}
             if model_type == "glm4_moe":
                 small["head_dim"] = 128
+            small.update(ATTENDING.get(model_type, {}))
             config = kind(**small, **json.loads(json.dumps(more or {})))
             written = dict(more or {})
             if more is None:
                 written["rope_parameters"] = config.rope_parameters
-            if model_type in ["lfm2", "minimax", "deepseek_v4", "laguna", "mellum", "olmo_hybrid"]:
+            written.update(ASKED.get(model_type, {}))
+            if model_type in LISTED:
                 written["layer_types"] = config.layer_types
             module = importlib.import_module(kind.__module__.replace("configuration_", "modeling_"))
             found, layers = rows(config, module)

@@ -103,7 +103,9 @@ for name, values, seq_len in CASES:
         # Llama itself knows no partial rotary; the models that do compute over int(head_dim * share).
         share = values["rope_parameters"].get("partial_rotary_factor", 1.0)
         made.head_dim = int(values["head_dim"] * share)
-    inv_freq, factor = compute(made, device=None, seq_len=seq_len)
+    # A call gives the length as a tensor, and then the base is made in f32.
+    length = None if seq_len is None else torch.tensor(seq_len)
+    inv_freq, factor = compute(made, device=None, seq_len=length)
     cases.append({
         "name": name, "config": values, "seq_len": seq_len, "attention_factor": float(factor),
         "inv_freq_f32_bits": bits(inv_freq),

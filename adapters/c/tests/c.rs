@@ -1,4 +1,4 @@
-//! A C program, compiled by the machine's compiler and linked to the library, runs on the device.
+//! C programs, one for each room, compiled by the machine's compiler and linked to the library, run on the device.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,14 +10,16 @@ fn library() -> PathBuf {
     folders.find(|folder| folder.join("libposenc_c.so").exists()).expect("libposenc_c.so beside the test").into()
 }
 
-fn compile(name: &str, link: &[&str]) -> PathBuf {
+const ROOMS: [&str; 3] = ["embed", "rope", "bias"];
+
+fn compile(room: &str, kind: &str, link: &[&str]) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let program = std::env::temp_dir().join(format!("posenc-c-{name}-{}", std::process::id()));
+    let program = std::env::temp_dir().join(format!("posenc-c-{room}-{kind}-{}", std::process::id()));
     let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
     let output = Command::new(&compiler)
         .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-I"])
         .arg(root)
-        .arg(root.join("tests/rope.c"))
+        .arg(root.join("tests").join(room).with_extension("c"))
         .arg("-o")
         .arg(&program)
         .args(link)
@@ -48,16 +50,39 @@ fn library_path() -> std::ffi::OsString {
 
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
-fn a_c_program_rotates_through_the_shared_library() {
+fn every_operation_works_through_the_shared_library() {
     let folder = library();
     let folder = folder.to_str().expect("a path");
-    run(&compile("shared", &["-L", folder, "-lposenc_c", "-ldl", "-lm"]));
+    for room in ROOMS {
+        run(&compile(room, "shared", &["-L", folder, "-lposenc_c", "-ldl", "-lm"]));
+    }
 }
 
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
-fn a_c_program_rotates_through_the_static_library() {
+fn every_operation_works_through_the_static_library() {
     let archive = library().join("libposenc_c.a");
     let archive = archive.to_str().expect("a path");
-    run(&compile("static", &[archive, "-ldl", "-lm", "-lpthread"]));
+    for room in ROOMS {
+        run(&compile(room, "static", &[archive, "-ldl", "-lm", "-lpthread"]));
+    }
+}
+
+/// The programs call every function of the header, so that none is left out of them.
+#[test]
+fn the_programs_call_every_function() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: PathBuf| std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut programs = read(root.join("tests/device.h"));
+    ROOMS.iter().for_each(|room| programs += &read(root.join("tests").join(room).with_extension("c")));
+    let header = read(root.join("posenc.h"));
+    let names = header
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("posenc_") && header.contains(&format!("{word}(")) && !word.ends_with('_'));
+    let mut count = 0;
+    for name in names.collect::<std::collections::BTreeSet<_>>() {
+        assert!(programs.contains(&format!("{name}(")), "no program calls {name}");
+        count += 1;
+    }
+    assert!(count > 50, "the header has {count} functions");
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::hf::{Keys, wrong};
+use super::keys::{Keys, wrong};
 use super::{Layer, ModelRope, check_layers};
 use crate::rotate::{Pairing, QueryScale, Rope, Scaling, Yarn, mla_logit_scale};
 use crate::{Error, Result};

@@ -8,9 +8,9 @@
 //!
 //! What is not understood and would change the result is an error, never a default.
 
-mod families;
 mod gguf;
 mod hf;
+mod keys;
 mod mistral;
 
 use std::fmt::Write;
@@ -260,6 +260,9 @@ fn describe_scaling(scaling: &Scaling) -> Option<String> {
         Scaling::DynamicNtk { factor, context, length: at } => {
             format!("dynamic NTK by {factor} beyond {context}, {}", length(at))
         }
+        Scaling::SteppedNtk { context, length: at } => {
+            format!("NTK by steps beyond {context}, {}", length(at))
+        }
         Scaling::Yarn(yarn) => {
             let mut text = format!("YaRN by {} of {}", yarn.factor, yarn.original_context);
             if (yarn.beta_fast, yarn.beta_slow) != (32.0, 1.0) {
@@ -286,6 +289,7 @@ fn describe_scaling(scaling: &Scaling) -> Option<String> {
             let by = if *factor == 1.0 { String::new() } else { format!(", divided by {factor}") };
             format!("proportional: {rotated} pairs turn{by}")
         }
+        Scaling::Divisors(list) if list.iter().all(|&divisor| divisor == -1.0) => "backwards".into(),
         Scaling::Divisors(list) => format!("{} divisors", list.len()),
     })
 }

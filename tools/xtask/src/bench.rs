@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{cargo, cuda, device, run};
 
-const RECORDS: &str = "benches/record";
+pub const RECORDS: &str = "benches/record";
 /// Rows of a run that is not yet whole.
 const PARTIAL: &str = "target/bench-record";
 

@@ -51,10 +51,10 @@ enum Task {
         /// Only cases whose name contains this
         filter: Option<String>,
     },
-    /// Draws cost against size from a record of the benches
+    /// Draws cost against size from a record of the benches, and says how each family grows
     Plot {
-        /// benches/record/DATE-DEVICE.csv
-        record: PathBuf,
+        /// benches/record/DATE-DEVICE.csv; without it, the youngest of that folder
+        record: Option<PathBuf>,
     },
     /// Checks formatting, lints, documentation and the package
     Check,
@@ -78,6 +78,10 @@ fn main() -> Result<()> {
             bench::run_all(record, emulator, room.as_deref(), filter.as_deref())
         }
         Task::Plot { record } => {
+            let record = match record {
+                Some(record) => record,
+                None => plot::youngest(Path::new(bench::RECORDS))?,
+            };
             println!("{}", plot::draw(&record)?.display());
             Ok(())
         }

@@ -61,18 +61,19 @@ pub(crate) unsafe fn start(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
         let from = get::<u64>(cx, op.b).map(|a| a.wrapping_add(from_offset));
         let take = if op.c == NONE { [u32::from(bytes); LANES] } else { get::<u32>(cx, op.c) };
         let ignored = if op.e == NONE { 0 } else { get_pred(cx, op.e) };
+        let taken = |lane: usize| if ignored >> lane & 1 != 0 { 0 } else { take[lane].min(bytes.into()) as usize };
+        // Whole copies are aligned to their size and are one access of the warp; parts are read byte by byte.
+        let whole = (0..LANES).filter(|&l| mask >> l & 1 != 0 && taken(l) == bytes as usize).fold(0, |m, l| m | 1 << l);
+        let mut sources = from;
+        if whole != 0 && !reach(cx, &access(Space::Global, bytes), &mut sources, whole, Touch::Read) {
+            return Flow::Fault;
+        }
         for lane in (0..LANES).filter(|l| mask >> l & 1 != 0) {
-            let n = if ignored >> lane & 1 != 0 { 0 } else { take[lane].min(bytes.into()) as usize };
             let mut data = [0u8; 16];
-            // whole copies are aligned to their size; parts are read byte by byte
-            if n == bytes as usize {
-                let mut addr = [from[lane]; LANES];
-                if !reach(cx, &access(Space::Global, bytes), &mut addr, 1 << lane, Touch::Read) {
-                    return Flow::Fault;
-                }
-                std::ptr::copy_nonoverlapping(addr[lane] as *const u8, data.as_mut_ptr(), n);
+            if whole >> lane & 1 != 0 {
+                std::ptr::copy_nonoverlapping(sources[lane] as *const u8, data.as_mut_ptr(), bytes.into());
             } else {
-                for (i, byte) in data.iter_mut().enumerate().take(n) {
+                for (i, byte) in data.iter_mut().enumerate().take(taken(lane)) {
                     let mut addr = [from[lane] + i as u64; LANES];
                     if !reach(cx, &access(Space::Global, 1), &mut addr, 1 << lane, Touch::Read) {
                         return Flow::Fault;

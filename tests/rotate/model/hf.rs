@@ -1,17 +1,17 @@
-//! Models: the published configs, their position-encoding keys alone, and what must come of them; refusals.
+//! Hugging Face's `config.json`.
 //!
 //! Sources of the values: A = config.json in ai-dynamo/aiconfigurator at 095f58a51c, L = litgpt 0.5.13, T = the class's
 //! defaults in transformers 5.23.0, H = the model's page, P = params.json in vLLM 0.32.0 and mistral-common 1.13.1,
 //! M = mlx-lm 0.32.2.
 
-use std::io::Cursor;
-
 use posenc::rotate::positions::DualChunk;
-use posenc::rotate::{Axes, Gguf, GgufValue, Layer, QueryScale, Yarn};
+use posenc::rotate::{Axes, Layer, QueryScale, Yarn};
 use posenc::{ModelRope, Pairing, Rope, Scaling};
 use serde_json::{Value, json};
 
 use Pairing::{Half, Interleaved};
+
+use super::{half, llama3, near, spec};
 
 fn hf(config: Value) -> ModelRope {
     let text = config.to_string();
@@ -22,29 +22,11 @@ fn refused(config: Value) -> String {
     ModelRope::from_hf(&config.to_string()).unwrap_err().to_string()
 }
 
-/// A spec by its numbers: rotary, offset, pairing, base.
-fn spec(rotary: usize, offset: usize, pairing: Pairing, base: f64, scaling: Scaling) -> Rope {
-    Rope { offset, pairing, scaling, ..Rope::new(rotary, base) }
-}
-
-fn half(rotary: usize, base: f64) -> Rope {
-    Rope::new(rotary, base)
-}
-
-fn llama3(factor: f64, high: f64) -> Scaling {
-    Scaling::Llama3 { factor, low: 1.0, high, original_context: 8192.0 }
-}
-
 #[track_caller]
 fn one(config: Value) -> Layer {
     let model = hf(config);
     assert_eq!(model.kinds().len(), 1, "{}", model.describe());
     model.kinds()[0].clone()
-}
-
-#[track_caller]
-fn near(got: f64, want: f64) {
-    assert!((got - want).abs() < 1e-6 * want.abs(), "{got} is not {want}");
 }
 
 // -------------------------------------------------------------------------------------------------------------- values
@@ -615,6 +597,16 @@ fn several_axes_come_with_their_sections() {
     );
     assert_eq!(model.layer(3).unwrap().rope, sections(Axes::Interleaved(vec![11, 11, 10]), 64, 1e7));
     assert_eq!(model.layer(2).unwrap().rope, None);
+    // HunyuanOCR's four axes, on a fixed base (the authors' code; transformers 5.23 is another, see the page)
+    for (kind, key) in [("xdrope", "xdrope_section"), ("ntk_alpha", "mrope_section")] {
+        let layer = one(
+            json!({"model_type": "hunyuan_vl", "attention_head_dim": 128, "rope_theta": 10000.0, "max_position_embeddings": 32768,
+            "rope_scaling": {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": kind, key: [16, 16, 16, 16]}}),
+        );
+        let want =
+            Rope { axes: Axes::Sections(vec![16; 4]), ..spec(128, 0, Half, 1e4, Scaling::NtkStatic { alpha: 1000.0 }) };
+        assert_eq!(layer.rope, Some(want));
+    }
     // ERNIE 4.5-VL lists height, width, time
     let layer = one(
         json!({"model_type": "ernie4_5_vl_moe_text", "head_dim": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [22, 22, 20]}}),
@@ -678,6 +670,158 @@ fn dynamic_models_wait_for_a_length_unless_their_base_is_fixed() {
     assert_eq!(layer.rope.unwrap().scaling, Scaling::NtkStatic { alpha: 1000.0 });
 }
 
+/// Qwen-7B-Chat and Qwen-7B as published (authors' code: NTK by steps of the length, log-n).
+#[test]
+fn qwen_1_steps_its_base_with_the_length() {
+    let qwen = |more: Value| {
+        let mut config = json!({"model_type": "qwen", "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32, "kv_channels": 128,
+            "max_position_embeddings": 32768, "rotary_emb_base": 10000, "rotary_pct": 1.0, "seq_length": 8192});
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        config
+    };
+    let layer = one(qwen(json!({"use_dynamic_ntk": true, "use_logn_attn": true})));
+    assert_eq!(layer.rope, Some(spec(128, 0, Half, 1e4, Scaling::SteppedNtk { context: 8192.0, length: None })));
+    assert_eq!(layer.query_scale, QueryScale::LogN { train_length: 8192.0 });
+    let layer = one(qwen(json!({"use_dynamic_ntk": false, "use_logn_attn": false})));
+    assert_eq!((layer.rope, layer.query_scale), (Some(half(128, 1e4)), QueryScale::One));
+    assert_eq!(
+        hf(qwen(json!({"use_dynamic_ntk": true}))).describe(),
+        "qwen, 32 layers, 32768 positions\n\
+         every layer (32 from layer 0): RoPE over all 128 channels in halves, base 10000; NTK by steps beyond 8192, the \
+         length still to be given\n"
+    );
+}
+
+/// karpathy/nanochat-d32 (T): its rotation has the opposite sign.
+#[test]
+fn nanochat_turns_backwards() {
+    let model =
+        hf(json!({"model_type": "nanochat", "hidden_size": 2048, "num_attention_heads": 16, "num_hidden_layers": 32,
+        "max_position_embeddings": 2048, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}));
+    let (rope, plain) = (model.rope().unwrap(), half(128, 1e4));
+    for pair in 0..64 {
+        assert_eq!(rope.frequency(pair), -plain.frequency(pair));
+        assert_eq!(rope.rate(pair), plain.rate(pair).wrapping_neg());
+        assert_eq!(rope.compat_frequency(pair), -plain.compat_frequency(pair));
+    }
+    assert!(model.describe().ends_with("RoPE over all 128 channels in halves, base 10000; backwards\n"));
+    assert_eq!(
+        refused(
+            json!({"model_type": "nanochat", "head_dim": 128, "rope_scaling": {"rope_type": "linear", "factor": 2.0}})
+        ),
+        "rope_type is \"linear\", model_type \"nanochat\" has default alone"
+    );
+}
+
+/// Keys of published files that change nothing, or stand where one does not look.
+#[test]
+fn published_files_are_read_whole() {
+    for (config, rope) in [
+        // DBRX-instruct: theta in attn_config, which transformers 5.23 does not read any more
+        (
+            json!({"model_type": "dbrx", "d_model": 6144, "n_heads": 48, "n_layers": 40, "max_seq_len": 32768, "attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500000}}),
+            half(128, 5e5),
+        ),
+        // GPT-J-6B
+        (
+            json!({"model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_layer": 28, "n_positions": 2048, "rotary": true, "rotary_dim": 64}),
+            spec(64, 0, Interleaved, 1e4, Scaling::None),
+        ),
+        // GLM-4-9B-chat-1M
+        (
+            json!({"model_type": "chatglm", "hidden_size": 4096, "kv_channels": 128, "num_attention_heads": 32, "num_layers": 40, "original_rope": true, "rope_ratio": 10000, "seq_length": 1048576}),
+            spec(64, 0, Interleaved, 1e8, Scaling::None),
+        ),
+        // OpenELM-1.1B
+        (
+            json!({"model_type": "openelm", "head_dim": 64, "model_dim": 2048, "num_transformer_layers": 28, "max_context_length": 2048, "rope_freq_constant": 10000, "rope_max_length": 4096}),
+            half(64, 1e4),
+        ),
+        // nomic-embed-text-v1.5, in both forms at once
+        (
+            json!({"model_type": "nomic_bert", "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 8192, "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": false, "rotary_emb_scale_base": null, "rotary_scaling_factor": null,
+                "rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"}}),
+            half(64, 1e3),
+        ),
+        // Bamba-9B: three of 32 layers attend
+        (
+            json!({"model_type": "bamba", "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32, "attn_layer_indices": [9, 18, 27], "attn_rotary_emb": 64, "rope_theta": 10000.0}),
+            half(64, 1e4),
+        ),
+        // RecurrentGemma-2B: every third layer attends
+        (
+            json!({"model_type": "recurrent_gemma", "hidden_size": 2560, "head_dim": 256, "num_attention_heads": 10, "num_hidden_layers": 26, "block_types": ["recurrent", "recurrent", "attention"], "partial_rotary_factor": 0.5, "rope_theta": 10000.0}),
+            half(128, 1e4),
+        ),
+        // ESM-2
+        (
+            json!({"model_type": "esm", "hidden_size": 1280, "num_attention_heads": 20, "num_hidden_layers": 33, "position_embedding_type": "rotary"}),
+            half(64, 1e4),
+        ),
+        // Hunyuan 7B in version 5's form
+        (
+            json!({"model_type": "hunyuan_v1_dense", "head_dim": 128, "rope_parameters": {"rope_type": "ntk_alpha", "rope_theta": 10000.0, "alpha": 1000.0}}),
+            spec(128, 0, Half, 1e4, Scaling::NtkStatic { alpha: 1000.0 }),
+        ),
+    ] {
+        let model = hf(config.clone());
+        let rotating: Vec<_> = model.kinds().iter().filter_map(|kind| kind.rope.clone()).collect();
+        assert_eq!(rotating, [rope], "{config}");
+    }
+    let layers = |config: Value| {
+        let model = hf(config);
+        (0..model.layers().unwrap()).filter(|&layer| model.layer(layer).unwrap().rope.is_some()).collect::<Vec<_>>()
+    };
+    let bamba =
+        json!({"model_type": "bamba", "head_dim": 128, "num_hidden_layers": 32, "attn_layer_indices": [9, 18, 27]});
+    assert_eq!(layers(bamba), [9, 18, 27]);
+    let gemma = json!({"model_type": "recurrent_gemma", "head_dim": 256, "num_hidden_layers": 8, "block_types": ["recurrent", "recurrent", "attention"]});
+    assert_eq!(layers(gemma), [2, 5]);
+    // Granite 4.0-H says "nope", ESM-1b "absolute".
+    for (config, carrier) in [
+        (
+            json!({"model_type": "granitemoehybrid", "hidden_size": 1536, "num_attention_heads": 12, "position_embedding_type": "nope", "rope_theta": 10000}),
+            "nothing: order comes from the recurrent layers",
+        ),
+        (
+            json!({"model_type": "esm", "hidden_size": 1280, "num_attention_heads": 20, "position_embedding_type": "absolute"}),
+            "a learned table",
+        ),
+    ] {
+        assert!(hf(config).describe().contains(&format!("note: position comes from {carrier}")));
+    }
+}
+
+/// Vision towers, read from their own config (T): rows and columns share the pairs.
+#[test]
+fn vision_towers_have_a_grid() {
+    for (config, rope) in [
+        // Qwen2-VL-7B, whose hidden_size is the language model's, and Qwen2.5-VL
+        (
+            json!({"model_type": "qwen2_vl_vision", "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "depth": 32}),
+            Rope { axes: Axes::Ladders(vec![20, 20]), ..half(80, 1e4) },
+        ),
+        (
+            json!({"model_type": "qwen2_5_vl_vision", "hidden_size": 1280, "num_heads": 16, "depth": 32}),
+            Rope { axes: Axes::Ladders(vec![20, 20]), ..half(80, 1e4) },
+        ),
+        // Pixtral-12B
+        (
+            json!({"model_type": "pixtral", "hidden_size": 1024, "head_dim": 64, "num_attention_heads": 16, "num_hidden_layers": 24, "rope_theta": 10000.0}),
+            Rope { axes: Axes::Dealt(2), ..half(64, 1e4) },
+        ),
+        // Gemma 4
+        (
+            json!({"model_type": "gemma4_vision", "hidden_size": 1152, "head_dim": 72, "num_attention_heads": 16, "num_hidden_layers": 27,
+                "rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}}),
+            Rope { axes: Axes::Blocks(2), ..half(72, 100.0) },
+        ),
+    ] {
+        let layer = one(config.clone());
+        assert_eq!(layer.rope, Some(rope), "{config}");
+    }
+}
+
 #[test]
 fn dual_chunk_comes_with_its_sizes() {
     // Qwen2.5-7B-Instruct-1M (L; sizes from vLLM 0.32.0)
@@ -723,7 +867,7 @@ fn an_unknown_type_is_read_as_a_known_one() {
 /// The same fixture as the scalings', through the loader.
 #[test]
 fn the_loader_reads_the_golden_configs() {
-    let golden: Value = serde_json::from_str(include_str!("../golden/rope_scaling_hf.json")).unwrap();
+    let golden: Value = serde_json::from_str(include_str!("../../golden/rope_scaling_hf.json")).unwrap();
     for case in golden["cases"].as_array().unwrap() {
         let mut config = case["config"].clone();
         config["model_type"] = json!("llama");
@@ -742,12 +886,12 @@ fn the_loader_reads_the_golden_configs() {
     }
 }
 
-/// transformers 5.23.0 on 416 configs of 92 model types: of sizes alone, with a legacy base or scaling, with version 5's
+/// transformers 5.23.0 on 579 configs of 133 model types: of sizes alone, with a legacy base or scaling, with version 5's
 /// parameters written out. What its classes and the loader make of them must be the same in every layer that rotates: pairs,
 /// frequencies, the factor on cos and sin, and which channels the model's own code rotates.
 #[test]
 fn defaults_are_those_of_the_classes_in_transformers() {
-    let golden: Value = serde_json::from_str(include_str!("../golden/rope_models_hf.json")).unwrap();
+    let golden: Value = serde_json::from_str(include_str!("../../golden/rope_models_hf.json")).unwrap();
     let mut wrong = Vec::new();
     for case in golden["cases"].as_array().unwrap() {
         let config = case["config"].to_string();
@@ -759,6 +903,9 @@ fn defaults_are_those_of_the_classes_in_transformers() {
             }
         };
         let labels = case["layers"].as_array().unwrap();
+        if !(0..labels.len()).any(|index| model.layer(index).unwrap().rope.is_some()) {
+            wrong.push(format!("no layer rotates: {config}"));
+        }
         for (index, label) in labels.iter().enumerate() {
             let Some(kind) = case["kinds"].get(label.as_str().unwrap()) else { continue };
             let Some(rope) = &model.layer(index).unwrap().rope else { continue };
@@ -770,7 +917,12 @@ fn defaults_are_those_of_the_classes_in_transformers() {
             }
             // ERNIE's table lists the pairs in another order.
             let ordered = !config.contains("ernie4_5_vl");
-            let pairing = if rope.pairing == Half { "half" } else { "interleaved" };
+            let backwards = (0..pairs).all(|pair| rope.frequency(pair) < 0.0);
+            let pairing = match (rope.pairing, backwards) {
+                (Half, false) => "half",
+                (Half, true) => "half backwards",
+                (Interleaved, _) => "interleaved",
+            };
             if case["pairing"] != json!(pairing) {
                 wrong.push(format!("{pairing}, not {}: {config}", case["pairing"]));
                 break;
@@ -778,7 +930,7 @@ fn defaults_are_those_of_the_classes_in_transformers() {
             let bits = kind["inv_freq_f32_bits"].as_array().unwrap();
             for (pair, bits) in [0, 1, pairs / 2, pairs - 1].into_iter().zip(bits).filter(|_| ordered) {
                 let want = f64::from(f32::from_bits(u32::try_from(bits.as_u64().unwrap()).unwrap()));
-                if (rope.frequency(pair) - want).abs() > 3e-6 * want {
+                if (rope.frequency(pair).abs() - want).abs() > 3e-6 * want {
                     wrong.push(format!(
                         "layer {index}, pair {pair}: {:e}, not {want:e}: {config}",
                         rope.frequency(pair)
@@ -793,304 +945,6 @@ fn defaults_are_those_of_the_classes_in_transformers() {
         }
     }
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
-}
-
-// ------------------------------------------------------------------------------------------------------------- Mistral
-
-#[test]
-fn mistrals_own_files_are_read() {
-    let model = ModelRope::from_mistral(
-        &json!({"dim": 4096, "n_layers": 32, "head_dim": 128, "n_heads": 32, "rope_theta": 1000000.0, "max_seq_len": 32768, "sliding_window": 4096}).to_string(),
-    );
-    let model = model.unwrap();
-    assert_eq!(model.rope().unwrap(), &spec(128, 0, Interleaved, 1e6, Scaling::None));
-    assert_eq!((model.layers(), model.context()), (Some(32), Some(32768)));
-    // Mistral-Large-3 (P)
-    let large = json!({"dim": 7168, "n_layers": 61, "head_dim": 128, "n_heads": 128, "rope_theta": 10000.0, "max_position_embeddings": 294912,
-        "qk_rope_head_dim": 64, "qk_nope_head_dim": 128,
-        "yarn": {"original_max_position_embeddings": 8192, "factor": 36, "apply_scale": false, "beta": 32, "alpha": 1},
-        "llama_4_scaling": {"original_max_position_embeddings": 8192, "beta": 0.1}});
-    let model = ModelRope::from_mistral(&large.to_string()).unwrap();
-    let layer = model.layer(60).unwrap();
-    assert_eq!(layer.rope, Some(spec(64, 128, Interleaved, 1e4, Scaling::Yarn(Yarn::new(36.0, 8192.0)))));
-    assert_eq!(layer.logit_scale, 1.0);
-    assert_eq!(layer.query_scale, QueryScale::Mistral { beta: 0.1, original_context: 8192.0 });
-    // Without apply_scale: on the logits of latent attention, on cos and sin elsewhere.
-    let mut scaled = large.clone();
-    scaled["yarn"]["apply_scale"] = json!(true);
-    let layer = ModelRope::from_mistral(&scaled.to_string()).unwrap().kinds()[0].clone();
-    near(layer.logit_scale, (0.1 * 36f64.ln() + 1.0).powi(2));
-    assert_eq!(layer.rope.unwrap().attention_factor, 1.0);
-    let plain =
-        json!({"head_dim": 128, "rope_theta": 1e6, "yarn": {"original_max_position_embeddings": 16384, "factor": 16}});
-    near(ModelRope::from_mistral(&plain.to_string()).unwrap().rope().unwrap().attention_factor, 1.277259);
-}
-
-#[test]
-fn mistral_files_that_are_not_understood_are_refused() {
-    let refused = |config: Value| ModelRope::from_mistral(&config.to_string()).unwrap_err().to_string();
-    assert_eq!(refused(json!({"head_dim": 128})), "rope_theta is missing, RoPE needs it");
-    assert_eq!(refused(json!({"rope_theta": 1e4, "dim": 100, "n_heads": 3})), "dim 100 does not divide into 3 heads");
-    assert_eq!(
-        refused(
-            json!({"head_dim": 128, "rope_theta": 1e4, "yarn": {"factor": 16, "original_max_position_embeddings": 8192, "gamma": 1}})
-        ),
-        "yarn holds gamma, which this crate does not know"
-    );
-    assert_eq!(
-        refused(json!({"head_dim": 128, "rope_theta": 1e4, "rope_kind": "new"})),
-        "params.json holds rope_kind, which this crate does not know"
-    );
-    assert!(ModelRope::from_mistral("{").unwrap_err().to_string().starts_with("params.json is not JSON: "));
-}
-
-// ---------------------------------------------------------------------------------------------------------------- GGUF
-
-fn gguf(architecture: &str, keys: &[(&str, GgufValue)]) -> Gguf {
-    let mut gguf = Gguf::default();
-    gguf.keys.insert("general.architecture".into(), GgufValue::Text(architecture.into()));
-    for (key, value) in keys {
-        gguf.keys.insert(format!("{architecture}.{key}"), value.clone());
-    }
-    gguf
-}
-
-fn int(value: i128) -> GgufValue {
-    GgufValue::Integer(value)
-}
-
-fn float(value: f64) -> GgufValue {
-    GgufValue::Float(value)
-}
-
-fn text(value: &str) -> GgufValue {
-    GgufValue::Text(value.into())
-}
-
-#[test]
-fn gguf_models_have_llama_cpps_pairs_and_factors() {
-    // Llama 3.1: divisors in a tensor, interleaved there
-    let mut llama = gguf(
-        "llama",
-        &[
-            ("block_count", int(32)),
-            ("embedding_length", int(4096)),
-            ("attention.head_count", int(32)),
-            ("rope.dimension_count", int(128)),
-            ("rope.freq_base", float(5e5)),
-        ],
-    );
-    let law = spec(128, 0, Half, 5e5, llama3(8.0, 4.0));
-    let divisors: Vec<f64> = (0..64).map(|pair| half(128, 5e5).frequency(pair) / law.frequency(pair)).collect();
-    llama.divisors.insert("rope_freqs.weight".into(), divisors.clone());
-    let model = ModelRope::from_gguf(&llama).unwrap();
-    let rope = model.rope().unwrap();
-    assert_eq!((rope.pairing, &rope.scaling), (Interleaved, &Scaling::Divisors(divisors)));
-    (0..64).for_each(|pair| near(rope.frequency(pair), law.frequency(pair)));
-    // GPT-OSS: llama.cpp rounds the ramp's ends.
-    let oss = gguf(
-        "gpt-oss",
-        &[
-            ("attention.key_length", int(64)),
-            ("rope.freq_base", float(150000.0)),
-            ("rope.scaling.type", text("yarn")),
-            ("rope.scaling.factor", float(32.0)),
-            ("rope.scaling.original_context_length", int(4096)),
-        ],
-    );
-    let model = ModelRope::from_gguf(&oss).unwrap();
-    assert_eq!(model.rope().unwrap().scaling, Scaling::Yarn(Yarn::new(32.0, 4096.0)));
-    near(model.rope().unwrap().attention_factor, 1.346573590);
-    // DeepSeek-V3 and V2: a tenth of mscale_all_dim
-    for (log_mul, logit) in [(0.1, 1.873854), (0.0707, 1.589626)] {
-        let deepseek = gguf(
-            "deepseek2",
-            &[
-                ("attention.key_length", int(576)),
-                ("attention.key_length_mla", int(192)),
-                ("rope.dimension_count", int(64)),
-                ("rope.freq_base", float(1e4)),
-                ("rope.scaling.type", text("yarn")),
-                ("rope.scaling.factor", float(40.0)),
-                ("rope.scaling.original_context_length", int(4096)),
-                ("rope.scaling.yarn_log_multiplier", float(log_mul)),
-            ],
-        );
-        let layer = ModelRope::from_gguf(&deepseek).unwrap().kinds()[0].clone();
-        assert_eq!(layer.rope, Some(spec(64, 128, Interleaved, 1e4, Scaling::Yarn(Yarn::new(40.0, 4096.0)))));
-        near(layer.logit_scale, logit);
-    }
-    // Gemma 3: windows with a base of their own and no scaling
-    let gemma = gguf(
-        "gemma3",
-        &[
-            ("block_count", int(34)),
-            ("attention.key_length", int(256)),
-            ("rope.freq_base", float(1e6)),
-            ("rope.scaling.type", text("linear")),
-            ("rope.scaling.factor", float(8.0)),
-        ],
-    );
-    let model = ModelRope::from_gguf(&gemma).unwrap();
-    assert_eq!(model.layer(0).unwrap().rope, Some(half(256, 1e4)));
-    assert_eq!(model.layer(5).unwrap().rope, Some(spec(256, 0, Half, 1e6, Scaling::Linear { factor: 8.0 })));
-    // Qwen3-VL: four sections, the last empty
-    let qwen = gguf(
-        "qwen3vl",
-        &[
-            ("attention.key_length", int(128)),
-            ("rope.freq_base", float(5e6)),
-            ("rope.dimension_sections", GgufValue::List(vec![int(24), int(20), int(20), int(0)])),
-        ],
-    );
-    assert_eq!(ModelRope::from_gguf(&qwen).unwrap().rope().unwrap().axes, Axes::Interleaved(vec![24, 20, 20]));
-    // Phi-3 long: two lists and a factor
-    let mut phi = gguf(
-        "phi3",
-        &[
-            ("embedding_length", int(3072)),
-            ("attention.head_count", int(32)),
-            ("rope.dimension_count", int(96)),
-            ("rope.scaling.attn_factor", float(1.19023807)),
-            ("rope.scaling.original_context_length", int(4096)),
-            ("context_length", int(131072)),
-        ],
-    );
-    phi.divisors.insert("rope_factors_long.weight".into(), vec![2.0; 48]);
-    phi.divisors.insert("rope_factors_short.weight".into(), vec![1.5; 48]);
-    let model = ModelRope::from_gguf(&phi).unwrap().at_length(4097);
-    near(model.rope().unwrap().frequency(0), 0.5);
-    assert_eq!(model.rope().unwrap().attention_factor, 1.19023807);
-    // Llama 4 and a model with ALiBi
-    let llama4 = gguf("llama4", &[("block_count", int(8)), ("attention.key_length", int(128))]);
-    let model = ModelRope::from_gguf(&llama4).unwrap();
-    assert_eq!(model.layer(3).unwrap().query_scale, QueryScale::Llama4 { scale: 0.1, floor: 8192.0 });
-    assert_eq!(model.layer(3).unwrap().rope, None);
-    assert!(ModelRope::from_gguf(&gguf("mpt", &[])).unwrap().describe().contains("ALiBi"));
-}
-
-/// A file as llama.cpp writes it, version 3: keys, a vocabulary to pass over, one tensor to read and one not to.
-fn file() -> Vec<u8> {
-    let mut bytes = b"GGUF".to_vec();
-    bytes.extend(3u32.to_le_bytes());
-    bytes.extend(2u64.to_le_bytes());
-    bytes.extend(6u64.to_le_bytes());
-    let string = |bytes: &mut Vec<u8>, text: &str| {
-        bytes.extend((text.len() as u64).to_le_bytes());
-        bytes.extend(text.as_bytes());
-    };
-    string(&mut bytes, "general.architecture");
-    bytes.extend(8u32.to_le_bytes());
-    string(&mut bytes, "llama");
-    for (key, value) in [("llama.attention.key_length", 8u32), ("llama.block_count", 2)] {
-        string(&mut bytes, key);
-        bytes.extend(4u32.to_le_bytes());
-        bytes.extend(value.to_le_bytes());
-    }
-    string(&mut bytes, "llama.rope.freq_base");
-    bytes.extend(6u32.to_le_bytes());
-    bytes.extend(500000f32.to_le_bytes());
-    string(&mut bytes, "tokenizer.ggml.tokens");
-    bytes.extend(9u32.to_le_bytes());
-    bytes.extend(8u32.to_le_bytes());
-    bytes.extend(2u64.to_le_bytes());
-    string(&mut bytes, "<s>");
-    string(&mut bytes, "rope");
-    string(&mut bytes, "tokenizer.ggml.scores");
-    bytes.extend(9u32.to_le_bytes());
-    bytes.extend(6u32.to_le_bytes());
-    bytes.extend(1u64.to_le_bytes());
-    bytes.extend(0.5f32.to_le_bytes());
-    for (name, kind, offset) in [("token_embd.weight", 8u32, 0u64), ("rope_freqs.weight", 0, 32)] {
-        string(&mut bytes, name);
-        bytes.extend(1u32.to_le_bytes());
-        bytes.extend(4u64.to_le_bytes());
-        bytes.extend(kind.to_le_bytes());
-        bytes.extend(offset.to_le_bytes());
-    }
-    bytes.resize(bytes.len().next_multiple_of(32) + 32, 0xff);
-    for divisor in [1.0f32, 1.0, 2.5, 8.0] {
-        bytes.extend(divisor.to_le_bytes());
-    }
-    bytes
-}
-
-#[test]
-fn a_gguf_file_is_read() {
-    let gguf = Gguf::read(Cursor::new(file())).unwrap();
-    assert_eq!(gguf.divisors["rope_freqs.weight"], [1.0, 1.0, 2.5, 8.0]);
-    assert_eq!(gguf.keys["tokenizer.ggml.scores"], GgufValue::List(vec![float(0.5)]));
-    assert!(!gguf.keys.contains_key("tokenizer.ggml.tokens"));
-    let model = ModelRope::from_gguf(&gguf).unwrap();
-    assert_eq!(model.rope().unwrap(), &spec(8, 0, Interleaved, 5e5, Scaling::Divisors(vec![1.0, 1.0, 2.5, 8.0])));
-}
-
-/// Every file that is cut short, and many with one byte changed: an error or a result, no panic and no great allocation.
-#[test]
-fn damaged_gguf_files_are_refused() {
-    let whole = file();
-    for length in 0..whole.len() - 32 {
-        assert!(Gguf::read(Cursor::new(&whole[..length])).is_err(), "{length} bytes");
-    }
-    for at in 0..whole.len() {
-        for value in [0, 0x7f, 0xff] {
-            let mut damaged = whole.clone();
-            damaged[at] = value;
-            if let Ok(gguf) = Gguf::read(Cursor::new(damaged)) {
-                let _ = ModelRope::from_gguf(&gguf);
-            }
-        }
-    }
-    let message = |bytes: &[u8]| Gguf::read(Cursor::new(bytes.to_vec())).unwrap_err().to_string();
-    assert_eq!(message(b"GGML...."), "the file starts with [71, 71, 77, 76], a GGUF file starts with \"GGUF\"");
-    assert_eq!(
-        message(b"GGUF\x01\0\0\0"),
-        "the GGUF file has version 1, this crate reads little-endian versions 2 and 3"
-    );
-}
-
-#[test]
-fn gguf_metadata_that_is_not_understood_is_refused() {
-    let refused = |gguf: &Gguf| ModelRope::from_gguf(gguf).unwrap_err().to_string();
-    assert_eq!(refused(&Gguf::default()), "general.architecture is missing");
-    assert_eq!(refused(&gguf("newarch", &[])), "general.architecture is \"newarch\", which this crate does not know");
-    let with = |keys: &[(&str, GgufValue)]| {
-        let mut all = vec![("attention.key_length", int(128))];
-        all.extend(keys.iter().cloned());
-        refused(&gguf("llama", &all))
-    };
-    assert_eq!(
-        with(&[("rope.fancy", float(1.0))]),
-        "the metadata holds llama.rope.fancy, which this crate does not know"
-    );
-    assert_eq!(
-        with(&[("rope.scaling.type", text("cubic"))]),
-        "llama.rope.scaling.type is \"cubic\", this crate knows none, linear, yarn and longrope"
-    );
-    assert_eq!(
-        with(&[("rope.dimension_count", int(129))]),
-        "llama.rope.dimension_count is 129, it must be even and at most the head's 128"
-    );
-    assert_eq!(with(&[("rope.freq_base", text("big"))]), "llama.rope.freq_base is \"big\", it must be a number");
-    assert_eq!(
-        with(&[("rope.scaling.type", text("yarn")), ("rope.scaling.factor", float(4.0))]),
-        "llama.rope.scaling.original_context_length is missing, the scaling yarn needs it"
-    );
-    assert_eq!(
-        with(&[("rope.scaling.factor", float(0.5))]),
-        "the linear scaling's factor is 0.5, it must be finite and at least 1"
-    );
-    let mut short = gguf("llama", &[("attention.key_length", int(128))]);
-    short.divisors.insert("rope_freqs.weight".into(), vec![1.0; 63]);
-    assert_eq!(refused(&short), "rope_freqs.weight holds 63 divisors, the rotary part has 64 pairs");
-    assert_eq!(
-        refused(&gguf("gemma4", &[("attention.key_length", int(128)), ("block_count", int(2))])),
-        "gemma4.attention.sliding_window_pattern is missing, the architecture \"gemma4\" needs it"
-    );
-    assert_eq!(
-        refused(&gguf("llama", &[("embedding_length", int(100)), ("attention.head_count", int(3))])),
-        "llama.embedding_length 100 does not divide into 3 heads"
-    );
 }
 
 // ------------------------------------------------------------------------------------------------------------ refusals
@@ -1112,7 +966,7 @@ fn configs_that_are_not_understood_are_refused() {
         (json!({"model_type": 7}), "model_type is 7, it must be a string"),
         (
             llama(json!({"rope_scaling": {"type": "cubic", "factor": 2.0}})),
-            "rope_type is \"cubic\", this crate knows default, linear, dynamic, ntk, yarn, longrope, llama3 and proportional",
+            "rope_type is \"cubic\", this crate knows default, linear, dynamic, ntk, ntk_alpha, yarn, longrope, llama3 and proportional",
         ),
         (llama(json!({"rope_scaling": 3})), "rope_scaling is 3, it must be an object or null"),
         (llama(json!({"rope_scaling": {"type": "linear"}})), "factor is missing, rope_type \"linear\" needs it"),
@@ -1311,4 +1165,70 @@ fn configs_that_are_not_understood_are_refused() {
     );
     let model = hf(json!({"model_type": "llama", "head_dim": 128, "num_hidden_layers": 2}));
     assert_eq!(model.layer(2).unwrap_err().to_string(), "layer 2 is asked for, the model has 2");
+}
+
+/// Every key of every known type's config, and every key of its parameters, with a value that is not one: an error that ends
+/// in one sentence, or a spec inside its law; never a panic.
+#[test]
+fn no_value_of_a_key_panics() {
+    let golden: Value = serde_json::from_str(include_str!("../../golden/rope_models_hf.json")).unwrap();
+    let odd = [
+        json!(null),
+        json!("x"),
+        json!(""),
+        json!(true),
+        json!(-1),
+        json!(0),
+        json!(3),
+        json!(0.5),
+        json!(1e300),
+        json!(18446744073709551615u64),
+        json!([]),
+        json!([0, "x", null]),
+        json!({}),
+        json!({"full_attention": 3}),
+    ];
+    let check = |config: &Value| match ModelRope::from_hf(&config.to_string()) {
+        Err(error) => {
+            let text = error.to_string();
+            assert!(!text.is_empty() && !text.contains('\n') && text.len() < 600, "{text}: {config}");
+            false
+        }
+        Ok(model) => {
+            assert!(!model.describe().is_empty());
+            for kind in model.at_length(1 << 40).kinds() {
+                if let Some(rope) = &kind.rope {
+                    rope.check().unwrap();
+                    let last = rope.pairs() - 1;
+                    let _ = (rope.rate(last), rope.compat_frequency(last), rope.angle(-5, last));
+                }
+            }
+            true
+        }
+    };
+    let (mut understood, mut refused) = (0, 0);
+    let mut seen = std::collections::BTreeSet::new();
+    for case in golden["cases"].as_array().unwrap() {
+        let config = &case["config"];
+        // A config of each type and form.
+        let form: Vec<_> = config.as_object().unwrap().keys().cloned().collect();
+        if !seen.insert((config["model_type"].to_string(), form.clone())) {
+            continue;
+        }
+        for value in &odd {
+            for key in &form {
+                let mut changed = config.clone();
+                changed[key] = value.clone();
+                *(if check(&changed) { &mut understood } else { &mut refused }) += 1;
+                let inner: Vec<_> = config[key].as_object().into_iter().flat_map(|map| map.keys().cloned()).collect();
+                for inner in inner {
+                    let mut changed = config.clone();
+                    changed[key][&inner] = value.clone();
+                    *(if check(&changed) { &mut understood } else { &mut refused }) += 1;
+                }
+            }
+        }
+    }
+    println!("{understood} configs understood, {refused} refused");
+    assert!(understood > 5_000 && refused > 10_000, "{understood} understood, {refused} refused");
 }

@@ -1,0 +1,416 @@
+//! Biases and their softmax on the CPU in vectors and threads: what [`Bias::write`], [`Bias::add`] and [`Softmax::apply`]
+//! run.
+//!
+//! The reference is the loop behind [`Softmax::expect`]; tests hold this to it.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::bias::{Bias, Inputs, Order, Place, Places, Softmax};
+use crate::cpu::Part;
+use crate::cpu::vector::{add as add_to, exp, largest, narrow, sum, wide, widen};
+use crate::{Logits, Scalar};
+
+/// Elements below which a thread is not worth its start, about 20 microseconds of work.
+const GRAIN_OF_BIAS: usize = 1 << 15;
+const GRAIN_OF_SOFTMAX: usize = 1 << 13;
+
+fn part(shape: &Logits) -> Part {
+    Part::whole([shape.batch, shape.heads, shape.queries], shape.strides)
+}
+
+/// A row's place: sequence, head and query.
+type At = [usize; 3];
+
+/// The bias of some keys of a row.
+#[inline(always)]
+fn fill(
+    bias: Bias,
+    places: &Places<&[i32]>,
+    shape: &Logits,
+    [batch, head, query]: At,
+    keys: Range<usize>,
+    row: &mut [f64],
+) {
+    let at = places.query(shape, batch, query);
+    let (Place::From(start), None) = (places.keys, places.packed) else {
+        for (key, bias_of_key) in keys.zip(row) {
+            *bias_of_key = if places.packed.is_some() && !places.meet(shape, batch, query, key) {
+                f64::NEG_INFINITY
+            } else {
+                bias.at(batch, head, at, places.key(shape, batch, key))
+            };
+        }
+        return;
+    };
+    // Keys follow one another, and so do distances.
+    let first = start + keys.start as i64 - at;
+    // How many of the row's distances lie below one; a row has fewer than 2^31.
+    let below = |distance: i64| distance.saturating_sub(first).clamp(0, row.len() as i64) as usize;
+    match bias {
+        Bias::None => row.fill(0.0),
+        Bias::Slopes(slopes) => {
+            let index = if slopes.batch == 1 { 0 } else { batch * slopes.heads } + head;
+            let (past, future) = (below(0), below(1));
+            line(&mut row[..past], f64::from(slopes.left[index]), first);
+            row[past..future].fill(0.0);
+            line(&mut row[future..], -f64::from(slopes.right[index]), first.max(1));
+        }
+        Bias::Toeplitz(toeplitz) => {
+            let count = toeplitz.distances();
+            let values = &toeplitz.values[head * count..(head + 1) * count];
+            // What lies outside takes the value at the nearer end.
+            let (low, high) = (below(toeplitz.first), below(toeplitz.first.saturating_add(count as i64)));
+            row[..low].fill(f64::from(values[0]));
+            let skip = first.saturating_sub(toeplitz.first).clamp(0, count as i64) as usize;
+            widen(&values[skip..skip + (high - low)], &mut row[low..high]);
+            row[high..].fill(f64::from(values[count - 1]));
+        }
+        Bias::Fire(_) => {
+            for (key, row) in keys.zip(row) {
+                *row = bias.at(batch, head, at, start + key as i64);
+            }
+        }
+    }
+}
+
+/// `slope * distance` from a first distance on.
+#[inline(always)]
+fn line(row: &mut [f64], slope: f64, first: i64) {
+    let first = first as f64;
+    // A row has fewer than 2^31 keys, and 32 bits become vectors of f64.
+    for (i, x) in (0i32..).zip(row) {
+        *x = slope * (first + f64::from(i));
+    }
+}
+
+/// [`Bias::write`] of checked arguments.
+pub(super) fn write<T: Scalar>(bias: Bias, out: &mut [T], shape: &Logits, places: &Places<&[i32]>) {
+    if shape.is_empty() {
+        return;
+    }
+    part(shape).share_out(&mut out[shape.offset..], shape.keys, GRAIN_OF_BIAS, &|part, out| {
+        let mut row = vec![0.0; shape.keys];
+        part.rows(out, shape.keys, |at, out| {
+            wide(
+                #[inline(always)]
+                || {
+                    fill(bias, places, shape, at, 0..shape.keys, &mut row);
+                    narrow(&row, out);
+                },
+            );
+        });
+    });
+}
+
+/// [`Bias::add`] of checked arguments.
+pub(super) fn add<T: Scalar>(bias: Bias, logits: &mut [T], shape: &Logits, places: &Places<&[i32]>) {
+    if shape.is_empty() {
+        return;
+    }
+    part(shape).share_out(&mut logits[shape.offset..], shape.keys, GRAIN_OF_BIAS, &|part, x| {
+        let (mut row, mut room) = (vec![0.0; shape.keys], vec![0.0; shape.keys]);
+        part.rows(x, shape.keys, |at, x| {
+            wide(
+                #[inline(always)]
+                || {
+                    fill(bias, places, shape, at, 0..shape.keys, &mut row);
+                    add_to(x, 1.0, &row, &mut room);
+                },
+            );
+        });
+    });
+}
+
+/// [`Softmax::apply`] of checked arguments: the log-sum-exp of each row.
+pub(super) fn softmax<T: Scalar>(softmax: &Softmax, x: &mut [T], shape: &Logits, inputs: &Inputs<T>) -> Vec<f32> {
+    let rows = shape.batch * shape.heads * shape.queries;
+    // Each row's bits, written by whichever thread has the row.
+    let lse: Vec<AtomicU32> = (0..rows).map(|_| AtomicU32::new(f32::NEG_INFINITY.to_bits())).collect();
+    let put = |[batch, head, query]: At, value: f64| {
+        let row = (batch * shape.heads + head) * shape.queries + query;
+        lse[row].store((value as f32).to_bits(), Ordering::Relaxed);
+    };
+    let work = |part: Part, x: &mut [T]| {
+        let mut buffers = [(); 2].map(|()| vec![0.0; shape.keys]);
+        part.rows(x, shape.keys, |at, x| {
+            let value = wide(
+                #[inline(always)]
+                || row(softmax, x, shape, inputs, at, &mut buffers),
+            );
+            put(at, value.unwrap_or_else(|| softmax.apply_row(x, shape, inputs, at)));
+        });
+    };
+    let whole = part(shape);
+    if shape.keys == 0 {
+        // There is nothing to write, and still a row may have a sink.
+        (0..shape.batch).for_each(|batch| {
+            (0..shape.heads).for_each(|head| {
+                (0..shape.queries).for_each(|query| {
+                    let at = [batch, head, query];
+                    put(at, softmax.apply_row(&mut [], shape, inputs, at));
+                });
+            });
+        });
+    } else if rows > 0 {
+        whole.share_out(&mut x[shape.offset..], shape.keys, GRAIN_OF_SOFTMAX, &work);
+    }
+    lse.into_iter().map(|bits| f32::from_bits(bits.into_inner())).collect()
+}
+
+/// The softmax of a row whose keys follow one another and whose logits are numbers; nothing else is touched.
+#[inline(always)]
+fn row<T: Scalar>(
+    softmax: &Softmax,
+    x: &mut [T],
+    shape: &Logits,
+    inputs: &Inputs<T>,
+    at: At,
+    [z, bias]: &mut [Vec<f64>; 2],
+) -> Option<f64> {
+    let [batch, head, query] = at;
+    let places = &inputs.positions;
+    let (Place::From(start), None) = (places.keys, places.packed) else { return None };
+    if !places.has(shape, batch, query) {
+        return None;
+    }
+    let position = places.query(shape, batch, query);
+    let keys = places.key_lengths.map_or(shape.keys, |lengths| usize::try_from(lengths[batch]).unwrap_or(0));
+    let (left, right) = softmax.window();
+    // Keys below a position; there are fewer than 2^31.
+    let below = |position: i64| position.saturating_sub(start).clamp(0, keys as i64) as usize;
+    let (low, high) = (below(position.saturating_add(left)), below(position.saturating_add(right).saturating_add(1)));
+    if low >= high {
+        return None;
+    }
+    let (z, bias) = (&mut z[..high - low], &mut bias[..high - low]);
+    widen(&x[low..high], z);
+    let scale = f64::from(softmax.scale);
+    if matches!(inputs.bias, Bias::None) {
+        z.iter_mut().for_each(|z| *z *= scale);
+        cap(z, softmax);
+    } else {
+        fill(inputs.bias, places, shape, at, low..high, bias);
+        if let Some(gates) = inputs.gates {
+            let gate = f64::from(gates[(batch * shape.heads + head) * shape.queries + query]);
+            bias.iter_mut().for_each(|bias| *bias *= gate);
+        }
+        let both = z.iter_mut().zip(&*bias);
+        match softmax.order {
+            Order::SoftcapThenBias if softmax.softcap.is_none() => both.for_each(|(z, bias)| *z = *z * scale + bias),
+            Order::SoftcapThenBias => {
+                z.iter_mut().for_each(|z| *z *= scale);
+                cap(z, softmax);
+                z.iter_mut().zip(&*bias).for_each(|(z, bias)| *z += bias);
+            }
+            Order::BiasThenSoftcap => {
+                both.for_each(|(z, bias)| *z = *z * scale + bias);
+                cap(z, softmax);
+            }
+            Order::BiasThenScale => {
+                both.for_each(|(z, bias)| *z = (*z + bias) * scale);
+                cap(z, softmax);
+            }
+        }
+    }
+    if let Some((mask, mask_shape)) = inputs.mask {
+        let at = |size: usize, index: usize| if size == 1 { 0 } else { index };
+        let first = mask_shape.index(
+            at(mask_shape.batch, batch),
+            at(mask_shape.heads, head),
+            at(mask_shape.queries, query),
+            low,
+        );
+        widen(&mask[first..first + (high - low)], bias);
+        z.iter_mut().zip(&*bias).for_each(|(z, mask)| *z += mask);
+    }
+    let sink = inputs.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
+    let max = largest(z).max(sink);
+    if !max.is_finite() {
+        return None;
+    }
+    z.iter_mut().for_each(|z| *z = exp(*z - max));
+    let total = sum(z) + exp(sink - max);
+    if !total.is_finite() {
+        return None;
+    }
+    let share = 1.0 / total;
+    z.iter_mut().for_each(|z| *z *= share);
+    x[..low].fill(T::from_f32(0.0));
+    narrow(z, &mut x[low..high]);
+    x[high..].fill(T::from_f32(0.0));
+    Some(max + total.ln())
+}
+
+/// The softcap, where there is one.
+fn cap(z: &mut [f64], softmax: &Softmax) {
+    if let Some(cap) = softmax.softcap {
+        let cap = f64::from(cap);
+        z.iter_mut().for_each(|z| *z = cap * (*z / cap).tanh());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accuracy::{assert_close, rounded};
+    use crate::bias::{Alibi, Sides, T5Bias, Toeplitz};
+    use half::{bf16, f16};
+
+    /// Numbers of magnitude 0.5 to 2 by index, no two alike.
+    fn data<T: Scalar>(n: usize, seed: u64) -> Vec<T> {
+        let value = |i: usize| {
+            let bits = (i as u64 + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            (0.5 + 1.5 * (bits >> 11) as f64 / (1u64 << 53) as f64) * if bits & 1 == 0 { 1.0 } else { -1.0 }
+        };
+        (0..n).map(|i| T::from_f64(value(i))).collect()
+    }
+
+    const SHAPE: Logits = Logits { batch: 2, heads: 4, queries: 3, keys: 13, offset: 5, strides: [200, 50, 15] };
+    const PLACED: [i32; 26] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3];
+
+    fn places() -> Vec<Places<&'static [i32]>> {
+        vec![
+            Places::last(),
+            Places::from(5, 0),
+            Places::from(-3, 4),
+            Places { key_lengths: Some(&[7, 13]), query_lengths: Some(&[2, 3]), ..Places::from(4, 0) },
+            Places { key_lengths: Some(&[0, 2]), ..Places::last() },
+            Places { queries: Place::Each(&PLACED[3..]), ..Places::from(0, 0) },
+            Places { keys: Place::Each(&PLACED), ..Places::from(5, 0) },
+        ]
+    }
+
+    fn with_biases(check: impl Fn(Bias)) {
+        let slopes = |sides| Alibi { sides, ..Alibi::new(4) }.slopes().unwrap();
+        check(Bias::None);
+        check(Bias::Slopes(&slopes(Sides::Symmetric)));
+        check(Bias::Slopes(&slopes(Sides::Signed)));
+        check(Bias::Slopes(&slopes(Sides::Halves)));
+        let own: Vec<f32> = (1..=8).map(|i| i as f32 / 16.0).collect();
+        check(Bias::Slopes(&crate::Slopes::symmetric(4, &own).unwrap()));
+        let t5 = T5Bias::new(8, 5, true);
+        check(Bias::Toeplitz(&t5.row(&data::<f32>(8 * 4, 3), 4).unwrap()));
+        let wide = Toeplitz::from_law(4, -40..=40, |head, distance| (head as f64 + 0.5) * (distance as f64).sin());
+        check(Bias::Toeplitz(&wide.unwrap()));
+    }
+
+    #[test]
+    fn biases_are_their_law() {
+        fn check<T: Scalar>(bias: Bias, places: &Places<&[i32]>, packed: bool) {
+            let shape = if packed { Logits { batch: 1, ..SHAPE } } else { SHAPE };
+            if matches!(bias, Bias::Slopes(slopes) if slopes.batch > shape.batch) {
+                return;
+            }
+            let before = data::<T>(SHAPE.span().unwrap() + 4, 1);
+            let (mut written, mut added) = (before.clone(), before.clone());
+            bias.write(&mut written, &shape, places).unwrap();
+            bias.add(&mut added, &shape, places).unwrap();
+            let old = |i: usize| before[i].to_f64();
+            let (mut want_written, mut want_added) =
+                ((0..before.len()).map(old).collect::<Vec<_>>(), (0..before.len()).map(old).collect::<Vec<_>>());
+            for batch in 0..shape.batch {
+                for (head, query, key) in
+                    (0..4).flat_map(|h| (0..3).flat_map(move |q| (0..13).map(move |k| (h, q, k)))).collect::<Vec<_>>()
+                {
+                    let index = shape.index(batch, head, query, key);
+                    let value = if packed && !places.meet(&shape, batch, query, key) {
+                        f64::NEG_INFINITY
+                    } else {
+                        bias.at(batch, head, places.query(&shape, batch, query), places.key(&shape, batch, key))
+                    };
+                    want_written[index] = T::from_f64(value).to_f64();
+                    want_added[index] = T::from_f64(old(index) + value).to_f64();
+                }
+            }
+            assert_close(&written, &want_written, |_| 0.0);
+            assert_close(&added, &want_added, |_| 0.0);
+        }
+        with_biases(|bias| {
+            for places in places() {
+                check::<f32>(bias, &places, false);
+                check::<f16>(bias, &places, false);
+                check::<bf16>(bias, &places, false);
+            }
+            check::<f32>(bias, &Places::packed(&[0, 2, 3], &[1, 5, 12], 2), true);
+        });
+    }
+
+    fn softmaxes() -> Vec<Softmax> {
+        let plain = Softmax::new(0.7);
+        let capped = |order| Softmax { softcap: Some(1.5), order, left: Some(4), right: Some(1), ..plain };
+        vec![
+            plain,
+            Softmax::causal(0.7),
+            Softmax { left: Some(2), right: Some(0), ..plain },
+            capped(Order::SoftcapThenBias),
+            capped(Order::BiasThenSoftcap),
+            capped(Order::BiasThenScale),
+            Softmax { order: Order::BiasThenScale, ..plain },
+        ]
+    }
+
+    /// The reference, within half an ulp of the type and the doc's 1e-12.
+    fn is_reference<T: Scalar>(softmax: &Softmax, x: &[T], inputs: &Inputs<T>) {
+        let expected = softmax.expect(x, &SHAPE, inputs).unwrap();
+        let mut got = x.to_vec();
+        let lse = softmax.apply(&mut got, &SHAPE, inputs).unwrap();
+        assert_close(&got, &expected.want, |i| {
+            let want = expected.want[i];
+            if expected.bound[i] == 0.0 { 0.0 } else { rounded::<T>(want, want.abs() * 1e-12) }
+        });
+        assert_close(&lse, &expected.lse, |i| rounded::<f32>(expected.lse[i], 1e-12));
+    }
+
+    #[test]
+    fn softmax_is_its_reference() {
+        fn check<T: Scalar>(bias: Bias) {
+            let x = data::<T>(SHAPE.span().unwrap() + 4, 1);
+            let (sinks, gates) = (data::<f32>(4, 50), data::<f32>(2 * 4 * 3, 60));
+            let mut mask = data::<T>(2 * 3 * 13, 70);
+            mask[17] = T::from_f64(f64::NEG_INFINITY);
+            mask[40..52].fill(T::from_f64(f64::NEG_INFINITY));
+            for softmax in softmaxes() {
+                for positions in places() {
+                    let inputs = Inputs { bias, ..Inputs::at(positions) };
+                    is_reference(&softmax, &x, &inputs);
+                    is_reference(&softmax, &x, &Inputs { sinks: Some(&sinks), gates: Some(&gates), ..inputs });
+                    let mask = Some((&mask[..], Logits::bhqk(2, 1, 3, 13)));
+                    is_reference(&softmax, &x, &Inputs { mask, ..inputs });
+                }
+            }
+        }
+        with_biases(|bias| {
+            check::<f32>(bias);
+            check::<f16>(bias);
+            check::<bf16>(bias);
+        });
+    }
+
+    #[test]
+    fn what_is_no_number_is_as_the_reference_has_it() {
+        let mut x = data::<f32>(SHAPE.span().unwrap() + 4, 1);
+        x[SHAPE.index(0, 0, 0, 3)] = f32::NAN;
+        x[SHAPE.index(0, 1, 1, 5)] = f32::INFINITY;
+        x[SHAPE.index(1, 2, 2, 7)] = f32::NEG_INFINITY;
+        x[SHAPE.index(1, 3, 0, 0)..][..13].fill(f32::NEG_INFINITY);
+        for softmax in softmaxes() {
+            is_reference(&softmax, &x, &Inputs::at(Places::from(6, 0)));
+        }
+    }
+
+    #[test]
+    fn threads_do_not_show() {
+        let shape = Logits::bhqk(2, 4, 96, 70);
+        let slopes = Alibi::new(4).slopes().unwrap();
+        let x = data::<f32>(shape.elements().unwrap(), 9);
+        let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::at(Places::from(0, 0)) };
+        let [one, two] = [1, 3].map(|threads| {
+            let mut x = x.clone();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let lse = pool.install(|| Softmax::causal(0.5).apply(&mut x, &shape, &inputs)).unwrap();
+            (x, lse)
+        });
+        assert!(one == two);
+    }
+}

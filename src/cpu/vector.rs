@@ -1,0 +1,348 @@
+//! Loops that a compiler makes vectors of: no library function and no branch stands in them.
+//!
+//! They are written for any processor and compiled twice: for the least one, and for the vectors of four `f64` that most
+//! have, which [`wide`] chooses when it runs. Nothing is fused or reordered, so both give the same bits.
+
+use crate::Scalar;
+
+/// Runs `work` with this processor's vectors. What it calls must be inlined into it.
+#[inline]
+pub(crate) fn wide<R>(work: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(work)
+}
+
+/// The exact values.
+#[inline(always)]
+pub(crate) fn widen<T: Scalar>(from: &[T], to: &mut [f64]) {
+    if T::NAME == f32::NAME {
+        return widen_f32(bytemuck::cast_slice(from), to);
+    }
+    let mut between = [0f32; 64];
+    for (from, to) in from.chunks(64).zip(to.chunks_mut(64)) {
+        T::widen(from, &mut between[..from.len()]);
+        widen_f32(&between[..from.len()], to);
+    }
+}
+
+#[inline(always)]
+fn widen_f32(from: &[f32], to: &mut [f64]) {
+    for (from, to) in from.iter().zip(to) {
+        *to = f64::from(*from);
+    }
+}
+
+/// The nearest values, as [`Scalar::from_f64`] gives them.
+#[inline(always)]
+pub(crate) fn narrow<T: Scalar>(from: &[f64], to: &mut [T]) {
+    if T::NAME == f32::NAME {
+        for (from, to) in from.iter().zip(bytemuck::cast_slice_mut::<T, f32>(to)) {
+            *to = *from as f32;
+        }
+        return;
+    }
+    let mut between = [0f32; 64];
+    for (from, to) in from.chunks(64).zip(to.chunks_mut(64)) {
+        for (from, between) in from.iter().zip(&mut between) {
+            *between = to_odd(*from);
+        }
+        T::narrow(&between[..from.len()], to);
+    }
+}
+
+/// [`crate::scalar`]'s rounding to odd, without a branch: one step towards `value` from an even neighbour.
+#[inline(always)]
+fn to_odd(value: f64) -> f32 {
+    let near = value as f32;
+    let (exact, rounded) = (value.abs(), f64::from(near.abs()));
+    let step = u32::from(exact > rounded).wrapping_sub(u32::from(exact < rounded));
+    let even = (near.to_bits() & 1) ^ 1;
+    f32::from_bits(near.to_bits().wrapping_add(step & even.wrapping_neg()))
+}
+
+/// `x = x * scale + more`, rounded once; `row` is room for it.
+#[inline(always)]
+pub(crate) fn add<T: Scalar>(x: &mut [T], scale: f64, more: &[f64], row: &mut [f64]) {
+    if T::NAME == f32::NAME {
+        for (x, more) in bytemuck::cast_slice_mut::<T, f32>(x).iter_mut().zip(more) {
+            *x = (f64::from(*x) * scale + more) as f32;
+        }
+        return;
+    }
+    widen(x, row);
+    for (x, more) in row.iter_mut().zip(more) {
+        *x = *x * scale + more;
+    }
+    narrow(row, x);
+}
+
+/// `out = a + b`, rounded once: every type's sum of two is right when `f32` rounds it first, which has more than twice the
+/// bits.
+#[inline(always)]
+pub(crate) fn add_two<T: Scalar>(out: &mut [T], a: &[T], b: &[T]) {
+    if T::NAME == f32::NAME {
+        let (a, b): (&[f32], &[f32]) = (bytemuck::cast_slice(a), bytemuck::cast_slice(b));
+        for ((out, a), b) in bytemuck::cast_slice_mut::<T, f32>(out).iter_mut().zip(a).zip(b) {
+            *out = a + b;
+        }
+        return;
+    }
+    let (mut sum, mut more) = ([0f32; 64], [0f32; 64]);
+    for ((out, a), b) in out.chunks_mut(64).zip(a.chunks(64)).zip(b.chunks(64)) {
+        let n = out.len();
+        T::widen(a, &mut sum[..n]);
+        T::widen(b, &mut more[..n]);
+        sum.iter_mut().zip(&more).for_each(|(sum, more)| *sum += more);
+        T::narrow(&sum[..n], out);
+    }
+}
+
+/// The sum, in eight parts.
+#[inline(always)]
+pub(crate) fn sum(x: &[f64]) -> f64 {
+    let mut parts = [0.0; 8];
+    let (eights, rest) = x.as_chunks::<8>();
+    for eight in eights {
+        for (part, x) in parts.iter_mut().zip(eight) {
+            *part += x;
+        }
+    }
+    parts.iter().sum::<f64>() + rest.iter().sum::<f64>()
+}
+
+/// The largest number; NaN is passed over.
+#[inline(always)]
+pub(crate) fn largest(x: &[f64]) -> f64 {
+    let mut parts = [f64::NEG_INFINITY; 8];
+    let (eights, rest) = x.as_chunks::<8>();
+    for eight in eights {
+        for (part, x) in parts.iter_mut().zip(eight) {
+            *part = if *x > *part { *x } else { *part };
+        }
+    }
+    parts.iter().chain(rest).fold(f64::NEG_INFINITY, |most, x| most.max(*x))
+}
+
+/// `e^x` for `x` up to 700, within 1e-12 of itself; 0 below -700.
+#[inline(always)]
+pub(crate) fn exp(x: f64) -> f64 {
+    /// Added to a small number, it leaves the nearest whole number in the lowest bits.
+    const WHOLE: f64 = 6755399441055744.0;
+    const LN_2_LO: f64 = 1.9082149292705877e-10;
+    const LN_2_HI: f64 = std::f64::consts::LN_2 - LN_2_LO;
+    let held = if x < -700.0 { -700.0 } else { x };
+    let shifted = held * std::f64::consts::LOG2_E + WHOLE;
+    let whole = shifted - WHOLE;
+    let rest = held - whole * LN_2_HI - whole * LN_2_LO;
+    // Taylor's polynomial of degree 10 on half of ln 2 to each side, off by 2.3e-13.
+    let e = horner(
+        rest,
+        &[
+            1.0 / 3628800.0,
+            1.0 / 362880.0,
+            1.0 / 40320.0,
+            1.0 / 5040.0,
+            1.0 / 720.0,
+            1.0 / 120.0,
+            1.0 / 24.0,
+            1.0 / 6.0,
+            0.5,
+            1.0,
+            1.0,
+        ],
+    );
+    // The whole number goes to the exponent.
+    let e = f64::from_bits(e.to_bits().wrapping_add(shifted.to_bits() << 52));
+    if x < -700.0 { 0.0 } else { e }
+}
+
+#[inline(always)]
+fn horner(z: f64, coefficients: &[f64]) -> f64 {
+    coefficients.iter().fold(0.0, |sum, c| sum * z + c)
+}
+
+/// Sine and cosine of a phase in units of 2^-64 turn, within 1e-15.
+#[inline(always)]
+pub(crate) fn sin_cos_of_phase(phase: u64) -> (f64, f64) {
+    let turned = phase.wrapping_add(1 << 61);
+    let quadrant = turned >> 62;
+    // The lower 62 bits as the fraction of a number from 1 to 2: no conversion from 64-bit integers, which SSE2 lacks.
+    let quarter = f64::from_bits((turned << 2 >> 12) | 1.0f64.to_bits()) - 1.5;
+    sin_cos(quadrant, quarter * std::f64::consts::FRAC_PI_2)
+}
+
+/// Sine and cosine of `hi + lo` turns times `t`, for up to 2^48 turns, within 2^-50 of themselves: at the zeros of both
+/// too.
+#[inline(always)]
+pub(crate) fn sin_cos_of_turns(t: f64, hi: f64, lo: f64) -> (f64, f64) {
+    /// Added to a number below 2^51, it leaves the nearest whole number in the lowest bits.
+    const WHOLE: f64 = 6755399441055744.0;
+    // The product in 106 bits.
+    let product = t * hi;
+    let rest = t.mul_add(hi, -product) + t * lo;
+    let shifted = product * 4.0 + WHOLE;
+    let quarters = shifted - WHOLE;
+    // The difference is exact, so that the rest keeps all its bits.
+    let turns = (product - quarters * 0.25) + rest;
+    sin_cos(shifted.to_bits() & 3, turns * std::f64::consts::TAU)
+}
+
+/// Sine and cosine of quarter turns and an angle of at most an eighth of a turn: Taylor's polynomials of degree 15 and 16,
+/// which are off by 5e-17.
+#[inline(always)]
+fn sin_cos(quadrant: u64, x: f64) -> (f64, f64) {
+    let z = x * x;
+    let s = horner(
+        z,
+        &[
+            -1.0 / 1307674368000.0,
+            1.0 / 6227020800.0,
+            -1.0 / 39916800.0,
+            1.0 / 362880.0,
+            -1.0 / 5040.0,
+            1.0 / 120.0,
+            -1.0 / 6.0,
+        ],
+    );
+    let s = x + x * z * s;
+    let c = horner(
+        z,
+        &[
+            1.0 / 20922789888000.0,
+            -1.0 / 87178291200.0,
+            1.0 / 479001600.0,
+            -1.0 / 3628800.0,
+            1.0 / 40320.0,
+            -1.0 / 720.0,
+            1.0 / 24.0,
+            -0.5,
+            1.0,
+        ],
+    );
+    // Quadrant 0: (s, c), 1: (c, -s), 2: (-s, -c), 3: (-c, s).
+    let (s, c) = (s.to_bits(), c.to_bits());
+    let swap = (s ^ c) & (quadrant & 1).wrapping_neg();
+    (f64::from_bits(s ^ swap ^ (quadrant >> 1 << 63)), f64::from_bits(c ^ swap ^ ((quadrant + 1) >> 1 << 63)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::double::Double;
+    use half::{bf16, f16};
+
+    fn bits(i: u64) -> u64 {
+        i.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    #[test]
+    fn sine_and_cosine_of_every_quadrant_and_its_edges() {
+        let check = |phase: u64| {
+            let angle = phase as i64 as f64 * (std::f64::consts::TAU / 18446744073709551616.0);
+            let (sin, cos) = sin_cos_of_phase(phase);
+            assert!((sin - angle.sin()).abs() < 1e-15 && (cos - angle.cos()).abs() < 1e-15, "{phase}: {sin} {cos}");
+        };
+        for eighth in 0..8u64 {
+            for off in -3i64..=3 {
+                check((eighth << 61).wrapping_add_signed(off));
+                check((eighth << 61).wrapping_add_signed(off << 10));
+            }
+        }
+        (0..100_000u64).for_each(|i| check(bits(i)));
+    }
+
+    #[test]
+    fn sine_and_cosine_of_turns_are_right_of_themselves() {
+        for i in 1..100_000u64 {
+            let turns = Double::from((bits(i) >> 11) as f64) / Double::from(3e15) / Double::TAU;
+            // Whole numbers of quarter turns among them, whose sine or cosine is what the lower half says.
+            let t = if i % 3 == 0 { (0.25 / turns.hi) * (i % 7) as f64 } else { (i as f64 - 5e4) * 1.37 };
+            let exact = Double::from(t) * turns;
+            let quarters = (exact.hi * 4.0).round();
+            let rest = ((exact - Double::from(quarters / 4.0)) * Double::TAU).hi;
+            let (s, c) = (rest.sin(), rest.cos());
+            let want = match quarters.rem_euclid(4.0) as u8 {
+                0 => (s, c),
+                1 => (c, -s),
+                2 => (-s, -c),
+                _ => (-c, s),
+            };
+            let got = sin_cos_of_turns(t, turns.hi, turns.lo);
+            for (got, want) in [(got.0, want.0), (got.1, want.1)] {
+                assert!((got - want).abs() <= want.abs() * f64::exp2(-50.0), "{t} x {turns:?}: {got:e} for {want:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_down_to_nothing() {
+        for i in 0..100_000 {
+            let x = -0.007 * f64::from(i);
+            assert!((exp(x) / x.exp() - 1.0).abs() < 1e-12, "{x}");
+        }
+        assert_eq!([exp(0.0), exp(-700.1), exp(f64::NEG_INFINITY)], [1.0, 0.0, 0.0]);
+        assert!(exp(f64::NAN).is_nan() && (exp(700.0) / 700f64.exp() - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn narrow_and_widen_are_the_scalars_own() {
+        fn check<T: Scalar>() {
+            let mut x: Vec<f64> = (0..100_003).map(|i| f64::from_bits(bits(i))).collect();
+            x.extend((0..100_000).map(|i| f64::from(f32::from_bits(bits(i) as u32))));
+            x.extend(
+                (0..100_000u64).map(|i| T::from_f64(f64::from(f32::from_bits(bits(i) as u32))).to_f64() * 1.00390625),
+            );
+            x.extend([0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 65520.0, 3.39e38, 1e-46, 7e-46]);
+            let mut got = vec![T::from_f64(7.0); x.len()];
+            wide(|| narrow(&x, &mut got));
+            let mut back = vec![7.0; x.len()];
+            wide(|| widen(&got, &mut back));
+            for ((&x, got), &back) in x.iter().zip(&got).zip(&back) {
+                let want = T::from_f64(x).to_f64();
+                assert!(got.to_f64() == want || want.is_nan() && got.to_f64().is_nan(), "{x:e}: {got:?}");
+                assert!(back == want || want.is_nan() && back.is_nan(), "{got:?}: {back:e}");
+            }
+        }
+        check::<f32>();
+        check::<f16>();
+        check::<bf16>();
+    }
+
+    #[test]
+    fn a_sum_of_two_is_rounded_once() {
+        fn check<T: Scalar>() {
+            let of = |seed: u64| -> Vec<T> {
+                // Exponents of about 1, 2^-8 .. 2^-26 apart, so that many sums lie next to a tie.
+                let value = |i: u64| {
+                    let bits = bits(i * 7 + seed);
+                    f64::exp2(-((bits % 27) as f64)) * (1.0 + (bits >> 40) as f64 / f64::exp2(24.0))
+                };
+                (0..200_003).map(|i| T::from_f64(value(i))).collect()
+            };
+            let (a, b) = (of(1), of(2));
+            let mut got = a.clone();
+            wide(|| add_two(&mut got, &a, &b));
+            for ((got, a), b) in got.iter().zip(&a).zip(&b) {
+                assert_eq!(got.to_f64(), T::from_f64(a.to_f64() + b.to_f64()).to_f64(), "{a:?} + {b:?}");
+            }
+            let more: Vec<f64> = b.iter().map(|b| b.to_f64()).collect();
+            let (mut got, mut row) = (a.clone(), more.clone());
+            wide(|| add(&mut got, 3.0, &more, &mut row));
+            for ((got, a), b) in got.iter().zip(&a).zip(&more) {
+                assert_eq!(got.to_f64(), T::from_f64(a.to_f64() * 3.0 + b).to_f64(), "3 {a:?} + {b:?}");
+            }
+        }
+        check::<f32>();
+        check::<f16>();
+        check::<bf16>();
+    }
+
+    #[test]
+    fn sums_and_largest_take_every_element() {
+        for n in 0..40 {
+            let x: Vec<f64> = (0..n).map(|i| f64::from(i * 7 % 11) - 20.0).collect();
+            assert_eq!(sum(&x), x.iter().sum::<f64>());
+            assert_eq!(largest(&x), x.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+        }
+        assert_eq!(largest(&[f64::NAN, 1.0]), 1.0);
+    }
+}

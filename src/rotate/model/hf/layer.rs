@@ -1,0 +1,361 @@
+//! One kind of layers, built: sizes, base, pairs, axes, and what the scaling says.
+
+use serde_json::{Map, Value};
+
+use super::super::Layer;
+use super::super::keys::{Keys, wrong};
+use super::families::Form;
+use super::layers::Kind;
+use super::scaling::{KNOWN, Parts};
+use super::{Reader, nested, rope_type};
+use crate::Result;
+use crate::rotate::positions::DualChunk;
+use crate::rotate::{Axes, Pairing, QueryScale, Rope, Scaling};
+
+impl Reader<'_> {
+    /// Channels of a query's head.
+    pub(super) fn head(&self) -> Result<usize> {
+        let config = &self.config;
+        for key in ["head_dim", "kv_channels", "attention_head_dim"] {
+            if let Some(head) = config.count(key)? {
+                return Ok(head);
+            }
+        }
+        let first = |keys: [&'static str; 3]| -> Result<Option<(&str, usize)>> {
+            for key in keys {
+                if let Some(count) = config.count(key)? {
+                    return Ok(Some((key, count)));
+                }
+            }
+            Ok(None)
+        };
+        let because = "a head size that head_dim does not give";
+        let grid = matches!(self.family.form, Form::Grid | Form::DealtGrid | Form::BlockGrid);
+        // Where both stand in a vision tower, hidden_size is the language model's.
+        let sizes = if grid { ["embed_dim", "hidden_size", "width"] } else { ["hidden_size", "n_embd", "d_model"] };
+        let Some((size_key, size)) = first(sizes)? else {
+            return wrong(format!("hidden_size is missing, {because} needs it"));
+        };
+        let Some((_, heads)) = first(if grid {
+            ["num_heads", "num_attention_heads", "heads"]
+        } else {
+            ["num_attention_heads", "n_head", "n_heads"]
+        })?
+        else {
+            return wrong(format!("num_attention_heads is missing, {because} needs it"));
+        };
+        if heads == 0 || size % heads != 0 {
+            return wrong(format!("{size_key} {size} does not divide into {heads} heads"));
+        }
+        Ok(size / heads)
+    }
+
+    /// One kind of layers, built.
+    pub(super) fn layer(
+        &self,
+        kind: &Kind,
+        merged: &Map<String, Value>,
+        context: Option<u64>,
+        notes: &mut Vec<String>,
+    ) -> Result<Layer> {
+        let config = &self.config;
+        let empty = Map::new();
+        let is_nested = nested(merged);
+        let map = if is_nested {
+            match merged.get(&kind.entry) {
+                Some(Value::Object(map)) => map,
+                // An entry that is null is a layer without RoPE.
+                Some(Value::Null) => return Ok(Layer::none(&kind.label, self.head()?)),
+                Some(value) => {
+                    return wrong(format!("rope_parameters.{} is {value}, it must be an object", kind.entry));
+                }
+                None if !kind.rotates => &empty,
+                None => {
+                    return wrong(format!("rope_parameters has no entry for the layer type {:?}", kind.entry));
+                }
+            }
+        } else if kind.scaled {
+            merged
+        } else {
+            &empty
+        };
+        let name = if is_nested {
+            format!("rope_parameters.{}", kind.entry)
+        } else if config.get("rope_parameters").is_some() {
+            "rope_parameters".into()
+        } else {
+            "rope_scaling".into()
+        };
+        let map = Keys::new(name, map);
+
+        // A window's base key is always consumed; so are the others' keys, whichever kind comes first.
+        let scaling_kind = rope_type(&map, self.model_type)?;
+        let theta = self.theta(kind, &map, merged, is_nested)?;
+        let (head, rotary, offset, share) = self.sizes(kind, &map, &scaling_kind)?;
+        let pairing = self.pairing()?;
+        if !kind.rotates {
+            let mut layer = Layer::none(&kind.label, head);
+            if matches!(self.family.form, Form::Skipping { temperature: true, .. }) && self.temperature()? {
+                let scale = config.number("attn_scale")?.unwrap_or(0.1);
+                let floor = config.number("floor_scale")?.unwrap_or(8192.0);
+                layer.query_scale = QueryScale::Llama4 { scale, floor };
+            }
+            return Ok(layer);
+        }
+
+        let Parts { scaling, rotary, attention_factor, long_attention_factor, logit_scale, query_scale } =
+            self.scaling(&map, &scaling_kind, head, rotary, share, context)?;
+        let axes = self.axes(&map, rotary / 2)?;
+        let scaling = match scaling {
+            scaling if !self.family.backwards => scaling,
+            Scaling::None => Scaling::Divisors(vec![-1.0; rotary / 2]),
+            _ => {
+                return wrong(format!(
+                    "rope_type is {scaling_kind:?}, model_type {:?} has default alone",
+                    self.model_type
+                ));
+            }
+        };
+        let rope = Rope { offset, pairing, scaling, attention_factor, axes, ..Rope::new(rotary, theta) };
+
+        for key in map.unasked() {
+            if !KNOWN.contains(&key) {
+                return wrong(format!("{} holds {key}, which this crate does not know", map.name()));
+            }
+            notes.push(format!("{}.{key} means nothing to rope_type {scaling_kind:?}", map.name()));
+        }
+        if matches!(self.family.form, Form::Skipping { temperature: true, .. }) {
+            // asked for here as well, so that a model without unrotated layers may hold them
+            let _ = (self.temperature()?, config.number("attn_scale")?, config.number("floor_scale")?);
+        }
+        let log_n = config.flag("use_logn_attn")?.unwrap_or(false);
+        let query_scale = match (query_scale, log_n) {
+            (QueryScale::One, true) => {
+                let train_length = config.needed("seq_length", "use_logn_attn")?;
+                QueryScale::LogN { train_length }
+            }
+            (scale, _) => scale,
+        };
+        Ok(Layer {
+            label: kind.label.clone(),
+            rope: Some(rope),
+            head,
+            logit_scale,
+            query_scale,
+            dual_chunk: self.dual_chunk()?,
+            long_attention_factor,
+        })
+    }
+
+    /// Qwen2.5-1M's `dual_chunk_attention_config`. Its other keys belong to the sparse attention that goes with it.
+    fn dual_chunk(&self) -> Result<Option<DualChunk>> {
+        let Some(map) = self.config.object("dual_chunk_attention_config")? else { return Ok(None) };
+        let map = Keys::new("dual_chunk_attention_config", map);
+        let count = |key: &str| match map.count(key)? {
+            Some(count) => Ok(count as i64),
+            None => wrong(format!("{key} is missing, dual_chunk_attention_config needs it")),
+        };
+        Ok(Some(DualChunk { chunk: count("chunk_size")?, local: count("local_size")? }))
+    }
+
+    /// Llama 4's `attn_temperature_tuning`: true where it is absent, and a number in early files.
+    fn temperature(&self) -> Result<bool> {
+        match self.config.get("attn_temperature_tuning") {
+            None => Ok(true),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(Value::Number(number)) => Ok(number.as_f64() != Some(0.0)),
+            Some(value) => wrong(format!("attn_temperature_tuning is {value}, it must be true or false")),
+        }
+    }
+
+    fn pairing(&self) -> Result<Pairing> {
+        // DeepSeek's and GLM's flag, which other classes do not read; absent, the class decides.
+        if !matches!(self.family.form, Form::Latent | Form::Skipping { latent: true, .. }) {
+            return Ok(self.family.pairing);
+        }
+        Ok(match self.config.flag("rope_interleave")? {
+            None => self.family.pairing,
+            Some(true) => Pairing::Interleaved,
+            Some(false) => Pairing::Half,
+        })
+    }
+
+    fn theta(&self, kind: &Kind, map: &Keys<'_>, merged: &Map<String, Value>, is_nested: bool) -> Result<f64> {
+        let config = &self.config;
+        let mut own: Option<(&str, f64)> = None;
+        for key in self.family.theta_keys.iter().copied().chain(["rope_theta"]) {
+            let Some(theta) = config.number(key)? else { continue };
+            match own {
+                None if !self.family.theta_keys.contains(&key) => {
+                    return wrong(format!(
+                        "{key} is {theta}, model_type {:?} reads {} instead",
+                        self.model_type,
+                        self.family.theta_keys.join(" or ")
+                    ));
+                }
+                Some((other, same)) if same != theta => {
+                    return wrong(format!("{other} is {same} and {key} is {theta}, they must be the same"));
+                }
+                _ => own = own.or(Some((key, theta))),
+            }
+        }
+        if let Some(key) = self.family.theta_in
+            && let Some(object) = config.object(key)?
+            && let Some(theta) = Keys::new(key, object).number("rope_theta")?
+        {
+            own = Some((key, theta));
+        }
+        let listed = map.number("rope_theta")?;
+        // Beside entries for each layer type, the config's own theta is their default.
+        if let (Some((key, own)), Some(listed), false, None) = (own, listed, is_nested, kind.theta)
+            && own != listed
+        {
+            return wrong(format!("{key} is {own} and {}.rope_theta is {listed}, they must be the same", map.name()));
+        }
+        let ratio = match self.family.form {
+            Form::Ratio => config.number("rope_ratio")?.unwrap_or(1.0),
+            _ => 1.0,
+        };
+        let general = own.map(|(_, theta)| theta).or(if is_nested {
+            None
+        } else {
+            Keys::new("rope_parameters", merged).number("rope_theta")?
+        });
+        let theta = if is_nested { listed.or(kind.theta) } else { kind.theta.or(listed) };
+        Ok(theta.or(general).unwrap_or(self.family.theta) * ratio)
+    }
+
+    /// The head, the rotated channels, the first of them, and the share that the config gives.
+    fn sizes(&self, kind: &Kind, map: &Keys<'_>, scaling_kind: &str) -> Result<(usize, usize, usize, f64)> {
+        let config = &self.config;
+        let mut share = config.number("partial_rotary_factor")?.map(|share| ("partial_rotary_factor", share));
+        let keys = self.family.share_key.into_iter().chain(["rope_percent", "rotary_emb_fraction"]);
+        for key in keys {
+            if let Some(other) = config.number(key)? {
+                share = Some((key, other));
+            }
+        }
+        let listed = map.number("partial_rotary_factor")?;
+        if let (Some((key, own)), Some(listed)) = (share, listed)
+            && own != listed
+            && !map.name().contains('.')
+        {
+            return wrong(format!(
+                "{key} is {own} and {}.partial_rotary_factor is {listed}, they must be the same",
+                map.name()
+            ));
+        }
+        let given = listed.or(share.map(|(_, share)| share));
+        let share = given.unwrap_or(self.family.share);
+        if !(share > 0.0 && share <= 1.0) {
+            return wrong(format!("partial_rotary_factor is {share}, it must be above 0 and at most 1"));
+        }
+        let even = |rotary: usize, how: String| {
+            if rotary > 0 && rotary.is_multiple_of(2) {
+                return Ok(rotary);
+            }
+            wrong(format!("the rotary size is {rotary} ({how}), it must be even and at least 2"))
+        };
+        let latent = matches!(self.family.form, Form::Latent | Form::Skipping { latent: true, .. });
+        if latent {
+            let because = format!("model_type {:?}", self.model_type);
+            let Some(rotary) = config.count("qk_rope_head_dim")? else {
+                return wrong(format!("qk_rope_head_dim is missing, {because} needs it"));
+            };
+            let nope = match config.count("qk_nope_head_dim")? {
+                Some(nope) => nope,
+                None => return wrong(format!("qk_nope_head_dim is missing, {because} needs it")),
+            };
+            return Ok((nope + rotary, even(rotary, "qk_rope_head_dim".into())?, nope, 1.0));
+        }
+        let mut head = self.head()?;
+        if kind.entry == "full_attention"
+            && let Some(global) = config.count("global_head_dim")?
+        {
+            head = global;
+        }
+        if matches!(self.family.form, Form::Compressed) {
+            let rotary = config.count("qk_rope_head_dim")?.unwrap_or(64);
+            if rotary > head {
+                return wrong(format!("qk_rope_head_dim is {rotary}, a head has {head} channels"));
+            }
+            return Ok((head, even(rotary, "qk_rope_head_dim".into())?, head - rotary, 1.0));
+        }
+        if matches!(self.family.form, Form::Ratio) {
+            return Ok((head, even(head / 2, format!("half of the head's {head}"))?, 0, 0.5));
+        }
+        // A count says what a share only comes near to: 44 * (30 / 44) is below 30.
+        let mut rotary_dim = config.count("rotary_dim")?;
+        if self.model_type == "gptj" || self.model_type == "codegen" {
+            rotary_dim = rotary_dim.or(Some(64));
+        }
+        let rotary = match rotary_dim {
+            Some(rotary) => {
+                if rotary > head {
+                    return wrong(format!("rotary_dim is {rotary}, a head has {head} channels"));
+                }
+                if let Some(share) = given
+                    && (head as f64 * share - rotary as f64).abs() >= 1.0
+                {
+                    return wrong(format!(
+                        "rotary_dim is {rotary} and partial_rotary_factor {share} of a head of {head}, they must agree"
+                    ));
+                }
+                even(rotary, "rotary_dim".into())?
+            }
+            None if scaling_kind == "proportional" => even(head, "head_dim".into())?,
+            None => {
+                let rotary = (head as f64 * share) as usize;
+                let how = if share == 1.0 { "the head's".into() } else { format!("{share} of a head of {head}") };
+                even(rotary, how)?
+            }
+        };
+        Ok((head, rotary, 0, share))
+    }
+
+    fn axes(&self, map: &Keys<'_>, pairs: usize) -> Result<Axes> {
+        let default = match &self.family.form {
+            Form::Axes(axes) | Form::HybridAxes(axes, _) => Some(axes.axes()),
+            Form::Grid if pairs.is_multiple_of(2) => return Ok(Axes::Ladders(vec![pairs / 2; 2])),
+            Form::Grid => return wrong(format!("a head's {pairs} pairs are not shared equally by rows and columns")),
+            Form::DealtGrid => return Ok(Axes::Dealt(2)),
+            Form::BlockGrid => return Ok(Axes::Blocks(2)),
+            _ => None,
+        };
+        let interleaved = map.flag("mrope_interleaved")?;
+        // Hunyuan's name of it.
+        let sections = match (map.counts("mrope_section")?, map.counts("xdrope_section")?) {
+            (Some(sections), Some(other)) if sections != other => {
+                return wrong(format!(
+                    "mrope_section is {sections:?} and xdrope_section {other:?}, they must be the same"
+                ));
+            }
+            (sections, other) => sections.or(other),
+        };
+        let Some(sections) = sections else {
+            return match default {
+                None => Ok(Axes::One),
+                Some(axes) => Ok(axes),
+            };
+        };
+        let sum = sections.iter().sum::<usize>();
+        if sum != pairs {
+            return wrong(format!(
+                "mrope_section is {sections:?} and sums to {sum}, the rotary part has {pairs} pairs"
+            ));
+        }
+        Ok(match (default, interleaved) {
+            (Some(Axes::HeightWidthFirst(_)), None | Some(false)) => match sections[..] {
+                [height, width, time] => Axes::HeightWidthFirst([time, height, width]),
+                _ => {
+                    return wrong(format!(
+                        "mrope_section is {sections:?}, model_type {:?} has 3 axes",
+                        self.model_type
+                    ));
+                }
+            },
+            (Some(Axes::Interleaved(_)), None) | (_, Some(true)) => Axes::Interleaved(sections),
+            _ => Axes::Sections(sections),
+        })
+    }
+}

@@ -1,0 +1,206 @@
+//! Which kinds of layers a model has, and which kind each layer is.
+
+use serde_json::{Map, Value};
+
+use super::super::keys::wrong;
+use super::families::{Form, Pattern};
+use super::{Reader, nested};
+use crate::Result;
+
+/// Layer types that do not attend.
+const WITHOUT_ATTENTION: &[&str] = &["linear_attention", "conv", "mamba", "mamba2", "recurrent", "moe", "mlp"];
+
+/// How a kind of layers differs from the others.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Kind {
+    pub label: String,
+    /// which entry of nested parameters
+    pub entry: String,
+    pub rotates: bool,
+    pub scaled: bool,
+    pub theta: Option<f64>,
+}
+
+impl Reader<'_> {
+    /// The type of each layer, from `layer_types` or the family's pattern.
+    fn labels(&self, count: Option<usize>, pattern: Pattern, others: &str) -> Result<Vec<String>> {
+        let config = &self.config;
+        let listed = config.texts("layer_types")?;
+        // MiMo-V2-Flash as published: 1 for a layer with a window.
+        let hybrid = config.counts("hybrid_layer_pattern")?;
+        // Bamba's and RecurrentGemma's.
+        let attending = config.counts("attn_layer_indices")?;
+        let blocks = config.texts("block_types")?;
+        let label = |full: bool| if full { "full_attention".to_string() } else { others.to_string() };
+        let every = |key: &str, every: usize| -> Result<usize> {
+            match config.count(key)?.or(config.count(&format!("_{key}"))?) {
+                Some(0) => wrong(format!("{key} is 0, it must be at least 1")),
+                found => Ok(found.unwrap_or(every)),
+            }
+        };
+        let Some(count) = count else {
+            return wrong("num_hidden_layers is missing, a model whose layers differ needs it");
+        };
+        let labels: Vec<String> = match (listed, hybrid, pattern) {
+            (Some(listed), _, _) => listed,
+            (None, None, Pattern::Listed) if attending.is_some() => {
+                let attending = attending.unwrap_or_default();
+                (0..count).map(|layer| label(attending.contains(&layer))).collect()
+            }
+            (None, None, Pattern::Listed) if blocks.as_ref().is_some_and(|blocks| !blocks.is_empty()) => {
+                let blocks = blocks.unwrap_or_default();
+                (0..count).map(|layer| label(blocks[layer % blocks.len()] == "attention")).collect()
+            }
+            (None, Some(hybrid), _) => hybrid.iter().map(|&window| label(window == 0)).collect(),
+            (None, None, Pattern::Listed) => {
+                return wrong(format!("layer_types is missing, model_type {:?} needs it", self.model_type));
+            }
+            (None, None, Pattern::Last { key, every: default }) => {
+                let every = every(key, default)?;
+                (1..=count).map(|layer| label(layer.is_multiple_of(every))).collect()
+            }
+            (None, None, Pattern::First { key, every: default }) => {
+                let every = every(key, default)?;
+                (0..count).map(|layer| label(layer.is_multiple_of(every))).collect()
+            }
+            (None, None, Pattern::FirstAndLast { every }) => {
+                (1..=count).map(|layer| label(layer == 1 || layer.is_multiple_of(every))).collect()
+            }
+        };
+        if labels.len() != count {
+            return wrong(format!("layer_types holds {} layers, num_hidden_layers is {count}", labels.len()));
+        }
+        Ok(labels)
+    }
+
+    /// The kind of each layer; one where they are all alike and not counted.
+    pub(super) fn kinds(&self, count: Option<usize>, merged: &Map<String, Value>) -> Result<Vec<Kind>> {
+        let config = &self.config;
+        let usual =
+            Kind { label: "every layer".into(), entry: String::new(), rotates: true, scaled: true, theta: None };
+        let labelled = |labels: Vec<String>, kind: &dyn Fn(&str) -> Kind| -> Vec<Kind> {
+            let rotates = |label: &str| !WITHOUT_ATTENTION.contains(&label);
+            let one = |label: String| {
+                let kind = kind(&label);
+                Kind { rotates: kind.rotates && rotates(&label), entry: label.clone(), label, ..kind }
+            };
+            labels.into_iter().map(one).collect()
+        };
+        let all = || vec![usual.clone(); count.unwrap_or(1)];
+        let needs_count = || match count {
+            Some(count) => Ok(count),
+            None => wrong("num_hidden_layers is missing, a model whose layers differ needs it"),
+        };
+        let fits = |key: &str, len: usize, count: usize| {
+            if len == count {
+                return Ok(());
+            }
+            wrong(format!("{key} holds {len} layers, num_hidden_layers is {count}"))
+        };
+        match &self.family.form {
+            Form::Local { key, theta, scaled, pattern } => {
+                let labels = self.labels(count, *pattern, "sliding_attention")?;
+                let local_theta = if *key == "rope_theta" { None } else { Some(config.number(key)?.unwrap_or(*theta)) };
+                Ok(labelled(labels, &|label| {
+                    let local = label == "sliding_attention";
+                    Kind { scaled: *scaled || !local, theta: if local { local_theta } else { None }, ..usual.clone() }
+                }))
+            }
+            Form::Hybrid(pattern) | Form::HybridAxes(_, pattern) => {
+                Ok(labelled(self.labels(count, *pattern, "linear_attention")?, &|_| usual.clone()))
+            }
+            Form::WindowsOnly(pattern) => {
+                let labels = self.labels(count, *pattern, "sliding_attention")?;
+                let windows = config.get("sliding_window").is_some() || self.model_type == "afmoe";
+                Ok(labelled(labels, &|label| Kind {
+                    rotates: !windows || label == "sliding_attention",
+                    ..usual.clone()
+                }))
+            }
+            Form::Skipping { .. } => {
+                let count = needs_count()?;
+                let interval = config.count("no_rope_layer_interval")?.unwrap_or(4);
+                let rotates: Vec<bool> = match config.counts("no_rope_layers")? {
+                    Some(list) if !list.is_empty() => {
+                        fits("no_rope_layers", list.len(), count)?;
+                        if let Some(other) = list.iter().find(|&&flag| flag > 1) {
+                            return wrong(format!(
+                                "no_rope_layers holds {other}, it must hold 1 for a layer with RoPE and 0 for one without"
+                            ));
+                        }
+                        list.iter().map(|&flag| flag == 1).collect()
+                    }
+                    _ if interval == 0 => return wrong("no_rope_layer_interval is 0, it must be at least 1"),
+                    _ => (1..=count).map(|layer| !layer.is_multiple_of(interval)).collect(),
+                };
+                let label = |rotates: bool| if rotates { "layers with RoPE" } else { "layers without RoPE" };
+                Ok(rotates
+                    .into_iter()
+                    .map(|rotates| Kind { label: label(rotates).into(), rotates, ..usual.clone() })
+                    .collect())
+            }
+            Form::Compressed => self.compressed(needs_count()?, &usual),
+            Form::ThetaList => {
+                let Some(list) = config.numbers("layer_rope_theta")? else { return Ok(all()) };
+                let count = needs_count()?;
+                fits("layer_rope_theta", list.len(), count)?;
+                let kind = |&theta: &f64| Kind {
+                    label: if theta == 0.0 { "layers without RoPE".into() } else { format!("base {theta}") },
+                    rotates: theta != 0.0,
+                    theta: (theta != 0.0).then_some(theta),
+                    ..usual.clone()
+                };
+                Ok(list.iter().map(kind).collect())
+            }
+            Form::ScalingList => {
+                let Some(list) = config.counts("rope_scaling_layers")? else { return Ok(all()) };
+                let count = needs_count()?;
+                if let Some(layer) = list.iter().find(|&&layer| layer >= count) {
+                    return wrong(format!("rope_scaling_layers holds {layer}, the model has {count} layers"));
+                }
+                let kind = |layer| {
+                    let scaled = list.contains(&layer);
+                    let label = if scaled { "scaled layers" } else { "unscaled layers" };
+                    Kind { label: label.into(), scaled, ..usual.clone() }
+                };
+                Ok((0..count).map(kind).collect())
+            }
+            _ if nested(merged) => {
+                Ok(labelled(self.labels(count, Pattern::Listed, "sliding_attention")?, &|_| usual.clone()))
+            }
+            _ => {
+                // Types of layers that all attend alike make no difference.
+                let listed = config.texts("layer_types")?;
+                let some_idle =
+                    |list: &Vec<String>| list.iter().any(|label| WITHOUT_ATTENTION.contains(&label.as_str()));
+                match listed.filter(some_idle) {
+                    Some(_) => Ok(labelled(self.labels(count, Pattern::Listed, "")?, &|_| usual.clone())),
+                    None => Ok(all()),
+                }
+            }
+        }
+    }
+
+    /// DeepSeek-V4: layers with a window alone have the `main` RoPE, those with compressed keys the `compress` one.
+    fn compressed(&self, count: usize, usual: &Kind) -> Result<Vec<Kind>> {
+        let config = &self.config;
+        let main: Vec<bool> = match (config.texts("layer_types")?, config.counts("compress_ratios")?) {
+            (Some(types), _) => types.iter().map(|kind| kind == "sliding_attention").collect(),
+            (None, Some(ratios)) => ratios.iter().map(|&ratio| ratio == 0).collect(),
+            (None, None) => {
+                return wrong("compress_ratios is missing, model_type \"deepseek_v4\" needs it or layer_types");
+            }
+        };
+        // The list goes on over the layers of multi-token prediction.
+        if main.len() < count {
+            return wrong(format!("compress_ratios holds {} layers, num_hidden_layers is {count}", main.len()));
+        }
+        let theta = config.number("compress_rope_theta")?.unwrap_or(160_000.0);
+        let kind = |&main: &bool| {
+            let label = if main { "main" } else { "compress" }.to_string();
+            let theta = (!main).then_some(theta);
+            Kind { entry: label.clone(), label, scaled: !main, theta, ..usual.clone() }
+        };
+        Ok(main[..count].iter().map(kind).collect())
+    }
+}

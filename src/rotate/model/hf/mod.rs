@@ -1,0 +1,303 @@
+//! Hugging Face's `config.json`: legacy `rope_scaling`, version 5's `rope_parameters`, and the keys of single models.
+
+mod families;
+mod layer;
+mod layers;
+mod scaling;
+
+use serde_json::{Map, Value};
+
+use self::families::{Family, Form, family};
+use self::layers::Kind;
+use super::keys::{Keys, wrong};
+use super::{Layer, ModelRope, check_layers};
+use crate::Result;
+
+/// Names of one type.
+fn same_type(kind: &str, model_type: &str) -> String {
+    match kind {
+        "su" => "longrope",
+        // Phi-3's first files.
+        "yarn" if model_type == "phi3" => "longrope",
+        "mrope" => "default",
+        "xdrope" => "ntk_alpha",
+        "deepseek_yarn" => "yarn",
+        other => other,
+    }
+    .to_string()
+}
+
+/// The type that a map of rope parameters names.
+fn rope_type(map: &Keys<'_>, model_type: &str) -> Result<String> {
+    match (map.text("rope_type")?, map.text("type")?) {
+        (Some(new), Some(old)) if same_type(new, model_type) != same_type(old, model_type) => {
+            wrong(format!("{0}.rope_type is {new:?} and {0}.type is {old:?}, they must be the same", map.name()))
+        }
+        (Some(kind), _) | (None, Some(kind)) => Ok(same_type(kind, model_type)),
+        (None, None) => Ok("default".into()),
+    }
+}
+
+/// What the legacy and the version-5 map say together; refuses a contradiction.
+fn merge(config: &Keys<'_>, model_type: &str) -> Result<Map<String, Value>> {
+    let legacy = config.object("rope_scaling")?;
+    let modern = config.object("rope_parameters")?;
+    let mut merged = modern.cloned().unwrap_or_default();
+    let Some(legacy) = legacy else { return Ok(merged) };
+    if !merged.is_empty() {
+        let old = rope_type(&Keys::new("rope_scaling", legacy), model_type)?;
+        let new = rope_type(&Keys::new("rope_parameters", &merged), model_type)?;
+        if nested(&merged) || old != new {
+            return wrong(format!(
+                "rope_scaling says {old:?} and rope_parameters {}, a config must have one of them",
+                if nested(&merged) { "has an entry for each layer type".to_string() } else { format!("{new:?}") }
+            ));
+        }
+    }
+    for (key, value) in legacy {
+        match merged.get(key) {
+            Some(new) if !equal(new, value) && key != "type" && key != "rope_type" => {
+                return wrong(format!(
+                    "rope_scaling.{key} is {value} and rope_parameters.{key} is {new}, they must be the same"
+                ));
+            }
+            _ => _ = merged.insert(key.clone(), value.clone()),
+        }
+    }
+    Ok(merged)
+}
+
+/// Whether two values are the same, 8 and 8.0 too.
+fn equal(a: &Value, b: &Value) -> bool {
+    a == b || (a.is_number() && a.as_f64() == b.as_f64())
+}
+
+/// Whether a map has an entry for each layer type instead of parameters.
+fn nested(map: &Map<String, Value>) -> bool {
+    map.values().any(Value::is_object)
+}
+
+/// The sub-config of a multimodal model that is the language model's.
+const LANGUAGE: &[&str] = &["text_config", "llm_config", "language_config", "thinker_config", "decoder_config"];
+
+impl ModelRope {
+    /// The RoPE of every layer as a model's `config.json` states it.
+    ///
+    /// Of a multimodal model, the language model's. Legacy `rope_theta` and `rope_scaling`, version 5's `rope_parameters`
+    /// (one, or one for each layer type), and the keys of single models are understood; where a key is absent, the model's
+    /// class decides, as in transformers 5.23.0.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if the text is not JSON, a key that is needed is missing or not what it must
+    /// be, legacy and version-5 keys contradict each other, a key that has to do with RoPE is not understood, or the
+    /// model's type is not known; [`ModelRope::from_hf_as`] reads such a config. [`Error::Value`](crate::Error::Value) if a
+    /// number is outside the law of its scaling.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::ModelRope;
+    /// let model = ModelRope::from_hf(
+    ///     r#"{"model_type": "qwen3", "head_dim": 128, "num_hidden_layers": 36, "max_position_embeddings": 40960,
+    ///         "rope_theta": 1000000, "rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+    ///                                                 "original_max_position_embeddings": 32768}}"#,
+    /// )?;
+    /// assert_eq!(
+    ///     model.describe(),
+    ///     "qwen3, 36 layers, 40960 positions\n\
+    ///      every layer (36 from layer 0): RoPE over all 128 channels in halves, base 1000000; YaRN by 4 of 32768; \
+    ///      cos and sin times 1.138629436111989\n"
+    /// );
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn from_hf(json: &str) -> Result<Self> {
+        read(json, None)
+    }
+
+    /// As [`ModelRope::from_hf`], for a model whose own type is not known but which rotates as `model_type` does: pairs and
+    /// missing keys are that type's.
+    ///
+    /// # Errors
+    /// As [`ModelRope::from_hf`].
+    pub fn from_hf_as(json: &str, model_type: &str) -> Result<Self> {
+        read(json, Some(model_type))
+    }
+}
+
+fn read(json: &str, as_type: Option<&str>) -> Result<ModelRope> {
+    let value: Value = match serde_json::from_str(json) {
+        Ok(value) => value,
+        Err(error) => return wrong(format!("the config is not JSON: {error}")),
+    };
+    let Value::Object(whole) = &value else {
+        return wrong("the config is not a JSON object");
+    };
+    let mut map = whole;
+    let mut outer_type = map.get("model_type");
+    let map = loop {
+        match LANGUAGE.iter().find_map(|key| map.get(*key)) {
+            Some(Value::Object(inner)) => {
+                outer_type = inner.get("model_type").or(outer_type);
+                refuse_outer(map, inner)?;
+                map = inner;
+            }
+            _ => break map,
+        }
+    };
+    let config = Keys::new("the config", map);
+    let own_type = match outer_type {
+        Some(Value::String(name)) => Some(name.as_str()),
+        None | Some(Value::Null) => None,
+        Some(value) => return wrong(format!("model_type is {value}, it must be a string")),
+    };
+    let Some(model_type) = as_type.or(own_type) else {
+        return wrong(
+            "model_type is missing; it decides which channels form a pair (ModelRope::from_hf_as can name one)",
+        );
+    };
+    let Some(family) = family(model_type) else {
+        return wrong(format!(
+            "model_type is {model_type:?}, which this crate does not know; ModelRope::from_hf_as reads it as a known one"
+        ));
+    };
+    Reader { config, family, model_type, name: own_type.unwrap_or(model_type) }.read()
+}
+
+/// Refuses RoPE's keys beside the language model's config that it does not repeat: they would be lost.
+fn refuse_outer(outer: &Map<String, Value>, inner: &Map<String, Value>) -> Result<()> {
+    for key in ["rope_theta", "rope_scaling", "rope_parameters"] {
+        let says = |map: &Map<String, Value>| map.get(key).filter(|value| !value.is_null()).cloned();
+        match (says(outer), says(inner)) {
+            (None, _) => {}
+            (Some(out), Some(inn)) if equal(&out, &inn) => {}
+            _ => return wrong(format!("{key} stands beside the language model's config and says something else")),
+        }
+    }
+    Ok(())
+}
+
+struct Reader<'a> {
+    config: Keys<'a>,
+    family: Family,
+    model_type: &'a str,
+    name: &'a str,
+}
+
+impl<'a> Reader<'a> {
+    fn read(self) -> Result<ModelRope> {
+        let config = &self.config;
+        let count = match config.count("num_hidden_layers")? {
+            Some(count) => Some(count),
+            None => {
+                let mut count = None;
+                for key in ["n_layer", "num_layers", "n_layers", "depth", "num_transformer_layers"] {
+                    count = count.or(config.count(key)?);
+                }
+                count
+            }
+        };
+        let count = check_layers("num_hidden_layers", count)?;
+        let context = [
+            "max_position_embeddings",
+            "n_positions",
+            "seq_length",
+            "model_max_length",
+            "max_sequence_length",
+            "max_seq_len",
+            "max_context_length",
+        ];
+        let mut positions = None;
+        for key in context {
+            positions = positions.or(config.count(key)?);
+        }
+        let context = positions.map(|positions| positions as u64);
+        if let Some(text) = self.without_rope(count)? {
+            let head = self.head().unwrap_or(0);
+            let layers = vec![0; count.unwrap_or(0)];
+            let notes = vec![format!("position comes from {text}")];
+            let kind = Layer { label: "every layer".into(), ..Layer::none("", head) };
+            return ModelRope::new(self.name.into(), context, vec![kind], layers, notes);
+        }
+
+        let merged = merge(config, self.model_type)?;
+        if merged.is_empty() && self.family.must_say {
+            return wrong(format!(
+                "rope_parameters is missing; the class of model_type {:?} scales by default, so the config must say how",
+                self.model_type
+            ));
+        }
+        let layers = self.kinds(count, &merged)?;
+        let mut kinds: Vec<Kind> = Vec::new();
+        let mut indices = Vec::new();
+        for kind in &layers {
+            let index = kinds.iter().position(|other| other == kind).unwrap_or_else(|| {
+                kinds.push(kind.clone());
+                kinds.len() - 1
+            });
+            indices.push(index);
+        }
+        if count.is_none() {
+            indices.clear();
+        }
+        let mut notes = Vec::new();
+        let built: Vec<Layer> =
+            kinds.iter().map(|kind| self.layer(kind, &merged, context, &mut notes)).collect::<Result<_>>()?;
+        // Labels that come to the same layer are one kind.
+        let mut distinct: Vec<Layer> = Vec::new();
+        let places: Vec<usize> = built
+            .into_iter()
+            .map(|layer| {
+                let same = |other: &Layer| Layer { label: layer.label.clone(), ..other.clone() } == layer;
+                distinct.iter().position(same).unwrap_or_else(|| {
+                    distinct.push(layer);
+                    distinct.len() - 1
+                })
+            })
+            .collect();
+        if let [only] = &mut distinct[..] {
+            only.label = "every layer".into();
+        }
+        let indices = indices.into_iter().map(|index| places[index]).collect();
+
+        self.refuse_unasked()?;
+        notes.sort();
+        notes.dedup();
+        ModelRope::new(self.name.into(), context, distinct, indices, notes)
+    }
+
+    /// What carries position instead of RoPE.
+    fn without_rope(&self, count: Option<usize>) -> Result<Option<&'static str>> {
+        let config = &self.config;
+        Ok(match &self.family.form {
+            Form::NoRope(text) => Some(*text),
+            Form::If { key, value, otherwise } if config.text(key)? != Some(*value) => Some(*otherwise),
+            Form::Falcon if config.flag("alibi")? == Some(true) => Some("ALiBi"),
+            Form::Baichuan if count == Some(40) => Some("ALiBi"),
+            Form::Mpt => {
+                let empty = Map::new();
+                let attention = Keys::new("attn_config", config.object("attn_config")?.unwrap_or(&empty));
+                if attention.flag("rope")? == Some(true) {
+                    return wrong("attn_config.rope is true, this crate knows MPT with ALiBi or a learned table only");
+                }
+                Some(if attention.flag("alibi")? == Some(true) { "ALiBi" } else { "a learned table" })
+            }
+            _ => None,
+        })
+    }
+
+    /// Refuses keys about RoPE that were not understood.
+    fn refuse_unasked(&self) -> Result<()> {
+        // The indexer of sparse attention has a RoPE of its own, of which the model's specs say nothing.
+        let _ = self.config.get("indexer_rope_interleave");
+        for key in self.family.silent {
+            let _ = self.config.get(key);
+        }
+        let about_rope = |key: &&str| ["rope", "rotary", "yarn", "alibi"].iter().any(|word| key.contains(word));
+        match self.config.unasked().into_iter().find(about_rope) {
+            None => Ok(()),
+            Some(key) => wrong(format!(
+                "the config holds {key}, which this crate does not know for model_type {:?}",
+                self.model_type
+            )),
+        }
+    }
+}

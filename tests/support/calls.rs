@@ -1,0 +1,209 @@
+//! Every operation that runs on a device, once, on a few tokens: what tests of all of them go through.
+
+use half::bf16;
+use posenc::embed::{
+    Counted, Fault, GradPlan, Grid, GridPlan, GridSize, Inputs, Learned, LearnedPlan, Norm, NormGrad, Resample,
+    ResamplePlan, Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens, Weights,
+};
+use posenc::rotate::{Beyond, Operand, Table, TableValues};
+use posenc::{
+    Alibi, Bias, BiasPlan, Direction, DistanceGradPlan, Fire, FireGradPlan, Gpu, GradOutputs, Heads, Id, Logits,
+    LogitsOperand, Places, Positions, Rope, RopePlan, Softmax, SoftmaxInputs, SoftmaxPlan, T5Bias,
+};
+
+use super::Data;
+
+/// What is done with each operation.
+pub trait Visit {
+    /// Calls it as often as it likes.
+    fn call(&mut self, name: &str, call: &mut dyn FnMut() -> posenc::Result<()>);
+
+    /// What the calls left.
+    fn result(&mut self, name: &str, result: Vec<u8>);
+}
+
+struct Visitor<'a> {
+    gpu: &'a Gpu,
+    visit: &'a mut dyn Visit,
+}
+
+impl Visitor<'_> {
+    fn upload<V: cudarc::driver::DeviceRepr>(&self, values: &[V]) -> cudarc::driver::CudaSlice<V> {
+        self.gpu.stream().clone_htod(values).expect("the device takes a copy")
+    }
+
+    /// `n` values of bf16.
+    fn data(&self, n: usize) -> cudarc::driver::CudaSlice<bf16> {
+        self.upload(&Data::new(n as u64).values::<bf16>(n))
+    }
+
+    fn zeros<V: cudarc::driver::DeviceRepr + bytemuck::Zeroable + Clone>(
+        &self,
+        n: usize,
+    ) -> cudarc::driver::CudaSlice<V> {
+        self.upload(&vec![V::zeroed(); n])
+    }
+
+    fn read<V: bytemuck::Pod + cudarc::driver::DeviceRepr>(&mut self, name: &str, of: &cudarc::driver::CudaSlice<V>) {
+        let values = self.gpu.stream().clone_dtoh(of).expect("the device gives a copy");
+        self.visit.result(name, bytemuck::cast_slice(&values).to_vec());
+    }
+}
+
+/// A call, then its result.
+macro_rules! run {
+    ($visitor:ident, $name:literal, $out:expr, $call:expr) => {
+        $visitor.visit.call($name, &mut || $call);
+        $visitor.read($name, &$out);
+    };
+}
+
+/// Goes through all of them.
+pub fn every_operation(gpu: &Gpu, visit: &mut dyn Visit) {
+    let mut visitor = Visitor { gpu, visit };
+    rotate(&mut visitor);
+    embed(&mut visitor);
+    learned(&mut visitor);
+    bias(&mut visitor);
+}
+
+fn rotate(v: &mut Visitor<'_>) {
+    let plan = RopePlan::<bf16>::new(v.gpu, &Rope::new(128, 10_000.0)).expect("a plan");
+    let (q, k) = (Heads::thd(1, 32, 128), Heads::thd(1, 8, 128));
+    let (mut q_x, mut k_x, mut q_y) = (v.data(32 * 128), v.data(8 * 128), v.zeros::<bf16>(32 * 128));
+    let ids = v.upload(&[131_071i64]);
+    let indptr = v.upload(&[0, 1]);
+    run!(v, "rope in place", q_x, {
+        let (q, k) = (Operand::in_place(&mut q_x, q), Operand::in_place(&mut k_x, k));
+        plan.rotate(q, Some(k), Positions::ids(&ids), Direction::Forward)
+    });
+    run!(v, "rope copied, packed sequences", q_y, {
+        let q = Operand::copy(&q_x, q, &mut q_y, q);
+        plan.rotate(q, None, Positions::packed(&indptr, 1), Direction::Inverse)
+    });
+    let row = 48 * 128;
+    let mut qkv = v.data(row);
+    run!(v, "rope of packed queries, keys and values", qkv, {
+        let k = k.row(row).at(32 * 128);
+        plan.rotate_packed(&mut qkv, q.row(row), k, Positions::starts(&ids), Direction::Forward)
+    });
+    let table = v.upload(&[0.5f32; 4 * 128]);
+    run!(v, "rope by a table", q_x, {
+        let values = TableValues::F32 { cos: &table, sin: None };
+        let table = Table { values, rows: 4, stride: 128, beyond: Beyond::Clamp };
+        plan.rotate_by_table(table, Operand::in_place(&mut q_x, q), None, Positions::ids(&ids), Direction::Forward)
+    });
+}
+
+const DIM: usize = 64;
+
+fn embed(v: &mut Visitor<'_>) {
+    let tokens = Tokens::new(1, 4, DIM);
+    let mut x = v.data(4 * DIM);
+    let sinusoid = SinusoidPlan::<bf16>::new(v.gpu, &Sinusoid::new(DIM)).expect("a plan");
+    run!(v, "sinusoid written", x, sinusoid.write(&mut x, tokens, Positions::counted()));
+    run!(v, "sinusoid added", x, sinusoid.add(&mut x, tokens, Positions::counted(), 0.5));
+    let timestep = TimestepPlan::<bf16>::new(v.gpu, &Sinusoid::timestep(DIM)).expect("a plan");
+    let t = v.upload(&[0.0f32, 0.25, 10.0, 999.0]);
+    run!(v, "timesteps", x, timestep.write(&mut x, &t, 4));
+    let grid = GridPlan::<bf16>::new(v.gpu, &Grid::columns_first(DIM)).expect("a plan");
+    let size = GridSize::image(2, 2);
+    run!(v, "grid written", x, grid.write(&mut x, tokens, size));
+    run!(v, "grid added", x, grid.add(&mut x, tokens, size, 0.5));
+    let mask = v.upload(&[1u8, 1, 1, 0]);
+    run!(v, "grid counted over a mask", x, grid.write_masked(&mut x, &mask, 1, size, Counted::default()));
+    let spec = Resample::new(size, GridSize::image(3, 3));
+    let resample = ResamplePlan::<bf16>::new(v.gpu, &spec).expect("a plan");
+    let mut large = v.zeros::<bf16>(9 * DIM);
+    run!(v, "resampled", large, resample.write(&mut large, &x, DIM));
+    run!(v, "the gradient of resampling", x, resample.grad(&mut x, &large, DIM, false));
+}
+
+fn learned(v: &mut Visitor<'_>) {
+    let spec = Learned { norm: Some(Norm::Layer { eps: 1e-5 }), ..Learned::new(DIM) };
+    let tokens = Tokens::new(1, 4, DIM);
+    let (token, position, gain, bias) = (v.data(8 * DIM), v.data(5 * DIM), v.data(DIM), v.data(DIM));
+    let ids = v.upload(&[3i32, 1, 3, 7]);
+    let mut fault = Fault::new(v.gpu).expect("a flag");
+    let weights = Weights {
+        token: Some(&token),
+        position: Some(&position),
+        gain: Some(&gain),
+        bias: Some(&bias),
+        ..Weights::default()
+    };
+    let inputs = Inputs { ids: Some(i32::ids(&ids)), ..Inputs::default() };
+    let plan = LearnedPlan::<bf16>::new(v.gpu, &spec).expect("a plan");
+    let mut x = v.zeros::<bf16>(4 * DIM);
+    run!(v, "learned tables", x, plan.gather(&mut x, tokens, &weights, &inputs, Some(&mut fault)));
+    let mut rows = v.zeros::<i64>(4);
+    run!(v, "rows of positions", rows, plan.rows(&mut rows, 1, 4, &inputs));
+    let plan = GradPlan::<bf16>::new(v.gpu, &spec).expect("a plan");
+    let grad = v.data(4 * DIM);
+    let mut sum = v.zeros::<bf16>(4 * DIM);
+    let mut partials = v.zeros::<f32>(plan.partials(&tokens));
+    let (mut gain_grad, mut bias_grad) = (v.zeros::<bf16>(DIM), v.zeros::<bf16>(DIM));
+    run!(v, "the gradient of the sum", sum, {
+        let (sum, partials, fault) = (&mut sum, &mut partials, Some(&mut fault));
+        let out = NormGrad { sum, gain: None, bias: None, accumulate: false, partials, fault };
+        plan.norm(out, &grad, None, tokens, &weights, &inputs)
+    });
+    run!(v, "the gradients of gain and bias", gain_grad, {
+        let (gain, bias) = (Some(&mut gain_grad as _), Some(&mut bias_grad as _));
+        let out = NormGrad { sum: &mut sum, gain, bias, accumulate: false, partials: &mut partials, fault: None };
+        plan.norm(out, &grad, None, tokens, &weights, &inputs)
+    });
+    let mut table = v.zeros::<bf16>(8 * DIM);
+    run!(v, "the gradient of counted positions", table, {
+        plan.counted(&mut table, &grad, tokens, 0, TableGrad::new(5))
+    });
+    let mut order = v.zeros::<u32>(4);
+    run!(v, "the order of ids", order, plan.order(&mut order, None, i32::ids(&ids), 4));
+    let mut partials = v.zeros::<f32>(plan.table_partials(&tokens));
+    run!(v, "the gradient of a table", table, {
+        plan.table(&mut table, &mut partials, &grad, i32::ids(&ids), &order, tokens, TableGrad::new(8))
+    });
+}
+
+fn bias(v: &mut Visitor<'_>) {
+    let shape = Logits::bhqk(1, 4, 2, 40);
+    let len = 4 * 2 * 40;
+    let mut x = v.data(len);
+    let slopes = Alibi::new(4).slopes().expect("slopes");
+    let alibi = BiasPlan::<bf16>::new(v.gpu, Bias::Slopes(&slopes)).expect("a plan");
+    run!(v, "ALiBi written", x, alibi.write(&mut x, &shape, &Places::last()));
+    let spec = T5Bias::new(32, 128, true);
+    let mut t5 = BiasPlan::<bf16>::t5(v.gpu, spec, 4).expect("a plan");
+    let table = v.upload(&Data::new(1).values::<f32>(32 * 4));
+    run!(v, "a T5 table taken", x, t5.set_table(&table));
+    run!(v, "T5 added", x, t5.add(&mut x, &shape, &Places::last()));
+    let fire = Fire { in_weight: vec![1.0], in_bias: vec![0.0], ..Fire::new() };
+    let fire = Fire { out_weight: vec![0.5; 4], out_bias: vec![0.0; 4], ..fire };
+    let plan = BiasPlan::<bf16>::fire(v.gpu, &fire, 64).expect("a plan");
+    run!(v, "FIRE added", x, plan.add(&mut x, &shape, &Places::last()));
+    let softmax = SoftmaxPlan::<bf16>::new(v.gpu, &Softmax::causal(0.125)).expect("a plan");
+    let (mut p, mut lse, mut dots) = (v.zeros::<bf16>(len), v.zeros::<f32>(8), v.zeros::<f32>(8));
+    let sinks = v.upload(&[0.5f32; 4]);
+    let inputs = SoftmaxInputs { sinks: Some(&sinks), ..SoftmaxInputs::new(&alibi, Places::last()) };
+    run!(v, "softmax", p, { softmax.apply(LogitsOperand::Copy(&x, shape, &mut p, shape), &inputs, Some(&mut lse)) });
+    let mut dx = v.zeros::<bf16>(len);
+    run!(v, "the gradient of a softmax", dx, {
+        let outputs = GradOutputs { dots: Some(&mut dots), ..GradOutputs::default() };
+        softmax.grad((&p, shape), LogitsOperand::Copy(&x, shape, &mut dx, shape), &inputs, outputs)
+    });
+    let mut sink_grad = v.zeros::<f32>(4);
+    run!(v, "the gradient of sinks", sink_grad, softmax.sink_grad(&sinks, &lse, &dots, &shape, &mut sink_grad));
+    let decode = Logits::bhqk(1, 4, 1, 40_000);
+    let mut long = v.data(4 * 40_000);
+    run!(v, "a decode against 40000 keys", long, {
+        softmax.apply(LogitsOperand::InPlace(&mut long, decode), &inputs, None)
+    });
+    let plan = DistanceGradPlan::<bf16>::t5(v.gpu, spec, 4, &shape).expect("a plan");
+    let mut table = v.zeros::<f32>(32 * 4);
+    run!(v, "the gradient of T5's table", table, { plan.apply((&x, shape), &Places::last(), None, 1.0, &mut table) });
+    let plan = FireGradPlan::<bf16>::new(v.gpu, &fire, 64, &shape).expect("a plan");
+    let mut parameters = v.zeros::<f32>(plan.len());
+    run!(v, "the gradient of FIRE", parameters, {
+        plan.apply((&x, shape), &Places::last(), None, 1.0, &mut parameters)
+    });
+}
