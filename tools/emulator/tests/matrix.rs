@@ -1,7 +1,7 @@
 //! Matrix instructions, every shape that is supported, with fragments laid out as the PTX manual draws them.
 
 // launches are unsafe; here every kernel gets the buffers that it was written for
-#![allow(clippy::undocumented_unsafe_blocks)]
+#![allow(clippy::undocumented_unsafe_blocks, clippy::needless_range_loop)]
 
 mod support;
 
