@@ -110,7 +110,7 @@ fn far_rows_are_gathered_into_far_tokens_and_so_are_their_gradients() {
         let plan = LearnedPlan::<bf16>::new(&gpu, &learned).unwrap();
         let mut x = reserve(&gpu, FAR.span().unwrap());
         plan.gather_checked(&mut x, FAR, &weights, &inputs).unwrap();
-        let want = learned.expect(&vec![bf16::ZERO; 3 * DIM], &NEAR, &tables, &lookup).unwrap();
+        let want = learned.expect(&[bf16::ZERO; 3 * DIM], &NEAR, &tables, &lookup).unwrap();
         assert_close(&gather(&gpu, &x), &want.want, |i| want.bound[i]);
 
         let grad = scatter(&gpu, &grads, STRIDE, FAR.span().unwrap());
