@@ -74,7 +74,7 @@ fn case<T: Scalar>(model: Model, batch: usize, queries: usize, keys: usize, form
         Form::Softmax => elements,
         // The keys up to each query's own; for the others zeros are written.
         Form::CausalSoftmax => {
-            (batch * model.heads * (1..=queries).map(|query| keys - queries + query).sum::<usize>()) as u64
+            (batch * model.heads * (1..=queries).map(|query| keys + query - queries).sum::<usize>()) as u64
         }
         Form::SoftmaxGrad => 2 * elements,
     };
@@ -154,7 +154,7 @@ impl<T: Scalar> Operation for Call<T> {
         let (heads, queries, keys) = (self.shape.heads, self.shape.queries, self.shape.keys);
         for query in [0, queries - 1] {
             // Row `query` of every head, as one call at that query's position.
-            let places = Places::from((keys - queries + query) as i64, 0);
+            let places = Places::from((keys + query) as i64 - queries as i64, 0);
             let bias = self.row.as_ref().map_or(Bias::Slopes(&self.slopes), Bias::Toeplitz);
             let own = |x: &[T]| -> Vec<T> {
                 let at = |head| self.shape.index(self.shape.batch - 1, head, query, 0);

@@ -24,7 +24,8 @@ pub fn cases() -> Vec<Case> {
         cases.push(case::<bf16>("siglip-2", siglip, 1152, grad));
         cases.push(case::<f32>("vit-b-16", vit, 768, grad));
     }
-    for side in (0..=9).map(|n| 1 << n) {
+    // Smaller grids do not read the whole table.
+    for side in (4..=9).map(|n| 1 << n) {
         let name = format!("resample/scale/bf16/{}", side * side);
         cases.push(Case { name, ..case::<bf16>("scale", Resample::new(square(14), square(side)), 32, false) });
     }
