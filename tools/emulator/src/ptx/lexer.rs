@@ -75,7 +75,10 @@ pub(crate) fn tokens(text: &str) -> Result<Vec<Spot<'_>>, PtxError> {
         } else if word_start(c) && !(c == b'.' && bytes.get(at + 1).is_some_and(u8::is_ascii_digit)) {
             at += 1;
             while at < bytes.len() {
-                if word_part(bytes[at]) {
+                if c == b'.' && bytes[at] == b'.' {
+                    // `.reg.b32` is `.reg .b32`
+                    break;
+                } else if word_part(bytes[at]) {
                     at += 1;
                 } else if bytes[at..].starts_with(b"::") && bytes.get(at + 2).is_some_and(u8::is_ascii_alphanumeric) {
                     at += 2;
