@@ -73,7 +73,7 @@ fn what_nvrtc_made_compiles() {
 #[test]
 fn directives_need_no_space_between_them() {
     let text = ".version 8.0\n.target sm_90\n.address_size 64\n.visible.entry k(.param.u64.ptr.global.align 8 p)\n{\n\
-                .reg.b32 %r<2>;\n.shared.align 16.b8 x[32];\nmov.u32 %r1, %tid.x;\nret;\n}\n";
+                .reg.b32 %r<2>;\n.shared.align 16 .b8 x[32];\nmov.u32 %r1, %tid.x;\nret;\n}\n";
     assert_eq!(load(text).unwrap(), 1);
 }
 
