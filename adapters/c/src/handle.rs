@@ -119,6 +119,19 @@ pub(crate) fn place<T>(name: &str, pointer: *mut T) -> Result<*mut T, Failure> {
     if pointer.is_null() { Err(Failure::argument(format!("{name} is null"))) } else { Ok(pointer) }
 }
 
+/// Writes a number for the caller.
+///
+/// # Safety
+/// `out` is null or points to a number.
+pub(crate) unsafe fn give(out: *mut u64, number: impl FnOnce() -> Result<usize, Failure>) -> PosencStatus {
+    guarded(|| {
+        let number = number()?;
+        // SAFETY: `place` refuses null, and the caller promises that it points to a number.
+        unsafe { place("out", out)?.write(number as u64) };
+        Ok(())
+    })
+}
+
 /// Refuses a null pointer to something of the caller.
 ///
 /// # Safety

@@ -5,8 +5,8 @@ use posenc::{DistanceGradPlan, FireGradPlan, Gpu};
 use crate::bias::{PosencFireSpec, PosencKerpleSpec, PosencLogits, PosencPlaces, PosencRowSpec, PosencT5Spec};
 use crate::memory::read;
 use crate::{
-    Failure, PosencBuffer, PosencGpu, PosencStatus, Versioned, borrow, call, free, guarded, make, make_plan, place,
-    plans, size, with_plan,
+    Failure, PosencBuffer, PosencGpu, PosencStatus, Versioned, borrow, call, free, give, make, make_plan, plans, size,
+    with_plan,
 };
 
 /// The heads whose slopes have a gradient.
@@ -185,14 +185,8 @@ pub unsafe extern "C" fn posenc_distance_grad_free(grad: *mut PosencDistanceGrad
 /// The rules at the top.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn posenc_distance_grad_len(grad: *const PosencDistanceGrad, out: *mut u64) -> PosencStatus {
-    guarded(|| {
-        // SAFETY: as the caller promises.
-        let grad = unsafe { borrow("grad", grad) }?;
-        let out = place("out", out)?;
-        // SAFETY: `place` refused null, and the caller promises that it points to a number.
-        unsafe { out.write(with_plan!(&grad.plan, plan => plan.len()) as u64) };
-        Ok(())
-    })
+    // SAFETY: as the caller promises.
+    unsafe { give(out, || Ok(with_plan!(&borrow("grad", grad)?.plan, plan => plan.len()))) }
 }
 
 /// Writes the gradient of the parameters, in one kernel; two calls of one plan must not run at the same time.
@@ -262,14 +256,8 @@ pub unsafe extern "C" fn posenc_fire_grad_free(grad: *mut PosencFireGrad) -> Pos
 /// The rules at the top.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn posenc_fire_grad_len(grad: *const PosencFireGrad, out: *mut u64) -> PosencStatus {
-    guarded(|| {
-        // SAFETY: as the caller promises.
-        let grad = unsafe { borrow("grad", grad) }?;
-        let out = place("out", out)?;
-        // SAFETY: `place` refused null, and the caller promises that it points to a number.
-        unsafe { out.write(with_plan!(&grad.plan, plan => plan.len()) as u64) };
-        Ok(())
-    })
+    // SAFETY: as the caller promises.
+    unsafe { give(out, || Ok(with_plan!(&borrow("grad", grad)?.plan, plan => plan.len()))) }
 }
 
 /// Writes the gradient of the parameters, in one kernel; two calls of one plan must not run at the same time.

@@ -7,8 +7,8 @@ use crate::embed::learned::{ForeignTables, fault};
 use crate::embed::{PosencFault, PosencInputs, PosencLearnedSpec, PosencTokens, PosencWeights};
 use crate::memory::{read, write};
 use crate::{
-    Failure, PosencBuffer, PosencGpu, PosencIds, PosencStatus, Versioned, borrow, call, free, guarded, make, make_plan,
-    place, plans, size, switch, with_plan,
+    Failure, PosencBuffer, PosencGpu, PosencIds, PosencStatus, Versioned, borrow, call, free, give, make, make_plan,
+    plans, size, switch, with_plan,
 };
 
 /// One call for the gradients of the sum that a norm follows, of gain and of bias.
@@ -152,14 +152,8 @@ unsafe fn partials(
     out: *mut u64,
     count: impl FnOnce(&PosencLearnedGrad, &Tokens) -> usize,
 ) -> PosencStatus {
-    guarded(|| {
-        // SAFETY: as the caller promises.
-        let (grad, tokens) = unsafe { (borrow("grad", grad)?, borrow("tokens", tokens)?) };
-        let (tokens, out) = (tokens.shape()?, place("out", out)?);
-        // SAFETY: `place` refused null, and the caller promises that it points to a number.
-        unsafe { out.write(count(grad, &tokens) as u64) };
-        Ok(())
-    })
+    // SAFETY: as the caller promises.
+    unsafe { give(out, || Ok(count(borrow("grad", grad)?, &borrow("tokens", tokens)?.shape()?))) }
 }
 
 /// Gives the f32 numbers of the partial sums of `posenc_learned_grad_norm` for a shape.
