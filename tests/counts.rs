@@ -60,7 +60,10 @@ fn no_call_costs_more_than_the_table() {
     ];
     let mut rows = BTreeMap::new();
     for (room, cases) in rooms {
-        for case in cases.into_iter().filter(|case| case.elements <= MOST && !waits(&case.name)) {
+        for case in cases
+            .into_iter()
+            .filter(|case| (case.elements <= MOST || case.name.contains("/rows/")) && !waits(&case.name))
+        {
             let count = support::count(&gpu, &emulator, &case).unwrap_or_else(|error| panic!("{error:#}"));
             // What is touched for a table or a stride counts a sector's bytes; nothing may count less than must move.
             assert!(count.bytes >= case.bytes(), "{} moves {} bytes, it says {}", case.name, count.bytes, case.bytes());

@@ -1,5 +1,6 @@
-// Entry names, positions, and programmatic dependent launch.
+// Entry names, positions, division, and programmatic dependent launch.
 #pragma once
+#include "args.cuh"
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -18,6 +19,9 @@ __device__ inline void wait_for_predecessor() {
     asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
+
+// n / by for n below 2^31, in three instructions.
+__device__ inline unsigned divide(unsigned n, const Divisor& by) { return __umulhi(2 * n, by.multiplier) >> by.shift; }
 
 // Types of position ids.
 enum PositionType : unsigned { ID_I32 = 0, ID_I64 = 1, ID_U32 = 2 };
