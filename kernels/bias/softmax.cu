@@ -100,6 +100,8 @@ struct Logits {
         return static_cast<const T::Bits*>(args.x) + row.offset(args.x_strides);
     }
 
+    __device__ T::Bits* y(const SoftmaxArgs& args) const { return static_cast<T::Bits*>(args.y) + row.offset(args.y_strides); }
+
     // Packs that begin below this key are read 16 bytes at a time.
     __device__ int whole(const SoftmaxArgs& args) const {
         return args.aligned ? min(high, static_cast<int>(args.bias.keys) - (KEYS - 1)) : 0;
@@ -169,7 +171,7 @@ struct Packs {
 template <bool SLOPED>
 __device__ __forceinline__ float load_side(float scale, Stage at, int distance, int step, int count, float bias) {
     float most = -infinity();
-#pragma unroll 1
+#pragma unroll 2
     for (; count > 0; --count, at.skip(1), distance += step) {
         float z[KEYS];
         at.get_raw(z);
@@ -182,8 +184,8 @@ __device__ __forceinline__ float load_side(float scale, Stage at, int distance, 
     return most;
 }
 
-// Leaves the exponentials of a chunk in the stage, of those packs of which some key may be seen. No loop is unrolled: what
-// lies between two packs waits in shared memory.
+// Leaves the exponentials of a chunk in the stage, of those packs of which some key may be seen. Two packs at most are
+// worked on together: what lies between waits in shared memory.
 __device__ __forceinline__ Part make(const SoftmaxArgs& args, const Logits& logits, const Team& team, const Packs& packs,
                                      Stage stage) {
     // All packs are on their way before the first is worked on.
@@ -238,7 +240,7 @@ __device__ __forceinline__ Part make(const SoftmaxArgs& args, const Logits& logi
     PackSum sum;
     at = stage;
     at.skip(packs.first);
-#pragma unroll 1
+#pragma unroll 2
     for (int i = packs.end - packs.first; i > 0; --i, at.skip(1)) {
         at.get(x);
 #pragma unroll
@@ -253,12 +255,11 @@ __device__ __forceinline__ Part make(const SoftmaxArgs& args, const Logits& logi
 __device__ __forceinline__ void finish(const SoftmaxArgs& args, const Logits& logits, const Packs& packs, Stage stage,
                                        float factor) {
     int keys = args.bias.keys;
-    T::Bits* y = static_cast<T::Bits*>(args.y) + logits.row.offset(args.y_strides) + packs.key;
     float p[KEYS];
     int end = args.aligned ? max(packs.first, min(packs.end, packs.below(args, keys - (KEYS - 1)))) : packs.first;
     Stage at = stage;
     at.skip(packs.first);
-    T::Bits* to = y + packs.first * Packs::step(args);
+    T::Bits* to = logits.y(args) + packs.key_of(args, packs.first);
 #pragma unroll 1
     for (int i = end - packs.first; i > 0; --i, to += Packs::step(args), at.skip(1)) {
         at.get(p);
@@ -277,7 +278,8 @@ __device__ __forceinline__ void finish(const SoftmaxArgs& args, const Logits& lo
         if (seen) at.get(p);
 #pragma unroll
         for (int j = 0; j < KEYS; ++j) p[j] = seen ? p[j] * factor : 0.0f;
-        store_keys(y + i * Packs::step(args), min(KEYS, keys - packs.key_of(args, i)), args.aligned, p);
+        int key = packs.key_of(args, i);
+        store_keys(logits.y(args) + key, min(KEYS, keys - key), args.aligned, p);
     }
 }
 
