@@ -93,12 +93,19 @@ __device__ __forceinline__ void add_outputs(const DistanceGradArgs& args, unsign
             n = static_cast<unsigned>(max(end - begin, 0ll));
         }
         bool many = static_cast<unsigned long long>(n) * from.parts > 16;
-        if (own && !many) put(output, from.sum(args, head, output, low, n, 0, 1));
-        for (unsigned left = __ballot_sync(ALL_LANES, many); left; left &= left - 1) {
-            unsigned other = __ffs(left) - 1;
+        // At first each lane's own output, then those of many numbers, one after another.
+        unsigned left = __ballot_sync(ALL_LANES, many);
+#pragma unroll 1
+        for (bool alone = true; alone || left; alone = false) {
+            unsigned other = alone ? lane : __ffs(left) - 1;
             unsigned begin = __shfl_sync(ALL_LANES, low, other), count = __shfl_sync(ALL_LANES, n, other);
-            float sum = warp_sum(from.sum(args, head, base + other, begin, count, lane, 32));
-            if (lane == 0) put(base + other, sum);
+            bool takes = !alone || (own && !many);
+            float sum = takes ? from.sum(args, head, base + other, begin, count, alone ? 0 : lane, alone ? 1 : 32) : 0.0f;
+            if (!alone) {
+                sum = warp_sum(sum);
+                left &= left - 1;
+            }
+            if (takes && (alone || lane == 0)) put(base + other, sum);
         }
     }
 }
@@ -131,38 +138,23 @@ struct Tiles {
     const T::Bits* head;
     long long stride;
     // rows of the tensor, and keys
-    long long first_row, end_row, first_key, end_key;
+    int first_row, end_row, first_key, end_key;
     bool aligned;
     // of each row, or null
     const float* gates;
 
     // Adds the tile of the rows from `row` and the keys from `key` on.
-    __device__ __forceinline__ void add(long long row, long long key, Sum (&sums)[DIAGONALS]) const {
+    __device__ __forceinline__ void add(int row, int key, Sum (&sums)[DIAGONALS]) const {
         float tile[DIAGONALS];
         const T::Bits* at = head + row * stride + key;
-        bool inside = row >= first_row && row + TILE <= end_row && key >= first_key && key + TILE <= end_key;
+        bool inside = row >= first_row && row <= end_row - TILE && key >= first_key && key <= end_key - TILE;
         if (inside && aligned && !gates) {
-            constexpr int PACKS = KEYS / WIDE;
-            Pack<WIDE> raw[TILE][PACKS];
-#pragma unroll
-            for (int r = 0; r < TILE; ++r) {
-#pragma unroll
-                for (int i = 0; i < PACKS; ++i) raw[r][i] = Pack<WIDE>::load(at + r * stride + i * WIDE);
-            }
-            add_tile<TILE>(0, [&](int r, float (&x)[KEYS]) {
-#pragma unroll
-                for (int i = 0; i < PACKS; ++i) {
-                    float part[WIDE];
-                    unpack(raw[r][i], part);
-#pragma unroll
-                    for (int j = 0; j < WIDE; ++j) x[i * WIDE + j] = part[j];
-                }
-            }, tile);
+            add_tile<TILE>(0, [&](int r, float (&x)[KEYS]) { load_keys(at + r * stride, KEYS, true, 0.0f, x); }, tile);
         } else {
-            int low = static_cast<int>(max(first_key - key, 0ll)), high = static_cast<int>(min(end_key - key, TILE + 0ll));
+            int low = max(first_key - key, 0), high = min(end_key - key, TILE);
             unsigned keys = (1u << high) - (1u << low);
             add_tile<TILE>(0, [&](int r, float (&x)[KEYS]) {
-                unsigned there = row + r >= first_row && row + r < end_row ? keys : 0;
+                unsigned there = row >= first_row - r && row < end_row - r ? keys : 0;
                 float gate = gates && there ? gates[row + r] : 1.0f;
 #pragma unroll
                 for (int i = 0; i < KEYS; ++i) x[i] = there >> i & 1 ? T::widen(at[r * stride + i]) * gate : 0.0f;
@@ -200,7 +192,7 @@ __device__ __forceinline__ void diagonals(const DistanceGradArgs& args, unsigned
         if (low >= high) continue;
         Row row(bias, bias.sequences ? 0 : sequence, head, static_cast<unsigned>(low));
         Tiles tiles{static_cast<const T::Bits*>(args.call.grad) + row.batch * args.call.strides[0] + head * args.call.strides[1],
-                    args.call.strides[2], low, high, row.first, row.keys, args.call.aligned != 0,
+                    args.call.strides[2], static_cast<int>(low), static_cast<int>(high), row.first, row.keys, args.call.aligned != 0,
                     static_cast<const float*>(bias.gates)};
         if (tiles.gates) tiles.gates += (static_cast<long long>(row.batch) * bias.heads + head) * bias.queries;
         // The key that row i meets at the distance `from` is start + i. The keys of a tile begin at a multiple of eight.
@@ -213,7 +205,7 @@ __device__ __forceinline__ void diagonals(const DistanceGradArgs& args, unsigned
 #pragma unroll 1
         for (; i < high; i += TILE) {
             long long key = start + i + lane * TILE;
-            if (key < row.keys && key + TILE > row.first) tiles.add(i, key, sums);
+            if (key < row.keys && key + TILE > row.first) tiles.add(static_cast<int>(i), static_cast<int>(key), sums);
         }
     }
     // A thread has its own eight distances, and seven of the thread before it.
@@ -272,18 +264,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) ENTRY(distance_grad)(co
     long long from = args.first + static_cast<long long>(index);
     if (blockIdx.x == gridDim.x - 1) count += TILE;
     diagonals(args, head, from, strip);
-    float* sums = static_cast<float*>(args.call.sums);
+    // Numbers and arrays of a head that are left.
+    long long numbers = args.of_outputs ? args.outputs : args.distances;
+    unsigned parts = args.of_outputs ? blocks : args.call.splits;
+    float* sums = static_cast<float*>(args.call.sums) + head * parts * numbers;
     if (args.of_outputs) {
-        sums += static_cast<long long>(head) * blocks * args.outputs;
-        float* own = sums + static_cast<long long>(blockIdx.z * gridDim.x + blockIdx.x) * args.outputs;
+        float* own = sums + (blockIdx.z * gridDim.x + blockIdx.x) * numbers;
         add_outputs(args, head, {strip, false, from, count, 1, 0}, [&](unsigned output, float sum) { own[output] = sum; });
-        finish(args, head, blocks, {sums, true, 0, args.outputs, blocks, args.outputs});
     } else {
-        sums += static_cast<long long>(head) * args.call.splits * args.distances;
-        float* own = sums + static_cast<long long>(blockIdx.z) * args.distances + index;
+        float* own = sums + blockIdx.z * numbers + index;
         for (unsigned i = threadIdx.x; i < count; i += blockDim.x) own[i] = strip[i];
-        finish(args, head, blocks, {sums, false, args.first, args.distances, args.call.splits, args.distances});
     }
+    finish(args, head, blocks, {sums, args.of_outputs != 0, args.first, static_cast<unsigned>(numbers), parts, numbers});
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(distance_grad_bins)(const DistanceGradArgs args) {
