@@ -234,7 +234,7 @@ __device__ __forceinline__ void bins(const DistanceGradArgs& args, unsigned head
                 float value[1] = {0.0f};
                 int bin = -1;
                 if (key < row.keys) {
-                    int distance = row.distance(static_cast<int>(key));
+                    int distance = row.distance(bias, static_cast<int>(key));
                     int last = args.first + static_cast<int>(args.distances) - 1;
                     // No difference leaves 32 bits.
                     bin = max(min(distance, last), args.first) - args.first;

@@ -88,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(fire_grad)(const Fire
                 float x[SUMS] = {};
                 int line = -1;
                 if (key < row.keys) {
-                    int distance = row.distance(static_cast<int>(key));
+                    int distance = row.distance(bias, static_cast<int>(key));
                     float input = posenc_fire_input(logs, bias.count, factor, distance);
                     line = static_cast<int>(posenc_fire_line(static_cast<const float*>(bias.breaks), bias.break_count, input));
                     x[0] = T::widen(grad[key]) * row.gate;

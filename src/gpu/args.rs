@@ -78,6 +78,7 @@ fields! {
     f64 => "double",
     In => "const void*",
     Out => "void*",
+    Divisor => "Divisor",
     BiasArgs => "BiasArgs",
     BiasGradArgs => "BiasGradArgs",
     SoftmaxLaw => "SoftmaxLaw",
@@ -163,7 +164,26 @@ macro_rules! args {
     };
 }
 
+impl Divisor {
+    /// For dividends below 2^31; `by` is 1 to 2^31.
+    #[allow(dead_code, reason = "build.rs compiles this file too, and divides nothing")]
+    pub(crate) const fn new(by: u32) -> Self {
+        let shift = by.next_power_of_two().ilog2();
+        // At most 2^31, and too large by less than 1: the quotient is too large by less than 1 / by.
+        let multiplier = (1u64 << (31 + shift)).div_ceil(by as u64) as u32;
+        Self { multiplier, shift }
+    }
+}
+
 args! {
+    /// A number to divide by, made ready: `n / by` is `(n * multiplier) >> (31 + shift)`. A part of other arguments.
+    Divisor {
+        /// 2^(31 + shift) / by, rounded up
+        multiplier: u32,
+        /// log2 of by, rounded up
+        shift: u32,
+    }
+
     /// `rotate/rope`: queries, and keys if `k_heads` is not 0.
     RopeArgs {
         /// queries
@@ -600,6 +620,10 @@ args! {
         sequences: u32,
         /// keeps the struct's size a multiple of 8
         unused: u32,
+        /// divides by `queries`
+        by_queries: Divisor,
+        /// divides by `heads`
+        by_heads: Divisor,
     }
 
     /// `bias/toeplitz`: `apply`.
@@ -686,7 +710,7 @@ args! {
         held: u32,
         /// threads of a row are 2^lanes_log
         lanes_log: u32,
-        /// packs of eight keys that a thread has of a chunk, 1 to 4
+        /// packs of eight keys that a thread has of a chunk, 1 to 8
         packs: u32,
         /// blocks that share a row
         share: u32,
@@ -734,7 +758,7 @@ args! {
         held: u32,
         /// threads of a row are 2^lanes_log
         lanes_log: u32,
-        /// packs of eight keys that a thread has of a chunk, 1 to 4
+        /// packs of eight keys that a thread has of a chunk, 1 to 8
         packs: u32,
         /// blocks that share a row
         share: u32,
@@ -839,5 +863,27 @@ args! {
         least_bend: f32,
         /// turns a sum of slope times x before the threshold into the threshold's gradient
         threshold_factor: f32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Divisor;
+
+    #[test]
+    fn a_divisor_divides_every_number_below_2_31() {
+        let most = (1u64 << 31) - 1;
+        let near = |n: u64| n.saturating_sub(2)..=(n + 2).min(most);
+        let divisors = (1..=300).chain((1..31).flat_map(|n| near(1 << n))).chain(near(most)).filter(|&by| by > 0);
+        for by in divisors {
+            let Divisor { multiplier, shift } = Divisor::new(by as u32);
+            // Exactness can only fail where the quotient changes.
+            let steps =
+                (0..300).map(|i| i * by).chain((0..64).map(|i| most / by * by / 64 * i)).chain([most / by * by]);
+            for n in steps.chain([most]).flat_map(near) {
+                let quotient = ((2 * n * u64::from(multiplier)) >> 32) >> shift;
+                assert_eq!(quotient, n / by, "{n} / {by}");
+            }
+        }
     }
 }
