@@ -195,7 +195,7 @@ impl Left {
     /// Rows of the smallest split; a sum for each distance is worth more of them.
     const fn least_rows(self) -> usize {
         match self {
-            Self::Outputs => 16,
+            Self::Outputs => 32,
             _ => 64,
         }
     }
