@@ -5,7 +5,7 @@
 // sums       f32 [heads, blocks, outputs] or [heads, splits, distances]: what blocks leave to the last one of a head
 //
 // The gradient of every parameter of a distance bias, without atomics on numbers: diagonals, then distances, then outputs.
-// Each number of grad is read once, but for one lane in 256. The result depends on the shape alone, not on the device.
+// Each number of grad is read once, at the borders of blocks twice. The result depends on the shape alone, not on the device.
 //
 // `diagonals`: where queries and keys follow one another. A thread walks down a strip of diagonals in tiles of eight rows of
 // eight keys: eight accesses of 16 bytes, 49 additions, and fifteen sums with compensation, one for each diagonal of a tile.
@@ -88,7 +88,8 @@ __device__ __forceinline__ void add_outputs(const DistanceGradArgs& args, unsign
         if (own && from.of_outputs) n = 1;
         if (own && !from.of_outputs) {
             const int* interval = static_cast<const int*>(args.intervals) + 2ll * output;
-            long long begin = max(interval[0] - from.first, 0ll), end = min(interval[1] - from.first + 1, from.count + 0ll);
+            long long begin = max(interval[0] - from.first, 0ll);
+            long long end = min(interval[1] - from.first + 1, from.count + 0ll);
             low = static_cast<unsigned>(begin);
             n = static_cast<unsigned>(max(end - begin, 0ll));
         }
@@ -100,7 +101,8 @@ __device__ __forceinline__ void add_outputs(const DistanceGradArgs& args, unsign
             unsigned other = alone ? lane : __ffs(left) - 1;
             unsigned begin = __shfl_sync(ALL_LANES, low, other), count = __shfl_sync(ALL_LANES, n, other);
             bool takes = !alone || (own && !many);
-            float sum = takes ? from.sum(args, head, base + other, begin, count, alone ? 0 : lane, alone ? 1 : 32) : 0.0f;
+            float sum = 0.0f;
+            if (takes) sum = from.sum(args, head, base + other, begin, count, alone ? 0 : lane, alone ? 1 : 32);
             if (!alone) {
                 sum = warp_sum(sum);
                 left &= left - 1;
@@ -165,7 +167,8 @@ struct Tiles {
     }
 };
 
-// The sums of this block's distances, from `from` on, eight for each thread, into `strip`; the last eight are not complete.
+// The sums of this block's distances, from `from` on, eight for each thread, into `strip`. The last eight are not complete
+// where another block follows.
 __device__ __forceinline__ void diagonals(const DistanceGradArgs& args, unsigned head, long long from, float* strip) {
     const BiasArgs& bias = args.call.bias;
     const int* query_lengths = static_cast<const int*>(bias.query_lengths);
@@ -191,10 +194,12 @@ __device__ __forceinline__ void diagonals(const DistanceGradArgs& args, unsigned
         high = min(high, end) - zero;
         if (low >= high) continue;
         Row row(bias, bias.sequences ? 0 : sequence, head, static_cast<unsigned>(low));
-        Tiles tiles{static_cast<const T::Bits*>(args.call.grad) + row.batch * args.call.strides[0] + head * args.call.strides[1],
-                    args.call.strides[2], static_cast<int>(low), static_cast<int>(high), row.first, row.keys, args.call.aligned != 0,
-                    static_cast<const float*>(bias.gates)};
-        if (tiles.gates) tiles.gates += (static_cast<long long>(row.batch) * bias.heads + head) * bias.queries;
+        const long long(&strides)[3] = args.call.strides;
+        const T::Bits* grad = static_cast<const T::Bits*>(args.call.grad) + row.batch * strides[0] + head * strides[1];
+        const float* gates = static_cast<const float*>(bias.gates);
+        if (gates) gates += (static_cast<long long>(row.batch) * bias.heads + head) * bias.queries;
+        Tiles tiles{grad,      strides[2], static_cast<int>(low),      static_cast<int>(high),
+                    row.first, row.keys,   args.call.aligned != 0, gates};
         // The key that row i meets at the distance `from` is start + i. The keys of a tile begin at a multiple of eight.
         long long start = from + row.at - low - row.key_start;
         long long i = low - ((start + low) & (TILE - 1));
@@ -259,7 +264,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) ENTRY(distance_grad)(co
     __shared__ float strip[THREADS * TILE];
     wait_for_predecessor();
     unsigned head = blockIdx.y, blocks = gridDim.x * gridDim.z;
-    // The next block has the last thread's tiles too, and all numbers of its distances.
+    // The last thread's tiles are the next block's too, which has all numbers of their distances.
     unsigned count = (blockDim.x - 1) * TILE, index = blockIdx.x * count;
     long long from = args.first + static_cast<long long>(index);
     if (blockIdx.x == gridDim.x - 1) count += TILE;

@@ -100,7 +100,7 @@ impl DistanceGrad {
 const THREADS: usize = 256;
 /// Diagonals that are a thread's own, and rows of its tiles.
 const TILE: usize = 8;
-/// Outputs up to which blocks leave sums of outputs; those of distances are more beyond.
+/// Outputs up to which a block leaves a sum for each; beyond it leaves one for each distance.
 const FEW: usize = 512;
 /// Blocks that keep a large device busy.
 const BLOCKS: usize = 1024;
@@ -150,7 +150,7 @@ impl Summation {
     fn diagonals(shape: &Logits, target: &Target, first: i64, distances: usize) -> Result<Self> {
         let (heads, outputs) = (shape.heads, target.outputs);
         let left = if outputs <= FEW { Left::Outputs } else { Left::Distances };
-        // The last thread's tiles are the next block's too, which has their distances.
+        // The last thread's tiles are the next block's too, which has all numbers of their distances.
         let rest = distances.saturating_sub(TILE);
         let strips = rest.div_ceil((THREADS - 1) * TILE).max(1);
         let threads = (rest.div_ceil(strips * TILE) + 1).next_multiple_of(32);
@@ -195,7 +195,7 @@ impl Left {
     /// Rows of the smallest split; a sum for each distance is worth more of them.
     const fn least_rows(self) -> usize {
         match self {
-            Self::Outputs => 16,
+            Self::Outputs => 32,
             _ => 64,
         }
     }
@@ -206,10 +206,10 @@ impl Left {
 /// Gradients of the parameters of a distance bias on a [`Gpu`]: T5's table, ALiBi's slopes, KERPLE's numbers, a row.
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel: it adds the gradient of the bias
-/// along its diagonals, and the last block of a head adds diagonals. Each number of the gradient is read once. No
-/// floating-point number is added by an atomic; a result depends on the shape alone, not on the device or on which block
-/// runs first. Whether the bias has a gradient is the caller's choice: a softmax neither knows nor asks. Calls of one plan
-/// must not run at the same time.
+/// along its diagonals, and the last block of a head adds what its blocks left. Each number of the gradient is read once, at
+/// the borders of blocks twice. No floating-point number is added by an atomic; a result depends on the shape alone, not on
+/// the device or on which block runs first. Whether the bias has a gradient is the caller's choice: a softmax neither knows
+/// nor asks. Calls of one plan must not run at the same time.
 pub struct DistanceGradPlan<T> {
     gpu: Gpu,
     heads: usize,

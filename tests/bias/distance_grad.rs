@@ -259,10 +259,10 @@ fn what_breaks_a_call_is_refused() {
     };
     assert_eq!(text(Logits::bhqk(1, 3, 4, 4), Places::last()), "the bias has 2 heads, the logits have 3");
     assert_eq!(text(Logits::bhqk(1, 2, 32, 32), Places::last()), "grad holds 1024 elements, the shape needs 2048");
-    // Five splits leave two sums of each head.
+    // Four splits leave two sums of each head.
     assert_eq!(
-        text(Logits::bhqk(1, 2, 65, 4), Places::last()),
-        "the call has 65 rows of 4 keys a head, which makes 20 sums; the plan has room for 12"
+        text(Logits::bhqk(1, 2, 97, 4), Places::last()),
+        "the call has 97 rows of 4 keys a head, which makes 16 sums; the plan has room for 12"
     );
     assert_eq!(
         text(shape, Places { queries: Place::Each(&positions), ..Places::from(0, 0) }),
