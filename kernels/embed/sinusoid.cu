@@ -108,5 +108,4 @@ template <int W> __device__ void sinusoid(const SinusoidArgs& args) {
 #define BOUNDS __launch_bounds__(256, 4)
 
 extern "C" __global__ void BOUNDS ENTRY(sinusoid_wide)(const SinusoidArgs args) { sinusoid<WIDE>(args); }
-extern "C" __global__ void BOUNDS ENTRY(sinusoid_mid)(const SinusoidArgs args) { sinusoid<MID>(args); }
 extern "C" __global__ void BOUNDS ENTRY(sinusoid_one)(const SinusoidArgs args) { sinusoid<1>(args); }

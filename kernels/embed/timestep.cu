@@ -51,5 +51,4 @@ template <int W> __device__ void timestep(const TimestepArgs& args) {
 }
 
 extern "C" __global__ void __launch_bounds__(128) ENTRY(timestep_wide)(const TimestepArgs args) { timestep<WIDE>(args); }
-extern "C" __global__ void __launch_bounds__(128) ENTRY(timestep_mid)(const TimestepArgs args) { timestep<MID>(args); }
 extern "C" __global__ void __launch_bounds__(128) ENTRY(timestep_one)(const TimestepArgs args) { timestep<1>(args); }

@@ -313,11 +313,9 @@ extern "C" __global__ void BOUNDS ENTRY(rope_mid)(const RopeArgs args) { rope<MI
 extern "C" __global__ void BOUNDS ENTRY(rope_one)(const RopeArgs args) { rope<1, Exact>(args); }
 
 extern "C" __global__ void LOOSE ENTRY(rope_blocks_wide)(const RopeArgs args) { rope<WIDE, ExactBlocks>(args); }
-extern "C" __global__ void LOOSE ENTRY(rope_blocks_mid)(const RopeArgs args) { rope<MID, ExactBlocks>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_blocks_one)(const RopeArgs args) { rope<1, ExactBlocks>(args); }
 
 extern "C" __global__ void LOOSE ENTRY(rope_compat_wide)(const RopeArgs args) { rope<WIDE, Compat>(args); }
-extern "C" __global__ void LOOSE ENTRY(rope_compat_mid)(const RopeArgs args) { rope<MID, Compat>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_compat_one)(const RopeArgs args) { rope<1, Compat>(args); }
 
 extern "C" __global__ void LOOSE ENTRY(rope_table_wide)(const RopeArgs args) { rope<WIDE, Table>(args); }
@@ -325,5 +323,4 @@ extern "C" __global__ void LOOSE ENTRY(rope_table_mid)(const RopeArgs args) { ro
 extern "C" __global__ void LOOSE ENTRY(rope_table_one)(const RopeArgs args) { rope<1, Table>(args); }
 
 extern "C" __global__ void LOOSER ENTRY(rope_xpos_wide)(const RopeArgs args) { rope<WIDE, XPos>(args); }
-extern "C" __global__ void LOOSE ENTRY(rope_xpos_mid)(const RopeArgs args) { rope<MID, XPos>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_xpos_one)(const RopeArgs args) { rope<1, XPos>(args); }

@@ -526,7 +526,7 @@ impl Grid {
 // -------------------------------------------------------------------------------------------------------------- launch
 
 /// The variants of the kernel, from wide accesses to narrow ones.
-const ENTRIES: [&str; 3] = ["grid_wide", "grid_mid", "grid_one"];
+const ENTRIES: [&str; 2] = ["grid_wide", "grid_one"];
 const MASKED_ENTRIES: [&str; 2] = ["grid_masked_wide", "grid_masked_one"];
 
 impl Grid {
@@ -589,7 +589,7 @@ pub struct GridPlan<T> {
     axes: CudaSlice<u8>,
     masked_channels: CudaSlice<f64>,
     masked_axes: CudaSlice<u8>,
-    functions: [Function; 3],
+    functions: [Function; 2],
     masked: [Function; 2],
     element: PhantomData<T>,
 }
@@ -605,7 +605,7 @@ impl<T: Scalar> GridPlan<T> {
         let (masked_channels, masked_axes) = spec.masked_channels();
         let load = |entry| gpu.function("embed/grid", T::NAME, entry);
         let load_masked = |entry| gpu.function("embed/grid_masked", T::NAME, entry);
-        let [wide, mid, one] = ENTRIES;
+        let [wide, one] = ENTRIES;
         let [a, b] = MASKED_ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
@@ -614,7 +614,7 @@ impl<T: Scalar> GridPlan<T> {
             axes: gpu.upload(&axes)?,
             masked_channels: gpu.upload(&masked_channels)?,
             masked_axes: gpu.upload(&masked_axes)?,
-            functions: [load(wide)?, load(mid)?, load(one)?],
+            functions: [load(wide)?, load(one)?],
             masked: [load_masked(a)?, load_masked(b)?],
             element: PhantomData,
         })

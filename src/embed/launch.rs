@@ -11,25 +11,19 @@ pub(crate) fn small(what: &str, n: usize) -> Result<u32> {
     u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32).ok_or_else(|| Error::Overflow(format!("{n} {what}")))
 }
 
-/// The widest access, in elements, that every address and size allows: 16 bytes, 8 bytes or one element.
+/// The widest access, in elements, that every address and size allows: 16 bytes or one element.
 ///
 /// `sizes` is the union of all sizes and offsets in elements (a power of two divides all where it divides their union),
 /// `alignment` the largest power of two that divides every address, in bytes.
 pub(crate) fn width(element: usize, alignment: usize, sizes: usize) -> Width {
     let fits = |bytes: usize| alignment.is_multiple_of(bytes) && sizes.is_multiple_of(bytes / element);
-    if fits(16) {
-        Width { index: 0, elements: 16 / element }
-    } else if fits(8) {
-        Width { index: 1, elements: 8 / element }
-    } else {
-        Width { index: 2, elements: 1 }
-    }
+    if fits(16) { Width { index: 0, elements: 16 / element } } else { Width { index: 1, elements: 1 } }
 }
 
 /// How many elements one access moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Width {
-    /// of the entries `_wide`, `_mid` and `_one`
+    /// of the entries `_wide` and `_one`
     pub index: usize,
     pub elements: usize,
 }
@@ -86,11 +80,11 @@ mod tests {
     #[test]
     fn accesses_are_as_wide_as_every_size_allows() {
         assert_eq!(width(2, 16, 768), Width { index: 0, elements: 8 });
-        assert_eq!(width(2, 16, 768 | 4), Width { index: 1, elements: 4 });
-        assert_eq!(width(2, 8, 768), Width { index: 1, elements: 4 });
+        assert_eq!(width(2, 16, 768 | 4), Width { index: 1, elements: 1 });
+        assert_eq!(width(2, 8, 768), Width { index: 1, elements: 1 });
         assert_eq!(width(4, 16, 12), Width { index: 0, elements: 4 });
-        assert_eq!(width(4, 16, 7), Width { index: 2, elements: 1 });
-        assert_eq!(width(4, 4, 8), Width { index: 2, elements: 1 });
+        assert_eq!(width(4, 16, 7), Width { index: 1, elements: 1 });
+        assert_eq!(width(4, 4, 8), Width { index: 1, elements: 1 });
         assert_eq!(alignment(&[256, 24]), 8);
         assert_eq!(alignment(&[512]), 16);
     }

@@ -430,7 +430,7 @@ pub(crate) fn check_scale(scale: f64) -> Result<()> {
 // -------------------------------------------------------------------------------------------------------------- launch
 
 /// The variants of the kernel, from wide accesses to narrow ones.
-const ENTRIES: [&str; 3] = ["sinusoid_wide", "sinusoid_mid", "sinusoid_one"];
+const ENTRIES: [&str; 2] = ["sinusoid_wide", "sinusoid_one"];
 
 /// What a launch is decided from, beside the spec.
 #[derive(Clone, Copy, Debug)]
@@ -502,7 +502,7 @@ pub struct SinusoidPlan<T> {
     gpu: Gpu,
     spec: Sinusoid,
     rates: CudaSlice<u64>,
-    functions: [Function; 3],
+    functions: [Function; 2],
     element: PhantomData<T>,
 }
 
@@ -515,12 +515,12 @@ impl<T: Scalar> SinusoidPlan<T> {
         spec.check()?;
         let rates: Vec<u64> = (0..spec.pairs()).map(|pair| spec.rate(pair)).collect();
         let load = |entry| gpu.function("embed/sinusoid", T::NAME, entry);
-        let [a, b, c] = ENTRIES;
+        let [wide, one] = ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
             spec: spec.clone(),
             rates: gpu.upload(&rates)?,
-            functions: [load(a)?, load(b)?, load(c)?],
+            functions: [load(wide)?, load(one)?],
             element: PhantomData,
         })
     }

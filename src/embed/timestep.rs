@@ -184,7 +184,7 @@ pub(crate) fn check_time(index: usize, t: f64, fastest: f64) -> Result<()> {
 // -------------------------------------------------------------------------------------------------------------- launch
 
 /// The variants of the kernel, from wide accesses to narrow ones.
-const ENTRIES: [&str; 3] = ["timestep_wide", "timestep_mid", "timestep_one"];
+const ENTRIES: [&str; 2] = ["timestep_wide", "timestep_one"];
 
 impl Sinusoid {
     /// The variant, the grid and the arguments that shapes decide; addresses and tables are still missing.
@@ -224,7 +224,7 @@ pub struct TimestepPlan<T> {
     gpu: Gpu,
     spec: Sinusoid,
     turns: CudaSlice<f64>,
-    functions: [Function; 3],
+    functions: [Function; 2],
     element: PhantomData<T>,
 }
 
@@ -242,12 +242,12 @@ impl<T: Scalar> TimestepPlan<T> {
             })
             .collect();
         let load = |entry| gpu.function("embed/timestep", T::NAME, entry);
-        let [a, b, c] = ENTRIES;
+        let [wide, one] = ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
             spec: spec.clone(),
             turns: gpu.upload(&turns)?,
-            functions: [load(a)?, load(b)?, load(c)?],
+            functions: [load(wide)?, load(one)?],
             element: PhantomData,
         })
     }

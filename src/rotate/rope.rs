@@ -410,6 +410,8 @@ pub(crate) struct Call {
     alignment: usize,
     element: usize,
     multiprocessors: u32,
+    /// whether there is an entry of 8-byte accesses
+    mid: bool,
 }
 
 /// Threads of a block; the kernel's launch bounds allow 256.
@@ -444,7 +446,7 @@ impl Rope {
         let fits = |bytes: usize| call.alignment.is_multiple_of(bytes) && sizes.is_multiple_of(bytes / call.element);
         let (entry, width) = [("rope_wide", 16), ("rope_mid", 8)]
             .into_iter()
-            .find(|&(_, bytes)| fits(bytes))
+            .find(|&(entry, bytes)| fits(bytes) && (call.mid || entry == "rope_wide"))
             .map_or(("rope_one", 1), |(entry, bytes)| (entry, bytes / call.element));
 
         // Lanes of a token, tokens of a block, and how many threads share a token's heads.
@@ -640,8 +642,8 @@ pub struct RopePlan<T> {
     rope: Rope,
     rates: Rates,
     axes: Option<CudaSlice<u8>>,
-    /// by width: of the spec's own angles, and by a table
-    functions: [[Function; 3]; 2],
+    /// of the spec's own angles, and by a table
+    functions: [Entries; 2],
     element: std::marker::PhantomData<T>,
 }
 
@@ -650,12 +652,26 @@ enum Rates {
     Compat(CudaSlice<f32>),
 }
 
-const WIDTHS: [&str; 3] = ["wide", "mid", "one"];
+/// A kernel's entries, by their accesses: 16 bytes, 8 bytes where odd sizes are common enough, one element.
+#[derive(Clone, Copy)]
+pub(super) struct Names {
+    pub(super) wide: &'static str,
+    pub(super) mid: Option<&'static str>,
+    pub(super) one: &'static str,
+}
 
-/// The kernels of three names for `T`.
-pub(super) fn entries<T: Scalar>(gpu: &Gpu, names: [&'static str; 3]) -> Result<[Function; 3]> {
-    let load = |name| gpu.function("rotate/rope", T::NAME, name);
-    Ok([load(names[0])?, load(names[1])?, load(names[2])?])
+/// [`Names`], loaded.
+pub(super) struct Entries {
+    wide: Function,
+    mid: Option<Function>,
+    one: Function,
+}
+
+impl Entries {
+    pub(super) fn load<T: Scalar>(gpu: &Gpu, names: Names) -> Result<Self> {
+        let load = |name| gpu.function("rotate/rope", T::NAME, name);
+        Ok(Self { wide: load(names.wide)?, mid: names.mid.map(load).transpose()?, one: load(names.one)? })
+    }
 }
 
 /// Where a call's cosines and sines come from.
@@ -666,8 +682,7 @@ pub(super) enum Source<'a, T> {
     Table(Table<'a, T>),
     /// the spec's own angles, and xPos's factors
     XPos {
-        /// by width
-        functions: &'a [Function; 3],
+        functions: &'a Entries,
         /// of the queries' factors, and of the keys'
         exponents: &'a CudaSlice<i64>,
         /// where the first tensor's begin
@@ -755,24 +770,27 @@ impl<T: Scalar> RopePlan<T> {
             Angles::Exact => {
                 let rates: Vec<u64> = pairs.map(|pair| rope.rate(pair)).collect();
                 let own = if rope.axes.blocks() > 1 {
-                    ["rope_blocks_wide", "rope_blocks_mid", "rope_blocks_one"]
+                    Names { wide: "rope_blocks_wide", mid: None, one: "rope_blocks_one" }
                 } else {
-                    ["rope_wide", "rope_mid", "rope_one"]
+                    Names { wide: "rope_wide", mid: Some("rope_mid"), one: "rope_one" }
                 };
                 (Rates::Exact(gpu.upload(&rates)?), own)
             }
             Angles::HfCompat | Angles::Given(_) => {
                 let rates: Vec<f32> = pairs.map(|pair| rope.compat_frequency(pair)).collect();
-                (Rates::Compat(gpu.upload(&rates)?), ["rope_compat_wide", "rope_compat_mid", "rope_compat_one"])
+                (
+                    Rates::Compat(gpu.upload(&rates)?),
+                    Names { wide: "rope_compat_wide", mid: None, one: "rope_compat_one" },
+                )
             }
         };
-        let by_table = ["rope_table_wide", "rope_table_mid", "rope_table_one"];
+        let by_table = Names { wide: "rope_table_wide", mid: Some("rope_table_mid"), one: "rope_table_one" };
         Ok(Self {
             gpu: gpu.clone(),
             rope: rope.clone(),
             rates,
             axes: rope.axes.table(rope.pairs()).map(|table| gpu.upload(&table)).transpose()?,
-            functions: [entries::<T>(gpu, own)?, entries::<T>(gpu, by_table)?],
+            functions: [Entries::load::<T>(gpu, own)?, Entries::load::<T>(gpu, by_table)?],
             element: std::marker::PhantomData,
         })
     }
@@ -983,8 +1001,13 @@ impl<T: Scalar> RopePlan<T> {
         let Tensors { q_heads: (q, q_out), k_heads: k, in_place, .. } = tensors;
         let all = tensors.q.address() | tensors.q_out.address() | tensors.k.address() | tensors.k_out.address();
         let alignment = 1 << all.trailing_zeros().min(4);
-        let call =
-            Call { q, q_out, k, in_place, alignment, element: size_of::<T>(), multiprocessors: gpu.multiprocessors() };
+        let entries = match &source {
+            Source::Own => &self.functions[0],
+            Source::Table(_) => &self.functions[1],
+            Source::XPos { functions, .. } => functions,
+        };
+        let (element, multiprocessors, mid) = (size_of::<T>(), gpu.multiprocessors(), entries.mid.is_some());
+        let call = Call { q, q_out, k, in_place, alignment, element, multiprocessors, mid };
         let mut launch = self.rope.launch(&call)?;
         // Kernels get the address of each tensor's first element, so that an offset costs nothing there.
         let at = |heads: &Heads| (heads.offset * size_of::<T>()) as u64;
@@ -1006,8 +1029,11 @@ impl<T: Scalar> RopePlan<T> {
             sign: if direction == Direction::Forward { 1.0 } else { -1.0 },
             ..launch.args
         };
-        let width = WIDTHS.iter().position(|width| launch.entry.ends_with(width)).unwrap_or(WIDTHS.len() - 1);
-        let [own, by_table] = &self.functions;
+        let (function, width) = match (launch.entry, &entries.mid) {
+            ("rope_wide", _) => (&entries.wide, 16 / element),
+            ("rope_mid", Some(mid)) => (mid, 8 / element),
+            _ => (&entries.one, 1),
+        };
         let rates = || match &self.rates {
             Rates::Exact(rates) => gpu.read("rates", rates, self.rope.pairs()),
             Rates::Compat(rates) => gpu.read("rates", rates, self.rope.pairs()),
@@ -1016,21 +1042,21 @@ impl<T: Scalar> RopePlan<T> {
             Source::Own => {
                 let rates = rates()?;
                 launch.args.rates = rates.address;
-                gpu.launch(&own[width], &launch)
+                gpu.launch(function, &launch)
             }
             Source::Table(mut table) => {
                 let (rows, stride) = (table.rows, table.stride);
                 let held = table.hold(gpu, &self.rope)?;
-                held.apply::<T>(&mut launch.args, (rows, stride, [16 / size_of::<T>(), 8 / size_of::<T>(), 1][width]));
-                gpu.launch(&by_table[width], &launch)
+                held.apply::<T>(&mut launch.args, (rows, stride, width));
+                gpu.launch(function, &launch)
             }
-            Source::XPos { functions, exponents, first, center, reach } => {
+            Source::XPos { exponents, first, center, reach, .. } => {
                 let (rates, exponents) = (rates()?, gpu.read("exponents", exponents, 2 * self.rope.pairs())?);
                 launch.args.rates = rates.address;
                 launch.args.exponents = exponents.address.offset((first * size_of::<i64>()) as u64);
                 launch.args.center = center;
                 launch.args.reach = reach;
-                gpu.launch(&functions[width], &launch)
+                gpu.launch(function, &launch)
             }
         }
     }
@@ -1074,7 +1100,7 @@ mod tests {
     use super::*;
 
     fn call(q: Heads, k: Option<Heads>, in_place: bool, element: usize) -> Call {
-        Call { q, q_out: q, k: k.map(|k| (k, k)), in_place, alignment: 16, element, multiprocessors: 132 }
+        Call { q, q_out: q, k: k.map(|k| (k, k)), in_place, alignment: 16, element, multiprocessors: 132, mid: true }
     }
 
     /// How often the kernel's index arithmetic reaches each of `n` things from threads that begin at `starts` and take `step`

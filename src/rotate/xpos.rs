@@ -4,9 +4,9 @@ use cudarc::driver::CudaSlice;
 
 use crate::accuracy::{Expected, rounded};
 use crate::double::Double;
-use crate::gpu::{Function, Gpu, Write};
+use crate::gpu::{Gpu, Write};
 use crate::positions::Positions;
-use crate::rotate::rope::{Source, entries};
+use crate::rotate::rope::{Entries, Names, Source};
 use crate::rotate::{Angles, Direction, Operand, Rope, RopePlan};
 use crate::{Error, Heads, Result, Scalar};
 
@@ -280,7 +280,7 @@ impl XPos {
 pub struct XPosPlan<T> {
     xpos: XPos,
     plan: RopePlan<T>,
-    functions: [Function; 3],
+    functions: Entries,
     /// of the queries' factors, and of the keys'
     exponents: CudaSlice<i64>,
 }
@@ -294,10 +294,11 @@ impl<T: Scalar> XPosPlan<T> {
         xpos.check()?;
         let queries: Vec<i64> = (0..xpos.rope.pairs()).map(|pair| xpos.exponent(pair)).collect();
         let keys: Vec<i64> = queries.iter().map(|exponent| -exponent).collect();
+        let names = Names { wide: "rope_xpos_wide", mid: None, one: "rope_xpos_one" };
         Ok(Self {
             xpos: xpos.clone(),
             plan: RopePlan::new(gpu, &xpos.rope)?,
-            functions: entries::<T>(gpu, ["rope_xpos_wide", "rope_xpos_mid", "rope_xpos_one"])?,
+            functions: Entries::load::<T>(gpu, names)?,
             exponents: gpu.upload(&[queries, keys].concat())?,
         })
     }
