@@ -113,6 +113,7 @@ def cases():
                 yield f"rope {layout} {pairing} 32x128 {tokens} {name}", rope, (tokens, 32, 128, dtype, layout, pairing)
             for batch in (1, 8):
                 yield f"sinusoid add {batch}x{tokens}x768 {name}", sinusoid_add, (batch, tokens, 768, dtype)
+                yield f"table add {batch}x{tokens}x768 {name}", sinusoid_add, (batch, tokens, 768, dtype)
             yield f"sinusoid write {tokens}x768 {name}", sinusoid_write, (tokens, 768, dtype)
             yield f"token + position {tokens}x768 {name}", learned, (tokens, 768, dtype, False)
             yield f"token + position + type + layer norm {tokens}x768 {name}", learned, (tokens, 768, dtype, True)
