@@ -2,6 +2,7 @@
 //!
 //! No CUDA toolkit, compiler or GPU is needed, only libnvrtc. Without it the crate is built without kernels.
 
+use std::borrow::Cow;
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fmt::Write as _;
@@ -21,8 +22,12 @@ mod args;
 /// Architectures that cubins are made for, with the lowest PTX version that their instructions need: a driver accepts
 /// PTX up to its own version, so a lower one loads on older drivers.
 const ARCHITECTURES: [(u32, &str); 5] = [(75, "6.3"), (80, "7.0"), (90, "7.8"), (100, "8.6"), (120, "8.7")];
+/// What the kernels compile differently for: `__CUDA_ARCH__ >= 800` and nothing else. NVRTC's front end and optimiser, two
+/// thirds of a compilation, make PTX for these alone; it is assembled for the architectures up to the next one. What
+/// those have beyond it stands in the PTX as comments, see [`opened`].
+const GENERATIONS: [u32; 2] = [75, 80];
 /// Counts changes of what this script makes of a source, so that older images are not taken for new ones.
-const IMAGE_FORMAT: u32 = 2;
+const IMAGE_FORMAT: u32 = 3;
 const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 
 fn main() -> Result<()> {
@@ -51,23 +56,39 @@ fn main() -> Result<()> {
 
     let sources = Sources::read()?;
     let wanted = wanted_architectures()?;
-    let architectures: Vec<_> = ARCHITECTURES
+    // The lowest PTX runs everywhere; all of it is wanted where every code path is to be run without its device.
+    let all_ptx = std::env::var("POSENC_PTX").is_ok_and(|value| value == "all");
+    let mut architectures: Vec<_> = ARCHITECTURES
         .into_iter()
-        .filter(|(sm, _)| nvrtc.architectures.contains(&(*sm as c_int)))
-        .filter(|(sm, _)| wanted.is_empty() || wanted.contains(sm))
+        .map(|(sm, ptx_version)| Target { sm, ptx_version, ptx: all_ptx })
+        .filter(|target| nvrtc.architectures.contains(&(target.sm as c_int)))
+        .filter(|target| wanted.is_empty() || wanted.contains(&target.sm))
         .collect();
-    ensure!(!architectures.is_empty(), "NVRTC {:?} knows none of the architectures {wanted:?}", nvrtc.version);
+    match architectures.first_mut() {
+        Some(lowest) => lowest.ptx = true,
+        None => bail!("NVRTC {:?} knows none of the architectures {wanted:?}", nvrtc.version),
+    }
 
     let cache = out.join("images");
     fs::create_dir_all(&cache)?;
     let mut jobs = Vec::new();
     for file in &sources.kernels {
+        let headers = sources.included(file);
         for dtype in DTYPES {
-            for &(sm, ptx_version) in &architectures {
-                jobs.push(Job { file, dtype, sm, ptx_version });
+            for generation in GENERATIONS {
+                let targets: Vec<_> =
+                    architectures.iter().filter(|target| generation_of(target.sm) == generation).collect();
+                // An NVRTC that has forgotten a generation's first architecture makes PTX for the next one.
+                let known = nvrtc.architectures.iter().filter_map(|&sm| u32::try_from(sm).ok());
+                let base = known.filter(|&sm| sm >= generation).min();
+                if let (Some(base), false) = (base, targets.is_empty()) {
+                    jobs.push(Job { file, headers: headers.clone(), dtype, base, targets });
+                }
             }
         }
     }
+    // The longest first, so that no thread works alone at the end.
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.file.text.len()));
 
     // NVRTC compiles programs side by side; one thread per core takes the next job until none is left.
     let next = AtomicUsize::new(0);
@@ -79,7 +100,7 @@ fn main() -> Result<()> {
             let compile = std::thread::Builder::new().stack_size(64 << 20);
             let started = compile.spawn_scoped(scope, || {
                 while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(error) = job.run(&nvrtc, &sources, &cache) {
+                    if let Err(error) = job.run(&nvrtc, &cache) {
                         let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
                         failure.get_or_insert(error);
                         next.store(usize::MAX / 2, Ordering::Relaxed);
@@ -95,27 +116,25 @@ fn main() -> Result<()> {
         return Err(error);
     }
 
-    // The lowest PTX runs everywhere; all of it is wanted where every code path is to be run without its device.
-    let all_ptx = std::env::var("POSENC_PTX").is_ok_and(|value| value == "all");
     let mut text = String::from("&[\n");
     let mut wanted = Vec::new();
     for file in &sources.kernels {
         for dtype in DTYPES {
             let of_module = |job: &&Job| job.file.name == file.name && job.dtype == dtype;
-            writeln!(text, "Images {{ file: {:?}, dtype: {dtype:?}, cubins: &[", file.stem())?;
+            let mut images: Vec<(&Target, [PathBuf; 2])> = Vec::new();
             for job in jobs.iter().filter(of_module) {
-                let path = job.path(&nvrtc, &sources, &cache, "cubin");
-                writeln!(text, "    Image {{ sm: {}, deflated: include_bytes!({path:?}) }},", job.sm)?;
-                wanted.push(path);
+                images.extend(job.targets.iter().map(|&target| (target, job.paths(target, &nvrtc, &cache))));
+            }
+            images.sort_by_key(|(target, _)| target.sm);
+            writeln!(text, "Images {{ file: {:?}, dtype: {dtype:?}, cubins: &[", file.stem())?;
+            for (Target { sm, .. }, [cubin, _]) in &images {
+                writeln!(text, "    Image {{ sm: {sm}, deflated: include_bytes!({cubin:?}) }},")?;
             }
             text += "], ptx: &[\n";
-            for (i, job) in jobs.iter().filter(of_module).enumerate() {
-                let path = job.path(&nvrtc, &sources, &cache, "ptx");
-                if i == 0 || all_ptx {
-                    writeln!(text, "    Image {{ sm: {}, deflated: include_bytes!({path:?}) }},", job.sm)?;
-                }
-                wanted.push(path);
+            for (Target { sm, .. }, [_, ptx]) in images.iter().filter(|(target, _)| target.ptx) {
+                writeln!(text, "    Image {{ sm: {sm}, deflated: include_bytes!({ptx:?}) }},")?;
             }
+            wanted.extend(images.into_iter().flat_map(|(_, paths)| paths));
             text += "] },\n";
         }
     }
@@ -179,6 +198,10 @@ impl Sources {
             let name =
                 path.strip_prefix("kernels")?.to_str().context("a kernel's path is not UTF-8")?.replace('\\', "/");
             let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            for (_, test) in text.match_indices("__CUDA_ARCH__").map(|(at, word)| text[at..].split_at(word.len())) {
+                let known = GENERATIONS.iter().any(|generation| test.starts_with(&format!(" >= {generation}0\n")));
+                ensure!(known, "kernels/{name} tests __CUDA_ARCH__ for something else than a start of {GENERATIONS:?}");
+            }
             if name.ends_with(".cu") {
                 kernels.push(Source { name, text });
             } else if name.ends_with(".cuh") {
@@ -220,18 +243,29 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 // -------------------------------------------------------------------------------------------------------------- compile
 
-struct Job<'a> {
-    file: &'a Source,
-    dtype: &'static str,
+/// An architecture that a cubin is made for.
+struct Target {
     sm: u32,
     ptx_version: &'static str,
+    /// its PTX is wanted too
+    ptx: bool,
+}
+
+/// One file for one element type and one generation of architectures.
+struct Job<'a> {
+    file: &'a Source,
+    headers: Vec<&'a Source>,
+    dtype: &'static str,
+    /// the architecture that its PTX is made for
+    base: u32,
+    targets: Vec<&'a Target>,
 }
 
 impl Job<'_> {
-    fn options(&self) -> Vec<String> {
+    /// `architecture`: a real one (`sm_90`), so that NVRTC assembles its PTX and checks inline assembly, or `compute_90`.
+    fn options(&self, architecture: String) -> Vec<String> {
         vec![
-            // A real architecture, so that ptxas sees inline assembly at build time and a cubin comes out.
-            format!("--gpu-architecture=sm_{}", self.sm),
+            format!("--gpu-architecture={architecture}"),
             format!("-DDTYPE={}", self.dtype),
             "--std=c++17".into(),
             // What is written is what is computed, on every device.
@@ -239,40 +273,111 @@ impl Job<'_> {
         ]
     }
 
-    /// Named by everything that goes into the image, so that an unchanged kernel is found and not compiled again.
-    fn path(&self, nvrtc: &Nvrtc, sources: &Sources, cache: &Path, kind: &str) -> PathBuf {
+    /// A cubin's and a PTX's, named by everything that goes into them, so that an unchanged kernel is found and not
+    /// compiled again.
+    fn paths(&self, target: &Target, nvrtc: &Nvrtc, cache: &Path) -> [PathBuf; 2] {
         let mut hash = DefaultHasher::new();
-        (IMAGE_FORMAT, nvrtc.version, self.options(), self.ptx_version, &self.file.text).hash(&mut hash);
-        for header in sources.included(self.file) {
+        (IMAGE_FORMAT, nvrtc.version, self.base, self.options(format!("sm_{}", target.sm))).hash(&mut hash);
+        (target.ptx_version, &self.file.text).hash(&mut hash);
+        for header in &self.headers {
             (&header.name, &header.text).hash(&mut hash);
         }
         let stem = self.file.stem().replace('/', "_");
-        cache.join(format!("{stem}.{}.sm_{}.{:016x}.{kind}", self.dtype, self.sm, hash.finish()))
+        let hash = hash.finish();
+        ["cubin", "ptx"].map(|kind| cache.join(format!("{stem}.{}.sm_{}.{hash:016x}.{kind}", self.dtype, target.sm)))
     }
 
-    fn run(&self, nvrtc: &Nvrtc, sources: &Sources, cache: &Path) -> Result<()> {
-        let cubin = self.path(nvrtc, sources, cache, "cubin");
-        let ptx = self.path(nvrtc, sources, cache, "ptx");
-        if cubin.exists() && ptx.exists() {
+    fn run(&self, nvrtc: &Nvrtc, cache: &Path) -> Result<()> {
+        let mut missing: Vec<_> = self.targets.iter().map(|&t| (t, self.paths(t, nvrtc, cache))).collect();
+        missing.retain(|(target, [cubin, ptx])| !cubin.exists() || (target.ptx && !ptx.exists()));
+        if missing.is_empty() {
             return Ok(());
         }
-        let compiled = nvrtc.compile(self.file, &sources.included(self.file), &self.options())?;
-        // A cubin shrinks to a quarter; a program links the images of every device and loads those of one.
-        let deflate = |bytes: &[u8]| miniz_oxide::deflate::compress_to_vec(bytes, 9);
-        fs::write(&ptx, deflate(lower_version(&compiled.ptx, self.ptx_version)?.as_bytes()))?;
-        fs::write(&cubin, deflate(&compiled.cubin))?;
+        let real = missing.iter().any(|(target, _)| target.sm == self.base);
+        let kind = if real { "sm" } else { "compute" };
+        let mut made = nvrtc.compile(self.file, &self.headers, &self.options(format!("{kind}_{}", self.base)))?;
+        for (target, [cubin_path, ptx_path]) in missing {
+            let ptx = opened(&made.ptx, target.sm);
+            let cubin = match made.cubin.take_if(|_| target.sm == self.base && ptx == made.ptx) {
+                Some(cubin) => cubin,
+                None => self.assemble(&ptx, target, nvrtc)?,
+            };
+            // A cubin shrinks to a quarter; a program links the images of every device and loads those of one. Level 9
+            // saves 3 % more and takes six times as long.
+            let deflate = |bytes: &[u8]| miniz_oxide::deflate::compress_to_vec(bytes, 6);
+            if target.ptx {
+                fs::write(&ptx_path, deflate(for_target(&ptx, target)?.as_bytes()))?;
+            }
+            fs::write(&cubin_path, deflate(&cubin))?;
+        }
         Ok(())
     }
+
+    /// A cubin of `ptx`. NVRTC takes no PTX; as inline assembly that ends its own function and begins another one, it does.
+    fn assemble(&self, ptx: &str, target: &Target, nvrtc: &Nvrtc) -> Result<Vec<u8>> {
+        let lines = ptx.lines().map(str::trim).skip_while(|line| !line.starts_with(".address_size")).skip(1);
+        let lines: Vec<_> = lines.filter(|line| !line.starts_with("//")).collect();
+        let text = format!(
+            "extern \"C\" __device__ __attribute__((used)) void first() {{ asm volatile(R\"PTX(ret;\n}}\n{}\n.func last() {{)PTX\"); \
+             }}",
+            lines.join("\n")
+        );
+        let options = self.options(format!("sm_{}", target.sm));
+        let assembled = nvrtc.compile(&Source { name: self.file.name.clone(), text }, &[], &options);
+        if let Ok(Compiled { cubin: Some(cubin), .. }) = assembled {
+            let sections = String::from_utf8_lossy(&cubin);
+            let mut entries = lines.iter().filter_map(|line| line.strip_prefix(".visible .entry "));
+            if entries.all(|entry| sections.contains(&format!(".text.{}\0", entry.trim_end_matches('(')))) {
+                return Ok(cubin);
+            }
+        }
+        // An NVRTC that does otherwise compiles the source once more.
+        let source = |source: &Source| Source { name: source.name.clone(), text: opened(&source.text, target.sm) };
+        let headers: Vec<_> = self.headers.iter().map(|header| source(header)).collect();
+        let compiled = nvrtc.compile(&source(self.file), &headers.iter().collect::<Vec<_>>(), &options)?;
+        compiled.cubin.context("NVRTC made no cubin")
+    }
+}
+
+/// The generation whose PTX is assembled for `sm`.
+fn generation_of(sm: u32) -> u32 {
+    GENERATIONS.into_iter().filter(|&generation| generation <= sm).max().unwrap_or(sm)
+}
+
+/// PTX, or a source of it, with what its comments hold for `sm`: `// sm_90: instruction` becomes an instruction from that
+/// architecture on, and `// sm_90 blocks: 5` the number of blocks in its entry's launch bounds.
+fn opened(text: &str, sm: u32) -> String {
+    let known = || ARCHITECTURES.into_iter().map(|(newer, _)| newer).filter(|newer| *newer <= sm);
+    let mut lines: Vec<Cow<'_, str>> = Vec::new();
+    let mut bounds = None;
+    for line in text.split('\n') {
+        let mut line = Cow::Borrowed(line);
+        if line.starts_with(".minnctapersm ") {
+            bounds = Some(lines.len());
+        } else if line.contains("// sm_") {
+            for newer in known() {
+                line = line.replace(&format!("// sm_{newer}: "), "").into();
+                let blocks = line.trim().strip_prefix(&format!("// sm_{newer} blocks: "));
+                if let (Some(blocks), Some(bounds)) = (blocks, bounds) {
+                    lines[bounds] = format!(".minnctapersm {blocks}").into();
+                }
+            }
+        }
+        lines.push(line);
+    }
+    lines.join("\n")
 }
 
 /// NVRTC states its own PTX version; what the instructions need is older. The one newer thing, `used_bytes_mask` (8.3), is
 /// a hint for tools that look for uninitialised reads, and goes.
-fn lower_version(ptx: &str, version: &str) -> Result<String> {
-    ensure!(ptx.contains("\n.version "), "NVRTC made PTX without a .version");
+fn for_target(ptx: &str, target: &Target) -> Result<String> {
+    ensure!(ptx.contains("\n.version ") && ptx.contains("\n.target "), "NVRTC made PTX without a .version or .target");
     let mut text = String::with_capacity(ptx.len());
     for line in ptx.lines() {
         if line.starts_with(".version ") {
-            writeln!(text, ".version {version}")?;
+            writeln!(text, ".version {}", target.ptx_version)?;
+        } else if line.starts_with(".target ") {
+            writeln!(text, ".target sm_{}", target.sm)?;
         } else if !line.trim_start().starts_with(".pragma \"used_bytes_mask") {
             writeln!(text, "{line}")?;
         }
@@ -296,7 +401,8 @@ struct Nvrtc {
 }
 
 struct Compiled {
-    cubin: Vec<u8>,
+    /// of a real architecture
+    cubin: Option<Vec<u8>>,
     ptx: String,
 }
 
@@ -397,9 +503,9 @@ impl Nvrtc {
                 .get::<unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int>(b"nvrtcCompileProgram\0")?;
             let code = compile(program, c_int::try_from(options.len())?, options.as_ptr());
             let result = if code == 0 {
-                self.output(program, b"nvrtcGetCUBINSize\0", b"nvrtcGetCUBIN\0").and_then(|cubin| {
-                    let ptx = self.output(program, b"nvrtcGetPTXSize\0", b"nvrtcGetPTX\0")?;
-                    Ok(Compiled { cubin, ptx: text_of(&ptx) })
+                self.output(program, b"nvrtcGetPTXSize\0", b"nvrtcGetPTX\0").map(|ptx| Compiled {
+                    cubin: self.output(program, b"nvrtcGetCUBINSize\0", b"nvrtcGetCUBIN\0").ok(),
+                    ptx: text_of(&ptx),
                 })
             } else {
                 let log = self.output(program, b"nvrtcGetProgramLogSize\0", b"nvrtcGetProgramLog\0")?;
