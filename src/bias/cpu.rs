@@ -92,11 +92,11 @@ pub(super) fn write<T: Scalar>(bias: Bias, out: &mut [T], shape: &Logits, places
         return;
     }
     part(shape).share_out(&mut out[shape.offset..], shape.keys, GRAIN_OF_BIAS, &|part, out| {
+        let mut row = [0.0; BLOCK];
         part.rows(out, shape.keys, |at, out| {
             wide(
                 #[inline(always)]
                 || {
-                    let mut row = [0.0; BLOCK];
                     for (first, out) in (0..).step_by(BLOCK).zip(out.chunks_mut(BLOCK)) {
                         let row = &mut row[..out.len()];
                         fill(bias, places, shape, at, first..first + out.len(), row);
@@ -114,11 +114,11 @@ pub(super) fn add<T: Scalar>(bias: Bias, logits: &mut [T], shape: &Logits, place
         return;
     }
     part(shape).share_out(&mut logits[shape.offset..], shape.keys, GRAIN_OF_BIAS, &|part, x| {
+        let mut row = [0.0; BLOCK];
         part.rows(x, shape.keys, |at, x| {
             wide(
                 #[inline(always)]
                 || {
-                    let mut row = [0.0; BLOCK];
                     for (first, x) in (0..).step_by(BLOCK).zip(x.chunks_mut(BLOCK)) {
                         let row = &mut row[..x.len()];
                         fill(bias, places, shape, at, first..first + x.len(), row);
@@ -140,11 +140,11 @@ pub(super) fn softmax<T: Scalar>(softmax: &Softmax, x: &mut [T], shape: &Logits,
         lse[row].store((value as f32).to_bits(), Ordering::Relaxed);
     };
     let work = |part: Part, x: &mut [T]| {
-        let mut z = vec![0.0; shape.keys];
+        let (mut z, mut bias) = (vec![0.0; shape.keys], [0.0; BLOCK]);
         part.rows(x, shape.keys, |at, x| {
             let value = wide(
                 #[inline(always)]
-                || row(softmax, x, shape, inputs, at, &mut z),
+                || row(softmax, x, shape, inputs, at, &mut z, &mut bias),
             );
             put(at, value.unwrap_or_else(|| softmax.apply_row(x, shape, inputs, at)));
         });
@@ -175,6 +175,7 @@ fn row<T: Scalar>(
     inputs: &Inputs<T>,
     at: At,
     z: &mut [f64],
+    bias: &mut [f64; BLOCK],
 ) -> Option<f64> {
     let [batch, head, query] = at;
     let places = &inputs.positions;
@@ -195,7 +196,7 @@ fn row<T: Scalar>(
     let sink = inputs.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
     let mut max = sink;
     for (first, z) in (low..).step_by(BLOCK).zip(z.chunks_mut(BLOCK)) {
-        logits(softmax, x, shape, inputs, at, first, z);
+        logits(softmax, x, shape, inputs, at, first, z, bias);
         max = max.max(largest(z));
     }
     if !max.is_finite() {
@@ -229,9 +230,9 @@ fn logits<T: Scalar>(
     at: At,
     first: usize,
     z: &mut [f64],
+    bias: &mut [f64; BLOCK],
 ) {
     let [batch, head, query] = at;
-    let mut bias = [0.0; BLOCK];
     let (keys, bias) = (first..first + z.len(), &mut bias[..z.len()]);
     widen(&x[keys.clone()], z);
     let scale = f64::from(softmax.scale);
