@@ -5,6 +5,7 @@
 use crate::{Error, Result};
 
 /// `a * b` of sizes, or an error that names the product. The limit is 63 bits, so that a kernel's signed offsets hold it.
+#[inline]
 pub(crate) fn product(what: &str, factors: &[usize]) -> Result<usize> {
     factors
         .iter()

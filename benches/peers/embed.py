@@ -1,5 +1,6 @@
-"""Embeddings, in bf16: sinusoids, timesteps, learned tables with their gradient, resampled tables."""
+"""Embeddings, in bf16: sinusoids, grids, timesteps, learned tables and norms with their gradients, resampled tables."""
 
+import ctypes
 import math
 
 from case import Case
@@ -69,6 +70,69 @@ class SinusoidAdd(Embedding):
     def made(self, x):
         angles = self.positions.float()[:, None] * self.frequencies(self.dim).float()
         return ((x.float() + self.torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)).to(x.dtype),)
+
+    def peers(self):
+        torch = self.torch_release()
+        return {
+            "posenc": self.ours,
+            "torch eager, its table": lambda: (torch, self.from_table),
+            "torch.compile, its table": lambda: (torch, self.machine.compile(self.from_table)),
+            "torch.compile, sines made": lambda: (torch, self.machine.compile(self.made)),
+        }
+
+
+class GridAdd(Embedding):
+    """MAE's and DiT's grid, [sin x, cos x, sin y, cos y], is added to [batch, side * side, dim] in place."""
+
+    def __init__(self, machine, tokens):
+        super().__init__(machine)
+        self.sizes(machine, tokens)
+        torch = self.torch
+        self.side = 3 if machine.checks else 16
+        self.batch = max(tokens // self.side**2, 2)
+        self.name = f"grid add {self.batch}x{self.side}x{self.side}x{self.dim}"
+        self.bytes = 4 * self.batch * self.side**2 * self.dim
+        index = torch.arange(self.side**2, device=machine.device)
+        self.places = index % self.side, index // self.side
+        self.table = self.grid(torch.float64)
+        self.rounded = self.table.to(torch.bfloat16)
+
+    def grid(self, dtype):
+        frequencies = self.frequencies(self.dim // 2).to(dtype)
+        angles = [place.to(dtype)[:, None] * frequencies for place in self.places]
+        return self.torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=-1)
+
+    def make(self, generator):
+        return (self.machine.random(generator, self.batch, self.side**2, self.dim),)
+
+    def wanted(self, x):
+        return [(x.double() + self.table, x.double().abs() + 1.0)]
+
+    def plan(self, gpu):
+        c = self.c
+        sinusoid = c.SinusoidSpec(dim=self.dim // 2, pairing=c.HALF, odd=c.ODD_REFUSE, max_period=BASE, scale=1.0)
+        axes = (c.Axis * 2)(*(c.Axis(along=along, sinusoid=sinusoid) for along in (c.ALONG_COLUMNS, c.ALONG_ROWS)))
+        spec = c.GridSpec(blocks=c.BY_AXIS, axis_count=len(axes), axes=ctypes.addressof(axes))
+        return c.grid_new(gpu, spec, c.BF16)
+
+    def ours(self):
+        c = self.c
+
+        def call(x):
+            plan = self.machine.plan("grid", self.plan)
+            with self.machine.lend() as lend:
+                arguments = c.GridCall(x=lend(x), tokens=c.tokens(self.batch, self.side**2, self.dim), scale=1.0)
+                arguments.frames, arguments.rows, arguments.columns = 1, self.side, self.side
+                c.grid_add(plan, arguments)
+            return (x,)
+
+        return self.release(), call
+
+    def from_table(self, x):
+        return (x + self.rounded,)
+
+    def made(self, x):
+        return ((x.float() + self.grid(self.torch.float32)).to(x.dtype),)
 
     def peers(self):
         torch = self.torch_release()
@@ -211,6 +275,62 @@ class Learned(Embedding):
         }
 
 
+class NormGrad(Learned):
+    """The gradients of BERT's layer norm: of the sum before it, of gain and of bias, from that of its result.
+
+    PyTorch has the sum, its mean and its deviation from the forward call; posenc gathers the sum again.
+    """
+
+    def __init__(self, machine, tokens):
+        super().__init__(machine, tokens, True)
+        torch, dim = self.torch, self.dim
+        self.name = f"layer norm gradient {tokens}x{dim}"
+        # The gradient is read and written, and what was normalised is read.
+        self.bytes = 6 * tokens * dim + 8 * tokens
+        self.exact = self.token.double()[self.id] + self.position.double() + self.kinds.double()[self.type]
+        self.sum = self.exact.to(torch.bfloat16)
+        _, self.mean, self.deviation = torch.native_layer_norm(self.sum, (dim,), self.gain, self.shift, 1e-5)
+        self.partials = None
+        self.gains = [torch.zeros(dim, device=machine.device, dtype=torch.bfloat16) for _ in range(2)]
+
+    def make(self, generator):
+        return (self.machine.random(generator, self.tokens, self.dim),)
+
+    def wanted(self, grad):
+        """Errors are shares of the terms' sizes: the sums cancel."""
+        mean = lambda x: x.mean(dim=-1, keepdim=True)
+        v, grad = self.exact - mean(self.exact), grad.double()
+        sigma = (mean(v * v) + 1e-5).sqrt()
+        y, own = v / sigma, grad * self.gain.double()
+        sums = (own - mean(own) - y * mean(own * y)) / sigma
+        size = (own.abs() + mean(own.abs()) + y.abs() * mean((own * y).abs())) / sigma
+        return [(sums, size), ((grad * y).sum(0), (grad * y).abs().sum(0)), (grad.sum(0), grad.abs().sum(0))]
+
+    def ours(self):
+        c = self.c
+        spec = c.LearnedSpec(dim=self.dim, scale=1.0, rows=c.ROWS_OFFSET, norm=c.NORM_LAYER, eps=1e-5)
+
+        def call(grad):
+            plan = self.machine.plan("norm", lambda gpu: c.learned_grad_new(gpu, spec, c.BF16))
+            shape = c.tokens(1, self.tokens, self.dim)
+            if self.partials is None:
+                floats = c.learned_grad_partials(plan, shape)
+                self.partials = self.torch.empty(floats, device=self.machine.device)
+            with self.machine.lend() as lend:
+                gain, bias = map(lend, self.gains)
+                arguments = c.NormGradCall(sum=lend(self.out), gain=gain, bias=bias, partials=lend(self.partials))
+                arguments.grad, arguments.tokens = lend(grad), shape
+                arguments.weights, arguments.inputs = self.weights(lend), self.inputs(lend)
+                c.learned_grad_norm(plan, arguments)
+            return (self.out, *self.gains)
+
+        return self.release(), call
+
+    def function(self, grad):
+        saved = self.sum, (self.dim,), self.mean, self.deviation, self.gain, self.shift
+        return self.torch.ops.aten.native_layer_norm_backward(grad, *saved, [True, True, True])
+
+
 class TableGrad(Embedding):
     """The gradient of a token table from that of the embeddings, [tokens, dim]."""
 
@@ -325,9 +445,11 @@ def cases(machine, tokens):
     for n in tokens:
         out += [
             lambda n=n: SinusoidAdd(machine, n),
+            lambda n=n: GridAdd(machine, n),
             lambda n=n: Timestep(machine, n),
             lambda n=n: Learned(machine, n, False),
             lambda n=n: Learned(machine, n, True),
+            lambda n=n: NormGrad(machine, n),
             lambda n=n: TableGrad(machine, n),
         ]
     for to in (7,) if machine.checks else (24, 37):

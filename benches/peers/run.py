@@ -10,7 +10,7 @@ for small ones the smallest kernel that PyTorch has.
 usage: run.py --library libposenc_c.so --out results.csv [--room ROOM] [--only PEER] [--tokens N,N,...]
        run.py --check --library libposenc_c.so
 
---check needs no GPU but tools/emulator as libcuda.so.1 and PyTorch for the CPU: every comparison at a small size, the
+`cargo xtask peers` builds the library and calls this. --check needs no GPU but tools/emulator as libcuda.so.1 and PyTorch for the CPU: every comparison at a small size, the
 library on the emulator, the others on the CPU. It exits with 1 if anything is wrong or fails, and times nothing.
 """
 

@@ -14,6 +14,8 @@ use crate::{Logits, Scalar};
 /// Elements below which a thread is not worth its start, about 20 microseconds of work.
 const GRAIN_OF_BIAS: usize = 1 << 15;
 const GRAIN_OF_SOFTMAX: usize = 1 << 13;
+/// Keys whose biases are made and used at once, in the first cache.
+const BLOCK: usize = 256;
 
 fn part(shape: &Logits) -> Part {
     Part::whole([shape.batch, shape.heads, shape.queries], shape.strides)
@@ -90,13 +92,16 @@ pub(super) fn write<T: Scalar>(bias: Bias, out: &mut [T], shape: &Logits, places
         return;
     }
     part(shape).share_out(&mut out[shape.offset..], shape.keys, GRAIN_OF_BIAS, &|part, out| {
-        let mut row = vec![0.0; shape.keys];
+        let mut row = [0.0; BLOCK];
         part.rows(out, shape.keys, |at, out| {
             wide(
                 #[inline(always)]
                 || {
-                    fill(bias, places, shape, at, 0..shape.keys, &mut row);
-                    narrow(&row, out);
+                    for (first, out) in (0..).step_by(BLOCK).zip(out.chunks_mut(BLOCK)) {
+                        let row = &mut row[..out.len()];
+                        fill(bias, places, shape, at, first..first + out.len(), row);
+                        narrow(row, out);
+                    }
                 },
             );
         });
@@ -109,13 +114,16 @@ pub(super) fn add<T: Scalar>(bias: Bias, logits: &mut [T], shape: &Logits, place
         return;
     }
     part(shape).share_out(&mut logits[shape.offset..], shape.keys, GRAIN_OF_BIAS, &|part, x| {
-        let (mut row, mut room) = (vec![0.0; shape.keys], vec![0.0; shape.keys]);
+        let mut row = [0.0; BLOCK];
         part.rows(x, shape.keys, |at, x| {
             wide(
                 #[inline(always)]
                 || {
-                    fill(bias, places, shape, at, 0..shape.keys, &mut row);
-                    add_to(x, 1.0, &row, &mut room);
+                    for (first, x) in (0..).step_by(BLOCK).zip(x.chunks_mut(BLOCK)) {
+                        let row = &mut row[..x.len()];
+                        fill(bias, places, shape, at, first..first + x.len(), row);
+                        add_to(x, 1.0, row);
+                    }
                 },
             );
         });
@@ -132,11 +140,11 @@ pub(super) fn softmax<T: Scalar>(softmax: &Softmax, x: &mut [T], shape: &Logits,
         lse[row].store((value as f32).to_bits(), Ordering::Relaxed);
     };
     let work = |part: Part, x: &mut [T]| {
-        let mut buffers = [(); 2].map(|()| vec![0.0; shape.keys]);
+        let (mut z, mut bias) = (vec![0.0; shape.keys], [0.0; BLOCK]);
         part.rows(x, shape.keys, |at, x| {
             let value = wide(
                 #[inline(always)]
-                || row(softmax, x, shape, inputs, at, &mut buffers),
+                || row(softmax, x, shape, inputs, at, &mut z, &mut bias),
             );
             put(at, value.unwrap_or_else(|| softmax.apply_row(x, shape, inputs, at)));
         });
@@ -166,7 +174,8 @@ fn row<T: Scalar>(
     shape: &Logits,
     inputs: &Inputs<T>,
     at: At,
-    [z, bias]: &mut [Vec<f64>; 2],
+    z: &mut [f64],
+    bias: &mut [f64; BLOCK],
 ) -> Option<f64> {
     let [batch, head, query] = at;
     let places = &inputs.positions;
@@ -183,14 +192,55 @@ fn row<T: Scalar>(
     if low >= high {
         return None;
     }
-    let (z, bias) = (&mut z[..high - low], &mut bias[..high - low]);
-    widen(&x[low..high], z);
+    let z = &mut z[..high - low];
+    let sink = inputs.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
+    let mut max = sink;
+    for (first, z) in (low..).step_by(BLOCK).zip(z.chunks_mut(BLOCK)) {
+        logits(softmax, x, shape, inputs, at, first, z, bias);
+        max = max.max(largest(z));
+    }
+    if !max.is_finite() {
+        return None;
+    }
+    let mut total = exp(sink - max);
+    for z in z.chunks_mut(BLOCK) {
+        z.iter_mut().for_each(|z| *z = exp(*z - max));
+        total += sum(z);
+    }
+    if !total.is_finite() {
+        return None;
+    }
+    let share = 1.0 / total;
+    x[..low].fill(T::from_f32(0.0));
+    for (z, x) in z.chunks_mut(BLOCK).zip(x[low..high].chunks_mut(BLOCK)) {
+        z.iter_mut().for_each(|z| *z *= share);
+        narrow(z, x);
+    }
+    x[high..].fill(T::from_f32(0.0));
+    Some(max + total.ln())
+}
+
+/// Up to [`BLOCK`] logits of a row from a first key on, with all that is added to them.
+#[inline(always)]
+fn logits<T: Scalar>(
+    softmax: &Softmax,
+    x: &[T],
+    shape: &Logits,
+    inputs: &Inputs<T>,
+    at: At,
+    first: usize,
+    z: &mut [f64],
+    bias: &mut [f64; BLOCK],
+) {
+    let [batch, head, query] = at;
+    let (keys, bias) = (first..first + z.len(), &mut bias[..z.len()]);
+    widen(&x[keys.clone()], z);
     let scale = f64::from(softmax.scale);
     if matches!(inputs.bias, Bias::None) {
         z.iter_mut().for_each(|z| *z *= scale);
         cap(z, softmax);
     } else {
-        fill(inputs.bias, places, shape, at, low..high, bias);
+        fill(inputs.bias, &inputs.positions, shape, at, keys.clone(), bias);
         if let Some(gates) = inputs.gates {
             let gate = f64::from(gates[(batch * shape.heads + head) * shape.queries + query]);
             bias.iter_mut().for_each(|bias| *bias *= gate);
@@ -215,31 +265,15 @@ fn row<T: Scalar>(
     }
     if let Some((mask, mask_shape)) = inputs.mask {
         let at = |size: usize, index: usize| if size == 1 { 0 } else { index };
-        let first = mask_shape.index(
+        let from = mask_shape.index(
             at(mask_shape.batch, batch),
             at(mask_shape.heads, head),
             at(mask_shape.queries, query),
-            low,
+            keys.start,
         );
-        widen(&mask[first..first + (high - low)], bias);
+        widen(&mask[from..from + z.len()], bias);
         z.iter_mut().zip(&*bias).for_each(|(z, mask)| *z += mask);
     }
-    let sink = inputs.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
-    let max = largest(z).max(sink);
-    if !max.is_finite() {
-        return None;
-    }
-    z.iter_mut().for_each(|z| *z = exp(*z - max));
-    let total = sum(z) + exp(sink - max);
-    if !total.is_finite() {
-        return None;
-    }
-    let share = 1.0 / total;
-    z.iter_mut().for_each(|z| *z *= share);
-    x[..low].fill(T::from_f32(0.0));
-    narrow(z, &mut x[low..high]);
-    x[high..].fill(T::from_f32(0.0));
-    Some(max + total.ln())
 }
 
 /// The softcap, where there is one.

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use crate::Scalar;
-use crate::cpu::vector::{add as add_to, add_two, narrow, sin_cos_of_phase, sin_cos_of_turns, sum, wide, widen};
+use crate::cpu::vector::{
+    add as add_to, add_two, gather as gather_from, narrow, sin_cos_of_turns, sum, waves, wide, widen,
+};
 use crate::cpu::{Kept, Part};
 use crate::embed::resample::Taps;
 use crate::embed::{GridSize, Learned, Norm, Row, Sinusoid, Tables, Tokens, Wave};
@@ -16,6 +18,9 @@ use crate::rotate::Pairing;
 /// rows, which are read.
 const GRAIN_OF_WAVES: usize = 1 << 14;
 const GRAIN_OF_ROWS: usize = 1 << 16;
+
+/// Channels that are worked on at once, in the first cache.
+const BLOCK: usize = 256;
 
 /// Positions that share the waves of the first of them.
 const NEAR: u64 = 16;
@@ -28,26 +33,47 @@ static TURNS: Kept<Sinusoid, [Vec<f64>; 2]> = Kept::new();
 struct Steps {
     /// turns per position in units of 2^-64
     rates: Vec<u64>,
-    /// sines and cosines of 0 to 15 positions, one pair after another
+    /// for 0 to 15 positions, in the order of channels: the cosine, and the sine with the sign that its channel has it with
     near: Vec<[Vec<f64>; 2]>,
+    /// the last multiples of [`NEAR`]; a decoder stays at one for some calls
+    bases: Kept<u64, [Vec<f64>; 2]>,
 }
 
 impl Steps {
     fn new(spec: &Sinusoid) -> Self {
         let rates: Vec<u64> = (0..spec.pairs()).map(|pair| spec.rate(pair)).collect();
-        let at = |position| rates.iter().map(|rate| sin_cos_of_phase(rate.wrapping_mul(position))).unzip();
-        let near = (0..NEAR).map(|position| <[Vec<f64>; 2]>::from(at(position))).collect();
-        Self { rates, near }
+        let near = (0..NEAR).map(|position| {
+            let ([sin, cos], minus) = (waves(&rates, position), |x: &f64| -x);
+            [in_order(spec, &cos, &cos), in_order(spec, &sin, &sin.iter().map(minus).collect::<Vec<_>>())]
+        });
+        Self { near: near.collect(), rates, bases: Kept::new() }
     }
+
+    /// The row of a multiple of [`NEAR`], and the same with sine and cosine of each pair exchanged.
+    fn base(&self, spec: &Sinusoid, position: u64) -> Arc<[Vec<f64>; 2]> {
+        self.bases.of(&position, || {
+            let [sin, cos] = waves(&self.rates, position);
+            [in_order(spec, &sin, &cos), in_order(spec, &cos, &sin)]
+        })
+    }
+}
+
+/// A row of sines and cosines, or of what stands in their place.
+fn in_order(spec: &Sinusoid, sin: &[f64], cos: &[f64]) -> Vec<f64> {
+    let mut row = vec![0.0; spec.dim];
+    wide(
+        #[inline(always)]
+        || put_in_order(spec, &mut row, sin, cos),
+    );
+    row
 }
 
 /// A row's sines and cosines in the order of its channels.
 struct Waves<'a> {
     spec: &'a Sinusoid,
-    /// the multiple of [`NEAR`] whose sines and cosines are there
-    base: Option<u64>,
-    base_sin: Vec<f64>,
-    base_cos: Vec<f64>,
+    /// the last multiple of [`NEAR`], and what [`Steps::base`] has for it
+    base: Option<(u64, Arc<[Vec<f64>; 2]>)>,
+    /// of times, one pair after another
     sin: Vec<f64>,
     cos: Vec<f64>,
     row: Vec<f64>,
@@ -55,29 +81,27 @@ struct Waves<'a> {
 
 impl<'a> Waves<'a> {
     fn new(spec: &'a Sinusoid) -> Self {
-        let [base_sin, base_cos, sin, cos] = [(); 4].map(|()| vec![0.0; spec.pairs()]);
-        Self { spec, base: None, base_sin, base_cos, sin, cos, row: vec![0.0; spec.dim] }
+        Self { spec, base: None, sin: Vec::new(), cos: Vec::new(), row: vec![0.0; spec.dim] }
+    }
+
+    fn of_times(spec: &'a Sinusoid) -> Self {
+        let [sin, cos] = [(); 2].map(|()| vec![0.0; spec.pairs()]);
+        Self { sin, cos, ..Self::new(spec) }
     }
 
     /// The row of a position that is no padding.
     #[inline(always)]
     fn at(&mut self, steps: &Steps, position: u64) -> &[f64] {
-        let (base, near) = (position - position % NEAR, position % NEAR);
-        if self.base != Some(base) {
-            self.base = Some(base);
-            for ((sin, cos), rate) in self.base_sin.iter_mut().zip(&mut self.base_cos).zip(&steps.rates) {
-                (*sin, *cos) = sin_cos_of_phase(rate.wrapping_mul(base));
-            }
+        let (first, near) = (position - position % NEAR, position % NEAR);
+        let (_, base) = match self.base.take() {
+            Some(known) if known.0 == first => self.base.insert(known),
+            _ => self.base.insert((first, steps.base(self.spec, first))),
+        };
+        let ([base, exchanged], [cos, sin]) = (&**base, &steps.near[near as usize]);
+        for ((((row, base), cos), exchanged), sin) in self.row.iter_mut().zip(base).zip(cos).zip(exchanged).zip(sin) {
+            *row = base * cos + exchanged * sin;
         }
-        let [near_sin, near_cos] = &steps.near[near as usize];
-        let bases = self.base_sin.iter().zip(&self.base_cos);
-        let nears = near_sin.iter().zip(near_cos);
-        for (((sin, cos), (base_sin, base_cos)), (near_sin, near_cos)) in
-            self.sin.iter_mut().zip(&mut self.cos).zip(bases).zip(nears)
-        {
-            (*sin, *cos) = (base_sin * near_cos + base_cos * near_sin, base_cos * near_cos - base_sin * near_sin);
-        }
-        self.in_order()
+        &self.row
     }
 
     /// The row of a time that is no padding.
@@ -86,34 +110,34 @@ impl<'a> Waves<'a> {
         for (((sin, cos), hi), lo) in self.sin.iter_mut().zip(&mut self.cos).zip(hi).zip(lo) {
             (*sin, *cos) = sin_cos_of_turns(t, *hi, *lo);
         }
-        self.in_order()
+        put_in_order(self.spec, &mut self.row, &self.sin, &self.cos);
+        &self.row
     }
+}
 
-    #[inline(always)]
-    fn in_order(&mut self) -> &[f64] {
-        let (first, second) = match self.spec.first {
-            Wave::Sine => (&self.sin, &self.cos),
-            Wave::Cosine => (&self.cos, &self.sin),
-        };
-        let shorter = self.spec.dim / 2;
-        match self.spec.pairing {
-            Pairing::Half => {
-                // Of an odd dim, the first wave has a channel more, or the last one stays 0.
-                let (a, b) = self.row.split_at_mut(first.len());
-                a.copy_from_slice(first);
-                b[..shorter].copy_from_slice(&second[..shorter]);
+#[inline(always)]
+fn put_in_order(spec: &Sinusoid, row: &mut [f64], sin: &[f64], cos: &[f64]) {
+    let (first, second) = match spec.first {
+        Wave::Sine => (sin, cos),
+        Wave::Cosine => (cos, sin),
+    };
+    let shorter = spec.dim / 2;
+    match spec.pairing {
+        Pairing::Half => {
+            // Of an odd dim, the first wave has a channel more, or the last one stays 0.
+            let (a, b) = row.split_at_mut(first.len());
+            a.copy_from_slice(first);
+            b[..shorter].copy_from_slice(&second[..shorter]);
+        }
+        Pairing::Interleaved => {
+            let (pairs, rest) = row.as_chunks_mut::<2>();
+            for (pair, (first, second)) in pairs.iter_mut().zip(first.iter().zip(second)) {
+                *pair = [*first, *second];
             }
-            Pairing::Interleaved => {
-                let (pairs, rest) = self.row.as_chunks_mut::<2>();
-                for (pair, (first, second)) in pairs.iter_mut().zip(first.iter().zip(second)) {
-                    *pair = [*first, *second];
-                }
-                if let (Some(rest), Some(first)) = (rest.first_mut(), first.get(shorter)) {
-                    *rest = *first;
-                }
+            if let (Some(rest), Some(first)) = (rest.first_mut(), first.get(shorter)) {
+                *rest = *first;
             }
         }
-        &self.row
     }
 }
 
@@ -167,7 +191,7 @@ pub(super) fn add<T: Scalar>(
     // Tokens first: sequences that share their positions share a row of waves.
     let part = Part::whole([1, tokens.tokens, tokens.batch], [0, tokens.strides[1], tokens.strides[0]]);
     part.share_out(&mut x[tokens.offset..], spec.dim, GRAIN_OF_WAVES, &|part, x| {
-        let (mut waves, mut row) = (Waves::new(spec), vec![0.0; spec.dim]);
+        let mut waves = Waves::new(spec);
         let mut made = None;
         part.rows(x, spec.dim, |[_, token, batch], x| {
             let position = spec.row(positions[if shared { token } else { batch * tokens.tokens + token }]);
@@ -178,7 +202,7 @@ pub(super) fn add<T: Scalar>(
                         made = Some(position);
                         if spec.padding == made { waves.row.fill(0.0) } else { _ = waves.at(&steps, position as u64) }
                     }
-                    add_to(x, scale, &waves.row, &mut row);
+                    add_to(x, scale, &waves.row);
                 },
             );
         });
@@ -195,7 +219,7 @@ pub(super) fn write_times<T: Scalar>(
 ) {
     let part = Part::whole([1, 1, times], [0, 0, spec.dim]);
     part.share_out(out, spec.dim, GRAIN_OF_WAVES, &|part, out| {
-        let mut waves = Waves::new(spec);
+        let mut waves = Waves::of_times(spec);
         part.rows(out, spec.dim, |[_, _, row], out| match shifted(row) {
             None => out.fill(T::from_f32(0.0)),
             Some(t) => wide(
@@ -220,18 +244,18 @@ pub(super) fn gather<T: Scalar>(spec: &Learned, x: &mut [T], tokens: &Tokens, ta
     };
     let (gain, bias) = (vector(tables.gain, 1.0), vector(tables.bias, 0.0));
     part.share_out(&mut x[tokens.offset..], dim, GRAIN_OF_ROWS, &|part, x| {
-        let (mut v, mut other) = (vec![0.0; dim], vec![0.0; dim]);
+        let mut v = vec![0.0; dim];
         part.rows(x, dim, |[_, batch, token], x| {
             let row = rows[batch * tokens.tokens + token];
             let at = |row: usize| row * dim..(row + 1) * dim;
             if spec.scale == 1.0 && spec.norm.is_none() {
                 match (row.token, row.position, row.types) {
                     (Some(token), None, None) => return x.copy_from_slice(&tables.token[at(token)]),
-                    (Some(token), Some(position), None) => {
-                        let (token, position) = (&tables.token[at(token)], &tables.position[at(position)]);
+                    (token, Some(position), None) => {
+                        let token = token.map(|token| &tables.token[at(token)]);
                         return wide(
                             #[inline(always)]
-                            || add_two(x, token, position),
+                            || add_two(x, token, &tables.position[at(position)]),
                         );
                     }
                     _ => {}
@@ -240,23 +264,26 @@ pub(super) fn gather<T: Scalar>(spec: &Learned, x: &mut [T], tokens: &Tokens, ta
             wide(
                 #[inline(always)]
                 || {
-                    match row.token {
-                        Some(token) => widen(&tables.token[at(token)], &mut v),
-                        None => widen(x, &mut v),
-                    }
-                    if spec.scale != 1.0 {
-                        v.iter_mut().for_each(|v| *v *= spec.scale);
-                    }
-                    for (table, row) in [(tables.position, row.position), (tables.types, row.types)] {
-                        if let Some(row) = row {
-                            widen(&table[at(row)], &mut other);
-                            v.iter_mut().zip(&other).for_each(|(v, other)| *v += other);
+                    for (first, v) in (0..dim).step_by(BLOCK).zip(v.chunks_mut(BLOCK)) {
+                        let end = first + v.len();
+                        let at = |row: usize| row * dim + first..row * dim + end;
+                        match row.token {
+                            Some(token) => widen(&tables.token[at(token)], v),
+                            None => widen(&x[at(0)], v),
+                        }
+                        if spec.scale != 1.0 {
+                            v.iter_mut().for_each(|v| *v *= spec.scale);
+                        }
+                        for (table, row) in [(tables.position, row.position), (tables.types, row.types)] {
+                            if let Some(row) = row {
+                                gather_from(v, &table[at(row)], 1.0);
+                            }
                         }
                     }
-                    if let Some(norm) = spec.norm {
-                        normalise(&mut v, norm, &gain, &bias);
+                    match spec.norm {
+                        Some(norm) => normalise(&mut v, norm, &gain, &bias, x),
+                        None => narrow(&v, x),
                     }
-                    narrow(&v, x);
                 },
             );
         });
@@ -264,32 +291,34 @@ pub(super) fn gather<T: Scalar>(spec: &Learned, x: &mut [T], tokens: &Tokens, ta
 }
 
 #[inline(always)]
-fn normalise(v: &mut [f64], norm: Norm, gain: &[f64], bias: &[f64]) {
+fn normalise<T: Scalar>(v: &mut [f64], norm: Norm, gain: &[f64], bias: &[f64], out: &mut [T]) {
     let n = v.len() as f64;
-    let eps = match norm {
-        Norm::Rms { eps } => eps,
-        Norm::Layer { eps } => {
-            let mean = sum(v) / n;
-            v.iter_mut().for_each(|v| *v -= mean);
-            eps
-        }
+    let (squares, eps) = match norm {
+        Norm::Rms { eps } => (squares_less(v, 0.0), eps),
+        Norm::Layer { eps } => (squares_less(v, sum(v) / n), eps),
     };
-    let inverse = 1.0 / (squares(v) / n + eps).sqrt();
-    for ((v, gain), bias) in v.iter_mut().zip(gain).zip(bias) {
-        *v = *v * inverse * gain + bias;
+    let inverse = 1.0 / (squares / n + eps).sqrt();
+    let vectors = v.chunks_mut(BLOCK).zip(gain.chunks(BLOCK)).zip(bias.chunks(BLOCK));
+    for (((v, gain), bias), out) in vectors.zip(out.chunks_mut(BLOCK)) {
+        for ((v, gain), bias) in v.iter_mut().zip(gain).zip(bias) {
+            *v = *v * inverse * gain + bias;
+        }
+        narrow(v, out);
     }
 }
 
-/// The sum of squares, in eight parts.
+/// Takes the mean away and gives the sum of squares, in eight parts.
 #[inline(always)]
-fn squares(x: &[f64]) -> f64 {
+fn squares_less(x: &mut [f64], mean: f64) -> f64 {
     let mut parts = [0.0; 8];
-    let (eights, rest) = x.as_chunks::<8>();
+    let (eights, rest) = x.as_chunks_mut::<8>();
     for eight in eights {
         for (part, x) in parts.iter_mut().zip(eight) {
-            *part += x * x;
+            *x -= mean;
+            *part += *x * *x;
         }
     }
+    rest.iter_mut().for_each(|x| *x -= mean);
     parts.iter().sum::<f64>() + rest.iter().map(|x| x * x).sum::<f64>()
 }
 
@@ -303,7 +332,7 @@ pub(super) fn resample<T: Scalar>(
 ) {
     let part = Part::whole([1, to.rows, to.columns], [0, to.columns * dim, dim]);
     part.share_out(out, dim, GRAIN_OF_WAVES, &|part, out| {
-        let (mut sum, mut input) = (vec![0.0; dim], vec![0.0; dim]);
+        let mut sum = vec![0.0; dim];
         part.rows(out, dim, |[_, y, x], out| {
             let (rows, columns) = (&rows[y], &columns[x]);
             wide(
@@ -313,9 +342,7 @@ pub(super) fn resample<T: Scalar>(
                     for (i, row) in rows.weights.iter().enumerate() {
                         for (j, column) in columns.weights.iter().enumerate() {
                             let place = (rows.first + i) * from.columns + columns.first + j;
-                            widen(&table[place * dim..(place + 1) * dim], &mut input);
-                            let weight = row * column;
-                            sum.iter_mut().zip(&input).for_each(|(sum, input)| *sum += weight * input);
+                            gather_from(&mut sum, &table[place * dim..(place + 1) * dim], row * column);
                         }
                     }
                     narrow(&sum, out);

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::cpu::vector::{sin_cos_of_phase, wide};
+use crate::cpu::vector::{sin_cos_of_phase, waves, wide};
 use crate::cpu::{Kept, Part};
 use crate::rotate::{Angles, Direction, Pairing, Rope};
 use crate::{Error, Heads, Result, Scalar};
@@ -68,12 +68,19 @@ impl Rope {
     }
 }
 
+/// Numbers that begin where a line of the cache does: vectors that cross into the next one are read twice.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+struct Line([f64; 8]);
+
 /// The spec, made ready for one call.
 struct Turner<'a> {
     rope: &'a Rope,
     law: Arc<Law>,
     /// axis of each pair, if there are several
     axes: Option<Vec<usize>>,
+    /// pairs of a block of channels: all but for grids like Gemma 4's; no head has to divide for it
+    block: usize,
     positions: &'a [i64],
     /// positions of one axis, and of one sequence
     row: usize,
@@ -83,8 +90,12 @@ struct Turner<'a> {
 }
 
 enum Law {
-    /// turns per position in units of 2^-64
-    Exact(Vec<u64>),
+    Exact {
+        /// turns per position in units of 2^-64
+        rates: Vec<u64>,
+        /// the waves of single tokens: a decoder rotates queries and keys of every layer at one position
+        last: Kept<i64, [Vec<f64>; 2]>,
+    },
     /// radians per position
     Compat(Vec<f32>),
 }
@@ -96,7 +107,7 @@ impl Law {
         LAWS.of(rope, || {
             let pairs = 0..rope.pairs();
             match rope.angles {
-                Angles::Exact => Self::Exact(pairs.map(|pair| rope.rate(pair)).collect()),
+                Angles::Exact => Self::Exact { rates: pairs.map(|pair| rope.rate(pair)).collect(), last: Kept::new() },
                 Angles::HfCompat | Angles::Given(_) => {
                     Self::Compat(pairs.map(|pair| rope.compat_frequency(pair)).collect())
                 }
@@ -111,7 +122,8 @@ impl<'a> Turner<'a> {
         let axes = (rope.axes.count() > 1).then(|| pairs.clone().map(|i| rope.axes.axis(i, rope.pairs())).collect());
         let law = Law::of(rope);
         let sign = if direction == Direction::Forward { 1.0 } else { -1.0 };
-        Self { rope, law, axes, positions, row, tokens, factor: rope.attention_factor, sign }
+        let block = rope.pairs() / rope.axes.blocks();
+        Self { rope, law, axes, block, positions, row, tokens, factor: rope.attention_factor, sign }
     }
 
     /// All of a tensor.
@@ -124,8 +136,9 @@ impl<'a> Turner<'a> {
         let ([batch, tokens, heads], [_, token_stride, head_stride]) = (part.sizes, part.strides);
         let pairs = self.rope.pairs();
         let block = (BLOCK / pairs).clamp(1, tokens);
-        let mut turns = vec![0f64; 2 * block * pairs];
-        let (sin, cos) = turns.split_at_mut(block * pairs);
+        let mut turns = vec![Line([0.0; 8]); 2 * (block * pairs).div_ceil(8)];
+        let turns: &mut [f64] = bytemuck::cast_slice_mut(&mut turns);
+        let (sin, cos) = turns.split_at_mut(turns.len() / 2);
         // Other types are widened, and a head whose pairs move has a copy; `f32` is turned where it lies.
         let mut row = if T::NAME == f32::NAME && self.rope.pairing == self.rope.written() {
             Vec::new()
@@ -160,13 +173,19 @@ impl<'a> Turner<'a> {
         let scaled = |(s, c): (f64, f64)| (s * (self.factor * self.sign), c * self.factor);
         let out = sin.iter_mut().zip(cos);
         match (&*self.law, &self.axes) {
-            (Law::Exact(rates), None) => {
+            (Law::Exact { rates, last }, None) if self.row == 1 => {
+                let last = last.of(&at(0), || waves(rates, at(0) as u64));
+                for ((s, c), last) in out.zip(last[0].iter().zip(&last[1])) {
+                    (*s, *c) = scaled((*last.0, *last.1));
+                }
+            }
+            (Law::Exact { rates, .. }, None) => {
                 let position = at(0) as u64;
                 for ((s, c), rate) in out.zip(rates) {
                     (*s, *c) = scaled(sin_cos_of_phase(rate.wrapping_mul(position)));
                 }
             }
-            (Law::Exact(rates), Some(axes)) => {
+            (Law::Exact { rates, .. }, Some(axes)) => {
                 for (((s, c), rate), &axis) in out.zip(rates).zip(axes) {
                     (*s, *c) = scaled(sin_cos_of_phase(rate.wrapping_mul(at(axis) as u64)));
                 }
@@ -184,18 +203,12 @@ impl<'a> Turner<'a> {
     #[inline(always)]
     fn turn<T: Scalar>(&self, x: &mut [T], sin: &[f64], cos: &[f64], row: &mut [f32]) {
         let (from, to) = (self.rope.pairing, self.rope.written());
-        // Each block of channels for itself; one but for grids like Gemma 4's.
-        let block = sin.len() / self.rope.axes.blocks();
-        let turn_row = |x: &mut [f32]| {
-            let turns = sin.chunks_exact(block).zip(cos.chunks_exact(block));
-            x.chunks_exact_mut(2 * block).zip(turns).for_each(|(x, (sin, cos))| turn_row(x, sin, cos, from));
-        };
         if T::NAME == f32::NAME && from == to {
-            return turn_row(bytemuck::cast_slice_mut(x));
+            return self.turn_blocks(bytemuck::cast_slice_mut(x), sin, cos);
         }
         let (row, moved) = row.split_at_mut(x.len());
         T::widen(x, row);
-        turn_row(row);
+        self.turn_blocks(row, sin, cos);
         if from == to {
             return T::narrow(row, x);
         }
@@ -204,6 +217,18 @@ impl<'a> Turner<'a> {
             (moved[a_out], moved[b_out]) = (row[a], row[b]);
         }
         T::narrow(moved, x);
+    }
+
+    /// Each block of channels for itself.
+    #[inline(always)]
+    fn turn_blocks(&self, x: &mut [f32], sin: &[f64], cos: &[f64]) {
+        if self.block == sin.len() {
+            return turn_row(x, sin, cos, self.rope.pairing);
+        }
+        let turns = sin.chunks_exact(self.block).zip(cos.chunks_exact(self.block));
+        for (x, (sin, cos)) in x.chunks_exact_mut(2 * self.block).zip(turns) {
+            turn_row(x, sin, cos, self.rope.pairing);
+        }
     }
 }
 
@@ -218,7 +243,19 @@ fn turn_row(x: &mut [f32], sin: &[f64], cos: &[f64], pairing: Pairing) {
     match pairing {
         Pairing::Half => {
             let (a, b) = x.split_at_mut(sin.len());
-            for ((a, b), (&sin, &cos)) in a.iter_mut().zip(b).zip(turns) {
+            let (a8, a) = a.as_chunks_mut::<8>();
+            let (b8, b) = b.as_chunks_mut::<8>();
+            let (sin8, sin) = sin.as_chunks::<8>();
+            let (cos8, cos) = cos.as_chunks::<8>();
+            for (((a, b), sin), cos) in a8.iter_mut().zip(b8).zip(sin8).zip(cos8) {
+                let (mut c, mut d) = ([0f32; 8], [0f32; 8]);
+                for i in 0..8 {
+                    let (x, y) = (f64::from(a[i]), f64::from(b[i]));
+                    (c[i], d[i]) = ((x * cos[i] - y * sin[i]) as f32, (x * sin[i] + y * cos[i]) as f32);
+                }
+                (*a, *b) = (c, d);
+            }
+            for ((a, b), (&sin, &cos)) in a.iter_mut().zip(b).zip(sin.iter().zip(cos)) {
                 turn(a, b, sin, cos);
             }
         }

@@ -1,14 +1,16 @@
 """PyTorch beside posenc and candle on the CPU: the cases of benches/peers/cpu, in one table.
 
-usage: torch_cpu.py [--compile] [--beside PROGRAM] [part of a case's name]
+usage: torch_cpu.py [--compile] [--threads N] [--beside PROGRAM] [part of a case's name]
 
 PROGRAM is what `cargo build --release --manifest-path benches/peers/cpu/Cargo.toml` built; without it PyTorch's own column
-is printed. --compile adds torch.compile, which needs a C++ compiler and minutes. The figure is the fastest of many rounds,
+is printed. --compile adds torch.compile, which needs a C++ compiler and minutes. --threads 1 gives everybody one thread, which
+is the fair comparison where other programs take the other cores. The figure is the fastest of many rounds,
 in microseconds. What can be ready beforehand, PyTorch is given: tables of cosines, sines, sinusoids and biases.
 """
 
 import argparse
 import math
+import os
 import subprocess
 import time
 
@@ -113,6 +115,7 @@ def cases():
                 yield f"rope {layout} {pairing} 32x128 {tokens} {name}", rope, (tokens, 32, 128, dtype, layout, pairing)
             for batch in (1, 8):
                 yield f"sinusoid add {batch}x{tokens}x768 {name}", sinusoid_add, (batch, tokens, 768, dtype)
+                yield f"table add {batch}x{tokens}x768 {name}", sinusoid_add, (batch, tokens, 768, dtype)
             yield f"sinusoid write {tokens}x768 {name}", sinusoid_write, (tokens, 768, dtype)
             yield f"token + position {tokens}x768 {name}", learned, (tokens, 768, dtype, False)
             yield f"token + position + type + layer norm {tokens}x768 {name}", learned, (tokens, 768, dtype, True)
@@ -124,10 +127,10 @@ def cases():
             yield f"alibi causal softmax 16x{queries}x{keys} {name}", alibi, (16, queries, keys, dtype, True)
 
 
-def fastest(call, arguments):
+def fastest(call, arguments, most):
     """With one thread and with all: where other programs run, waiting for a second thread can cost a scheduler's slice."""
-    best, most = float("inf"), torch.get_num_threads()
-    for threads in (1, most):
+    best = float("inf")
+    for threads in sorted({1, most}):
         torch.set_num_threads(threads)
         call(*arguments)
         end = time.perf_counter() + 0.2
@@ -142,23 +145,26 @@ def fastest(call, arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--beside", metavar="PROGRAM")
     parser.add_argument("filter", nargs="?", default="")
     arguments = parser.parse_args()
     others = {}
     if arguments.beside:
-        output = subprocess.run([arguments.beside, arguments.filter], check=True, stdout=subprocess.PIPE, text=True).stdout
+        command, threads = [arguments.beside, arguments.filter], {"RAYON_NUM_THREADS": str(arguments.threads)}
+        environment = {**os.environ, **threads}
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
         rows = [[cell.strip() for cell in line.split("|")] for line in output.splitlines()[1:]]
         others = {case: times for case, *times in rows}
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, microseconds")
+    print(f"torch {torch.__version__}, {arguments.threads} threads, microseconds")
     print("case | posenc | candle | torch | posenc is faster than the faster one by")
     for case, make, parameters in cases():
         if arguments.filter not in case:
             continue
         call, tensors = make(*parameters)
-        times = [fastest(call, tensors)]
+        times = [fastest(call, tensors, arguments.threads)]
         if arguments.compile:
-            times.append(fastest(torch.compile(call, dynamic=False), tensors))
+            times.append(fastest(torch.compile(call, dynamic=False), tensors, arguments.threads))
         mine, candle = others.pop(case, ("-", "-"))
         peers = times + ([float(candle)] if candle != "-" else [])
         gain = f"{min(peers) / float(mine):.2f}" if mine != "-" else "-"

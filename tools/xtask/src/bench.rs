@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{cargo, cuda, device, run};
+use crate::{cargo, cuda, device, plot, run};
 
 pub const RECORDS: &str = "benches/record";
 /// Rows of a run that is not yet whole.
@@ -38,6 +38,13 @@ pub fn run_all(record: bool, emulator: bool, room: Option<&str>, filter: Option<
             let to = Path::new(RECORDS).join(entry.file_name());
             fs::copy(entry.path(), &to)?;
             println!("{}", to.display());
+            // A part of a record may hold no family whose growth could be seen: then the rows are the record.
+            if to.extension().is_some_and(|extension| extension == "csv") {
+                match plot::draw(&to) {
+                    Ok(picture) => println!("{}", picture.display()),
+                    Err(error) => println!("no picture: {error:#}"),
+                }
+            }
         }
     }
     Ok(())

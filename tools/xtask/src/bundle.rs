@@ -135,7 +135,7 @@ fn newest_glibc(program: &[u8]) -> (u32, u32) {
 }
 
 /// What cargo built: executables, and shared and static libraries of the package.
-fn built(command: &mut Command) -> Result<Vec<PathBuf>> {
+pub fn built(command: &mut Command) -> Result<Vec<PathBuf>> {
     let output = command.arg("--message-format=json").stderr(Stdio::inherit()).output()?;
     ensure!(output.status.success(), "{command:?} failed: {}", output.status);
     let mut paths = Vec::new();

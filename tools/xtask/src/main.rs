@@ -4,6 +4,7 @@ mod bench;
 mod bundle;
 mod cuda;
 mod device;
+mod peers;
 mod plot;
 
 use std::path::{Path, PathBuf};
@@ -51,6 +52,15 @@ enum Task {
         /// Only cases whose name contains this
         filter: Option<String>,
     },
+    /// Runs posenc beside PyTorch and what else is installed, on a GPU; python3 needs PyTorch
+    Peers {
+        /// Without a GPU: compares every result at a small size, posenc on the emulator and the others on the CPU
+        #[arg(long)]
+        check: bool,
+        /// Only this room: embed, rotate or bias
+        #[arg(long)]
+        room: Option<String>,
+    },
     /// Draws cost against size from a record of the benches, and says how each family grows
     Plot {
         /// benches/record/DATE-DEVICE.csv; without it, the youngest of that folder
@@ -77,6 +87,7 @@ fn main() -> Result<()> {
         Task::Bench { record, emulator, room, filter } => {
             bench::run_all(record, emulator, room.as_deref(), filter.as_deref())
         }
+        Task::Peers { check, room } => peers::run_all(check, room.as_deref()),
         Task::Plot { record } => {
             let record = match record {
                 Some(record) => record,

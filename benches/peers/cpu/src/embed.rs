@@ -29,6 +29,23 @@ fn sinusoid_add<T: Element>(bench: &Bench, batch: usize, tokens: usize) -> Resul
     bench.row(&case, || Ok(spec.add(&mut y, &shape, &positions, 1.0)?), Some(|| theirs().map(drop)))
 }
 
+/// A table that both have is added.
+fn table_add<T: Element>(bench: &Bench, batch: usize, tokens: usize) -> Result<()> {
+    let case = format!("table add {batch}x{tokens}x{DIM} {}", T::NAME);
+    if !bench.wants(&case) {
+        return Ok(());
+    }
+    let (x, rows): (Vec<T>, Vec<T>) = (values(batch * tokens * DIM), values(tokens * DIM));
+    let (spec, shape) = (Learned::new(DIM), Tokens::new(batch, tokens, DIM));
+    let (tables, lookup) = (Tables { position: &rows, ..Tables::default() }, Lookup::default());
+    let mut y = x.clone();
+    spec.gather(&mut y, &shape, &tables, &lookup)?;
+    let (input, rows) = (tensor(&x, &[batch, tokens, DIM])?, tensor(&rows, &[tokens, DIM])?);
+    let theirs = || -> Result<Tensor> { Ok(input.broadcast_add(&rows)?) };
+    close(&theirs()?, &y, 4.0)?;
+    bench.row(&case, || Ok(spec.gather(&mut y, &shape, &tables, &lookup)?), Some(|| theirs().map(drop)))
+}
+
 /// Sinusoids are made; the peer has its frequencies.
 fn sinusoid_write<T: Element>(bench: &Bench, tokens: usize) -> Result<()> {
     let case = format!("sinusoid write {tokens}x{DIM} {}", T::NAME);
@@ -128,6 +145,7 @@ fn all<T: Element>(bench: &Bench) -> Result<()> {
     for tokens in [1, 16, 512, 4096] {
         for batch in [1, 8] {
             sinusoid_add::<T>(bench, batch, tokens)?;
+            table_add::<T>(bench, batch, tokens)?;
         }
         sinusoid_write::<T>(bench, tokens)?;
     }
