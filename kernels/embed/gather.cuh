@@ -118,44 +118,20 @@ struct Rows {
     }
 };
 
-// The channels of a token's row that this thread owns: one unit that it holds in registers (HELD), or every blockDim.x-th
-// one, gathered again for each pass over the row, from a cache.
-template <int W, bool HELD> struct Row {
-    // Passes over a held row are unrolled; over others they share one loop, so that the gather stands in the code once.
-    static constexpr int UNROLL = HELD ? 4 : 1;
-
-    Rows rows;
-    bool live;
-    float v[STEP<W>];
-
-    // Every thread of the block must come here.
-    __device__ Row(const LearnedArgs& args, const T::Bits* source, unsigned batch, unsigned first, unsigned token)
-        : rows(args, source, batch, first, token) {
-        live = token < args.tokens && threadIdx.x * (W == 1 ? 1 : UNIT) < args.dim;
-        if (HELD && live) rows.template sum<W>(args, threadIdx.x * UNIT, v);
-    }
-
-    // f(channel, values) for every step of this thread.
-    template <class F> __device__ void each(const LearnedArgs& args, F f) {
-        if constexpr (HELD) {
-            if (live) f(threadIdx.x * UNIT, v);
-        } else {
-            // Without sums no order has to be kept, and narrow accesses lie side by side.
-            unsigned unit = W == 1 && args.norm == NO_NORM ? 1 : UNIT;
-            unsigned channel = live ? threadIdx.x * unit : args.dim;
+// f(channel) for every step of this thread in a row of which it owns every blockDim.x-th unit, or with `spread` channel.
+template <int W, class F> __device__ void each_step(unsigned dim, bool spread, F f) {
+    unsigned unit = W == 1 && spread ? 1 : UNIT;
+    unsigned channel = threadIdx.x * unit;
 #pragma unroll 1
-            while (channel < args.dim) {
-                rows.template sum<W>(args, channel, v);
-                f(channel, v);
-                channel += STEP<W>;
-                // A whole unit is done: the next one of this thread.
-                if (STEP<W> == UNIT || channel % unit == 0) channel += (blockDim.x - 1) * unit;
-            }
-        }
+    while (channel < dim) {
+        f(channel);
+        channel += STEP<W>;
+        // A whole unit is done: the next one of this thread.
+        if (STEP<W> == UNIT || channel % unit == 0) channel += (blockDim.x - 1) * unit;
     }
-};
+}
 
-// Mean and 1 / sqrt(variance + eps) of a row, made in the first two passes over it; the mean is 0 for an RMS norm.
+// Mean and 1 / sqrt(variance + eps) of a row; the mean is 0 for an RMS norm.
 struct Moments {
     float mean = 0.0f, inverse = 1.0f, sum = 0.0f;
 
@@ -171,14 +147,41 @@ struct Moments {
 
     // Ends pass 0 or 1. Every thread of the block must come here.
     __device__ void finish(const LearnedArgs& args, int pass) {
-        float all = sum_row(sum) * args.share;
+        float all[1] = {sum};
+        sum_row(all);
         sum = 0.0f;
-        if (pass == 0) mean = all;
-        else inverse = 1.0f / sqrtf(all + args.eps);
+        if (pass == 1) inverse = 1.0f / sqrtf(all[0] * args.share + args.eps);
+        else if (args.norm == LAYER_NORM) mean = all[0] * args.share;
     }
 };
 
-// A row is passed over for its mean, for its variance, and for the result.
+// Gathers a row into `held` and makes its moments. Every thread of the block must come here.
+__device__ inline Moments hold_row(const LearnedArgs& args, const Rows& rows, unsigned dim, Units held) {
+    Moments moments;
+    each_step<WIDE>(dim, false, [&](unsigned channel) {
+        float v[UNIT];
+        rows.sum<WIDE>(args, channel, v);
+        moments.gather<WIDE>(args, 0, channel, v);
+        held.store(channel, v);
+    });
+    moments.finish(args, 0);
+    each_step<WIDE>(dim, false, [&](unsigned channel) {
+        float v[UNIT];
+        held.load(channel, v);
+        moments.gather<WIDE>(args, 1, channel, v);
+    });
+    moments.finish(args, 1);
+    return moments;
+}
+
+// The row that a block's threads with this threadIdx.y hold in shared memory, `arrays` numbers for each channel.
+__device__ inline Units own_row(const LearnedArgs& args, unsigned arrays) {
+    extern __shared__ float4 shared[];
+    unsigned units = (args.dim + UNIT - 1) / UNIT;
+    return {shared + threadIdx.y * arrays * 2 * units, units};
+}
+
+// Passes over a row that is not held: for its mean, for its variance, and for results.
 __device__ inline int first_pass(const LearnedArgs& args) {
     return args.norm == LAYER_NORM ? 0 : args.norm == RMS_NORM ? 1 : 2;
 }

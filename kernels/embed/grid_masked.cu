@@ -24,7 +24,9 @@ struct MaskedChannel {
 __device__ inline float count_tokens(const unsigned char* mask, unsigned step, unsigned count) {
     float sum = 0.0f;
     for (unsigned i = threadIdx.x; i < count; i += blockDim.x) sum += mask[i * static_cast<long long>(step)] ? 1.0f : 0.0f;
-    return sum_row(sum);
+    float all[1] = {sum};
+    sum_row(all);
+    return all[0];
 }
 
 template <int W> __device__ void masked(const MaskedArgs& args) {

@@ -60,21 +60,54 @@ template <int N> __device__ void store_sums(float* to, unsigned channel, unsigne
     }
 }
 
-// The sum over all threads with this threadIdx.y, in one order. blockDim.x is a multiple of 32, at most 256; a block has at
+// The sums over all threads with this threadIdx.y, in one order. blockDim.x is a multiple of 32, at most 256; a block has at
 // most 256 threads. Every thread of the block must come here.
-__device__ inline float sum_row(float x) {
-    __shared__ float parts[8];
+template <int N> __device__ void sum_row(float (&x)[N]) {
+    __shared__ float parts[8][N];
 #pragma unroll
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    for (int step = 16; step > 0; step /= 2) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) x[i] += __shfl_xor_sync(0xffffffffu, x[i], step);
+    }
     unsigned warps = blockDim.x / 32;
-    if (warps == 1) return x;
+    if (warps == 1) return;
     unsigned first = threadIdx.y * warps;
-    if (threadIdx.x % 32 == 0) parts[first + threadIdx.x / 32] = x;
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) parts[first + threadIdx.x / 32][i] = x[i];
+    }
     __syncthreads();
-    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = 0.0f;
 #pragma unroll 1
-    for (unsigned warp = 0; warp < warps; ++warp) sum += parts[first + warp];
+    for (unsigned warp = 0; warp < warps; ++warp) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) x[i] += parts[first + warp][i];
+    }
     // The next sum writes the same places.
     __syncthreads();
-    return sum;
 }
+
+// Rows of numbers in units of 8 channels, each as two float4 that lie `units` apart: so threads with units side by side meet
+// no bank of shared memory twice.
+struct Units {
+    float4* at;
+    unsigned units;
+
+    __device__ void load(unsigned channel, float (&x)[UNIT]) const {
+        float4 low = at[channel / UNIT], high = at[units + channel / UNIT];
+        x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+        x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+    }
+    __device__ void store(unsigned channel, const float (&x)[UNIT]) const {
+        at[channel / UNIT] = make_float4(x[0], x[1], x[2], x[3]);
+        at[units + channel / UNIT] = make_float4(x[4], x[5], x[6], x[7]);
+    }
+    // The place of one channel.
+    __device__ float& one(unsigned channel) const {
+        return reinterpret_cast<float*>(at + (channel & 4 ? units : 0) + channel / UNIT)[channel % 4];
+    }
+    // One step of 8 channels or of 1.
+    __device__ void load(unsigned channel, float (&x)[1]) const { x[0] = one(channel); }
+    __device__ void store(unsigned channel, const float (&x)[1]) const { one(channel) = x[0]; }
+};
