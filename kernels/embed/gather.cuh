@@ -43,7 +43,6 @@ __device__ inline Counted count_kept(const LearnedArgs& args, unsigned batch, un
         for (int step = 16; step > 0; step /= 2) count += __shfl_xor_sync(0xffffffffu, count, step);
         if (thread % 32 == 0) counts[thread / 32] = count;
         __syncthreads();
-        if (args.positions) own.before = read_id(args.positions, args.position_type, batch * args.sequence_stride);
 #pragma unroll 1
         for (unsigned warp = 0; warp < threads / 32; ++warp) own.before += counts[warp];
         __syncthreads();
@@ -53,9 +52,16 @@ __device__ inline Counted count_kept(const LearnedArgs& args, unsigned batch, un
 
 // The position row of a token, for a block whose first token is `first`; every thread of the block must come here.
 __device__ inline long long position_row(const LearnedArgs& args, unsigned batch, unsigned first, unsigned token) {
-    if (args.rule == OFFSET) return (token < args.tokens ? place(args, batch, token) : 0) + args.first;
-    Counted counted = count_kept(args, batch, first, token);
-    return counted.kept ? args.first + counted.before : args.padded;
+    long long index = batch * args.sequence_stride, step = 0;
+    if (args.rule == OFFSET) {
+        if (token < args.tokens) locate(args, batch, token, index, step);
+    } else {
+        Counted counted = count_kept(args, batch, first, token);
+        if (!counted.kept) return args.padded;
+        step = counted.before;
+    }
+    if (args.positions) step += read_id(args.positions, args.position_type, index);
+    return args.first + step;
 }
 
 // One token's rows; null where there is no table.
@@ -94,13 +100,9 @@ struct Rows {
         }
     }
 
+    // A step of the sum, if there is a row of tokens; without one it is NaN.
     template <int W> __device__ void sum(const LearnedArgs& args, unsigned channel, float (&v)[STEP<W>]) const {
         float other[STEP<W>];
-        if (!token) {
-#pragma unroll
-            for (int i = 0; i < STEP<W>; ++i) v[i] = __int_as_float(0x7fffffff);
-            return;
-        }
         load_step<W>(token, channel, args.dim, v);
         if (position) {
             load_step<W>(position, channel, args.dim, other);
@@ -115,6 +117,10 @@ struct Rows {
 #pragma unroll
             for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] + other[i];
         }
+    }
+    template <int N> static __device__ void fill(float (&v)[N]) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) v[i] = __int_as_float(0x7fffffff);
     }
 };
 
@@ -155,30 +161,31 @@ struct Moments {
     }
 };
 
-// Gathers a row into `held` and makes its moments. Every thread of the block must come here.
-__device__ inline Moments hold_row(const LearnedArgs& args, const Rows& rows, unsigned dim, Units held) {
+// Gathers a row into the first array of `held` and makes its moments. Every thread of the block must come here.
+template <class Held> __device__ Moments hold_row(const LearnedArgs& args, const Rows& rows, unsigned dim, Held held) {
     Moments moments;
-    each_step<WIDE>(dim, false, [&](unsigned channel) {
-        float v[UNIT];
-        rows.sum<WIDE>(args, channel, v);
-        moments.gather<WIDE>(args, 0, channel, v);
-        held.store(channel, v);
-    });
+    if (rows.token) {
+        held.each(dim, [&](unsigned channel, unsigned at) {
+            float v[UNIT];
+            rows.sum<WIDE>(args, channel, v);
+            moments.gather<WIDE>(args, 0, channel, v);
+            Held::template store<0>(at, v);
+        });
+    } else {
+        held.each(dim, [&](unsigned, unsigned at) {
+            float v[UNIT];
+            Rows::fill(v);
+            Held::template store<0>(at, v);
+        });
+    }
     moments.finish(args, 0);
-    each_step<WIDE>(dim, false, [&](unsigned channel) {
+    held.each(dim, [&](unsigned channel, unsigned at) {
         float v[UNIT];
-        held.load(channel, v);
+        Held::template load<0>(at, v);
         moments.gather<WIDE>(args, 1, channel, v);
     });
     moments.finish(args, 1);
     return moments;
-}
-
-// The row that a block's threads with this threadIdx.y hold in shared memory, `arrays` numbers for each channel.
-__device__ inline Units own_row(const LearnedArgs& args, unsigned arrays) {
-    extern __shared__ float4 shared[];
-    unsigned units = (args.dim + UNIT - 1) / UNIT;
-    return {shared + threadIdx.y * arrays * 2 * units, units};
 }
 
 // Passes over a row that is not held: for its mean, for its variance, and for results.

@@ -41,27 +41,35 @@ template <class F> __device__ void each_token(const LearnedArgs& args, F f) {
     for (unsigned batch = blockIdx.y; batch < args.batch; batch += gridDim.y) {
         long long at = batch * args.strides[0] + token * args.strides[1];
         Rows rows(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token);
-        f(static_cast<T::Bits*>(args.x) + at, rows, token < args.tokens ? args.dim : 0);
+        f(pinned(static_cast<T::Bits*>(args.x) + at), rows, token < args.tokens ? args.dim : 0);
     }
 }
 
 __device__ void plain(const LearnedArgs& args) {
     each_token(args, [&](T::Bits* x, const Rows& rows, unsigned dim) {
-        each_step<WIDE>(dim, true, [&](unsigned channel) {
-            float v[UNIT];
-            rows.sum<WIDE>(args, channel, v);
-            store_step<WIDE>(x, channel, args.dim, v);
-        });
+        if (rows.token) {
+            each_step<WIDE>(dim, true, [&](unsigned channel) {
+                float v[UNIT];
+                rows.sum<WIDE>(args, channel, v);
+                store_step<WIDE>(x, channel, args.dim, v);
+            });
+        } else {
+            each_step<WIDE>(dim, true, [&](unsigned channel) {
+                float v[UNIT];
+                Rows::fill(v);
+                store_step<WIDE>(x, channel, args.dim, v);
+            });
+        }
     });
 }
 
 __device__ void norm(const LearnedArgs& args) {
-    Units held = own_row(args, 1);
+    HeldRow<1> held(args.dim);
     each_token(args, [&](T::Bits* x, const Rows& rows, unsigned dim) {
         Moments moments = hold_row(args, rows, dim, held);
-        each_step<WIDE>(dim, false, [&](unsigned channel) {
+        held.each(dim, [&](unsigned channel, unsigned at) {
             float v[UNIT];
-            held.load(channel, v);
+            held.load<0>(at, v);
             finish<WIDE>(args, x, moments, channel, v);
         });
     });
@@ -76,7 +84,8 @@ __device__ void narrow(const LearnedArgs& args) {
             // Without sums no order has to be kept, and narrow accesses lie side by side.
             each_step<1>(dim, args.norm == NO_NORM, [&](unsigned channel) {
                 float v[1];
-                rows.sum<1>(args, channel, v);
+                rows.fill(v);
+                if (rows.token) rows.sum<1>(args, channel, v);
                 if (pass < 2) {
                     moments.gather<1>(args, pass, channel, v);
                 } else if (args.norm == NO_NORM) {

@@ -88,26 +88,56 @@ template <int N> __device__ void sum_row(float (&x)[N]) {
     __syncthreads();
 }
 
-// Rows of numbers in units of 8 channels, each as two float4 that lie `units` apart: so threads with units side by side meet
-// no bank of shared memory twice.
-struct Units {
-    float4* at;
-    unsigned units;
+// An address that stays in a register: the compiler would work it out again in every step.
+template <class P> __device__ __forceinline__ P* pinned(P* pointer) {
+    asm volatile("" : "+l"(pointer));
+    return pointer;
+}
 
-    __device__ void load(unsigned channel, float (&x)[UNIT]) const {
-        float4 low = at[channel / UNIT], high = at[units + channel / UNIT];
-        x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-        x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+extern __shared__ float4 shared[];
+
+// A row in shared memory, ARRAYS numbers for each channel: for each 32 units a KiB of each array, first the lower halves of
+// its units side by side, then the upper ones, so that no bank is met twice.
+template <int ARRAYS> struct HeldRow {
+    static constexpr unsigned BYTES = ARRAYS * 1024;
+    // Of this thread's first unit, in the shared window.
+    unsigned first;
+
+    static __device__ unsigned bytes(unsigned dim) { return (dim + 32 * UNIT - 1) / (32 * UNIT) * BYTES; }
+
+    __device__ HeldRow(unsigned dim) {
+        first = static_cast<unsigned>(__cvta_generic_to_shared(shared)) + threadIdx.y * bytes(dim) + threadIdx.x / 32 * BYTES + threadIdx.x % 32 * 16;
+        asm volatile("" : "+r"(first));
     }
-    __device__ void store(unsigned channel, const float (&x)[UNIT]) const {
-        at[channel / UNIT] = make_float4(x[0], x[1], x[2], x[3]);
-        at[units + channel / UNIT] = make_float4(x[4], x[5], x[6], x[7]);
+
+    // f(channel, at) for every unit of this thread.
+    template <class F> __device__ void each(unsigned dim, F f) const {
+        unsigned at = first;
+#pragma unroll 1
+        for (unsigned channel = threadIdx.x * UNIT; channel < dim; channel += blockDim.x * UNIT, at += blockDim.x * (BYTES / 32)) f(channel, at);
     }
-    // The place of one channel.
-    __device__ float& one(unsigned channel) const {
-        return reinterpret_cast<float*>(at + (channel & 4 ? units : 0) + channel / UNIT)[channel % 4];
+
+    template <int ARRAY> static __device__ __forceinline__ void load(unsigned at, float (&x)[UNIT]) {
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4 + %5];"
+                     : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+                     : "r"(at), "n"(ARRAY * 1024));
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4 + %5];"
+                     : "=f"(x[4]), "=f"(x[5]), "=f"(x[6]), "=f"(x[7])
+                     : "r"(at), "n"(ARRAY * 1024 + 512));
     }
-    // One step of 8 channels or of 1.
-    __device__ void load(unsigned channel, float (&x)[1]) const { x[0] = one(channel); }
-    __device__ void store(unsigned channel, const float (&x)[1]) const { one(channel) = x[0]; }
+    template <int ARRAY> static __device__ __forceinline__ void store(unsigned at, const float (&x)[UNIT]) {
+        asm volatile("st.shared.v4.f32 [%0 + %1], {%2, %3, %4, %5};" ::"r"(at), "n"(ARRAY * 1024), "f"(x[0]), "f"(x[1]),
+                     "f"(x[2]), "f"(x[3])
+                     : "memory");
+        asm volatile("st.shared.v4.f32 [%0 + %1], {%2, %3, %4, %5};" ::"r"(at), "n"(ARRAY * 1024 + 512), "f"(x[4]), "f"(x[5]),
+                     "f"(x[6]), "f"(x[7])
+                     : "memory");
+    }
+
+    // One number of any row.
+    static __device__ float one(unsigned dim, unsigned row, unsigned array, unsigned channel) {
+        unsigned unit = channel / UNIT;
+        unsigned at = row * bytes(dim) + unit / 32 * BYTES + array * 1024 + channel / 4 % 2 * 512 + unit % 32 * 16;
+        return reinterpret_cast<const float*>(shared + at / 16)[channel % 4];
+    }
 };

@@ -556,9 +556,9 @@ impl Learned {
         }
     }
 
-    /// Bytes of shared memory for `arrays` numbers for each channel of every row of a block.
+    /// Bytes of shared memory for `arrays` numbers for each channel of every row of a block, a KiB for 256.
     pub(crate) fn held(&self, arrays: usize, rows: usize) -> usize {
-        (self.dim.div_ceil(8) * 8 * size_of::<f32>()).saturating_mul(arrays * rows)
+        (self.dim.div_ceil(256) * 1024).saturating_mul(arrays * rows)
     }
 
     /// Tokens that a block works on at once.

@@ -195,8 +195,7 @@ impl<T: Scalar> GradPlan<T> {
     pub fn partials(&self, tokens: &Tokens) -> usize {
         let (blocks, rows) = self.spec.partial_shape(tokens);
         // A block's sums, and room for those of its rows of threads where they are not held.
-        let dim = self.spec.dim;
-        (blocks * 2 * dim).next_multiple_of(4) + blocks * rows * 2 * dim.next_multiple_of(8)
+        blocks * (1 + rows) * 2 * self.spec.dim
     }
 
     /// Elements of the partial sums that [`GradPlan::table`] writes for this shape: an eighth of the gradient's, and one
@@ -290,14 +289,9 @@ impl<T: Scalar> GradPlan<T> {
             };
             let grid = [small("blocks", blocks)?, 1, 1];
             let block = [small("lanes", self.spec.lanes())?, small("rows", rows)?, 1];
-            // A row's y and g, and its two sums if there is room for them too.
-            let [shared, with_sums] = [2, 4].map(|arrays| self.spec.held(arrays, rows));
-            let (variant, shared) = match width.index {
-                0 if with_sums <= self.room => (0, with_sums),
-                0 if shared <= self.room => (0, shared),
-                _ => (1, 0),
-            };
-            let args = LearnedArgs { sums_held: u32::from(shared == with_sums), ..args };
+            // A row's y and g, and its two sums.
+            let held = self.spec.held(4, rows);
+            let (variant, shared) = if width.index == 0 && held <= self.room { (0, held) } else { (1, 0) };
             let launch = Launch { file: "embed/norm_grad", entry: NORM_ENTRIES[variant], grid, block, args };
             gpu.launch_with(&functions[variant], &launch, small("bytes of shared memory", shared)?)?;
         }

@@ -409,8 +409,8 @@ args! {
         eps: f32,
         /// 1 / dim
         share: f32,
-        /// norm_grad: 1 if the sums of a block fit in its shared memory, 0 if they stay in `partials`
-        sums_held: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
     /// `embed/table_grad`: gradients of tables, and of a norm's vectors.

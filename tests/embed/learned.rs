@@ -1074,7 +1074,7 @@ fn plans_refuse_before_anything_is_written() {
     let (layer, rms) = (Some(Norm::Layer { eps: 0.0 }), Some(Norm::Rms { eps: 0.0 }));
     norm(Learned { norm: rms, ..plain }, true, "there is a bias and the spec has no norm that uses it");
     norm(Learned { norm: layer, ..plain }, true, "bias holds 1 elements, the shape needs 2");
-    norm(Learned { norm: layer, ..plain }, false, "partials holds 6 elements, the shape needs 68");
+    norm(Learned { norm: layer, ..plain }, false, "partials holds 6 elements, the shape needs 20");
     assert_eq!(out.read(&gpu), [7.0; 8]);
     let mut orders = [0, 1].map(|_| stream.clone_htod(&[7u32; 2]).unwrap());
     let [order, between] = &mut orders;
