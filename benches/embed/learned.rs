@@ -19,8 +19,10 @@ pub fn cases() -> Vec<Case> {
         cases.push(case::<bf16>("bert-base-norm", batch, tokens, 768, true, true));
     }
     for tokens in (0..=20).step_by(2).map(|n| 1 << n) {
-        cases
-            .push(Case { name: format!("learned/scale/bf16/{tokens}"), ..case::<bf16>("scale", 1, tokens, 32, false, false) });
+        cases.push(Case {
+            name: format!("learned/scale/bf16/{tokens}"),
+            ..case::<bf16>("scale", 1, tokens, 32, false, false)
+        });
     }
     cases
 }

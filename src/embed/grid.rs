@@ -569,7 +569,11 @@ impl Grid {
                 Some((pair, wave)) => {
                     let turns = sinusoid.turns(pair);
                     channels.extend([turns.hi, turns.lo, sinusoid.offset as f64]);
-                    axes.push(*along as u8 + if wave == Wave::Cosine { 4 } else { 0 });
+                    let axis = *along as u8 + if wave == Wave::Cosine { 4 } else { 0 };
+                    // The angle of the channel before it: a pair's waves side by side are made at once.
+                    let [own, before] = [channel, channel.saturating_sub(1)].map(|at| &channels[3 * at..3 * at + 3]);
+                    let same = channel > 0 && own == before && axes[channel - 1] % 4 == axis % 4;
+                    axes.push(axis + if same { 8 } else { 0 });
                 }
             }
         }

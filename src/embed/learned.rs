@@ -855,14 +855,7 @@ impl<T: Scalar> LearnedPlan<T> {
         let [a, b, c] = ENTRIES;
         let functions = [load(a)?, load(b)?, load(c)?];
         let room = held_room(gpu, &functions[1])?;
-        Ok(Self {
-            gpu: gpu.clone(),
-            spec: *spec,
-            functions,
-            room,
-            rows: load("learned_rows")?,
-            element: PhantomData,
-        })
+        Ok(Self { gpu: gpu.clone(), spec: *spec, functions, room, rows: load("learned_rows")?, element: PhantomData })
     }
 
     /// The spec.

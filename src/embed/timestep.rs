@@ -11,7 +11,7 @@ use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
 use crate::double::Double;
-use crate::embed::launch::{THREADS, alignment, small, width};
+use crate::embed::launch::{THREADS, Width, alignment, small, width};
 use crate::embed::tokens::at_least;
 use crate::embed::{Odd, Sinusoid, Wave, cpu};
 use crate::gpu::args::TimestepArgs;
@@ -184,15 +184,19 @@ pub(crate) fn check_time(index: usize, t: f64, fastest: f64) -> Result<()> {
 // -------------------------------------------------------------------------------------------------------------- launch
 
 /// The variants of the kernel, from wide accesses to narrow ones.
-const ENTRIES: [&str; 3] = ["timestep_wide", "timestep_mid", "timestep_one"];
+const ENTRIES: [&str; 2] = ["timestep_wide", "timestep_one"];
 
 impl Sinusoid {
     /// The variant, the grid and the arguments that shapes decide; addresses and tables are still missing.
     pub(crate) fn time_launch(&self, times: usize, element: usize, alignment: usize) -> Result<Launch<TimestepArgs>> {
         let sides = if self.pairing == Pairing::Half { self.second() } else { 0 };
         let row = if times > 1 { self.dim } else { 0 };
-        let width = width(element, alignment, row | (self.dim / 2) | sides);
-        let lanes = (self.dim / 2 / width.elements).clamp(1, THREADS);
+        // Arithmetic in f64 outweighs accesses of one element, so there is no variant between.
+        let (variant, elements) = match width(element, alignment, row | (self.dim / 2) | sides) {
+            Width { index: 0, elements } => (0, elements),
+            _ => (1, 1),
+        };
+        let lanes = (self.dim / 2 / elements).clamp(1, THREADS);
         let rows = (THREADS / lanes).min(times.next_power_of_two()).max(1);
         let (rest, rest_channel) = self.rest();
         let args = TimestepArgs {
@@ -211,7 +215,7 @@ impl Sinusoid {
         };
         let grid = [small("blocks of timesteps", times.div_ceil(rows))?, 1, 1];
         let block = [small("lanes", lanes)?, small("rows", rows)?, 1];
-        Ok(Launch { file: "embed/timestep", entry: ENTRIES[width.index], grid, block, args })
+        Ok(Launch { file: "embed/timestep", entry: ENTRIES[variant], grid, block, args })
     }
 }
 
@@ -224,7 +228,7 @@ pub struct TimestepPlan<T> {
     gpu: Gpu,
     spec: Sinusoid,
     turns: CudaSlice<f64>,
-    functions: [Function; 3],
+    functions: [Function; 2],
     element: PhantomData<T>,
 }
 
@@ -242,12 +246,12 @@ impl<T: Scalar> TimestepPlan<T> {
             })
             .collect();
         let load = |entry| gpu.function("embed/timestep", T::NAME, entry);
-        let [a, b, c] = ENTRIES;
+        let [a, b] = ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
             spec: spec.clone(),
             turns: gpu.upload(&turns)?,
-            functions: [load(a)?, load(b)?, load(c)?],
+            functions: [load(a)?, load(b)?],
             element: PhantomData,
         })
     }
@@ -310,7 +314,7 @@ impl<T: Scalar> TimestepPlan<T> {
             double_time: u32::from(size_of::<F>() == 8),
             ..launch.args
         };
-        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(2);
+        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(1);
         gpu.launch(&self.functions[function], &launch)
     }
 }
