@@ -734,9 +734,9 @@ impl<T: Scalar> GridPlan<T> {
         let channels = gpu.read("channels", &self.masked_channels, 3 * dim)?;
         let axes = gpu.read("axes", &self.masked_axes, dim)?;
         let width = width(size_of::<T>(), alignment(&[out.address.address()]), dim);
-        let (variant, elements) = if width.index == 0 { (0, width.elements) } else { (1, 1) };
-        // Whole warps, because the threads of a token count together.
-        let lanes = dim.div_ceil(elements).next_multiple_of(32).min(THREADS);
+        let variant = usize::from(width.index > 0);
+        // A warp for each token, whose threads count together.
+        let lanes = 32;
         let rows = (THREADS / lanes).min(tokens.next_power_of_two()).max(1);
         let args = MaskedArgs {
             x: out.address,
