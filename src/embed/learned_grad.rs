@@ -497,8 +497,9 @@ impl<T: Scalar> GradPlan<T> {
         let units = self.spec.dim.div_ceil(STEP[variant]);
         let lanes = units.min(THREADS);
         let rows = (THREADS / lanes).min(chunks.next_power_of_two()).max(1);
-        let blocks = [(chunks.div_ceil(rows), units.div_ceil(lanes)), (chunks, units.div_ceil(16))];
-        let block = [[small("lanes", lanes)?, small("rows", rows)?, 1], [16, 16, 1]];
+        let rest_lanes = units.next_power_of_two().clamp(2, 16);
+        let blocks = [(chunks.div_ceil(rows), units.div_ceil(lanes)), (chunks, units.div_ceil(rest_lanes))];
+        let block = [[small("lanes", lanes)?, small("rows", rows)?, 1], [small("lanes", rest_lanes)?, 16, 1]];
         for (stage, (x, y)) in blocks.into_iter().enumerate() {
             let grid = [small("blocks of tokens", x)?, small("groups of channels", y)?, 1];
             let entry = SORTED_ENTRIES[stage][variant];
