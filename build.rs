@@ -2,7 +2,7 @@
 //!
 //! No CUDA toolkit, compiler or GPU is needed, only libnvrtc. Without it the crate is built without kernels.
 
-use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fmt::Write as _;
@@ -22,12 +22,8 @@ mod args;
 /// Architectures that cubins are made for, with the lowest PTX version that their instructions need: a driver accepts
 /// PTX up to its own version, so a lower one loads on older drivers.
 const ARCHITECTURES: [(u32, &str); 5] = [(75, "6.3"), (80, "7.0"), (90, "7.8"), (100, "8.6"), (120, "8.7")];
-/// What the kernels compile differently for: `__CUDA_ARCH__ >= 800` and nothing else. NVRTC's front end and optimiser, two
-/// thirds of a compilation, make PTX for these alone; it is assembled for the architectures up to the next one. What
-/// those have beyond it stands in the PTX as comments, see [`opened`].
-const GENERATIONS: [u32; 2] = [75, 80];
 /// Counts changes of what this script makes of a source, so that older images are not taken for new ones.
-const IMAGE_FORMAT: u32 = 3;
+const IMAGE_FORMAT: u32 = 4;
 const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 
 fn main() -> Result<()> {
@@ -58,13 +54,13 @@ fn main() -> Result<()> {
     let wanted = wanted_architectures()?;
     // The lowest PTX runs everywhere; all of it is wanted where every code path is to be run without its device.
     let all_ptx = std::env::var("POSENC_PTX").is_ok_and(|value| value == "all");
-    let mut architectures: Vec<_> = ARCHITECTURES
+    let mut targets: Vec<_> = ARCHITECTURES
         .into_iter()
         .map(|(sm, ptx_version)| Target { sm, ptx_version, ptx: all_ptx })
-        .filter(|target| nvrtc.architectures.contains(&(target.sm as c_int)))
+        .filter(|target| nvrtc.knows(target.sm))
         .filter(|target| wanted.is_empty() || wanted.contains(&target.sm))
         .collect();
-    match architectures.first_mut() {
+    match targets.first_mut() {
         Some(lowest) => lowest.ptx = true,
         None => bail!("NVRTC {:?} knows none of the architectures {wanted:?}", nvrtc.version),
     }
@@ -74,17 +70,18 @@ fn main() -> Result<()> {
     let mut jobs = Vec::new();
     for file in &sources.kernels {
         let headers = sources.included(file);
-        for dtype in DTYPES {
-            for generation in GENERATIONS {
-                let targets: Vec<_> =
-                    architectures.iter().filter(|target| generation_of(target.sm) == generation).collect();
-                // An NVRTC that has forgotten a generation's first architecture makes PTX for the next one.
-                let known = nvrtc.architectures.iter().filter_map(|&sm| u32::try_from(sm).ok());
-                let base = known.filter(|&sm| sm >= generation).min();
-                if let (Some(base), false) = (base, targets.is_empty()) {
-                    jobs.push(Job { file, headers: headers.clone(), dtype, base, targets });
-                }
-            }
+        let mut generations: BTreeMap<u32, Vec<&Target>> = BTreeMap::new();
+        for target in &targets {
+            generations.entry(generation(file, &headers, target.sm)).or_default().push(target);
+        }
+        for (dtype, (generation, targets)) in
+            DTYPES.into_iter().flat_map(|dtype| generations.iter().map(move |of| (dtype, of)))
+        {
+            // The lowest that NVRTC knows, wanted or not, so that the choice of architectures changes no image.
+            let base =
+                ARCHITECTURES.map(|(sm, _)| sm).into_iter().find(|&sm| 10 * sm >= *generation && nvrtc.knows(sm));
+            let base = base.context("no architecture")?;
+            jobs.push(Job { file, headers: headers.clone(), dtype, base, targets: targets.clone() });
         }
     }
     // The longest first, so that no thread works alone at the end.
@@ -198,10 +195,6 @@ impl Sources {
             let name =
                 path.strip_prefix("kernels")?.to_str().context("a kernel's path is not UTF-8")?.replace('\\', "/");
             let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            for (_, test) in text.match_indices("__CUDA_ARCH__").map(|(at, word)| text[at..].split_at(word.len())) {
-                let known = GENERATIONS.iter().any(|generation| test.starts_with(&format!(" >= {generation}0\n")));
-                ensure!(known, "kernels/{name} tests __CUDA_ARCH__ for something else than a start of {GENERATIONS:?}");
-            }
             if name.ends_with(".cu") {
                 kernels.push(Source { name, text });
             } else if name.ends_with(".cuh") {
@@ -251,18 +244,27 @@ struct Target {
     ptx: bool,
 }
 
-/// One file for one element type and one generation of architectures.
+/// The highest number that `__CUDA_ARCH__` of `sm` passes, of those that a file and its headers compare it with; 0: none.
+/// Architectures of one generation have the same PTX.
+fn generation(file: &Source, headers: &[&Source], sm: u32) -> u32 {
+    let texts = std::iter::once(file).chain(headers.iter().copied()).map(|source| source.text.as_str());
+    let tests = texts.flat_map(|text| text.split("__CUDA_ARCH__ >= ").skip(1));
+    let numbers = tests.filter_map(|test| test.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
+    numbers.filter(|&number| number <= 10 * sm).max().unwrap_or(0)
+}
+
+/// One file for one element type and one generation of architectures. NVRTC's front end and optimiser, two thirds of a
+/// compilation, make PTX for the lowest of them, which is assembled for each.
 struct Job<'a> {
     file: &'a Source,
     headers: Vec<&'a Source>,
     dtype: &'static str,
-    /// the architecture that its PTX is made for
+    /// the lowest
     base: u32,
     targets: Vec<&'a Target>,
 }
 
 impl Job<'_> {
-    /// `architecture`: a real one (`sm_90`), so that NVRTC assembles its PTX and checks inline assembly, or `compute_90`.
     fn options(&self, architecture: String) -> Vec<String> {
         vec![
             format!("--gpu-architecture={architecture}"),
@@ -288,25 +290,22 @@ impl Job<'_> {
     }
 
     fn run(&self, nvrtc: &Nvrtc, cache: &Path) -> Result<()> {
-        let mut missing: Vec<_> = self.targets.iter().map(|&t| (t, self.paths(t, nvrtc, cache))).collect();
+        let mut missing: Vec<_> =
+            self.targets.iter().map(|&target| (target, self.paths(target, nvrtc, cache))).collect();
         missing.retain(|(target, [cubin, ptx])| !cubin.exists() || (target.ptx && !ptx.exists()));
         if missing.is_empty() {
             return Ok(());
         }
-        let real = missing.iter().any(|(target, _)| target.sm == self.base);
-        let kind = if real { "sm" } else { "compute" };
-        let mut made = nvrtc.compile(self.file, &self.headers, &self.options(format!("{kind}_{}", self.base)))?;
+        let options = self.options(format!("compute_{}", self.base));
+        let made = nvrtc.compile(self.file, &self.headers, &options)?;
         for (target, [cubin_path, ptx_path]) in missing {
-            let ptx = opened(&made.ptx, target.sm);
-            let cubin = match made.cubin.take_if(|_| target.sm == self.base && ptx == made.ptx) {
-                Some(cubin) => cubin,
-                None => self.assemble(&ptx, target, nvrtc)?,
-            };
+            let ptx = for_target(&made.ptx, target)?;
+            let cubin = self.assemble(&ptx, target, nvrtc)?;
             // A cubin shrinks to a quarter; a program links the images of every device and loads those of one. Level 9
             // saves 3 % more and takes six times as long.
             let deflate = |bytes: &[u8]| miniz_oxide::deflate::compress_to_vec(bytes, 6);
             if target.ptx {
-                fs::write(&ptx_path, deflate(for_target(&ptx, target)?.as_bytes()))?;
+                fs::write(&ptx_path, deflate(ptx.as_bytes()))?;
             }
             fs::write(&cubin_path, deflate(&cubin))?;
         }
@@ -322,7 +321,7 @@ impl Job<'_> {
              }}",
             lines.join("\n")
         );
-        let options = self.options(format!("sm_{}", target.sm));
+        let mut options = self.options(format!("sm_{}", target.sm));
         let assembled = nvrtc.compile(&Source { name: self.file.name.clone(), text }, &[], &options);
         if let Ok(Compiled { cubin: Some(cubin), .. }) = assembled {
             let sections = String::from_utf8_lossy(&cubin);
@@ -331,54 +330,31 @@ impl Job<'_> {
                 return Ok(cubin);
             }
         }
-        // An NVRTC that does otherwise compiles the source once more.
-        let source = |source: &Source| Source { name: source.name.clone(), text: opened(&source.text, target.sm) };
-        let headers: Vec<_> = self.headers.iter().map(|header| source(header)).collect();
-        let compiled = nvrtc.compile(&source(self.file), &headers.iter().collect::<Vec<_>>(), &options)?;
-        compiled.cubin.context("NVRTC made no cubin")
-    }
-}
-
-/// The generation whose PTX is assembled for `sm`.
-fn generation_of(sm: u32) -> u32 {
-    GENERATIONS.into_iter().filter(|&generation| generation <= sm).max().unwrap_or(sm)
-}
-
-/// PTX, or a source of it, with what its comments hold for `sm`: `// sm_90: instruction` becomes an instruction from that
-/// architecture on, and `// sm_90 blocks: 5` the number of blocks in its entry's launch bounds.
-fn opened(text: &str, sm: u32) -> String {
-    let known = || ARCHITECTURES.into_iter().map(|(newer, _)| newer).filter(|newer| *newer <= sm);
-    let mut lines: Vec<Cow<'_, str>> = Vec::new();
-    let mut bounds = None;
-    for line in text.split('\n') {
-        let mut line = Cow::Borrowed(line);
-        if line.starts_with(".minnctapersm ") {
-            bounds = Some(lines.len());
-        } else if line.contains("// sm_") {
-            for newer in known() {
-                line = line.replace(&format!("// sm_{newer}: "), "").into();
-                let blocks = line.trim().strip_prefix(&format!("// sm_{newer} blocks: "));
-                if let (Some(blocks), Some(bounds)) = (blocks, bounds) {
-                    lines[bounds] = format!(".minnctapersm {blocks}").into();
-                }
-            }
+        // An NVRTC that does otherwise compiles the source for this architecture alone.
+        if !GRID_DEPENDENCIES.contains(&target.sm) {
+            options.push("-DWITHOUT_GRID_DEPENDENCIES".into());
         }
-        lines.push(line);
+        nvrtc.compile(self.file, &self.headers, &options)?.cubin.context("NVRTC made no cubin")
     }
-    lines.join("\n")
 }
 
-/// NVRTC states its own PTX version; what the instructions need is older. The one newer thing, `used_bytes_mask` (8.3), is
-/// a hint for tools that look for uninitialised reads, and goes.
+/// Architectures that know `griddepcontrol`. It stands in every PTX as NVRTC makes it, since it changes nothing around it.
+const GRID_DEPENDENCIES: std::ops::RangeFrom<u32> = 90..;
+
+/// PTX for one architecture. NVRTC states its own PTX version; what the instructions need is older. The one newer thing,
+/// `used_bytes_mask` (8.3), is a hint for tools that look for uninitialised reads, and goes.
 fn for_target(ptx: &str, target: &Target) -> Result<String> {
     ensure!(ptx.contains("\n.version ") && ptx.contains("\n.target "), "NVRTC made PTX without a .version or .target");
     let mut text = String::with_capacity(ptx.len());
     for line in ptx.lines() {
+        let start = line.trim_start();
         if line.starts_with(".version ") {
             writeln!(text, ".version {}", target.ptx_version)?;
         } else if line.starts_with(".target ") {
             writeln!(text, ".target sm_{}", target.sm)?;
-        } else if !line.trim_start().starts_with(".pragma \"used_bytes_mask") {
+        } else if !start.starts_with(".pragma \"used_bytes_mask")
+            && (!start.starts_with("griddepcontrol.") || GRID_DEPENDENCIES.contains(&target.sm))
+        {
             writeln!(text, "{line}")?;
         }
     }
@@ -461,6 +437,10 @@ impl Nvrtc {
         };
         ensure!(version.0 >= 12, "NVRTC {}.{} is older than 12.0", version.0, version.1);
         Ok(Self { library, version, architectures, _builtins: builtins })
+    }
+
+    fn knows(&self, sm: u32) -> bool {
+        self.architectures.iter().any(|&known| u32::try_from(known) == Ok(sm))
     }
 
     fn compile(&self, source: &Source, headers: &[&Source], options: &[String]) -> Result<Compiled> {

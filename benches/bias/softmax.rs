@@ -47,6 +47,17 @@ pub fn cases() -> Vec<Case> {
     for keys in [1024, 4096, 16384, 32768] {
         cases.push(case::<bf16>(BLOOM, 1, (1 << 22) / keys, keys, Form::Softmax));
     }
+    // Just as many rows as leave each thread eight packs: what the emulator can count.
+    for (model, keys) in [(BLOOM, 1024), (BLOOM, 8192), (T5, 1024)] {
+        cases.push(case::<bf16>(
+            Model { name: "rows", ..model },
+            1,
+            (33 << 18) / model.heads / keys,
+            keys,
+            Form::Softmax,
+        ));
+    }
+    cases.push(case::<bf16>(Model { name: "rows", ..BLOOM }, 1, 33, 8192, Form::SoftmaxGrad));
     // Cost against keys, queries and heads: small otherwise, so that the emulator reaches far.
     let few = |heads| Model { name: "few", heads, t5: None };
     for form in [Form::Softmax, Form::SoftmaxGrad] {

@@ -16,7 +16,7 @@ constexpr int SUMS = 4;
 
 // Makes the outputs from the sums of all heads and lines, all threads of the last block.
 __device__ void parameters(const FireGradArgs& args) {
-    unsigned heads = args.bias.heads, lines = args.bias.break_count + 1, width = args.width;
+    unsigned heads = args.call.bias.heads, lines = args.call.bias.break_count + 1, width = args.width;
     const float* in_weight = static_cast<const float*>(args.in_weight);
     const float* in_bias = static_cast<const float*>(args.in_bias);
     const float* out_weight = static_cast<const float*>(args.out_weight);
@@ -42,8 +42,8 @@ __device__ void parameters(const FireGradArgs& args) {
         if (ramp < width) low = ramps[2 * ramp], high = ramps[2 * ramp + 1];
         Sum sum;
         for (unsigned head = first_head; head < end_head; ++head) {
-            const float* own = static_cast<const float*>(args.sums) + static_cast<long long>(head) * lines * SUMS;
-            const float* slopes = static_cast<const float*>(args.bias.more) + static_cast<long long>(head) * lines;
+            const float* own = static_cast<const float*>(args.call.sums) + static_cast<long long>(head) * lines * SUMS;
+            const float* slopes = static_cast<const float*>(args.call.bias.more) + static_cast<long long>(head) * lines;
             for (int line = low + static_cast<int>(threadIdx.x % 32); line <= high; line += 32) {
                 const float* at = own + static_cast<long long>(line) * SUMS;
                 float value = at[0];
@@ -58,27 +58,27 @@ __device__ void parameters(const FireGradArgs& args) {
                 sum.add(value);
             }
         }
-        float total = warp_sum(sum.total) * args.factor;
+        float total = warp_sum(sum.total) * args.call.factor;
         if (output == 1) total *= args.threshold_factor;
-        if (threadIdx.x % 32 == 0) static_cast<float*>(args.out)[output] = total;
+        if (threadIdx.x % 32 == 0) static_cast<float*>(args.call.out)[output] = total;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(fire_grad)(const FireGradArgs args) {
     wait_for_predecessor();
-    const BiasArgs& bias = args.bias;
+    const BiasArgs& bias = args.call.bias;
     unsigned head = blockIdx.y;
     unsigned lines = bias.break_count + 1;
     unsigned split = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     long long size = static_cast<long long>(bias.heads) * lines * SUMS;
-    if (split < args.splits) {
-        float* own = static_cast<float*>(args.sums) + split * size + static_cast<long long>(head) * lines * SUMS;
-        Bins<SUMS> bins{own, own + args.splits * size};
+    if (split < args.call.splits) {
+        float* own = static_cast<float*>(args.call.sums) + split * size + static_cast<long long>(head) * lines * SUMS;
+        Bins<SUMS> bins{own, own + args.call.splits * size};
         bins.clear(lines);
         const float* logs = static_cast<const float*>(bias.values);
         const float* bends = static_cast<const float*>(args.bends);
-        walk_rows(bias, head, split * args.rows, args.rows, [&](const Row& row) {
-            const T::Bits* grad = static_cast<const T::Bits*>(args.grad) + row.offset(args.strides);
+        walk_rows(bias, head, split * args.call.rows, args.call.rows, [&](const Row& row) {
+            const T::Bits* grad = static_cast<const T::Bits*>(args.call.grad) + row.offset(args.call.strides);
             float factor = posenc_fire_factor(logs, bias.count, bias.least_norm, bias.eps, row.at);
             bool before = row.at < args.threshold;
             float bend = before ? args.least_bend : bends[min(row.at, bias.count - 1)];
@@ -88,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(fire_grad)(const Fire
                 float x[SUMS] = {};
                 int line = -1;
                 if (key < row.keys) {
-                    int distance = row.distance(static_cast<int>(key));
+                    int distance = row.distance(bias, static_cast<int>(key));
                     float input = posenc_fire_input(logs, bias.count, factor, distance);
                     line = static_cast<int>(posenc_fire_line(static_cast<const float*>(bias.breaks), bias.break_count, input));
                     x[0] = T::widen(grad[key]) * row.gate;
@@ -100,12 +100,12 @@ extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(fire_grad)(const Fire
             }
         });
     }
-    unsigned* counters = static_cast<unsigned*>(args.counters);
+    unsigned* counters = static_cast<unsigned*>(args.call.counters);
     if (!last_of(counters + head, gridDim.x)) return;
     for (unsigned i = threadIdx.x; i < lines * SUMS; i += blockDim.x) {
-        float* own = static_cast<float*>(args.sums) + static_cast<long long>(head) * lines * SUMS + i;
+        float* own = static_cast<float*>(args.call.sums) + static_cast<long long>(head) * lines * SUMS + i;
         Sum sum;
-        for (unsigned other = 0; other < args.splits; ++other) sum.add(own[other * size]);
+        for (unsigned other = 0; other < args.call.splits; ++other) sum.add(own[other * size]);
         *own = sum.total;
     }
     if (last_of(counters + bias.heads, bias.heads)) parameters(args);

@@ -30,7 +30,9 @@ struct Part {
     // Adds what comes next in the row. A part without keys changes nothing.
     __device__ void add(const Part& next) {
         if (next.sum == 0.0f) return;
-        if (next.max > max) {
+        if (sum == 0.0f) {
+            *this = next;
+        } else if (next.max > max) {
             sum = sum * exp_below_zero(max - next.max) + next.sum;
             max = next.max;
         } else {
@@ -49,26 +51,21 @@ struct BlockSpace {
 // The threads of one row: 1 to 32 lanes of a warp, or a block of 64 to 256. A power of two. All threads of a block, those
 // without a row too, call `max` and `sum` together, and all get their row's result.
 //
-// A thread holds up to four packs of a chunk, `lanes` packs apart, and adds the first to the third, the second to the
-// fourth, and both: the upper branches of the tree.
+// A thread holds up to eight packs of a chunk, `lanes` packs apart, and adds them as the upper branches of the tree.
 struct Team {
     unsigned lanes, lane;
     BlockSpace& space;
 
     __device__ Team(unsigned lanes_log, BlockSpace& space)
-        : lanes(1u << lanes_log), lane(threadIdx.x & ((1u << lanes_log) - 1)), space(space) {
-        // Warps that are not there.
-        if (lanes > 32) {
-            for (unsigned i = lane + lanes; i < 256; i += lanes) space.sum[i] = 0.0f;
-            if (lane >= lanes / 32 && lane < 8) space.max[lane] = -infinity();
-        }
-    }
+        : lanes(1u << lanes_log), lane(threadIdx.x & ((1u << lanes_log) - 1)), space(space) {}
 
     __device__ float max(float x) const {
-#pragma unroll 1
-        for (unsigned apart = min(lanes, 32u) / 2; apart; apart /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, apart));
+        x = across(x, [](float a, float b) { return fmaxf(a, b); });
         if (lanes > 32) {
-            if (lane % 32 == 0) space.max[lane / 32] = x;
+            // A warp stands for those that are not there too.
+            if (lane % 32 == 0) {
+                for (unsigned warp = lane / 32; warp < 8; warp += lanes / 32) space.max[warp] = x;
+            }
             __syncthreads();
             x = max_pack(space.max);
         }
@@ -79,6 +76,7 @@ struct Team {
     __device__ float sum(float x) const {
         if (lanes > 32) {
             space.sum[lane] = x;
+            for (unsigned i = lane + lanes; i < 256; i += lanes) space.sum[i] = 0.0f;
             __syncthreads();
             const float* own = space.sum + lane % 32;
             float warp[8];
@@ -86,25 +84,35 @@ struct Team {
             for (int i = 0; i < 8; ++i) warp[i] = own[32 * i];
             x = sum_pack(warp);
         }
+        return across(x, [](float a, float b) { return a + b; });
+    }
+
+private:
+    // The lanes that are farthest apart first.
+    template <class Op> __device__ float across(float x, Op op) const {
+        if (lanes >= 32) {
+#pragma unroll
+            for (int apart = 16; apart; apart /= 2) x = op(x, __shfl_xor_sync(ALL_LANES, x, apart));
+        } else {
 #pragma unroll 1
-        for (unsigned apart = min(lanes, 32u) / 2; apart; apart /= 2) x += __shfl_xor_sync(ALL_LANES, x, apart);
+            for (unsigned apart = lanes / 2; apart; apart /= 2) x = op(x, __shfl_xor_sync(ALL_LANES, x, apart));
+        }
         return x;
     }
 };
 
-// The sums of a thread's packs, one after another.
+// The sums of a thread's packs, one after another: the fifth is added to the first and so on, then the third to the first
+// and the fourth to the second. The sums go round, so that a loop over packs need not be unrolled; and as a sum of two has
+// the same bits either way round, packs without keys may be left out at both ends.
 struct PackSum {
-    float even = 0.0f, odd = 0.0f;
+    float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
 
-    __device__ void add(int pack, float x) {
-        if (pack % 2) {
-            odd += x;
-        } else {
-            even += x;
-        }
+    __device__ void add(float x) {
+        x += a;
+        a = b, b = c, c = d, d = x;
     }
 
-    __device__ float total() const { return even + odd; }
+    __device__ float total() const { return (a + c) + (b + d); }
 };
 
 // Which row a thread works on, and which of its chunks: all of them, or its block's part where `share` blocks share a row.

@@ -16,14 +16,12 @@ struct Row {
     // the sequence's keys, from `first` to below `keys`; none for a query beyond its sequence
     int first, keys;
     bool any;
-    const int* key_positions;
     float gate;
 
     __device__ Row(const BiasArgs& args, unsigned row) {
-        // One division per row; there is none per element.
-        query = row % args.queries;
-        head = row / args.queries;
-        batch = head / args.heads;
+        head = divide(row, args.by_queries);
+        query = row - head * args.queries;
+        batch = divide(head, args.by_heads);
         head -= batch * args.heads;
         place(args);
     }
@@ -57,14 +55,17 @@ struct Row {
         any = own >= 0 && own < queries;
         key_start = args.key_start - first;
         if (!any) first = keys = 0;
-        key_positions = static_cast<const int*>(args.key_positions);
-        if (key_positions) key_positions += static_cast<long long>(batch) * args.keys;
         const float* gates = static_cast<const float*>(args.gates);
         gate = gates ? gates[(static_cast<long long>(batch) * args.heads + head) * args.queries + query] : 1.0f;
     }
 
-    __device__ int distance(int key) const {
-        return (key_positions ? key_positions[key] : key_start + key) - at;
+    // Where keys do not follow one another.
+    __device__ const int* key_positions(const BiasArgs& args) const {
+        return static_cast<const int*>(args.key_positions) + static_cast<long long>(batch) * args.keys;
+    }
+
+    __device__ int distance(const BiasArgs& args, int key) const {
+        return (args.key_positions ? key_positions(args)[key] : key_start + key) - at;
     }
 
     __device__ long long offset(const long long (&strides)[3]) const {
@@ -74,50 +75,49 @@ struct Row {
 
 // The bias of one row.
 struct RowBias {
-    unsigned kind;
-    float left, right, factor;
+    // slopes of the past and the future; or a row's ends
+    float left, right;
+    float factor;
     const float* values;
-    const float* slopes;
-    const float* intercepts;
 
-    __device__ RowBias(const BiasArgs& args, const Row& row) : kind(args.kind) {
+    __device__ RowBias(const BiasArgs& args, const Row& row) {
         const float* first = static_cast<const float*>(args.values);
-        if (kind == 3) {
-            long long line = static_cast<long long>(row.head) * (args.break_count + 1);
+        if (args.kind == 3) {
             values = first;
-            slopes = static_cast<const float*>(args.more) + line;
-            intercepts = static_cast<const float*>(args.intercepts) + line;
             factor = posenc_fire_factor(values, args.count, args.least_norm, args.eps, row.at);
-        } else if (kind == 1) {
+        } else if (args.kind == 1) {
             long long index = row.batch * args.slopes_stride + row.head;
             left = first[index];
             right = static_cast<const float*>(args.more)[index];
-        } else if (kind == 2) {
+        } else if (args.kind == 2) {
             values = first + static_cast<long long>(row.head) * args.count;
+            left = values[0];
+            right = values[args.count - 1];
+        } else {
+            left = right = 0.0f;
         }
     }
 
+    // What a key's index lacks of its distance, or of its position where that is all the bias knows.
+    static __device__ int shift(const BiasArgs& args, const Row& row) { return row.key_start - (args.key_only ? 0 : row.at); }
+
     // The bias of the `count` keys from `key` on, 1 to 8 of them; the others keep what they hold.
     __device__ void of(const BiasArgs& args, const Row& row, int key, int count, float (&bias)[KEYS]) const {
-        if (kind == 0) {
+        if (args.kind == 0) {
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) bias[i] = 0.0f;
             return;
         }
-        int origin = args.key_only ? 0 : row.at;
-        if (row.key_positions) {
+        int from = key + shift(args, row);
+        if (args.key_positions || !neighbours(args, from, bias)) {
+            int origin = args.key_only ? 0 : row.at;
             int distance[KEYS];
 #pragma unroll
-            for (int i = 0; i < KEYS; ++i) distance[i] = i < count ? row.key_positions[key + i] - origin : 0;
-            each(args, distance, bias);
-        } else {
-            int from = row.key_start + key - origin;
-            if (!neighbours(args, from, bias)) {
-                int distance[KEYS];
-#pragma unroll
-                for (int i = 0; i < KEYS; ++i) distance[i] = from + i;
-                each(args, distance, bias);
+            for (int i = 0; i < KEYS; ++i) {
+                distance[i] = from + i;
+                if (args.key_positions) distance[i] = i < count ? row.key_positions(args)[key + i] - origin : 0;
             }
+            each(args, row, distance, bias);
         }
         if (args.gates) {
 #pragma unroll
@@ -127,14 +127,17 @@ struct RowBias {
 
 private:
     // Of keys at any distances.
-    __device__ void each(const BiasArgs& args, const int (&distance)[KEYS], float (&bias)[KEYS]) const {
-        if (kind == 1) {
+    __device__ void each(const BiasArgs& args, const Row& row, const int (&distance)[KEYS], float (&bias)[KEYS]) const {
+        if (args.kind == 1) {
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) bias[i] = posenc_alibi(left, right, distance[i]);
-        } else if (kind == 2) {
+        } else if (args.kind == 2) {
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) bias[i] = posenc_toeplitz(values, args.first, args.count, distance[i]);
         } else {
+            long long line = static_cast<long long>(row.head) * (args.break_count + 1);
+            const float* slopes = static_cast<const float*>(args.more) + line;
+            const float* intercepts = static_cast<const float*>(args.intercepts) + line;
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) {
                 float x = posenc_fire_input(values, args.count, factor, distance[i]);
@@ -146,7 +149,7 @@ private:
     // The same numbers with less work, where eight distances from `from` on lie on one side of the query, or all inside a
     // row of numbers or all outside. False: they do not.
     __device__ bool neighbours(const BiasArgs& args, int from, float (&bias)[KEYS]) const {
-        if (kind == 1) {
+        if (args.kind == 1) {
             // Below 2^24 a float plus one is the next integer.
             bool before = from > -(1 << 24) && from < 1 - KEYS;
             if (!before && (from <= 0 || from >= (1 << 24) - KEYS)) return false;
@@ -156,7 +159,7 @@ private:
             for (int i = 0; i < KEYS; ++i) bias[i] = slope * (distance + static_cast<float>(i));
             return true;
         }
-        if (kind == 2) {
+        if (args.kind == 2) {
             // No difference that is used leaves 32 bits.
             int last = args.first + (args.count - 1);
             if (from >= args.first && from <= last - (KEYS - 1)) {
@@ -167,13 +170,35 @@ private:
             }
             // A T5 bias has one value for most of a long row.
             if (from >= last || from <= args.first - (KEYS - 1)) {
-                float value = values[from >= last ? args.count - 1 : 0];
 #pragma unroll
-                for (int i = 0; i < KEYS; ++i) bias[i] = value;
+                for (int i = 0; i < KEYS; ++i) bias[i] = from >= last ? right : left;
                 return true;
             }
         }
         return false;
+    }
+};
+
+// The keys of a row whose bias is one number, or a slope times a distance: packs that begin below `left` take that of the
+// past, those from `right` on that of the future.
+struct Sides {
+    int left, right;
+
+    __device__ Sides(const BiasArgs& args, const Row& row) : left(0), right(0x7fffffff) {
+        // Positions lie within 2^30. Below 2^24 a float plus one is the next integer.
+        int most = args.kind == 1 ? 1 << 24 : 1 << 30;
+        int shift = RowBias::shift(args, row);
+        bool near = shift > -most && shift < most - row.keys;
+        if (args.key_positions || args.gates || args.kind == 3 || !near) return;
+        if (args.kind == 0) {
+            left = right;
+            return;
+        }
+        // Distances of the last pack of one side and of the first of the other.
+        int past = args.kind == 1 ? -KEYS : args.first - (KEYS - 1);
+        int future = args.kind == 1 ? 1 : args.first + (args.count - 1);
+        left = past + 1 - shift;
+        right = future - shift;
     }
 };
 

@@ -16,7 +16,6 @@
 struct Stage {
     static constexpr int WORDS = KEYS / WIDE;
     uint4* at;
-    unsigned lanes;
 
     __device__ void put(int pack_of, int tensor, const float (&x)[KEYS]) const {
 #pragma unroll
@@ -24,14 +23,14 @@ struct Stage {
             float part[WIDE];
 #pragma unroll
             for (int j = 0; j < WIDE; ++j) part[j] = x[i * WIDE + j];
-            at[((pack_of * 2 + tensor) * WORDS + i) * lanes] = pack(part).raw;
+            at[((pack_of * 2 + tensor) * WORDS + i) * blockDim.x] = pack(part).raw;
         }
     }
 
     __device__ void get(int pack_of, int tensor, float (&x)[KEYS]) const {
 #pragma unroll
         for (int i = 0; i < WORDS; ++i) {
-            Pack<WIDE> raw{at[((pack_of * 2 + tensor) * WORDS + i) * lanes]};
+            Pack<WIDE> raw{at[((pack_of * 2 + tensor) * WORDS + i) * blockDim.x]};
             float part[WIDE];
             unpack(raw, part);
 #pragma unroll
@@ -60,9 +59,8 @@ extern "C" __global__ void BOUNDS ENTRY(grad)(const SoftmaxGradArgs args) {
     const SoftmaxLaw& law = args.law;
     const T::Bits* p_row = static_cast<const T::Bits*>(args.p) + row.offset(args.p_strides);
     const T::Bits* dp_row = static_cast<const T::Bits*>(args.dp) + row.offset(args.dp_strides);
-    // uint4 of a team's chunk
-    unsigned room = args.packs * 2 * Stage::WORDS * team.lanes;
-    uint4* own = shared + (threadIdx.x >> args.lanes_log) * room + team.lane;
+    // uint4 of a chunk
+    unsigned room = args.packs * 2 * Stage::WORDS * blockDim.x;
     int chunks = place.end - place.first;
     bool again = chunks > static_cast<int>(args.held);
     float dot = 0.0f;
@@ -71,7 +69,7 @@ extern "C" __global__ void BOUNDS ENTRY(grad)(const SoftmaxGradArgs args) {
         // The first pass sums, the second writes.
         bool first = i < chunks;
         int slot = first ? i : i - chunks;
-        Stage stage{own + (again ? 0 : slot * room), team.lanes};
+        Stage stage{shared + threadIdx.x + (again ? 0 : slot * room)};
         if (i == chunks && args.share > 1) {
             if (threadIdx.x == 0) {
                 meet(static_cast<unsigned*>(args.counters) + place.row, args.share);
@@ -110,7 +108,7 @@ extern "C" __global__ void BOUNDS ENTRY(grad)(const SoftmaxGradArgs args) {
                 // A key without weight may hold anything in dp.
 #pragma unroll
                 for (int k = 0; k < KEYS; ++k) dp[k] = p[k] == 0.0f ? 0.0f : p[k] * dp[k];
-                sum.add(j, sum_pack(dp));
+                sum.add(sum_pack(dp));
                 continue;
             }
             if (!place.live) break;

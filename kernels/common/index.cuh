@@ -1,5 +1,6 @@
-// Entry names, positions, and programmatic dependent launch.
+// Entry names, positions, division, and programmatic dependent launch.
 #pragma once
+#include "args.cuh"
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -13,10 +14,15 @@
 // wait ends when this kernel has ended and its stores are seen. So the earlier it is let go, the more of its start is
 // hidden; at a kernel's end, nothing would be.
 __device__ inline void wait_for_predecessor() {
-    // Comments that build.rs opens from sm_90 on: the PTX of sm_80 serves all newer architectures.
-    asm volatile("// sm_90: griddepcontrol.wait;" ::: "memory");
-    asm volatile("// sm_90: griddepcontrol.launch_dependents;");
+    // Compute capability 9.0: build.rs leaves these lines out of the PTX of older ones.
+#ifndef WITHOUT_GRID_DEPENDENCIES
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
 }
+
+// n / by for n below 2^31, in three instructions.
+__device__ inline unsigned divide(unsigned n, const Divisor& by) { return __umulhi(2 * n, by.multiplier) >> by.shift; }
 
 // Types of position ids.
 enum PositionType : unsigned { ID_I32 = 0, ID_I64 = 1, ID_U32 = 2 };

@@ -299,14 +299,18 @@ template <int W, class Source> __device__ void rope(const RopeArgs& args) {
 
 // 48 registers hold the 16 angles and both packs without spills from compute capability 9.0 on: five blocks of 256 a
 // multiprocessor. Before it the compiler needs 64.
-#define FIVE_BLOCKS asm volatile("// sm_90 blocks: 5")
-// 64 registers are two short at compute capability 12.0.
-#define ROOM asm volatile("// sm_120 blocks: 3")
+#if __CUDA_ARCH__ >= 900
+#define BOUNDS __launch_bounds__(256, 5)
+#else
+#define BOUNDS __launch_bounds__(256, 4)
+#endif
 #define LOOSE __launch_bounds__(256, 4)
+// xPos needs two registers more than four blocks leave at compute capability 12.0.
+#define LOOSER __launch_bounds__(256, 3)
 
-extern "C" __global__ void LOOSE ENTRY(rope_wide)(const RopeArgs args) { FIVE_BLOCKS; rope<WIDE, Exact>(args); }
-extern "C" __global__ void LOOSE ENTRY(rope_mid)(const RopeArgs args) { FIVE_BLOCKS; rope<MID, Exact>(args); }
-extern "C" __global__ void LOOSE ENTRY(rope_one)(const RopeArgs args) { FIVE_BLOCKS; rope<1, Exact>(args); }
+extern "C" __global__ void BOUNDS ENTRY(rope_wide)(const RopeArgs args) { rope<WIDE, Exact>(args); }
+extern "C" __global__ void BOUNDS ENTRY(rope_mid)(const RopeArgs args) { rope<MID, Exact>(args); }
+extern "C" __global__ void BOUNDS ENTRY(rope_one)(const RopeArgs args) { rope<1, Exact>(args); }
 
 extern "C" __global__ void LOOSE ENTRY(rope_blocks_wide)(const RopeArgs args) { rope<WIDE, ExactBlocks>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_blocks_mid)(const RopeArgs args) { rope<MID, ExactBlocks>(args); }
@@ -320,6 +324,6 @@ extern "C" __global__ void LOOSE ENTRY(rope_table_wide)(const RopeArgs args) { r
 extern "C" __global__ void LOOSE ENTRY(rope_table_mid)(const RopeArgs args) { rope<MID, Table>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_table_one)(const RopeArgs args) { rope<1, Table>(args); }
 
-extern "C" __global__ void LOOSE ENTRY(rope_xpos_wide)(const RopeArgs args) { ROOM; rope<WIDE, XPos>(args); }
+extern "C" __global__ void LOOSER ENTRY(rope_xpos_wide)(const RopeArgs args) { rope<WIDE, XPos>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_xpos_mid)(const RopeArgs args) { rope<MID, XPos>(args); }
 extern "C" __global__ void LOOSE ENTRY(rope_xpos_one)(const RopeArgs args) { rope<1, XPos>(args); }

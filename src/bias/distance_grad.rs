@@ -1,13 +1,12 @@
 //! The gradient of a bias that depends on distance: batch, then diagonals, then buckets.
 
-use std::sync::{Mutex, PoisonError};
-
 use cudarc::driver::CudaSlice;
 
-use crate::bias::toeplitz::{check_distances, strides};
-use crate::bias::{BiasPlan, Kerple, Place, Places, T5Bias};
+use crate::bias::sums::{Cut, Kernel, Sums, small};
+use crate::bias::toeplitz::{ALL, check_distances};
+use crate::bias::{Bias, BiasPlan, Kerple, Place, Places, T5Bias};
 use crate::gpu::args::{DistanceGradArgs, In};
-use crate::gpu::{Function, Launch, Read, Write};
+use crate::gpu::{Read, Write};
 use crate::{Error, Gpu, Logits, Result, Scalar};
 
 // ----------------------------------------------------------------------------------------------------------- reference
@@ -85,60 +84,120 @@ impl DistanceGrad {
 // ----------------------------------------------------------------------------------------------------------------- law
 
 impl DistanceGrad {
-    /// The largest error of a kernel's output, for `size`, the sum of the sizes of its terms: `20 * 2^-24 * size`.
+    /// The largest error of a kernel's output, for `size`, the sum of the sizes of its terms: `24 * 2^-24 * size`.
     ///
-    /// A compensated sum is within `2 * 2^-24` of it, and there are two; five additions of a warp come behind each, a
-    /// gate, a weight, its rounding and a factor beside them.
+    /// A compensated sum is within `2 * 2^-24` of it, and there are three: of tiles, whose diagonals are trees of three
+    /// additions, of distances and of blocks. Behind the last two come five additions of a warp, and beside them an addition
+    /// of neighbours, a gate, a weight, its rounding and a factor.
     pub fn error_bound(size: f64) -> f64 {
-        20.0 * f32::ROUNDOFF * size
+        24.0 * f32::ROUNDOFF * size
     }
 }
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
-/// Threads of a block: distances of `diagonals`.
+/// Threads of the largest block.
 const THREADS: usize = 256;
-/// Queries of a sequence that one split sums.
+/// Diagonals that are a thread's own, and rows of its tiles.
+const TILE: usize = 8;
+/// Outputs up to which blocks leave sums of outputs; those of distances are more beyond.
+const FEW: usize = 512;
+/// Blocks that keep a large device busy.
+const BLOCKS: usize = 1024;
+/// Rows of a warp's bins, at most.
 const ROWS: usize = 4096;
 
-/// How a call's sums are cut: from the shape alone, so that every device sums alike.
+/// What the blocks of a head leave to the last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cut {
-    /// positions of their own: sums are bins of the target's distances, and a split's rows are counted over sequences
-    bins: bool,
-    first: i64,
-    distances: usize,
-    rows: usize,
-    splits: usize,
+enum Left {
+    /// a sum for each output
+    Outputs,
+    /// one for each distance of the call
+    Distances,
+    /// where positions are given one by one: a bin for each distance of the target
+    Bins,
 }
 
-impl Cut {
-    fn of(shape: &Logits, places: &Places<Read<'_, i32>>, bins: (i64, usize)) -> Self {
+/// The sums of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Summation {
+    left: Left,
+    /// the first distance
+    first: i64,
+    distances: usize,
+    cut: Cut,
+}
+
+impl Summation {
+    fn of(shape: &Logits, places: &Places<Read<'_, i32>>, target: &Target) -> Result<Self> {
         let (queries, keys) = (shape.queries as i64, shape.keys as i64);
         let unknown = places.packed.is_some() || places.query_lengths.is_some() || places.key_lengths.is_some();
-        let Place::From(key) = places.keys else { return Self::bins(shape, bins) };
+        let Place::From(key) = places.keys else { return Self::bins(shape, target) };
         // The first and the last place where a query can sit.
         let (low, high) = match places.queries {
             Place::From(start) => (start, start + queries - 1),
             Place::Last if unknown => (-queries, keys - 1),
             Place::Last => (keys - queries, keys - 1),
-            Place::Each(_) => return Self::bins(shape, bins),
+            Place::Each(_) => return Self::bins(shape, target),
         };
-        let first = key - high;
-        let distances = usize::try_from(key + keys - 1 - low - first + 1).unwrap_or(0);
-        Self { bins: false, first, distances, rows: ROWS, splits: shape.queries.div_ceil(ROWS).max(1) }
+        // Tiles lie at multiples of eight keys: from a multiple of eight distances before the first query's, so that its row
+        // begins one. Other sequences' tiles may begin up to seven rows before them, and so reach seven distances further.
+        let before = ((high - low).max(0) as usize).next_multiple_of(TILE);
+        let behind = if unknown { TILE } else { 0 };
+        Self::diagonals(shape, target, key - low - before as i64, before + shape.keys + behind)
     }
 
-    fn bins(shape: &Logits, (first, distances): (i64, usize)) -> Self {
+    fn diagonals(shape: &Logits, target: &Target, first: i64, distances: usize) -> Result<Self> {
+        let (heads, outputs) = (shape.heads, target.outputs);
+        let left = if outputs <= FEW { Left::Outputs } else { Left::Distances };
+        // The last thread's tiles are the next block's too, which has their distances.
+        let rest = distances.saturating_sub(TILE);
+        let strips = rest.div_ceil((THREADS - 1) * TILE).max(1);
+        let threads = (rest.div_ceil(strips * TILE) + 1).next_multiple_of(32);
+        let distances = strips * (threads - 1) * TILE + TILE;
+        let all = shape.batch.saturating_mul(shape.queries);
+        let least = left.least_rows();
+        let rows = all.saturating_mul(heads).saturating_mul(strips).div_ceil(BLOCKS);
+        let rows = rows.clamp(least, all.max(least)).next_multiple_of(TILE);
+        let splits = all.div_ceil(rows).max(1);
+        let sums = match left {
+            Left::Outputs => crate::shape::product("heads x blocks x outputs", &[heads, strips, splits, outputs])?,
+            _ => crate::shape::product("heads x splits x distances", &[heads, splits, distances])?,
+        };
+        Ok(Self { left, first, distances, cut: Cut { rows, splits, blocks: [strips, splits], threads, sums } })
+    }
+
+    fn bins(shape: &Logits, target: &Target) -> Result<Self> {
+        let (first, distances) = target.bins;
         // The more bins a warp has, the more rows it walks: sums stay fewer than four a row.
         let rows = (distances / 4).clamp(64, ROWS);
         let splits = shape.batch.saturating_mul(shape.queries).div_ceil(rows).max(1);
-        Self { bins: true, first, distances, rows, splits }
+        let sums = crate::shape::product("heads x splits x distances", &[2, shape.heads, splits, distances])?;
+        let cut = Cut { rows, splits, blocks: [splits.div_ceil(THREADS / 32), 1], threads: THREADS, sums };
+        Ok(Self { left: Left::Bins, first, distances, cut })
     }
 
-    fn sums(&self, heads: usize) -> Result<usize> {
-        let halves = if self.bins { 2 } else { 1 };
-        crate::shape::product("splits x heads x distances", &[halves, self.splits, heads, self.distances])
+    /// The most sums of a call up to the shape of `room`.
+    fn most(room: &Logits, target: &Target) -> Result<usize> {
+        // Any placement: queries from -queries to keys.
+        let all = Self::diagonals(room, target, 0, room.queries + 2 * room.keys + 2 * TILE)?;
+        // Fewer rows of fewer strips may be cut into more splits: into those of the least rows, or into BLOCKS blocks.
+        let splits = room.batch.saturating_mul(room.queries).div_ceil(all.left.least_rows()).max(1);
+        let [strips, _] = all.cut.blocks;
+        let blocks = strips.saturating_mul(splits).min(BLOCKS / room.heads.max(1) + strips);
+        let each = if all.left == Left::Outputs { target.outputs } else { THREADS * TILE };
+        let diagonals = crate::shape::product("heads x blocks x sums", &[room.heads, blocks, each])?;
+        Ok(diagonals.max(Self::bins(room, target)?.cut.sums))
+    }
+}
+
+impl Left {
+    /// Rows of the smallest split; a sum for each distance is worth more of them.
+    const fn least_rows(self) -> usize {
+        match self {
+            Self::Outputs => 16,
+            _ => 64,
+        }
     }
 }
 
@@ -155,15 +214,9 @@ pub struct DistanceGradPlan<T> {
     gpu: Gpu,
     heads: usize,
     target: Target,
-    scratch: Mutex<Scratch>,
-    none: BiasPlan<T>,
-    function: Function,
-}
-
-/// Sums of the blocks, and how many blocks of each head are done.
-struct Scratch {
-    sums: CudaSlice<f32>,
-    counters: CudaSlice<u32>,
+    sums: Sums<T>,
+    diagonals: Kernel,
+    bins: Kernel,
 }
 
 struct Target {
@@ -273,24 +326,14 @@ impl<T: Scalar> DistanceGradPlan<T> {
     }
 
     fn new(gpu: &Gpu, heads: usize, target: Target, room: &Logits) -> Result<Self> {
-        if heads == 0 || room.heads != heads {
-            return Err(Error::Value(format!("the bias has {heads} heads, the logits have {}", room.heads)));
-        }
-        // Any placement: queries from -queries to keys.
-        let distances = room.queries + 2 * room.keys + 1;
-        let splits = room.queries.div_ceil(ROWS).max(1);
-        let diagonals = Cut { bins: false, first: 0, distances, rows: ROWS, splits }.sums(heads)?;
-        let sums = diagonals.max(Cut::bins(room, target.bins).sums(heads)?);
+        let most = Summation::most(room, &target)?;
         Ok(Self {
             gpu: gpu.clone(),
             heads,
             target,
-            scratch: Mutex::new(Scratch {
-                sums: gpu.upload(&vec![0.0f32; sums])?,
-                counters: gpu.upload(&vec![0u32; heads])?,
-            }),
-            none: BiasPlan::new(gpu, crate::Bias::None)?,
-            function: gpu.function("bias/distance_grad", T::NAME, "distance_grad")?,
+            sums: Sums::new(gpu, BiasPlan::new(gpu, Bias::None)?, heads, room, most)?,
+            diagonals: Kernel::new::<T>(gpu, "bias/distance_grad", "distance_grad")?,
+            bins: Kernel::new::<T>(gpu, "bias/distance_grad", "distance_grad_bins")?,
         })
     }
 
@@ -329,73 +372,35 @@ impl<T: Scalar> DistanceGradPlan<T> {
         factor: f32,
         out: Write<'_, f32>,
     ) -> Result<()> {
-        let (grad, shape) = grad;
-        shape.check("grad", grad.len())?;
-        if shape.heads != self.heads {
-            return Err(Error::Value(format!("the bias has {} heads, the logits have {}", self.heads, shape.heads)));
-        }
-        if shape.heads > 65535 {
-            return Err(Error::Value(format!("the logits have {} heads, a gradient takes 65535", shape.heads)));
-        }
-        let held = self.none.hold(&shape, places, gates, super::toeplitz::ALL)?;
-        let target = &self.target;
-        let cut = Cut::of(&shape, places, target.bins);
-        let gpu = &self.gpu;
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { sums, counters } = &mut *scratch;
-        let (need, room) = (cut.sums(self.heads)?, cudarc::driver::DeviceSlice::len(sums));
-        if room < need {
-            return Err(Error::Value(format!(
-                "the call sums {} distances of {} heads in {} splits, which is {need} sums; the plan has room for {room}",
-                cut.distances, self.heads, cut.splits,
-            )));
-        }
+        let (call, shape) = (self.sums.check(grad, places, gates)?, grad.1);
+        let (gpu, target) = (&self.gpu, &self.target);
+        let plan = Summation::of(&shape, places, target)?;
         let weights = match &target.weights {
             Some((weights, first, count)) => {
-                places.check_reach(&shape, super::toeplitz::ALL, *first, first + *count as i64 - 1)?;
+                places.check_reach(&shape, ALL, *first, first + *count as i64 - 1)?;
                 Some((gpu.read("weights", weights, target.outputs * self.heads * count)?, *first, *count))
             }
             None => None,
         };
-        let grad = gpu.read("grad", grad, shape.span()?)?;
-        let out = gpu.write("out", out, self.len())?;
-        out.apart_from("out", &grad, "grad")?;
-        let sums = gpu.write("sums", sums, need)?;
-        let counters = gpu.write("counters", counters, self.heads)?;
         let intervals = gpu.read("intervals", &target.intervals, 2 * target.outputs)?;
-        let small = |what: &str, n: usize| u32::try_from(n).map_err(|_| Error::Overflow(format!("{n} {what}")));
-        let first = i32::try_from(cut.first).map_err(|_| Error::Overflow(format!("distance {}", cut.first)))?;
-        let (distances, splits) = (small("distances", cut.distances)?, small("splits", cut.splits)?);
-        let heads = small("heads", self.heads)?;
-        let args = DistanceGradArgs {
-            bias: held.args,
-            grad: grad.address.offset((shape.offset * size_of::<T>()) as u64),
-            sums: sums.address,
-            counters: counters.address,
+        let first = i32::try_from(plan.first).map_err(|_| Error::Overflow(format!("distance {}", plan.first)))?;
+        let (distances, outputs) = (small("distances", plan.distances)?, small("outputs", target.outputs)?);
+        let kernel = if plan.left == Left::Bins { &self.bins } else { &self.diagonals };
+        self.sums.launch(&call, (out, self.len()), factor, &plan.cut, kernel, |call| DistanceGradArgs {
+            call,
             intervals: intervals.address,
             weights: weights.as_ref().map_or(In::NULL, |(weights, ..)| weights.address),
-            out: out.address,
-            strides: strides(&shape),
             output_stride: target.strides[0] as i64,
             head_stride: target.strides[1] as i64,
             first,
             distances,
-            rows: cut.rows as u32,
-            splits,
             weights_first: weights.as_ref().map_or(0, |(_, first, _)| *first as i32),
             weighted: weights.as_ref().map_or(0, |(_, _, count)| *count as u32),
-            outputs: small("outputs", target.outputs)?,
+            outputs,
             by_distance: u32::from(target.by_distance),
-            factor,
-            bins: u32::from(cut.bins),
-        };
-        let grid = if cut.bins {
-            [splits.div_ceil(THREADS as u32 / 32), heads, 1]
-        } else {
-            [distances.div_ceil(THREADS as u32).max(1), heads, splits]
-        };
-        let (file, entry, block) = ("bias/distance_grad", "distance_grad", [THREADS as u32, 1, 1]);
-        gpu.launch(&self.function, &Launch { file, entry, grid, block, args })
+            of_outputs: u32::from(plan.left == Left::Outputs),
+            unused: 0,
+        })
     }
 }
 

@@ -1,15 +1,12 @@
 //! The gradient of FIRE's parameters: sums over the elements of each of the network's lines, then the parameters.
 
-use std::sync::{Mutex, PoisonError};
-
-use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
-use crate::bias::toeplitz::strides;
+use crate::bias::sums::{Cut, Kernel, Sums, small};
 use crate::bias::{Bias, BiasPlan, Fire, Places};
 use crate::gpu::args::FireGradArgs;
-use crate::gpu::{Function, Launch, Read, Write};
-use crate::{Error, Gpu, Logits, Result, Scalar};
+use crate::gpu::{Read, Write};
+use crate::{Gpu, Logits, Result, Scalar};
 
 // ----------------------------------------------------------------------------------------------------------- reference
 
@@ -155,18 +152,16 @@ impl Fire {
 // -------------------------------------------------------------------------------------------------------------- launch
 
 /// Threads of a block.
-const THREADS: u32 = 256;
+const THREADS: usize = 256;
 /// Rows that a warp walks, counted over sequences.
 const ROWS: usize = 64;
-/// Sums of a line.
-const SUMS: usize = 4;
+/// Sums of a line, and as many for compensation.
+const SUMS: usize = 8;
 
-fn splits(shape: &Logits) -> usize {
-    shape.batch.saturating_mul(shape.queries).div_ceil(ROWS).max(1)
-}
-
-fn sums(shape: &Logits, lines: usize) -> Result<usize> {
-    crate::shape::product("splits x heads x lines", &[2 * SUMS, splits(shape), shape.heads, lines])
+fn cut(shape: &Logits, lines: usize) -> Result<Cut> {
+    let splits = shape.batch.saturating_mul(shape.queries).div_ceil(ROWS).max(1);
+    let sums = crate::shape::product("splits x heads x lines", &[SUMS, splits, shape.heads, lines])?;
+    Ok(Cut { rows: ROWS, splits, blocks: [splits.div_ceil(THREADS / 32), 1], threads: THREADS, sums })
 }
 
 // ---------------------------------------------------------------------------------------------------------------- plan
@@ -178,9 +173,8 @@ fn sums(shape: &Logits, lines: usize) -> Result<usize> {
 /// block runs first. Calls of one plan must not run at the same time.
 pub struct FireGradPlan<T> {
     gpu: Gpu,
-    bias: BiasPlan<T>,
-    function: Function,
-    scratch: Mutex<Scratch>,
+    sums: Sums<T>,
+    kernel: Kernel,
     tables: Tables,
     width: usize,
     heads: usize,
@@ -198,12 +192,6 @@ struct Tables {
     out_weight: CudaSlice<f32>,
 }
 
-/// Sums of the warps, and how many blocks are done.
-struct Scratch {
-    sums: CudaSlice<f32>,
-    counters: CudaSlice<u32>,
-}
-
 impl<T: Scalar> FireGradPlan<T> {
     /// For positions and distances up to `reach`, as in [`BiasPlan::fire`]. `room` is the shape of the largest call.
     ///
@@ -212,9 +200,6 @@ impl<T: Scalar> FireGradPlan<T> {
     pub fn new(gpu: &Gpu, fire: &Fire, reach: usize, room: &Logits) -> Result<Self> {
         let bias = BiasPlan::fire(gpu, fire, reach)?;
         let (width, heads) = (fire.in_weight.len(), fire.heads());
-        if room.heads != heads {
-            return Err(Error::Value(format!("the bias has {heads} heads, the logits have {}", room.heads)));
-        }
         let breaks = fire.breaks();
         let lines = breaks.len() + 1;
         // At most as many lines as ramps and one, which lie in memory.
@@ -227,15 +212,11 @@ impl<T: Scalar> FireGradPlan<T> {
             in_bias: single(&fire.in_bias)?,
             out_weight: single(&fire.out_weight)?,
         };
-        let scratch = Scratch {
-            sums: gpu.upload(&vec![0.0f32; sums(room, lines)?])?,
-            counters: gpu.upload(&vec![0u32; heads + 1])?,
-        };
+        let most = cut(room, lines)?.sums;
         Ok(Self {
             gpu: gpu.clone(),
-            bias,
-            function: gpu.function("bias/fire_grad", T::NAME, "fire_grad")?,
-            scratch: Mutex::new(scratch),
+            sums: Sums::new(gpu, bias, heads, room, most)?,
+            kernel: Kernel::new::<T>(gpu, "bias/fire_grad", "fire_grad")?,
             tables,
             width,
             heads,
@@ -296,58 +277,26 @@ impl<T: Scalar> FireGradPlan<T> {
         factor: f32,
         out: Write<'_, f32>,
     ) -> Result<()> {
-        let (grad, shape) = grad;
-        shape.check("grad", grad.len())?;
-        let held = self.bias.hold(&shape, places, gates, super::toeplitz::ALL)?;
-        if shape.heads > 65535 {
-            return Err(Error::Value(format!("the logits have {} heads, a gradient takes 65535", shape.heads)));
-        }
-        let gpu = &self.gpu;
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { sums: buffer, counters } = &mut *scratch;
-        let (need, room) = (sums(&shape, self.lines)?, cudarc::driver::DeviceSlice::len(buffer));
-        if room < need {
-            return Err(Error::Value(format!(
-                "the call has {} rows of a head, which is {need} sums; the plan has room for {room}",
-                shape.batch * shape.queries
-            )));
-        }
-        let grad = gpu.read("grad", grad, shape.span()?)?;
-        let out = gpu.write("out", out, self.len())?;
-        out.apart_from("out", &grad, "grad")?;
-        let buffer = gpu.write("sums", buffer, need)?;
-        let counters = gpu.write("counters", counters, self.heads + 1)?;
-        let tables = &self.tables;
+        let call = self.sums.check(grad, places, gates)?;
+        let (gpu, tables) = (&self.gpu, &self.tables);
         let bends = gpu.read("bends", &tables.bends, 1)?;
         let ramps = gpu.read("ramps", &tables.ramps, 2 * self.width)?;
         let in_weight = gpu.read("in_weight", &tables.in_weight, self.width)?;
         let in_bias = gpu.read("in_bias", &tables.in_bias, self.width)?;
         let out_weight = gpu.read("out_weight", &tables.out_weight, self.heads * self.width)?;
-        let small = |what: &str, n: usize| u32::try_from(n).map_err(|_| Error::Overflow(format!("{n} {what}")));
-        let splits = small("splits", splits(&shape))?;
-        let args = FireGradArgs {
-            bias: held.args,
-            grad: grad.address.offset((shape.offset * size_of::<T>()) as u64),
-            sums: buffer.address,
-            counters: counters.address,
+        let width = small("ramps", self.width)?;
+        let cut = cut(&grad.1, self.lines)?;
+        self.sums.launch(&call, (out, self.len()), factor, &cut, &self.kernel, |call| FireGradArgs {
+            call,
             bends: bends.address,
             ramps: ramps.address,
             in_weight: in_weight.address,
             in_bias: in_bias.address,
             out_weight: out_weight.address,
-            out: out.address,
-            strides: strides(&shape),
-            rows: ROWS as u32,
-            splits,
-            width: small("ramps", self.width)?,
+            width,
             threshold: self.threshold,
             least_bend: self.least_bend,
             threshold_factor: self.threshold_factor,
-            factor,
-            ..FireGradArgs::zeroed()
-        };
-        let grid = [splits.div_ceil(THREADS / 32), small("heads", self.heads)?, 1];
-        let (file, entry, block) = ("bias/fire_grad", "fire_grad", [THREADS, 1, 1]);
-        gpu.launch(&self.function, &Launch { file, entry, grid, block, args })
+        })
     }
 }

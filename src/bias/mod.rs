@@ -13,6 +13,7 @@ mod kerple;
 mod places;
 mod sandwich;
 mod softmax;
+mod sums;
 mod t5;
 mod toeplitz;
 mod work;

@@ -8,7 +8,7 @@ use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
 use crate::bias::{Fire, Place, Places, Slopes, T5Bias, cpu};
-use crate::gpu::args::{BiasArgs, In, ToeplitzArgs, ToeplitzRowArgs};
+use crate::gpu::args::{BiasArgs, Divisor, In, ToeplitzArgs, ToeplitzRowArgs};
 use crate::gpu::{Function, Held, Launch, Read, Write};
 use crate::{Error, Gpu, Logits, Result, Scalar};
 
@@ -609,6 +609,8 @@ impl<T: Scalar> BiasPlan<T> {
             keys: shape.keys as u32,
             key_only: u32::from(self.key_only),
             sequences: places.packed.map_or(0, |packed| packed.sequences as u32),
+            by_queries: Divisor::new(shape.queries.max(1) as u32),
+            by_heads: Divisor::new(shape.heads.max(1) as u32),
             ..BiasArgs::zeroed()
         };
         let mut numbers = [None, None, None, None];

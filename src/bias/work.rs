@@ -8,7 +8,7 @@ const CHUNK: usize = 8192;
 /// Keys of a pack, which a thread takes at a time.
 const PACK: usize = 8;
 /// Packs of a chunk that a thread has at most.
-const PACKS: u32 = 4;
+const PACKS: u32 = 8;
 /// Threads of the largest block.
 const THREADS: u32 = 256;
 /// Parts of shared rows that a plan has room for: 512 KiB.
@@ -78,12 +78,11 @@ impl Work {
         let chunks = keys.div_ceil(CHUNK).max(1);
         // At most 1024.
         let packs = keys.min(CHUNK).div_ceil(PACK).max(1) as u32;
-        // One pack each for the lanes of a warp, so that neighbours read neighbours; then up to four.
-        let mut lanes =
-            if packs <= 32 { packs.next_power_of_two() } else { packs.div_ceil(PACKS).next_power_of_two().max(32) };
+        // A thread's start costs as much as four packs, so that it takes many; two lanes read a sector of 32 bytes.
+        let mut lanes = packs.div_ceil(PACKS).next_power_of_two().max(packs.min(2));
         // Few rows: more threads to each, as long as they have a pack.
         let full = FULL * u64::from(room.multiprocessors);
-        while (32..THREADS.min(packs)).contains(&lanes) && u64::from(rows) * u64::from(lanes) < full {
+        while lanes < THREADS.min(packs) && u64::from(rows) * u64::from(lanes) < full {
             lanes *= 2;
         }
         let packs = packs.div_ceil(lanes);
@@ -189,14 +188,14 @@ mod tests {
         };
         // Many rows: a few lanes, a warp, a block, and a block that reads twice.
         assert_eq!(of(1 << 20, 1, &h100), (1, 1, 1, 1));
-        assert_eq!(of(1 << 20, 32, &h100), (4, 1, 1, 1));
-        assert_eq!(of(1 << 20, 1024, &h100), (32, 4, 1, 1));
-        assert_eq!(of(1 << 20, 1025, &h100), (64, 3, 1, 1));
-        assert_eq!(of(1 << 20, 4096, &h100), (128, 4, 1, 1));
-        assert_eq!(of(1 << 20, 8192, &h100), (256, 4, 1, 1));
-        assert_eq!(of(1 << 20, 57_344, &h100), (256, 4, 1, 7));
-        assert_eq!(of(1 << 20, 57_345, &h100), (256, 4, 1, 0));
-        assert_eq!(of(1 << 20, 24_577, &h100_grad_f32), (256, 4, 1, 0));
+        assert_eq!(of(1 << 20, 32, &h100), (2, 2, 1, 1));
+        assert_eq!(of(1 << 20, 1024, &h100), (16, 8, 1, 1));
+        assert_eq!(of(1 << 20, 1025, &h100), (32, 5, 1, 1));
+        assert_eq!(of(1 << 20, 4096, &h100), (64, 8, 1, 1));
+        assert_eq!(of(1 << 20, 8192, &h100), (128, 8, 1, 1));
+        assert_eq!(of(1 << 20, 57_344, &h100), (128, 8, 1, 7));
+        assert_eq!(of(1 << 20, 57_345, &h100), (128, 8, 1, 0));
+        assert_eq!(of(1 << 20, 24_577, &h100_grad_f32), (128, 8, 1, 0));
         // Few rows: more threads to each, then more blocks, which hold more chunks the more there are.
         assert_eq!(of(32, 1024, &h100), (128, 1, 1, 1));
         assert_eq!(of(32, 8192, &h100), (256, 4, 1, 1));
@@ -209,8 +208,8 @@ mod tests {
         assert_eq!(of(1, 1 << 23, &h100), (256, 4, 342, 0));
         assert_eq!(of(1, 1 << 20, &alone), (256, 4, 1, 0));
         // 64 KiB hold no chunk of two floats a key, but rows of 6144 keys.
-        assert_eq!(of(1 << 20, 4096, &turing), (128, 4, 1, 1));
-        assert_eq!(of(1 << 20, 6144, &turing), (256, 3, 1, 1));
-        assert_eq!(of(1 << 20, 8192, &turing), (256, 4, 1, 0));
+        assert_eq!(of(1 << 20, 4096, &turing), (64, 8, 1, 1));
+        assert_eq!(of(1 << 20, 6144, &turing), (128, 6, 1, 1));
+        assert_eq!(of(1 << 20, 8192, &turing), (128, 8, 1, 0));
     }
 }

@@ -78,7 +78,9 @@ fields! {
     f64 => "double",
     In => "const void*",
     Out => "void*",
+    Divisor => "Divisor",
     BiasArgs => "BiasArgs",
+    BiasGradArgs => "BiasGradArgs",
     SoftmaxLaw => "SoftmaxLaw",
 }
 
@@ -162,7 +164,26 @@ macro_rules! args {
     };
 }
 
+impl Divisor {
+    /// For dividends below 2^31; `by` is 1 to 2^31.
+    #[allow(dead_code, reason = "build.rs compiles this file too, and divides nothing")]
+    pub(crate) const fn new(by: u32) -> Self {
+        let shift = by.next_power_of_two().ilog2();
+        // At most 2^31, and too large by less than 1: the quotient is too large by less than 1 / by.
+        let multiplier = (1u64 << (31 + shift)).div_ceil(by as u64) as u32;
+        Self { multiplier, shift }
+    }
+}
+
 args! {
+    /// A number to divide by, made ready: `n / by` is `(n * multiplier) >> (31 + shift)`. A part of other arguments.
+    Divisor {
+        /// 2^(31 + shift) / by, rounded up
+        multiplier: u32,
+        /// log2 of by, rounded up
+        shift: u32,
+    }
+
     /// `rotate/rope`: queries, and keys if `k_heads` is not 0.
     RopeArgs {
         /// queries
@@ -600,6 +621,10 @@ args! {
         sequences: u32,
         /// keeps the struct's size a multiple of 8
         unused: u32,
+        /// divides by `queries`
+        by_queries: Divisor,
+        /// divides by `heads`
+        by_heads: Divisor,
     }
 
     /// `bias/toeplitz`: `apply`.
@@ -686,7 +711,7 @@ args! {
         held: u32,
         /// threads of a row are 2^lanes_log
         lanes_log: u32,
-        /// packs of eight keys that a thread has of a chunk, 1 to 4
+        /// packs of eight keys that a thread has of a chunk, 1 to 8
         packs: u32,
         /// blocks that share a row
         share: u32,
@@ -734,7 +759,7 @@ args! {
         held: u32,
         /// threads of a row are 2^lanes_log
         lanes_log: u32,
-        /// packs of eight keys that a thread has of a chunk, 1 to 4
+        /// packs of eight keys that a thread has of a chunk, 1 to 8
         packs: u32,
         /// blocks that share a row
         share: u32,
@@ -762,36 +787,47 @@ args! {
         unused: u32,
     }
 
-    /// `bias/distance_grad`.
-    DistanceGradArgs {
-        /// positions and lengths
+    /// What gradients of a bias's parameters share: a part of the arguments of `bias/distance_grad` and `bias/fire_grad`.
+    BiasGradArgs {
+        /// the bias where the gradient needs it, positions, lengths, gates
         bias: BiasArgs,
         /// gradient of the bias
         grad: In,
-        /// f32 `[splits, heads, distances]`; for `bins` twice that, the second half for compensation
+        /// f32, what blocks leave to the last one
         sums: Out,
-        /// u32 `[heads]`: blocks that are done; 0 between calls
+        /// u32 `[heads + 1]`: blocks of each head that are done, and heads; 0 between calls
         counters: Out,
+        /// f32, the parameters' gradients
+        out: Out,
+        /// elements from one batch, head and query to the next
+        strides: [i64; 3],
+        /// rows that one split sums, counted over sequences
+        rows: u32,
+        /// splits
+        splits: u32,
+        /// 1: all rows begin at a multiple of 16 bytes
+        aligned: u32,
+        /// multiplies every output
+        factor: f32,
+    }
+
+    /// `bias/distance_grad`. Sums are f32 `[heads, blocks, outputs]` or `[heads, splits, distances]`; for `distance_grad_bins`
+    /// twice that, the second half for compensation.
+    DistanceGradArgs {
+        /// the gradient, its sums and the outputs
+        call: BiasGradArgs,
         /// i32 `[outputs, 2]`, the first and last distance of each output
         intervals: In,
         /// f32 `[outputs, heads, weighted]`, or null: 1, or the distance
         weights: In,
-        /// f32 output `o` of head `h` at `o * output_stride + h * head_stride`
-        out: Out,
-        /// elements from one batch, head and query to the next
-        strides: [i64; 3],
         /// elements from one output to the next
         output_stride: i64,
         /// elements from one head to the next
         head_stride: i64,
-        /// the least distance of `sums`
+        /// the least distance of the call, or of the bins
         first: i32,
-        /// distances of `sums`
+        /// distances of the call, or bins
         distances: u32,
-        /// rows that one split sums: of a sequence, or with `bins` of all
-        rows: u32,
-        /// splits
-        splits: u32,
         /// the least distance of `weights`
         weights_first: i32,
         /// distances of `weights`
@@ -800,22 +836,16 @@ args! {
         outputs: u32,
         /// 1: each sum is multiplied by minus its distance's size
         by_distance: u32,
-        /// multiplies every output
-        factor: f32,
-        /// 1: sums are bins of the target's distances, 0: diagonals
-        bins: u32,
+        /// 1: sums are of outputs, 0: of distances
+        of_outputs: u32,
+        /// keeps the struct's size a multiple of 8
+        unused: u32,
     }
 
-    /// `bias/fire_grad`.
+    /// `bias/fire_grad`. Sums are f32 `[2, splits, heads, lines, 4]`, the second half for compensation.
     FireGradArgs {
-        /// FIRE, positions and lengths
-        bias: BiasArgs,
-        /// gradient of the bias
-        grad: In,
-        /// f32 `[2, splits, heads, lines, 4]`, the second half for compensation
-        sums: Out,
-        /// u32 `[heads + 1]`: blocks of each head that are done, and heads; 0 between calls
-        counters: Out,
+        /// FIRE, the gradient, its sums and the outputs
+        call: BiasGradArgs,
         /// f32 `[reach + 1]`, `n / (1 + c n)`
         bends: In,
         /// i32 `[width, 2]`, the first and last line on which each ramp is up
@@ -826,14 +856,6 @@ args! {
         in_bias: In,
         /// f32 `[heads, width]`
         out_weight: In,
-        /// f32, all parameters
-        out: Out,
-        /// elements from one batch, head and query to the next
-        strides: [i64; 3],
-        /// rows that one split sums, counted over sequences
-        rows: u32,
-        /// splits
-        splits: u32,
         /// ramps
         width: u32,
         /// the first position that is not before the threshold
@@ -842,9 +864,27 @@ args! {
         least_bend: f32,
         /// turns a sum of slope times x before the threshold into the threshold's gradient
         threshold_factor: f32,
-        /// multiplies every output
-        factor: f32,
-        /// keeps the struct's size a multiple of 8
-        unused: u32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Divisor;
+
+    #[test]
+    fn a_divisor_divides_every_number_below_2_31() {
+        let most = (1u64 << 31) - 1;
+        let near = |n: u64| n.saturating_sub(2)..=(n + 2).min(most);
+        let divisors = (1..=300).chain((1..31).flat_map(|n| near(1 << n))).chain(near(most)).filter(|&by| by > 0);
+        for by in divisors {
+            let Divisor { multiplier, shift } = Divisor::new(by as u32);
+            // Exactness can only fail where the quotient changes.
+            let steps =
+                (0..300).map(|i| i * by).chain((0..64).map(|i| most / by * by / 64 * i)).chain([most / by * by]);
+            for n in steps.chain([most]).flat_map(near) {
+                let quotient = ((2 * n * u64::from(multiplier)) >> 32) >> shift;
+                assert_eq!(quotient, n / by, "{n} / {by}");
+            }
+        }
     }
 }

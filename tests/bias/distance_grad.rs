@@ -19,7 +19,7 @@ fn run<T: Scalar>(
     factor: f32,
 ) -> Vec<f32> {
     let buffers = Buffers::new(gpu, host);
-    let mut grad = Guarded::new(gpu, grad, 1);
+    let mut grad = Guarded::new(gpu, grad, 0);
     let mut out = Guarded::<f32>::poisoned(gpu, plan.len(), 1);
     plan.apply((&grad.view(), *shape), &buffers.places(host), None, factor, &mut out.view()).unwrap();
     out.read(gpu)
@@ -52,11 +52,14 @@ fn check<T: Scalar>(gpu: &Gpu, shape: &Logits, host: &Host) {
     let worst = compare(&got, &want, |i| DistanceGrad::error_bound(size[i].abs()));
     assert!(worst.share <= 1.0, "{worst:?} {}", context("slopes"));
 
-    let plan = DistanceGradPlan::<T>::row(gpu, heads, -5..=9, shape).unwrap();
-    let got = run(gpu, &plan, &grad, shape, host, 1.0);
-    let (want, size) = (sums(&grad, -5..=9).values, sums(&sizes, -5..=9).values);
-    let worst = compare(&got, &want, |i| DistanceGrad::error_bound(size[i]));
-    assert!(worst.share <= 1.0, "{worst:?} {}", context("row"));
+    // Blocks leave sums of few outputs, or of all distances.
+    for range in [-5..=9, -700..=700] {
+        let plan = DistanceGradPlan::<T>::row(gpu, heads, range.clone(), shape).unwrap();
+        let got = run(gpu, &plan, &grad, shape, host, 1.0);
+        let (want, size) = (sums(&grad, range.clone()).values, sums(&sizes, range).values);
+        let worst = compare(&got, &want, |i| DistanceGrad::error_bound(size[i]));
+        assert!(worst.share <= 1.0, "{worst:?} {}", context("row"));
+    }
 
     for kind in [KerpleKind::Log, KerpleKind::Power] {
         let parameters: Vec<f64> = (1..=heads).map(|head| head as f64 / (heads + 1) as f64).collect();
@@ -125,6 +128,45 @@ fn gradients_of_packed_sequences_and_of_positions_one_by_one_are_the_reference()
         let lengths = vec![keys as i32 / 2; batch];
         check::<f32>(&gpu, &Logits::bhqk(batch, 2, queries, keys), &Places { key_lengths: Some(&lengths), ..each });
     }
+}
+
+/// Rows of several blocks that begin at multiples of 16 bytes, or do not.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn long_rows_of_any_layout_are_the_reference_and_give_the_same_bits() {
+    fn bits<T: Scalar>(gpu: &Gpu, shape: &Logits, host: &Host, values: &[f32]) -> Vec<f32> {
+        check::<T>(gpu, shape, host);
+        // The same numbers, laid out as the shape says.
+        let mut grad = vec![T::from_f64(f64::NAN); shape.span().unwrap()];
+        let mut values = values.iter();
+        for (head, query) in (0..shape.heads).flat_map(|head| (0..shape.queries).map(move |query| (head, query))) {
+            for key in 0..shape.keys {
+                let value = values.next().unwrap();
+                grad[shape.index(0, head, query, key)] = T::from_f64(f64::from(*value));
+            }
+        }
+        let table = DistanceGradPlan::<T>::t5(gpu, T5Bias::new(32, 128, true), shape.heads, shape).unwrap();
+        let row = DistanceGradPlan::<T>::row(gpu, shape.heads, -3000..=100, shape).unwrap();
+        [run(gpu, &table, &grad, shape, host, 1.0), run(gpu, &row, &grad, shape, host, 1.0)].concat()
+    }
+    let gpu = gpu();
+    let (heads, queries, keys) = (2, 35, 2101);
+    let values = Data::new(3).values::<f32>(heads * queries * keys);
+    let shape = Logits::bhqk(1, heads, queries, keys);
+    // The last one's first query sits at key 5: its tiles begin before it.
+    for host in [Host::last(), Host::from(5, -2)] {
+        let [wide, moved, narrow] = [shape.row(2104), shape.row(2112).at(8), shape.row(2103).at(1)]
+            .map(|shape| bits::<bf16>(&gpu, &shape, &host, &values));
+        assert_eq!(wide, moved);
+        assert_eq!(wide, narrow);
+    }
+    check::<f32>(&gpu, &shape.row(2104), &Host::last());
+    // Every thread has distances of its own, the last one too.
+    check::<bf16>(&gpu, &Logits::bhqk(1, 1, 128, 128), &Host::last());
+    let (query_lengths, key_lengths) = (Some(&[33][..]), Some(&[2090][..]));
+    let places = Places { query_lengths, key_lengths, ..Host::last() };
+    check::<f16>(&gpu, &shape.row(2104), &places);
+    check::<f16>(&gpu, &shape.row(2104), &Places::packed(&[1, 20, 35][..], &[3, 1000, 2101], 2));
 }
 
 #[test]
@@ -207,7 +249,7 @@ fn what_breaks_a_call_is_refused() {
     let gpu = gpu();
     let shape = Logits::bhqk(1, 2, 4, 4);
     let plan = DistanceGradPlan::<f32>::slopes(&gpu, 2, &shape).unwrap();
-    let grad = gpu.stream().clone_htod(&[0.0f32; 64]).unwrap();
+    let grad = gpu.stream().clone_htod(&[0.0f32; 1024]).unwrap();
     let positions = gpu.stream().clone_htod(&[0i32; 3]).unwrap();
     let mut out = gpu.stream().clone_htod(&[7.0f32; 4]).unwrap();
     let mut text = |shape: Logits, places: Places<posenc::gpu::Read<i32>>| {
@@ -216,10 +258,11 @@ fn what_breaks_a_call_is_refused() {
         error
     };
     assert_eq!(text(Logits::bhqk(1, 3, 4, 4), Places::last()), "the bias has 2 heads, the logits have 3");
-    assert_eq!(text(Logits::bhqk(1, 2, 8, 8), Places::last()), "grad holds 64 elements, the shape needs 128");
+    assert_eq!(text(Logits::bhqk(1, 2, 32, 32), Places::last()), "grad holds 1024 elements, the shape needs 2048");
+    // Five splits leave two sums of each head.
     assert_eq!(
-        text(Logits::bhqk(1, 2, 2, 16), Places::last()),
-        "the call sums 17 distances of 2 heads in 1 splits, which is 34 sums; the plan has room for 26"
+        text(Logits::bhqk(1, 2, 65, 4), Places::last()),
+        "the call has 65 rows of 4 keys a head, which makes 20 sums; the plan has room for 12"
     );
     assert_eq!(
         text(shape, Places { queries: Place::Each(&positions), ..Places::from(0, 0) }),

@@ -207,7 +207,7 @@ fn what_breaks_a_gradient_is_refused() {
     assert_eq!(
         text(Logits::bhqk(1, 2, 65, 4)),
         format!(
-            "the call has 65 rows of a head, which is {} sums; the plan has room for {}",
+            "the call has 65 rows of 4 keys a head, which makes {} sums; the plan has room for {}",
             8 * 2 * 2 * lines,
             8 * 2 * lines
         )

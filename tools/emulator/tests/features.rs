@@ -382,6 +382,42 @@ fn more_blocks_than_can_wait_for_each_other() {
     assert_eq!(code.0, CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
 }
 
+/// Blocks that wait for the last one, and sleep meanwhile, read the counter a few times each and not thousands.
+#[test]
+fn a_warp_that_sleeps_gives_up_its_turn() {
+    let text = ".version 7.0
+.target sm_80
+.address_size 64
+.visible .entry meet(.param .u64 p)
+{
+.reg .b32 %r<9>;
+.reg .b64 %a<3>;
+.reg .pred %p;
+ld.param.u64 %a1, [p];
+cvta.to.global.u64 %a2, %a1;
+mov.u32 %r1, %nctaid.x;
+atom.global.add.u32 %r2, [%a2], 1;
+WAIT:
+ld.acquire.gpu.global.u32 %r3, [%a2];
+setp.ge.u32 %p, %r3, %r1;
+@%p bra DONE;
+nanosleep.u32 32;
+bra WAIT;
+DONE:
+ret;
+}
+";
+    let d = device();
+    let f = d.kernel(text, "meet");
+    let mut counter = d.stream.alloc_zeros::<u32>(1).unwrap();
+    d.emulator.reset_counters();
+    let blocks = 64;
+    unsafe { d.stream.launch_builder(&f).arg(&mut counter).launch_cooperative(shape(blocks, 1, 0)) }.unwrap();
+    assert_eq!(d.stream.clone_dtoh(&counter).unwrap(), [blocks]);
+    // 8 for each block and 5 for each sleep: all but the last block sleep once, and find the counter full then.
+    assert_eq!(d.emulator.counters().warp_instructions, u64::from(8 * blocks + 5 * (blocks - 1)));
+}
+
 #[test]
 fn clocks_advance() {
     let d = device();

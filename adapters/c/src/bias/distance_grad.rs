@@ -52,6 +52,21 @@ pub struct PosencDistanceGradCall {
 // SAFETY: `repr(C)`, two 32-bit numbers first, numbers alone.
 unsafe impl Versioned for PosencDistanceGradCall {}
 
+/// Runs a call on a handle's plan, of a distance bias or of FIRE: they share no type.
+macro_rules! apply_grad {
+    ($grad:expr, $call:expr) => {
+        call("grad", $grad, $call, |grad, call| {
+            let (gpu, shape) = (&grad.gpu, call.shape.shape()?);
+            let places = call.places.get(gpu)?;
+            let (gates, mut out) = (call.gates.optional(gpu, "gates")?, call.out.get(gpu, "out")?);
+            Ok(with_plan!(&grad.plan, plan => {
+                let grad = call.grad.get(gpu, "grad")?;
+                plan.apply((&grad, shape), &places.places()?, read(&gates), call.factor, &mut out)
+            })?)
+        })
+    };
+}
+
 /// Gradients of a distance bias on a device, for one element type of logits.
 pub struct PosencDistanceGrad {
     plan: plans!(DistanceGradPlan),
@@ -199,17 +214,7 @@ pub unsafe extern "C" fn posenc_distance_grad_apply(
     call: *const PosencDistanceGradCall,
 ) -> PosencStatus {
     // SAFETY: as the caller promises.
-    unsafe {
-        self::call("grad", grad, call, |grad, call| {
-            let (gpu, shape) = (&grad.gpu, call.shape.shape()?);
-            let places = call.places.get(gpu)?;
-            let (gates, mut out) = (call.gates.optional(gpu, "gates")?, call.out.get(gpu, "out")?);
-            Ok(with_plan!(&grad.plan, plan => {
-                let grad = call.grad.get(gpu, "grad")?;
-                plan.apply((&grad, shape), &places.places()?, read(&gates), call.factor, &mut out)
-            })?)
-        })
-    }
+    unsafe { apply_grad!(grad, call) }
 }
 
 /// Gradients of FIRE's parameters on a device, for one element type of logits.
@@ -270,15 +275,5 @@ pub unsafe extern "C" fn posenc_fire_grad_apply(
     call: *const PosencDistanceGradCall,
 ) -> PosencStatus {
     // SAFETY: as the caller promises.
-    unsafe {
-        self::call("grad", grad, call, |grad, call| {
-            let (gpu, shape) = (&grad.gpu, call.shape.shape()?);
-            let places = call.places.get(gpu)?;
-            let (gates, mut out) = (call.gates.optional(gpu, "gates")?, call.out.get(gpu, "out")?);
-            Ok(with_plan!(&grad.plan, plan => {
-                let grad = call.grad.get(gpu, "grad")?;
-                plan.apply((&grad, shape), &places.places()?, read(&gates), call.factor, &mut out)
-            })?)
-        })
-    }
+    unsafe { apply_grad!(grad, call) }
 }

@@ -212,6 +212,7 @@ impl<'g> Cx<'g> {
             fault: None,
             cache: [(1, 0); 32],
             fuel: 0,
+            given: 0,
         }
     }
 
@@ -393,7 +394,7 @@ impl<'g> Cx<'g> {
 
     /// Runs the current warp until it stops.
     pub(crate) fn run_warp(&mut self) -> Stop {
-        self.fuel = QUANTUM;
+        (self.fuel, self.given) = (QUANTUM, QUANTUM);
         let stop = loop {
             let warp = &mut self.block.warps[self.w];
             if warp.live == 0 {
@@ -424,7 +425,7 @@ impl<'g> Cx<'g> {
                 }
             }
         };
-        let ran = u64::from(QUANTUM - self.fuel);
+        let ran = u64::from(self.given - self.fuel);
         self.counters.warp_instructions += ran;
         let budget = self.grid.budget;
         let warp = self.warp();

@@ -304,7 +304,14 @@ pub(crate) unsafe fn trap(cx: &mut Cx, _op: &Op, mask: u32) -> Flow {
     cx.fail(FaultKind::Trap, mask, "the kernel stops itself with a trap")
 }
 
-/// Nothing: `membar`, `fence`, `nanosleep`, prefetches.
+/// `nanosleep`: the rest of the warp's turn is given up, so that what it waits for can come.
+pub(crate) unsafe fn sleep(cx: &mut Cx, _op: &Op, _mask: u32) -> Flow {
+    cx.given -= cx.fuel - 1;
+    cx.fuel = 1;
+    Flow::Next
+}
+
+/// Nothing: `membar`, `fence`, prefetches.
 pub(crate) unsafe fn nothing(_cx: &mut Cx, _op: &Op, _mask: u32) -> Flow {
     Flow::Next
 }

@@ -161,6 +161,8 @@ pub(crate) struct Cx<'g> {
     pub(crate) cache: [(u64, u64); 32],
     /// Operations until the warp must let others run.
     pub(crate) fuel: u32,
+    /// Fuel that its turn began with, less what `nanosleep` gave up.
+    pub(crate) given: u32,
 }
 
 impl<'g> Cx<'g> {

@@ -700,7 +700,11 @@ impl<'a> Emit<'a> {
                 self.op(Class::Control, blank(control::nothing));
                 Ok(())
             }
-            "nanosleep" | "prefetch" | "prefetchu" | "pmevent" | "discard" | "applypriority" | "setmaxnreg" => {
+            "nanosleep" => {
+                self.op(Class::Control, blank(control::sleep));
+                Ok(())
+            }
+            "prefetch" | "prefetchu" | "pmevent" | "discard" | "applypriority" | "setmaxnreg" => {
                 self.op(Class::Control, blank(control::nothing));
                 Ok(())
             }
