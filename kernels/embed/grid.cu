@@ -53,5 +53,4 @@ template <int W> __device__ void grid(const GridArgs& args) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_wide)(const GridArgs args) { grid<WIDE>(args); }
-extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_mid)(const GridArgs args) { grid<MID>(args); }
 extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_one)(const GridArgs args) { grid<1>(args); }

@@ -57,5 +57,4 @@ template <int W> __device__ void resample(const ResampleArgs& args) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) ENTRY(resample_wide)(const ResampleArgs args) { resample<WIDE>(args); }
-extern "C" __global__ void __launch_bounds__(256) ENTRY(resample_mid)(const ResampleArgs args) { resample<MID>(args); }
 extern "C" __global__ void __launch_bounds__(256) ENTRY(resample_one)(const ResampleArgs args) { resample<1>(args); }

@@ -526,7 +526,7 @@ impl Grid {
 // -------------------------------------------------------------------------------------------------------------- launch
 
 /// The variants of the kernel, from wide accesses to narrow ones.
-const ENTRIES: [&str; 3] = ["grid_wide", "grid_mid", "grid_one"];
+const ENTRIES: [&str; 2] = ["grid_wide", "grid_one"];
 const MASKED_ENTRIES: [&str; 2] = ["grid_masked_wide", "grid_masked_one"];
 
 impl Grid {
@@ -593,7 +593,7 @@ pub struct GridPlan<T> {
     axes: CudaSlice<u8>,
     masked_channels: CudaSlice<f64>,
     masked_axes: CudaSlice<u8>,
-    functions: [Function; 3],
+    functions: [Function; 2],
     masked: [Function; 2],
     element: PhantomData<T>,
 }
@@ -609,7 +609,7 @@ impl<T: Scalar> GridPlan<T> {
         let (masked_channels, masked_axes) = spec.masked_channels();
         let load = |entry| gpu.function("embed/grid", T::NAME, entry);
         let load_masked = |entry| gpu.function("embed/grid_masked", T::NAME, entry);
-        let [wide, mid, one] = ENTRIES;
+        let [wide, one] = ENTRIES;
         let [a, b] = MASKED_ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
@@ -618,7 +618,7 @@ impl<T: Scalar> GridPlan<T> {
             axes: gpu.upload(&axes)?,
             masked_channels: gpu.upload(&masked_channels)?,
             masked_axes: gpu.upload(&masked_axes)?,
-            functions: [load(wide)?, load(mid)?, load(one)?],
+            functions: [load(wide)?, load(one)?],
             masked: [load_masked(a)?, load_masked(b)?],
             element: PhantomData,
         })
@@ -734,7 +734,7 @@ impl<T: Scalar> GridPlan<T> {
         let channels = gpu.read("channels", &self.masked_channels, 3 * dim)?;
         let axes = gpu.read("axes", &self.masked_axes, dim)?;
         let width = width(size_of::<T>(), alignment(&[out.address.address()]), dim);
-        let variant = usize::from(width.index > 0);
+        let variant = width.wide_or_one().index;
         // A warp for each token, whose threads count together.
         let lanes = 32;
         let rows = (THREADS / lanes).min(tokens.next_power_of_two()).max(1);
@@ -777,7 +777,7 @@ impl<T: Scalar> GridPlan<T> {
         let x = gpu.write(name, x, tokens.span()?)?;
         let channels = gpu.read("channels", &self.channels, 2 * dim)?;
         let axes = gpu.read("axes", &self.axes, dim)?;
-        let width = width(size_of::<T>(), alignment(&[x.address.address()]), tokens.sizes() | dim);
+        let width = width(size_of::<T>(), alignment(&[x.address.address()]), tokens.sizes() | dim).wide_or_one();
         let units = dim.div_ceil(width.elements);
         let spread = spread(units, tokens.batch, tokens.tokens, true, gpu.multiprocessors())?;
         let args = GridArgs {

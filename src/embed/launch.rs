@@ -37,9 +37,16 @@ pub(crate) fn width(element: usize, alignment: usize, sizes: usize) -> Width {
 /// How many elements one access moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Width {
-    /// of the entries `_wide`, `_mid` and `_one`
+    /// of the entries `_wide`, `_mid` and `_one`, or of `_wide` and `_one`
     pub index: usize,
     pub elements: usize,
+}
+
+impl Width {
+    /// For kernels that have no variant of 8 bytes, where arithmetic outweighs accesses or calls are rare: one element then.
+    pub(crate) fn wide_or_one(self) -> Self {
+        if self.index == 0 { self } else { Self { index: 1, elements: 1 } }
+    }
 }
 
 /// The largest power of two up to 16 that divides all addresses.

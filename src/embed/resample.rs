@@ -391,7 +391,7 @@ impl Resample {
 
 // ---------------------------------------------------------------------------------------------------------------- plan
 
-const ENTRIES: [&str; 3] = ["resample_wide", "resample_mid", "resample_one"];
+const ENTRIES: [&str; 2] = ["resample_wide", "resample_one"];
 
 /// The taps of one axis on the device.
 struct DeviceTaps {
@@ -424,7 +424,7 @@ pub struct ResamplePlan<T> {
     spec: Resample,
     /// rows and columns of the resampling, then of its transpose
     taps: [[DeviceTaps; 2]; 2],
-    functions: [Function; 3],
+    functions: [Function; 2],
     element: PhantomData<T>,
 }
 
@@ -438,12 +438,12 @@ impl<T: Scalar> ResamplePlan<T> {
         let load = |entry| gpu.function("embed/resample", T::NAME, entry);
         let taps = |along, transposed| DeviceTaps::new(gpu, &spec.all_taps(along, transposed));
         let both = |transposed| Ok::<_, Error>([taps(Along::Rows, transposed)?, taps(Along::Columns, transposed)?]);
-        let [a, b, c] = ENTRIES;
+        let [a, b] = ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
             spec: *spec,
             taps: [both(false)?, both(true)?],
-            functions: [load(a)?, load(b)?, load(c)?],
+            functions: [load(a)?, load(b)?],
             element: PhantomData,
         })
     }
@@ -529,7 +529,7 @@ impl<T: Scalar> ResamplePlan<T> {
         let row_weights = gpu.read("row weights", &rows.weights, rows.outputs * rows.most)?;
         let column_weights = gpu.read("column weights", &columns.weights, columns.outputs * columns.most)?;
         let addresses = [out.address.address(), table.address.address()];
-        let width = width(size_of::<T>(), alignment(&addresses), dim);
+        let width = width(size_of::<T>(), alignment(&addresses), dim).wide_or_one();
         let lanes = dim.div_ceil(width.elements).clamp(1, THREADS);
         let block_rows = (THREADS / lanes).min(tokens.next_power_of_two()).max(1);
         let args = ResampleArgs {

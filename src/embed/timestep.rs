@@ -11,7 +11,7 @@ use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
 use crate::double::Double;
-use crate::embed::launch::{THREADS, Width, alignment, small, width};
+use crate::embed::launch::{THREADS, alignment, small, width};
 use crate::embed::tokens::at_least;
 use crate::embed::{Odd, Sinusoid, Wave, cpu};
 use crate::gpu::args::TimestepArgs;
@@ -191,12 +191,8 @@ impl Sinusoid {
     pub(crate) fn time_launch(&self, times: usize, element: usize, alignment: usize) -> Result<Launch<TimestepArgs>> {
         let sides = if self.pairing == Pairing::Half { self.second() } else { 0 };
         let row = if times > 1 { self.dim } else { 0 };
-        // Arithmetic in f64 outweighs accesses of one element, so there is no variant between.
-        let (variant, elements) = match width(element, alignment, row | (self.dim / 2) | sides) {
-            Width { index: 0, elements } => (0, elements),
-            _ => (1, 1),
-        };
-        let lanes = (self.dim / 2 / elements).clamp(1, THREADS);
+        let width = width(element, alignment, row | (self.dim / 2) | sides).wide_or_one();
+        let lanes = (self.dim / 2 / width.elements).clamp(1, THREADS);
         let rows = (THREADS / lanes).min(times.next_power_of_two()).max(1);
         let (rest, rest_channel) = self.rest();
         let args = TimestepArgs {
@@ -215,7 +211,7 @@ impl Sinusoid {
         };
         let grid = [small("blocks of timesteps", times.div_ceil(rows))?, 1, 1];
         let block = [small("lanes", lanes)?, small("rows", rows)?, 1];
-        Ok(Launch { file: "embed/timestep", entry: ENTRIES[variant], grid, block, args })
+        Ok(Launch { file: "embed/timestep", entry: ENTRIES[width.index], grid, block, args })
     }
 }
 
