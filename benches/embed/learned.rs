@@ -1,9 +1,9 @@
-//! Learned tables: token and position (GPT-2), and token, position and type with a layer norm (BERT).
+//! Learned tables: token and position (GPT-2), and token, position and type (BERT), with and without the layer norm behind.
 
 use anyhow::Result;
 use cudarc::driver::CudaSlice;
 use half::bf16;
-use posenc::embed::{Inputs, Learned, LearnedPlan, Tokens, Weights};
+use posenc::embed::{Inputs, Learned, LearnedPlan, Norm, Tokens, Weights};
 use posenc::{Gpu, Id, Scalar};
 
 use crate::support::{Case, Operation, bits, compare, values};
@@ -12,21 +12,25 @@ use crate::support::{Case, Operation, bits, compare, values};
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (batch, tokens) in [(1, 1), (1, 128), (8, 1024), (64, 1024)] {
-        cases.push(case::<bf16>("gpt2", batch, tokens, 768, false));
+        cases.push(case::<bf16>("gpt2", batch, tokens, 768, false, false));
     }
     for (batch, tokens) in [(1, 128), (32, 512), (256, 512)] {
-        cases.push(case::<bf16>("bert-base", batch, tokens, 768, true));
+        cases.push(case::<bf16>("bert-base", batch, tokens, 768, true, false));
+        cases.push(case::<bf16>("bert-base-norm", batch, tokens, 768, true, true));
     }
     for tokens in (0..=20).step_by(2).map(|n| 1 << n) {
-        cases
-            .push(Case { name: format!("learned/scale/bf16/{tokens}"), ..case::<bf16>("scale", 1, tokens, 32, false) });
+        cases.push(Case {
+            name: format!("learned/scale/bf16/{tokens}"),
+            ..case::<bf16>("scale", 1, tokens, 32, false, false)
+        });
     }
     cases
 }
 
 const VOCABULARY: usize = 4096;
+const EPS: f64 = 1e-12;
 
-fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, types: bool) -> Case {
+fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, types: bool, norm: bool) -> Case {
     let elements = (batch * tokens * dim) as u64;
     // Rows of positions and types are few and come from a cache; rows of tokens are read and the sum is written.
     let written = elements * size_of::<T>() as u64;
@@ -40,7 +44,11 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, types: 
         let ids: Vec<i32> = (0..n as u64).map(|i| (bits(5, i) % VOCABULARY as u64) as i32).collect();
         let kinds: Vec<i32> = (0..n as u64).map(|i| (bits(6, i) % 2) as i32).collect();
         Ok(Box::new(Gather {
-            plan: LearnedPlan::new(gpu, &Learned::new(dim))?,
+            plan: LearnedPlan::new(
+                gpu,
+                &Learned { norm: norm.then_some(Norm::Layer { eps: EPS }), ..Learned::new(dim) },
+            )?,
+            vectors: [table(7, 1)?, table(8, 1)?],
             gpu: gpu.clone(),
             shape: Tokens::new(batch, tokens, dim),
             token: table(1, VOCABULARY)?,
@@ -62,6 +70,8 @@ struct Gather<T> {
     token: CudaSlice<T>,
     position: CudaSlice<T>,
     types: Option<(CudaSlice<T>, CudaSlice<i32>)>,
+    /// gain and bias of the norm
+    vectors: [CudaSlice<T>; 2],
     ids: CudaSlice<i32>,
     host_ids: Vec<i32>,
     host_kinds: Vec<i32>,
@@ -74,7 +84,11 @@ impl<T: Scalar> Operation for Gather<T> {
             None => (None, None),
             Some((table, kinds)) => (Some(table as _), Some(i32::ids(kinds))),
         };
-        let weights = Weights { token: Some(&self.token), position: Some(&self.position), types, ..Weights::default() };
+        let (gain, bias) = match self.plan.learned().norm {
+            None => (None, None),
+            Some(_) => (Some(&self.vectors[0] as _), Some(&self.vectors[1] as _)),
+        };
+        let weights = Weights { token: Some(&self.token), position: Some(&self.position), types, gain, bias };
         let inputs = Inputs { ids: Some(i32::ids(&self.ids)), types: kinds, ..Inputs::default() };
         self.plan.gather(&mut self.out[set], self.shape, &weights, &inputs, None)
     }
@@ -84,6 +98,7 @@ impl<T: Scalar> Operation for Gather<T> {
         let read = |x: &CudaSlice<T>| self.gpu.stream().clone_dtoh(x);
         let (out, token, position) = (read(&self.out[0])?, read(&self.token)?, read(&self.position)?);
         let types = self.types.as_ref().map(|(table, _)| read(table)).transpose()?;
+        let (gain, bias) = (read(&self.vectors[0])?, read(&self.vectors[1])?);
         let (tokens, dim) = (self.shape.tokens, self.shape.dim);
         for pick in 0..8 {
             let i = bits(4, pick) as usize % self.host_ids.len();
@@ -92,10 +107,24 @@ impl<T: Scalar> Operation for Gather<T> {
                 let kind = types.as_ref().map_or(0.0, |types| row(types, self.host_kinds[i] as usize, c));
                 [row(&token, self.host_ids[i] as usize, c), row(&position, i % tokens, c), kind]
             };
-            let want: Vec<f64> = (0..dim).map(|c| terms(c).iter().sum()).collect();
+            let sums: Vec<f64> = (0..dim).map(|c| terms(c).iter().sum()).collect();
+            let magnitudes: Vec<f64> = (0..dim).map(|c| terms(c).iter().map(|x| x.abs()).sum()).collect();
+            let learned = self.plan.learned();
+            if learned.norm.is_none() {
+                compare(&out[i * dim..(i + 1) * dim], &sums, |c| {
+                    posenc::accuracy::rounded::<T>(sums[c], Learned::sum_error_bound(magnitudes[c]))
+                })?;
+                continue;
+            }
+            let mean = sums.iter().sum::<f64>() / dim as f64;
+            let sigma = (sums.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / dim as f64 + EPS).sqrt();
+            let want: Vec<f64> =
+                (0..dim).map(|c| (sums[c] - mean) / sigma * row(&gain, 0, c) + row(&bias, 0, c)).collect();
+            let largest = magnitudes.iter().copied().fold(0.0, f64::max);
             compare(&out[i * dim..(i + 1) * dim], &want, |c| {
-                let magnitude = terms(c).iter().map(|x| x.abs()).sum();
-                posenc::accuracy::rounded::<T>(want[c], Learned::sum_error_bound(magnitude))
+                let y = (sums[c] - mean) / sigma;
+                let bound = learned.norm_error_bound(y, row(&gain, 0, c), row(&bias, 0, c), largest, sigma);
+                posenc::accuracy::rounded::<T>(want[c], bound)
             })?;
         }
         Ok(())

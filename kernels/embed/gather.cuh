@@ -43,7 +43,6 @@ __device__ inline Counted count_kept(const LearnedArgs& args, unsigned batch, un
         for (int step = 16; step > 0; step /= 2) count += __shfl_xor_sync(0xffffffffu, count, step);
         if (thread % 32 == 0) counts[thread / 32] = count;
         __syncthreads();
-        if (args.positions) own.before = read_id(args.positions, args.position_type, batch * args.sequence_stride);
 #pragma unroll 1
         for (unsigned warp = 0; warp < threads / 32; ++warp) own.before += counts[warp];
         __syncthreads();
@@ -53,9 +52,16 @@ __device__ inline Counted count_kept(const LearnedArgs& args, unsigned batch, un
 
 // The position row of a token, for a block whose first token is `first`; every thread of the block must come here.
 __device__ inline long long position_row(const LearnedArgs& args, unsigned batch, unsigned first, unsigned token) {
-    if (args.rule == OFFSET) return (token < args.tokens ? place(args, batch, token) : 0) + args.first;
-    Counted counted = count_kept(args, batch, first, token);
-    return counted.kept ? args.first + counted.before : args.padded;
+    long long index = batch * args.sequence_stride, step = 0;
+    if (args.rule == OFFSET) {
+        if (token < args.tokens) locate(args, batch, token, index, step);
+    } else {
+        Counted counted = count_kept(args, batch, first, token);
+        if (!counted.kept) return args.padded;
+        step = counted.before;
+    }
+    if (args.positions) step += read_id(args.positions, args.position_type, index);
+    return args.first + step;
 }
 
 // One token's rows; null where there is no table.
@@ -94,13 +100,9 @@ struct Rows {
         }
     }
 
+    // A step of the sum, if there is a row of tokens; without one it is NaN.
     template <int W> __device__ void sum(const LearnedArgs& args, unsigned channel, float (&v)[STEP<W>]) const {
         float other[STEP<W>];
-        if (!token) {
-#pragma unroll
-            for (int i = 0; i < STEP<W>; ++i) v[i] = __int_as_float(0x7fffffff);
-            return;
-        }
         load_step<W>(token, channel, args.dim, v);
         if (position) {
             load_step<W>(position, channel, args.dim, other);
@@ -116,46 +118,26 @@ struct Rows {
             for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] + other[i];
         }
     }
+    template <int N> static __device__ void fill(float (&v)[N]) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) v[i] = __int_as_float(0x7fffffff);
+    }
 };
 
-// The channels of a token's row that this thread owns: one unit that it holds in registers (HELD), or every blockDim.x-th
-// one, gathered again for each pass over the row, from a cache.
-template <int W, bool HELD> struct Row {
-    // Passes over a held row are unrolled; over others they share one loop, so that the gather stands in the code once.
-    static constexpr int UNROLL = HELD ? 4 : 1;
-
-    Rows rows;
-    bool live;
-    float v[STEP<W>];
-
-    // Every thread of the block must come here.
-    __device__ Row(const LearnedArgs& args, const T::Bits* source, unsigned batch, unsigned first, unsigned token)
-        : rows(args, source, batch, first, token) {
-        live = token < args.tokens && threadIdx.x * (W == 1 ? 1 : UNIT) < args.dim;
-        if (HELD && live) rows.template sum<W>(args, threadIdx.x * UNIT, v);
-    }
-
-    // f(channel, values) for every step of this thread.
-    template <class F> __device__ void each(const LearnedArgs& args, F f) {
-        if constexpr (HELD) {
-            if (live) f(threadIdx.x * UNIT, v);
-        } else {
-            // Without sums no order has to be kept, and narrow accesses lie side by side.
-            unsigned unit = W == 1 && args.norm == NO_NORM ? 1 : UNIT;
-            unsigned channel = live ? threadIdx.x * unit : args.dim;
+// f(channel) for every step of this thread in a row of which it owns every blockDim.x-th unit, or with `spread` channel.
+template <int W, class F> __device__ void each_step(unsigned dim, bool spread, F f) {
+    unsigned unit = W == 1 && spread ? 1 : UNIT;
+    unsigned channel = threadIdx.x * unit;
 #pragma unroll 1
-            while (channel < args.dim) {
-                rows.template sum<W>(args, channel, v);
-                f(channel, v);
-                channel += STEP<W>;
-                // A whole unit is done: the next one of this thread.
-                if (STEP<W> == UNIT || channel % unit == 0) channel += (blockDim.x - 1) * unit;
-            }
-        }
+    while (channel < dim) {
+        f(channel);
+        channel += STEP<W>;
+        // A whole unit is done: the next one of this thread.
+        if (STEP<W> == UNIT || channel % unit == 0) channel += (blockDim.x - 1) * unit;
     }
-};
+}
 
-// Mean and 1 / sqrt(variance + eps) of a row, made in the first two passes over it; the mean is 0 for an RMS norm.
+// Mean and 1 / sqrt(variance + eps) of a row; the mean is 0 for an RMS norm.
 struct Moments {
     float mean = 0.0f, inverse = 1.0f, sum = 0.0f;
 
@@ -171,14 +153,42 @@ struct Moments {
 
     // Ends pass 0 or 1. Every thread of the block must come here.
     __device__ void finish(const LearnedArgs& args, int pass) {
-        float all = sum_row(sum) * args.share;
+        float all[1] = {sum};
+        sum_row(all);
         sum = 0.0f;
-        if (pass == 0) mean = all;
-        else inverse = 1.0f / sqrtf(all + args.eps);
+        if (pass == 1) inverse = 1.0f / sqrtf(all[0] * args.share + args.eps);
+        else if (args.norm == LAYER_NORM) mean = all[0] * args.share;
     }
 };
 
-// A row is passed over for its mean, for its variance, and for the result.
+// Gathers a row into the first array of `held` and makes its moments. Every thread of the block must come here.
+template <class Held> __device__ Moments hold_row(const LearnedArgs& args, const Rows& rows, unsigned dim, Held held) {
+    Moments moments;
+    if (rows.token) {
+        held.each(dim, [&](unsigned channel, unsigned at) {
+            float v[UNIT];
+            rows.sum<WIDE>(args, channel, v);
+            moments.gather<WIDE>(args, 0, channel, v);
+            Held::template store<0>(at, v);
+        });
+    } else {
+        held.each(dim, [&](unsigned, unsigned at) {
+            float v[UNIT];
+            Rows::fill(v);
+            Held::template store<0>(at, v);
+        });
+    }
+    moments.finish(args, 0);
+    held.each(dim, [&](unsigned channel, unsigned at) {
+        float v[UNIT];
+        Held::template load<0>(at, v);
+        moments.gather<WIDE>(args, 1, channel, v);
+    });
+    moments.finish(args, 1);
+    return moments;
+}
+
+// Passes over a row that is not held: for its mean, for its variance, and for results.
 __device__ inline int first_pass(const LearnedArgs& args) {
     return args.norm == LAYER_NORM ? 0 : args.norm == RMS_NORM ? 1 : 2;
 }

@@ -3,28 +3,49 @@
 // x          [batch, rows * columns, dim], contiguous
 // mask       [batch, rows * columns] bytes, not 0 for a token of the image
 // channels   [dim] turns per unit as a sum of two f64, and the axis's offset
-// axes       [dim] bytes: 1 row, 2 column, 3 always zero, plus 4 for a cosine
+// axes       [dim] bytes: 1 row, 2 column, 3 always zero, plus 4 for a cosine, plus 8 for the angle of the channel before it
 //
-// The threads of a token count its column and its row together, then each owns W channels, in f64 until the one rounding.
+// A warp counts the column and the row of its token together, then each thread owns W channels at a time, in f64 until the
+// one rounding.
 //
 // Bytes: every element is written once; a column and a row of the mask for each token and 25 bytes a channel are read,
 // from a cache.
 #include "args.cuh"
 #include "common/index.cuh"
-#include "embed/row.cuh"
 #include "embed/turns.cuh"
+
+constexpr unsigned COSINE = 4, SAME = 8;
 
 struct MaskedChannel {
     Turns turns;
     double offset;
 };
 
-// The number of tokens of the image among `count` places of the mask, from `mask` on in steps of `step`; all threads of
-// the token count together. Exact: counts are below 2^24.
-__device__ inline float count_tokens(const unsigned char* mask, unsigned step, unsigned count) {
-    float sum = 0.0f;
-    for (unsigned i = threadIdx.x; i < count; i += blockDim.x) sum += mask[i * static_cast<long long>(step)] ? 1.0f : 0.0f;
-    return sum_row(sum);
+// The sum over a warp.
+__device__ inline unsigned sum_warp(unsigned x) {
+#if __CUDA_ARCH__ >= 800
+    unsigned all;
+    asm volatile("redux.sync.add.u32 %0, %1, 0xffffffff;" : "=r"(all) : "r"(x));
+    return all;
+#else
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+#endif
+}
+
+// The tokens of the image among `count` places of the mask, from `mask` on in steps of `step`, and among the first `own` of
+// them; the warp counts together.
+__device__ inline void count_tokens(const unsigned char* mask, unsigned step, unsigned own, unsigned count, double& before, double& all) {
+    unsigned counts[2] = {};
+#pragma unroll 1
+    for (unsigned i = threadIdx.x; i < count; i += 32) {
+        unsigned one = mask[i * static_cast<long long>(step)] ? 1 : 0;
+        counts[0] += i < own ? one : 0;
+        counts[1] += one;
+    }
+    before = sum_warp(counts[0]);
+    all = sum_warp(counts[1]);
 }
 
 template <int W> __device__ void masked(const MaskedArgs& args) {
@@ -37,11 +58,10 @@ template <int W> __device__ void masked(const MaskedArgs& args) {
     for (unsigned image = blockIdx.y; image < args.batch; image += gridDim.y) {
         const unsigned char* mask = static_cast<const unsigned char*>(args.mask) + image * static_cast<long long>(tokens);
         const unsigned char* across = mask + row * static_cast<long long>(args.columns);
+        // Up to the token's row and in all of its column, the same across its row.
         double t[2], last[2];
-        t[0] = count_tokens(mask + column, args.columns, live ? row + 1 : 0);
-        last[0] = count_tokens(mask + column, args.columns, live ? args.rows : 0);
-        t[1] = count_tokens(across, 1, live ? column + 1 : 0);
-        last[1] = count_tokens(across, 1, live ? args.columns : 0);
+        count_tokens(mask + column, args.columns, row + 1, live ? args.rows : 0, t[0], last[0]);
+        count_tokens(across, 1, column + 1, live ? args.columns : 0, t[1], last[1]);
         if (!live) continue;
 #pragma unroll
         for (int axis = 0; axis < 2; ++axis) {
@@ -50,17 +70,28 @@ template <int W> __device__ void masked(const MaskedArgs& args) {
         }
         T::Bits* x = static_cast<T::Bits*>(args.x) + (image * static_cast<long long>(tokens) + token) * args.dim;
 #pragma unroll 1
-        for (unsigned channel = threadIdx.x * W; channel < args.dim; channel += blockDim.x * W) {
-            float wave[W];
-#pragma unroll
-            for (int i = 0; i < W; ++i) {
-                MaskedChannel c = static_cast<const MaskedChannel*>(args.channels)[channel + i];
-                unsigned axis = static_cast<const unsigned char*>(args.axes)[channel + i];
-                double sin, cos;
-                sincos_turns((axis & 1 ? t[0] : t[1]) + c.offset, c.turns, sin, cos);
-                wave[i] = axis == 3 ? 0.0f : to_float(axis & 4 ? cos : sin);
+        for (unsigned channel = threadIdx.x * W; channel < args.dim; channel += 32 * W) {
+            double sin = 0.0, cos = 0.0;
+            auto wave = [&](unsigned own, bool first) {
+                unsigned axis = static_cast<const unsigned char*>(args.axes)[own];
+                if (first || !(axis & SAME)) {
+                    MaskedChannel c = static_cast<const MaskedChannel*>(args.channels)[own];
+                    sincos_turns((axis & 1 ? t[0] : t[1]) + c.offset, c.turns, sin, cos);
+                }
+                return (axis & 3) == 3 ? 0.0f : to_float(axis & COSINE ? cos : sin);
+            };
+            if constexpr (W == 1) {
+                float one[1] = {wave(channel, true)};
+                pack(one).store(x + channel);
+            } else {
+                Pushed<W> waves;
+#pragma unroll 1
+                for (int i = 0; i < W; i += 2) {
+                    float a = wave(channel + i, true);
+                    waves.push(a, wave(channel + i + 1, false));
+                }
+                waves.pack().store(x + channel);
             }
-            pack(wave).store(x + channel);
         }
     }
 }

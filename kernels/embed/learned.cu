@@ -6,53 +6,97 @@
 // ids, type_ids, mask      [batch, tokens]
 // gain, bias               [dim], or null
 //
-// The threads of a row own its units of 8 channels in turn. A norm passes over a row three times: up to 2048 channels with
-// wide accesses it is held in registers (`short`), else it is gathered again, from a cache.
+// The threads of a row own its units of 8 channels in turn. A norm passes over a row three times: it is held in shared
+// memory, or, where accesses are narrow or the row is too long, gathered again, from a cache.
 //
 // Bytes: one row of each table is read and one is written; ids once. A table's rows come from a cache where they are
 // read again: the position table, when the batch is larger than 1, and the type table always.
 #include "embed/gather.cuh"
 
-template <int W, bool HELD, bool NORM> __device__ void learned(const LearnedArgs& args) {
+// Scales and moves a step of a normalised row, and writes it.
+template <int W> __device__ void finish(const LearnedArgs& args, T::Bits* x, const Moments& moments, unsigned channel, float (&v)[STEP<W>]) {
+    float vector[STEP<W>];
+#pragma unroll
+    for (int i = 0; i < STEP<W>; ++i) v[i] = (v[i] - moments.mean) * moments.inverse;
+    if (args.gain) {
+        load_step<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, vector);
+#pragma unroll
+        for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] * vector[i];
+    }
+    if (args.bias) {
+        load_step<W>(static_cast<const T::Bits*>(args.bias), channel, args.dim, vector);
+#pragma unroll
+        for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] + vector[i];
+    }
+    store_step<W>(x, channel, args.dim, v);
+}
+
+// f(x, rows, dim) for every token of a block's row of threads: where it is written, its rows, its channels (0 behind the
+// last token).
+template <class F> __device__ void each_token(const LearnedArgs& args, F f) {
     unsigned first = blockIdx.x * blockDim.y;
     unsigned token = first + threadIdx.y;
     wait_for_predecessor();
 #pragma unroll 1
     for (unsigned batch = blockIdx.y; batch < args.batch; batch += gridDim.y) {
         long long at = batch * args.strides[0] + token * args.strides[1];
-        T::Bits* x = static_cast<T::Bits*>(args.x) + at;
-        Row<W, HELD> row(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token);
+        Rows rows(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token);
+        f(pinned(static_cast<T::Bits*>(args.x) + at), rows, token < args.tokens ? args.dim : 0);
+    }
+}
+
+__device__ void plain(const LearnedArgs& args) {
+    each_token(args, [&](T::Bits* x, const Rows& rows, unsigned dim) {
+        if (rows.token) {
+            each_step<WIDE>(dim, true, [&](unsigned channel) {
+                float v[UNIT];
+                rows.sum<WIDE>(args, channel, v);
+                store_step<WIDE>(x, channel, args.dim, v);
+            });
+        } else {
+            each_step<WIDE>(dim, true, [&](unsigned channel) {
+                float v[UNIT];
+                Rows::fill(v);
+                store_step<WIDE>(x, channel, args.dim, v);
+            });
+        }
+    });
+}
+
+__device__ void norm(const LearnedArgs& args) {
+    HeldRow<1> held(args.dim);
+    each_token(args, [&](T::Bits* x, const Rows& rows, unsigned dim) {
+        Moments moments = hold_row(args, rows, dim, held);
+        held.each(dim, [&](unsigned channel, unsigned at) {
+            float v[UNIT];
+            held.load<0>(at, v);
+            finish<WIDE>(args, x, moments, channel, v);
+        });
+    });
+}
+
+// With or without a norm.
+__device__ void narrow(const LearnedArgs& args) {
+    each_token(args, [&](T::Bits* x, const Rows& rows, unsigned dim) {
         Moments moments;
-        // The mean, the variance, the result.
-        constexpr int UNROLL = Row<W, HELD>::UNROLL;
-#pragma unroll UNROLL
-        for (int pass = NORM ? 0 : 2; pass < 3; ++pass) {
-            if (pass < first_pass(args)) continue;
-            row.each(args, [&](unsigned channel, float(&v)[STEP<W>]) {
+#pragma unroll 1
+        for (int pass = first_pass(args); pass < 3; ++pass) {
+            // Without sums no order has to be kept, and narrow accesses lie side by side.
+            each_step<1>(dim, args.norm == NO_NORM, [&](unsigned channel) {
+                float v[1];
+                rows.fill(v);
+                if (rows.token) rows.sum<1>(args, channel, v);
                 if (pass < 2) {
-                    moments.gather<W>(args, pass, channel, v);
-                    return;
+                    moments.gather<1>(args, pass, channel, v);
+                } else if (args.norm == NO_NORM) {
+                    store_step<1>(x, channel, args.dim, v);
+                } else {
+                    finish<1>(args, x, moments, channel, v);
                 }
-                if (NORM && args.norm != NO_NORM) {
-                    float vector[STEP<W>];
-#pragma unroll
-                    for (int i = 0; i < STEP<W>; ++i) v[i] = (v[i] - moments.mean) * moments.inverse;
-                    if (args.gain) {
-                        load_step<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, vector);
-#pragma unroll
-                        for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] * vector[i];
-                    }
-                    if (args.bias) {
-                        load_step<W>(static_cast<const T::Bits*>(args.bias), channel, args.dim, vector);
-#pragma unroll
-                        for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] + vector[i];
-                    }
-                }
-                store_step<W>(x, channel, args.dim, v);
             });
             if (pass < 2) moments.finish(args, pass);
         }
-    }
+    });
 }
 
 // The row of the position table that each token reads, for the gradient of that table.
@@ -70,8 +114,7 @@ __device__ void rows(const LearnedArgs& args) {
 #define LEARNED(name, f) \
     extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(name)(const LearnedArgs args) { f(args); }
 
-LEARNED(learned_wide, (learned<WIDE, false, false>))
-LEARNED(learned_norm_short, (learned<WIDE, true, true>))
-LEARNED(learned_norm_wide, (learned<WIDE, false, true>))
-LEARNED(learned_narrow, (learned<1, false, true>))
+LEARNED(learned_wide, plain)
+LEARNED(learned_norm, norm)
+LEARNED(learned_narrow, narrow)
 LEARNED(learned_rows, rows)

@@ -2,30 +2,18 @@
 // y = (v - mean) / sigma, for each row; and partial sums of grad * y and of grad over the rows of each block.
 //
 // grad, x       [batch, tokens, dim] by strides in elements (64 bits), channels contiguous; x is written
-// partials      [blocks * rows of a block, 2, dim] f32, written
+// partials      [blocks, 2, dim] f32, written; then [blocks * rows, 2, dim], room for the sums of each row of threads where
+//               they are not held
 // the others    as in learned.cu: the sum is gathered again, nothing is kept from the forward kernel
 //
 // The number of blocks depends on the shape alone, and each walks its rows in order, so every device adds in one order.
 //
-// Bytes: what learned.cu reads, and grad twice, the second time from a cache; one row written. Partial sums stay in
-// registers, except where a row is too long or its accesses too narrow for that.
+// Bytes: what learned.cu reads, and grad; one row written. A row's y and g and its partial sums stay in shared memory; where
+// accesses are narrow or the row is too long for it, the row is gathered four times and grad read twice, from a cache.
 #include "embed/gather.cuh"
 
-template <int W, bool HELD> __device__ void norm_grad(const LearnedArgs& args) {
-    constexpr int N = STEP<W>;
-    float gain_sum[N] = {}, bias_sum[N] = {};
-    float* sums = static_cast<float*>(args.partials) + (blockIdx.x * blockDim.y + threadIdx.y) * 2ll * args.dim;
-    // The sums of an earlier call may still be read.
-    wait_for_predecessor();
-    // One unit's sums stay in registers, those of more in memory.
-    if constexpr (!HELD) {
-#pragma unroll 1
-        for (unsigned channel = threadIdx.x * STEP<W>; channel < args.dim; channel += blockDim.x * STEP<W>) {
-            store_sums(sums, channel, args.dim, gain_sum);
-            store_sums(sums + args.dim, channel, args.dim, bias_sum);
-        }
-        __syncthreads();
-    }
+// f(grad, x, rows, dim) for every token of a block's row of threads: its rows, its channels (0 behind the last token).
+template <class F> __device__ void each_token(const LearnedArgs& args, F f) {
     unsigned groups = (args.tokens + blockDim.y - 1) / blockDim.y;
     unsigned batch = 0;
 #pragma unroll 1
@@ -36,74 +24,157 @@ template <int W, bool HELD> __device__ void norm_grad(const LearnedArgs& args) {
         unsigned first = group * blockDim.y;
         unsigned token = first + threadIdx.y;
         long long at = batch * args.strides[0] + token * args.strides[1];
-        Row<W, HELD> row(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token);
+        Rows rows(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token);
+        f(pinned(static_cast<const T::Bits*>(args.grad) + at), pinned(static_cast<T::Bits*>(args.x) + at), rows,
+          token < args.tokens ? args.dim : 0);
+    }
+}
+
+// The means of g and of g y over a row.
+struct Means {
+    float parts[2] = {};
+
+    template <int N> __device__ void gather(const float (&g)[N], const float (&y)[N]) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            parts[0] += g[i];
+            parts[1] = fmaf(g[i], y[i], parts[1]);
+        }
+    }
+    // Every thread of the block must come here.
+    __device__ void finish(const LearnedArgs& args) {
+        sum_row(parts);
+        parts[0] = args.norm == RMS_NORM ? 0.0f : parts[0] * args.share;
+        parts[1] *= args.share;
+    }
+};
+
+// A step of grad, and of g.
+template <int W> __device__ void load_grad(const LearnedArgs& args, const T::Bits* from, unsigned channel, float (&grad)[STEP<W>], float (&g)[STEP<W>]) {
+    load_step<W>(from, channel, args.dim, grad);
+#pragma unroll
+    for (int i = 0; i < STEP<W>; ++i) g[i] = grad[i];
+    if (args.gain) {
+        float gain[STEP<W>];
+        load_step<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, gain);
+#pragma unroll
+        for (int i = 0; i < STEP<W>; ++i) g[i] = g[i] * gain[i];
+    }
+}
+
+// v becomes y.
+template <int N> __device__ void normalise(const Moments& moments, float (&v)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = (v[i] - moments.mean) * moments.inverse;
+}
+
+// y becomes dv.
+template <int N> __device__ void differentiate(const Moments& moments, const Means& means, const float (&g)[N], float (&y)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) y[i] = fmaf(-y[i], means.parts[1], g[i] - means.parts[0]) * moments.inverse;
+}
+
+// The sums of grad * y and of grad over the rows of a block, in order, from `sum(row, vector, channel)`.
+template <class F> __device__ void write_sums(const LearnedArgs& args, F sum) {
+    __syncthreads();
+    float* out = static_cast<float*>(args.partials) + blockIdx.x * 2ll * args.dim;
+#pragma unroll 1
+    for (unsigned i = threadIdx.y * blockDim.x + threadIdx.x; i < 2 * args.dim; i += blockDim.x * blockDim.y) {
+        unsigned vector = i < args.dim ? 0 : 1;
+        float all = 0.0f;
+#pragma unroll 1
+        for (unsigned row = 0; row < blockDim.y; ++row) all += sum(row, vector, i - vector * args.dim);
+        out[i] = all;
+    }
+}
+
+// A row's arrays: v, then y; g; the sums of grad * y and of grad.
+__device__ void wide(const LearnedArgs& args) {
+    using Held = HeldRow<4>;
+    Held held(args.dim);
+    held.each(args.dim, [&](unsigned, unsigned at) {
+        float zero[UNIT] = {};
+        Held::store<2>(at, zero);
+        Held::store<3>(at, zero);
+    });
+    // The sums of an earlier call may still be read.
+    wait_for_predecessor();
+    each_token(args, [&](const T::Bits* from, T::Bits* x, const Rows& rows, unsigned dim) {
+        Moments moments = hold_row(args, rows, dim, held);
+        Means means;
+        held.each(dim, [&](unsigned channel, unsigned at) {
+            float y[UNIT], grad[UNIT], g[UNIT], sum[UNIT];
+            Held::load<0>(at, y);
+            normalise(moments, y);
+            Held::store<0>(at, y);
+            load_grad<WIDE>(args, from, channel, grad, g);
+            Held::store<1>(at, g);
+            means.gather(g, y);
+            Held::load<2>(at, sum);
+#pragma unroll
+            for (int i = 0; i < UNIT; ++i) sum[i] = fmaf(grad[i], y[i], sum[i]);
+            Held::store<2>(at, sum);
+            Held::load<3>(at, sum);
+#pragma unroll
+            for (int i = 0; i < UNIT; ++i) sum[i] += grad[i];
+            Held::store<3>(at, sum);
+        });
+        means.finish(args);
+        held.each(dim, [&](unsigned channel, unsigned at) {
+            float y[UNIT], g[UNIT];
+            Held::load<0>(at, y);
+            Held::load<1>(at, g);
+            differentiate(moments, means, g, y);
+            store_step<WIDE>(x, channel, args.dim, y);
+        });
+    });
+    write_sums(args, [&](unsigned row, unsigned vector, unsigned channel) {
+        return Held::one(args.dim, row, 2 + vector, channel);
+    });
+}
+
+__device__ void narrow(const LearnedArgs& args) {
+    float* room = static_cast<float*>(args.partials) + (gridDim.x + static_cast<long long>(blockIdx.x) * blockDim.y) * 2 * args.dim;
+    float* gain_sums = room + threadIdx.y * 2ll * args.dim;
+    float* bias_sums = gain_sums + args.dim;
+    // The sums of an earlier call may still be read.
+    wait_for_predecessor();
+    each_step<1>(args.dim, false, [&](unsigned channel) { gain_sums[channel] = bias_sums[channel] = 0.0f; });
+    each_token(args, [&](const T::Bits* from, T::Bits* x, const Rows& rows, unsigned dim) {
         Moments moments;
-        float mean = 0.0f, along = 0.0f;
-        // The row's mean and variance, the means of g and of g y, and, with them, dv.
-        constexpr int UNROLL = Row<W, HELD>::UNROLL;
-#pragma unroll UNROLL
-        for (int pass = 0; pass < 4; ++pass) {
-            if (pass < first_pass(args)) continue;
-            row.each(args, [&](unsigned channel, const float(&v)[N]) {
+        Means means;
+#pragma unroll 1
+        for (int pass = first_pass(args); pass < 4; ++pass) {
+            each_step<1>(dim, false, [&](unsigned channel) {
+                float y[1], grad[1], g[1];
+                rows.fill(y);
+                if (rows.token) rows.sum<1>(args, channel, y);
                 if (pass < 2) {
-                    moments.gather<W>(args, pass, channel, v);
+                    moments.gather<1>(args, pass, channel, y);
                     return;
                 }
-                float grad[N], g[N], dv[N];
-                load_step<W>(static_cast<const T::Bits*>(args.grad) + at, channel, args.dim, grad);
-#pragma unroll
-                for (int i = 0; i < N; ++i) g[i] = grad[i];
-                if (args.gain) {
-                    float gain[N];
-                    load_step<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, gain);
-#pragma unroll
-                    for (int i = 0; i < N; ++i) g[i] = g[i] * gain[i];
-                }
-                if (pass == 3 && !HELD) {
-                    load_sums(sums, channel, args.dim, gain_sum);
-                    load_sums(sums + args.dim, channel, args.dim, bias_sum);
-                }
+                normalise(moments, y);
+                load_grad<1>(args, from, channel, grad, g);
                 if (pass == 2) {
-#pragma unroll
-                    for (int i = 0; i < N; ++i) {
-                        mean += g[i];
-                        along = fmaf(g[i], (v[i] - moments.mean) * moments.inverse, along);
-                    }
-                    return;
-                }
-#pragma unroll
-                for (int i = 0; i < N; ++i) {
-                    float y = (v[i] - moments.mean) * moments.inverse;
-                    gain_sum[i] = fmaf(grad[i], y, gain_sum[i]);
-                    bias_sum[i] += grad[i];
-                    dv[i] = fmaf(-y, along, g[i] - mean) * moments.inverse;
-                }
-                store_step<W>(static_cast<T::Bits*>(args.x) + at, channel, args.dim, dv);
-                if (!HELD) {
-                    store_sums(sums, channel, args.dim, gain_sum);
-                    store_sums(sums + args.dim, channel, args.dim, bias_sum);
+                    gain_sums[channel] = fmaf(grad[0], y[0], gain_sums[channel]);
+                    bias_sums[channel] += grad[0];
+                    means.gather(g, y);
+                } else {
+                    differentiate(moments, means, g, y);
+                    store_step<1>(x, channel, args.dim, y);
                 }
             });
             if (pass < 2) {
                 moments.finish(args, pass);
             } else if (pass == 2) {
-                mean = sum_row(mean) * args.share;
-                along = sum_row(along) * args.share;
-                if (args.norm == RMS_NORM) mean = 0.0f;
+                means.finish(args);
             }
         }
-    }
-    if (HELD && threadIdx.x * UNIT < args.dim) {
-        store_sums(sums, threadIdx.x * UNIT, args.dim, gain_sum);
-        store_sums(sums + args.dim, threadIdx.x * UNIT, args.dim, bias_sum);
-    }
+    });
+    write_sums(args, [&](unsigned row, unsigned vector, unsigned channel) { return room[(2ll * row + vector) * args.dim + channel]; });
 }
 
-#define NORM_GRAD(name, blocks, ...)                                                                \
-    extern "C" __global__ void __launch_bounds__(256, blocks) ENTRY(name)(const LearnedArgs args) { \
-        norm_grad<__VA_ARGS__>(args);                                                               \
-    }
+#define NORM_GRAD(name, f)     extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(name)(const LearnedArgs args) { f(args); }
 
-NORM_GRAD(norm_grad_short, 3, WIDE, true)
-NORM_GRAD(norm_grad_wide, 2, WIDE, false)
-NORM_GRAD(norm_grad_narrow, 3, 1, false)
+NORM_GRAD(norm_grad_wide, wide)
+NORM_GRAD(norm_grad_narrow, narrow)

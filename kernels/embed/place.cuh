@@ -3,10 +3,10 @@
 
 #include "common/index.cuh"
 
-// Position of `token` of sequence `batch`, the call's first position included.
-template <class Args> __device__ long long place(const Args& args, unsigned batch, unsigned token) {
-    long long index = batch * args.sequence_stride;
-    long long step = token;
+// Where the position of `token` of sequence `batch` stands among the call's positions, if it has any, and what is added.
+template <class Args> __device__ void locate(const Args& args, unsigned batch, unsigned token, long long& index, long long& step) {
+    index = batch * args.sequence_stride;
+    step = token;
     if (args.position_kind == 0) {
         index += token;
         step = 0;
@@ -15,5 +15,11 @@ template <class Args> __device__ long long place(const Args& args, unsigned batc
         index = find_sequence(indptr, args.sequences, token);
         step = static_cast<long long>(token) - indptr[index];
     }
+}
+
+// Position of `token` of sequence `batch`, the call's first position included.
+template <class Args> __device__ long long place(const Args& args, unsigned batch, unsigned token) {
+    long long index, step;
+    locate(args, batch, token, index, step);
     return args.positions ? read_id(args.positions, args.position_type, index) + step : step;
 }

@@ -60,21 +60,84 @@ template <int N> __device__ void store_sums(float* to, unsigned channel, unsigne
     }
 }
 
-// The sum over all threads with this threadIdx.y, in one order. blockDim.x is a multiple of 32, at most 256; a block has at
+// The sums over all threads with this threadIdx.y, in one order. blockDim.x is a multiple of 32, at most 256; a block has at
 // most 256 threads. Every thread of the block must come here.
-__device__ inline float sum_row(float x) {
-    __shared__ float parts[8];
+template <int N> __device__ void sum_row(float (&x)[N]) {
+    __shared__ float parts[8][N];
 #pragma unroll
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    for (int step = 16; step > 0; step /= 2) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) x[i] += __shfl_xor_sync(0xffffffffu, x[i], step);
+    }
     unsigned warps = blockDim.x / 32;
-    if (warps == 1) return x;
+    if (warps == 1) return;
     unsigned first = threadIdx.y * warps;
-    if (threadIdx.x % 32 == 0) parts[first + threadIdx.x / 32] = x;
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) parts[first + threadIdx.x / 32][i] = x[i];
+    }
     __syncthreads();
-    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = 0.0f;
 #pragma unroll 1
-    for (unsigned warp = 0; warp < warps; ++warp) sum += parts[first + warp];
+    for (unsigned warp = 0; warp < warps; ++warp) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) x[i] += parts[first + warp][i];
+    }
     // The next sum writes the same places.
     __syncthreads();
-    return sum;
 }
+
+// An address that stays in a register: the compiler would work it out again in every step.
+template <class P> __device__ __forceinline__ P* pinned(P* pointer) {
+    asm volatile("" : "+l"(pointer));
+    return pointer;
+}
+
+extern __shared__ float4 shared[];
+
+// A row in shared memory, ARRAYS numbers for each channel: for each 32 units a KiB of each array, first the lower halves of
+// its units side by side, then the upper ones, so that no bank is met twice.
+template <int ARRAYS> struct HeldRow {
+    static constexpr unsigned BYTES = ARRAYS * 1024;
+    // Of this thread's first unit, in the shared window.
+    unsigned first;
+
+    static __device__ unsigned bytes(unsigned dim) { return (dim + 32 * UNIT - 1) / (32 * UNIT) * BYTES; }
+
+    __device__ HeldRow(unsigned dim) {
+        first = static_cast<unsigned>(__cvta_generic_to_shared(shared)) + threadIdx.y * bytes(dim) + threadIdx.x / 32 * BYTES + threadIdx.x % 32 * 16;
+        asm volatile("" : "+r"(first));
+    }
+
+    // f(channel, at) for every unit of this thread.
+    template <class F> __device__ void each(unsigned dim, F f) const {
+        unsigned at = first;
+#pragma unroll 1
+        for (unsigned channel = threadIdx.x * UNIT; channel < dim; channel += blockDim.x * UNIT, at += blockDim.x * (BYTES / 32)) f(channel, at);
+    }
+
+    template <int ARRAY> static __device__ __forceinline__ void load(unsigned at, float (&x)[UNIT]) {
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4 + %5];"
+                     : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+                     : "r"(at), "n"(ARRAY * 1024));
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4 + %5];"
+                     : "=f"(x[4]), "=f"(x[5]), "=f"(x[6]), "=f"(x[7])
+                     : "r"(at), "n"(ARRAY * 1024 + 512));
+    }
+    template <int ARRAY> static __device__ __forceinline__ void store(unsigned at, const float (&x)[UNIT]) {
+        asm volatile("st.shared.v4.f32 [%0 + %1], {%2, %3, %4, %5};" ::"r"(at), "n"(ARRAY * 1024), "f"(x[0]), "f"(x[1]),
+                     "f"(x[2]), "f"(x[3])
+                     : "memory");
+        asm volatile("st.shared.v4.f32 [%0 + %1], {%2, %3, %4, %5};" ::"r"(at), "n"(ARRAY * 1024 + 512), "f"(x[4]), "f"(x[5]),
+                     "f"(x[6]), "f"(x[7])
+                     : "memory");
+    }
+
+    // One number of any row.
+    static __device__ float one(unsigned dim, unsigned row, unsigned array, unsigned channel) {
+        unsigned unit = channel / UNIT;
+        unsigned at = row * bytes(dim) + unit / 32 * BYTES + array * 1024 + channel / 4 % 2 * 512 + unit % 32 * 16;
+        return reinterpret_cast<const float*>(shared + at / 16)[channel % 4];
+    }
+};

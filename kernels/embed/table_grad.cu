@@ -10,7 +10,7 @@
 // grad          [batch, tokens, dim] by strides in elements (64 bits), channels contiguous
 // table         [rows, dim]
 // partials      [chunks, 2, dim] f32: of the id that came into the chunk, of the one that goes on behind it; then [chunks]
-//               flags, 1 where an id begins in the chunk and goes on behind it
+//               flags, not 0 where an id begins in the chunk and goes on behind it: 1 into the next chunk, 2 beyond
 //
 // Bytes: grad is read once, and every row that a token reads is written once; at most an eighth of grad's elements once
 // more as partial sums, written and read, if all tokens have few ids.
@@ -127,19 +127,21 @@ template <int W> __device__ void sorted_grad(const TableGradArgs& args) {
         slot = 1;
         id = next;
     }
-    if (channel == 0) *flag_of(args, chunk) = begins;
+    if (channel == 0) *flag_of(args, chunk) = !begins ? 0 : id_at(args, (chunk + 2) * CHUNK) == id ? 2 : 1;
 }
 
-// A block stands on one chunk. If an id begins in it and goes on behind it, its partial sums are added: 16 threads side by
-// side own STEP channels each, 16 rows of threads take every sixteenth chunk, and their sums are added in order.
+// A block stands on one chunk. If an id begins in it and goes on behind it, its partial sums are added: up to 16 threads side
+// by side own STEP channels each, 16 rows of threads take every sixteenth chunk, and their sums are added in order. Where
+// there is one chunk more, the first row alone goes on.
 template <int W> __device__ void sorted_rest(const TableGradArgs& args) {
     __shared__ float parts[16][16 * STEP<W>];
     unsigned count = args.batch * args.tokens;
     unsigned chunk = blockIdx.x;
     wait_for_predecessor();
-    if (!*flag_of(args, chunk)) return;
+    unsigned flag = *flag_of(args, chunk);
+    if (flag <= 1 && (!flag || threadIdx.y)) return;
     long long id = id_at(args, (chunk + 1) * CHUNK);
-    unsigned channel = (blockIdx.y * 16 + threadIdx.x) * STEP<W>;
+    unsigned channel = (blockIdx.y * blockDim.x + threadIdx.x) * STEP<W>;
     const float* partials = static_cast<const float*>(args.partials);
     float sum[STEP<W>] = {};
     if (channel < args.dim) {
@@ -153,17 +155,18 @@ template <int W> __device__ void sorted_rest(const TableGradArgs& args) {
             for (int i = 0; i < STEP<W>; ++i) sum[i] += x[i];
         }
     }
+    if (flag > 1) {
 #pragma unroll
-    for (int i = 0; i < STEP<W>; ++i) parts[threadIdx.y][i * 16 + threadIdx.x] = sum[i];
-    __syncthreads();
-    if (threadIdx.y == 0 && channel < args.dim) {
+        for (int i = 0; i < STEP<W>; ++i) parts[threadIdx.y][i * 16 + threadIdx.x] = sum[i];
+        __syncthreads();
+        if (threadIdx.y) return;
 #pragma unroll 1
         for (int row = 1; row < 16; ++row) {
 #pragma unroll
             for (int i = 0; i < STEP<W>; ++i) sum[i] += parts[row][i * 16 + threadIdx.x];
         }
-        finish<W>(args, id, channel, sum);
     }
+    if (channel < args.dim) finish<W>(args, id, channel, sum);
 }
 
 // A block sorts a tile: a thread finds the places of four of its ids, each the number of ids that are smaller, or equal and

@@ -12,17 +12,13 @@
 #include "common/index.cuh"
 #include "embed/turns.cuh"
 
-template <int W> __device__ void waves(const TimestepArgs& args, double t, unsigned pair, float (&first)[W], float (&second)[W]) {
-    const Turns* turns = static_cast<const Turns*>(args.turns) + pair;
+__device__ inline void wave(const TimestepArgs& args, double t, unsigned pair, float& first, float& second) {
+    double sin, cos;
+    sincos_turns(t, static_cast<const Turns*>(args.turns)[pair], sin, cos);
     // A row of zeros by its bits: without a branch around every pair.
     int kept = args.padded && t == args.padding ? 0 : -1;
-#pragma unroll
-    for (int i = 0; i < W; ++i) {
-        double sin, cos;
-        sincos_turns(t, turns[i], sin, cos);
-        first[i] = __int_as_float(__float_as_int(to_float(args.cosine_first ? cos : sin)) & kept);
-        second[i] = __int_as_float(__float_as_int(to_float(args.cosine_first ? sin : cos)) & kept);
-    }
+    first = __int_as_float(__float_as_int(to_float(args.cosine_first ? cos : sin)) & kept);
+    second = __int_as_float(__float_as_int(to_float(args.cosine_first ? sin : cos)) & kept);
 }
 
 template <int W> __device__ void timestep(const TimestepArgs& args) {
@@ -34,9 +30,23 @@ template <int W> __device__ void timestep(const TimestepArgs& args) {
     T::Bits* x = static_cast<T::Bits*>(args.x) + row * static_cast<long long>(args.dim);
 #pragma unroll 1
     for (unsigned pair = threadIdx.x * W; pair < args.pairs; pair += blockDim.x * W) {
-        float first[W], second[W];
-        waves<W>(args, t, pair, first, second);
-        Pack<W> a = pack(first), b = pack(second);
+        Pack<W> a, b;
+        if constexpr (W == 1) {
+            float first[1], second[1];
+            wave(args, t, pair, first[0], second[0]);
+            a = pack(first), b = pack(second);
+        } else {
+            Pushed<W> firsts, seconds;
+#pragma unroll 1
+            for (int i = 0; i < W; i += 2) {
+                float first[2], second[2];
+#pragma unroll
+                for (int j = 0; j < 2; ++j) wave(args, t, pair + i + j, first[j], second[j]);
+                firsts.push(first[0], first[1]);
+                seconds.push(second[0], second[1]);
+            }
+            a = firsts.pack(), b = seconds.pack();
+        }
         if (args.interleaved) merge(a, b);
         unsigned at = args.interleaved ? 2 * pair : pair;
         a.store(x + at);
@@ -45,7 +55,7 @@ template <int W> __device__ void timestep(const TimestepArgs& args) {
     // The last channel of an odd dim: one wave more, or a zero.
     if (args.rest && threadIdx.x == 0) {
         float first[1] = {0.0f}, second[1];
-        if (args.rest == 1) waves<1>(args, t, args.pairs, first, second);
+        if (args.rest == 1) wave(args, t, args.pairs, first[0], second[0]);
         pack(first).store(x + args.rest_channel);
     }
 }

@@ -30,3 +30,25 @@ template <class E = T> __device__ float to_float(double x) {
         return static_cast<double>(cut) == x ? cut : __int_as_float(__float_as_int(cut) | 1);
     }
 }
+
+// W values that come two at a time, so that one loop's code makes all: a push moves those before it forward.
+template <int W, class E = T> struct Pushed {
+    static constexpr int N = W * sizeof(typename E::Bits) / 4, TWO = N * 2 / W;
+    Words<W * sizeof(typename E::Bits)> words;
+
+    __device__ void push(float a, float b) {
+#pragma unroll
+        for (int i = 0; i < N - TWO; ++i) words.word[i] = words.word[i + TWO];
+        if constexpr (TWO == 2) {
+            words.word[N - 2] = E::narrow(a);
+            words.word[N - 1] = E::narrow(b);
+        } else {
+            words.word[N - 1] = E::narrow2(a, b);
+        }
+    }
+    __device__ Pack<W> pack() const {
+        Pack<W> pack;
+        gather(words, pack.raw);
+        return pack;
+    }
+};

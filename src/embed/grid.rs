@@ -569,7 +569,11 @@ impl Grid {
                 Some((pair, wave)) => {
                     let turns = sinusoid.turns(pair);
                     channels.extend([turns.hi, turns.lo, sinusoid.offset as f64]);
-                    axes.push(*along as u8 + if wave == Wave::Cosine { 4 } else { 0 });
+                    let axis = *along as u8 + if wave == Wave::Cosine { 4 } else { 0 };
+                    // The angle of the channel before it: a pair's waves side by side are made at once.
+                    let [own, before] = [channel, channel.saturating_sub(1)].map(|at| &channels[3 * at..3 * at + 3]);
+                    let same = channel > 0 && own == before && axes[channel - 1] % 4 == axis % 4;
+                    axes.push(axis + if same { 8 } else { 0 });
                 }
             }
         }
@@ -730,9 +734,9 @@ impl<T: Scalar> GridPlan<T> {
         let channels = gpu.read("channels", &self.masked_channels, 3 * dim)?;
         let axes = gpu.read("axes", &self.masked_axes, dim)?;
         let width = width(size_of::<T>(), alignment(&[out.address.address()]), dim);
-        let (variant, elements) = if width.index == 0 { (0, width.elements) } else { (1, 1) };
-        // Whole warps, because the threads of a token count together.
-        let lanes = dim.div_ceil(elements).next_multiple_of(32).min(THREADS);
+        let variant = width.index;
+        // A warp for each token, whose threads count together.
+        let lanes = 32;
         let rows = (THREADS / lanes).min(tokens.next_power_of_two()).max(1);
         let args = MaskedArgs {
             x: out.address,

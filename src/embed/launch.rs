@@ -1,7 +1,8 @@
 //! Decisions that the launches of this room share.
 
 use crate::embed::Tokens;
-use crate::{Error, Result};
+use crate::gpu::Function;
+use crate::{Error, Gpu, Result};
 
 /// Threads of a block; the kernels' launch bounds allow 256.
 pub(crate) const THREADS: usize = 128;
@@ -9,6 +10,13 @@ pub(crate) const THREADS: usize = 128;
 /// `n` as a kernel's argument.
 pub(crate) fn small(what: &str, n: usize) -> Result<u32> {
     u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32).ok_or_else(|| Error::Overflow(format!("{n} {what}")))
+}
+
+/// Bytes of shared memory that a block of `function` may have beside the kernel's own few; asked for here, once.
+pub(crate) fn held_room(gpu: &Gpu, function: &Function) -> Result<usize> {
+    let room = gpu.shared_memory()?.saturating_sub(1024);
+    function.reserve(room)?;
+    Ok(room as usize)
 }
 
 /// The widest access, in elements, that every address and size allows: 16 bytes or one element.

@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
-use crate::embed::launch::{alignment, small, width};
+use crate::embed::launch::{alignment, held_room, small, width};
 use crate::embed::sinusoid::check_scale;
 use crate::embed::tokens::at_least;
 use crate::embed::{Tokens, cpu};
@@ -143,10 +143,10 @@ impl Learned {
     /// `|gain| (1 + |y|) (d + depth * 2^-24) + 2^-23 (|gain y| + |bias|)` with `d = depth * 2^-24 * magnitude / sigma`
     ///
     /// where `y` is the element before gain and bias, `sigma` the square root that it was divided by, `magnitude` the
-    /// largest of [`Learned::sum_error_bound`] in the row, and `depth = dim / 256 + 32` bounds the additions that one
+    /// largest of [`Learned::sum_error_bound`] in the row, and `depth = dim / 128 + 40` bounds the additions that one
     /// value goes through. It is of first order in `d`.
     pub fn norm_error_bound(&self, y: f64, gain: f64, bias: f64, magnitude: f64, sigma: f64) -> f64 {
-        let depth = (self.dim as f64 / 256.0 + 32.0) * f32::ROUNDOFF;
+        let depth = (self.dim as f64 / 128.0 + 40.0) * f32::ROUNDOFF;
         let d = depth * magnitude / sigma;
         gain.abs() * (1.0 + y.abs()) * (d + depth)
             + 2.0 * f32::ROUNDOFF * ((gain * y).abs() + bias.abs())
@@ -542,22 +542,30 @@ pub fn order(ids: &[i64]) -> Result<Vec<u32>> {
 const THREADS: usize = 256;
 /// The variants of the kernel: wide accesses without a norm; with one, for rows that are held in registers and for longer
 /// ones; narrow accesses for all.
-const ENTRIES: [&str; 4] = ["learned_wide", "learned_norm_short", "learned_norm_wide", "learned_narrow"];
+const ENTRIES: [&str; 3] = ["learned_wide", "learned_norm", "learned_narrow"];
 
 impl Learned {
     /// Threads of one row: whole warps, one thread for 8 channels and at most 256.
     pub(crate) fn lanes(&self) -> usize {
-        self.dim.div_ceil(8).next_multiple_of(32).min(THREADS)
+        let units = self.dim.div_ceil(8);
+        match self.norm {
+            None if units < 32 => units.next_power_of_two(),
+            None => units.next_multiple_of(32).min(THREADS),
+            // Four units a thread: what a row's sums cost is shared by more channels.
+            Some(_) => units.div_ceil(4).next_multiple_of(32).min(THREADS),
+        }
     }
 
-    /// Whether a row is one unit of 8 channels for each of its threads, which they hold in registers.
-    pub(crate) const fn is_held(&self) -> bool {
-        self.dim <= 8 * THREADS
+    /// Bytes of shared memory for `arrays` numbers for each channel of every row of a block, a KiB for 256.
+    pub(crate) fn held(&self, arrays: usize, rows: usize) -> usize {
+        (self.dim.div_ceil(256) * 1024).saturating_mul(arrays * rows)
     }
 
     /// Tokens that a block works on at once.
     pub(crate) fn block_rows(&self, tokens: usize) -> usize {
-        (THREADS / self.lanes()).min(tokens.next_power_of_two()).max(1)
+        // Blocks that hold rows in shared memory are small, so that several find room. A block is whole warps.
+        let threads = if self.norm.is_some() { THREADS / 2 } else { THREADS };
+        (threads / self.lanes()).min(tokens.next_power_of_two().max(32 / self.lanes())).max(1)
     }
 
     /// The arguments that the spec and the shape decide.
@@ -590,17 +598,16 @@ impl Learned {
     }
 
     /// The variant, the grid and the arguments that shapes decide; addresses, ids and positions are still missing.
-    fn launch(&self, tokens: &Tokens, element: usize, alignment: usize) -> Result<Launch<LearnedArgs>> {
+    fn launch(&self, tokens: &Tokens, element: usize, alignment: usize, room: usize) -> Result<Launch<LearnedArgs>> {
         let wide = width(element, alignment, tokens.sizes() | self.dim).index == 0;
         let rows = self.block_rows(tokens.tokens);
         let grid =
             [small("blocks of tokens", tokens.tokens.div_ceil(rows))?, small("sequences", tokens.batch.min(65535))?, 1];
         let block = [small("lanes", self.lanes())?, small("rows", rows)?, 1];
         let entry = ENTRIES[match self.norm {
-            _ if !wide => 3,
-            None => 0,
-            Some(_) if self.is_held() => 1,
-            Some(_) => 2,
+            None if wide => 0,
+            Some(_) if wide && self.held(1, rows) <= room => 1,
+            _ => 2,
         }];
         Ok(Launch { file: "embed/learned", entry, grid, block, args: self.args(tokens)? })
     }
@@ -830,7 +837,9 @@ pub(crate) fn hold_ids<'a>(
 pub struct LearnedPlan<T> {
     gpu: Gpu,
     spec: Learned,
-    functions: [Function; 4],
+    functions: [Function; 3],
+    /// bytes of shared memory that a block may hold its rows in
+    room: usize,
     rows: Function,
     element: PhantomData<T>,
 }
@@ -843,14 +852,10 @@ impl<T: Scalar> LearnedPlan<T> {
     pub fn new(gpu: &Gpu, spec: &Learned) -> Result<Self> {
         spec.check()?;
         let load = |entry| gpu.function("embed/learned", T::NAME, entry);
-        let [a, b, c, d] = ENTRIES;
-        Ok(Self {
-            gpu: gpu.clone(),
-            spec: *spec,
-            functions: [load(a)?, load(b)?, load(c)?, load(d)?],
-            rows: load("learned_rows")?,
-            element: PhantomData,
-        })
+        let [a, b, c] = ENTRIES;
+        let functions = [load(a)?, load(b)?, load(c)?];
+        let room = held_room(gpu, &functions[1])?;
+        Ok(Self { gpu: gpu.clone(), spec: *spec, functions, room, rows: load("learned_rows")?, element: PhantomData })
     }
 
     /// The spec.
@@ -923,7 +928,7 @@ impl<T: Scalar> LearnedPlan<T> {
         let x = gpu.write("x", x, tokens.span()?)?;
         let alignment = alignment(&[held.addresses(&x, "x")?]);
         let fault = hold_fault(gpu, fault, held.rows)?;
-        let mut launch = self.spec.launch(&tokens, size_of::<T>(), alignment)?;
+        let mut launch = self.spec.launch(&tokens, size_of::<T>(), alignment, self.room)?;
         let at = x.address.offset((tokens.offset * size_of::<T>()) as u64);
         launch.args = LearnedArgs {
             x: at,
@@ -931,8 +936,9 @@ impl<T: Scalar> LearnedPlan<T> {
             fault: fault.as_ref().map_or(Out::NULL, |fault| fault.address),
             ..held.fill(launch.args)
         };
-        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(3);
-        gpu.launch(&self.functions[function], &launch)
+        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(2);
+        let shared = if function == 1 { self.spec.held(1, launch.block[1] as usize) } else { 0 };
+        gpu.launch_with(&self.functions[function], &launch, small("bytes of shared memory", shared)?)
     }
 
     /// [`LearnedPlan::gather`], then waits for it and reports the first id outside its table.

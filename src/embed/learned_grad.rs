@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use bytemuck::Zeroable;
 
-use crate::embed::launch::{THREADS, alignment, small, width};
+use crate::embed::launch::{THREADS, alignment, held_room, small, width};
 use crate::embed::learned::{Gathered, hold_fault, hold_ids};
 use crate::embed::tokens::at_least;
 use crate::embed::{Fault, Inputs, Learned, Norm, Tokens, Weights};
@@ -33,7 +33,7 @@ impl Learned {
     /// With `e = depth * 2^-24 * (1 + magnitude / sigma)`, `a = mean(|g|)` and `b = mean(|g| (1 + |y|))`, element c is off
     /// by `e * (2 |g_c| + 2 a + 3 (1 + |y_c|) b) / sigma`.
     pub fn sum_grad_error_bound(&self, y: &[f64], g: &[f64], magnitude: f64, sigma: f64) -> Vec<f64> {
-        let depth = (self.dim as f64 / 256.0 + 32.0) * f32::ROUNDOFF;
+        let depth = (self.dim as f64 / 128.0 + 40.0) * f32::ROUNDOFF;
         let e = depth * (1.0 + magnitude / sigma);
         let dim = self.dim as f64;
         let a = g.iter().map(|g| g.abs()).sum::<f64>() / dim;
@@ -44,7 +44,7 @@ impl Learned {
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
-const NORM_ENTRIES: [&str; 3] = ["norm_grad_short", "norm_grad_wide", "norm_grad_narrow"];
+const NORM_ENTRIES: [&str; 2] = ["norm_grad_wide", "norm_grad_narrow"];
 const COUNTED_ENTRIES: [&str; 2] = ["counted_grad_wide", "counted_grad_narrow"];
 const SORTED_ENTRIES: [[&str; 2]; 2] =
     [["sorted_grad_wide", "sorted_grad_narrow"], ["sorted_rest_wide", "sorted_rest_narrow"]];
@@ -149,7 +149,9 @@ pub struct NormGrad<'a, T> {
 pub struct GradPlan<T> {
     gpu: Gpu,
     spec: Learned,
-    norm: Option<[Function; 3]>,
+    norm: Option<[Function; 2]>,
+    /// bytes of shared memory that a block of the norm's kernel may hold its rows in
+    room: usize,
     vectors: Function,
     counted: [Function; 2],
     sorted: [[Function; 2]; 2],
@@ -165,18 +167,22 @@ impl<T: Scalar> GradPlan<T> {
     pub fn new(gpu: &Gpu, spec: &Learned) -> Result<Self> {
         spec.check()?;
         let load = |entry| gpu.function("embed/table_grad", T::NAME, entry);
-        let load_norm = |entry| gpu.function("embed/norm_grad", T::NAME, entry);
         let two = |[a, b]: [&'static str; 2]| Ok::<_, Error>([load(a)?, load(b)?]);
-        let [a, b, c] = NORM_ENTRIES;
-        let norm = match spec.norm {
-            None => None,
-            Some(_) => Some([load_norm(a)?, load_norm(b)?, load_norm(c)?]),
+        let (norm, room) = match spec.norm {
+            None => (None, 0),
+            Some(_) => {
+                let [wide, narrow] = NORM_ENTRIES.map(|entry| gpu.function("embed/norm_grad", T::NAME, entry));
+                let wide = wide?;
+                let room = held_room(gpu, &wide)?;
+                (Some([wide, narrow?]), room)
+            }
         };
         let [all, rest] = SORTED_ENTRIES;
         Ok(Self {
             gpu: gpu.clone(),
             spec: *spec,
             norm,
+            room,
             vectors: load("vectors_grad")?,
             counted: two(COUNTED_ENTRIES)?,
             sorted: [two(all)?, two(rest)?],
@@ -188,7 +194,8 @@ impl<T: Scalar> GradPlan<T> {
     /// Elements of the partial sums that [`GradPlan::norm`] writes for this shape.
     pub fn partials(&self, tokens: &Tokens) -> usize {
         let (blocks, rows) = self.spec.partial_shape(tokens);
-        blocks * rows * 2 * self.spec.dim
+        // A block's sums, and room for those of its rows of threads where they are not held.
+        blocks * (1 + rows) * 2 * self.spec.dim
     }
 
     /// Elements of the partial sums that [`GradPlan::table`] writes for this shape: an eighth of the gradient's, and one
@@ -282,12 +289,11 @@ impl<T: Scalar> GradPlan<T> {
             };
             let grid = [small("blocks", blocks)?, 1, 1];
             let block = [small("lanes", self.spec.lanes())?, small("rows", rows)?, 1];
-            let variant = match width.index {
-                0 => usize::from(!self.spec.is_held()),
-                _ => 2,
-            };
+            // A row's y and g, and its two sums.
+            let held = self.spec.held(4, rows);
+            let (variant, shared) = if width.index == 0 && held <= self.room { (0, held) } else { (1, 0) };
             let launch = Launch { file: "embed/norm_grad", entry: NORM_ENTRIES[variant], grid, block, args };
-            gpu.launch(&functions[variant], &launch)?;
+            gpu.launch_with(&functions[variant], &launch, small("bytes of shared memory", shared)?)?;
         }
         if gain.is_none() && bias.is_none() {
             return Ok(());
@@ -297,7 +303,7 @@ impl<T: Scalar> GradPlan<T> {
             table: address(&gain),
             second: address(&bias),
             grad: partials.address.as_in(),
-            batch: small("partial sums", if tokens.is_empty() { 0 } else { blocks * rows })?,
+            batch: small("partial sums", if tokens.is_empty() { 0 } else { blocks })?,
             dim: small("channels", dim)?,
             accumulate: u32::from(accumulate),
             ..TableGradArgs::zeroed()
@@ -491,8 +497,9 @@ impl<T: Scalar> GradPlan<T> {
         let units = self.spec.dim.div_ceil(STEP[variant]);
         let lanes = units.min(THREADS);
         let rows = (THREADS / lanes).min(chunks.next_power_of_two()).max(1);
-        let blocks = [(chunks.div_ceil(rows), units.div_ceil(lanes)), (chunks, units.div_ceil(16))];
-        let block = [[small("lanes", lanes)?, small("rows", rows)?, 1], [16, 16, 1]];
+        let rest_lanes = units.next_power_of_two().clamp(2, 16);
+        let blocks = [(chunks.div_ceil(rows), units.div_ceil(lanes)), (chunks, units.div_ceil(rest_lanes))];
+        let block = [[small("lanes", lanes)?, small("rows", rows)?, 1], [small("lanes", rest_lanes)?, 16, 1]];
         for (stage, (x, y)) in blocks.into_iter().enumerate() {
             let grid = [small("blocks of tokens", x)?, small("groups of channels", y)?, 1];
             let entry = SORTED_ENTRIES[stage][variant];
@@ -527,6 +534,6 @@ impl<T: Scalar> GradPlan<T> {
             ..TableGradArgs::zeroed()
         };
         let sizes = tokens.sizes() | dim;
-        Ok((args, move |addresses| width(size_of::<T>(), alignment(&[addresses]), sizes).index.min(1)))
+        Ok((args, move |addresses| width(size_of::<T>(), alignment(&[addresses]), sizes).index))
     }
 }

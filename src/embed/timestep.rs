@@ -310,7 +310,7 @@ impl<T: Scalar> TimestepPlan<T> {
             double_time: u32::from(size_of::<F>() == 8),
             ..launch.args
         };
-        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(2);
+        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(1);
         gpu.launch(&self.functions[function], &launch)
     }
 }

@@ -514,7 +514,8 @@ args! {
         mask: In,
         /// turns of each channel, a sum of two f64, and its axis's offset
         channels: In,
-        /// axis of each channel in bytes: 1 row, 2 column, 3 always zero, plus 4 for a cosine
+        /// axis of each channel in bytes: 1 row, 2 column, 3 always zero, plus 4 for a cosine, plus 8 for the angle
+        /// of the channel before it
         axes: In,
         /// subtracted from counts
         centre: f64,
