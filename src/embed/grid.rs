@@ -733,8 +733,7 @@ impl<T: Scalar> GridPlan<T> {
         let out = gpu.write("out", out, need)?;
         let channels = gpu.read("channels", &self.masked_channels, 3 * dim)?;
         let axes = gpu.read("axes", &self.masked_axes, dim)?;
-        let width = width(size_of::<T>(), alignment(&[out.address.address()]), dim);
-        let variant = width.index;
+        let variant = width(size_of::<T>(), alignment(&[out.address.address()]), dim).index;
         // A warp for each token, whose threads count together.
         let lanes = 32;
         let rows = (THREADS / lanes).min(tokens.next_power_of_two()).max(1);
