@@ -152,7 +152,7 @@ impl Scalar for bf16 {
 pub(crate) fn to_odd(value: f64) -> f32 {
     const CUT: u64 = (1 << 40) - 1;
     let bits = value.to_bits();
-    f64::from_bits((bits | (bits & CUT) + CUT) & !CUT) as f32
+    f64::from_bits((bits | ((bits & CUT) + CUT)) & !CUT) as f32
 }
 
 #[cfg(test)]

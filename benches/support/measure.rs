@@ -248,7 +248,7 @@ pub fn run(bench: &Bench, cases: &[Case]) -> Result<()> {
     }
     record::write(
         &bench.gpu,
-        false,
+        None,
         "case,cache,bytes_to_move,median_ns,p5_ns,p95_ns,floor,floor_ns,empty_kernel_ns",
         &rows,
     )

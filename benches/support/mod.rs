@@ -130,7 +130,7 @@ impl Bench {
         }
         record::write(
             &self.gpu,
-            true,
+            Some(most),
             "case,bytes_to_move,bytes_asked,sector_bytes,ptx_instructions_per_element",
             &rows,
         )

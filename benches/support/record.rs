@@ -30,12 +30,12 @@ pub fn device(gpu: &Gpu) -> Result<String> {
 
 /// Appends rows to the day's record in the folder `POSENC_RECORD`; without it, nothing is written.
 ///
-/// Rows of the emulator are counts, and their file says so in its name.
-pub fn write(gpu: &Gpu, emulator: bool, header: &str, rows: &[String]) -> Result<()> {
+/// Rows of the emulator are counts, and their file says so in its name; `most` is what its cases may have in elements.
+pub fn write(gpu: &Gpu, most: Option<u64>, header: &str, rows: &[String]) -> Result<()> {
     let Some(folder) = std::env::var_os("POSENC_RECORD").map(PathBuf::from) else { return Ok(()) };
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let (major, minor) = gpu.capability();
-    let name = if emulator {
+    let name = if most.is_some() {
         format!("emulator-{major}.{minor}")
     } else {
         let name = gpu.stream().context().name()?.to_lowercase();
@@ -54,8 +54,11 @@ pub fn write(gpu: &Gpu, emulator: bool, header: &str, rows: &[String]) -> Result
     }
     OpenOptions::new().create(true).append(true).open(&path)?.write_all(text.as_bytes())?;
     let mut machine = format!("date: {date}\n");
-    if emulator {
-        machine += "device: the emulator; counts, no times\n";
+    if let Some(most) = most {
+        writeln!(
+            machine,
+            "device: the emulator; counts, no times; cases of more than {most} elements are left to a GPU"
+        )?;
     } else {
         writeln!(machine, "device: {}", device(gpu)?)?;
     }

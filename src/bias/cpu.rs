@@ -196,7 +196,7 @@ fn row<T: Scalar>(
     let sink = inputs.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
     let mut max = sink;
     for (first, z) in (low..).step_by(BLOCK).zip(z.chunks_mut(BLOCK)) {
-        logits(softmax, x, shape, inputs, at, first, z, bias);
+        logits(softmax, x, shape, inputs, at, first, [z, bias]);
         max = max.max(largest(z));
     }
     if !max.is_finite() {
@@ -229,8 +229,7 @@ fn logits<T: Scalar>(
     inputs: &Inputs<T>,
     at: At,
     first: usize,
-    z: &mut [f64],
-    bias: &mut [f64; BLOCK],
+    [z, bias]: [&mut [f64]; 2],
 ) {
     let [batch, head, query] = at;
     let (keys, bias) = (first..first + z.len(), &mut bias[..z.len()]);

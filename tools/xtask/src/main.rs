@@ -40,7 +40,7 @@ enum Task {
     },
     /// Measures every kernel on a GPU; without one, checks the same cases on the emulator and counts what they move
     Bench {
-        /// Write the rows to benches/record/DATE-DEVICE.csv
+        /// Write the rows to benches/record/DATE-DEVICE.csv and draw them; on the emulator ten minutes on two cores
         #[arg(long)]
         record: bool,
         /// Use the emulator even where there is a GPU
