@@ -82,7 +82,9 @@ pub fn build(check: bool) -> Result<()> {
     ] {
         let into = folder.join(kind);
         fs::create_dir_all(&into)?;
-        for path in built(cargo(&tools).args(arguments)).with_context(|| format!("the {kind} do not build"))? {
+        for path in built(cargo(&tools).env_remove("POSENC_ARCHS").args(arguments))
+            .with_context(|| format!("the {kind} do not build"))?
+        {
             let name = path.file_name().context("a file without a name")?.to_string_lossy().into_owned();
             let stem = name.rsplit_once('-').map_or(name.as_str(), |(stem, _)| stem);
             fs::copy(&path, into.join(stem)).with_context(|| path.display().to_string())?;
