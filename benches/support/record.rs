@@ -63,6 +63,10 @@ pub fn write(gpu: &Gpu, most: Option<u64>, header: &str, rows: &[String]) -> Res
         writeln!(machine, "device: {}", device(gpu)?)?;
     }
     writeln!(machine, "crate: posenc {}", env!("CARGO_PKG_VERSION"))?;
+    // Set by cargo xtask bench, and by a bundle's run.sh.
+    if let Ok(commit) = std::env::var("POSENC_COMMIT") {
+        writeln!(machine, "commit: {commit}")?;
+    }
     if let Ok(cpu) = fs::read_to_string("/proc/cpuinfo")
         && let Some(model) = cpu.lines().find(|line| line.starts_with("model name"))
     {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
@@ -10,6 +11,15 @@ use crate::{cargo, cuda, device, plot, run};
 pub const RECORDS: &str = "benches/record";
 /// Rows of a run that is not yet whole.
 const PARTIAL: &str = "target/bench-record";
+
+/// The commit that is checked out, with `-dirty` where files differ from it.
+pub fn commit() -> String {
+    let output =
+        Command::new("git").args(["describe", "--always", "--abbrev=12", "--dirty", "--exclude", "*"]).output();
+    let text =
+        output.ok().filter(|output| output.status.success()).and_then(|output| String::from_utf8(output.stdout).ok());
+    text.map_or_else(|| "unknown".into(), |text| text.trim().into())
+}
 
 /// Runs the benches of one room, or of all.
 pub fn run_all(record: bool, emulator: bool, room: Option<&str>, filter: Option<&str>) -> Result<()> {
@@ -28,7 +38,7 @@ pub fn run_all(record: bool, emulator: bool, room: Option<&str>, filter: Option<
         ensure!(filter.is_none() && room.is_none(), "a record holds every case, so --record goes with no filter");
         // A day's file is replaced by a whole run, never by a part of one.
         let _ = fs::remove_dir_all(&partial);
-        command.env("POSENC_RECORD", &partial);
+        command.env("POSENC_RECORD", &partial).env("POSENC_COMMIT", commit());
     }
     command.arg("--").args(filter);
     run(&mut command)?;

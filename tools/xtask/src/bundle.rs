@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{cargo, cuda, device, run};
+use crate::{bench, cargo, cuda, device, run};
 
 const FOLDER: &str = "target/gpu-bundle";
 /// The tests; artifact and counts read the source tree, and check what a GPU does not change.
@@ -54,7 +54,8 @@ for binary in tests/*; do
 done
 [ "$1" = tests ] && end
 POSENC_RECORD=results/record
-export POSENC_RECORD
+POSENC_COMMIT=@COMMIT@
+export POSENC_RECORD POSENC_COMMIT
 for binary in benches/*; do
     run "bench-$(basename "$binary")" "$binary" --bench
 done
@@ -103,7 +104,7 @@ pub fn build(check: bool) -> Result<()> {
         }
     }
     let script = folder.join("run.sh");
-    fs::write(&script, SCRIPT)?;
+    fs::write(&script, SCRIPT.replace("@COMMIT@", &bench::commit()))?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
