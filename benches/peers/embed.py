@@ -31,7 +31,20 @@ class Embedding(Case):
         return self.torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
-class SinusoidAdd(Embedding):
+class Added(Embedding):
+    """Waves that are added: from a table made beforehand, or made in the call."""
+
+    def peers(self):
+        torch = self.torch_release()
+        return {
+            "posenc": self.ours,
+            "torch eager, its table": lambda: (torch, self.from_table),
+            "torch.compile, its table": lambda: (torch, self.machine.compile(self.from_table)),
+            "torch.compile, sines made": lambda: (torch, self.machine.compile(self.made)),
+        }
+
+
+class SinusoidAdd(Added):
     """The paper's sinusoid is added to [batch, tokens, dim] in place."""
 
     def __init__(self, machine, tokens):
@@ -71,17 +84,8 @@ class SinusoidAdd(Embedding):
         angles = self.positions.float()[:, None] * self.frequencies(self.dim).float()
         return ((x.float() + self.torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)).to(x.dtype),)
 
-    def peers(self):
-        torch = self.torch_release()
-        return {
-            "posenc": self.ours,
-            "torch eager, its table": lambda: (torch, self.from_table),
-            "torch.compile, its table": lambda: (torch, self.machine.compile(self.from_table)),
-            "torch.compile, sines made": lambda: (torch, self.machine.compile(self.made)),
-        }
 
-
-class GridAdd(Embedding):
+class GridAdd(Added):
     """MAE's and DiT's grid, [sin x, cos x, sin y, cos y], is added to [batch, side * side, dim] in place."""
 
     def __init__(self, machine, tokens):
@@ -133,15 +137,6 @@ class GridAdd(Embedding):
 
     def made(self, x):
         return ((x.float() + self.grid(self.torch.float32)).to(x.dtype),)
-
-    def peers(self):
-        torch = self.torch_release()
-        return {
-            "posenc": self.ours,
-            "torch eager, its table": lambda: (torch, self.from_table),
-            "torch.compile, its table": lambda: (torch, self.machine.compile(self.from_table)),
-            "torch.compile, sines made": lambda: (torch, self.machine.compile(self.made)),
-        }
 
 
 class Timestep(Embedding):
