@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use crate::cpu;
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for f32 {}
@@ -82,34 +84,13 @@ impl Scalar for f16 {
     fn from_f64(value: f64) -> Self {
         f16::from_f32(to_odd(value))
     }
-    // half's conversions are calls for eight elements at a time; these become part of the loop that they stand in.
     #[inline(always)]
     fn widen(from: &[Self], to: &mut [f32]) {
-        /// 2^112, the quotient of two numbers of the same bits.
-        const UP: f32 = f32::from_bits((127 + 112) << 23);
-        for (from, to) in from.iter().zip(to) {
-            // The sign goes to the top, and the exponent to where f32's begins.
-            let bits = (i32::from(from.to_bits() as i16) << 13) as u32 & 0x8fff_e000;
-            let value = f32::from_bits(bits) * UP;
-            // What is no number has the largest exponent in both types.
-            let endless = if value.abs() >= 65536.0 { 0xff << 23 } else { 0 };
-            *to = f32::from_bits(value.to_bits() | endless);
-        }
+        cpu::f16::widen(from, to);
     }
     #[inline(always)]
     fn narrow(from: &[f32], to: &mut [Self]) {
-        for (from, to) in from.iter().zip(to) {
-            let bits = from.to_bits();
-            let (sign, size) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
-            // From 2^16 on it is infinity.
-            let held = size.min((127 + 16) << 23);
-            // A power of two whose last bit is the result's: added to it, a number is rounded, and stands in the lowest bits.
-            let unit = (held & 0xff << 23).max(113 << 23) + (13 << 23);
-            let rounded = (f32::from_bits(held) + f32::from_bits(unit)).to_bits() - unit;
-            let nearest = rounded + (unit >> 13) - (126 << 10);
-            let nan = if from.is_nan() { 0x200 } else { 0 };
-            *to = f16::from_bits((nearest | nan | sign) as u16);
-        }
+        cpu::f16::narrow(from, to);
     }
 }
 
@@ -173,11 +154,12 @@ mod tests {
         assert!(<f16 as Scalar>::from_f64(f64::NAN).to_f64().is_nan());
     }
 
-    /// Every value of a 16-bit type, its neighbours in f32, and what lies half-way between two.
-    fn check<T: Scalar>(from_bits: fn(u16) -> T, same: fn(T, T) -> bool) {
-        let all: Vec<T> = (0..=u16::MAX).map(from_bits).collect();
+    /// Every value, its neighbours in f32, and what lies half-way between two. Those of `f16` are in `cpu::f16`.
+    #[test]
+    fn slices_of_bf16_convert_like_single_values() {
+        let all: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
         let mut wide = vec![0f32; all.len()];
-        T::widen(&all, &mut wide);
+        bf16::widen(&all, &mut wide);
         let mut between = Vec::new();
         for (i, (value, wide)) in all.iter().zip(&wide).enumerate() {
             let exact = value.to_f64();
@@ -186,16 +168,11 @@ mod tests {
             let middle = ((exact + next) / 2.0) as f32;
             between.extend([*wide, wide.next_up(), wide.next_down(), middle, middle.next_up(), middle.next_down()]);
         }
-        let mut narrow = vec![from_bits(0); between.len()];
-        T::narrow(&between, &mut narrow);
+        let mut narrow = vec![bf16::ZERO; between.len()];
+        bf16::narrow(&between, &mut narrow);
         for (&got, &from) in narrow.iter().zip(&between) {
-            assert!(same(got, T::from_f32(from)), "{from:e} gives {got:?}");
+            let want = bf16::from_f32(from);
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{from:e} gives {got:?}");
         }
-    }
-
-    #[test]
-    fn slices_convert_like_single_values() {
-        check::<f16>(f16::from_bits, |a, b| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
-        check::<bf16>(bf16::from_bits, |a, b| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
     }
 }

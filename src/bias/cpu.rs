@@ -7,14 +7,14 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::bias::{Bias, Inputs, Order, Place, Places, Softmax};
-use crate::cpu::Part;
-use crate::cpu::vector::{add as add_to, exp, largest, narrow, sum, wide, widen};
+use crate::cpu::vector::{exp, exponentials, largest, narrow, shorten, through, wide, widen};
+use crate::cpu::{Lines, Part};
 use crate::{Logits, Scalar};
 
 /// Elements below which a thread is not worth its start, about 20 microseconds of work.
 const GRAIN_OF_BIAS: usize = 1 << 15;
 const GRAIN_OF_SOFTMAX: usize = 1 << 13;
-/// Keys whose biases are made and used at once, in the first cache.
+/// Keys whose logits are made at once, in the first cache.
 const BLOCK: usize = 256;
 
 fn part(shape: &Logits) -> Part {
@@ -24,38 +24,43 @@ fn part(shape: &Logits) -> Part {
 /// A row's place: sequence, head and query.
 type At = [usize; 3];
 
-/// The bias of some keys of a row.
+/// Calls `merge` on the elements of a row that belong to some keys, each with its bias.
 #[inline(always)]
-fn fill(
+fn merge<X>(
     bias: Bias,
     places: &Places<&[i32]>,
     shape: &Logits,
     [batch, head, query]: At,
     keys: Range<usize>,
-    row: &mut [f64],
+    row: &mut [X],
+    merge: impl Fn(&mut X, f64),
 ) {
     let at = places.query(shape, batch, query);
     let (Place::From(start), None) = (places.keys, places.packed) else {
-        for (key, bias_of_key) in keys.zip(row) {
-            *bias_of_key = if places.packed.is_some() && !places.meet(shape, batch, query, key) {
-                f64::NEG_INFINITY
-            } else {
-                bias.at(batch, head, at, places.key(shape, batch, key))
-            };
+        for (key, x) in keys.zip(row) {
+            let apart = places.packed.is_some() && !places.meet(shape, batch, query, key);
+            merge(x, if apart { f64::NEG_INFINITY } else { bias.at(batch, head, at, places.key(shape, batch, key)) });
         }
         return;
     };
     // Keys follow one another, and so do distances.
     let first = start + keys.start as i64 - at;
     // How many of the row's distances lie below one; a row has fewer than 2^31.
-    let below = |distance: i64| distance.saturating_sub(first).clamp(0, row.len() as i64) as usize;
+    let count = row.len() as i64;
+    let below = |distance: i64| distance.saturating_sub(first).clamp(0, count) as usize;
+    let same = |row: &mut [X], bias: f64| row.iter_mut().for_each(|x| merge(x, bias));
     match bias {
-        Bias::None => row.fill(0.0),
+        Bias::None => same(row, 0.0),
         Bias::Slopes(slopes) => {
             let index = if slopes.batch == 1 { 0 } else { batch * slopes.heads } + head;
+            // `slope * distance` from a first distance on, in 32 bits, which become vectors of f64.
+            let line = |row: &mut [X], slope: f64, first: i64| {
+                let first = first as f64;
+                (0i32..).zip(row).for_each(|(i, x)| merge(x, slope * (first + f64::from(i))));
+            };
             let (past, future) = (below(0), below(1));
             line(&mut row[..past], f64::from(slopes.left[index]), first);
-            row[past..future].fill(0.0);
+            same(&mut row[past..future], 0.0);
             line(&mut row[future..], -f64::from(slopes.right[index]), first.max(1));
         }
         Bias::Toeplitz(toeplitz) => {
@@ -63,70 +68,43 @@ fn fill(
             let values = &toeplitz.values[head * count..(head + 1) * count];
             // What lies outside takes the value at the nearer end.
             let (low, high) = (below(toeplitz.first), below(toeplitz.first.saturating_add(count as i64)));
-            row[..low].fill(f64::from(values[0]));
+            same(&mut row[..low], f64::from(values[0]));
             let skip = first.saturating_sub(toeplitz.first).clamp(0, count as i64) as usize;
-            widen(&values[skip..skip + (high - low)], &mut row[low..high]);
-            row[high..].fill(f64::from(values[count - 1]));
+            let inside = row[low..high].iter_mut().zip(&values[skip..skip + (high - low)]);
+            inside.for_each(|(x, value)| merge(x, f64::from(*value)));
+            same(&mut row[high..], f64::from(values[count - 1]));
         }
         Bias::Fire(_) => {
-            for (key, row) in keys.zip(row) {
-                *row = bias.at(batch, head, at, start + key as i64);
-            }
+            keys.zip(row).for_each(|(key, x)| merge(x, bias.at(batch, head, at, start + key as i64)));
         }
     }
 }
 
-/// `slope * distance` from a first distance on.
-#[inline(always)]
-fn line(row: &mut [f64], slope: f64, first: i64) {
-    let first = first as f64;
-    // A row has fewer than 2^31 keys, and 32 bits become vectors of f64.
-    for (i, x) in (0i32..).zip(row) {
-        *x = slope * (first + f64::from(i));
-    }
-}
-
-/// [`Bias::write`] of checked arguments.
-pub(super) fn write<T: Scalar>(bias: Bias, out: &mut [T], shape: &Logits, places: &Places<&[i32]>) {
+/// [`Bias::write`] of checked arguments, or [`Bias::add`] if the elements are `read`.
+pub(super) fn put<T: Scalar>(bias: Bias, out: &mut [T], read: bool, shape: &Logits, places: &Places<&[i32]>) {
     if shape.is_empty() {
         return;
     }
+    let put = |x: &mut f32, bias: f64| *x = shorten::<T>(if read { f64::from(*x) + bias } else { bias });
     part(shape).share_out(&mut out[shape.offset..], shape.keys, GRAIN_OF_BIAS, &|part, out| {
-        let mut row = [0.0; BLOCK];
-        part.rows(out, shape.keys, |at, out| {
-            wide(
-                #[inline(always)]
-                || {
-                    for (first, out) in (0..).step_by(BLOCK).zip(out.chunks_mut(BLOCK)) {
-                        let row = &mut row[..out.len()];
-                        fill(bias, places, shape, at, first..first + out.len(), row);
-                        narrow(row, out);
-                    }
-                },
-            );
-        });
-    });
-}
-
-/// [`Bias::add`] of checked arguments.
-pub(super) fn add<T: Scalar>(bias: Bias, logits: &mut [T], shape: &Logits, places: &Places<&[i32]>) {
-    if shape.is_empty() {
-        return;
-    }
-    part(shape).share_out(&mut logits[shape.offset..], shape.keys, GRAIN_OF_BIAS, &|part, x| {
-        let mut row = [0.0; BLOCK];
-        part.rows(x, shape.keys, |at, x| {
-            wide(
-                #[inline(always)]
-                || {
-                    for (first, x) in (0..).step_by(BLOCK).zip(x.chunks_mut(BLOCK)) {
-                        let row = &mut row[..x.len()];
-                        fill(bias, places, shape, at, first..first + x.len(), row);
-                        add_to(x, 1.0, row);
-                    }
-                },
-            );
-        });
+        wide(
+            #[inline(always)]
+            || {
+                part.rows(
+                    out,
+                    shape.keys,
+                    #[inline(always)]
+                    |at, out| {
+                        through(
+                            out,
+                            read,
+                            #[inline(always)]
+                            |first, x| merge(bias, places, shape, at, first..first + x.len(), x, put),
+                        );
+                    },
+                );
+            },
+        );
     });
 }
 
@@ -140,14 +118,21 @@ pub(super) fn softmax<T: Scalar>(softmax: &Softmax, x: &mut [T], shape: &Logits,
         lse[row].store((value as f32).to_bits(), Ordering::Relaxed);
     };
     let work = |part: Part, x: &mut [T]| {
-        let (mut z, mut bias) = (vec![0.0; shape.keys], [0.0; BLOCK]);
-        part.rows(x, shape.keys, |at, x| {
-            let value = wide(
-                #[inline(always)]
-                || row(softmax, x, shape, inputs, at, &mut z, &mut bias),
-            );
-            put(at, value.unwrap_or_else(|| softmax.apply_row(x, shape, inputs, at)));
-        });
+        let [mut z, mut mask] = [shape.keys, BLOCK].map(|len| Lines::new(0.0, len.next_multiple_of(8)));
+        wide(
+            #[inline(always)]
+            || {
+                part.rows(
+                    x,
+                    shape.keys,
+                    #[inline(always)]
+                    |at, x| {
+                        let value = row(softmax, x, shape, inputs, at, &mut z, &mut mask);
+                        put(at, value.unwrap_or_else(|| softmax.apply_row(x, shape, inputs, at)));
+                    },
+                );
+            },
+        );
     };
     let whole = part(shape);
     if shape.keys == 0 {
@@ -175,7 +160,7 @@ fn row<T: Scalar>(
     inputs: &Inputs<T>,
     at: At,
     z: &mut [f64],
-    bias: &mut [f64; BLOCK],
+    mask: &mut [f64],
 ) -> Option<f64> {
     let [batch, head, query] = at;
     let places = &inputs.positions;
@@ -192,35 +177,29 @@ fn row<T: Scalar>(
     if low >= high {
         return None;
     }
-    let z = &mut z[..high - low];
-    let sink = inputs.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
-    let mut max = sink;
-    for (first, z) in (low..).step_by(BLOCK).zip(z.chunks_mut(BLOCK)) {
-        logits(softmax, x, shape, inputs, at, first, [z, bias]);
-        max = max.max(largest(z));
+    // Whole vectors; what lies behind the row adds nothing.
+    let z = &mut z[..(high - low).next_multiple_of(8)];
+    z[high - low..].fill(f64::NEG_INFINITY);
+    for (first, z) in (low..high).step_by(BLOCK).zip(z.chunks_mut(BLOCK)) {
+        let end = high.min(first + BLOCK);
+        logits(softmax, x, shape, inputs, at, first..end, [&mut z[..end - first], mask]);
     }
+    let sink = inputs.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
+    let max = largest(z).max(sink);
     if !max.is_finite() {
         return None;
     }
-    let mut total = exp(sink - max);
-    for z in z.chunks_mut(BLOCK) {
-        z.iter_mut().for_each(|z| *z = exp(*z - max));
-        total += sum(z);
-    }
+    let total = exp(sink - max) + exponentials(z, max);
     if !total.is_finite() {
         return None;
     }
-    let share = 1.0 / total;
     x[..low].fill(T::from_f32(0.0));
-    for (z, x) in z.chunks_mut(BLOCK).zip(x[low..high].chunks_mut(BLOCK)) {
-        z.iter_mut().for_each(|z| *z *= share);
-        narrow(z, x);
-    }
+    narrow(z, 1.0 / total, &mut x[low..high]);
     x[high..].fill(T::from_f32(0.0));
     Some(max + total.ln())
 }
 
-/// Up to [`BLOCK`] logits of a row from a first key on, with all that is added to them.
+/// Up to [`BLOCK`] logits of a row, with all that is added to them.
 #[inline(always)]
 fn logits<T: Scalar>(
     softmax: &Softmax,
@@ -228,41 +207,40 @@ fn logits<T: Scalar>(
     shape: &Logits,
     inputs: &Inputs<T>,
     at: At,
-    first: usize,
-    [z, bias]: [&mut [f64]; 2],
+    keys: Range<usize>,
+    [z, mask]: [&mut [f64]; 2],
 ) {
     let [batch, head, query] = at;
-    let (keys, bias) = (first..first + z.len(), &mut bias[..z.len()]);
     widen(&x[keys.clone()], z);
     let scale = f64::from(softmax.scale);
-    if matches!(inputs.bias, Bias::None) {
-        z.iter_mut().for_each(|z| *z *= scale);
-        cap(z, softmax);
-    } else {
-        fill(inputs.bias, &inputs.positions, shape, at, keys.clone(), bias);
-        if let Some(gates) = inputs.gates {
-            let gate = f64::from(gates[(batch * shape.heads + head) * shape.queries + query]);
-            bias.iter_mut().for_each(|bias| *bias *= gate);
+    let gate = inputs.gates.map_or(1.0, |gates| f64::from(gates[(batch * shape.heads + head) * shape.queries + query]));
+    let (bias, places) = (inputs.bias, &inputs.positions);
+    let cap = |z: &mut [f64]| {
+        if let Some(cap) = softmax.softcap {
+            let cap = f64::from(cap);
+            z.iter_mut().for_each(|z| *z = cap * (*z / cap).tanh());
         }
-        let both = z.iter_mut().zip(&*bias);
-        match softmax.order {
-            Order::SoftcapThenBias if softmax.softcap.is_none() => both.for_each(|(z, bias)| *z = *z * scale + bias),
-            Order::SoftcapThenBias => {
-                z.iter_mut().for_each(|z| *z *= scale);
-                cap(z, softmax);
-                z.iter_mut().zip(&*bias).for_each(|(z, bias)| *z += bias);
-            }
-            Order::BiasThenSoftcap => {
-                both.for_each(|(z, bias)| *z = *z * scale + bias);
-                cap(z, softmax);
-            }
-            Order::BiasThenScale => {
-                both.for_each(|(z, bias)| *z = (*z + bias) * scale);
-                cap(z, softmax);
-            }
+    };
+    match softmax.order {
+        _ if matches!(bias, Bias::None) => {
+            z.iter_mut().for_each(|z| *z *= scale);
+            cap(z);
+        }
+        Order::SoftcapThenBias if softmax.softcap.is_some() => {
+            z.iter_mut().for_each(|z| *z *= scale);
+            cap(z);
+            merge(bias, places, shape, at, keys.clone(), z, |z, bias| *z += bias * gate);
+        }
+        Order::SoftcapThenBias | Order::BiasThenSoftcap => {
+            merge(bias, places, shape, at, keys.clone(), z, |z, bias| *z = *z * scale + bias * gate);
+            cap(z);
+        }
+        Order::BiasThenScale => {
+            merge(bias, places, shape, at, keys.clone(), z, |z, bias| *z = (*z + bias * gate) * scale);
+            cap(z);
         }
     }
-    if let Some((mask, mask_shape)) = inputs.mask {
+    if let Some((values, mask_shape)) = inputs.mask {
         let at = |size: usize, index: usize| if size == 1 { 0 } else { index };
         let from = mask_shape.index(
             at(mask_shape.batch, batch),
@@ -270,16 +248,9 @@ fn logits<T: Scalar>(
             at(mask_shape.queries, query),
             keys.start,
         );
-        widen(&mask[from..from + z.len()], bias);
-        z.iter_mut().zip(&*bias).for_each(|(z, mask)| *z += mask);
-    }
-}
-
-/// The softcap, where there is one.
-fn cap(z: &mut [f64], softmax: &Softmax) {
-    if let Some(cap) = softmax.softcap {
-        let cap = f64::from(cap);
-        z.iter_mut().for_each(|z| *z = cap * (*z / cap).tanh());
+        let mask = &mut mask[..z.len()];
+        widen(&values[from..from + z.len()], mask);
+        z.iter_mut().zip(&*mask).for_each(|(z, mask)| *z += mask);
     }
 }
 

@@ -237,7 +237,7 @@ impl Bias<'_> {
     /// ```
     pub fn write<T: Scalar>(&self, out: &mut [T], shape: &Logits, positions: &super::Places<&[i32]>) -> Result<()> {
         self.check_call("out", out.len(), shape, positions)?;
-        cpu::write(*self, out, shape, positions);
+        cpu::put(*self, out, false, shape, positions);
         Ok(())
     }
 
@@ -249,7 +249,7 @@ impl Bias<'_> {
     /// As [`Bias::write`].
     pub fn add<T: Scalar>(&self, logits: &mut [T], shape: &Logits, positions: &super::Places<&[i32]>) -> Result<()> {
         self.check_call("logits", logits.len(), shape, positions)?;
-        cpu::add(*self, logits, shape, positions);
+        cpu::put(*self, logits, true, shape, positions);
         Ok(())
     }
 

@@ -73,6 +73,7 @@ impl Part {
     }
 
     /// Every row: its place in the whole tensor, and its elements.
+    #[inline(always)]
     pub(crate) fn rows<T>(&self, x: &mut [T], row: usize, mut work: impl FnMut([usize; 3], &mut [T])) {
         let [a, b, c] = self.first;
         for i in 0..self.sizes[0] {

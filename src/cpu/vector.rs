@@ -1,143 +1,199 @@
 //! Loops that a compiler makes vectors of: no library function and no branch stands in them.
 //!
 //! They are written for any processor and compiled twice: for the least one, and for the vectors of four `f64` that most
-//! have, which [`wide`] chooses when it runs. Nothing is fused or reordered, so both give the same bits.
+//! have, which [`wide`] chooses when it runs. Nothing is reordered, and products and sums are fused where `mul_add` says so
+//! and nowhere else, so both give the same bits.
+
+use std::ops::Range;
 
 use crate::Scalar;
+use crate::cpu::Lines;
 use crate::scalar::to_odd;
 
 /// Runs `work` with this processor's vectors. What it calls must be inlined into it.
 #[inline]
 pub(crate) fn wide<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
+    #[cfg(target_arch = "x86_64")]
+    {
+        pulp::simd_type! {
+            /// What processors since 2013 have.
+            struct Wide {
+                avx2: "avx2",
+                bmi1: "bmi1",
+                bmi2: "bmi2",
+                f16c: "f16c",
+                fma: "fma",
+            }
+        }
+        if let Some(wide) = Wide::try_new() {
+            return wide.vectorize(work);
+        }
+    }
+    work()
 }
 
 /// Elements that are converted at once: their loops have a fixed length, and stay in the first cache.
 const BLOCK: usize = 64;
 
+/// Calls `work` on parts of `0..n`: blocks, so that its loops have a fixed length, and what is left; all at once for `f32`, which
+/// is not converted.
+#[inline(always)]
+fn blocks<T: Scalar>(n: usize, mut work: impl FnMut(Range<usize>)) {
+    if T::NAME == f32::NAME {
+        return work(0..n);
+    }
+    let whole = n - n % BLOCK;
+    for first in (0..whole).step_by(BLOCK) {
+        work(first..first + BLOCK);
+    }
+    if whole < n {
+        work(whole..n);
+    }
+}
+
+/// The exact values of a block.
+#[inline(always)]
+fn floats<'a, T: Scalar>(from: &'a [T], between: &'a mut [f32; BLOCK]) -> &'a [f32] {
+    if T::NAME == f32::NAME {
+        return bytemuck::cast_slice(from);
+    }
+    let between = &mut between[..from.len()];
+    T::widen(from, between);
+    between
+}
+
+/// Calls `work` on `x` as numbers that `T` holds or that [`shorten`] gave, a part from `first` on at a time. What it finds there
+/// has a meaning if they are `read`.
+#[inline(always)]
+pub(crate) fn through<T: Scalar>(x: &mut [T], read: bool, mut work: impl FnMut(usize, &mut [f32])) {
+    blocks::<T>(
+        x.len(),
+        #[inline(always)]
+        |at| {
+            let (first, x) = (at.start, &mut x[at]);
+            if T::NAME == f32::NAME {
+                return work(first, bytemuck::cast_slice_mut(x));
+            }
+            let mut between = [0f32; BLOCK];
+            let between = &mut between[..x.len()];
+            if read {
+                T::widen(x, between);
+            }
+            work(first, between);
+            T::narrow(between, x);
+        },
+    );
+}
+
+/// An `f32` that becomes the nearest `T` when it is rounded to it.
+#[inline(always)]
+pub(crate) fn shorten<T: Scalar>(value: f64) -> f32 {
+    if T::NAME == f32::NAME { value as f32 } else { to_odd(value) }
+}
+
 /// The exact values.
 #[inline(always)]
 pub(crate) fn widen<T: Scalar>(from: &[T], to: &mut [f64]) {
-    if T::NAME == f32::NAME {
-        return widen_f32(bytemuck::cast_slice(from), to);
-    }
-    let mut between = [0f32; BLOCK];
-    let (blocks, rest) = from.as_chunks::<BLOCK>();
-    let (to_blocks, to_rest) = to[..from.len()].as_chunks_mut::<BLOCK>();
-    for (from, to) in blocks.iter().zip(to_blocks) {
-        T::widen(from, &mut between);
-        widen_f32(&between, to);
-    }
-    T::widen(rest, &mut between[..rest.len()]);
-    widen_f32(&between[..rest.len()], to_rest);
+    blocks::<T>(
+        from.len(),
+        #[inline(always)]
+        |at| {
+            let mut between = [0f32; BLOCK];
+            let to = &mut to[at.clone()];
+            for (to, from) in to.iter_mut().zip(floats(&from[at], &mut between)) {
+                *to = f64::from(*from);
+            }
+        },
+    );
 }
 
 /// `to = to + from * weight` of the exact values.
 #[inline(always)]
 pub(crate) fn gather<T: Scalar>(to: &mut [f64], from: &[T], weight: f64) {
-    let add = |to: &mut [f64], from: &[f32]| {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to += f64::from(*from) * weight);
-    };
-    if T::NAME == f32::NAME {
-        return add(to, bytemuck::cast_slice(from));
-    }
-    let mut between = [0f32; BLOCK];
-    let (blocks, rest) = from.as_chunks::<BLOCK>();
-    let (to_blocks, to_rest) = to[..from.len()].as_chunks_mut::<BLOCK>();
-    for (from, to) in blocks.iter().zip(to_blocks) {
-        T::widen(from, &mut between);
-        add(to, &between);
-    }
-    T::widen(rest, &mut between[..rest.len()]);
-    add(to_rest, &between[..rest.len()]);
+    blocks::<T>(
+        from.len(),
+        #[inline(always)]
+        |at| {
+            let mut between = [0f32; BLOCK];
+            let to = &mut to[at.clone()];
+            for (to, from) in to.iter_mut().zip(floats(&from[at], &mut between)) {
+                *to += f64::from(*from) * weight;
+            }
+        },
+    );
 }
 
+/// `to = from * scale + a + b` of the exact values.
 #[inline(always)]
-fn widen_f32(from: &[f32], to: &mut [f64]) {
-    for (from, to) in from.iter().zip(to) {
-        *to = f64::from(*from);
-    }
+pub(crate) fn sum_of_three<T: Scalar>(to: &mut [f64], from: &[T], scale: f64, [a, b]: [&[T]; 2]) {
+    blocks::<T>(
+        from.len(),
+        #[inline(always)]
+        |at| {
+            let [mut x, mut y, mut z] = [[0f32; BLOCK]; 3];
+            let to = &mut to[at.clone()];
+            let from = floats(&from[at.clone()], &mut x);
+            let (a, b) = (floats(&a[at.clone()], &mut y), floats(&b[at], &mut z));
+            for (((to, from), a), b) in to.iter_mut().zip(from).zip(a).zip(b) {
+                *to = f64::from(*from) * scale + f64::from(*a) + f64::from(*b);
+            }
+        },
+    );
 }
 
-/// The nearest values, as [`Scalar::from_f64`] gives them.
+/// The nearest values to `from * scale`, as [`Scalar::from_f64`] gives them.
 #[inline(always)]
-pub(crate) fn narrow<T: Scalar>(from: &[f64], to: &mut [T]) {
-    if T::NAME == f32::NAME {
-        for (from, to) in from.iter().zip(bytemuck::cast_slice_mut::<T, f32>(to)) {
-            *to = *from as f32;
-        }
-        return;
-    }
-    let mut between = [0f32; BLOCK];
-    let (blocks, rest) = from.as_chunks::<BLOCK>();
-    let (to_blocks, to_rest) = to[..from.len()].as_chunks_mut::<BLOCK>();
-    for (from, to) in blocks.iter().zip(to_blocks) {
-        from.iter().zip(&mut between).for_each(|(from, between)| *between = to_odd(*from));
-        T::narrow(&between, to);
-    }
-    rest.iter().zip(&mut between).for_each(|(from, between)| *between = to_odd(*from));
-    T::narrow(&between[..rest.len()], to_rest);
+pub(crate) fn narrow<T: Scalar>(from: &[f64], scale: f64, to: &mut [T]) {
+    through(
+        to,
+        false,
+        #[inline(always)]
+        |first, to| {
+            let from = &from[first..first + to.len()];
+            for (to, from) in to.iter_mut().zip(from) {
+                *to = shorten::<T>(*from * scale);
+            }
+        },
+    );
 }
 
 /// `x = x * scale + more`, rounded once.
 #[inline(always)]
 pub(crate) fn add<T: Scalar>(x: &mut [T], scale: f64, more: &[f64]) {
-    if T::NAME == f32::NAME {
-        for (x, more) in bytemuck::cast_slice_mut::<T, f32>(x).iter_mut().zip(more) {
-            *x = (f64::from(*x) * scale + more) as f32;
-        }
-        return;
-    }
-    let mut between = [0f32; BLOCK];
-    let (blocks, rest) = x.as_chunks_mut::<BLOCK>();
-    let (more_blocks, more_rest) = more[..BLOCK * blocks.len() + rest.len()].as_chunks::<BLOCK>();
-    let sum = |x: &mut [f32], more: &[f64]| {
-        x.iter_mut().zip(more).for_each(|(x, more)| *x = to_odd(f64::from(*x) * scale + more));
-    };
-    for (x, more) in blocks.iter_mut().zip(more_blocks) {
-        T::widen(x, &mut between);
-        sum(&mut between, more);
-        T::narrow(&between, x);
-    }
-    let between = &mut between[..rest.len()];
-    T::widen(rest, between);
-    sum(between, more_rest);
-    T::narrow(between, rest);
+    through(
+        x,
+        true,
+        #[inline(always)]
+        |first, x| {
+            let more = &more[first..first + x.len()];
+            for (x, more) in x.iter_mut().zip(more) {
+                *x = shorten::<T>(f64::from(*x) * scale + more);
+            }
+        },
+    );
 }
 
 /// `out = a + b`, or `out += b`, rounded once: every type's sum of two is right when `f32` rounds it first, which has more
 /// than twice the bits.
 #[inline(always)]
 pub(crate) fn add_two<T: Scalar>(out: &mut [T], a: Option<&[T]>, b: &[T]) {
-    if T::NAME == f32::NAME {
-        let (out, b): (&mut [f32], &[f32]) = (bytemuck::cast_slice_mut(out), bytemuck::cast_slice(b));
-        match a {
-            Some(a) => {
-                let a: &[f32] = bytemuck::cast_slice(a);
-                out.iter_mut().zip(a).zip(b).for_each(|((out, a), b)| *out = a + b);
+    through(
+        out,
+        a.is_none(),
+        #[inline(always)]
+        |first, out| {
+            let [mut x, mut y] = [[0f32; BLOCK]; 2];
+            let at = first..first + out.len();
+            let b = floats(&b[at.clone()], &mut y);
+            match a {
+                Some(a) => {
+                    let a = floats(&a[at], &mut x);
+                    out.iter_mut().zip(a).zip(b).for_each(|((out, a), b)| *out = a + b);
+                }
+                None => out.iter_mut().zip(b).for_each(|(out, b)| *out += b),
             }
-            None => out.iter_mut().zip(b).for_each(|(out, b)| *out += b),
-        }
-        return;
-    }
-    let whole = out.len() - out.len() % BLOCK;
-    for first in (0..whole).step_by(BLOCK) {
-        let of = first..first + BLOCK;
-        add_block(&mut out[of.clone()], a.map(|a| &a[of.clone()]), &b[of.clone()], BLOCK);
-    }
-    let rest = out.len() - whole;
-    add_block(&mut out[whole..], a.map(|a| &a[whole..]), &b[whole..], rest);
-}
-
-/// Up to [`BLOCK`] elements, whose number is better known when this is compiled.
-#[inline(always)]
-fn add_block<T: Scalar>(out: &mut [T], a: Option<&[T]>, b: &[T], n: usize) {
-    let (mut sum, mut more) = ([0f32; BLOCK], [0f32; BLOCK]);
-    let (sum, more, out) = (&mut sum[..n], &mut more[..n], &mut out[..n]);
-    T::widen(a.unwrap_or(out), sum);
-    T::widen(b, more);
-    sum.iter_mut().zip(&*more).for_each(|(sum, more)| *sum += more);
-    T::narrow(sum, out);
+        },
+    );
 }
 
 /// The sum, in eight parts.
@@ -166,16 +222,31 @@ pub(crate) fn largest(x: &[f64]) -> f64 {
     parts.iter().chain(rest).fold(f64::NEG_INFINITY, |most, x| most.max(*x))
 }
 
+/// `x = e^(x - max)` of each, and the sum of these.
+#[inline(always)]
+pub(crate) fn exponentials(x: &mut [f64], max: f64) -> f64 {
+    let mut parts = [0.0; 8];
+    let (eights, rest) = x.as_chunks_mut::<8>();
+    for eight in eights {
+        for (part, x) in parts.iter_mut().zip(eight) {
+            *x = exp(*x - max);
+            *part += *x;
+        }
+    }
+    rest.iter_mut().for_each(|x| *x = exp(*x - max));
+    parts.iter().sum::<f64>() + rest.iter().sum::<f64>()
+}
+
 /// `e^x` for `x` from -700 to 700, within 2e-13 of itself; `e^-700`, which every type rounds to 0, below.
 #[inline(always)]
 pub(crate) fn exp(x: f64) -> f64 {
     /// Added to a small number, it leaves the nearest whole number in the lowest bits.
     const WHOLE: f64 = 6755399441055744.0;
     let held = if x < -700.0 { -700.0 } else { x };
-    let shifted = held * std::f64::consts::LOG2_E + WHOLE;
+    let shifted = held.mul_add(std::f64::consts::LOG2_E, WHOLE);
     let whole = shifted - WHOLE;
-    // The product of a number up to 1010 and ln 2 is off by 6e-14.
-    let rest = held - whole * std::f64::consts::LN_2;
+    // ln 2 is off by 2e-17, up to 1010 times.
+    let rest = whole.mul_add(-std::f64::consts::LN_2, held);
     // Least squares of degree 9 on half of ln 2 to each side, off by 1.8e-14.
     let e = polynomial(
         rest,
@@ -196,9 +267,9 @@ pub(crate) fn exp(x: f64) -> f64 {
 fn polynomial<const N: usize>(z: f64, coefficients: &[[f64; 2]; N]) -> f64 {
     let (square, [mut even, mut odd]) = (z * z, coefficients[N - 1]);
     for [a, b] in coefficients[..N - 1].iter().rev() {
-        (even, odd) = (even * square + a, odd * square + b);
+        (even, odd) = (even.mul_add(square, *a), odd.mul_add(square, *b));
     }
-    even + z * odd
+    odd.mul_add(z, even)
 }
 
 /// Sine and cosine of a phase in units of 2^-64 turn, within 1e-15.
@@ -212,12 +283,12 @@ pub(crate) fn sin_cos_of_phase(phase: u64) -> (f64, f64) {
 }
 
 /// Sine and cosine at a position of pairs whose rates are turns per position in units of 2^-64.
-pub(crate) fn waves(rates: &[u64], position: u64) -> [Vec<f64>; 2] {
-    let [mut sin, mut cos] = [(); 2].map(|()| vec![0.0; rates.len()]);
+pub(crate) fn waves(rates: &[u64], position: u64) -> [Lines; 2] {
+    let [mut sin, mut cos] = [(); 2].map(|()| Lines::new(0.0, rates.len()));
     wide(
         #[inline(always)]
         || {
-            for ((sin, cos), rate) in sin.iter_mut().zip(&mut cos).zip(rates) {
+            for ((sin, cos), rate) in sin.iter_mut().zip(&mut *cos).zip(rates) {
                 (*sin, *cos) = sin_cos_of_phase(rate.wrapping_mul(position));
             }
         },
@@ -255,7 +326,7 @@ fn sin_cos(quadrant: u64, x: f64) -> (f64, f64) {
             [-1.0 / 1307674368000.0, 0.0],
         ],
     );
-    let s = x + x * z * s;
+    let s = (x * z).mul_add(s, x);
     let c = polynomial(
         z,
         &[
@@ -265,7 +336,7 @@ fn sin_cos(quadrant: u64, x: f64) -> (f64, f64) {
             [-1.0 / 87178291200.0, 1.0 / 20922789888000.0],
         ],
     );
-    let c = 1.0 + z * c;
+    let c = z.mul_add(c, 1.0);
     // Quadrant 0: (s, c), 1: (c, -s), 2: (-s, -c), 3: (-c, s).
     let (s, c) = (s.to_bits(), c.to_bits());
     let swap = (s ^ c) & (quadrant & 1).wrapping_neg();
@@ -341,7 +412,7 @@ mod tests {
             );
             x.extend([0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 65520.0, 3.39e38, 1e-46, 7e-46]);
             let mut got = vec![T::from_f64(7.0); x.len()];
-            wide(|| narrow(&x, &mut got));
+            wide(|| narrow(&x, 1.0, &mut got));
             let mut back = vec![7.0; x.len()];
             wide(|| widen(&got, &mut back));
             for ((&x, got), &back) in x.iter().zip(&got).zip(&back) {

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use crate::Scalar;
 use crate::cpu::vector::{
-    add as add_to, add_two, gather as gather_from, narrow, sin_cos_of_turns, sum, waves, wide, widen,
+    add as add_to, add_two, gather as gather_from, narrow, sin_cos_of_turns, sum, sum_of_three, waves, wide, widen,
 };
-use crate::cpu::{Kept, Part};
+use crate::cpu::{Kept, Lines, Part};
 use crate::embed::resample::Taps;
 use crate::embed::{GridSize, Learned, Norm, Row, Sinusoid, Tables, Tokens, Wave};
 use crate::rotate::Pairing;
@@ -28,65 +28,34 @@ const NEAR: u64 = 16;
 static STEPS: Kept<Sinusoid, Steps> = Kept::new();
 static TURNS: Kept<Sinusoid, [Vec<f64>; 2]> = Kept::new();
 
-/// What a sinusoid's rows are made of: the row of a position is that of the last multiple of [`NEAR`], turned on by a row of
-/// these.
+/// What a sinusoid's rows are made of: the waves of a position are those of the last multiple of [`NEAR`], turned on.
 struct Steps {
     /// turns per position in units of 2^-64
     rates: Vec<u64>,
-    /// for 0 to 15 positions, in the order of channels: the cosine, and the sine with the sign that its channel has it with
-    near: Vec<[Vec<f64>; 2]>,
+    /// sines and cosines of 0 to 15 positions
+    near: Vec<[Lines; 2]>,
     /// the last multiples of [`NEAR`]; a decoder stays at one for some calls
-    bases: Kept<u64, [Vec<f64>; 2]>,
+    bases: Kept<u64, [Lines; 2]>,
 }
 
 impl Steps {
     fn new(spec: &Sinusoid) -> Self {
         let rates: Vec<u64> = (0..spec.pairs()).map(|pair| spec.rate(pair)).collect();
-        let near = (0..NEAR).map(|position| {
-            let ([sin, cos], minus) = (waves(&rates, position), |x: &f64| -x);
-            [in_order(spec, &cos, &cos), in_order(spec, &sin, &sin.iter().map(minus).collect::<Vec<_>>())]
-        });
-        Self { near: near.collect(), rates, bases: Kept::new() }
-    }
-
-    /// The row of a multiple of [`NEAR`], and the same with sine and cosine of each pair exchanged.
-    fn base(&self, spec: &Sinusoid, position: u64) -> Arc<[Vec<f64>; 2]> {
-        self.bases.of(&position, || {
-            let [sin, cos] = waves(&self.rates, position);
-            [in_order(spec, &sin, &cos), in_order(spec, &cos, &sin)]
-        })
+        Self { near: (0..NEAR).map(|position| waves(&rates, position)).collect(), rates, bases: Kept::new() }
     }
 }
 
-/// A row of sines and cosines, or of what stands in their place.
-fn in_order(spec: &Sinusoid, sin: &[f64], cos: &[f64]) -> Vec<f64> {
-    let mut row = vec![0.0; spec.dim];
-    wide(
-        #[inline(always)]
-        || put_in_order(spec, &mut row, sin, cos),
-    );
-    row
-}
-
-/// A row's sines and cosines in the order of its channels.
+/// A row of sines and cosines in the order of its channels.
 struct Waves<'a> {
     spec: &'a Sinusoid,
-    /// the last multiple of [`NEAR`], and what [`Steps::base`] has for it
-    base: Option<(u64, Arc<[Vec<f64>; 2]>)>,
-    /// of times, one pair after another
-    sin: Vec<f64>,
-    cos: Vec<f64>,
-    row: Vec<f64>,
+    /// the last multiple of [`NEAR`], and its waves
+    base: Option<(u64, Arc<[Lines; 2]>)>,
+    row: Lines,
 }
 
 impl<'a> Waves<'a> {
     fn new(spec: &'a Sinusoid) -> Self {
-        Self { spec, base: None, sin: Vec::new(), cos: Vec::new(), row: vec![0.0; spec.dim] }
-    }
-
-    fn of_times(spec: &'a Sinusoid) -> Self {
-        let [sin, cos] = [(); 2].map(|()| vec![0.0; spec.pairs()]);
-        Self { sin, cos, ..Self::new(spec) }
+        Self { spec, base: None, row: Lines::new(0.0, spec.dim) }
     }
 
     /// The row of a position that is no padding.
@@ -95,49 +64,57 @@ impl<'a> Waves<'a> {
         let (first, near) = (position - position % NEAR, position % NEAR);
         let (_, base) = match self.base.take() {
             Some(known) if known.0 == first => self.base.insert(known),
-            _ => self.base.insert((first, steps.base(self.spec, first))),
+            _ => self.base.insert((first, steps.bases.of(&first, || waves(&steps.rates, first)))),
         };
-        let ([base, exchanged], [cos, sin]) = (&**base, &steps.near[near as usize]);
-        for ((((row, base), cos), exchanged), sin) in self.row.iter_mut().zip(base).zip(cos).zip(exchanged).zip(sin) {
-            *row = base * cos + exchanged * sin;
-        }
+        let ([sin, cos], [near_sin, near_cos]) = (&**base, &steps.near[near as usize]);
+        let turn = |((s, c), (more_s, more_c)): ((&f64, &f64), (&f64, &f64))| {
+            (s * more_c + c * more_s, c * more_c - s * more_s)
+        };
+        put(self.spec, &mut self.row, sin.iter().zip(&**cos).zip(near_sin.iter().zip(&**near_cos)), turn);
         &self.row
     }
 
     /// The row of a time that is no padding.
     #[inline(always)]
     fn at_time(&mut self, [hi, lo]: &[Vec<f64>; 2], t: f64) -> &[f64] {
-        for (((sin, cos), hi), lo) in self.sin.iter_mut().zip(&mut self.cos).zip(hi).zip(lo) {
-            (*sin, *cos) = sin_cos_of_turns(t, *hi, *lo);
-        }
-        put_in_order(self.spec, &mut self.row, &self.sin, &self.cos);
+        let turn = |(hi, lo): (&f64, &f64)| sin_cos_of_turns(t, *hi, *lo);
+        put(self.spec, &mut self.row, hi.iter().zip(lo), turn);
         &self.row
     }
 }
 
+/// Sine and cosine of each pair in the order of channels. Of an odd dim, the last channel has the first wave, or none and is
+/// left alone.
 #[inline(always)]
-fn put_in_order(spec: &Sinusoid, row: &mut [f64], sin: &[f64], cos: &[f64]) {
-    let (first, second) = match spec.first {
+fn put<Pair>(
+    spec: &Sinusoid,
+    row: &mut [f64],
+    mut pairs: impl ExactSizeIterator<Item = Pair> + Clone,
+    waves: impl Fn(Pair) -> (f64, f64),
+) {
+    let order = |(sin, cos)| match spec.first {
         Wave::Sine => (sin, cos),
         Wave::Cosine => (cos, sin),
     };
-    let shorter = spec.dim / 2;
     match spec.pairing {
         Pairing::Half => {
-            // Of an odd dim, the first wave has a channel more, or the last one stays 0.
-            let (a, b) = row.split_at_mut(first.len());
-            a.copy_from_slice(first);
-            b[..shorter].copy_from_slice(&second[..shorter]);
+            let (a, b) = row.split_at_mut(pairs.len());
+            for ((a, b), pair) in a.iter_mut().zip(b).zip(pairs.clone()) {
+                (*a, *b) = order(waves(pair));
+            }
         }
         Pairing::Interleaved => {
-            let (pairs, rest) = row.as_chunks_mut::<2>();
-            for (pair, (first, second)) in pairs.iter_mut().zip(first.iter().zip(second)) {
-                *pair = [*first, *second];
-            }
-            if let (Some(rest), Some(first)) = (rest.first_mut(), first.get(shorter)) {
-                *rest = *first;
+            for (channels, pair) in row.as_chunks_mut::<2>().0.iter_mut().zip(pairs.clone()) {
+                *channels = order(waves(pair)).into();
             }
         }
+    }
+    if let Some(pair) = pairs.nth(spec.dim / 2) {
+        let last = match spec.pairing {
+            Pairing::Half => spec.dim / 2,
+            Pairing::Interleaved => spec.dim - 1,
+        };
+        row[last] = order(waves(pair)).0;
     }
 }
 
@@ -169,7 +146,7 @@ pub(super) fn write<T: Scalar>(spec: &Sinusoid, out: &mut [T], positions: &[i64]
             }
             wide(
                 #[inline(always)]
-                || narrow(waves.at(&steps, position as u64), out),
+                || narrow(waves.at(&steps, position as u64), 1.0, out),
             );
         });
     });
@@ -219,12 +196,12 @@ pub(super) fn write_times<T: Scalar>(
 ) {
     let part = Part::whole([1, 1, times], [0, 0, spec.dim]);
     part.share_out(out, spec.dim, GRAIN_OF_WAVES, &|part, out| {
-        let mut waves = Waves::of_times(spec);
+        let mut waves = Waves::new(spec);
         part.rows(out, spec.dim, |[_, _, row], out| match shifted(row) {
             None => out.fill(T::from_f32(0.0)),
             Some(t) => wide(
                 #[inline(always)]
-                || narrow(waves.at_time(turns, t), out),
+                || narrow(waves.at_time(turns, t), 1.0, out),
             ),
         });
     });
@@ -238,13 +215,13 @@ pub(super) fn gather<T: Scalar>(spec: &Learned, x: &mut [T], tokens: &Tokens, ta
     let dim = spec.dim;
     let part = Part::whole([1, tokens.batch, tokens.tokens], [0, tokens.strides[0], tokens.strides[1]]);
     let vector = |from: &[T], default: f64| {
-        let mut vector = vec![default; if spec.norm.is_some() { dim } else { 0 }];
+        let mut vector = Lines::new(default, if spec.norm.is_some() { dim } else { 0 });
         widen(from, &mut vector[..from.len()]);
         vector
     };
     let (gain, bias) = (vector(tables.gain, 1.0), vector(tables.bias, 0.0));
     part.share_out(&mut x[tokens.offset..], dim, GRAIN_OF_ROWS, &|part, x| {
-        let mut v = vec![0.0; dim];
+        let mut v = Lines::new(0.0, dim);
         part.rows(x, dim, |[_, batch, token], x| {
             let row = rows[batch * tokens.tokens + token];
             let at = |row: usize| row * dim..(row + 1) * dim;
@@ -267,22 +244,31 @@ pub(super) fn gather<T: Scalar>(spec: &Learned, x: &mut [T], tokens: &Tokens, ta
                     for (first, v) in (0..dim).step_by(BLOCK).zip(v.chunks_mut(BLOCK)) {
                         let end = first + v.len();
                         let at = |row: usize| row * dim + first..row * dim + end;
-                        match row.token {
-                            Some(token) => widen(&tables.token[at(token)], v),
-                            None => widen(&x[at(0)], v),
-                        }
-                        if spec.scale != 1.0 {
-                            v.iter_mut().for_each(|v| *v *= spec.scale);
-                        }
-                        for (table, row) in [(tables.position, row.position), (tables.types, row.types)] {
-                            if let Some(row) = row {
-                                gather_from(v, &table[at(row)], 1.0);
+                        let from = match row.token {
+                            Some(token) => &tables.token[at(token)],
+                            None => &x[at(0)],
+                        };
+                        match (row.position, row.types) {
+                            (Some(position), Some(types)) => {
+                                let more = [&tables.position[at(position)], &tables.types[at(types)]];
+                                sum_of_three(v, from, spec.scale, more);
+                            }
+                            (position, types) => {
+                                widen(from, v);
+                                if spec.scale != 1.0 {
+                                    v.iter_mut().for_each(|v| *v *= spec.scale);
+                                }
+                                for (table, row) in [(tables.position, position), (tables.types, types)] {
+                                    if let Some(row) = row {
+                                        gather_from(v, &table[at(row)], 1.0);
+                                    }
+                                }
                             }
                         }
                     }
                     match spec.norm {
                         Some(norm) => normalise(&mut v, norm, &gain, &bias, x),
-                        None => narrow(&v, x),
+                        None => narrow(&v, 1.0, x),
                     }
                 },
             );
@@ -293,33 +279,32 @@ pub(super) fn gather<T: Scalar>(spec: &Learned, x: &mut [T], tokens: &Tokens, ta
 #[inline(always)]
 fn normalise<T: Scalar>(v: &mut [f64], norm: Norm, gain: &[f64], bias: &[f64], out: &mut [T]) {
     let n = v.len() as f64;
-    let (squares, eps) = match norm {
-        Norm::Rms { eps } => (squares_less(v, 0.0), eps),
-        Norm::Layer { eps } => (squares_less(v, sum(v) / n), eps),
+    let (mean, eps) = match norm {
+        Norm::Rms { eps } => (0.0, eps),
+        Norm::Layer { eps } => (sum(v) / n, eps),
     };
-    let inverse = 1.0 / (squares / n + eps).sqrt();
+    let inverse = 1.0 / (squares_about(v, mean) / n + eps).sqrt();
     let vectors = v.chunks_mut(BLOCK).zip(gain.chunks(BLOCK)).zip(bias.chunks(BLOCK));
     for (((v, gain), bias), out) in vectors.zip(out.chunks_mut(BLOCK)) {
         for ((v, gain), bias) in v.iter_mut().zip(gain).zip(bias) {
-            *v = *v * inverse * gain + bias;
+            *v = (*v - mean) * inverse * gain + bias;
         }
-        narrow(v, out);
+        narrow(v, 1.0, out);
     }
 }
 
-/// Takes the mean away and gives the sum of squares, in eight parts.
+/// The sum of squares of what lies between elements and their mean, in eight parts.
 #[inline(always)]
-fn squares_less(x: &mut [f64], mean: f64) -> f64 {
+fn squares_about(x: &[f64], mean: f64) -> f64 {
+    let square = |x: &f64| (x - mean) * (x - mean);
     let mut parts = [0.0; 8];
-    let (eights, rest) = x.as_chunks_mut::<8>();
+    let (eights, rest) = x.as_chunks::<8>();
     for eight in eights {
         for (part, x) in parts.iter_mut().zip(eight) {
-            *x -= mean;
-            *part += *x * *x;
+            *part += square(x);
         }
     }
-    rest.iter_mut().for_each(|x| *x -= mean);
-    parts.iter().sum::<f64>() + rest.iter().map(|x| x * x).sum::<f64>()
+    parts.iter().sum::<f64>() + rest.iter().map(square).sum::<f64>()
 }
 
 /// The rows behind the prefix of a resampled table, `from` and `to` being the grids that are read and written.
@@ -332,7 +317,7 @@ pub(super) fn resample<T: Scalar>(
 ) {
     let part = Part::whole([1, to.rows, to.columns], [0, to.columns * dim, dim]);
     part.share_out(out, dim, GRAIN_OF_WAVES, &|part, out| {
-        let mut sum = vec![0.0; dim];
+        let mut sum = Lines::new(0.0, dim);
         part.rows(out, dim, |[_, y, x], out| {
             let (rows, columns) = (&rows[y], &columns[x]);
             wide(
@@ -345,7 +330,7 @@ pub(super) fn resample<T: Scalar>(
                             gather_from(&mut sum, &table[place * dim..(place + 1) * dim], row * column);
                         }
                     }
-                    narrow(&sum, out);
+                    narrow(&sum, 1.0, out);
                 },
             );
         });

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::cpu::vector::{sin_cos_of_phase, waves, wide};
-use crate::cpu::{Kept, Part};
+use crate::cpu::{Kept, Lines, Part};
 use crate::rotate::{Angles, Direction, Pairing, Rope};
 use crate::{Error, Heads, Result, Scalar};
 
@@ -68,11 +68,6 @@ impl Rope {
     }
 }
 
-/// Numbers that begin where a line of the cache does: vectors that cross into the next one are read twice.
-#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-#[repr(C, align(64))]
-struct Line([f64; 8]);
-
 /// The spec, made ready for one call.
 struct Turner<'a> {
     rope: &'a Rope,
@@ -94,7 +89,7 @@ enum Law {
         /// turns per position in units of 2^-64
         rates: Vec<u64>,
         /// the waves of single tokens: a decoder rotates queries and keys of every layer at one position
-        last: Kept<i64, [Vec<f64>; 2]>,
+        last: Kept<i64, [Lines; 2]>,
     },
     /// radians per position
     Compat(Vec<f32>),
@@ -136,9 +131,7 @@ impl<'a> Turner<'a> {
         let ([batch, tokens, heads], [_, token_stride, head_stride]) = (part.sizes, part.strides);
         let pairs = self.rope.pairs();
         let block = (BLOCK / pairs).clamp(1, tokens);
-        let mut turns = vec![Line([0.0; 8]); 2 * (block * pairs).div_ceil(8)];
-        let turns: &mut [f64] = bytemuck::cast_slice_mut(&mut turns);
-        let (sin, cos) = turns.split_at_mut(turns.len() / 2);
+        let [mut sin, mut cos] = [(); 2].map(|()| Lines::new(0.0, block * pairs));
         // Other types are widened, and a head whose pairs move has a copy; `f32` is turned where it lies.
         let mut row = if T::NAME == f32::NAME && self.rope.pairing == self.rope.written() {
             Vec::new()
@@ -175,7 +168,7 @@ impl<'a> Turner<'a> {
         match (&*self.law, &self.axes) {
             (Law::Exact { rates, last }, None) if self.row == 1 => {
                 let last = last.of(&at(0), || waves(rates, at(0) as u64));
-                for ((s, c), last) in out.zip(last[0].iter().zip(&last[1])) {
+                for ((s, c), last) in out.zip(last[0].iter().zip(&*last[1])) {
                     (*s, *c) = scaled((*last.0, *last.1));
                 }
             }

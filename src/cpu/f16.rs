@@ -1,0 +1,138 @@
+//! `f16` to `f32` and back, by the processor's own instructions where it has them, by integers elsewhere.
+//!
+//! The instruction for eight elements stands in for 8 and 18 of integers. It is the one `unsafe` outside `gpu`: a compiler may
+//! use what the least processor lacks only inside a function of its own. The `half` crate calls such a function for every
+//! eight elements, which is slower than integers (11.0 microseconds for a sum of 12288, and 6.6).
+
+use half::f16;
+
+/// The exact values; both slices have one length.
+#[inline(always)]
+pub(crate) fn widen(from: &[f16], to: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::is_x86_feature_detected!("f16c") {
+        // SAFETY: the processor has f16c.
+        return unsafe { x86::widen(from, to) };
+    }
+    widen_by_integers(from, to);
+}
+
+/// The nearest values, ties to even; both slices have one length.
+#[inline(always)]
+pub(crate) fn narrow(from: &[f32], to: &mut [f16]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::is_x86_feature_detected!("f16c") {
+        // SAFETY: the processor has f16c.
+        return unsafe { x86::narrow(from, to) };
+    }
+    narrow_by_integers(from, to);
+}
+
+#[inline(always)]
+fn widen_by_integers(from: &[f16], to: &mut [f32]) {
+    /// 2^112, the quotient of two numbers of the same bits.
+    const UP: f32 = f32::from_bits((127 + 112) << 23);
+    for (from, to) in from.iter().zip(to) {
+        // The sign goes to the top, and the exponent to where f32's begins.
+        let bits = (i32::from(from.to_bits() as i16) << 13) as u32 & 0x8fff_e000;
+        let value = f32::from_bits(bits) * UP;
+        // What is no number has the largest exponent in both types.
+        let endless = if value.abs() >= 65536.0 { 0xff << 23 } else { 0 };
+        *to = f32::from_bits(value.to_bits() | endless);
+    }
+}
+
+#[inline(always)]
+fn narrow_by_integers(from: &[f32], to: &mut [f16]) {
+    for (from, to) in from.iter().zip(to) {
+        let bits = from.to_bits();
+        let (sign, size) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
+        // From 2^16 on it is infinity.
+        let held = size.min((127 + 16) << 23);
+        // A power of two whose last bit is the result's: added to it, a number is rounded, and stands in the lowest bits.
+        let unit = (held & 0xff << 23).max(113 << 23) + (13 << 23);
+        let rounded = (f32::from_bits(held) + f32::from_bits(unit)).to_bits() - unit;
+        let nearest = rounded + (unit >> 13) - (126 << 10);
+        let nan = if from.is_nan() { 0x200 } else { 0 };
+        *to = f16::from_bits((nearest | nan | sign) as u16);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{_MM_FROUND_TO_NEAREST_INT, _mm256_cvtph_ps, _mm256_cvtps_ph};
+
+    use half::f16;
+
+    #[inline]
+    #[target_feature(enable = "f16c")]
+    pub(super) fn widen(from: &[f16], to: &mut [f32]) {
+        let convert = |from: [f16; 8]| -> [f32; 8] { bytemuck::cast(_mm256_cvtph_ps(bytemuck::cast(from))) };
+        eights(from, to, f16::ZERO, convert);
+    }
+
+    #[inline]
+    #[target_feature(enable = "f16c")]
+    pub(super) fn narrow(from: &[f32], to: &mut [f16]) {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+        let convert = |from: [f32; 8]| -> [f16; 8] { bytemuck::cast(_mm256_cvtps_ph::<NEAREST>(bytemuck::cast(from))) };
+        eights(from, to, 0.0, convert);
+    }
+
+    /// Eight at a time, and the last few among zeros.
+    #[inline(always)]
+    fn eights<A: Copy, B: Copy>(from: &[A], to: &mut [B], zero: A, convert: impl Fn([A; 8]) -> [B; 8]) {
+        let (from, from_rest) = from.as_chunks::<8>();
+        let (to, to_rest) = to.as_chunks_mut::<8>();
+        for (from, to) in from.iter().zip(to) {
+            *to = convert(*from);
+        }
+        if from_rest.is_empty() {
+            return;
+        }
+        let mut rest = [zero; 8];
+        rest[..from_rest.len()].copy_from_slice(from_rest);
+        to_rest.copy_from_slice(&convert(rest)[..to_rest.len()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every value of the type, its neighbours in `f32`, and what lies half-way between two.
+    fn check(widen: fn(&[f16], &mut [f32]), narrow: fn(&[f32], &mut [f16])) {
+        let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        let mut between = Vec::new();
+        for length in [all.len(), 64, 13, 8, 7, 1, 0] {
+            let mut wide = vec![7.0; length];
+            widen(&all[..length], &mut wide);
+            for (value, wide) in all.iter().zip(&wide) {
+                assert!(*wide == f32::from(*value) || wide.is_nan() && value.is_nan(), "{value:?} is {wide:e}");
+                let middle = (wide + f32::from(f16::from_bits(value.to_bits().wrapping_add(1)))) / 2.0;
+                between.extend([*wide, wide.next_up(), wide.next_down(), middle, middle.next_up(), middle.next_down()]);
+            }
+        }
+        for length in [between.len(), 64, 13, 8, 7, 1, 0] {
+            let mut narrowed = vec![f16::MAX; length];
+            narrow(&between[..length], &mut narrowed);
+            for (got, &from) in narrowed.iter().zip(&between) {
+                let want = f16::from_f32(from);
+                assert!(
+                    got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
+                    "{from:e} gives {got:?}, not {want:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn by_the_processor_where_it_can() {
+        check(widen, narrow);
+    }
+
+    #[test]
+    fn by_integers() {
+        check(widen_by_integers, narrow_by_integers);
+    }
+}
