@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::bias::{Bias, Inputs, Order, Place, Places, Softmax};
-use crate::cpu::vector::{exp, exponentials, largest, narrow, shorten, through, wide, widen};
+use crate::cpu::vector::{exp, exponentials, largest, narrow, wide, widen};
 use crate::cpu::{Lines, Part};
 use crate::{Logits, Scalar};
 
@@ -16,6 +16,8 @@ const GRAIN_OF_BIAS: usize = 1 << 15;
 const GRAIN_OF_SOFTMAX: usize = 1 << 13;
 /// Keys whose logits are made at once, in the first cache.
 const BLOCK: usize = 256;
+/// The same of f32.
+const LONG_BLOCK: usize = 1024;
 
 fn part(shape: &Logits) -> Part {
     Part::whole([shape.batch, shape.heads, shape.queries], shape.strides)
@@ -24,7 +26,87 @@ fn part(shape: &Logits) -> Part {
 /// A row's place: sequence, head and query.
 type At = [usize; 3];
 
-/// Calls `merge` on the elements of a row that belong to some keys, each with its bias.
+/// What is done with an element of a row and its bias.
+trait Merge<X> {
+    fn value(&self, x: &mut X, bias: f64);
+
+    /// Several that have one bias.
+    #[inline(always)]
+    fn same(&self, row: &mut [X], bias: f64) {
+        row.iter_mut().for_each(|x| self.value(x, bias));
+    }
+
+    /// Several whose bias is a slope times the distance, which rises from a first one: one slope below 0, one from it on.
+    #[inline(always)]
+    fn line(&self, row: &mut [X], slopes: [f32; 2], first: i64) {
+        line(self, row, slopes, first);
+    }
+}
+
+impl<F: Fn(&mut f64, f64)> Merge<f64> for F {
+    #[inline(always)]
+    fn value(&self, x: &mut f64, bias: f64) {
+        self(x, bias);
+    }
+}
+
+/// Written, or added.
+struct Put {
+    add: bool,
+}
+
+impl Merge<f32> for Put {
+    #[inline(always)]
+    fn value(&self, x: &mut f32, bias: f64) {
+        *x = (if self.add { f64::from(*x) } else { 0.0 } + bias) as f32;
+    }
+
+    #[inline(always)]
+    fn line(&self, row: &mut [f32], [past, future]: [f32; 2], first: i64) {
+        // Where f32 holds the distances, it rounds the sum once.
+        let Some(first) = i32::try_from(first).ok().filter(|first| first.abs().max(row.len() as i32) <= 1 << 23) else {
+            return line(self, row, [past, future], first);
+        };
+        for (distance, x) in (first..).zip(row) {
+            let slope = side(distance, past, future);
+            *x = (distance as f32).mul_add(slope, if self.add { *x } else { 0.0 });
+        }
+    }
+}
+
+/// The slope at a distance. None at 0, where one that is infinite has no product.
+#[inline(always)]
+fn side<Distance: PartialOrd + Default, Slope: Default>(distance: Distance, past: Slope, future: Slope) -> Slope {
+    let none = Distance::default();
+    if distance < none {
+        past
+    } else if distance > none {
+        future
+    } else {
+        Slope::default()
+    }
+}
+
+/// [`Merge::line`] in f64.
+#[inline(always)]
+fn line<X>(with: &(impl Merge<X> + ?Sized), row: &mut [X], slopes: [f32; 2], first: i64) {
+    let ([past, future], mut first) = (slopes.map(f64::from), first as f64);
+    let at = |x: &mut X, distance: f64| with.value(x, distance * side(distance, past, future));
+    // Added up, for converting each distance would take longer than all else.
+    let steps = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+    let (eights, rest) = row.as_chunks_mut::<8>();
+    for eight in eights {
+        for (x, step) in eight.iter_mut().zip(steps) {
+            at(x, first + step);
+        }
+        first += 8.0;
+    }
+    for (x, step) in rest.iter_mut().zip(steps) {
+        at(x, first + step);
+    }
+}
+
+/// Merges some keys of a row with their biases.
 #[inline(always)]
 fn merge<X>(
     bias: Bias,
@@ -33,60 +115,53 @@ fn merge<X>(
     [batch, head, query]: At,
     keys: Range<usize>,
     row: &mut [X],
-    merge: impl Fn(&mut X, f64),
+    with: &impl Merge<X>,
 ) {
     let at = places.query(shape, batch, query);
     let (Place::From(start), None) = (places.keys, places.packed) else {
         for (key, x) in keys.zip(row) {
             let apart = places.packed.is_some() && !places.meet(shape, batch, query, key);
-            merge(x, if apart { f64::NEG_INFINITY } else { bias.at(batch, head, at, places.key(shape, batch, key)) });
+            let value = || bias.at(batch, head, at, places.key(shape, batch, key));
+            with.value(x, if apart { f64::NEG_INFINITY } else { value() });
         }
         return;
     };
     // Keys follow one another, and so do distances.
     let first = start + keys.start as i64 - at;
-    // How many of the row's distances lie below one; a row has fewer than 2^31.
-    let count = row.len() as i64;
-    let below = |distance: i64| distance.saturating_sub(first).clamp(0, count) as usize;
-    let same = |row: &mut [X], bias: f64| row.iter_mut().for_each(|x| merge(x, bias));
     match bias {
-        Bias::None => same(row, 0.0),
+        Bias::None => with.same(row, 0.0),
         Bias::Slopes(slopes) => {
             let index = if slopes.batch == 1 { 0 } else { batch * slopes.heads } + head;
-            // `slope * distance` from a first distance on, in 32 bits, which become vectors of f64.
-            let line = |row: &mut [X], slope: f64, first: i64| {
-                let first = first as f64;
-                (0i32..).zip(row).for_each(|(i, x)| merge(x, slope * (first + f64::from(i))));
-            };
-            let (past, future) = (below(0), below(1));
-            line(&mut row[..past], f64::from(slopes.left[index]), first);
-            same(&mut row[past..future], 0.0);
-            line(&mut row[future..], -f64::from(slopes.right[index]), first.max(1));
+            with.line(row, [slopes.left[index], -slopes.right[index]], first);
         }
         Bias::Toeplitz(toeplitz) => {
             let count = toeplitz.distances();
             let values = &toeplitz.values[head * count..(head + 1) * count];
-            // What lies outside takes the value at the nearer end.
+            // What lies outside takes the value at the nearer end. A row has fewer than 2^31 distances.
+            let keys = row.len() as i64;
+            let below = |distance: i64| distance.saturating_sub(first).clamp(0, keys) as usize;
             let (low, high) = (below(toeplitz.first), below(toeplitz.first.saturating_add(count as i64)));
-            same(&mut row[..low], f64::from(values[0]));
+            with.same(&mut row[..low], f64::from(values[0]));
             let skip = first.saturating_sub(toeplitz.first).clamp(0, count as i64) as usize;
             let inside = row[low..high].iter_mut().zip(&values[skip..skip + (high - low)]);
-            inside.for_each(|(x, value)| merge(x, f64::from(*value)));
-            same(&mut row[high..], f64::from(values[count - 1]));
+            inside.for_each(|(x, bias)| with.value(x, f64::from(*bias)));
+            with.same(&mut row[high..], f64::from(values[count - 1]));
         }
         Bias::Fire(_) => {
-            keys.zip(row).for_each(|(key, x)| merge(x, bias.at(batch, head, at, start + key as i64)));
+            keys.zip(row).for_each(|(key, x)| with.value(x, bias.at(batch, head, at, start + key as i64)));
         }
     }
 }
 
-/// [`Bias::write`] of checked arguments, or [`Bias::add`] if the elements are `read`.
-pub(super) fn put<T: Scalar>(bias: Bias, out: &mut [T], read: bool, shape: &Logits, places: &Places<&[i32]>) {
+/// [`Bias::write`] of checked arguments, or [`Bias::add`].
+pub(super) fn put<T: Scalar>(bias: Bias, out: &mut [T], add: bool, shape: &Logits, places: &Places<&[i32]>) {
     if shape.is_empty() {
         return;
     }
-    let put = |x: &mut f32, bias: f64| *x = shorten::<T>(if read { f64::from(*x) + bias } else { bias });
+    let put = Put { add };
     part(shape).share_out(&mut out[shape.offset..], shape.keys, GRAIN_OF_BIAS, &|part, out| {
+        // f32 is merged where it lies.
+        let mut between = vec![0f32; if T::NAME == f32::NAME { 0 } else { shape.keys.min(LONG_BLOCK) }];
         wide(
             #[inline(always)]
             || {
@@ -95,12 +170,19 @@ pub(super) fn put<T: Scalar>(bias: Bias, out: &mut [T], read: bool, shape: &Logi
                     shape.keys,
                     #[inline(always)]
                     |at, out| {
-                        through(
-                            out,
-                            read,
-                            #[inline(always)]
-                            |first, x| merge(bias, places, shape, at, first..first + x.len(), x, put),
-                        );
+                        for (first, out) in (0..).step_by(LONG_BLOCK).zip(out.chunks_mut(LONG_BLOCK)) {
+                            let keys = first..first + out.len();
+                            if T::NAME == f32::NAME {
+                                merge(bias, places, shape, at, keys, bytemuck::cast_slice_mut(out), &put);
+                                continue;
+                            }
+                            let between = &mut between[..out.len()];
+                            if add {
+                                T::widen(out, between);
+                            }
+                            merge(bias, places, shape, at, keys, between, &put);
+                            T::narrow(between, out);
+                        }
                     },
                 );
             },
@@ -229,14 +311,14 @@ fn logits<T: Scalar>(
         Order::SoftcapThenBias if softmax.softcap.is_some() => {
             z.iter_mut().for_each(|z| *z *= scale);
             cap(z);
-            merge(bias, places, shape, at, keys.clone(), z, |z, bias| *z += bias * gate);
+            merge(bias, places, shape, at, keys.clone(), z, &|z: &mut f64, bias: f64| *z += bias * gate);
         }
         Order::SoftcapThenBias | Order::BiasThenSoftcap => {
-            merge(bias, places, shape, at, keys.clone(), z, |z, bias| *z = *z * scale + bias * gate);
+            merge(bias, places, shape, at, keys.clone(), z, &|z: &mut f64, bias: f64| *z = *z * scale + bias * gate);
             cap(z);
         }
         Order::BiasThenScale => {
-            merge(bias, places, shape, at, keys.clone(), z, |z, bias| *z = (*z + bias * gate) * scale);
+            merge(bias, places, shape, at, keys.clone(), z, &|z: &mut f64, bias: f64| *z = (*z + bias * gate) * scale);
             cap(z);
         }
     }

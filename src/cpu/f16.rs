@@ -79,20 +79,23 @@ mod x86 {
         eights(from, to, 0.0, convert);
     }
 
-    /// Eight at a time, and the last few among zeros.
+    /// Eight at a time; the last eight lie over those before them, or among zeros if there are fewer.
     #[inline(always)]
     fn eights<A: Copy, B: Copy>(from: &[A], to: &mut [B], zero: A, convert: impl Fn([A; 8]) -> [B; 8]) {
-        let (from, from_rest) = from.as_chunks::<8>();
-        let (to, to_rest) = to.as_chunks_mut::<8>();
-        for (from, to) in from.iter().zip(to) {
+        let (whole, rest) = from.as_chunks::<8>();
+        for (from, to) in whole.iter().zip(to.as_chunks_mut::<8>().0) {
             *to = convert(*from);
         }
-        if from_rest.is_empty() {
+        if rest.is_empty() {
             return;
         }
-        let mut rest = [zero; 8];
-        rest[..from_rest.len()].copy_from_slice(from_rest);
-        to_rest.copy_from_slice(&convert(rest)[..to_rest.len()]);
+        if let (Some(from), Some(to)) = (from.last_chunk::<8>(), to.last_chunk_mut::<8>()) {
+            *to = convert(*from);
+            return;
+        }
+        let mut few = [zero; 8];
+        few[..rest.len()].copy_from_slice(rest);
+        to.copy_from_slice(&convert(few)[..rest.len()]);
     }
 }
 

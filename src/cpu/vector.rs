@@ -65,7 +65,7 @@ fn floats<'a, T: Scalar>(from: &'a [T], between: &'a mut [f32; BLOCK]) -> &'a [f
 /// Calls `work` on `x` as numbers that `T` holds or that [`shorten`] gave, a part from `first` on at a time. What it finds there
 /// has a meaning if they are `read`.
 #[inline(always)]
-pub(crate) fn through<T: Scalar>(x: &mut [T], read: bool, mut work: impl FnMut(usize, &mut [f32])) {
+fn through<T: Scalar>(x: &mut [T], read: bool, mut work: impl FnMut(usize, &mut [f32])) {
     blocks::<T>(
         x.len(),
         #[inline(always)]
@@ -87,7 +87,7 @@ pub(crate) fn through<T: Scalar>(x: &mut [T], read: bool, mut work: impl FnMut(u
 
 /// An `f32` that becomes the nearest `T` when it is rounded to it.
 #[inline(always)]
-pub(crate) fn shorten<T: Scalar>(value: f64) -> f32 {
+fn shorten<T: Scalar>(value: f64) -> f32 {
     if T::NAME == f32::NAME { value as f32 } else { to_odd(value) }
 }
 
