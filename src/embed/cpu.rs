@@ -225,18 +225,16 @@ pub(super) fn gather<T: Scalar>(spec: &Learned, x: &mut [T], tokens: &Tokens, ta
         part.rows(x, dim, |[_, batch, token], x| {
             let row = rows[batch * tokens.tokens + token];
             let at = |row: usize| row * dim..(row + 1) * dim;
-            if spec.scale == 1.0 && spec.norm.is_none() {
-                match (row.token, row.position, row.types) {
-                    (Some(token), None, None) => return x.copy_from_slice(&tables.token[at(token)]),
-                    (token, Some(position), None) => {
-                        let token = token.map(|token| &tables.token[at(token)]);
-                        return wide(
-                            #[inline(always)]
-                            || add_two(x, token, &tables.position[at(position)]),
-                        );
-                    }
-                    _ => {}
-                }
+            // A copy has all of a row's reads on their way at once, which a sum has not: tables lie far away.
+            if let Some(token) = row.token {
+                x.copy_from_slice(&tables.token[at(token)]);
+            }
+            if let (1.0, None, None) = (spec.scale, spec.norm, row.types) {
+                let Some(position) = row.position else { return };
+                return wide(
+                    #[inline(always)]
+                    || add_two(x, &tables.position[at(position)]),
+                );
             }
             wide(
                 #[inline(always)]
@@ -244,10 +242,7 @@ pub(super) fn gather<T: Scalar>(spec: &Learned, x: &mut [T], tokens: &Tokens, ta
                     for (first, v) in (0..dim).step_by(BLOCK).zip(v.chunks_mut(BLOCK)) {
                         let end = first + v.len();
                         let at = |row: usize| row * dim + first..row * dim + end;
-                        let from = match row.token {
-                            Some(token) => &tables.token[at(token)],
-                            None => &x[at(0)],
-                        };
+                        let from = &x[first..end];
                         match (row.position, row.types) {
                             (Some(position), Some(types)) => {
                                 let more = [&tables.position[at(position)], &tables.types[at(types)]];
