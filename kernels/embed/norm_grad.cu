@@ -6,7 +6,7 @@
 //               they are not held
 // the others    as in learned.cu: the sum is gathered again, nothing is kept from the forward kernel
 //
-// The number of blocks depends on the shape alone, and each walks its rows in order, so every device adds in one order.
+// The number of blocks depends on the shape alone, and each walks its own rows in order, so every device adds in one order.
 //
 // Bytes: what learned.cu reads, and grad; one row written. A row's y and g and its partial sums stay in shared memory; where
 // accesses are narrow or the row is too long for it, the row is gathered four times and grad read twice, from a cache.
@@ -15,18 +15,22 @@
 // f(grad, x, rows, dim) for every token of a block's row of threads: its rows, its channels (0 behind the last token).
 template <class F> __device__ void each_token(const LearnedArgs& args, F f) {
     unsigned groups = (args.tokens + blockDim.y - 1) / blockDim.y;
-    unsigned batch = 0;
+    unsigned group = blockIdx.x * (args.tokens_per_block / blockDim.y);
+    unsigned batch = group / groups, first = group % groups * blockDim.y, rest = args.tokens_per_block;
+    wait_for_predecessor();
 #pragma unroll 1
-    for (unsigned group = blockIdx.x;; group += gridDim.x) {
-        batch += group / groups;
-        group %= groups;
-        if (batch >= args.batch) break;
-        unsigned first = group * blockDim.y;
-        unsigned token = first + threadIdx.y;
-        long long at = batch * args.strides[0] + token * args.strides[1];
-        Rows rows(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token);
-        f(pinned(static_cast<const T::Bits*>(args.grad) + at), pinned(static_cast<T::Bits*>(args.x) + at), rows,
-          token < args.tokens ? args.dim : 0);
+    for (; rest > 0 && batch < args.batch; ++batch) {
+        unsigned end = min(first + rest, groups * blockDim.y);
+        rest -= end - first;
+        each_group(args, batch, first, end, [&](unsigned first, Before& before) {
+            // Behind the last token the last one again, of which no channel is written.
+            unsigned token = min(first + threadIdx.y, args.tokens - 1);
+            long long at = pinned(batch * args.strides[0] + token * args.strides[1]);
+            Rows rows(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token, before);
+            f(static_cast<const T::Bits*>(args.grad) + at, static_cast<T::Bits*>(args.x) + at, rows,
+              token == first + threadIdx.y ? args.dim : 0);
+        });
+        first = 0;
     }
 }
 
@@ -97,8 +101,6 @@ __device__ void wide(const LearnedArgs& args) {
         Held::store<2>(at, zero);
         Held::store<3>(at, zero);
     });
-    // The sums of an earlier call may still be read.
-    wait_for_predecessor();
     each_token(args, [&](const T::Bits* from, T::Bits* x, const Rows& rows, unsigned dim) {
         Moments moments = hold_row(args, rows, dim, held);
         Means means;

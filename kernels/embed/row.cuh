@@ -88,10 +88,14 @@ template <int N> __device__ void sum_row(float (&x)[N]) {
     __syncthreads();
 }
 
-// An address that stays in a register: the compiler would work it out again in every step.
-template <class P> __device__ __forceinline__ P* pinned(P* pointer) {
-    asm volatile("" : "+l"(pointer));
-    return pointer;
+// A number that stays in a register: the compiler would work it out again in every step.
+template <class N> __device__ __forceinline__ N pinned(N number) {
+    if constexpr (sizeof(N) == 8) {
+        asm volatile("" : "+l"(number));
+    } else {
+        asm volatile("" : "+r"(number));
+    }
+    return number;
 }
 
 extern __shared__ float4 shared[];
@@ -106,8 +110,8 @@ template <int ARRAYS> struct HeldRow {
     static __device__ unsigned bytes(unsigned dim) { return (dim + 32 * UNIT - 1) / (32 * UNIT) * BYTES; }
 
     __device__ HeldRow(unsigned dim) {
-        first = static_cast<unsigned>(__cvta_generic_to_shared(shared)) + threadIdx.y * bytes(dim) + threadIdx.x / 32 * BYTES + threadIdx.x % 32 * 16;
-        asm volatile("" : "+r"(first));
+        first = pinned(static_cast<unsigned>(__cvta_generic_to_shared(shared)) + threadIdx.y * bytes(dim) + threadIdx.x / 32 * BYTES +
+                       threadIdx.x % 32 * 16);
     }
 
     // f(channel, at) for every unit of this thread.
