@@ -44,9 +44,9 @@ template <class F> __device__ void each_token(const LearnedArgs& args, F f) {
     own_groups(args, [&](unsigned first, Before& before) {
         // Behind the last token the last one again, of which no channel is written.
         unsigned token = min(first + threadIdx.y, args.tokens - 1);
-        long long at = pinned(blockIdx.x * args.strides[0] + token * args.strides[1]);
+        long long at = blockIdx.x * args.strides[0] + token * args.strides[1];
         Rows rows(args, static_cast<const T::Bits*>(args.source) + at, blockIdx.x, first, token, before);
-        f(static_cast<T::Bits*>(args.x) + at, rows, token == first + threadIdx.y ? args.dim : 0);
+        f(pinned(static_cast<T::Bits*>(args.x) + at), rows, token == first + threadIdx.y ? args.dim : 0);
     });
 }
 
