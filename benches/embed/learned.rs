@@ -1,9 +1,10 @@
-//! Learned tables: token and position (GPT-2), and token, position and type (BERT), with and without the layer norm behind.
+//! Learned tables: token and position (GPT-2), and token, position and type (BERT), with and without the layer norm behind;
+//! positions that count the tokens before, over a mask (OPT) and by the padding id (RoBERTa).
 
 use anyhow::Result;
 use cudarc::driver::CudaSlice;
 use half::bf16;
-use posenc::embed::{Inputs, Learned, LearnedPlan, Norm, Tokens, Weights};
+use posenc::embed::{Inputs, Learned, LearnedPlan, Norm, Rows, Tokens, Weights};
 use posenc::{Gpu, Id, Scalar};
 
 use crate::support::{Case, Operation, bits, compare, values};
@@ -12,29 +13,49 @@ use crate::support::{Case, Operation, bits, compare, values};
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (batch, tokens) in [(1, 1), (1, 128), (8, 1024), (64, 1024)] {
-        cases.push(case::<bf16>("gpt2", batch, tokens, 768, false, false));
+        cases.push(case::<bf16>("gpt2", batch, tokens, 768, false, false, OFFSET));
     }
     for (batch, tokens) in [(1, 128), (32, 512), (256, 512)] {
-        cases.push(case::<bf16>("bert-base", batch, tokens, 768, true, false));
-        cases.push(case::<bf16>("bert-base-norm", batch, tokens, 768, true, true));
+        cases.push(case::<bf16>("bert-base", batch, tokens, 768, true, false, OFFSET));
+        cases.push(case::<bf16>("bert-base-norm", batch, tokens, 768, true, true, OFFSET));
     }
     for tokens in (0..=20).step_by(2).map(|n| 1 << n) {
         cases.push(Case {
             name: format!("learned/scale/bf16/{tokens}"),
-            ..case::<bf16>("scale", 1, tokens, 32, false, false)
+            ..case::<bf16>("scale", 1, tokens, 32, false, false, OFFSET)
         });
+    }
+    for (model, padding, types) in [("opt-125m", None, false), ("roberta-base", Some(1), true)] {
+        let rows = Rows::Kept { padding, first: 2, padded: 1 };
+        for tokens in [512, 2048, 8192] {
+            cases.push(Case {
+                name: format!("learned/kept/{model}/bf16/{tokens}"),
+                ..case::<bf16>(model, 1, tokens, 768, types, types, rows)
+            });
+        }
     }
     cases
 }
 
 const VOCABULARY: usize = 4096;
+const OFFSET: Rows = Rows::Offset(0);
 const EPS: f64 = 1e-12;
 
-fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, types: bool, norm: bool) -> Case {
+fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, types: bool, norm: bool, rows: Rows) -> Case {
     let elements = (batch * tokens * dim) as u64;
     // Rows of positions and types are few and come from a cache; rows of tokens are read and the sum is written.
     let written = elements * size_of::<T>() as u64;
-    let read = written + (batch * tokens * if types { 8 } else { 4 }) as u64;
+    let masked = matches!(rows, Rows::Kept { padding: None, .. });
+    let read = written
+        + (batch
+            * tokens
+            * if types {
+                8
+            } else if masked {
+                5
+            } else {
+                4
+            }) as u64;
     let name = format!("learned/{model}/{}/{batch}x{tokens}x{dim}", T::NAME);
     let make = move |gpu: &Gpu, sets: usize| -> Result<Box<dyn Operation>> {
         let stream = gpu.stream();
@@ -43,19 +64,20 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, types: 
             |seed: u64, rows: usize| -> Result<CudaSlice<T>> { Ok(stream.clone_htod(&values::<T>(seed, rows * dim))?) };
         let ids: Vec<i32> = (0..n as u64).map(|i| (bits(5, i) % VOCABULARY as u64) as i32).collect();
         let kinds: Vec<i32> = (0..n as u64).map(|i| (bits(6, i) % 2) as i32).collect();
+        let mask: Vec<u8> = (0..n as u64).map(|i| u8::from(!bits(9, i).is_multiple_of(8))).collect();
+        let learned = Learned { norm: norm.then_some(Norm::Layer { eps: EPS }), rows, ..Learned::new(dim) };
         Ok(Box::new(Gather {
-            plan: LearnedPlan::new(
-                gpu,
-                &Learned { norm: norm.then_some(Norm::Layer { eps: EPS }), ..Learned::new(dim) },
-            )?,
+            plan: LearnedPlan::new(gpu, &learned)?,
             vectors: [table(7, 1)?, table(8, 1)?],
             gpu: gpu.clone(),
             shape: Tokens::new(batch, tokens, dim),
             token: table(1, VOCABULARY)?,
-            position: table(2, tokens)?,
+            position: table(2, tokens + 2)?,
             types: if types { Some((table(3, 2)?, stream.clone_htod(&kinds)?)) } else { None },
             ids: stream.clone_htod(&ids)?,
+            mask: if masked { Some(stream.clone_htod(&mask)?) } else { None },
             host_ids: ids,
+            host_mask: mask,
             host_kinds: kinds,
             out: (0..sets).map(|_| stream.alloc_zeros(n * dim)).collect::<Result<Vec<_>, _>>()?,
         }))
@@ -73,7 +95,9 @@ struct Gather<T> {
     /// gain and bias of the norm
     vectors: [CudaSlice<T>; 2],
     ids: CudaSlice<i32>,
+    mask: Option<CudaSlice<u8>>,
     host_ids: Vec<i32>,
+    host_mask: Vec<u8>,
     host_kinds: Vec<i32>,
     out: Vec<CudaSlice<T>>,
 }
@@ -89,7 +113,8 @@ impl<T: Scalar> Operation for Gather<T> {
             Some(_) => (Some(&self.vectors[0] as _), Some(&self.vectors[1] as _)),
         };
         let weights = Weights { token: Some(&self.token), position: Some(&self.position), types, gain, bias };
-        let inputs = Inputs { ids: Some(i32::ids(&self.ids)), types: kinds, ..Inputs::default() };
+        let mask = self.mask.as_ref().map(|mask| mask as _);
+        let inputs = Inputs { ids: Some(i32::ids(&self.ids)), types: kinds, mask, ..Inputs::default() };
         self.plan.gather(&mut self.out[set], self.shape, &weights, &inputs, None)
     }
 
@@ -99,13 +124,22 @@ impl<T: Scalar> Operation for Gather<T> {
         let (out, token, position) = (read(&self.out[0])?, read(&self.token)?, read(&self.position)?);
         let types = self.types.as_ref().map(|(table, _)| read(table)).transpose()?;
         let (gain, bias) = (read(&self.vectors[0])?, read(&self.vectors[1])?);
-        let (tokens, dim) = (self.shape.tokens, self.shape.dim);
+        let (tokens, dim, masked) = (self.shape.tokens, self.shape.dim, self.mask.is_some());
         for pick in 0..8 {
             let i = bits(4, pick) as usize % self.host_ids.len();
             let row = |table: &[T], row: usize, c: usize| table[row * dim + c].to_f64();
+            let (step, first) = (i % tokens, i / tokens * tokens);
+            let own = match self.plan.learned().rows {
+                Rows::Offset(_) => step,
+                rows => {
+                    let padding = |i: usize| if masked { self.host_mask[i] == 0 } else { self.host_ids[i] == 1 };
+                    let kept = (first..i).filter(|&i| !padding(i)).count();
+                    rows.row(step as i64, kept as i64, padding(i)) as usize
+                }
+            };
             let terms = |c: usize| {
                 let kind = types.as_ref().map_or(0.0, |types| row(types, self.host_kinds[i] as usize, c));
-                [row(&token, self.host_ids[i] as usize, c), row(&position, i % tokens, c), kind]
+                [row(&token, self.host_ids[i] as usize, c), row(&position, own, c), kind]
             };
             let sums: Vec<f64> = (0..dim).map(|c| terms(c).iter().sum()).collect();
             let magnitudes: Vec<f64> = (0..dim).map(|c| terms(c).iter().map(|x| x.abs()).sum()).collect();

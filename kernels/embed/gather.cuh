@@ -8,57 +8,116 @@
 enum Rule : unsigned { OFFSET = 0, KEPT_BY_ID = 1, KEPT_BY_MASK = 2 };
 enum NormKind : unsigned { NO_NORM = 0, LAYER_NORM = 1, RMS_NORM = 2 };
 
+// No token.
+constexpr unsigned NONE = 0xffffffffu;
+
+__device__ inline unsigned lane() {
+    unsigned lane;
+    asm("mov.u32 %0, %laneid;" : "=r"(lane));
+    return lane;
+}
+
 __device__ inline bool kept(const LearnedArgs& args, long long index) {
     if (args.rule == KEPT_BY_MASK) return static_cast<const unsigned char*>(args.mask)[index] != 0;
     return read_id(args.ids, args.id_type, index) != args.padding;
 }
 
-// The kept tokens before a token of its sequence, and whether it is one.
-struct Counted {
-    long long before = 0;
-    bool kept = false;
-};
-
-// Counts for a block whose first token is `first`: all threads together up to that one, then each goes on alone to `token`.
-// Every thread of the block must come here.
-__device__ inline Counted count_kept(const LearnedArgs& args, unsigned batch, unsigned first, unsigned token) {
-    __shared__ unsigned counts[8];
-    long long sequence = batch * static_cast<long long>(args.tokens);
-    unsigned thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
-    Counted own;
-    // One loop's code for both counts.
-#pragma unroll 1
-    for (int alone = 0; alone < 2; ++alone) {
-        unsigned i = alone ? first : thread, end = alone ? min(token + 1, args.tokens) : first, count = 0;
-#pragma unroll 1
-        for (; i < end; i += alone ? 1 : threads) {
-            own.kept = kept(args, sequence + i);
-            count += own.kept;
-        }
-        if (alone) {
-            own.before += count - own.kept;
-            continue;
-        }
+// The kept ones among 16 bytes of the mask or of ids.
+__device__ inline unsigned count_kept(const LearnedArgs& args, ulonglong2 raw) {
+    constexpr unsigned long long LOW = 0x7f7f7f7f7f7f7f7full;
+    unsigned count = 0;
 #pragma unroll
-        for (int step = 16; step > 0; step /= 2) count += __shfl_xor_sync(0xffffffffu, count, step);
-        if (thread % 32 == 0) counts[thread / 32] = count;
-        __syncthreads();
-#pragma unroll 1
-        for (unsigned warp = 0; warp < threads / 32; ++warp) own.before += counts[warp];
-        __syncthreads();
+    for (int i = 0; i < 2; ++i) {
+        unsigned long long x = i ? raw.y : raw.x;
+        if (args.rule == KEPT_BY_MASK) {
+            count += __popcll((((x & LOW) + LOW) | x) & ~LOW);
+        } else if (args.id_type == ID_I64) {
+            count += x != static_cast<unsigned long long>(args.padding);
+        } else {
+            // A launch with padding beyond 32 bits counts nothing.
+            unsigned padding = static_cast<unsigned>(args.padding);
+            count += (static_cast<unsigned>(x) != padding) + (static_cast<unsigned>(x >> 32) != padding);
+        }
     }
-    return own;
+    return count;
 }
 
-// The position row of a token, for a block whose first token is `first`; every thread of the block must come here.
-__device__ inline long long position_row(const LearnedArgs& args, unsigned batch, unsigned first, unsigned token) {
+// What a sequence has before a block's next token.
+struct Before {
+    // Kept tokens that are counted.
+    unsigned kept = 0;
+    // -32 if up to 32 tokens are not yet, else 0.
+    int begin = 0;
+    // This lane's one of those, or none.
+    unsigned edge;
+};
+
+// Counts the first `end` tokens of a sequence but for the edges of what is aligned to 16 bytes, at most 30 tokens. Every
+// thread of the block must come here.
+__device__ inline Before count_before(const LearnedArgs& args, unsigned batch, unsigned end) {
+    __shared__ unsigned all;
+    unsigned thread = threadIdx.y * blockDim.x + threadIdx.x;
+    if (thread == 0) all = 0;
+    __syncthreads();
+    unsigned shift = args.rule == KEPT_BY_MASK ? 0 : args.id_type == ID_I64 ? 3 : 2;
+    const char* from = static_cast<const char*>(args.rule == KEPT_BY_MASK ? args.mask : args.ids) +
+                       (batch * static_cast<long long>(args.tokens) << shift);
+    unsigned head = min((static_cast<unsigned>(-reinterpret_cast<long long>(from)) & 15u) >> shift, end);
+    unsigned packs = (end - head) << shift >> 4;
+    const ulonglong2* pack = reinterpret_cast<const ulonglong2*>(from + (head << shift));
+    unsigned count = 0;
+#pragma unroll 1
+    for (unsigned i = thread; i < packs; i += blockDim.x * blockDim.y) count += count_kept(args, pack[i]);
+    atomicAdd(&all, count);
+    __syncthreads();
+    Before before;
+    before.kept = all;
+    before.begin = -32;
+    before.edge = lane() < head ? lane() : lane() + (packs << 4 >> shift);
+    if (before.edge >= end) before.edge = NONE;
+    return before;
+}
+
+// f(first, before) for every group of blockDim.y tokens of a sequence from token `first` to `end`, at least one: the group's
+// first token and what lies before it, to which f adds the group.
+//
+// Tokens are counted once, for the first group. So what counting costs in all grows with the number of blocks, and a launch
+// that counts gives each of a few blocks many groups.
+template <class F> __device__ void each_group(const LearnedArgs& args, unsigned batch, unsigned first, unsigned end, F f) {
+    Before before;
+    // At most once in a block: only its first group may stand within a sequence.
+    if (args.rule != OFFSET && first > 0) before = count_before(args, batch, first);
+    end = pinned(end);
+#pragma unroll 1
+    do {
+        f(first, before);
+        first += blockDim.y;
+    } while (first < end);
+}
+
+// The position row of token `at`, one of the group that begins with `first`; `before` gains the tokens of the group. Every
+// thread of the block must come here.
+__device__ inline long long position_row(const LearnedArgs& args, unsigned batch, unsigned first, unsigned at, Before& before) {
     long long index = batch * args.sequence_stride, step = 0;
     if (args.rule == OFFSET) {
-        if (token < args.tokens) locate(args, batch, token, index, step);
+        locate(args, batch, at, index, step);
     } else {
-        Counted counted = count_kept(args, batch, first, token);
-        if (!counted.kept) return args.padded;
-        step = counted.before;
+        unsigned own = before.kept, is_kept = 0;
+        // What is not counted yet, as if it were the 32 tokens before the group.
+#pragma unroll 1
+        for (int word = before.begin; word < static_cast<int>(blockDim.y); word += 32) {
+            unsigned other = word < 0 ? before.edge : word + lane() < blockDim.y ? first + word + lane() : NONE;
+            bool counts = other < args.tokens && kept(args, batch * static_cast<long long>(args.tokens) + other);
+            unsigned bits = __ballot_sync(0xffffffffu, counts);
+            before.kept += __popc(bits);
+            // Shifts by 32 and more leave nothing.
+            int lower = static_cast<int>(at - first) - word;
+            own += __popc(__funnelshift_lc(0, bits, max(32 - lower, 0)));
+            is_kept |= __funnelshift_rc(bits, 0, lower);
+        }
+        before.begin = 0;
+        if (!(is_kept & 1u)) return args.padded;
+        step = own;
     }
     if (args.positions) step += read_id(args.positions, args.position_type, index);
     return args.first + step;
@@ -67,35 +126,27 @@ __device__ inline long long position_row(const LearnedArgs& args, unsigned batch
 // One token's rows; null where there is no table.
 struct Rows {
     // Null too for a token with an id outside its table: nothing is read, and its sum is NaN.
-    const T::Bits* token = nullptr;
+    const T::Bits* token;
     const T::Bits *position = nullptr, *type = nullptr;
 
-    // The rows of `token` in a block whose first token is `first`; every thread of the block must come here. `source` stands
-    // in for a token's row where there is no token table. An id outside its table is not followed; the first one, in the
-    // order of tokens, is left in `fault`.
-    __device__ Rows(const LearnedArgs& args, const T::Bits* source, unsigned batch, unsigned first, unsigned at) {
-        long long row = args.position ? position_row(args, batch, first, at) : 0;
-        if (at >= args.tokens) return;
+    // The rows of token `at`, as in position_row. `source` stands in for a token's row where there is no token table. An id
+    // outside its table is not followed; the first one, in the order of tokens, is left in `fault`.
+    __device__ Rows(const LearnedArgs& args, const T::Bits* source, unsigned batch, unsigned first, unsigned at, Before& before)
+        : token(source) {
+        long long row = args.position ? position_row(args, batch, first, at, before) : 0;
         long long index = batch * static_cast<long long>(args.tokens) + at;
-        const void* tables[3] = {args.token, args.position, args.types};
-        const T::Bits* found[3] = {source, nullptr, nullptr};
-        long long wanted[3] = {0, row, 0}, rows[3] = {args.token_rows, args.position_rows, args.type_rows};
-        if (args.token) wanted[0] = read_id(args.ids, args.id_type, index);
-        if (args.types) wanted[2] = read_id(args.type_ids, args.type_id_type, index);
-        unsigned wrong = 3;
-#pragma unroll
-        for (int which = 2; which >= 0; --which) {
-            if (!tables[which]) continue;
-            if (static_cast<unsigned long long>(wanted[which]) < static_cast<unsigned long long>(rows[which])) {
-                found[which] = static_cast<const T::Bits*>(tables[which]) + wanted[which] * args.dim;
-            } else {
-                wrong = which;
-            }
-        }
-        token = wrong == 3 ? found[0] : nullptr;
-        position = found[1];
-        type = found[2];
-        if (wrong != 3 && threadIdx.x == 0 && args.fault) {
+        bool inside[3] = {true, true, true};
+        auto find = [&](const T::Bits*& found, const void* table, long long wanted, long long rows, bool& inside) {
+            found = static_cast<const T::Bits*>(table) + wanted * args.dim;
+            inside = static_cast<unsigned long long>(wanted) < static_cast<unsigned long long>(rows);
+        };
+        if (args.token) find(token, args.token, read_id(args.ids, args.id_type, index), args.token_rows, inside[0]);
+        if (args.position) find(position, args.position, row, args.position_rows, inside[1]);
+        if (args.types) find(type, args.types, read_id(args.type_ids, args.type_id_type, index), args.type_rows, inside[2]);
+        if (inside[0] && inside[1] && inside[2]) return;
+        token = nullptr;
+        unsigned wrong = !inside[0] ? 0 : !inside[1] ? 1 : 2;
+        if (threadIdx.x == 0 && args.fault) {
             atomicMin(static_cast<unsigned long long*>(args.fault), static_cast<unsigned long long>(index) << 2 | wrong);
         }
     }

@@ -17,8 +17,7 @@
 constexpr unsigned COSINE = 4, SAME = 8;
 
 struct MaskedChannel {
-    Turns turns;
-    double offset;
+    double high, low, offset;
 };
 
 // The sum over a warp.
@@ -71,14 +70,14 @@ template <int W> __device__ void masked(const MaskedArgs& args) {
         T::Bits* x = static_cast<T::Bits*>(args.x) + (image * static_cast<long long>(tokens) + token) * args.dim;
 #pragma unroll 1
         for (unsigned channel = threadIdx.x * W; channel < args.dim; channel += 32 * W) {
-            double sin = 0.0, cos = 0.0;
+            Angle angle;
             auto wave = [&](unsigned own, bool first) {
                 unsigned axis = static_cast<const unsigned char*>(args.axes)[own];
                 if (first || !(axis & SAME)) {
                     MaskedChannel c = static_cast<const MaskedChannel*>(args.channels)[own];
-                    sincos_turns((axis & 1 ? t[0] : t[1]) + c.offset, c.turns, sin, cos);
+                    angle = Angle((axis & 1 ? t[0] : t[1]) + c.offset, {c.high, c.low});
                 }
-                return (axis & 3) == 3 ? 0.0f : to_float(axis & COSINE ? cos : sin);
+                return (axis & 3) == 3 ? 0.0f : angle.wave(axis / COSINE & 1);
             };
             if constexpr (W == 1) {
                 float one[1] = {wave(channel, true)};

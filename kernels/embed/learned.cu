@@ -31,18 +31,23 @@ template <int W> __device__ void finish(const LearnedArgs& args, T::Bits* x, con
     store_step<W>(x, channel, args.dim, v);
 }
 
+// each_group for the tokens of a block.
+template <class F> __device__ void own_groups(const LearnedArgs& args, F f) {
+    unsigned first = blockIdx.y * args.tokens_per_block;
+    wait_for_predecessor();
+    each_group(args, blockIdx.x, first, min(first + args.tokens_per_block, args.tokens), f);
+}
+
 // f(x, rows, dim) for every token of a block's row of threads: where it is written, its rows, its channels (0 behind the
 // last token).
 template <class F> __device__ void each_token(const LearnedArgs& args, F f) {
-    unsigned first = blockIdx.x * blockDim.y;
-    unsigned token = first + threadIdx.y;
-    wait_for_predecessor();
-#pragma unroll 1
-    for (unsigned batch = blockIdx.y; batch < args.batch; batch += gridDim.y) {
-        long long at = batch * args.strides[0] + token * args.strides[1];
-        Rows rows(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token);
-        f(pinned(static_cast<T::Bits*>(args.x) + at), rows, token < args.tokens ? args.dim : 0);
-    }
+    own_groups(args, [&](unsigned first, Before& before) {
+        // Behind the last token the last one again, of which no channel is written.
+        unsigned token = min(first + threadIdx.y, args.tokens - 1);
+        long long at = blockIdx.x * args.strides[0] + token * args.strides[1];
+        Rows rows(args, static_cast<const T::Bits*>(args.source) + at, blockIdx.x, first, token, before);
+        f(pinned(static_cast<T::Bits*>(args.x) + at), rows, token == first + threadIdx.y ? args.dim : 0);
+    });
 }
 
 __device__ void plain(const LearnedArgs& args) {
@@ -101,14 +106,11 @@ __device__ void narrow(const LearnedArgs& args) {
 
 // The row of the position table that each token reads, for the gradient of that table.
 __device__ void rows(const LearnedArgs& args) {
-    unsigned first = blockIdx.x * blockDim.x * blockDim.y;
-    unsigned token = first + threadIdx.y * blockDim.x + threadIdx.x;
-    wait_for_predecessor();
-#pragma unroll 1
-    for (unsigned batch = blockIdx.y; batch < args.batch; batch += gridDim.y) {
-        long long row = position_row(args, batch, first, token);
-        if (token < args.tokens) static_cast<long long*>(args.x)[batch * static_cast<long long>(args.tokens) + token] = row;
-    }
+    own_groups(args, [&](unsigned first, Before& before) {
+        unsigned token = first + threadIdx.y;
+        long long row = position_row(args, blockIdx.x, first, min(token, args.tokens - 1), before);
+        if (token < args.tokens) static_cast<long long*>(args.x)[blockIdx.x * static_cast<long long>(args.tokens) + token] = row;
+    });
 }
 
 #define LEARNED(name, f) \

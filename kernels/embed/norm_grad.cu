@@ -6,31 +6,35 @@
 //               they are not held
 // the others    as in learned.cu: the sum is gathered again, nothing is kept from the forward kernel
 //
-// The number of blocks depends on the shape alone, and each walks its rows in order, so every device adds in one order.
+// The number of blocks depends on the shape alone, and each walks its own rows in order, so every device adds in one order.
 //
-// Bytes: what learned.cu reads, and grad; one row written. A row's y and g and its partial sums stay in shared memory; where
+// Bytes: what learned.cu reads, and grad; one row written. A row's v and g and its partial sums stay in shared memory; where
 // accesses are narrow or the row is too long for it, the row is gathered four times and grad read twice, from a cache.
 #include "embed/gather.cuh"
 
 // f(grad, x, rows, dim) for every token of a block's row of threads: its rows, its channels (0 behind the last token).
 template <class F> __device__ void each_token(const LearnedArgs& args, F f) {
     unsigned groups = (args.tokens + blockDim.y - 1) / blockDim.y;
-    unsigned batch = 0;
+    unsigned group = blockIdx.x * (args.tokens_per_block / blockDim.y);
+    unsigned batch = group / groups, first = group % groups * blockDim.y, rest = args.tokens_per_block;
+    wait_for_predecessor();
 #pragma unroll 1
-    for (unsigned group = blockIdx.x;; group += gridDim.x) {
-        batch += group / groups;
-        group %= groups;
-        if (batch >= args.batch) break;
-        unsigned first = group * blockDim.y;
-        unsigned token = first + threadIdx.y;
-        long long at = batch * args.strides[0] + token * args.strides[1];
-        Rows rows(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token);
-        f(pinned(static_cast<const T::Bits*>(args.grad) + at), pinned(static_cast<T::Bits*>(args.x) + at), rows,
-          token < args.tokens ? args.dim : 0);
+    for (; rest > 0 && batch < args.batch; ++batch) {
+        unsigned end = min(first + rest, groups * blockDim.y);
+        rest -= end - first;
+        each_group(args, batch, first, end, [&](unsigned first, Before& before) {
+            // Behind the last token the last one again, of which no channel is written.
+            unsigned token = min(first + threadIdx.y, args.tokens - 1);
+            long long at = batch * args.strides[0] + token * args.strides[1];
+            Rows rows(args, static_cast<const T::Bits*>(args.source) + at, batch, first, token, before);
+            f(pinned(static_cast<const T::Bits*>(args.grad) + at), pinned(static_cast<T::Bits*>(args.x) + at), rows,
+              token == first + threadIdx.y ? args.dim : 0);
+        });
+        first = 0;
     }
 }
 
-// The means of g and of g y over a row.
+// The sums of g and of g y over a row, then c and d of dv = g / sigma + d v + c.
 struct Means {
     float parts[2] = {};
 
@@ -42,24 +46,22 @@ struct Means {
         }
     }
     // Every thread of the block must come here.
-    __device__ void finish(const LearnedArgs& args) {
+    __device__ void finish(const LearnedArgs& args, const Moments& moments) {
         sum_row(parts);
-        parts[0] = args.norm == RMS_NORM ? 0.0f : parts[0] * args.share;
-        parts[1] *= args.share;
+        float factor = -args.share * moments.inverse;
+        parts[0] = args.norm == RMS_NORM ? 0.0f : parts[0] * factor;
+        parts[1] *= factor * moments.inverse;
+        parts[0] = fmaf(-moments.mean, parts[1], parts[0]);
     }
 };
 
-// A step of grad, and of g.
-template <int W> __device__ void load_grad(const LearnedArgs& args, const T::Bits* from, unsigned channel, float (&grad)[STEP<W>], float (&g)[STEP<W>]) {
-    load_step<W>(from, channel, args.dim, grad);
+// A step of grad becomes one of g.
+template <int W> __device__ void multiply_gain(const LearnedArgs& args, unsigned channel, float (&grad)[STEP<W>]) {
+    if (!args.gain) return;
+    float gain[STEP<W>];
+    load_step<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, gain);
 #pragma unroll
-    for (int i = 0; i < STEP<W>; ++i) g[i] = grad[i];
-    if (args.gain) {
-        float gain[STEP<W>];
-        load_step<W>(static_cast<const T::Bits*>(args.gain), channel, args.dim, gain);
-#pragma unroll
-        for (int i = 0; i < STEP<W>; ++i) g[i] = g[i] * gain[i];
-    }
+    for (int i = 0; i < STEP<W>; ++i) grad[i] = grad[i] * gain[i];
 }
 
 // v becomes y.
@@ -68,10 +70,10 @@ template <int N> __device__ void normalise(const Moments& moments, float (&v)[N]
     for (int i = 0; i < N; ++i) v[i] = (v[i] - moments.mean) * moments.inverse;
 }
 
-// y becomes dv.
-template <int N> __device__ void differentiate(const Moments& moments, const Means& means, const float (&g)[N], float (&y)[N]) {
+// v becomes dv.
+template <int N> __device__ void differentiate(const Moments& moments, const Means& means, const float (&g)[N], float (&v)[N]) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) y[i] = fmaf(-y[i], means.parts[1], g[i] - means.parts[0]) * moments.inverse;
+    for (int i = 0; i < N; ++i) v[i] = fmaf(g[i], moments.inverse, fmaf(v[i], means.parts[1], means.parts[0]));
 }
 
 // The sums of grad * y and of grad over the rows of a block, in order, from `sum(row, vector, channel)`.
@@ -88,7 +90,7 @@ template <class F> __device__ void write_sums(const LearnedArgs& args, F sum) {
     }
 }
 
-// A row's arrays: v, then y; g; the sums of grad * y and of grad.
+// A row's arrays: v; g; the sums of grad * y and of grad.
 __device__ void wide(const LearnedArgs& args) {
     using Held = HeldRow<4>;
     Held held(args.dim);
@@ -97,19 +99,14 @@ __device__ void wide(const LearnedArgs& args) {
         Held::store<2>(at, zero);
         Held::store<3>(at, zero);
     });
-    // The sums of an earlier call may still be read.
-    wait_for_predecessor();
     each_token(args, [&](const T::Bits* from, T::Bits* x, const Rows& rows, unsigned dim) {
         Moments moments = hold_row(args, rows, dim, held);
         Means means;
         held.each(dim, [&](unsigned channel, unsigned at) {
-            float y[UNIT], grad[UNIT], g[UNIT], sum[UNIT];
+            float y[UNIT], grad[UNIT], sum[UNIT];
             Held::load<0>(at, y);
             normalise(moments, y);
-            Held::store<0>(at, y);
-            load_grad<WIDE>(args, from, channel, grad, g);
-            Held::store<1>(at, g);
-            means.gather(g, y);
+            load_step<WIDE>(from, channel, args.dim, grad);
             Held::load<2>(at, sum);
 #pragma unroll
             for (int i = 0; i < UNIT; ++i) sum[i] = fmaf(grad[i], y[i], sum[i]);
@@ -118,14 +115,18 @@ __device__ void wide(const LearnedArgs& args) {
 #pragma unroll
             for (int i = 0; i < UNIT; ++i) sum[i] += grad[i];
             Held::store<3>(at, sum);
+            // In place: a copy beside it would be made for every step.
+            multiply_gain<WIDE>(args, channel, grad);
+            Held::store<1>(at, grad);
+            means.gather(grad, y);
         });
-        means.finish(args);
+        means.finish(args, moments);
         held.each(dim, [&](unsigned channel, unsigned at) {
-            float y[UNIT], g[UNIT];
-            Held::load<0>(at, y);
+            float v[UNIT], g[UNIT];
+            Held::load<0>(at, v);
             Held::load<1>(at, g);
-            differentiate(moments, means, g, y);
-            store_step<WIDE>(x, channel, args.dim, y);
+            differentiate(moments, means, g, v);
+            store_step<WIDE>(x, channel, args.dim, v);
         });
     });
     write_sums(args, [&](unsigned row, unsigned vector, unsigned channel) {
@@ -146,28 +147,31 @@ __device__ void narrow(const LearnedArgs& args) {
 #pragma unroll 1
         for (int pass = first_pass(args); pass < 4; ++pass) {
             each_step<1>(dim, false, [&](unsigned channel) {
-                float y[1], grad[1], g[1];
-                rows.fill(y);
-                if (rows.token) rows.sum<1>(args, channel, y);
+                float v[1], grad[1];
+                rows.fill(v);
+                if (rows.token) rows.sum<1>(args, channel, v);
                 if (pass < 2) {
-                    moments.gather<1>(args, pass, channel, y);
+                    moments.gather<1>(args, pass, channel, v);
                     return;
                 }
-                normalise(moments, y);
-                load_grad<1>(args, from, channel, grad, g);
+                load_step<1>(from, channel, args.dim, grad);
                 if (pass == 2) {
-                    gain_sums[channel] = fmaf(grad[0], y[0], gain_sums[channel]);
+                    normalise(moments, v);
+                    gain_sums[channel] = fmaf(grad[0], v[0], gain_sums[channel]);
                     bias_sums[channel] += grad[0];
-                    means.gather(g, y);
+                }
+                multiply_gain<1>(args, channel, grad);
+                if (pass == 2) {
+                    means.gather(grad, v);
                 } else {
-                    differentiate(moments, means, g, y);
-                    store_step<1>(x, channel, args.dim, y);
+                    differentiate(moments, means, grad, v);
+                    store_step<1>(x, channel, args.dim, v);
                 }
             });
             if (pass < 2) {
                 moments.finish(args, pass);
             } else if (pass == 2) {
-                means.finish(args);
+                means.finish(args, moments);
             }
         }
     });

@@ -88,10 +88,17 @@ template <int N> __device__ void sum_row(float (&x)[N]) {
     __syncthreads();
 }
 
-// An address that stays in a register: the compiler would work it out again in every step.
-template <class P> __device__ __forceinline__ P* pinned(P* pointer) {
-    asm volatile("" : "+l"(pointer));
-    return pointer;
+// A number that stays in a register: the compiler would work it out again in every step.
+__device__ __forceinline__ unsigned pinned(unsigned number) {
+    asm volatile("" : "+r"(number));
+    return number;
+}
+
+// The same for an address in global memory.
+template <class P> __device__ __forceinline__ P* pinned(P* address) {
+    asm volatile("" : "+l"(address));
+    __builtin_assume(__isGlobal(address));
+    return address;
 }
 
 extern __shared__ float4 shared[];
@@ -100,21 +107,21 @@ extern __shared__ float4 shared[];
 // its units side by side, then the upper ones, so that no bank is met twice.
 template <int ARRAYS> struct HeldRow {
     static constexpr unsigned BYTES = ARRAYS * 1024;
-    // Of this thread's first unit, in the shared window.
-    unsigned first;
+    // A unit of this thread at channel c lies at base + c * ARRAYS * 4 in the shared window; the next one is `step` channels on.
+    unsigned base, step;
 
     static __device__ unsigned bytes(unsigned dim) { return (dim + 32 * UNIT - 1) / (32 * UNIT) * BYTES; }
 
     __device__ HeldRow(unsigned dim) {
-        first = static_cast<unsigned>(__cvta_generic_to_shared(shared)) + threadIdx.y * bytes(dim) + threadIdx.x / 32 * BYTES + threadIdx.x % 32 * 16;
-        asm volatile("" : "+r"(first));
+        unsigned row = static_cast<unsigned>(__cvta_generic_to_shared(shared)) + threadIdx.y * bytes(dim);
+        base = pinned(row + threadIdx.x % 32 * 16 - threadIdx.x % 32 * (BYTES / 32));
+        step = pinned(blockDim.x * UNIT);
     }
 
     // f(channel, at) for every unit of this thread.
     template <class F> __device__ void each(unsigned dim, F f) const {
-        unsigned at = first;
 #pragma unroll 1
-        for (unsigned channel = threadIdx.x * UNIT; channel < dim; channel += blockDim.x * UNIT, at += blockDim.x * (BYTES / 32)) f(channel, at);
+        for (unsigned channel = threadIdx.x * UNIT; channel < dim; channel += step) f(channel, base + channel * (ARRAYS * 4));
     }
 
     template <int ARRAY> static __device__ __forceinline__ void load(unsigned at, float (&x)[UNIT]) {

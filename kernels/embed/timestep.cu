@@ -12,38 +12,30 @@
 #include "common/index.cuh"
 #include "embed/turns.cuh"
 
-__device__ inline void wave(const TimestepArgs& args, double t, unsigned pair, float& first, float& second) {
-    double sin, cos;
-    sincos_turns(t, static_cast<const Turns*>(args.turns)[pair], sin, cos);
-    // A row of zeros by its bits: without a branch around every pair.
-    int kept = args.padded && t == args.padding ? 0 : -1;
-    first = __int_as_float(__float_as_int(to_float(args.cosine_first ? cos : sin)) & kept);
-    second = __int_as_float(__float_as_int(to_float(args.cosine_first ? sin : cos)) & kept);
-}
-
 template <int W> __device__ void timestep(const TimestepArgs& args) {
     unsigned row = blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= args.times) return;
     wait_for_predecessor();
     double t = args.double_time ? static_cast<const double*>(args.t)[row] : static_cast<const float*>(args.t)[row];
     t += args.offset;
+    bool zero = args.padded && t == args.padding;
+    unsigned ahead = args.cosine_first ? 1 : 0;
+    const Turns* turns = static_cast<const Turns*>(args.turns);
     T::Bits* x = static_cast<T::Bits*>(args.x) + row * static_cast<long long>(args.dim);
 #pragma unroll 1
     for (unsigned pair = threadIdx.x * W; pair < args.pairs; pair += blockDim.x * W) {
         Pack<W> a, b;
         if constexpr (W == 1) {
-            float first[1], second[1];
-            wave(args, t, pair, first[0], second[0]);
+            Angle angle(t, turns[pair]);
+            float first[1] = {zero ? 0.0f : angle.wave(ahead)}, second[1] = {zero ? 0.0f : angle.wave(1 - ahead)};
             a = pack(first), b = pack(second);
         } else {
             Pushed<W> firsts, seconds;
 #pragma unroll 1
-            for (int i = 0; i < W; i += 2) {
-                float first[2], second[2];
-#pragma unroll
-                for (int j = 0; j < 2; ++j) wave(args, t, pair + i + j, first[j], second[j]);
-                firsts.push(first[0], first[1]);
-                seconds.push(second[0], second[1]);
+            for (int i = zero ? W : 0; i < W; i += 2) {
+                Angle one(t, turns[pair + i]), two(t, turns[pair + i + 1]);
+                firsts.push(one.wave(ahead), two.wave(ahead));
+                seconds.push(one.wave(1 - ahead), two.wave(1 - ahead));
             }
             a = firsts.pack(), b = seconds.pack();
         }
@@ -54,9 +46,8 @@ template <int W> __device__ void timestep(const TimestepArgs& args) {
     }
     // The last channel of an odd dim: one wave more, or a zero.
     if (args.rest && threadIdx.x == 0) {
-        float first[1] = {0.0f}, second[1];
-        if (args.rest == 1) wave(args, t, args.pairs, first[0], second[0]);
-        pack(first).store(x + args.rest_channel);
+        float last[1] = {args.rest == 1 && !zero ? Angle(t, turns[args.pairs]).wave(ahead) : 0.0f};
+        pack(last).store(x + args.rest_channel);
     }
 }
 

@@ -597,19 +597,46 @@ impl Learned {
         })
     }
 
+    /// A grid for groups of `rows` tokens that are `threads` threads each, and the arguments.
+    ///
+    /// Where tokens are counted every block counts those before its own, so that there are as few as keep the device busy,
+    /// 1024 threads for each multiprocessor, and the cost of counting grows with the tokens alone.
+    fn groups(
+        &self,
+        tokens: &Tokens,
+        (rows, threads): (usize, usize),
+        multiprocessors: u32,
+    ) -> Result<([u32; 3], LearnedArgs)> {
+        let groups = tokens.tokens.div_ceil(rows);
+        let most = match self.rows {
+            Rows::Offset(_) => 65535,
+            Rows::Kept { .. } => (multiprocessors as usize * 1024 / threads).div_ceil(tokens.batch).min(65535),
+        };
+        let per_block = groups.div_ceil(most);
+        let grid = [small("sequences", tokens.batch)?, small("blocks of tokens", groups.div_ceil(per_block))?, 1];
+        let tokens_per_block = small("tokens of a block", per_block * rows)?;
+        Ok((grid, LearnedArgs { tokens_per_block, ..self.args(tokens)? }))
+    }
+
     /// The variant, the grid and the arguments that shapes decide; addresses, ids and positions are still missing.
-    fn launch(&self, tokens: &Tokens, element: usize, alignment: usize, room: usize) -> Result<Launch<LearnedArgs>> {
+    fn launch(
+        &self,
+        tokens: &Tokens,
+        element: usize,
+        alignment: usize,
+        room: usize,
+        multiprocessors: u32,
+    ) -> Result<Launch<LearnedArgs>> {
         let wide = width(element, alignment, tokens.sizes() | self.dim).index == 0;
         let rows = self.block_rows(tokens.tokens);
-        let grid =
-            [small("blocks of tokens", tokens.tokens.div_ceil(rows))?, small("sequences", tokens.batch.min(65535))?, 1];
+        let (grid, args) = self.groups(tokens, (rows, self.lanes() * rows), multiprocessors)?;
         let block = [small("lanes", self.lanes())?, small("rows", rows)?, 1];
         let entry = ENTRIES[match self.norm {
             None if wide => 0,
             Some(_) if wide && self.held(1, rows) <= room => 1,
             _ => 2,
         }];
-        Ok(Launch { file: "embed/learned", entry, grid, block, args: self.args(tokens)? })
+        Ok(Launch { file: "embed/learned", entry, grid, block, args })
     }
 }
 
@@ -705,6 +732,8 @@ pub(crate) struct Gathered<'a> {
     types: Option<(Held<'a, In>, u32)>,
     mask: Option<Held<'a, In>>,
     positions: Resolved<'a>,
+    /// whether a table is read by the number of kept tokens
+    counted: bool,
 }
 
 const TABLES: [&str; 5] = ["the token table", "the position table", "the type table", "gain", "bias"];
@@ -761,6 +790,7 @@ impl<'a> Gathered<'a> {
             rows,
             mask,
             positions,
+            counted,
         })
     }
 
@@ -777,7 +807,15 @@ impl<'a> Gathered<'a> {
         };
         let [token, position, types, gain, bias] = [0, 1, 2, 3, 4].map(|index| address(&self.tables[index]));
         let ((ids, id_type), (type_ids, type_id_type)) = (ids(&self.ids), ids(&self.types));
+        // Where no id of this type can be padding, every token is kept: positions go on from the starts.
+        let padded = args.rule != 1
+            || match id_type {
+                0 => i32::try_from(args.padding).is_ok(),
+                2 => u32::try_from(args.padding).is_ok(),
+                _ => true,
+            };
         LearnedArgs {
+            rule: if self.counted && padded { args.rule } else { 0 },
             token,
             position,
             types,
@@ -928,7 +966,7 @@ impl<T: Scalar> LearnedPlan<T> {
         let x = gpu.write("x", x, tokens.span()?)?;
         let alignment = alignment(&[held.addresses(&x, "x")?]);
         let fault = hold_fault(gpu, fault, held.rows)?;
-        let mut launch = self.spec.launch(&tokens, size_of::<T>(), alignment, self.room)?;
+        let mut launch = self.spec.launch(&tokens, size_of::<T>(), alignment, self.room, gpu.multiprocessors())?;
         let at = x.address.offset((tokens.offset * size_of::<T>()) as u64);
         launch.args = LearnedArgs {
             x: at,
@@ -994,11 +1032,13 @@ impl<T: Scalar> LearnedPlan<T> {
             types: None,
             mask,
             positions,
+            counted: by_id || by_mask,
         };
         let out = gpu.write("rows", rows, need)?;
-        let args = LearnedArgs { x: out.address, ..held.fill(self.spec.args(&shape)?) };
-        let grid = [small("blocks of tokens", tokens.div_ceil(THREADS))?, small("sequences", batch.min(65535))?, 1];
-        let launch = Launch { file: "embed/learned", entry: "learned_rows", grid, block: [32, 8, 1], args };
+        let (grid, args) = self.spec.groups(&shape, (THREADS, THREADS), gpu.multiprocessors())?;
+        let args = LearnedArgs { x: out.address, ..held.fill(args) };
+        let block = [1, small("rows", THREADS)?, 1];
+        let launch = Launch { file: "embed/learned", entry: "learned_rows", grid, block, args };
         gpu.launch(&self.rows, &launch)
     }
 }

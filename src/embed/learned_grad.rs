@@ -60,10 +60,12 @@ const WAYS: usize = 8;
 const PARTIAL_BLOCKS: usize = 512;
 
 impl Learned {
-    /// Blocks of the norm's gradient, and the rows of each.
-    fn partial_shape(&self, tokens: &Tokens) -> (usize, usize) {
+    /// Blocks of the norm's gradient, the rows of each, and the tokens of each, group after group.
+    fn partial_shape(&self, tokens: &Tokens) -> (usize, usize, usize) {
         let rows = self.block_rows(tokens.tokens);
-        (tokens.tokens.div_ceil(rows).saturating_mul(tokens.batch).min(PARTIAL_BLOCKS), rows)
+        let groups = tokens.tokens.div_ceil(rows).saturating_mul(tokens.batch);
+        let per_block = groups.div_ceil(PARTIAL_BLOCKS).max(1);
+        (groups.div_ceil(per_block), rows, per_block.saturating_mul(rows))
     }
 }
 
@@ -193,7 +195,7 @@ impl<T: Scalar> GradPlan<T> {
 
     /// Elements of the partial sums that [`GradPlan::norm`] writes for this shape.
     pub fn partials(&self, tokens: &Tokens) -> usize {
-        let (blocks, rows) = self.spec.partial_shape(tokens);
+        let (blocks, rows, _) = self.spec.partial_shape(tokens);
         // A block's sums, and room for those of its rows of threads where they are not held.
         blocks * (1 + rows) * 2 * self.spec.dim
     }
@@ -264,7 +266,7 @@ impl<T: Scalar> GradPlan<T> {
         let gain = gain.map(|gain| gpu.write("gain", gain, dim)).transpose()?;
         let bias = bias.map(|bias| gpu.write("bias", bias, dim)).transpose()?;
         let partials = gpu.write("partials", partials, need)?;
-        let (blocks, rows) = self.spec.partial_shape(&tokens);
+        let (blocks, rows, tokens_per_block) = self.spec.partial_shape(&tokens);
         if !tokens.is_empty() {
             let held = Gathered::new(gpu, &self.spec, (tokens.batch, tokens.tokens), weights, inputs)?;
             let span = tokens.span()?;
@@ -285,6 +287,7 @@ impl<T: Scalar> GradPlan<T> {
                 grad: grad.address.offset(offset),
                 partials: partials.address,
                 fault: fault.as_ref().map_or(Out::NULL, |fault| fault.address),
+                tokens_per_block: small("tokens of a block", tokens_per_block)?,
                 ..held.fill(self.spec.args(&tokens)?)
             };
             let grid = [small("blocks", blocks)?, 1, 1];

@@ -408,6 +408,8 @@ args! {
         tokens: u32,
         /// sequences
         batch: u32,
+        /// tokens of a sequence that a block works on, group after group
+        tokens_per_block: u32,
         /// channels
         dim: u32,
         /// type of `ids`: 0 i32, 1 i64, 2 u32
@@ -430,8 +432,6 @@ args! {
         eps: f32,
         /// 1 / dim
         share: f32,
-        /// keeps the struct's size a multiple of 8
-        unused: u32,
     }
 
     /// `embed/table_grad`: gradients of tables, and of a norm's vectors.

@@ -478,6 +478,72 @@ fn given_and_packed_positions_choose_rows() {
     assert_eq!(run(2, Positions::counted()), [0, 1, 2, 0, 1, 2]);
 }
 
+/// Positions that count go on over the groups of a block, and every block counts those before its own.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn kept_tokens_are_counted_over_many_blocks() {
+    let gpu = gpu();
+    let stream = gpu.stream();
+    let mut data = Data::new(31);
+    let below_zero = u32::MAX;
+    // Sequences that begin anywhere within 16 bytes, and blocks of one group and of several.
+    for (batch, tokens) in [(1, 5000), (5, 777), (264, 1100)] {
+        let all = batch * tokens;
+        let ids: Vec<u32> = (0..all).map(|_| data.pick(&[0, 1, 7, below_zero])).collect();
+        let mask: Vec<u8> = (0..all + 3).map(|_| data.pick(&[0, 1, 128, 255])).collect();
+        let past: Vec<i64> = (0..batch).map(|_| data.below(3) as i64).collect();
+        let (mask_there, past_there) = (stream.clone_htod(&mask).unwrap(), stream.clone_htod(&past).unwrap());
+        let wide: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        let narrow: Vec<i32> = ids.iter().map(|&id| id.cast_signed()).collect();
+        let (wide, narrow) = (stream.clone_htod(&wide).unwrap(), stream.clone_htod(&narrow).unwrap());
+        let ids_there = stream.clone_htod(&ids).unwrap();
+        let table: Vec<f32> = (0..8 * (tokens + 9)).map(|i| (i / 8) as f32).collect();
+        let table = stream.clone_htod(&table).unwrap();
+        for (ids_are, padding) in
+            [(None, None), (Some(0), Some(1)), (Some(0), Some(-1)), (Some(0), Some(1 << 32)), (Some(1), Some(7))]
+                .into_iter()
+                .chain([
+                    (Some(1), Some(i64::from(below_zero))),
+                    (Some(2), Some(i64::from(below_zero))),
+                    (Some(2), Some(-1)),
+                ])
+        {
+            let rule = Rows::Kept { padding, first: 4, padded: 2 };
+            let kept = |i: usize| match (ids_are, padding) {
+                (Some(0), Some(padding)) => i64::from(ids[i].cast_signed()) != padding,
+                (Some(_), Some(padding)) => i64::from(ids[i]) != padding,
+                _ => mask[i + 3] != 0,
+            };
+            let mut want = vec![2; all];
+            for ((sequence, rows), past) in want.chunks_mut(tokens).enumerate().zip(&past) {
+                let mut next = 4 + past;
+                for (i, row) in rows.iter_mut().enumerate() {
+                    if kept(sequence * tokens + i) {
+                        *row = next;
+                        next += 1;
+                    }
+                }
+            }
+            let view = mask_there.slice(3..);
+            let inputs = Inputs {
+                ids: ids_are.map(|kind| [i32::ids(&narrow), i64::ids(&wide), u32::ids(&ids_there)][kind]),
+                mask: Some(&view),
+                positions: Positions::starts(&past_there),
+                ..Inputs::default()
+            };
+            let plan = LearnedPlan::<f32>::new(&gpu, &Learned { rows: rule, ..Learned::new(8) }).unwrap();
+            let mut rows = stream.clone_htod(&vec![-9i64; all]).unwrap();
+            plan.rows(&mut rows, batch, tokens, &inputs).unwrap();
+            assert!(stream.clone_dtoh(&rows).unwrap() == want, "{batch} x {tokens}, {ids_are:?} {padding:?}");
+            let mut x = stream.clone_htod(&vec![0.0f32; all * 8]).unwrap();
+            let weights = Weights { position: Some(&table), ..Weights::default() };
+            plan.gather_checked(&mut x, Tokens::new(batch, tokens, 8), &weights, &inputs).unwrap();
+            let x = stream.clone_dtoh(&x).unwrap();
+            assert!(x.iter().zip(want.iter().flat_map(|row| [*row as f32; 8])).all(|(x, row)| *x == row));
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn a_fused_embedding_moves_three_streams_with_wide_accesses() {
@@ -730,11 +796,15 @@ fn gradients_meet_the_reference() {
 fn many_tokens_share_a_row_and_many_blocks_their_sums() {
     let gpu = gpu();
     let mut data = Data::new(32);
-    // 600 sequences of blocks of 8 rows: more groups than blocks that keep partial sums.
-    let tokens = Tokens::new(600, 2, 16);
-    let learned = Learned { norm: Some(Norm::Layer { eps: 1e-5 }), ..Learned::new(16) };
-    let case = Case::<f32>::new(learned, tokens, [true; 5], 0, &mut data);
-    check_gradients(&gpu, &case, false);
+    // More groups than blocks that keep partial sums: of sequences of one group, and of blocks that go on from one sequence
+    // into the next.
+    for (batch, count) in [(600, 2), (3, 1001)] {
+        for rows in rules() {
+            let learned = Learned { rows, norm: Some(Norm::Layer { eps: 1e-5 }), ..Learned::new(16) };
+            let case = Case::<f32>::new(learned, Tokens::new(batch, count, 16), [true; 5], 0, &mut data);
+            check_gradients(&gpu, &case, false);
+        }
+    }
 }
 
 #[test]
