@@ -70,7 +70,7 @@ struct Table {
         Place place(args, batch, token);
         long long at = place.on(args, 0), row = clamp(args, at);
         // Bit i: pair i has no row.
-        unsigned beyond = at == row ? 0 : (1u << W) - 1;
+        unsigned beyond = 0;
         if (args.table_aligned && !args.axes) {
             read<W>(args, args.rates, row * args.table_stride + pair, cos);
             read<W>(args, args.sines, row * args.table_stride + pair, sin);
@@ -80,18 +80,18 @@ struct Table {
                 if (args.axes) {
                     at = place.on(args, axes[i]);
                     row = clamp(args, at);
-                    beyond = (beyond & ~(1u << i)) | (at == row ? 0 : 1u << i);
+                    beyond |= at == row ? 0 : 1u << i;
                 }
                 cos[i] = read_one(args, args.rates, row * args.table_stride + pair + i);
                 sin[i] = read_one(args, args.sines, row * args.table_stride + pair + i);
             }
         }
-        if (args.beyond && beyond) {
-            if (args.flag) atomicOr(static_cast<unsigned*>(args.flag), 1u);
+        if (!args.beyond) return;
+        if (!args.axes && at != row) beyond = (1u << W) - 1;
+        if (beyond && args.flag) atomicOr(static_cast<unsigned*>(args.flag), 1u);
 #pragma unroll
-            for (int i = 0; i < W; ++i) {
-                if (beyond >> i & 1) cos[i] = sin[i] = __int_as_float(0x7fffffff);
-            }
+        for (int i = 0; i < W; ++i) {
+            if (beyond >> i & 1) cos[i] = sin[i] = __int_as_float(0x7fffffff);
         }
     }
 
