@@ -23,7 +23,7 @@ mod args;
 /// PTX up to its own version, so a lower one loads on older drivers.
 const ARCHITECTURES: [(u32, &str); 5] = [(75, "6.3"), (80, "7.0"), (90, "7.8"), (100, "8.6"), (120, "8.7")];
 /// Counts changes of what this script makes of a source, so that older images are not taken for new ones.
-const IMAGE_FORMAT: u32 = 4;
+const IMAGE_FORMAT: u32 = 5;
 const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 
 fn main() -> Result<()> {
@@ -265,21 +265,23 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn options(&self, architecture: String) -> Vec<String> {
-        vec![
+    fn options(&self, architecture: String, nvrtc: &Nvrtc) -> Vec<String> {
+        let mut options = vec![
             format!("--gpu-architecture={architecture}"),
             format!("-DDTYPE={}", self.dtype),
             "--std=c++17".into(),
             // What is written is what is computed, on every device.
             "--fmad=false".into(),
-        ]
+        ];
+        options.extend(nvrtc.minimal.then(|| MINIMAL.into()));
+        options
     }
 
     /// A cubin's and a PTX's, named by everything that goes into them, so that an unchanged kernel is found and not
     /// compiled again.
     fn paths(&self, target: &Target, nvrtc: &Nvrtc, cache: &Path) -> [PathBuf; 2] {
         let mut hash = DefaultHasher::new();
-        (IMAGE_FORMAT, nvrtc.version, self.base, self.options(format!("sm_{}", target.sm))).hash(&mut hash);
+        (IMAGE_FORMAT, nvrtc.version, self.base, self.options(format!("sm_{}", target.sm), nvrtc)).hash(&mut hash);
         (target.ptx_version, &self.file.text).hash(&mut hash);
         for header in &self.headers {
             (&header.name, &header.text).hash(&mut hash);
@@ -296,14 +298,14 @@ impl Job<'_> {
         if missing.is_empty() {
             return Ok(());
         }
-        let options = self.options(format!("compute_{}", self.base));
+        let options = self.options(format!("compute_{}", self.base), nvrtc);
         let made = nvrtc.compile(self.file, &self.headers, &options)?;
         for (target, [cubin_path, ptx_path]) in missing {
             let ptx = for_target(&made.ptx, target)?;
             let cubin = self.assemble(&ptx, target, nvrtc)?;
-            // A cubin shrinks to a quarter; a program links the images of every device and loads those of one. Level 9
-            // saves 3 % more and takes six times as long.
-            let deflate = |bytes: &[u8]| miniz_oxide::deflate::compress_to_vec(bytes, 6);
+            // A cubin shrinks to a quarter; a program links the images of every device and loads those of one. Level 6
+            // saves 5 % more and takes three times as long.
+            let deflate = |bytes: &[u8]| miniz_oxide::deflate::compress_to_vec(bytes, 4);
             if target.ptx {
                 fs::write(&ptx_path, deflate(ptx.as_bytes()))?;
             }
@@ -314,14 +316,13 @@ impl Job<'_> {
 
     /// A cubin of `ptx`. NVRTC takes no PTX; as inline assembly that ends its own function and begins another one, it does.
     fn assemble(&self, ptx: &str, target: &Target, nvrtc: &Nvrtc) -> Result<Vec<u8>> {
-        let lines = ptx.lines().map(str::trim).skip_while(|line| !line.starts_with(".address_size")).skip(1);
-        let lines: Vec<_> = lines.filter(|line| !line.starts_with("//")).collect();
+        let lines = ptx.lines().skip_while(|line| !line.starts_with(".address_size")).skip(1).collect::<Vec<_>>();
         let text = format!(
             "extern \"C\" __device__ __attribute__((used)) void first() {{ asm volatile(R\"PTX(ret;\n}}\n{}\n.func last() {{)PTX\"); \
              }}",
             lines.join("\n")
         );
-        let mut options = self.options(format!("sm_{}", target.sm));
+        let options = self.options(format!("sm_{}", target.sm), nvrtc);
         let assembled = nvrtc.compile(&Source { name: self.file.name.clone(), text }, &[], &options);
         if let Ok(Compiled { cubin: Some(cubin), .. }) = assembled {
             let sections = String::from_utf8_lossy(&cubin);
@@ -331,30 +332,41 @@ impl Job<'_> {
             }
         }
         // An NVRTC that does otherwise compiles the source for this architecture alone.
-        if !GRID_DEPENDENCIES.contains(&target.sm) {
-            options.push("-DWITHOUT_GRID_DEPENDENCIES".into());
-        }
-        nvrtc.compile(self.file, &self.headers, &options)?.cubin.context("NVRTC made no cubin")
+        let own = |of: &Source| Source { name: of.name.clone(), text: choose(&of.text, target.sm) };
+        let headers: Vec<_> = self.headers.iter().map(|header| own(header)).collect();
+        let headers: Vec<_> = headers.iter().collect();
+        nvrtc.compile(&own(self.file), &headers, &options)?.cubin.context("NVRTC made no cubin")
     }
 }
 
-/// Architectures that know `griddepcontrol`. It stands in every PTX as NVRTC makes it, since it changes nothing around it.
-const GRID_DEPENDENCIES: std::ops::RangeFrom<u32> = 90..;
+/// Inline assembly for the architecture `sm`. A line that begins with `//sm_80+ ` is for 8.0 and later ones, a line that begins
+/// with `//sm_80- ` for those before it. To NVRTC both are comments, so that one PTX serves every architecture.
+fn choose(text: &str, sm: u32) -> String {
+    let mut parts = text.split("//sm_");
+    let mut chosen = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        let (from, line) = part.split_at(digits);
+        let later = from.parse().is_ok_and(|from: u32| sm >= from);
+        match line.strip_prefix(if later { "+ " } else { "- " }) {
+            Some(line) => chosen += line,
+            None => write!(chosen, "//{line}").unwrap_or_default(),
+        }
+    }
+    chosen
+}
 
 /// PTX for one architecture. NVRTC states its own PTX version; what the instructions need is older. The one newer thing,
 /// `used_bytes_mask` (8.3), is a hint for tools that look for uninitialised reads, and goes.
 fn for_target(ptx: &str, target: &Target) -> Result<String> {
     ensure!(ptx.contains("\n.version ") && ptx.contains("\n.target "), "NVRTC made PTX without a .version or .target");
     let mut text = String::with_capacity(ptx.len());
-    for line in ptx.lines() {
-        let start = line.trim_start();
+    for line in choose(ptx, target.sm).lines().map(str::trim) {
         if line.starts_with(".version ") {
             writeln!(text, ".version {}", target.ptx_version)?;
         } else if line.starts_with(".target ") {
             writeln!(text, ".target sm_{}", target.sm)?;
-        } else if !start.starts_with(".pragma \"used_bytes_mask")
-            && (!start.starts_with("griddepcontrol.") || GRID_DEPENDENCIES.contains(&target.sm))
-        {
+        } else if !line.starts_with(".pragma \"used_bytes_mask") && !line.starts_with("//") {
             writeln!(text, "{line}")?;
         }
     }
@@ -367,12 +379,18 @@ fn for_target(ptx: &str, target: &Target) -> Result<String> {
 const SEARCHED: [&str; 7] =
     ["POSENC_NVRTC", "CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR", "VIRTUAL_ENV", "CONDA_PREFIX"];
 
+/// Leaves out NVRTC's declarations of textures and of the runtime: 10 of the 34 ms that an empty program takes. Known from
+/// some NVRTC 12 on.
+const MINIMAL: &str = "--minimal";
+
 type Program = *mut std::ffi::c_void;
 
 struct Nvrtc {
     library: Library,
     version: (c_int, c_int),
     architectures: Vec<c_int>,
+    /// it knows `MINIMAL`
+    minimal: bool,
     _builtins: Option<Library>,
 }
 
@@ -436,7 +454,10 @@ impl Nvrtc {
             architectures
         };
         ensure!(version.0 >= 12, "NVRTC {}.{} is older than 12.0", version.0, version.1);
-        Ok(Self { library, version, architectures, _builtins: builtins })
+        let mut nvrtc = Self { library, version, architectures, minimal: false, _builtins: builtins };
+        let empty = Source { name: String::new(), text: String::from("__device__ int x;") };
+        nvrtc.minimal = nvrtc.compile(&empty, &[], &[MINIMAL.into()]).is_ok();
+        Ok(nvrtc)
     }
 
     fn knows(&self, sm: u32) -> bool {

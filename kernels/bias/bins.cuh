@@ -12,6 +12,7 @@ template <int SUMS> struct Bins {
     float* rests;
 
     __device__ void clear(unsigned bins) const {
+#pragma unroll 1
         for (unsigned i = threadIdx.x % 32; i < bins * SUMS; i += 32) totals[i] = rests[i] = 0.0f;
         __syncwarp();
     }

@@ -41,9 +41,11 @@ __device__ void parameters(const FireGradArgs& args) {
         int low = 0, high = static_cast<int>(lines) - 1;
         if (ramp < width) low = ramps[2 * ramp], high = ramps[2 * ramp + 1];
         Sum sum;
+#pragma unroll 1
         for (unsigned head = first_head; head < end_head; ++head) {
             const float* own = static_cast<const float*>(args.call.sums) + static_cast<long long>(head) * lines * SUMS;
             const float* slopes = static_cast<const float*>(args.call.bias.more) + static_cast<long long>(head) * lines;
+#pragma unroll 1
             for (int line = low + static_cast<int>(threadIdx.x % 32); line <= high; line += 32) {
                 const float* at = own + static_cast<long long>(line) * SUMS;
                 float value = at[0];

@@ -41,14 +41,7 @@ struct Stage {
 
 extern __shared__ uint4 shared[];
 
-// 64 KiB of shared memory hold two blocks at most on compute capability 7.5.
-#if __CUDA_ARCH__ >= 800
-#define BOUNDS __launch_bounds__(256, 3)
-#else
-#define BOUNDS __launch_bounds__(256, 2)
-#endif
-
-extern "C" __global__ void BOUNDS ENTRY(grad)(const SoftmaxGradArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(grad)(const SoftmaxGradArgs args) {
     __shared__ BlockSpace space;
     wait_for_predecessor();
     Team team(args.lanes_log, space);

@@ -38,13 +38,13 @@ __device__ __forceinline__ void split_exp(float x, float& f, float& power, float
 
 // The larger of two, NaN if the first is.
 __device__ __forceinline__ float at_least(float x, float least) {
-#if __CUDA_ARCH__ >= 800
     float y;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(least));
+    asm("//sm_80+ max.NaN.f32 %0, %1, %2;\n"
+        "//sm_80- {.reg .pred less;\n"
+        "//sm_80- setp.lt.f32 less, %1, %2;\n"
+        "//sm_80- selp.f32 %0, %2, %1, less;}"
+        : "=f"(y) : "f"(x), "f"(least));
     return y;
-#else
-    return x < least ? least : x;
-#endif
 }
 
 // exp(x) for x <= 0, within 1.02e-7 of itself; 1 at 0, 0 below -87.7 (e^-87.7 = 8.2e-39, below the normal range), NaN for

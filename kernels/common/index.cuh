@@ -14,11 +14,8 @@
 // wait ends when this kernel has ended and its stores are seen. So the earlier it is let go, the more of its start is
 // hidden; at a kernel's end, nothing would be.
 __device__ inline void wait_for_predecessor() {
-    // Compute capability 9.0: build.rs leaves these lines out of the PTX of older ones.
-#ifndef WITHOUT_GRID_DEPENDENCIES
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
+    asm volatile("//sm_90+ griddepcontrol.wait;" ::: "memory");
+    asm volatile("//sm_90+ griddepcontrol.launch_dependents;");
 }
 
 // n / by for n below 2^31, in three instructions.

@@ -2,6 +2,9 @@
 //
 // DTYPE is f32, f16 or bf16 (set by build.rs). Arithmetic is in float; a value is rounded once, to nearest even, when it
 // is packed. Conversions are exact in the other direction.
+//
+// Inline assembly says in each line which architectures it is for: `//sm_80+ ` begins those of 8.0 and later ones, `//sm_80- `
+// those before. build.rs takes its choice of them into each architecture's PTX.
 #pragma once
 
 struct f32 {
@@ -24,13 +27,14 @@ struct f16 {
     }
     // Two values in one word, the first in the lower half.
     static __device__ unsigned narrow2(float low, float high) {
-#if __CUDA_ARCH__ >= 800
         unsigned bits;
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+        asm("//sm_80+ cvt.rn.f16x2.f32 %0, %1, %2;\n"
+            "//sm_80- {.reg .b16 low, high;\n"
+            "//sm_80- cvt.rn.f16.f32 low, %2;\n"
+            "//sm_80- cvt.rn.f16.f32 high, %1;\n"
+            "//sm_80- mov.b32 %0, {low, high};}"
+            : "=r"(bits) : "f"(high), "f"(low));
         return bits;
-#else
-        return narrow(low) | narrow(high) << 16;
-#endif
     }
 };
 
@@ -39,21 +43,25 @@ struct bf16 {
     static __device__ float widen(unsigned bits) { return __int_as_float(static_cast<int>(bits << 16)); }
     static __device__ unsigned narrow(float x) { return narrow2(x, 0.0f) & 0xffffu; }
     static __device__ unsigned narrow2(float low, float high) {
-#if __CUDA_ARCH__ >= 800
         unsigned bits;
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+        // Ties to even, every NaN becomes 0x7fff.
+        asm("//sm_80+ cvt.rn.bf16x2.f32 %0, %1, %2;\n"
+            "//sm_80- {.reg .pred nan; .reg .b32 from, low, high;\n"
+            "//sm_80- mov.b32 from, %2;\n"
+            "//sm_80- bfe.u32 low, from, 16, 1;\n"
+            "//sm_80- add.u32 low, low, 0x7fff;\n"
+            "//sm_80- add.u32 low, low, from;\n"
+            "//sm_80- setp.nan.f32 nan, %2, %2;\n"
+            "//sm_80- selp.b32 low, 0x7fffffff, low, nan;\n"
+            "//sm_80- mov.b32 from, %1;\n"
+            "//sm_80- bfe.u32 high, from, 16, 1;\n"
+            "//sm_80- add.u32 high, high, 0x7fff;\n"
+            "//sm_80- add.u32 high, high, from;\n"
+            "//sm_80- setp.nan.f32 nan, %1, %1;\n"
+            "//sm_80- selp.b32 high, 0x7fffffff, high, nan;\n"
+            "//sm_80- prmt.b32 %0, low, high, 0x7632;}"
+            : "=r"(bits) : "f"(high), "f"(low));
         return bits;
-#else
-        return round(low) | round(high) << 16;
-#endif
-    }
-
-private:
-    // What cvt.rn.bf16.f32 does from compute capability 8.0 on: ties to even, every NaN becomes 0x7fff.
-    static __device__ unsigned round(float x) {
-        unsigned bits = static_cast<unsigned>(__float_as_int(x));
-        if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;
-        return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
     }
 };
 
@@ -175,17 +183,14 @@ template <int W, class E = T> __device__ void merge(Pack<W>& a, Pack<W>& b) {
 
 // Begins to copy 16 bytes from global to shared memory. They are there for the thread itself after `fetched`.
 __device__ __forceinline__ void fetch(uint4* to, const void* from) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
-                 "l"(__cvta_generic_to_global(from))
+    asm volatile("//sm_80+ cp.async.cg.shared.global [%0], [%1], 16;\n"
+                 "//sm_80- {.reg .b32 a, b, c, d;\n"
+                 "//sm_80- ld.global.v4.u32 {a, b, c, d}, [%1];\n"
+                 "//sm_80- st.shared.v4.u32 [%0], {a, b, c, d};}"
+                 ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "l"(__cvta_generic_to_global(from))
                  : "memory");
-#else
-    *to = *static_cast<const uint4*>(from);
-#endif
 }
 
 __device__ __forceinline__ void fetched() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
+    asm volatile("//sm_80+ cp.async.wait_all;" ::: "memory");
 }

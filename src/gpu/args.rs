@@ -266,8 +266,8 @@ args! {
         table_aligned: u32,
         /// what a position beyond the table gives: 0 the nearest row, 1 NaN
         beyond: u32,
-        /// keeps the struct's size a multiple of 8
-        unused: u32,
+        /// 1: `rates` holds frequencies
+        compat: u32,
     }
 
     /// `embed/sinusoid`: the waves of integer positions, added or written.

@@ -410,8 +410,8 @@ pub(crate) struct Call {
     alignment: usize,
     element: usize,
     multiprocessors: u32,
-    /// whether there is an entry of 8-byte accesses
-    mid: bool,
+    /// entries of the source of angles
+    names: Names,
 }
 
 /// Threads of a block; the kernel's launch bounds allow 256.
@@ -444,10 +444,11 @@ impl Rope {
         }
         // Widths are powers of two: one divides all sizes where it divides their union.
         let fits = |bytes: usize| call.alignment.is_multiple_of(bytes) && sizes.is_multiple_of(bytes / call.element);
-        let (entry, width) = [("rope_wide", 16), ("rope_mid", 8)]
+        let Names { file, wide, mid } = call.names;
+        let (file, entry, width) = [(Some(wide), 16), (mid, 8)]
             .into_iter()
-            .find(|&(entry, bytes)| fits(bytes) && (call.mid || entry == "rope_wide"))
-            .map_or(("rope_one", 1), |(entry, bytes)| (entry, bytes / call.element));
+            .find_map(|(entry, bytes)| Some((file, entry.filter(|_| fits(bytes))?, bytes / call.element)))
+            .unwrap_or((SOURCES, ONE, 1));
 
         // Lanes of a token, tokens of a block, and how many threads share a token's heads.
         let lanes = (self.pairs() / width).clamp(1, THREADS);
@@ -501,7 +502,7 @@ impl Rope {
             small("sequences", q.batch.min(65535))?,
         ];
         let block = [small("lanes", lanes)?, small("rows", rows)?, small("groups", groups)?];
-        Ok(Launch { file: "rotate/rope", entry, grid, block, args })
+        Ok(Launch { file, entry, grid, block, args })
     }
 }
 
@@ -652,16 +653,30 @@ enum Rates {
     Compat(CudaSlice<f32>),
 }
 
-/// A kernel's entries, by their accesses: 16 bytes, 8 bytes where odd sizes are common enough, one element.
-#[derive(Clone, Copy)]
+/// A source's entries, by their accesses: 16 bytes, and 8 bytes where odd sizes are common enough. With accesses of one
+/// element, [`ONE`] serves every source.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Names {
-    pub(super) wide: &'static str,
-    pub(super) mid: Option<&'static str>,
-    pub(super) one: &'static str,
+    file: &'static str,
+    wide: &'static str,
+    mid: Option<&'static str>,
+}
+
+/// The kernel file of every entry but the plain ones.
+const SOURCES: &str = "rotate/rope_sources";
+const ONE: &str = "rope_one";
+
+impl Names {
+    const EXACT: Self = Self { file: "rotate/rope", wide: "rope_wide", mid: Some("rope_mid") };
+    const BLOCKS: Self = Self { file: SOURCES, wide: "rope_blocks_wide", mid: None };
+    const COMPAT: Self = Self { file: SOURCES, wide: "rope_compat_wide", mid: None };
+    const TABLE: Self = Self { file: SOURCES, wide: "rope_table_wide", mid: Some("rope_table_mid") };
+    pub(super) const XPOS: Self = Self { file: SOURCES, wide: "rope_xpos_wide", mid: None };
 }
 
 /// [`Names`], loaded.
 pub(super) struct Entries {
+    names: Names,
     wide: Function,
     mid: Option<Function>,
     one: Function,
@@ -669,8 +684,22 @@ pub(super) struct Entries {
 
 impl Entries {
     pub(super) fn load<T: Scalar>(gpu: &Gpu, names: Names) -> Result<Self> {
-        let load = |name| gpu.function("rotate/rope", T::NAME, name);
-        Ok(Self { wide: load(names.wide)?, mid: names.mid.map(load).transpose()?, one: load(names.one)? })
+        let load = |name| gpu.function(names.file, T::NAME, name);
+        Ok(Self {
+            names,
+            wide: load(names.wide)?,
+            mid: names.mid.map(load).transpose()?,
+            one: gpu.function(SOURCES, T::NAME, ONE)?,
+        })
+    }
+
+    /// An entry that a launch names, and the elements of an access.
+    fn named<T>(&self, entry: &str) -> (&Function, usize) {
+        match &self.mid {
+            _ if entry == self.names.wide => (&self.wide, 16 / size_of::<T>()),
+            Some(mid) if entry != ONE => (mid, 8 / size_of::<T>()),
+            _ => (&self.one, 1),
+        }
     }
 }
 
@@ -769,28 +798,20 @@ impl<T: Scalar> RopePlan<T> {
         let (rates, own) = match rope.angles {
             Angles::Exact => {
                 let rates: Vec<u64> = pairs.map(|pair| rope.rate(pair)).collect();
-                let own = if rope.axes.blocks() > 1 {
-                    Names { wide: "rope_blocks_wide", mid: None, one: "rope_blocks_one" }
-                } else {
-                    Names { wide: "rope_wide", mid: Some("rope_mid"), one: "rope_one" }
-                };
+                let own = if rope.axes.blocks() > 1 { Names::BLOCKS } else { Names::EXACT };
                 (Rates::Exact(gpu.upload(&rates)?), own)
             }
             Angles::HfCompat | Angles::Given(_) => {
                 let rates: Vec<f32> = pairs.map(|pair| rope.compat_frequency(pair)).collect();
-                (
-                    Rates::Compat(gpu.upload(&rates)?),
-                    Names { wide: "rope_compat_wide", mid: None, one: "rope_compat_one" },
-                )
+                (Rates::Compat(gpu.upload(&rates)?), Names::COMPAT)
             }
         };
-        let by_table = Names { wide: "rope_table_wide", mid: Some("rope_table_mid"), one: "rope_table_one" };
         Ok(Self {
             gpu: gpu.clone(),
             rope: rope.clone(),
             rates,
             axes: rope.axes.table(rope.pairs()).map(|table| gpu.upload(&table)).transpose()?,
-            functions: [Entries::load::<T>(gpu, own)?, Entries::load::<T>(gpu, by_table)?],
+            functions: [Entries::load::<T>(gpu, own)?, Entries::load::<T>(gpu, Names::TABLE)?],
             element: std::marker::PhantomData,
         })
     }
@@ -1006,8 +1027,8 @@ impl<T: Scalar> RopePlan<T> {
             Source::Table(_) => &self.functions[1],
             Source::XPos { functions, .. } => functions,
         };
-        let (element, multiprocessors, mid) = (size_of::<T>(), gpu.multiprocessors(), entries.mid.is_some());
-        let call = Call { q, q_out, k, in_place, alignment, element, multiprocessors, mid };
+        let (element, multiprocessors, names) = (size_of::<T>(), gpu.multiprocessors(), entries.names);
+        let call = Call { q, q_out, k, in_place, alignment, element, multiprocessors, names };
         let mut launch = self.rope.launch(&call)?;
         // Kernels get the address of each tensor's first element, so that an offset costs nothing there.
         let at = |heads: &Heads| (heads.offset * size_of::<T>()) as u64;
@@ -1027,13 +1048,10 @@ impl<T: Scalar> RopePlan<T> {
             position_type: positions.id_type,
             sequences: positions.sequences,
             sign: if direction == Direction::Forward { 1.0 } else { -1.0 },
+            compat: u32::from(matches!(self.rates, Rates::Compat(_))),
             ..launch.args
         };
-        let (function, width) = match (launch.entry, &entries.mid) {
-            ("rope_wide", _) => (&entries.wide, 16 / element),
-            ("rope_mid", Some(mid)) => (mid, 8 / element),
-            _ => (&entries.one, 1),
-        };
+        let (function, width) = entries.named::<T>(launch.entry);
         let rates = || match &self.rates {
             Rates::Exact(rates) => gpu.read("rates", rates, self.rope.pairs()),
             Rates::Compat(rates) => gpu.read("rates", rates, self.rope.pairs()),
@@ -1100,7 +1118,16 @@ mod tests {
     use super::*;
 
     fn call(q: Heads, k: Option<Heads>, in_place: bool, element: usize) -> Call {
-        Call { q, q_out: q, k: k.map(|k| (k, k)), in_place, alignment: 16, element, multiprocessors: 132, mid: true }
+        Call {
+            q,
+            q_out: q,
+            k: k.map(|k| (k, k)),
+            in_place,
+            alignment: 16,
+            element,
+            multiprocessors: 132,
+            names: Names::EXACT,
+        }
     }
 
     /// How often the kernel's index arithmetic reaches each of `n` things from threads that begin at `starts` and take `step`

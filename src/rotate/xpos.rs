@@ -294,11 +294,10 @@ impl<T: Scalar> XPosPlan<T> {
         xpos.check()?;
         let queries: Vec<i64> = (0..xpos.rope.pairs()).map(|pair| xpos.exponent(pair)).collect();
         let keys: Vec<i64> = queries.iter().map(|exponent| -exponent).collect();
-        let names = Names { wide: "rope_xpos_wide", mid: None, one: "rope_xpos_one" };
         Ok(Self {
             xpos: xpos.clone(),
             plan: RopePlan::new(gpu, &xpos.rope)?,
-            functions: Entries::load::<T>(gpu, names)?,
+            functions: Entries::load::<T>(gpu, Names::XPOS)?,
             exponents: gpu.upload(&[queries, keys].concat())?,
         })
     }

@@ -791,7 +791,7 @@ fn every_source_of_angles_adds_exactly_its_own_bytes() {
 #[test]
 fn no_entry_divides_whole_numbers() {
     let mut entries = 0;
-    for images in posenc::gpu::images().iter().filter(|images| images.file == "rotate/rope") {
+    for images in posenc::gpu::images().iter().filter(|images| images.file.starts_with("rotate/")) {
         for image in images.ptx {
             let text = String::from_utf8(image.bytes()).expect("PTX is text");
             entries += text.matches(".visible .entry rope_").count();
@@ -800,7 +800,7 @@ fn no_entry_divides_whole_numbers() {
             }
         }
     }
-    assert!(entries.is_multiple_of(12 * 3), "{entries} entries");
+    assert!(entries.is_multiple_of(8 * 3), "{entries} entries");
 }
 
 fn last_launch_is_real() -> bool {

@@ -1,0 +1,183 @@
+// RoPE:  a' = a cos - b sin,  b' = a sin + b cos,  with the angle position * rate of the pair (a, b).
+//
+// q, q_out   [batch, tokens, q_heads, dim] by strides in elements (64 bits), channels contiguous; k, k_out likewise
+// positions  ids [axes][batch, tokens], or one start for each sequence
+// rates      [pairs] turns per position in units of 2^-64 (exact), frequencies in f32 (compat), or cosines by row (table)
+// sines      sines by row (table)
+// axes       [pairs] axis of each pair, or null
+// exponents  [2, pairs] xPos: exponents per position in units of 2^-56, of the queries' factors and of the keys'
+//
+// One thread owns W pairs of one token: two accesses of W elements, one for each side of the pairs. It makes their
+// angles once and walks `heads_per_thread` heads, the queries' first and then the keys'.
+//
+// Bytes: every rotated element is read once and written once; in place nothing else is touched, out of place the other
+// channels are copied. A rate is 8 bytes a pair and an id up to 8 bytes a token, from a cache after their first use.
+#pragma once
+#include "args.cuh"
+#include "common/angle.cuh"
+#include "common/index.cuh"
+#include "common/scalar.cuh"
+
+// Where the pairs of one thread lie, from the head's first element: W elements at `a` and W at `b`. With BLOCKS and in halves,
+// each block of channels has its own; blocks are as long as one another, and the axis of a pair is the number of its block.
+template <int W> struct Sides {
+    unsigned a, b;
+
+    template <bool BLOCKS>
+    static __device__ Sides of(const RopeArgs& args, unsigned first_pair, bool interleaved) {
+        Sides sides;
+        sides.a = args.offset + (interleaved ? 2 * first_pair : first_pair);
+        sides.b = interleaved ? sides.a + W : sides.a + args.pairs;
+        if constexpr (BLOCKS) {
+            if (args.block != args.pairs && !interleaved) {
+                sides.a += static_cast<const unsigned char*>(args.axes)[first_pair] * args.block;
+                sides.b = sides.a + args.block;
+            }
+        }
+        return sides;
+    }
+};
+
+// Position of one token on each axis: ids[index + axis * axis_stride] + step, or step alone without ids.
+struct Place {
+    long long index, step;
+
+    __device__ Place(const RopeArgs& args, unsigned batch, unsigned token) {
+        if (args.position_kind == 0) {
+            index = batch * args.sequence_stride + token;
+            step = 0;
+        } else if (args.position_kind == 1) {
+            index = batch * args.sequence_stride;
+            step = token;
+        } else {
+            const int* indptr = static_cast<const int*>(args.indptr);
+            index = find_sequence(indptr, args.sequences, token);
+            step = static_cast<long long>(token) - indptr[index];
+        }
+    }
+
+    __device__ unsigned long long on(const RopeArgs& args, unsigned axis) const {
+        if (!args.positions) return step;
+        return read_id(args.positions, args.position_type, index + axis * args.axis_stride) + step;
+    }
+};
+
+// Sources of cosine and sine for the W pairs from `pair` on. What they read before `wait_for_predecessor` is the plan's own.
+// A source that is BY_SIDE makes them anew for the keys, one with BLOCKS knows blocks of channels.
+
+// The exact phase, position * rate modulo one turn.
+struct Exact {
+    static constexpr bool BY_SIDE = false;
+    static constexpr bool BLOCKS = false;
+
+    template <int W>
+    static __device__ void angles(const RopeArgs& args, bool, unsigned batch, unsigned token, unsigned pair,
+                                  float (&sin)[W], float (&cos)[W]) {
+        const unsigned long long* rates = static_cast<const unsigned long long*>(args.rates) + pair;
+        const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + pair;
+        unsigned long long rate[W];
+#pragma unroll
+        for (int i = 0; i < W; ++i) rate[i] = rates[i];
+        wait_for_predecessor();
+        Place place(args, batch, token);
+        unsigned long long at = place.on(args, 0);
+#pragma unroll
+        for (int i = 0; i < W; ++i) {
+            if (args.axes) at = place.on(args, axes[i]);
+            sincos_phase(at * rate[i], sin[i], cos[i]);
+        }
+    }
+};
+
+// The heads of one token that one thread walks in the queries, or in the keys.
+struct Walk {
+    const T::Bits* x;
+    T::Bits* y;
+    long long x_step, y_step;
+    unsigned count;
+
+    // `first` and `last` count the heads of both tensors, queries first.
+    __device__ Walk(const RopeArgs& args, bool keys, unsigned batch, unsigned token, unsigned first, unsigned last) {
+        const long long* in = keys ? args.k_strides : args.q_strides;
+        const long long* out = keys ? args.k_out_strides : args.q_out_strides;
+        unsigned from = keys ? max(first, args.q_heads) : first;
+        unsigned to = keys ? last : min(last, args.q_heads);
+        unsigned own = keys ? from - args.q_heads : from;
+        count = to > from ? to - from : 0;
+        x_step = in[2];
+        y_step = out[2];
+        x = static_cast<const T::Bits*>(keys ? args.k : args.q) + batch * in[0] + token * in[1] + own * x_step;
+        y = static_cast<T::Bits*>(keys ? args.k_out : args.q_out) + batch * out[0] + token * out[1] + own * y_step;
+    }
+
+    __device__ void next() {
+        x += x_step;
+        y += y_step;
+        --count;
+    }
+};
+
+template <int W, class Source> __device__ void rope(const RopeArgs& args) {
+    unsigned token = blockIdx.x * blockDim.y + threadIdx.y;
+    unsigned heads = args.q_heads + args.k_heads;
+    unsigned first = (blockIdx.y * blockDim.z + threadIdx.z) * args.heads_per_thread;
+    if (token >= args.tokens || first >= heads) return;
+    unsigned last = min(first + args.heads_per_thread, heads);
+
+    for (unsigned batch = blockIdx.z; batch < args.batch; batch += gridDim.z) {
+        for (unsigned pair = threadIdx.x * W; pair < args.pairs; pair += blockDim.x * W) {
+            float sin[W], cos[W];
+            auto turn = [&](bool keys) {
+                Source::template angles<W>(args, keys, batch, token, pair, sin, cos);
+#pragma unroll
+                for (int i = 0; i < W; ++i) {
+                    cos[i] *= args.factor;
+                    sin[i] *= args.factor * args.sign;
+                }
+            };
+            if constexpr (!Source::BY_SIDE) turn(false);
+            Sides<W> from = Sides<W>::template of<Source::BLOCKS>(args, pair, args.interleaved);
+            Sides<W> to = Sides<W>::template of<Source::BLOCKS>(args, pair, args.interleaved_out);
+#pragma unroll 1
+            for (int keys = 0; keys < 2; ++keys) {
+                Walk walk(args, keys, batch, token, first, last);
+                if constexpr (Source::BY_SIDE) {
+                    // Keys have angles of their own, or no query has made them.
+                    if (walk.count && (!keys || args.exponents || first >= args.q_heads)) turn(keys);
+                }
+#pragma unroll 1
+                for (; walk.count; walk.next()) {
+                    Pack<W> a_pack = Pack<W>::load(walk.x + from.a);
+                    Pack<W> b_pack = Pack<W>::load(walk.x + from.b);
+                    if (args.interleaved) split(a_pack, b_pack);
+                    float a[W], b[W];
+                    unpack(a_pack, a);
+                    unpack(b_pack, b);
+                    float a_out[W], b_out[W];
+#pragma unroll
+                    for (int i = 0; i < W; ++i) {
+                        a_out[i] = fmaf(a[i], cos[i], -(b[i] * sin[i]));
+                        b_out[i] = fmaf(a[i], sin[i], b[i] * cos[i]);
+                    }
+                    a_pack = pack(a_out);
+                    b_pack = pack(b_out);
+                    if (args.interleaved_out) merge(a_pack, b_pack);
+                    a_pack.store(walk.y + to.a);
+                    b_pack.store(walk.y + to.b);
+                }
+            }
+        }
+        // Out of place: the channels before and after the rotated ones.
+#pragma unroll 1
+        for (unsigned c = threadIdx.x * W; c < args.copied; c += blockDim.x * W) {
+            unsigned channel = c < args.offset ? c : c + 2 * args.pairs;
+#pragma unroll 1
+            for (int keys = 0; keys < 2; ++keys) {
+#pragma unroll 1
+                for (Walk walk(args, keys, batch, token, first, last); walk.count; walk.next()) {
+                    Pack<W>::load(walk.x + channel).store(walk.y + channel);
+                }
+            }
+        }
+    }
+}
