@@ -1,4 +1,5 @@
-//! The device: contexts, kernels' images, buffers and launches. All the `unsafe` of the crate is in this room.
+//! The device: contexts, kernels' images, buffers and launches. All the `unsafe` of the crate is in this room,
+//! but for the calls of f16's instructions (`cpu::f16`).
 
 #[allow(dead_code, reason = "a field's layout is read by tests and by build.rs")]
 pub(crate) mod args;
