@@ -103,7 +103,7 @@ template <int W> __device__ void sorted_grad(const TableGradArgs& args) {
         float x[STEP<W>] = {};
         if (id >= 0) {
             unsigned index = static_cast<const unsigned*>(args.order)[place];
-            unsigned batch = index / args.tokens;
+            unsigned batch = divide(index, args.by_tokens);
             const T::Bits* grad = static_cast<const T::Bits*>(args.grad) + batch * args.strides[0] +
                                   (index - batch * args.tokens) * args.strides[1];
             load_step<W>(grad, channel, args.dim, x);

@@ -12,7 +12,7 @@ use cudarc::driver::CudaSlice;
 use crate::embed::launch::{THREADS, alignment, small, spread, width};
 use crate::embed::tokens::at_least;
 use crate::embed::{Odd, Sinusoid, Tokens, Wave};
-use crate::gpu::args::{GridArgs, MaskedArgs};
+use crate::gpu::args::{Divisor, GridArgs, MaskedArgs};
 use crate::gpu::{Function, Launch, Read, Write};
 use crate::rotate::Pairing;
 use crate::shape::product;
@@ -779,14 +779,17 @@ impl<T: Scalar> GridPlan<T> {
         let width = width(size_of::<T>(), alignment(&[x.address.address()]), tokens.sizes() | dim);
         let units = dim.div_ceil(width.elements);
         let spread = spread(units, tokens.batch, tokens.tokens, true, gpu.multiprocessors())?;
+        let (rows, columns) = (small("rows", size.rows)?, small("columns", size.columns)?);
         let args = GridArgs {
             x: x.address.offset((tokens.offset * size_of::<T>()) as u64),
             channels: channels.address,
             axes: axes.address,
             strides: tokens.strides(),
             tokens: small("tokens", tokens.tokens)?,
-            rows: small("rows", size.rows)?,
-            columns: small("columns", size.columns)?,
+            rows,
+            columns,
+            by_rows: Divisor::new(rows),
+            by_columns: Divisor::new(columns),
             batch: small("sequences", tokens.batch)?,
             batches_per_thread: spread.batches_per_thread,
             groups: spread.groups,

@@ -8,7 +8,7 @@ use crate::embed::launch::{THREADS, alignment, held_room, small, width};
 use crate::embed::learned::{Gathered, hold_fault, hold_ids};
 use crate::embed::tokens::at_least;
 use crate::embed::{Fault, Inputs, Learned, Norm, Tokens, Weights};
-use crate::gpu::args::{In, LearnedArgs, Out, TableGradArgs};
+use crate::gpu::args::{Divisor, In, LearnedArgs, Out, TableGradArgs};
 use crate::gpu::{Function, Held, Launch, Read, Write};
 use crate::shape::product;
 use crate::{Error, Gpu, Ids, Result, Scalar};
@@ -487,6 +487,7 @@ impl<T: Scalar> GradPlan<T> {
         let partials = gpu.write("partials", partials, need)?;
         let variant = width(table.address.address() | grad.address.address() | partials.address.address());
         let args = TableGradArgs {
+            by_tokens: Divisor::new(args.tokens),
             table: table.address,
             grad: grad.address.offset((tokens.offset * size_of::<T>()) as u64),
             ids: ids.address,

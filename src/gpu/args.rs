@@ -458,6 +458,8 @@ args! {
         skipped: i64,
         /// tokens of each sequence
         tokens: u32,
+        /// to divide by `tokens`
+        by_tokens: Divisor,
         /// sequences, or rows of partial sums
         batch: u32,
         /// channels
@@ -490,6 +492,10 @@ args! {
         rows: u32,
         /// columns of a row
         columns: u32,
+        /// to divide by `rows`
+        by_rows: Divisor,
+        /// to divide by `columns`
+        by_columns: Divisor,
         /// sequences
         batch: u32,
         /// sequences that one thread walks
