@@ -85,7 +85,8 @@ fn main() -> Result<()> {
         }
     }
     // The longest first, so that no thread works alone at the end.
-    jobs.sort_by_key(|job| std::cmp::Reverse(job.file.text.len()));
+    let length = |job: &Job| job.headers.iter().map(|header| header.text.len()).sum::<usize>() + job.file.text.len();
+    jobs.sort_by_key(|job| std::cmp::Reverse(length(job)));
 
     // NVRTC compiles programs side by side; one thread per core takes the next job until none is left.
     let next = AtomicUsize::new(0);
