@@ -107,7 +107,7 @@ fn measured() -> BTreeMap<String, [u32; 4]> {
             let kernels = resources(&cubin.bytes()).into_iter().filter(|(entry, _)| !entry.starts_with('$'));
             for (entry, (registers, stack)) in kernels {
                 let body = text.as_deref().and_then(|text| text.split(&format!(".entry {entry}(")).nth(1));
-                let body = body.and_then(|body| body.split("\n}").next()).unwrap_or_default();
+                let body = body.and_then(|body| body.split(".entry ").next()).unwrap_or_default();
                 let wide = |opcode: &str| {
                     body.lines()
                         .filter(|line| {

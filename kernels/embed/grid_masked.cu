@@ -22,15 +22,21 @@ struct MaskedChannel {
 
 // The sum over a warp.
 __device__ inline unsigned sum_warp(unsigned x) {
-#if __CUDA_ARCH__ >= 800
     unsigned all;
-    asm volatile("redux.sync.add.u32 %0, %1, 0xffffffff;" : "=r"(all) : "r"(x));
+    asm volatile("//sm_80+ redux.sync.add.u32 %0, %1, 0xffffffff;\n"
+                 "//sm_80- {.reg .b32 sum, other;\n"
+                 "//sm_80- shfl.sync.bfly.b32 other, %1, 16, 31, 0xffffffff;\n"
+                 "//sm_80- add.u32 sum, %1, other;\n"
+                 "//sm_80- shfl.sync.bfly.b32 other, sum, 8, 31, 0xffffffff;\n"
+                 "//sm_80- add.u32 sum, sum, other;\n"
+                 "//sm_80- shfl.sync.bfly.b32 other, sum, 4, 31, 0xffffffff;\n"
+                 "//sm_80- add.u32 sum, sum, other;\n"
+                 "//sm_80- shfl.sync.bfly.b32 other, sum, 2, 31, 0xffffffff;\n"
+                 "//sm_80- add.u32 sum, sum, other;\n"
+                 "//sm_80- shfl.sync.bfly.b32 other, sum, 1, 31, 0xffffffff;\n"
+                 "//sm_80- add.u32 %0, sum, other;}"
+                 : "=r"(all) : "r"(x));
     return all;
-#else
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-    return x;
-#endif
 }
 
 // The tokens of the image among `count` places of the mask, from `mask` on in steps of `step`, and among the first `own` of
