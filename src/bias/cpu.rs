@@ -68,41 +68,40 @@ impl Merge<f32> for Put {
             return line(self, row, [past, future], first);
         };
         for (distance, x) in (first..).zip(row) {
-            let slope = side(distance, past, future);
+            // None at 0, where a slope that is infinite has no product.
+            let slope = if distance < 0 { past } else { future };
+            let slope = if distance == 0 { 0.0 } else { slope };
             *x = (distance as f32).mul_add(slope, if self.add { *x } else { 0.0 });
         }
-    }
-}
-
-/// The slope at a distance. None at 0, where one that is infinite has no product.
-#[inline(always)]
-fn side<Distance: PartialOrd + Default, Slope: Default>(distance: Distance, past: Slope, future: Slope) -> Slope {
-    let none = Distance::default();
-    if distance < none {
-        past
-    } else if distance > none {
-        future
-    } else {
-        Slope::default()
     }
 }
 
 /// [`Merge::line`] in f64.
 #[inline(always)]
 fn line<X>(with: &(impl Merge<X> + ?Sized), row: &mut [X], slopes: [f32; 2], first: i64) {
-    let ([past, future], mut first) = (slopes.map(f64::from), first as f64);
-    let at = |x: &mut X, distance: f64| with.value(x, distance * side(distance, past, future));
+    let past = first.saturating_neg().clamp(0, row.len() as i64) as usize;
+    let (past, rest) = row.split_at_mut(past);
+    let (here, future) = rest.split_at_mut(usize::from(first <= 0).min(rest.len()));
+    ramp(with, past, slopes[0], first);
+    with.same(here, 0.0);
+    ramp(with, future, slopes[1], first.max(1));
+}
+
+/// `slope * distance` in f64.
+#[inline(always)]
+fn ramp<X>(with: &(impl Merge<X> + ?Sized), row: &mut [X], slope: f32, first: i64) {
+    let (slope, mut first) = (f64::from(slope), first as f64);
     // Added up, for converting each distance would take longer than all else.
     let steps = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
     let (eights, rest) = row.as_chunks_mut::<8>();
     for eight in eights {
         for (x, step) in eight.iter_mut().zip(steps) {
-            at(x, first + step);
+            with.value(x, slope * (first + step));
         }
         first += 8.0;
     }
     for (x, step) in rest.iter_mut().zip(steps) {
-        at(x, first + step);
+        with.value(x, slope * (first + step));
     }
 }
 
@@ -314,11 +313,15 @@ fn logits<T: Scalar>(
             merge(bias, places, shape, at, keys.clone(), z, &|z: &mut f64, bias: f64| *z += bias * gate);
         }
         Order::SoftcapThenBias | Order::BiasThenSoftcap => {
-            merge(bias, places, shape, at, keys.clone(), z, &|z: &mut f64, bias: f64| *z = *z * scale + bias * gate);
+            merge(bias, places, shape, at, keys.clone(), z, &|z: &mut f64, bias: f64| {
+                *z = bias.mul_add(gate, *z * scale)
+            });
             cap(z);
         }
         Order::BiasThenScale => {
-            merge(bias, places, shape, at, keys.clone(), z, &|z: &mut f64, bias: f64| *z = (*z + bias * gate) * scale);
+            merge(bias, places, shape, at, keys.clone(), z, &|z: &mut f64, bias: f64| {
+                *z = bias.mul_add(gate, *z) * scale
+            });
             cap(z);
         }
     }

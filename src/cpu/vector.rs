@@ -117,7 +117,7 @@ pub(crate) fn gather<T: Scalar>(to: &mut [f64], from: &[T], weight: f64) {
             let mut between = [0f32; BLOCK];
             let to = &mut to[at.clone()];
             for (to, from) in to.iter_mut().zip(floats(&from[at], &mut between)) {
-                *to += f64::from(*from) * weight;
+                *to = f64::from(*from).mul_add(weight, *to);
             }
         },
     );
@@ -135,7 +135,7 @@ pub(crate) fn sum_of_three<T: Scalar>(to: &mut [f64], from: &[T], scale: f64, [a
             let from = floats(&from[at.clone()], &mut x);
             let (a, b) = (floats(&a[at.clone()], &mut y), floats(&b[at], &mut z));
             for (((to, from), a), b) in to.iter_mut().zip(from).zip(a).zip(b) {
-                *to = f64::from(*from) * scale + f64::from(*a) + f64::from(*b);
+                *to = f64::from(*from).mul_add(scale, f64::from(*a)) + f64::from(*b);
             }
         },
     );
@@ -167,7 +167,7 @@ pub(crate) fn add<T: Scalar>(x: &mut [T], scale: f64, more: &[f64]) {
         |first, x| {
             let more = &more[first..first + x.len()];
             for (x, more) in x.iter_mut().zip(more) {
-                *x = shorten::<T>(f64::from(*x) * scale + more);
+                *x = shorten::<T>(f64::from(*x).mul_add(scale, *more));
             }
         },
     );

@@ -282,7 +282,7 @@ fn normalise<T: Scalar>(v: &mut [f64], norm: Norm, gain: &[f64], bias: &[f64], o
     let vectors = v.chunks_mut(BLOCK).zip(gain.chunks(BLOCK)).zip(bias.chunks(BLOCK));
     for (((v, gain), bias), out) in vectors.zip(out.chunks_mut(BLOCK)) {
         for ((v, gain), bias) in v.iter_mut().zip(gain).zip(bias) {
-            *v = (*v - mean) * inverse * gain + bias;
+            *v = ((*v - mean) * inverse).mul_add(*gain, *bias);
         }
         narrow(v, 1.0, out);
     }
@@ -291,15 +291,17 @@ fn normalise<T: Scalar>(v: &mut [f64], norm: Norm, gain: &[f64], bias: &[f64], o
 /// The sum of squares of what lies between elements and their mean, in eight parts.
 #[inline(always)]
 fn squares_about(x: &[f64], mean: f64) -> f64 {
-    let square = |x: &f64| (x - mean) * (x - mean);
     let mut parts = [0.0; 8];
     let (eights, rest) = x.as_chunks::<8>();
     for eight in eights {
         for (part, x) in parts.iter_mut().zip(eight) {
-            *part += square(x);
+            *part = (x - mean).mul_add(x - mean, *part);
         }
     }
-    parts.iter().sum::<f64>() + rest.iter().map(square).sum::<f64>()
+    for (part, x) in parts.iter_mut().zip(rest) {
+        *part = (x - mean).mul_add(x - mean, *part);
+    }
+    parts.iter().sum()
 }
 
 /// The rows behind the prefix of a resampled table, `from` and `to` being the grids that are read and written.
