@@ -350,9 +350,9 @@ fn adding_moves_each_element_once_each_way_and_reads_no_table() {
 fn angles_are_made_once_for_many_sequences() {
     let gpu = gpu();
     let (count, dim) = (256, 64);
-    let plan = SinusoidPlan::<bf16>::new(&gpu, &Sinusoid::new(dim)).unwrap();
+    let plan = SinusoidPlan::<f16>::new(&gpu, &Sinusoid::new(dim)).unwrap();
     let run = |batch: usize| {
-        let x = vec![bf16::ONE; batch * count * dim];
+        let x = vec![f16::ONE; batch * count * dim];
         let mut x = gpu.stream().clone_htod(&x).unwrap();
         plan.add(&mut x, Tokens::new(batch, count, dim), Positions::counted(), 1.0).unwrap();
         last_launch()
