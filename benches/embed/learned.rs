@@ -46,16 +46,8 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, types: 
     // Rows of positions and types are few and come from a cache; rows of tokens are read and the sum is written.
     let written = elements * size_of::<T>() as u64;
     let masked = matches!(rows, Rows::Kept { padding: None, .. });
-    let read = written
-        + (batch
-            * tokens
-            * if types {
-                8
-            } else if masked {
-                5
-            } else {
-                4
-            }) as u64;
+    let ids = 4 + if types { 4 } else { 0 } + usize::from(masked);
+    let read = written + (batch * tokens * ids) as u64;
     let name = format!("learned/{model}/{}/{batch}x{tokens}x{dim}", T::NAME);
     let make = move |gpu: &Gpu, sets: usize| -> Result<Box<dyn Operation>> {
         let stream = gpu.stream();

@@ -3,7 +3,6 @@
 use std::ops::{Deref, DerefMut};
 
 /// Numbers that begin where a line of the cache does: a vector that crosses into the next one takes twice as long.
-#[derive(Clone)]
 pub(crate) struct Lines {
     lines: Vec<Line>,
     len: usize,

@@ -91,9 +91,9 @@ fn shorten<T: Scalar>(value: f64) -> f32 {
     if T::NAME == f32::NAME { value as f32 } else { to_odd(value) }
 }
 
-/// The exact values.
+/// Calls `work` on each of `to` and the exact value beside it.
 #[inline(always)]
-pub(crate) fn widen<T: Scalar>(from: &[T], to: &mut [f64]) {
+fn beside<T: Scalar>(to: &mut [f64], from: &[T], work: impl Fn(&mut f64, f64)) {
     blocks::<T>(
         from.len(),
         #[inline(always)]
@@ -101,25 +101,31 @@ pub(crate) fn widen<T: Scalar>(from: &[T], to: &mut [f64]) {
             let mut between = [0f32; BLOCK];
             let to = &mut to[at.clone()];
             for (to, from) in to.iter_mut().zip(floats(&from[at], &mut between)) {
-                *to = f64::from(*from);
+                work(to, f64::from(*from));
             }
         },
+    );
+}
+
+/// The exact values.
+#[inline(always)]
+pub(crate) fn widen<T: Scalar>(from: &[T], to: &mut [f64]) {
+    beside(
+        to,
+        from,
+        #[inline(always)]
+        |to, from| *to = from,
     );
 }
 
 /// `to = to + from * weight` of the exact values.
 #[inline(always)]
 pub(crate) fn gather<T: Scalar>(to: &mut [f64], from: &[T], weight: f64) {
-    blocks::<T>(
-        from.len(),
+    beside(
+        to,
+        from,
         #[inline(always)]
-        |at| {
-            let mut between = [0f32; BLOCK];
-            let to = &mut to[at.clone()];
-            for (to, from) in to.iter_mut().zip(floats(&from[at], &mut between)) {
-                *to = f64::from(*from).mul_add(weight, *to);
-            }
-        },
+        |to, from| *to = from.mul_add(weight, *to),
     );
 }
 
