@@ -13,6 +13,12 @@ pub fn rounded<T: Scalar>(want: f64, error: f64) -> f64 {
     error + (want.abs() + error) * T::ROUNDOFF + T::TINY
 }
 
+/// [`rounded`] of what is computed on the CPU, where `f16` and `bf16` are rounded to `f32` before.
+#[cfg(test)]
+pub(crate) fn rounded_on_cpu<T: Scalar>(want: f64, error: f64) -> f64 {
+    rounded::<T>(want, if T::NAME == f32::NAME { error } else { rounded::<f32>(want, error) })
+}
+
 /// What a kernel should have written: values in f64, and the error allowed at each.
 #[derive(Clone, Debug)]
 pub struct Expected {

@@ -12,6 +12,10 @@ mod sealed {
 }
 
 /// An element type that every kernel is compiled for. Sealed.
+///
+/// # On the CPU
+/// Results are computed in `f64` and rounded to `f32`, and from there to `f16` and `bf16`: within half an ulp, and for those two
+/// half an ulp of `f32` more.
 pub trait Scalar:
     sealed::Sealed
     + bytemuck::Pod

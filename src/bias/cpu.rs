@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::bias::{Bias, Inputs, Order, Place, Places, Softmax};
-use crate::cpu::vector::{exp, exponentials, largest, narrow, wide, widen};
+use crate::cpu::vector::{exp, exponentials, largest, narrow, through, wide, widen};
 use crate::cpu::{Lines, Part};
 use crate::{Logits, Scalar};
 
@@ -16,8 +16,6 @@ const GRAIN_OF_BIAS: usize = 1 << 15;
 const GRAIN_OF_SOFTMAX: usize = 1 << 13;
 /// Keys whose logits are made at once, in the first cache.
 const BLOCK: usize = 256;
-/// The same of f32.
-const LONG_BLOCK: usize = 1024;
 
 fn part(shape: &Logits) -> Part {
     Part::whole([shape.batch, shape.heads, shape.queries], shape.strides)
@@ -34,6 +32,12 @@ trait Merge<X> {
     #[inline(always)]
     fn same(&self, row: &mut [X], bias: f64) {
         row.iter_mut().for_each(|x| self.value(x, bias));
+    }
+
+    /// Several, each with its own.
+    #[inline(always)]
+    fn each(&self, row: &mut [X], biases: &[f32]) {
+        row.iter_mut().zip(biases).for_each(|(x, bias)| self.value(x, f64::from(*bias)));
     }
 
     /// Several whose bias is a slope times the distance, which rises from a first one: one slope below 0, one from it on.
@@ -55,24 +59,69 @@ struct Put {
     add: bool,
 }
 
-impl Merge<f32> for Put {
+impl Put {
     #[inline(always)]
-    fn value(&self, x: &mut f32, bias: f64) {
-        *x = (if self.add { f64::from(*x) } else { 0.0 } + bias) as f32;
+    fn put(&self, x: f32, bias: f64) -> f32 {
+        (if self.add { f64::from(x) } else { 0.0 } + bias) as f32
+    }
+}
+
+impl<T: Scalar> Merge<T> for Put {
+    #[inline(always)]
+    fn value(&self, x: &mut T, bias: f64) {
+        *x = T::from_f32(self.put(x.to_f64() as f32, bias));
     }
 
     #[inline(always)]
-    fn line(&self, row: &mut [f32], [past, future]: [f32; 2], first: i64) {
+    fn same(&self, row: &mut [T], bias: f64) {
+        through(
+            row,
+            self.add,
+            #[inline(always)]
+            |_, row| row.iter_mut().for_each(|x| *x = self.put(*x, bias)),
+        );
+    }
+
+    #[inline(always)]
+    fn each(&self, row: &mut [T], biases: &[f32]) {
+        through(
+            row,
+            self.add,
+            #[inline(always)]
+            |first, row| {
+                let biases = &biases[first..first + row.len()];
+                row.iter_mut().zip(biases).for_each(|(x, bias)| *x = self.put(*x, f64::from(*bias)));
+            },
+        );
+    }
+
+    #[inline(always)]
+    fn line(&self, row: &mut [T], [past, future]: [f32; 2], first: i64) {
         // Where f32 holds the distances, it rounds the sum once.
         let Some(first) = i32::try_from(first).ok().filter(|first| first.abs().max(row.len() as i32) <= 1 << 23) else {
             return line(self, row, [past, future], first);
         };
-        for (distance, x) in (first..).zip(row) {
-            // None at 0, where a slope that is infinite has no product.
-            let slope = if distance < 0 { past } else { future };
-            let slope = if distance == 0 { 0.0 } else { slope };
-            *x = (distance as f32).mul_add(slope, if self.add { *x } else { 0.0 });
-        }
+        let alike = past == -future && past.is_finite();
+        through(
+            row,
+            self.add,
+            #[inline(always)]
+            |from, row| {
+                let first = first + from as i32;
+                if alike {
+                    for (distance, x) in (first..).zip(row) {
+                        *x = (distance as f32).abs().mul_add(future, if self.add { *x } else { 0.0 });
+                    }
+                    return;
+                }
+                for (distance, x) in (first..).zip(row) {
+                    // None at 0, where a slope that is infinite has no product.
+                    let slope = if distance < 0 { past } else { future };
+                    let slope = if distance == 0 { 0.0 } else { slope };
+                    *x = (distance as f32).mul_add(slope, if self.add { *x } else { 0.0 });
+                }
+            },
+        );
     }
 }
 
@@ -142,8 +191,7 @@ fn merge<X>(
             let (low, high) = (below(toeplitz.first), below(toeplitz.first.saturating_add(count as i64)));
             with.same(&mut row[..low], f64::from(values[0]));
             let skip = first.saturating_sub(toeplitz.first).clamp(0, count as i64) as usize;
-            let inside = row[low..high].iter_mut().zip(&values[skip..skip + (high - low)]);
-            inside.for_each(|(x, bias)| with.value(x, f64::from(*bias)));
+            with.each(&mut row[low..high], &values[skip..skip + (high - low)]);
             with.same(&mut row[high..], f64::from(values[count - 1]));
         }
         Bias::Fire(_) => {
@@ -159,8 +207,6 @@ pub(super) fn put<T: Scalar>(bias: Bias, out: &mut [T], add: bool, shape: &Logit
     }
     let put = Put { add };
     part(shape).share_out(&mut out[shape.offset..], shape.keys, GRAIN_OF_BIAS, &|part, out| {
-        // f32 is merged where it lies.
-        let mut between = vec![0f32; if T::NAME == f32::NAME { 0 } else { shape.keys.min(LONG_BLOCK) }];
         wide(
             #[inline(always)]
             || {
@@ -168,21 +214,7 @@ pub(super) fn put<T: Scalar>(bias: Bias, out: &mut [T], add: bool, shape: &Logit
                     out,
                     shape.keys,
                     #[inline(always)]
-                    |at, out| {
-                        for (first, out) in (0..).step_by(LONG_BLOCK).zip(out.chunks_mut(LONG_BLOCK)) {
-                            let keys = first..first + out.len();
-                            if T::NAME == f32::NAME {
-                                merge(bias, places, shape, at, keys, bytemuck::cast_slice_mut(out), &put);
-                                continue;
-                            }
-                            let between = &mut between[..out.len()];
-                            if add {
-                                T::widen(out, between);
-                            }
-                            merge(bias, places, shape, at, keys, between, &put);
-                            T::narrow(between, out);
-                        }
-                    },
+                    |at, out| merge(bias, places, shape, at, 0..out.len(), out, &put),
                 );
             },
         );
@@ -342,7 +374,7 @@ fn logits<T: Scalar>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::accuracy::{assert_close, rounded};
+    use crate::accuracy::{assert_close, rounded, rounded_on_cpu};
     use crate::bias::{Alibi, Sides, T5Bias, Toeplitz};
     use half::{bf16, f16};
 
@@ -446,7 +478,7 @@ mod tests {
         let lse = softmax.apply(&mut got, &SHAPE, inputs).unwrap();
         assert_close(&got, &expected.want, |i| {
             let want = expected.want[i];
-            if expected.bound[i] == 0.0 { 0.0 } else { rounded::<T>(want, want.abs() * 1e-12) }
+            if expected.bound[i] == 0.0 { 0.0 } else { rounded_on_cpu::<T>(want, want.abs() * 1e-12) }
         });
         assert_close(&lse, &expected.lse, |i| rounded::<f32>(expected.lse[i], 1e-12));
     }

@@ -317,7 +317,7 @@ impl Softmax {
     /// Rows are shared out among rayon's threads. The result does not depend on their number.
     ///
     /// # Accuracy
-    /// Half an ulp of `T`, and 1e-12 of the probability.
+    /// [Half an ulp of `T`](Scalar#on-the-cpu), and 1e-12 of the probability.
     ///
     /// # Errors
     /// If the spec, the shape or an input is refused. Nothing is written then.

@@ -219,7 +219,7 @@ impl Bias<'_> {
     /// | `positions` | | where queries and keys sit |
     ///
     /// # Accuracy
-    /// Half an ulp of `T` (f16 and bf16: and half an ulp of `f32`, which is between).
+    /// [Half an ulp of `T`](Scalar#on-the-cpu).
     ///
     /// # Errors
     /// If the shape, the positions or the count of heads is refused. Nothing is written then.

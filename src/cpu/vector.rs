@@ -8,7 +8,6 @@ use std::ops::Range;
 
 use crate::Scalar;
 use crate::cpu::Lines;
-use crate::scalar::to_odd;
 
 /// Runs `work` with this processor's vectors. What it calls must be inlined into it.
 #[inline]
@@ -35,6 +34,10 @@ pub(crate) fn wide<R>(work: impl FnOnce() -> R) -> R {
 /// Elements that are converted at once: their loops have a fixed length, and stay in the first cache.
 const BLOCK: usize = 64;
 
+/// Converted elements, which begin where a line of the cache does.
+#[repr(align(64))]
+struct Block([f32; BLOCK]);
+
 /// Calls `work` on parts of `0..n`: blocks, so that its loops have a fixed length, and what is left; all at once for `f32`, which
 /// is not converted.
 #[inline(always)]
@@ -53,19 +56,19 @@ fn blocks<T: Scalar>(n: usize, mut work: impl FnMut(Range<usize>)) {
 
 /// The exact values of a block.
 #[inline(always)]
-fn floats<'a, T: Scalar>(from: &'a [T], between: &'a mut [f32; BLOCK]) -> &'a [f32] {
+fn floats<'a, T: Scalar>(from: &'a [T], between: &'a mut Block) -> &'a [f32] {
     if T::NAME == f32::NAME {
         return bytemuck::cast_slice(from);
     }
-    let between = &mut between[..from.len()];
+    let between = &mut between.0[..from.len()];
     T::widen(from, between);
     between
 }
 
-/// Calls `work` on `x` as numbers that `T` holds or that [`shorten`] gave, a part from `first` on at a time. What it finds there
-/// has a meaning if they are `read`.
+/// Calls `work` on `x` as `f32`, a part from `first` on at a time, and rounds what it leaves there to `T`. What it finds there has
+/// a meaning if they are `read`.
 #[inline(always)]
-fn through<T: Scalar>(x: &mut [T], read: bool, mut work: impl FnMut(usize, &mut [f32])) {
+pub(crate) fn through<T: Scalar>(x: &mut [T], read: bool, mut work: impl FnMut(usize, &mut [f32])) {
     blocks::<T>(
         x.len(),
         #[inline(always)]
@@ -74,8 +77,8 @@ fn through<T: Scalar>(x: &mut [T], read: bool, mut work: impl FnMut(usize, &mut 
             if T::NAME == f32::NAME {
                 return work(first, bytemuck::cast_slice_mut(x));
             }
-            let mut between = [0f32; BLOCK];
-            let between = &mut between[..x.len()];
+            let mut between = Block([0.0; BLOCK]);
+            let between = &mut between.0[..x.len()];
             if read {
                 T::widen(x, between);
             }
@@ -85,12 +88,6 @@ fn through<T: Scalar>(x: &mut [T], read: bool, mut work: impl FnMut(usize, &mut 
     );
 }
 
-/// An `f32` that becomes the nearest `T` when it is rounded to it.
-#[inline(always)]
-fn shorten<T: Scalar>(value: f64) -> f32 {
-    if T::NAME == f32::NAME { value as f32 } else { to_odd(value) }
-}
-
 /// Calls `work` on each of `to` and the exact value beside it.
 #[inline(always)]
 fn beside<T: Scalar>(to: &mut [f64], from: &[T], work: impl Fn(&mut f64, f64)) {
@@ -98,7 +95,7 @@ fn beside<T: Scalar>(to: &mut [f64], from: &[T], work: impl Fn(&mut f64, f64)) {
         from.len(),
         #[inline(always)]
         |at| {
-            let mut between = [0f32; BLOCK];
+            let mut between = Block([0.0; BLOCK]);
             let to = &mut to[at.clone()];
             for (to, from) in to.iter_mut().zip(floats(&from[at], &mut between)) {
                 work(to, f64::from(*from));
@@ -129,19 +126,66 @@ pub(crate) fn gather<T: Scalar>(to: &mut [f64], from: &[T], weight: f64) {
     );
 }
 
-/// `to = from * scale + a + b` of the exact values.
+/// `to = from * scale + a + b` of the exact values; the sum of what they are above `origin`, and of its squares.
 #[inline(always)]
-pub(crate) fn sum_of_three<T: Scalar>(to: &mut [f64], from: &[T], scale: f64, [a, b]: [&[T]; 2]) {
+pub(crate) fn sum_of_three<T: Scalar>(
+    to: &mut [f64],
+    from: &[T],
+    scale: f64,
+    more: [&[T]; 2],
+    origin: f64,
+) -> [f64; 2] {
+    let [mut sums, mut squares] = [[0.0; 8]; 2];
+    three(
+        from,
+        more,
+        #[inline(always)]
+        |first, [from, a, b]| {
+            let to = &mut to[first..first + from.len()];
+            for (((to, from), a), b) in to.iter_mut().zip(from).zip(a).zip(b) {
+                *to = f64::from(*from).mul_add(scale, f64::from(*a)) + f64::from(*b);
+            }
+            let (eights, rest) = to.as_chunks::<8>();
+            for eight in eights {
+                for ((to, sum), square) in eight.iter().zip(&mut sums).zip(&mut squares) {
+                    (*sum, *square) = (*sum + (to - origin), (to - origin).mul_add(to - origin, *square));
+                }
+            }
+            for ((to, sum), square) in rest.iter().zip(&mut sums).zip(&mut squares) {
+                (*sum, *square) = (*sum + (to - origin), (to - origin).mul_add(to - origin, *square));
+            }
+        },
+    );
+    [sums.iter().sum(), squares.iter().sum()]
+}
+
+/// Calls `work` on the exact values of three, a part from somewhere on at a time.
+#[inline(always)]
+fn three<T: Scalar>(from: &[T], [a, b]: [&[T]; 2], mut work: impl FnMut(usize, [&[f32]; 3])) {
     blocks::<T>(
         from.len(),
         #[inline(always)]
         |at| {
-            let [mut x, mut y, mut z] = [[0f32; BLOCK]; 3];
-            let to = &mut to[at.clone()];
-            let from = floats(&from[at.clone()], &mut x);
+            let [mut x, mut y, mut z] = [(); 3].map(|()| Block([0.0; BLOCK]));
+            let (from, a, b) = (&from[at.clone()], &a[at.clone()], &b[at.clone()]);
+            work(at.start, [floats(from, &mut x), floats(a, &mut y), floats(b, &mut z)]);
+        },
+    );
+}
+
+/// `x = x * scale + a + b`
+#[inline(always)]
+pub(crate) fn add_three<T: Scalar>(x: &mut [T], scale: f64, [a, b]: [&[T]; 2]) {
+    through(
+        x,
+        true,
+        #[inline(always)]
+        |first, x| {
+            let [mut y, mut z] = [(); 2].map(|()| Block([0.0; BLOCK]));
+            let at = first..first + x.len();
             let (a, b) = (floats(&a[at.clone()], &mut y), floats(&b[at], &mut z));
-            for (((to, from), a), b) in to.iter_mut().zip(from).zip(a).zip(b) {
-                *to = f64::from(*from).mul_add(scale, f64::from(*a)) + f64::from(*b);
+            for ((x, a), b) in x.iter_mut().zip(a).zip(b) {
+                *x = (f64::from(*x).mul_add(scale, f64::from(*a)) + f64::from(*b)) as f32;
             }
         },
     );
@@ -157,7 +201,7 @@ pub(crate) fn narrow<T: Scalar>(from: &[f64], scale: f64, to: &mut [T]) {
         |first, to| {
             let from = &from[first..first + to.len()];
             for (to, from) in to.iter_mut().zip(from) {
-                *to = shorten::<T>(*from * scale);
+                *to = (*from * scale) as f32;
             }
         },
     );
@@ -173,7 +217,7 @@ pub(crate) fn add<T: Scalar>(x: &mut [T], scale: f64, more: &[f64]) {
         |first, x| {
             let more = &more[first..first + x.len()];
             for (x, more) in x.iter_mut().zip(more) {
-                *x = shorten::<T>(f64::from(*x).mul_add(scale, *more));
+                *x = f64::from(*x).mul_add(scale, *more) as f32;
             }
         },
     );
@@ -187,24 +231,11 @@ pub(crate) fn add_two<T: Scalar>(x: &mut [T], more: &[T]) {
         true,
         #[inline(always)]
         |first, x| {
-            let mut between = [0f32; BLOCK];
+            let mut between = Block([0.0; BLOCK]);
             let more = floats(&more[first..first + x.len()], &mut between);
             x.iter_mut().zip(more).for_each(|(x, more)| *x += more);
         },
     );
-}
-
-/// The sum, in eight parts.
-#[inline(always)]
-pub(crate) fn sum(x: &[f64]) -> f64 {
-    let mut parts = [0.0; 8];
-    let (eights, rest) = x.as_chunks::<8>();
-    for eight in eights {
-        for (part, x) in parts.iter_mut().zip(eight) {
-            *part += x;
-        }
-    }
-    parts.iter().sum::<f64>() + rest.iter().sum::<f64>()
 }
 
 /// The largest number; NaN is passed over.
@@ -469,10 +500,9 @@ mod tests {
     }
 
     #[test]
-    fn sums_and_largest_take_every_element() {
+    fn largest_takes_every_element() {
         for n in 0..40 {
             let x: Vec<f64> = (0..n).map(|i| f64::from(i * 7 % 11) - 20.0).collect();
-            assert_eq!(sum(&x), x.iter().sum::<f64>());
             assert_eq!(largest(&x), x.iter().copied().fold(f64::NEG_INFINITY, f64::max));
         }
         assert_eq!(largest(&[f64::NAN, 1.0]), 1.0);

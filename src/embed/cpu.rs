@@ -3,13 +3,15 @@
 //! The laws ([`Sinusoid::value`], [`Sinusoid::value_at`]) and the loop behind [`Learned::expect`] are the reference; tests
 //! hold this to them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Scalar;
 use crate::cpu::vector::{
-    add as add_to, add_two, gather as gather_from, narrow, sin_cos_of_turns, sum, sum_of_three, waves, wide, widen,
+    add as add_to, add_three, add_two, gather as gather_from, narrow, sin_cos_of_turns, sum_of_three, through, waves,
+    wide, widen,
 };
-use crate::cpu::{Kept, Lines, Part};
+use crate::cpu::{Kept, Lines, Part, ask_for};
 use crate::embed::resample::Taps;
 use crate::embed::{GridSize, Learned, Norm, Row, Sinusoid, Tables, Tokens, Wave};
 use crate::rotate::Pairing;
@@ -19,8 +21,8 @@ use crate::rotate::Pairing;
 const GRAIN_OF_WAVES: usize = 1 << 14;
 const GRAIN_OF_ROWS: usize = 1 << 16;
 
-/// Channels that are worked on at once, in the first cache.
-const BLOCK: usize = 256;
+/// Bytes of a table's rows that are asked for before they are needed.
+const AHEAD: usize = 3 << 10;
 
 /// Positions that share the waves of the first of them.
 const NEAR: u64 = 16;
@@ -32,55 +34,67 @@ static TURNS: Kept<Sinusoid, [Vec<f64>; 2]> = Kept::new();
 struct Steps {
     /// turns per position in units of 2^-64
     rates: Vec<u64>,
-    /// sines and cosines of 0 to 15 positions
+    /// of 0 to 15 positions, each pair's cosine and sine for both its channels
     near: Vec<[Lines; 2]>,
-    /// the last multiples of [`NEAR`]; a decoder stays at one for some calls
+    /// of the last multiples of [`NEAR`], each channel's wave and the one a quarter of a turn on; a decoder stays at one for
+    /// some calls
     bases: Kept<u64, [Lines; 2]>,
 }
 
 impl Steps {
     fn new(spec: &Sinusoid) -> Self {
         let rates: Vec<u64> = (0..spec.pairs()).map(|pair| spec.rate(pair)).collect();
-        Self { near: (0..NEAR).map(|position| waves(&rates, position)).collect(), rates, bases: Kept::new() }
+        let near = (0..NEAR).map(|position| {
+            let [sin, cos] = waves(&rates, position);
+            [&cos, &sin].map(|wave| channels(spec, wave.iter().map(|wave| (*wave, *wave))))
+        });
+        Self { near: near.collect(), rates, bases: Kept::new() }
+    }
+
+    fn base(&self, spec: &Sinusoid, first: u64) -> [Lines; 2] {
+        let [sin, cos] = waves(&self.rates, first);
+        let waves = sin.iter().zip(&*cos);
+        [channels(spec, waves.clone().map(|(s, c)| (*s, *c))), channels(spec, waves.map(|(s, c)| (*c, -s)))]
     }
 }
 
-/// A row of sines and cosines in the order of its channels.
+/// The waves of one position after another.
 struct Waves<'a> {
     spec: &'a Sinusoid,
-    /// the last multiple of [`NEAR`], and its waves
+    steps: &'a Steps,
     base: Option<(u64, Arc<[Lines; 2]>)>,
-    row: Lines,
 }
 
 impl<'a> Waves<'a> {
-    fn new(spec: &'a Sinusoid) -> Self {
-        Self { spec, base: None, row: Lines::new(0.0, spec.dim) }
+    fn new(spec: &'a Sinusoid, steps: &'a Steps) -> Self {
+        Self { spec, steps, base: None }
     }
 
-    /// The row of a position that is no padding.
+    /// What the waves of a position that is no padding are sums of products of: the first with the third, the second with the
+    /// fourth.
     #[inline(always)]
-    fn at(&mut self, steps: &Steps, position: u64) -> &[f64] {
-        let (first, near) = (position - position % NEAR, position % NEAR);
+    fn at(&mut self, position: u64) -> [&[f64]; 4] {
+        let (first, near) = (position - position % NEAR, &self.steps.near[(position % NEAR) as usize]);
         let (_, base) = match self.base.take() {
             Some(known) if known.0 == first => self.base.insert(known),
-            _ => self.base.insert((first, steps.bases.of(&first, || waves(&steps.rates, first)))),
+            _ => self.base.insert((first, self.steps.bases.of(&first, || self.steps.base(self.spec, first)))),
         };
-        let ([sin, cos], [near_sin, near_cos]) = (&**base, &steps.near[near as usize]);
-        let turn = |((s, c), (more_s, more_c)): ((&f64, &f64), (&f64, &f64))| {
-            (s * more_c + c * more_s, c * more_c - s * more_s)
-        };
-        put(self.spec, &mut self.row, sin.iter().zip(&**cos).zip(near_sin.iter().zip(&**near_cos)), turn);
-        &self.row
+        [&base[0], &base[1], &near[0], &near[1]]
     }
+}
 
-    /// The row of a time that is no padding.
-    #[inline(always)]
-    fn at_time(&mut self, [hi, lo]: &[Vec<f64>; 2], t: f64) -> &[f64] {
-        let turn = |(hi, lo): (&f64, &f64)| sin_cos_of_turns(t, *hi, *lo);
-        put(self.spec, &mut self.row, hi.iter().zip(lo), turn);
-        &self.row
-    }
+/// The waves of some channels, of what [`Waves::at`] gives.
+#[inline(always)]
+fn turned(of: [&[f64]; 4], channels: Range<usize>) -> impl Iterator<Item = f64> {
+    let [a, b, c, d] = of.map(|of| &of[channels.clone()]);
+    a.iter().zip(b).zip(c).zip(d).map(|(((a, b), c), d)| a * c + b * d)
+}
+
+/// A row in the order of channels.
+fn channels(spec: &Sinusoid, pairs: impl ExactSizeIterator<Item = (f64, f64)> + Clone) -> Lines {
+    let mut row = Lines::new(0.0, spec.dim);
+    put(spec, &mut row, pairs, |pair| pair);
+    row
 }
 
 /// Sine and cosine of each pair in the order of channels. Of an odd dim, the last channel has the first wave, or none and is
@@ -138,7 +152,7 @@ pub(super) fn write<T: Scalar>(spec: &Sinusoid, out: &mut [T], positions: &[i64]
     let steps = spec.kept_steps();
     let part = Part::whole([1, 1, positions.len()], [0, 0, spec.dim]);
     part.share_out(out, spec.dim, GRAIN_OF_WAVES, &|part, out| {
-        let mut waves = Waves::new(spec);
+        let mut waves = Waves::new(spec, &steps);
         part.rows(out, spec.dim, |[_, _, row], out| {
             let position = spec.row(positions[row]);
             if spec.padding == Some(position) {
@@ -146,7 +160,18 @@ pub(super) fn write<T: Scalar>(spec: &Sinusoid, out: &mut [T], positions: &[i64]
             }
             wide(
                 #[inline(always)]
-                || narrow(waves.at(&steps, position as u64), 1.0, out),
+                || {
+                    let of = waves.at(position as u64);
+                    through(
+                        out,
+                        false,
+                        #[inline(always)]
+                        |first, out| {
+                            let waves = turned(of, first..first + out.len());
+                            out.iter_mut().zip(waves).for_each(|(out, wave)| *out = wave as f32);
+                        },
+                    );
+                },
             );
         });
     });
@@ -165,21 +190,41 @@ pub(super) fn add<T: Scalar>(
         return;
     }
     let steps = spec.kept_steps();
-    // Tokens first: sequences that share their positions share a row of waves.
+    // Tokens first: sequences that share their positions share what their waves are made of.
     let part = Part::whole([1, tokens.tokens, tokens.batch], [0, tokens.strides[1], tokens.strides[0]]);
     part.share_out(&mut x[tokens.offset..], spec.dim, GRAIN_OF_WAVES, &|part, x| {
-        let mut waves = Waves::new(spec);
-        let mut made = None;
+        let mut waves = Waves::new(spec, &steps);
+        // Zeros; then the waves of the position that was `made`, if it has several rows.
+        let (mut row, mut made, several) = (Lines::new(0.0, spec.dim), None, shared && part.sizes[2] > 1);
         part.rows(x, spec.dim, |[_, token, batch], x| {
             let position = spec.row(positions[if shared { token } else { batch * tokens.tokens + token }]);
+            let padding = spec.padding == Some(position);
             wide(
                 #[inline(always)]
                 || {
-                    if made != Some(position) {
+                    if several && made != Some(position) {
                         made = Some(position);
-                        if spec.padding == made { waves.row.fill(0.0) } else { _ = waves.at(&steps, position as u64) }
+                        if padding {
+                            row.fill(0.0);
+                        } else {
+                            let waves = turned(waves.at(position as u64), 0..spec.dim);
+                            row.iter_mut().zip(waves).for_each(|(row, wave)| *row = wave);
+                        }
                     }
-                    add_to(x, scale, &waves.row);
+                    if several || padding {
+                        return add_to(x, scale, &row);
+                    }
+                    let of = waves.at(position as u64);
+                    through(
+                        x,
+                        true,
+                        #[inline(always)]
+                        |first, x| {
+                            let waves = turned(of, first..first + x.len());
+                            let sum = |x: f32, wave| f64::from(x).mul_add(scale, wave) as f32;
+                            x.iter_mut().zip(waves).for_each(|(x, wave)| *x = sum(*x, wave));
+                        },
+                    );
                 },
             );
         });
@@ -196,12 +241,16 @@ pub(super) fn write_times<T: Scalar>(
 ) {
     let part = Part::whole([1, 1, times], [0, 0, spec.dim]);
     part.share_out(out, spec.dim, GRAIN_OF_WAVES, &|part, out| {
-        let mut waves = Waves::new(spec);
+        let mut waves = Lines::new(0.0, spec.dim);
         part.rows(out, spec.dim, |[_, _, row], out| match shifted(row) {
             None => out.fill(T::from_f32(0.0)),
             Some(t) => wide(
                 #[inline(always)]
-                || narrow(waves.at_time(turns, t), 1.0, out),
+                || {
+                    let turns = turns[0].iter().zip(&turns[1]);
+                    put(spec, &mut waves, turns, |(hi, lo)| sin_cos_of_turns(t, *hi, *lo));
+                    narrow(&waves, 1.0, out);
+                },
             ),
         });
     });
@@ -221,87 +270,68 @@ pub(super) fn gather<T: Scalar>(spec: &Learned, x: &mut [T], tokens: &Tokens, ta
     };
     let (gain, bias) = (vector(tables.gain, 1.0), vector(tables.bias, 0.0));
     part.share_out(&mut x[tokens.offset..], dim, GRAIN_OF_ROWS, &|part, x| {
-        let mut v = Lines::new(0.0, dim);
+        let mut v = Lines::new(0.0, gain.len());
+        let ahead = AHEAD.div_ceil(dim * size_of::<T>());
+        // What is added to without a change.
+        let none = vec![T::from_f32(-0.0); dim];
         part.rows(x, dim, |[_, batch, token], x| {
-            let row = rows[batch * tokens.tokens + token];
             let at = |row: usize| row * dim..(row + 1) * dim;
+            let index = batch * tokens.tokens + token;
+            if let Some(Row { token: Some(token), .. }) = rows.get(index + ahead) {
+                ask_for(&tables.token[at(*token)]);
+            }
+            let row = rows[index];
             // A copy has all of a row's reads on their way at once, which a sum has not: tables lie far away.
             if let Some(token) = row.token {
                 x.copy_from_slice(&tables.token[at(token)]);
             }
-            if let (1.0, None, None) = (spec.scale, spec.norm, row.types) {
-                let Some(position) = row.position else { return };
-                return wide(
-                    #[inline(always)]
-                    || add_two(x, &tables.position[at(position)]),
-                );
-            }
+            let more = [(tables.position, row.position), (tables.types, row.types)];
+            let [position, types] = more.map(|(table, row)| row.map_or(&none[..], |row| &table[at(row)]));
             wide(
                 #[inline(always)]
-                || {
-                    for (first, v) in (0..dim).step_by(BLOCK).zip(v.chunks_mut(BLOCK)) {
-                        let end = first + v.len();
-                        let at = |row: usize| row * dim + first..row * dim + end;
-                        let from = &x[first..end];
-                        match (row.position, row.types) {
-                            (Some(position), Some(types)) => {
-                                let more = [&tables.position[at(position)], &tables.types[at(types)]];
-                                sum_of_three(v, from, spec.scale, more);
-                            }
-                            (position, types) => {
-                                widen(from, v);
-                                if spec.scale != 1.0 {
-                                    v.iter_mut().for_each(|v| *v *= spec.scale);
-                                }
-                                for (table, row) in [(tables.position, position), (tables.types, types)] {
-                                    if let Some(row) = row {
-                                        gather_from(v, &table[at(row)], 1.0);
-                                    }
-                                }
-                            }
-                        }
+                || match spec.norm {
+                    Some(norm) => {
+                        let [mean, inverse] = moments(&mut v, x, spec.scale, [position, types], norm);
+                        normalise(&v, [mean, inverse], &gain, &bias, x);
                     }
-                    match spec.norm {
-                        Some(norm) => normalise(&mut v, norm, &gain, &bias, x),
-                        None => narrow(&v, 1.0, x),
-                    }
+                    None if spec.scale == 1.0 && row.types.is_none() => add_two(x, position),
+                    None => add_three(x, spec.scale, [position, types]),
                 },
             );
         });
     });
 }
 
+/// `v = x * scale + a + b`, and what a norm needs of it: the mean to subtract and the factor.
 #[inline(always)]
-fn normalise<T: Scalar>(v: &mut [f64], norm: Norm, gain: &[f64], bias: &[f64], out: &mut [T]) {
+fn moments<T: Scalar>(v: &mut [f64], x: &[T], scale: f64, more: [&[T]; 2], norm: Norm) -> [f64; 2] {
     let n = v.len() as f64;
-    let (mean, eps) = match norm {
-        Norm::Rms { eps } => (0.0, eps),
-        Norm::Layer { eps } => (sum(v) / n, eps),
+    let (eps, first) = match norm {
+        Norm::Rms { eps } => (eps, false),
+        Norm::Layer { eps } => (eps, true),
     };
-    let inverse = 1.0 / (squares_about(v, mean) / n + eps).sqrt();
-    let vectors = v.chunks_mut(BLOCK).zip(gain.chunks(BLOCK)).zip(bias.chunks(BLOCK));
-    for (((v, gain), bias), out) in vectors.zip(out.chunks_mut(BLOCK)) {
-        for ((v, gain), bias) in v.iter_mut().zip(gain).zip(bias) {
-            *v = ((*v - mean) * inverse).mul_add(*gain, *bias);
-        }
-        narrow(v, 1.0, out);
-    }
+    // About an element: it is at most sqrt(n) deviations away from the mean, so that the difference below is safe.
+    let origin = if first { x[0].to_f64().mul_add(scale, more[0][0].to_f64()) + more[1][0].to_f64() } else { 0.0 };
+    let [sum, squares] = sum_of_three(v, x, scale, more, origin);
+    let mean = if first { sum / n } else { 0.0 };
+    [origin + mean, 1.0 / (squares / n - mean * mean + eps).sqrt()]
 }
 
-/// The sum of squares of what lies between elements and their mean, in eight parts.
+/// `(v - mean) * inverse * gain + bias`
 #[inline(always)]
-fn squares_about(x: &[f64], mean: f64) -> f64 {
-    let mut parts = [0.0; 8];
-    let (eights, rest) = x.as_chunks::<8>();
-    for eight in eights {
-        for (part, x) in parts.iter_mut().zip(eight) {
-            *part = (x - mean).mul_add(x - mean, *part);
-        }
-    }
-    for (part, x) in parts.iter_mut().zip(rest) {
-        *part = (x - mean).mul_add(x - mean, *part);
-    }
-    parts.iter().sum()
+fn normalise<T: Scalar>(v: &[f64], [mean, inverse]: [f64; 2], gain: &[f64], bias: &[f64], out: &mut [T]) {
+    through(
+        out,
+        false,
+        #[inline(always)]
+        |first, out| {
+            let at = first..first + out.len();
+            let vectors = v[at.clone()].iter().zip(&gain[at.clone()]).zip(&bias[at]);
+            for (((v, gain), bias), out) in vectors.zip(out) {
+                *out = ((*v - mean) * inverse).mul_add(*gain, *bias) as f32;
+            }
+        },
+    );
 }
 
 /// The rows behind the prefix of a resampled table, `from` and `to` being the grids that are read and written.
@@ -337,7 +367,7 @@ pub(super) fn resample<T: Scalar>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::accuracy::{assert_close, rounded};
+    use crate::accuracy::{assert_close, rounded_on_cpu};
     use crate::embed::{Lookup, Odd};
     use half::{bf16, f16};
 
@@ -372,7 +402,7 @@ mod tests {
             let mut got = data::<T>(7 * spec.dim, 3);
             spec.write(&mut got, &POSITIONS).unwrap();
             let want: Vec<f64> = (0..got.len()).map(|i| spec.value(POSITIONS[i / spec.dim], i % spec.dim)).collect();
-            assert_close(&got, &want, |i| rounded::<T>(want[i], 3e-15));
+            assert_close(&got, &want, |i| rounded_on_cpu::<T>(want[i], 3e-15));
             let tokens = Tokens { offset: 3, strides: [400, 40], ..Tokens::new(2, 3, spec.dim) };
             for positions in [&POSITIONS[..3], &POSITIONS[1..]] {
                 let before = data::<T>(tokens.span().unwrap() + 2, 1);
@@ -387,7 +417,7 @@ mod tests {
                     let position = positions[if positions.len() == 3 { token } else { batch * 3 + token }];
                     let at = tokens.index(batch, token, channel);
                     want[at] = want[at] * 3.0 + spec.value(position, channel);
-                    bound[at] = rounded::<T>(want[at], 4e-15);
+                    bound[at] = rounded_on_cpu::<T>(want[at], 4e-15);
                 }
                 assert_close(&got, &want, |i| bound[i]);
             }
@@ -400,7 +430,7 @@ mod tests {
             let mut got = data::<T>(7 * spec.dim, 3);
             spec.write_times(&mut got, &t).unwrap();
             let want: Vec<f64> = (0..got.len()).map(|i| spec.value_at(t[i / spec.dim], i % spec.dim)).collect();
-            assert_close(&got, &want, |i| rounded::<T>(want[i], want[i].abs() * f64::exp2(-49.0)));
+            assert_close(&got, &want, |i| rounded_on_cpu::<T>(want[i], want[i].abs() * f64::exp2(-49.0)));
         }
     }
 
@@ -428,9 +458,25 @@ mod tests {
             let mut got = x.clone();
             spec.gather(&mut got, &tokens, &tables, &lookup).unwrap();
             assert_close(&got, &expected.want, |i| {
-                if expected.bound[i] == 0.0 { 0.0 } else { rounded::<T>(expected.want[i], 1e-12) }
+                if expected.bound[i] == 0.0 { 0.0 } else { rounded_on_cpu::<T>(expected.want[i], 1e-12) }
             });
         }
+    }
+
+    #[test]
+    fn norms_of_rows_far_from_zero_and_of_rows_that_begin_far_from_the_others() {
+        let dim = 768;
+        let mut token = data::<f32>(3 * dim, 1);
+        token[..dim].iter_mut().for_each(|x| *x += 1e4);
+        token[dim] = 1e6;
+        token[2 * dim + 5] = 1e6;
+        let spec = Learned { norm: Some(Norm::Layer { eps: 1e-5 }), ..Learned::new(dim) };
+        let (tables, lookup) =
+            (Tables { token: &token, ..Tables::default() }, Lookup { ids: &[0, 1, 2], ..Lookup::default() });
+        let (tokens, mut got) = (Tokens::new(1, 3, dim), vec![0.0f32; 3 * dim]);
+        let expected = spec.expect(&got, &tokens, &tables, &lookup).unwrap();
+        spec.gather(&mut got, &tokens, &tables, &lookup).unwrap();
+        assert_close(&got, &expected.want, |i| rounded_on_cpu::<f32>(expected.want[i], 1e-12));
     }
 
     #[test]

@@ -325,7 +325,7 @@ impl Grid {
     /// A class token's row of zeros is the caller's: write behind it.
     ///
     /// # Accuracy
-    /// Half an ulp of `T`, and 1e-15.
+    /// [Half an ulp of `T`](Scalar#on-the-cpu), and 1e-15.
     ///
     /// # Errors
     /// If the spec or the size is refused, or `out` is too short. Nothing is written then.
@@ -363,7 +363,7 @@ impl Grid {
     /// | `scale` | | multiplies `x` |
     ///
     /// # Accuracy
-    /// Half an ulp of `T`, and 1e-15.
+    /// [Half an ulp of `T`](Scalar#on-the-cpu), and 1e-15.
     ///
     /// # Errors
     /// If the spec, a shape or `scale` is refused. Nothing is written then.

@@ -320,7 +320,7 @@ impl Learned {
     /// | `lookup` | `[batch, tokens]` each | what the tokens are |
     ///
     /// # Accuracy
-    /// Half an ulp of `T`, and 1e-15 of the terms; 1e-12 after a norm.
+    /// [Half an ulp of `T`](Scalar#on-the-cpu), and 1e-15 of the terms; 1e-12 after a norm.
     ///
     /// # Errors
     /// As [`Learned::rows`], and if the shape is refused or a table is no whole number of rows. Nothing is written then.

@@ -326,7 +326,7 @@ impl Resample {
     /// | `table` | `[prefix + from.rows * from.columns, dim]` | read |
     ///
     /// # Accuracy
-    /// Half an ulp of `T`, and 1e-15 of the terms.
+    /// [Half an ulp of `T`](Scalar#on-the-cpu), and 1e-15 of the terms.
     ///
     /// # Errors
     /// If the spec is refused, `dim` is 0, or a buffer is too short. Nothing is written then.

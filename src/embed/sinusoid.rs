@@ -338,7 +338,7 @@ impl Sinusoid {
     /// | `positions` | `[positions]` | any integers, negative ones too |
     ///
     /// # Accuracy
-    /// Half an ulp of `T`, and 3e-15 beyond [`Sinusoid::value`].
+    /// [Half an ulp of `T`](Scalar#on-the-cpu), and 3e-15 beyond [`Sinusoid::value`].
     ///
     /// # Errors
     /// If the spec is refused or `out` is too short. Nothing is written then.
@@ -370,7 +370,7 @@ impl Sinusoid {
     /// | `scale` | | multiplies `x`: 1, or `sqrt(dim)` in the paper |
     ///
     /// # Accuracy
-    /// Half an ulp of `T`, and 4e-15 of the terms.
+    /// [Half an ulp of `T`](Scalar#on-the-cpu), and 4e-15 of the terms.
     ///
     /// # Errors
     /// If the spec, the shape or `scale` is refused, or there are neither `tokens` nor `batch * tokens` positions.

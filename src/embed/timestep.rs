@@ -105,7 +105,7 @@ impl Sinusoid {
     /// type: `2^-49 |value|`.
     ///
     /// The error is relative: it holds at the zeros of sine and cosine too, where a formula in f64 is off by
-    /// `2^-53 |t * frequency|`, 1e-10 at a million. One rounding from f64 to the element type follows, so that the result
+    /// `2^-53 |t * frequency|`, 1e-10 at a million. A kernel rounds once, from f64 to the element type, so that the result
     /// is the nearest value of its type, or the other neighbour of the truth.
     pub fn time_error_bound(&self, value: f64) -> f64 {
         value.abs() / 562949953421312.0
@@ -138,7 +138,7 @@ impl Sinusoid {
     /// | `t` | `[times]` | timesteps; fractions and negative ones are welcome |
     ///
     /// # Accuracy
-    /// Half an ulp of `T` beyond [`Sinusoid::value_at`].
+    /// [Half an ulp of `T`](Scalar#on-the-cpu) beyond [`Sinusoid::value_at`].
     ///
     /// # Errors
     /// If the spec is refused, `out` is too short, or a timestep is not finite or turns more than 2^48 times. Nothing is

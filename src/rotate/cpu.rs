@@ -28,7 +28,7 @@ impl Rope {
     /// Large tensors are shared out among rayon's threads. The result does not depend on their number.
     ///
     /// # Accuracy
-    /// Half an ulp of `T` (f16 and bf16: and half an ulp of `f32`, which is between), and 2e-15 of the pair.
+    /// [Half an ulp of `T`](Scalar#on-the-cpu), and 2e-15 of the pair.
     ///
     /// # Errors
     /// If the spec or the shape is refused, or `positions` is shorter than the tokens. Nothing is written then.
@@ -264,7 +264,7 @@ fn turn_row(x: &mut [f32], sin: &[f64], cos: &[f64], pairing: Pairing) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::accuracy::{assert_close, rounded};
+    use crate::accuracy::{assert_close, rounded_on_cpu};
     use crate::rotate::Axes;
     use half::{bf16, f16};
 
@@ -303,7 +303,7 @@ mod tests {
                 }
                 // Of a pair of numbers up to 2.
                 let error = rope.attention_factor * 4.0 * 2e-15;
-                rounded::<T>(want, if T::NAME == f32::NAME { error } else { rounded::<f32>(want, error) })
+                rounded_on_cpu::<T>(want, error)
             });
         }
     }

@@ -237,7 +237,7 @@ impl XPos {
     /// | `direction` | | [`Direction::Inverse`] is the gradient: rotates back, with the same factor |
     ///
     /// # Accuracy
-    /// Half an ulp of `T`, and 1e-13 of the scaled pair.
+    /// [Half an ulp of `T`](Scalar#on-the-cpu), and 1e-13 of the scaled pair.
     ///
     /// # Errors
     /// If the spec or the shape is refused, `positions` is shorter than the tokens, or one is out of reach. Nothing is
