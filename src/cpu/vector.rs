@@ -207,22 +207,6 @@ pub(crate) fn narrow<T: Scalar>(from: &[f64], scale: f64, to: &mut [T]) {
     );
 }
 
-/// `x = x * scale + more`, rounded once.
-#[inline(always)]
-pub(crate) fn add<T: Scalar>(x: &mut [T], scale: f64, more: &[f64]) {
-    through(
-        x,
-        true,
-        #[inline(always)]
-        |first, x| {
-            let more = &more[first..first + x.len()];
-            for (x, more) in x.iter_mut().zip(more) {
-                *x = f64::from(*x).mul_add(scale, *more) as f32;
-            }
-        },
-    );
-}
-
 /// `x += more`, rounded once: every type's sum of two is right when `f32` rounds it first, which has more than twice the bits.
 #[inline(always)]
 pub(crate) fn add_two<T: Scalar>(x: &mut [T], more: &[T]) {
@@ -486,12 +470,6 @@ mod tests {
             wide(|| add_two(&mut got, &b));
             for ((got, a), b) in got.iter().zip(&a).zip(&b) {
                 assert_eq!(got.to_f64(), T::from_f64(a.to_f64() + b.to_f64()).to_f64(), "{a:?} + {b:?}");
-            }
-            let more: Vec<f64> = b.iter().map(|b| b.to_f64()).collect();
-            let mut got = a.clone();
-            wide(|| add(&mut got, 3.0, &more));
-            for ((got, a), b) in got.iter().zip(&a).zip(&more) {
-                assert_eq!(got.to_f64(), T::from_f64(a.to_f64() * 3.0 + b).to_f64(), "3 {a:?} + {b:?}");
             }
         }
         check::<f32>();

@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use crate::Scalar;
 use crate::cpu::vector::{
-    add as add_to, add_three, add_two, gather as gather_from, narrow, sin_cos_of_turns, sum_of_three, through, waves,
-    wide, widen,
+    add_three, add_two, gather as gather_from, narrow, sin_cos_of_turns, sum_of_three, through, waves, wide, widen,
 };
 use crate::cpu::{Kept, Lines, Part, ask_for};
 use crate::embed::resample::Taps;
@@ -87,7 +86,7 @@ impl<'a> Waves<'a> {
 #[inline(always)]
 fn turned(of: [&[f64]; 4], channels: Range<usize>) -> impl Iterator<Item = f64> {
     let [a, b, c, d] = of.map(|of| &of[channels.clone()]);
-    a.iter().zip(b).zip(c).zip(d).map(|(((a, b), c), d)| a * c + b * d)
+    a.iter().zip(b).zip(c).zip(d).map(|(((a, b), c), d)| a.mul_add(*c, b * d))
 }
 
 /// A row in the order of channels.
@@ -194,8 +193,10 @@ pub(super) fn add<T: Scalar>(
     let part = Part::whole([1, tokens.tokens, tokens.batch], [0, tokens.strides[1], tokens.strides[0]]);
     part.share_out(&mut x[tokens.offset..], spec.dim, GRAIN_OF_WAVES, &|part, x| {
         let mut waves = Waves::new(spec, &steps);
-        // Zeros; then the waves of the position that was `made`, if it has several rows.
-        let (mut row, mut made, several) = (Lines::new(0.0, spec.dim), None, shared && part.sizes[2] > 1);
+        // The waves of the position that was `made`, if it has several rows; or zeros. Short types read them as `f32`.
+        let (mut row, mut short) =
+            (Lines::new(0.0, spec.dim), vec![0f32; if T::NAME == f32::NAME { 0 } else { spec.dim }]);
+        let (several, mut made) = (shared && part.sizes[2] > 1, None);
         part.rows(x, spec.dim, |[_, token, batch], x| {
             let position = spec.row(positions[if shared { token } else { batch * tokens.tokens + token }]);
             let padding = spec.padding == Some(position);
@@ -204,31 +205,40 @@ pub(super) fn add<T: Scalar>(
                 || {
                     if several && made != Some(position) {
                         made = Some(position);
-                        if padding {
-                            row.fill(0.0);
-                        } else {
+                        row.fill(0.0);
+                        if !padding {
                             let waves = turned(waves.at(position as u64), 0..spec.dim);
                             row.iter_mut().zip(waves).for_each(|(row, wave)| *row = wave);
                         }
+                        short.iter_mut().zip(&*row).for_each(|(short, wave)| *short = *wave as f32);
                     }
-                    if several || padding {
-                        return add_to(x, scale, &row);
-                    }
-                    let of = waves.at(position as u64);
+                    let of = if several || padding { None } else { Some(waves.at(position as u64)) };
                     through(
                         x,
                         true,
                         #[inline(always)]
                         |first, x| {
-                            let waves = turned(of, first..first + x.len());
-                            let sum = |x: f32, wave| f64::from(x).mul_add(scale, wave) as f32;
-                            x.iter_mut().zip(waves).for_each(|(x, wave)| *x = sum(*x, wave));
+                            let at = first..first + x.len();
+                            let sum = |x, wave| scaled_sum::<T>(x, scale, wave);
+                            if let Some(of) = of {
+                                x.iter_mut().zip(turned(of, at)).for_each(|(x, wave)| *x = sum(*x, wave));
+                            } else if T::NAME == f32::NAME {
+                                x.iter_mut().zip(&row[at]).for_each(|(x, wave)| *x = sum(*x, *wave));
+                            } else {
+                                x.iter_mut().zip(&short[at]).for_each(|(x, wave)| *x = sum(*x, f64::from(*wave)));
+                            }
                         },
                     );
                 },
             );
         });
     });
+}
+
+/// `x * scale + wave`; short types have the terms in `f32`.
+#[inline(always)]
+fn scaled_sum<T: Scalar>(x: f32, scale: f64, wave: f64) -> f32 {
+    if T::NAME == f32::NAME { f64::from(x).mul_add(scale, wave) as f32 } else { x.mul_add(scale as f32, wave as f32) }
 }
 
 /// [`Sinusoid::write_times`] of checked arguments; `shifted` gives a time, or nothing where it is padding.
@@ -403,11 +413,12 @@ mod tests {
             spec.write(&mut got, &POSITIONS).unwrap();
             let want: Vec<f64> = (0..got.len()).map(|i| spec.value(POSITIONS[i / spec.dim], i % spec.dim)).collect();
             assert_close(&got, &want, |i| rounded_on_cpu::<T>(want[i], 3e-15));
-            let tokens = Tokens { offset: 3, strides: [400, 40], ..Tokens::new(2, 3, spec.dim) };
+            let (tokens, scale) =
+                (Tokens { offset: 3, strides: [400, 40], ..Tokens::new(2, 3, spec.dim) }, 768f64.sqrt());
             for positions in [&POSITIONS[..3], &POSITIONS[1..]] {
                 let before = data::<T>(tokens.span().unwrap() + 2, 1);
                 let mut got = before.clone();
-                spec.add(&mut got, &tokens, positions, 3.0).unwrap();
+                spec.add(&mut got, &tokens, positions, scale).unwrap();
                 let mut want: Vec<f64> = before.iter().map(|x| x.to_f64()).collect();
                 let mut bound = vec![0.0; want.len()];
                 for (batch, token, channel) in (0..2)
@@ -416,8 +427,10 @@ mod tests {
                 {
                     let position = positions[if positions.len() == 3 { token } else { batch * 3 + token }];
                     let at = tokens.index(batch, token, channel);
-                    want[at] = want[at] * 3.0 + spec.value(position, channel);
-                    bound[at] = rounded_on_cpu::<T>(want[at], 4e-15);
+                    let terms = [want[at] * scale, spec.value(position, channel)];
+                    want[at] = terms[0] + terms[1];
+                    let of_terms = if T::NAME == f32::NAME { 4e-15 } else { f32::ROUNDOFF };
+                    bound[at] = rounded_on_cpu::<T>(want[at], of_terms * (terms[0].abs() + terms[1].abs()));
                 }
                 assert_close(&got, &want, |i| bound[i]);
             }
