@@ -190,8 +190,7 @@ impl Sinusoid {
     /// The variant, the grid and the arguments that shapes decide; addresses and tables are still missing.
     pub(crate) fn time_launch(&self, times: usize, element: usize, alignment: usize) -> Result<Launch<TimestepArgs>> {
         let sides = if self.pairing == Pairing::Half { self.second() } else { 0 };
-        let row = if times > 1 { self.dim } else { 0 };
-        let width = width(element, alignment, row | (self.dim / 2) | sides);
+        let width = width(element, alignment, self.dim | (self.dim / 2) | sides);
         let lanes = (self.dim / 2 / width.elements).clamp(1, THREADS);
         let rows = (THREADS / lanes).min(times.next_power_of_two()).max(1);
         let (rest, rest_channel) = self.rest();
