@@ -30,6 +30,14 @@ class Embedding(Case):
         angles = positions.double()[:, None] * self.frequencies(dim)
         return self.torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
+    def peers(self):
+        torch = self.torch_release()
+        return {
+            "posenc": self.ours,
+            "torch eager": lambda: (torch, self.function),
+            "torch.compile": lambda: (torch, self.machine.compile(self.function)),
+        }
+
 
 class Added(Embedding):
     """Waves that are added: from a table made beforehand, or made in the call."""
@@ -186,13 +194,7 @@ class Timestep(Embedding):
         return version("diffusers"), call
 
     def peers(self):
-        torch = self.torch_release()
-        return {
-            "posenc": self.ours,
-            "torch eager": lambda: (torch, self.function),
-            "torch.compile": lambda: (torch, self.machine.compile(self.function)),
-            "diffusers": self.diffusers,
-        }
+        return {**super().peers(), "diffusers": self.diffusers}
 
 
 class Learned(Embedding):
@@ -260,14 +262,6 @@ class Learned(Embedding):
             return (v,)
         v = v + functional.embedding(self.type, self.kinds)
         return (functional.layer_norm(v, (self.dim,), self.gain, self.shift, 1e-5),)
-
-    def peers(self):
-        torch = self.torch_release()
-        return {
-            "posenc": self.ours,
-            "torch eager": lambda: (torch, self.function),
-            "torch.compile": lambda: (torch, self.machine.compile(self.function)),
-        }
 
 
 class NormGrad(Learned):

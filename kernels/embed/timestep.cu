@@ -22,13 +22,21 @@ template <int W> __device__ void timestep(const TimestepArgs& args) {
     unsigned ahead = args.cosine_first ? 1 : 0;
     const Turns* turns = static_cast<const Turns*>(args.turns);
     T::Bits* x = static_cast<T::Bits*>(args.x) + row * static_cast<long long>(args.dim);
+    // Behind the pairs, the last channel of an odd dim, in narrow accesses alone: one wave more, or a zero.
+    unsigned end = args.pairs + (W == 1 && args.rest ? 1 : 0);
 #pragma unroll 1
-    for (unsigned pair = threadIdx.x * W; pair < args.pairs; pair += blockDim.x * W) {
+    for (unsigned pair = threadIdx.x * W; pair < end; pair += blockDim.x * W) {
         Pack<W> a, b;
         if constexpr (W == 1) {
-            Angle angle(t, turns[pair]);
-            float first[1] = {zero ? 0.0f : angle.wave(ahead)}, second[1] = {zero ? 0.0f : angle.wave(1 - ahead)};
+            bool last = pair == args.pairs;
+            Angle angle{};
+            if (!zero && !(last && args.rest == 2)) angle = Angle(t, turns[pair]);
+            float first[1] = {angle.wave(ahead)}, second[1] = {angle.wave(1 - ahead)};
             a = pack(first), b = pack(second);
+            if (last) {
+                a.store(x + args.rest_channel);
+                break;
+            }
         } else {
             Pushed<W> firsts, seconds;
 #pragma unroll 1
@@ -43,11 +51,6 @@ template <int W> __device__ void timestep(const TimestepArgs& args) {
         unsigned at = args.interleaved ? 2 * pair : pair;
         a.store(x + at);
         b.store(x + (args.interleaved ? at + W : pair + args.second));
-    }
-    // The last channel of an odd dim: one wave more, or a zero.
-    if (args.rest && threadIdx.x == 0) {
-        float last[1] = {args.rest == 1 && !zero ? Angle(t, turns[args.pairs]).wave(ahead) : 0.0f};
-        pack(last).store(x + args.rest_channel);
     }
 }
 

@@ -211,8 +211,6 @@ impl Left {
 /// the device or on which block runs first. Whether the bias has a gradient is the caller's choice: a softmax neither knows
 /// nor asks. Calls of one plan must not run at the same time.
 pub struct DistanceGradPlan<T> {
-    gpu: Gpu,
-    heads: usize,
     target: Target,
     sums: Sums<T>,
     diagonals: Kernel,
@@ -328,8 +326,6 @@ impl<T: Scalar> DistanceGradPlan<T> {
     fn new(gpu: &Gpu, heads: usize, target: Target, room: &Logits) -> Result<Self> {
         let most = Summation::most(room, &target)?;
         Ok(Self {
-            gpu: gpu.clone(),
-            heads,
             target,
             sums: Sums::new(gpu, BiasPlan::new(gpu, Bias::None)?, heads, room, most)?,
             diagonals: Kernel::new::<T>(gpu, "bias/distance_grad", "distance_grad")?,
@@ -339,7 +335,7 @@ impl<T: Scalar> DistanceGradPlan<T> {
 
     /// Numbers of the gradient.
     pub fn len(&self) -> usize {
-        self.target.outputs * self.heads
+        self.target.outputs * self.sums.heads
     }
 
     /// Whether the gradient has no numbers; it always has.
@@ -373,12 +369,12 @@ impl<T: Scalar> DistanceGradPlan<T> {
         out: Write<'_, f32>,
     ) -> Result<()> {
         let (call, shape) = (self.sums.check(grad, places, gates)?, grad.1);
-        let (gpu, target) = (&self.gpu, &self.target);
+        let (gpu, target) = (&self.sums.gpu, &self.target);
         let plan = Summation::of(&shape, places, target)?;
         let weights = match &target.weights {
             Some((weights, first, count)) => {
                 places.check_reach(&shape, ALL, *first, first + *count as i64 - 1)?;
-                Some((gpu.read("weights", weights, target.outputs * self.heads * count)?, *first, *count))
+                Some((gpu.read("weights", weights, self.len() * count)?, *first, *count))
             }
             None => None,
         };

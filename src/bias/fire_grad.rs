@@ -168,16 +168,12 @@ fn cut(shape: &Logits, lines: usize) -> Result<Cut> {
 
 /// Gradients of the parameters of [`Fire`] on a [`Gpu`], at the parameters' present values.
 ///
-/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel. Each number of the gradient is read
-/// once. No floating-point number is added by an atomic; a result depends on the shape alone, not on the device or on which
-/// block runs first. Calls of one plan must not run at the same time.
+/// The rules of a call are those of [`DistanceGradPlan`](crate::DistanceGradPlan); each number of the gradient is read once.
 pub struct FireGradPlan<T> {
-    gpu: Gpu,
     sums: Sums<T>,
     kernel: Kernel,
     tables: Tables,
     width: usize,
-    heads: usize,
     lines: usize,
     threshold: i32,
     least_bend: f32,
@@ -214,12 +210,10 @@ impl<T: Scalar> FireGradPlan<T> {
         };
         let most = cut(room, lines)?.sums;
         Ok(Self {
-            gpu: gpu.clone(),
             sums: Sums::new(gpu, bias, heads, room, most)?,
             kernel: Kernel::new::<T>(gpu, "bias/fire_grad", "fire_grad")?,
             tables,
             width,
-            heads,
             lines,
             // Positions end at 2^30.
             threshold: fire.threshold.ceil().min(f64::from(1 << 30)) as i32,
@@ -230,7 +224,8 @@ impl<T: Scalar> FireGradPlan<T> {
 
     /// Numbers of the gradient: `2 + 2 * width + heads * width + heads`.
     pub fn len(&self) -> usize {
-        2 + 2 * self.width + self.heads * self.width + self.heads
+        let Self { width, sums, .. } = self;
+        2 + 2 * width + sums.heads * width + sums.heads
     }
 
     /// Whether the gradient has no numbers; it always has.
@@ -238,22 +233,14 @@ impl<T: Scalar> FireGradPlan<T> {
         self.len() == 0
     }
 
-    /// Writes the gradient of the parameters: `factor` times the sum over batch and pairs.
-    ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `grad` | `shape` | the gradient of every logit after the bias |
-    /// | `places` | | where queries and keys sit |
-    /// | `gates` | `[batch, heads, queries]` | those that multiplied the bias |
-    /// | `factor` | | what turns `grad` into the bias's: 1; or `1 / scale` where it is the logits' own |
-    /// | `out` | `[2 + 2 * width + heads * width + heads]` | written, in the order of [`FireGrad::flat`] |
+    /// Writes the gradient of the parameters, in the order of [`FireGrad::flat`], from what
+    /// [`DistanceGradPlan::apply`](crate::DistanceGradPlan::apply) takes.
     ///
     /// # Accuracy
     /// [`Fire::expect_grad`] states it. The same bits on every device, and for every layout of `grad`.
     ///
     /// # Errors
-    /// If a buffer is too short or belongs to another context, or the call is larger than the plan's room. Nothing is
-    /// written then.
+    /// As [`DistanceGradPlan::apply`](crate::DistanceGradPlan::apply).
     ///
     /// # Example
     /// ```no_run
@@ -278,12 +265,12 @@ impl<T: Scalar> FireGradPlan<T> {
         out: Write<'_, f32>,
     ) -> Result<()> {
         let call = self.sums.check(grad, places, gates)?;
-        let (gpu, tables) = (&self.gpu, &self.tables);
+        let (gpu, tables) = (&self.sums.gpu, &self.tables);
         let bends = gpu.read("bends", &tables.bends, 1)?;
         let ramps = gpu.read("ramps", &tables.ramps, 2 * self.width)?;
         let in_weight = gpu.read("in_weight", &tables.in_weight, self.width)?;
         let in_bias = gpu.read("in_bias", &tables.in_bias, self.width)?;
-        let out_weight = gpu.read("out_weight", &tables.out_weight, self.heads * self.width)?;
+        let out_weight = gpu.read("out_weight", &tables.out_weight, self.sums.heads * self.width)?;
         let width = small("ramps", self.width)?;
         let cut = cut(&grad.1, self.lines)?;
         self.sums.launch(&call, (out, self.len()), factor, &cut, &self.kernel, |call| FireGradArgs {

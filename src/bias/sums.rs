@@ -40,9 +40,9 @@ impl Kernel {
 
 /// The bias, and the memory between blocks.
 pub(super) struct Sums<T> {
-    gpu: Gpu,
+    pub(super) gpu: Gpu,
     bias: BiasPlan<T>,
-    heads: usize,
+    pub(super) heads: usize,
     scratch: Mutex<Scratch>,
 }
 

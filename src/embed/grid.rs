@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use cudarc::driver::CudaSlice;
 
-use crate::embed::launch::{THREADS, alignment, small, spread, width};
+use crate::embed::launch::{alignment, blocks, small, spread, width};
 use crate::embed::tokens::at_least;
 use crate::embed::{Odd, Sinusoid, Tokens, Wave};
 use crate::gpu::args::{Divisor, GridArgs, MaskedArgs};
@@ -735,8 +735,7 @@ impl<T: Scalar> GridPlan<T> {
         let axes = gpu.read("axes", &self.masked_axes, dim)?;
         let variant = width(size_of::<T>(), alignment(&[out.address.address()]), dim).index;
         // A warp for each token, whose threads count together.
-        let lanes = 32;
-        let rows = (THREADS / lanes).min(tokens.next_power_of_two()).max(1);
+        let (blocks, block) = blocks(32, tokens)?;
         let args = MaskedArgs {
             x: out.address,
             mask: mask.address,
@@ -751,8 +750,7 @@ impl<T: Scalar> GridPlan<T> {
             normalize: u32::from(counted.normalize),
             unused: 0,
         };
-        let grid = [small("blocks of tokens", tokens.div_ceil(rows))?, small("images", batch.min(65535))?, 1];
-        let block = [small("lanes", lanes)?, small("rows", rows)?, 1];
+        let grid = [blocks, small("images", batch.min(65535))?, 1];
         let entry = MASKED_ENTRIES[variant];
         let launch = Launch { file: "embed/grid_masked", entry, grid, block, args };
         gpu.launch(&self.masked[variant], &launch)

@@ -53,6 +53,13 @@ impl Tokens {
     }
 }
 
+/// Blocks over `tokens`, and the threads of one: a row for each of its tokens, of one for each of `units` as far as they go.
+pub(crate) fn blocks(units: usize, tokens: usize) -> Result<(u32, [u32; 3])> {
+    let lanes = units.clamp(1, THREADS);
+    let rows = (THREADS / lanes).min(tokens.next_power_of_two());
+    Ok((small("blocks of tokens", tokens.div_ceil(rows))?, [small("lanes", lanes)?, small("rows", rows)?, 1]))
+}
+
 /// Blocks over tokens and groups of sequences that walk together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Spread {
@@ -65,17 +72,15 @@ pub(crate) struct Spread {
 /// Spreads `tokens` over blocks; `units` is the work of a token, one for each thread. `shared`: what is computed for one
 /// sequence holds for all, so that one thread may walk several.
 pub(crate) fn spread(units: usize, batch: usize, tokens: usize, shared: bool, multiprocessors: u32) -> Result<Spread> {
-    let lanes = units.clamp(1, THREADS);
-    let rows = (THREADS / lanes).min(tokens.next_power_of_two()).max(1);
-    let blocks = tokens.div_ceil(rows);
+    let (blocks, block) = blocks(units, tokens)?;
     // Every multiprocessor holds 8 blocks of 128 threads at 64 registers. Sequences are split until all are busy twice
     // over; beyond that a thread that walks more of them saves angles.
-    let wanted = (16 * multiprocessors as usize).div_ceil(blocks).clamp(1, batch);
+    let wanted = (16 * multiprocessors as usize).div_ceil(blocks as usize).clamp(1, batch);
     let per_thread = if shared { batch.div_ceil(wanted) } else { 1 };
     let groups = batch.div_ceil(per_thread);
     Ok(Spread {
-        grid: [small("blocks of tokens", blocks)?, small("groups", groups.min(65535))?, 1],
-        block: [small("lanes", lanes)?, small("rows", rows)?, 1],
+        grid: [blocks, small("groups", groups.min(65535))?, 1],
+        block,
         batches_per_thread: small("sequences of a thread", per_thread)?,
         groups: small("groups", groups)?,
     })

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use bytemuck::Zeroable;
 
-use crate::embed::launch::{THREADS, alignment, held_room, small, width};
+use crate::embed::launch::{THREADS, alignment, blocks, held_room, small, width};
 use crate::embed::learned::{Gathered, hold_fault, hold_ids};
 use crate::embed::tokens::at_least;
 use crate::embed::{Fault, Inputs, Learned, Norm, Tokens, Weights};
@@ -355,17 +355,15 @@ impl<T: Scalar> GradPlan<T> {
         let grad = gpu.read("grad", grad, tokens.span()?)?;
         table.apart_from("table", &grad, "grad")?;
         let width = width(table.address.address() | grad.address.address());
-        let lanes = self.spec.dim.div_ceil(STEP[width]).min(THREADS);
-        let rows = (THREADS / lanes).min(tokens.tokens.next_power_of_two()).max(1);
+        let (blocks, block) = blocks(self.spec.dim.div_ceil(STEP[width]), tokens.tokens)?;
         let args = TableGradArgs {
             table: table.address,
             grad: grad.address.offset((tokens.offset * size_of::<T>()) as u64),
             first: first as i64,
             ..args
         };
-        let grid = [small("blocks of tokens", tokens.tokens.div_ceil(rows))?, 1, 1];
-        let block = [small("lanes", lanes)?, small("rows", rows)?, 1];
-        let launch = Launch { file: "embed/table_grad", entry: COUNTED_ENTRIES[width], grid, block, args };
+        let entry = COUNTED_ENTRIES[width];
+        let launch = Launch { file: "embed/table_grad", entry, grid: [blocks, 1, 1], block, args };
         gpu.launch(&self.counted[width], &launch)
     }
 

@@ -9,7 +9,7 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use cudarc::driver::CudaSlice;
 
-use crate::embed::launch::{THREADS, alignment, small, width};
+use crate::embed::launch::{alignment, blocks, small, width};
 use crate::embed::tokens::at_least;
 use crate::embed::{Along, GridSize, cpu};
 use crate::gpu::args::ResampleArgs;
@@ -530,8 +530,7 @@ impl<T: Scalar> ResamplePlan<T> {
         let column_weights = gpu.read("column weights", &columns.weights, columns.outputs * columns.most)?;
         let addresses = [out.address.address(), table.address.address()];
         let width = width(size_of::<T>(), alignment(&addresses), dim);
-        let lanes = dim.div_ceil(width.elements).clamp(1, THREADS);
-        let block_rows = (THREADS / lanes).min(tokens.next_power_of_two()).max(1);
+        let (blocks, block) = blocks(dim.div_ceil(width.elements), tokens)?;
         let args = ResampleArgs {
             out: out.address,
             table: table.address,
@@ -549,9 +548,8 @@ impl<T: Scalar> ResamplePlan<T> {
             accumulate: u32::from(accumulate),
         };
         small("tokens", tokens)?;
-        let grid = [small("blocks of tokens", tokens.div_ceil(block_rows))?, 1, 1];
-        let block = [small("lanes", lanes)?, small("rows", block_rows)?, 1];
-        let launch = Launch { file: "embed/resample", entry: ENTRIES[width.index], grid, block, args };
+        let entry = ENTRIES[width.index];
+        let launch = Launch { file: "embed/resample", entry, grid: [blocks, 1, 1], block, args };
         gpu.launch(&self.functions[width.index], &launch)
     }
 }

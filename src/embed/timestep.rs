@@ -11,7 +11,7 @@ use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
 use crate::double::Double;
-use crate::embed::launch::{THREADS, alignment, small, width};
+use crate::embed::launch::{alignment, blocks, small, width};
 use crate::embed::tokens::at_least;
 use crate::embed::{Odd, Sinusoid, Wave, cpu};
 use crate::gpu::args::TimestepArgs;
@@ -190,10 +190,8 @@ impl Sinusoid {
     /// The variant, the grid and the arguments that shapes decide; addresses and tables are still missing.
     pub(crate) fn time_launch(&self, times: usize, element: usize, alignment: usize) -> Result<Launch<TimestepArgs>> {
         let sides = if self.pairing == Pairing::Half { self.second() } else { 0 };
-        let row = if times > 1 { self.dim } else { 0 };
-        let width = width(element, alignment, row | (self.dim / 2) | sides);
-        let lanes = (self.dim / 2 / width.elements).clamp(1, THREADS);
-        let rows = (THREADS / lanes).min(times.next_power_of_two()).max(1);
+        let width = width(element, alignment, self.dim | (self.dim / 2) | sides);
+        let (blocks, block) = blocks(self.dim / 2 / width.elements, times)?;
         let (rest, rest_channel) = self.rest();
         let args = TimestepArgs {
             offset: self.offset as f64,
@@ -209,9 +207,7 @@ impl Sinusoid {
             padded: u32::from(self.padding.is_some()),
             ..TimestepArgs::zeroed()
         };
-        let grid = [small("blocks of timesteps", times.div_ceil(rows))?, 1, 1];
-        let block = [small("lanes", lanes)?, small("rows", rows)?, 1];
-        Ok(Launch { file: "embed/timestep", entry: ENTRIES[width.index], grid, block, args })
+        Ok(Launch { file: "embed/timestep", entry: ENTRIES[width.index], grid: [blocks, 1, 1], block, args })
     }
 }
 

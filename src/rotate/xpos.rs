@@ -311,12 +311,8 @@ impl<T: Scalar> XPosPlan<T> {
     ///
     /// `a' = zeta^(+-(position - center) / scale_base) * (a cos - b sin)` and `b'` likewise, `+` for queries, `-` for keys.
     ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `q` | `[batch, tokens, heads, dim]` in any order | queries, in place or copied |
-    /// | `k` | the same batch, tokens and dim | keys, with heads and strides of their own |
-    /// | `positions` | see [`Positions`] | where the tokens stand; a token out of [`XPos::reach`] becomes NaN |
-    /// | `direction` | | [`Direction::Inverse`] is the gradient: rotates back, with the same factors |
+    /// Takes what [`RopePlan::rotate`] takes. A token out of [`XPos::reach`] becomes NaN, and [`Direction::Inverse`], the
+    /// gradient, rotates back with the same factors.
     ///
     /// # Accuracy
     /// [`XPos::error_bound`] and the rounding to `T`. In f16 a key overflows where its factor takes it beyond 65504. The

@@ -259,7 +259,18 @@ struct Now<'a> {
     grid: &'a crate::exec::Grid,
 }
 
-impl Now<'_> {
+impl<'a> Now<'a> {
+    fn of(cx: &'a Cx) -> Self {
+        let warp = &cx.block.warps[cx.w];
+        Self {
+            clocks: &warp.clocks,
+            last_barrier: warp.last_barrier,
+            epoch: cx.block.epoch,
+            acquired: warp.acquired,
+            grid: cx.grid,
+        }
+    }
+
     /// Whether what `old` stands for happened before what `me` does now.
     fn ordered(&self, old: Stamp, me: Stamp) -> bool {
         if old.block() == ALL_BLOCKS {
@@ -511,15 +522,8 @@ pub(crate) fn global_race(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: To
         let time = grid.releases.time.load(Ordering::SeqCst) + 1;
         cx.warp().acquired = time;
     }
-    let (base, w) = (grid.memory.base(), cx.w);
-    let warp = &cx.block.warps[w];
-    let now = Now {
-        clocks: &warp.clocks,
-        last_barrier: warp.last_barrier,
-        epoch: cx.block.epoch,
-        acquired: warp.acquired,
-        grid,
-    };
+    let base = grid.memory.base();
+    let now = Now::of(cx);
     let lane0 = stamp(cx, grid.serial, order, touch, cx.block.index % ALL_BLOCKS);
     let mut found = None;
     if bytes == 1 {
@@ -718,15 +722,7 @@ pub(crate) fn shared(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, 
     if !strict.races {
         return true;
     }
-    let w = cx.w;
-    let warp = &cx.block.warps[w];
-    let now = Now {
-        clocks: &warp.clocks,
-        last_barrier: warp.last_barrier,
-        epoch: cx.block.epoch,
-        acquired: warp.acquired,
-        grid: cx.grid,
-    };
+    let now = Now::of(cx);
     let lane0 = stamp(cx, cx.block.shadow.serial, order, touch, 0);
     let mut found = None;
     'lanes: for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {

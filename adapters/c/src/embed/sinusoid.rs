@@ -1,7 +1,7 @@
 //! Sinusoids, written and added.
 
+use posenc::Gpu;
 use posenc::embed::{Frequencies, Odd, Sinusoid, SinusoidPlan, Wave};
-use posenc::{Gpu, Scalar};
 
 use crate::embed::PosencTokens;
 use crate::{
@@ -160,14 +160,7 @@ pub unsafe extern "C" fn posenc_sinusoid_write(
     call: *const PosencSinusoidCall,
 ) -> PosencStatus {
     // SAFETY: as the caller promises.
-    unsafe {
-        self::call(
-            "sinusoid",
-            sinusoid,
-            call,
-            |sinusoid, call| with_plan!(&sinusoid.plan, plan => run(plan, &sinusoid.gpu, call, None)),
-        )
-    }
+    unsafe { self::call("sinusoid", sinusoid, call, |sinusoid, call| run(sinusoid, call, None)) }
 }
 
 /// `x = x * scale + sinusoid` in place, in one kernel.
@@ -180,28 +173,18 @@ pub unsafe extern "C" fn posenc_sinusoid_add(
     call: *const PosencSinusoidCall,
 ) -> PosencStatus {
     // SAFETY: as the caller promises.
-    unsafe {
-        self::call(
-            "sinusoid",
-            sinusoid,
-            call,
-            |sinusoid, call| with_plan!(&sinusoid.plan, plan => run(plan, &sinusoid.gpu, call, Some(call.scale))),
-        )
-    }
+    unsafe { self::call("sinusoid", sinusoid, call, |sinusoid, call| run(sinusoid, call, Some(call.scale))) }
 }
 
-fn run<T: Scalar>(
-    plan: &SinusoidPlan<T>,
-    gpu: &Gpu,
-    call: &PosencSinusoidCall,
-    scale: Option<f64>,
-) -> Result<(), Failure> {
+fn run(sinusoid: &PosencSinusoid, call: &PosencSinusoidCall, scale: Option<f64>) -> Result<(), Failure> {
+    let gpu = &sinusoid.gpu;
     let positions = call.positions.get(gpu)?;
     let positions = positions.positions()?;
-    let (mut x, tokens) = (call.x.get::<T>(gpu, "x")?, call.tokens.shape()?);
-    match scale {
-        None => plan.write(&mut x, tokens, positions),
-        Some(scale) => plan.add(&mut x, tokens, positions, scale),
-    }
-    .map_err(Failure::from)
+    Ok(with_plan!(&sinusoid.plan, plan => {
+        let (mut x, tokens) = (call.x.get(gpu, "x")?, call.tokens.shape()?);
+        match scale {
+            None => plan.write(&mut x, tokens, positions),
+            Some(scale) => plan.add(&mut x, tokens, positions, scale),
+        }
+    })?)
 }
