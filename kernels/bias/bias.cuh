@@ -33,8 +33,10 @@ __device__ __forceinline__ float posenc_fire_factor(const float* logs, int count
 }
 
 __device__ __forceinline__ float posenc_fire_input(const float* logs, int count, float factor, int distance) {
-    int size = distance < 0 ? -distance : distance;
-    return logs[size < count ? size : count - 1] * factor;
+    // Unsigned, as the size of the least integer is.
+    unsigned size = distance < 0 ? 0u - distance : distance;
+    unsigned last = count - 1;
+    return logs[size < last ? size : last] * factor;
 }
 
 // The line of FIRE's network at `x`: lines meet at `count` breaks, ascending.
