@@ -782,7 +782,7 @@ impl HeldTable<'_> {
         args.table_is_f32 = u32::from(self.is_f32);
         // One access takes the thread's values, 16 bytes at most.
         let bytes = (width * element).min(16) as u64;
-        let places = args.rates.address() | args.sines.address() | (stride * element) as u64;
+        let places = args.rates.address() | args.sines.address() | stride.wrapping_mul(element) as u64;
         args.table_aligned = u32::from(places.is_multiple_of(bytes));
     }
 }
