@@ -686,7 +686,7 @@ impl Default for Inputs<'_> {
 /// A flag in device memory that kernels raise when an id lies outside its table.
 ///
 /// Such an id is never read; its row becomes NaN. The flag holds the first such token in the order of tokens, the same one
-/// on every run.
+/// on every run. Of several calls before a [`Fault::check`] it does not say which; the message has the last one's tables.
 pub struct Fault {
     flag: CudaSlice<u64>,
     rows: [usize; 3],
