@@ -336,7 +336,7 @@ impl Alibi {
         let (base, exponent) = if head < power {
             ((-self.max_bias / power as f64).exp2(), head + 1)
         } else {
-            ((-self.max_bias / (2 * power) as f64).exp2(), 2 * (head - power) + 1)
+            ((-self.max_bias / 2.0 / power as f64).exp2(), 2 * (head - power) + 1)
         };
         // An exponent is at most twice the heads, which a shape limits to 31 bits.
         f64::from(base as f32).powi(exponent as i32) as f32

@@ -77,7 +77,8 @@ impl DistanceGrad {
     pub fn of(&self, head: usize) -> impl Iterator<Item = (i64, f64)> + '_ {
         assert!(head < self.heads, "head {head} of {}", self.heads);
         let count = self.values.len() / self.heads;
-        (self.first..).zip(self.values[head * count..(head + 1) * count].iter().copied())
+        let distance = |index: usize| self.first.saturating_add(index as i64);
+        (0..count).map(move |index| (distance(index), self.values[head * count + index]))
     }
 }
 

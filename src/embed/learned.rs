@@ -283,7 +283,8 @@ impl Learned {
         let mut rows = Vec::new();
         rows.try_reserve_exact(all)
             .map_err(|_| Error::Value(format!("there is no memory for the rows of {all} tokens")))?;
-        for sequence in 0..batch {
+        // None of them where they have no tokens, however many they are.
+        for sequence in 0..if tokens > 0 { batch } else { 0 } {
             let mut seen = lookup.past.get(sequence).copied().unwrap_or(0);
             for token in 0..tokens {
                 let index = sequence * tokens + token;

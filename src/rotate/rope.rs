@@ -372,7 +372,7 @@ impl Rope {
             .collect();
         let mut inputs = vec![[0.0; 2]; pairs.len()];
         let mut turns = vec![(0.0, 0.0); pairs.len()];
-        for batch in 0..heads.batch {
+        for batch in 0..if heads.is_empty() { 0 } else { heads.batch } {
             for token in 0..heads.tokens {
                 for (pair, (turn, (axis, _, _))) in turns.iter_mut().zip(&pairs).enumerate() {
                     let (sin, cos) = sin_cos(pair, positions[axis * row + batch * heads.tokens + token]);
