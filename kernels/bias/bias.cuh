@@ -33,10 +33,9 @@ __device__ __forceinline__ float posenc_fire_factor(const float* logs, int count
 }
 
 __device__ __forceinline__ float posenc_fire_input(const float* logs, int count, float factor, int distance) {
-    // Unsigned, as the size of the least integer is.
-    unsigned size = distance < 0 ? 0u - distance : distance;
-    unsigned last = count - 1;
-    return logs[size < last ? size : last] * factor;
+    int size = distance < 0 ? -distance : distance;
+    // The least integer has no size: without its sign it is far away all the same.
+    return logs[static_cast<unsigned>(size) < static_cast<unsigned>(count) ? size : count - 1] * factor;
 }
 
 // The line of FIRE's network at `x`: lines meet at `count` breaks, ascending.
