@@ -77,8 +77,8 @@ impl Double {
         let turns = turns - Self::from(turns.hi.floor());
         let (hi, lo) = (turns.hi * SCALE, turns.lo * SCALE);
         let whole = hi.floor();
-        // Both parts are integers below 2^65 in magnitude; the sum wraps at a whole turn.
-        (whole as i128 + ((hi - whole) + lo).round() as i128) as u64
+        // Integers below 2^65 in magnitude, of less than 2^106 turns; the sum wraps at a whole turn.
+        (whole as i128).wrapping_add(((hi - whole) + lo).round() as i128) as u64
     }
 }
 

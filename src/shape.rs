@@ -36,6 +36,9 @@ pub(crate) fn span(what: &str, offset: usize, dims: &[(usize, usize)]) -> Result
 
 /// Refuses dimensions of which two different indices meet at one element.
 pub(crate) fn distinct<const N: usize>(what: &str, mut dims: [(usize, usize); N]) -> Result<()> {
+    if dims.iter().any(|&(size, _)| size == 0) {
+        return Ok(());
+    }
     dims.sort_unstable_by_key(|&(_, stride)| stride);
     let mut reach = 1usize;
     for (size, stride) in dims.into_iter().filter(|&(size, _)| size > 1) {
@@ -292,17 +295,23 @@ impl Logits {
         if self.heads == 0 {
             return Err(Error::Value(format!("{name} has 0 heads, there must be at least 1")));
         }
+        self.check_sizes(name)?;
+        self.elements()?;
+        let need = self.span()?;
+        if len < need {
+            return Err(Error::Length { name, got: len, need });
+        }
+        Ok(())
+    }
+
+    /// Refuses sizes of 2^31 and more.
+    pub(crate) fn check_sizes(&self, name: &str) -> Result<()> {
         for (what, size) in
             [("sequences", self.batch), ("heads", self.heads), ("queries", self.queries), ("keys", self.keys)]
         {
             if size > i32::MAX as usize {
                 return Err(Error::Value(format!("{name} has {size} {what}, there may be 2147483647")));
             }
-        }
-        self.elements()?;
-        let need = self.span()?;
-        if len < need {
-            return Err(Error::Length { name, got: len, need });
         }
         Ok(())
     }
@@ -333,6 +342,10 @@ mod tests {
     fn an_empty_tensor_needs_nothing() {
         assert_eq!(Heads::thd(0, 8, 64).span().unwrap(), 0);
         assert!(Heads::thd(0, 8, 64).is_empty());
+        // Strides of contiguous tensors without elements are 0.
+        Heads::bthd(2, 0, 8, 64).check_written("q", 0).unwrap();
+        Logits::bhqk(2, 3, 0, 5).check_written("logits", 0).unwrap();
+        Logits::bhqk(2, 3, 5, 0).check_written("logits", 0).unwrap();
     }
 
     #[test]

@@ -2246,7 +2246,7 @@ PosencStatus posenc_softmax_new(const struct PosencGpu *gpu,
 PosencStatus posenc_softmax_free(struct PosencSoftmax *softmax);
 
 /*
- The softmax of every row: one kernel, two for few rows of more than 8192 keys.
+ The softmax of every row, in one kernel.
 
  # Safety
  The rules at the top.

@@ -34,7 +34,8 @@ __device__ __forceinline__ float posenc_fire_factor(const float* logs, int count
 
 __device__ __forceinline__ float posenc_fire_input(const float* logs, int count, float factor, int distance) {
     int size = distance < 0 ? -distance : distance;
-    return logs[size < count ? size : count - 1] * factor;
+    // The least integer has no size: without its sign it is far away all the same.
+    return logs[static_cast<unsigned>(size) < static_cast<unsigned>(count) ? size : count - 1] * factor;
 }
 
 // The line of FIRE's network at `x`: lines meet at `count` breaks, ascending.

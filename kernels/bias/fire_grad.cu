@@ -95,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(fire_grad)(const Fire
                     line = static_cast<int>(posenc_fire_line(static_cast<const float*>(bias.breaks), bias.break_count, input));
                     x[0] = T::widen(grad[key]) * row.gate;
                     x[1] = x[0] * input;
-                    x[2] = x[0] * ((bends[min(abs(distance), bias.count - 1)] - input * bend) * factor);
+                    x[2] = x[0] * ((bends[min(static_cast<unsigned>(abs(distance)), bias.count - 1u)] - input * bend) * factor);
                     x[3] = before ? x[1] : 0.0f;
                 }
                 bins.add(line, x);

@@ -63,7 +63,7 @@ __device__ inline Before count_before(const LearnedArgs& args, unsigned batch, u
     const char* from = static_cast<const char*>(args.rule == KEPT_BY_MASK ? args.mask : args.ids) +
                        (batch * static_cast<long long>(args.tokens) << shift);
     unsigned head = min((static_cast<unsigned>(-reinterpret_cast<long long>(from)) & 15u) >> shift, end);
-    unsigned packs = (end - head) << shift >> 4;
+    unsigned packs = (end - head) >> (4 - shift);
     const ulonglong2* pack = reinterpret_cast<const ulonglong2*>(from + (head << shift));
     unsigned count = 0;
 #pragma unroll 1
@@ -73,7 +73,7 @@ __device__ inline Before count_before(const LearnedArgs& args, unsigned batch, u
     Before before;
     before.kept = all;
     before.begin = -32;
-    before.edge = lane() < head ? lane() : lane() + (packs << 4 >> shift);
+    before.edge = lane() < head ? lane() : lane() + (packs << (4 - shift));
     if (before.edge >= end) before.edge = NONE;
     return before;
 }

@@ -145,22 +145,32 @@ impl Slopes {
     /// # Errors
     /// If there are no heads, the sets differ in length or do not hold a multiple of `heads`, or a slope is NaN.
     pub fn new(heads: usize, left: &[f32], right: &[f32]) -> Result<Self> {
+        let batch = (left.len() / heads.max(1)).max(1);
+        let slopes = Self { batch, heads, left: left.to_vec(), right: right.to_vec() };
+        slopes.check()?;
+        Ok(slopes)
+    }
+
+    /// Refuses no heads, sides that do not hold one slope for each head of each sequence, and NaN.
+    pub(crate) fn check(&self) -> Result<()> {
+        let (batch, heads) = (self.batch, self.heads);
         if heads == 0 {
             return Err(Error::Value("slopes have 0 heads, there must be at least 1".into()));
         }
-        if left.is_empty() || !left.len().is_multiple_of(heads) || left.len() != right.len() {
+        let need = batch.checked_mul(heads).filter(|&need| need > 0);
+        if need != Some(self.left.len()) || need != Some(self.right.len()) {
             return Err(Error::Value(format!(
-                "slopes hold {} on the left and {} on the right, both must hold the same multiple of {heads} heads",
-                left.len(),
-                right.len()
+                "slopes hold {} on the left and {} on the right, both must hold {heads} heads for each of {batch} sequences",
+                self.left.len(),
+                self.right.len()
             )));
         }
-        for (side, slopes) in [("left", left), ("right", right)] {
+        for (side, slopes) in [("left", &self.left), ("right", &self.right)] {
             if let Some(index) = slopes.iter().position(|slope| slope.is_nan()) {
                 return Err(Error::Value(format!("the {side} slope {index} is NaN")));
             }
         }
-        Ok(Self { batch: left.len() / heads, heads, left: left.to_vec(), right: right.to_vec() })
+        Ok(())
     }
 }
 
@@ -295,7 +305,7 @@ impl KeyOnly {
         let bf16 = |x: f32| half::bf16::from_f32(x).to_f32();
         let number = |head: usize, position: i32| match self {
             Self::Bloom => alibi.slope_by_powers(head) * position as f32,
-            Self::Mpt => alibi.slope(head) as f32 * (position - last) as f32,
+            Self::Mpt => alibi.slope(head) as f32 * (i64::from(position) - i64::from(last)) as f32,
             Self::FlashAttention => alibi.slope(head) as f32 * position as f32,
             Self::Falcon => bf16(bf16(alibi.slope_by_powers(head)) * bf16(position as f32)),
         };
@@ -326,7 +336,7 @@ impl Alibi {
         let (base, exponent) = if head < power {
             ((-self.max_bias / power as f64).exp2(), head + 1)
         } else {
-            ((-self.max_bias / (2 * power) as f64).exp2(), 2 * (head - power) + 1)
+            ((-self.max_bias / 2.0 / power as f64).exp2(), 2 * (head - power) + 1)
         };
         // An exponent is at most twice the heads, which a shape limits to 31 bits.
         f64::from(base as f32).powi(exponent as i32) as f32

@@ -61,7 +61,7 @@ impl DistanceGrad {
                     let query_position = positions.query(shape, batch, query);
                     for key in (0..shape.keys).filter(|&key| positions.meet(shape, batch, query, key)) {
                         let distance = positions.key(shape, batch, key) - query_position;
-                        let index = (distance - first).clamp(0, count as i64 - 1) as usize;
+                        let index = distance.saturating_sub(first).clamp(0, count as i64 - 1) as usize;
                         values[head * count + index] += grad[shape.index(batch, head, query, key)].to_f64();
                     }
                 }
@@ -77,7 +77,8 @@ impl DistanceGrad {
     pub fn of(&self, head: usize) -> impl Iterator<Item = (i64, f64)> + '_ {
         assert!(head < self.heads, "head {head} of {}", self.heads);
         let count = self.values.len() / self.heads;
-        (self.first..).zip(self.values[head * count..(head + 1) * count].iter().copied())
+        let distance = |index: usize| self.first.saturating_add(index as i64);
+        (0..count).map(move |index| (distance(index), self.values[head * count + index]))
     }
 }
 
@@ -281,8 +282,7 @@ impl<T: Scalar> DistanceGradPlan<T> {
     pub fn kerple(gpu: &Gpu, kerple: &Kerple, distances: std::ops::RangeInclusive<i64>, room: &Logits) -> Result<Self> {
         kerple.check()?;
         let heads = kerple.p.len();
-        let count = check_distances(heads, &distances)?;
-        let first = *distances.start();
+        let (first, count) = check_row(heads, &distances)?;
         let mut weights = Vec::with_capacity(2 * heads * count);
         for output in 0..2 {
             for head in 0..heads {
@@ -305,11 +305,7 @@ impl<T: Scalar> DistanceGradPlan<T> {
     /// # Errors
     /// If the range is refused, or the kernels cannot be loaded.
     pub fn row(gpu: &Gpu, heads: usize, distances: std::ops::RangeInclusive<i64>, room: &Logits) -> Result<Self> {
-        let count = check_distances(heads, &distances)?;
-        let first = *distances.start();
-        if first < -(1 << 30) || count > 1 << 30 {
-            return Err(Error::Value(format!("a row of {count} distances from {first}, both must lie within 2^30")));
-        }
+        let (first, count) = check_row(heads, &distances)?;
         let mut intervals: Vec<[i32; 2]> = distances.map(|distance| [distance as i32; 2]).collect();
         extend(&mut intervals, 0, count - 1, first, count);
         let target = Target {
@@ -324,6 +320,7 @@ impl<T: Scalar> DistanceGradPlan<T> {
     }
 
     fn new(gpu: &Gpu, heads: usize, target: Target, room: &Logits) -> Result<Self> {
+        room.check_sizes("room")?;
         let most = Summation::most(room, &target)?;
         Ok(Self {
             target,
@@ -398,6 +395,15 @@ impl<T: Scalar> DistanceGradPlan<T> {
             unused: 0,
         })
     }
+}
+
+/// The first of a row's distances and how many they are, which a kernel holds in 32 bits.
+fn check_row(heads: usize, distances: &std::ops::RangeInclusive<i64>) -> Result<(i64, usize)> {
+    let (first, count) = (*distances.start(), check_distances(heads, distances)?);
+    if first.unsigned_abs() > 1 << 30 || count > 1 << 30 {
+        return Err(Error::Value(format!("a row of {count} distances from {first}, both must lie within 2^30")));
+    }
+    Ok((first, count))
 }
 
 /// Extends the intervals at both ends of a row to all distances beyond.

@@ -74,7 +74,7 @@ impl Sandwich {
     /// If there is no such head.
     pub fn bias(&self, head: usize, distance: i64) -> f64 {
         assert!(head < self.heads, "head {head} of {}", self.heads);
-        let strength = self.total_heads as f64 / (8 * (self.first + head + 1)) as f64;
+        let strength = self.total_heads as f64 / (8.0 * (self.first + head + 1) as f64);
         let waves = (0..self.width / 2).map(|i| {
             let period = 10_000f64.powf(2.0 * i as f64 / self.width as f64);
             (distance as f64 / period).cos()

@@ -6,6 +6,7 @@
 //! ```
 
 use crate::bias::{DistanceGrad, Toeplitz};
+use crate::double::Double;
 use crate::{Error, Result};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
@@ -23,8 +24,8 @@ use crate::{Error, Result};
 /// Keys of the future fall into the buckets from `buckets / 2` on when `bidirectional`, else into bucket 0. T5 divides
 /// no logit by `sqrt(dim)`.
 ///
-/// No logarithm is computed: the bucket is at least `E + k` exactly when `n^(N-E) * E^k >= D^k * E^(N-E)`, an
-/// inequality of integers, from which [`T5Bias::thresholds`] come.
+/// The bucket is at least `E + k` exactly when `n^(N-E) * E^k >= D^k * E^(N-E)`, an inequality of integers, which decides
+/// where the root of its right side may be a whole number; that root, in 106 bits, gives [`T5Bias::thresholds`].
 ///
 /// | model | `buckets` | `max_distance` | `bidirectional` |
 /// |---|---|---|---|
@@ -112,18 +113,31 @@ impl T5Bias {
         let (side, exact) = (self.side(), self.exact());
         let wide = side - exact;
         let mut thresholds: Vec<usize> = (0..=exact).collect();
+        let [start, end] = [exact, self.max_distance].map(|n| Double::from(n as f64));
         for step in 1..wide {
-            // The least n with n^wide * exact^step >= max_distance^step * exact^wide.
-            let right = power(self.max_distance, step, power(exact, wide, vec![1]));
-            let (mut low, mut high) = (exact, self.max_distance);
-            while low < high {
-                let middle = low + (high - low) / 2;
-                let left = power(middle, wide, power(exact, step, vec![1]));
-                if at_least(&left, &right) { high = middle } else { low = middle + 1 }
-            }
-            thresholds.push(low);
+            // The least n with n^wide * exact^step >= max_distance^step * exact^wide, which is at least this root.
+            let share = Double::from(step as f64) / Double::from(wide as f64);
+            let root = (start * (end / start).pow(share)).hi;
+            let near = root.round();
+            // Off by 2^-32 at most, so that integers decide where it may be a whole number.
+            let least = if (root - near).abs() > 1e-9 {
+                root.ceil()
+            } else if self.reaches(near as usize, step, wide) {
+                near
+            } else {
+                near + 1.0
+            };
+            thresholds.push(least as usize);
         }
         Ok(thresholds)
+    }
+
+    /// `n^wide * exact^step >= max_distance^step * exact^wide`
+    fn reaches(&self, n: usize, step: usize, wide: usize) -> bool {
+        let common = divisor(step, wide);
+        let (step, wide) = (step / common, wide / common);
+        let of = |a, b| power(a, b, vec![1]);
+        at_least(&power(n, wide, of(self.exact(), step)), &power(self.max_distance, step, of(self.exact(), wide)))
     }
 
     /// The bucket of `distance = key - query`.
@@ -159,6 +173,11 @@ impl T5Bias {
         // At most 65536 buckets.
         Ok(self.distances().map(|distance| self.bucket_from(&thresholds, distance) as u16).collect())
     }
+}
+
+/// The largest number that divides both.
+fn divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { divisor(b, a % b) }
 }
 
 /// `base^exponent * start`, in digits of 2^32, the least first.

@@ -179,6 +179,7 @@ impl Bias<'_> {
         let heads = match self {
             Self::None => return Ok(()),
             Self::Slopes(slopes) => {
+                slopes.check()?;
                 if slopes.batch != 1 && slopes.batch != shape.batch {
                     return Err(Error::Value(format!(
                         "slopes are for {} sequences, the logits have {}",
@@ -357,6 +358,7 @@ impl<T: Scalar> BiasPlan<T> {
         match bias {
             Bias::None => Self::with(gpu, 0, Form::None),
             Bias::Slopes(slopes) => {
+                slopes.check()?;
                 let (left, right) = (gpu.upload(&slopes.left)?, gpu.upload(&slopes.right)?);
                 Self::with(gpu, slopes.heads, Form::Slopes { left, right, batch: slopes.batch })
             }

@@ -283,7 +283,8 @@ impl Learned {
         let mut rows = Vec::new();
         rows.try_reserve_exact(all)
             .map_err(|_| Error::Value(format!("there is no memory for the rows of {all} tokens")))?;
-        for sequence in 0..batch {
+        // None of them where they have no tokens, however many they are.
+        for sequence in 0..if tokens > 0 { batch } else { 0 } {
             let mut seen = lookup.past.get(sequence).copied().unwrap_or(0);
             for token in 0..tokens {
                 let index = sequence * tokens + token;
@@ -686,7 +687,7 @@ impl Default for Inputs<'_> {
 /// A flag in device memory that kernels raise when an id lies outside its table.
 ///
 /// Such an id is never read; its row becomes NaN. The flag holds the first such token in the order of tokens, the same one
-/// on every run.
+/// on every run. Of several calls before a [`Fault::check`] it does not say which; the message has the last one's tables.
 pub struct Fault {
     flag: CudaSlice<u64>,
     rows: [usize; 3],

@@ -39,7 +39,8 @@ pub enum Weighting {
     #[default]
     Exact,
     /// In f32, every operation in torch's order, with the multiplications and additions fused that its compiler fuses: the
-    /// weights of torch 2.15 on a CPU with AVX2, to the bit. For parity with tables that torch resampled.
+    /// weights of torch 2.15 on a CPU with AVX2, to the bit. For parity with tables that torch resampled. An axis whose size stays
+    /// is copied there, bicubic without antialiasing apart, even where a factor is not 1.
     TorchF32,
 }
 
@@ -271,6 +272,10 @@ impl Resample {
             Weighting::Exact => {
                 let step = factor.map_or(from as f64 / to as f64, |factor| 1.0 / factor);
                 taps(from, step, index, self.filter, self.antialias)
+            }
+            // Whatever the factor.
+            Weighting::TorchF32 if from == to && (self.antialias || self.filter == Filter::Bilinear) => {
+                Taps { first: index, weights: vec![1.0] }
             }
             Weighting::TorchF32 => {
                 let step = factor.map_or(from as f32 / to as f32, |factor| (1.0 / factor) as f32);

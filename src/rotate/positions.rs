@@ -53,16 +53,17 @@ pub fn zigzag(tokens: usize, ranks: usize, rank: usize) -> Result<Vec<i64>> {
 pub fn zigzag_packed(indptr: &[usize], ranks: usize, rank: usize) -> Result<Vec<i64>> {
     check_rank(ranks, rank)?;
     check_indptr(indptr)?;
+    let chunks = ranks.saturating_mul(2);
     let mut positions = Vec::new();
     for (sequence, ends) in indptr.windows(2).enumerate() {
         let tokens = ends[1] - ends[0];
-        if !tokens.is_multiple_of(2 * ranks) {
+        if !tokens.is_multiple_of(chunks) {
             return wrong(format!(
                 "sequence {sequence} has {tokens} tokens, it must be a multiple of twice the {ranks} ranks"
             ));
         }
-        let chunk = tokens / (2 * ranks);
-        for start in [rank * chunk, (2 * ranks - 1 - rank) * chunk] {
+        let chunk = tokens / chunks;
+        for start in [rank * chunk, (chunks - 1 - rank) * chunk] {
             positions.extend((start..start + chunk).map(|position| position as i64));
         }
     }
@@ -148,7 +149,9 @@ pub fn packed_from(indptr: &[usize], starts: &[i64]) -> Result<Vec<i64>> {
         return wrong(format!("starts holds {} elements, indptr counts {} sequences", starts.len(), indptr.len() - 1));
     }
     let sequences = indptr.windows(2).zip(starts);
-    Ok(sequences.flat_map(|(ends, &start)| (0..ends[1] - ends[0]).map(move |token| start + token as i64)).collect())
+    Ok(sequences
+        .flat_map(|(ends, &start)| (0..ends[1] - ends[0]).map(move |token| start.wrapping_add(token as i64)))
+        .collect())
 }
 
 // ------------------------------------------------------------------------------------------------------------ remapped

@@ -372,7 +372,7 @@ impl Rope {
             .collect();
         let mut inputs = vec![[0.0; 2]; pairs.len()];
         let mut turns = vec![(0.0, 0.0); pairs.len()];
-        for batch in 0..heads.batch {
+        for batch in 0..if heads.is_empty() { 0 } else { heads.batch } {
             for token in 0..heads.tokens {
                 for (pair, (turn, (axis, _, _))) in turns.iter_mut().zip(&pairs).enumerate() {
                     let (sin, cos) = sin_cos(pair, positions[axis * row + batch * heads.tokens + token]);
@@ -782,7 +782,7 @@ impl HeldTable<'_> {
         args.table_is_f32 = u32::from(self.is_f32);
         // One access takes the thread's values, 16 bytes at most.
         let bytes = (width * element).min(16) as u64;
-        let places = args.rates.address() | args.sines.address() | (stride * element) as u64;
+        let places = args.rates.address() | args.sines.address() | stride.wrapping_mul(element) as u64;
         args.table_aligned = u32::from(places.is_multiple_of(bytes));
     }
 }

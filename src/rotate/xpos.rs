@@ -203,7 +203,7 @@ impl XPos {
         self.check()?;
         let mut expected = self.rope.expect(x, heads, positions, direction)?;
         self.check_positions(&positions[..heads.batch * heads.tokens])?;
-        for batch in 0..heads.batch {
+        for batch in 0..if heads.is_empty() { 0 } else { heads.batch } {
             for token in 0..heads.tokens {
                 let position = positions[batch * heads.tokens + token];
                 for pair in 0..self.rope.pairs() {

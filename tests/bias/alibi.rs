@@ -289,6 +289,16 @@ fn what_breaks_the_law_is_refused() {
     assert_eq!(text(0, &[], &[]), "slopes have 0 heads, there must be at least 1");
     assert_eq!(
         text(2, &[1.0; 3], &[1.0; 3]),
-        "slopes hold 3 on the left and 3 on the right, both must hold the same multiple of 2 heads"
+        "slopes hold 3 on the left and 3 on the right, both must hold 2 heads for each of 1 sequences"
     );
+    let short = Slopes { batch: 2, ..Slopes::symmetric(1, &[1.0]).unwrap() };
+    let error =
+        Bias::Slopes(&short).write(&mut [0.0f32; 2], &Logits::bhqk(2, 1, 1, 1), &Places::from(0, 0)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "slopes hold 1 on the left and 1 on the right, both must hold 1 heads for each of 2 sequences"
+    );
+    // The ends of positions, whose difference has 33 bits.
+    let row: Vec<f32> = KeyOnly::Mpt.row(&Alibi::new(1), &[i32::MAX, i32::MIN]).unwrap();
+    assert_eq!(row, [(1u64 << 32) as f32 / 256.0, 0.0]);
 }

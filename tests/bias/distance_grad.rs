@@ -270,4 +270,13 @@ fn what_breaks_a_call_is_refused() {
     );
     let error = DistanceGradPlan::<f32>::slopes(&gpu, 3, &shape).err().unwrap().to_string();
     assert_eq!(error, "the bias has 3 heads, the logits have 2");
+    // Beyond 32 bits, whatever the weights.
+    let far = (1i64 << 32)..=(1 << 32) + 3;
+    let row = DistanceGradPlan::<f32>::row(&gpu, 2, far.clone(), &shape).err().unwrap().to_string();
+    let kerple = Kerple { kind: KerpleKind::Log, p: vec![1.0; 2], a: vec![1.0; 2] };
+    let kerple = DistanceGradPlan::<f32>::kerple(&gpu, &kerple, far, &shape).err().unwrap().to_string();
+    assert_eq!([row, kerple], ["a row of 4 distances from 4294967296, both must lie within 2^30"; 2]);
+    let room = Logits::bhqk(1, 2, 4, usize::MAX / 2);
+    let error = DistanceGradPlan::<f32>::slopes(&gpu, 2, &room).err().unwrap().to_string();
+    assert_eq!(error, "room has 9223372036854775807 keys, there may be 2147483647");
 }

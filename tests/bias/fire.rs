@@ -1,6 +1,6 @@
 use half::{bf16, f16};
 use posenc::accuracy::compare;
-use posenc::{Bias, Fire, FireGradPlan, Gpu, Logits, Place, Places, Scalar};
+use posenc::{Bias, BiasPlan, Fire, FireGradPlan, Gpu, Logits, Place, Places, Scalar};
 
 use crate::support::{Data, Guarded, gpu};
 use crate::{Buffers, Host, Numbers};
@@ -166,6 +166,24 @@ fn gradients_on_the_device_are_the_reference() {
     let network = Fire { out_weight: (1..=12).map(f64::from).collect(), out_bias: vec![0.0; 2], ..network };
     check::<f32>(&gpu, &network, &Logits::bhqk(1, 2, 40, 40), &Host::last(), false);
     check::<f32>(&gpu, &network, &Logits::bhqk(1, 2, 0, 40), &Host::from(0, 0), false);
+}
+
+/// The difference of two positions beyond 2^30 may leave 32 bits: what it gives has no meaning, and reads the tables alone.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn positions_beyond_their_limit_read_no_other_memory() {
+    let gpu = gpu();
+    let (fire, shape) = (fire(2, 3, 1), Logits::bhqk(1, 2, 3, 5));
+    let upload = |positions: &[i32]| gpu.stream().clone_htod(positions).unwrap();
+    let (queries, keys) = (upload(&[0, i32::MIN, i32::MAX]), upload(&[i32::MIN, i32::MAX, -1, 0, 7]));
+    let places = Places { queries: Place::Each(&queries as _), keys: Place::Each(&keys as _), ..Places::from(0, 0) };
+    let mut x = gpu.stream().clone_htod(&[0.0f32; 30]).unwrap();
+    BiasPlan::fire(&gpu, &fire, 100).unwrap().write(&mut x, &shape, &places).unwrap();
+    assert!(gpu.stream().clone_dtoh(&x).unwrap().iter().all(|x| x.is_finite()));
+    let plan = FireGradPlan::<f32>::new(&gpu, &fire, 100, &shape).unwrap();
+    let mut out = gpu.stream().clone_htod(&vec![0.0f32; plan.len()]).unwrap();
+    plan.apply((&x, shape), &places, None, 1.0, &mut out).unwrap();
+    assert!(gpu.stream().clone_dtoh(&out).unwrap().iter().all(|x| x.is_finite()));
 }
 
 #[test]

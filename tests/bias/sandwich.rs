@@ -41,6 +41,9 @@ fn symmetric_largest_at_zero_and_sharded() {
 
 #[test]
 fn what_breaks_the_law_is_refused() {
+    // Heads beyond a product of 64 bits.
+    let most = Sandwich { first: usize::MAX - 1, heads: 1, ..Sandwich::new(usize::MAX) };
+    assert_eq!((most.check().is_ok(), most.bias(0, 0)), (true, 8.0));
     let text = |spec: Sandwich| spec.check().unwrap_err().to_string();
     assert_eq!(
         text(Sandwich { first: 8, heads: 8, ..Sandwich::new(12) }),

@@ -648,6 +648,25 @@ fn the_gradient_of_sinks_is_the_reference() {
     }
 }
 
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn rows_of_no_keys_have_their_sink_and_no_gradient() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(1, 2, 3, 0);
+    let inputs = Inputs { sinks: Some(&[0.5, -1.0]), ..Inputs::<f32>::at(Host::from(0, 0)) };
+    let (_, lse) = run(&gpu, &Softmax::new(1.0), &[], &shape, &inputs, 0);
+    assert_eq!(lse, [0.5, 0.5, 0.5, -1.0, -1.0, -1.0]);
+    let plan = SoftmaxPlan::<f32>::new(&gpu, &Softmax::new(1.0)).unwrap();
+    let none = BiasPlan::new(&gpu, Bias::None).unwrap();
+    let [mut p, mut dx] = [(); 2].map(|()| Guarded::<f32>::new(&gpu, &[], 0));
+    let mut dots = Guarded::<f32>::poisoned(&gpu, 6, 1);
+    let (mut view, p) = (dots.view(), p.view());
+    let outputs = GradOutputs { dots: Some(&mut view), ..GradOutputs::default() };
+    let call = SoftmaxInputs::new(&none, Places::from(0, 0));
+    plan.grad((&p, shape), LogitsOperand::InPlace(&mut dx.view(), shape), &call, outputs).unwrap();
+    assert_eq!(dots.read(&gpu), [0.0; 6]);
+}
+
 // ------------------------------------------------------------------------------------------------------------ refusals
 
 #[test]

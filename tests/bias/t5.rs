@@ -21,6 +21,20 @@ fn thresholds_are_those_of_the_real_models() {
 }
 
 #[test]
+fn the_most_buckets_have_thresholds_at_once() {
+    let thresholds = T5Bias::new(1 << 16, 1 << 20, false).thresholds().unwrap();
+    assert!(thresholds.len() == 1 << 16 && thresholds.is_sorted());
+    // Half of the wide ones lie below 32768 * 32^(1/2) = 185363.8.
+    assert_eq!([(1 << 15), 3 << 14].map(|bucket: usize| thresholds[bucket]), [1 << 15, 185_364]);
+    // 64 to the power of every sixth is a whole number.
+    let thresholds = T5Bias::new(3 << 13, 3 << 18, false).thresholds().unwrap();
+    let (exact, wide) = (3 << 12, 3 << 12);
+    for sixth in 0..6 {
+        assert_eq!(thresholds[exact + sixth * wide / 6], exact << sixth);
+    }
+}
+
+#[test]
 fn buckets_are_those_of_hugging_face() {
     let golden = golden();
     let cases = golden["buckets"].as_array().unwrap();

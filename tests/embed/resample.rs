@@ -2,7 +2,7 @@
 
 use posenc::Scalar;
 use posenc::accuracy::{assert_close, compare, rounded};
-use posenc::embed::{Along, Filter, GridSize, Resample, ResamplePlan, Weighting};
+use posenc::embed::{Along, Filter, GridSize, Resample, ResamplePlan, Taps, Weighting};
 
 use crate::golden;
 use crate::support::{Data, Guarded, gpu, last_launch};
@@ -260,6 +260,23 @@ fn the_kernel_meets_the_law_and_so_does_its_transpose() {
     check::<f32>(&gpu);
     check::<half::f16>(&gpu);
     check::<half::bf16>(&gpu);
+}
+
+/// `interpolate(x, scale_factor=(1.025, 2.05), mode="bilinear")` leaves the columns of four rows as they are in torch 2.15 on a CPU,
+/// and so does a bicubic one with `antialias=True`; without, it steps by 1 / 1.025.
+#[test]
+fn torch_copies_an_axis_whose_size_stays() {
+    let (from, to) = (GridSize::image(4, 2), GridSize::image(4, 4));
+    let bicubic = Resample { factors: Some([1.025, 2.05]), weighting: Weighting::TorchF32, ..Resample::new(from, to) };
+    let copied = |spec: Resample| {
+        let own = |index| spec.taps(Along::Rows, index) == Taps { first: index, weights: vec![1.0] };
+        (0..4).all(own)
+    };
+    let [antialiased, bilinear] =
+        [Resample { antialias: true, ..bicubic }, Resample { filter: Filter::Bilinear, ..bicubic }];
+    assert!(copied(antialiased) && copied(bilinear) && !copied(bicubic));
+    assert!(!copied(Resample { weighting: Weighting::Exact, ..bilinear }));
+    assert_eq!(bilinear.taps(Along::Columns, 1).weights.len(), 2);
 }
 
 #[test]

@@ -231,6 +231,10 @@ fn maps_that_make_no_sense_are_refused() {
         (zigzag(10, 2, 0).map(|_| ()), "sequence 0 has 10 tokens, it must be a multiple of twice the 2 ranks"),
         (zigzag(8, 2, 2).map(|_| ()), "rank is 2 of 2, it must be below the number of ranks"),
         (zigzag(8, 0, 0).map(|_| ()), "rank is 0 of 0, it must be below the number of ranks"),
+        (
+            zigzag(8, usize::MAX, 0).map(|_| ()),
+            "sequence 0 has 8 tokens, it must be a multiple of twice the 18446744073709551615 ranks",
+        ),
         (zigzag_packed(&[0, 8, 4], 1, 0).map(|_| ()), "indptr falls from 8 to 4 at 2"),
         (packed(&[1, 8]).map(|_| ()), "indptr must start at 0"),
         (packed(&[]).map(|_| ()), "indptr must start at 0"),
@@ -257,4 +261,6 @@ fn maps_that_make_no_sense_are_refused() {
     ] {
         assert_eq!(result.unwrap_err().to_string(), message);
     }
+    // Positions are counted modulo 2^64, as kernels count them.
+    assert_eq!(packed_from(&[0, 2], &[i64::MAX]).unwrap(), [i64::MAX, i64::MIN]);
 }

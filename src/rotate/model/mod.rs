@@ -201,8 +201,8 @@ impl ModelRope {
 /// Layers that a config may count: a damaged file must not ask for memory.
 fn check_layers(key: &str, count: Option<usize>) -> Result<Option<usize>> {
     match count {
-        Some(count) if count > 1 << 16 => {
-            Err(Error::Config(format!("{key} is {count}, at most 65536 layers are possible")))
+        Some(count) if !(1..=1 << 16).contains(&count) => {
+            Err(Error::Config(format!("{key} is {count}, a model has 1 to 65536 layers")))
         }
         count => Ok(count),
     }

@@ -503,6 +503,7 @@ fn no_value_of_a_key_panics() {
         float(-2.5),
         float(f64::NAN),
         float(1e300),
+        float(1e-300),
         text("x"),
         GgufValue::Bool(true),
         GgufValue::List(vec![]),
@@ -568,6 +569,7 @@ fn no_value_of_a_key_panics() {
                     }
                     Ok(model) => {
                         assert!(!model.describe().is_empty());
+                        model.layer(0).unwrap();
                         for kind in model.at_length(1 << 40).kinds() {
                             if let Some(rope) = &kind.rope {
                                 rope.check().unwrap();

@@ -522,6 +522,43 @@ fn models_of_other_encodings_have_no_rope() {
     }
 }
 
+/// Where `head_dim` is absent, the class has a number, or divides: 3840 channels and 16 heads are Gemma 3's 12B, whose published
+/// config has no other key of a head's size.
+#[test]
+fn a_head_that_the_config_does_not_give_is_the_classs() {
+    for (model_type, head) in [
+        ("llama", 240),
+        ("mistral", 240),
+        ("qwen2", 240),
+        ("qwen3_moe", 240),
+        ("qwen3", 128),
+        ("glm4", 128),
+        ("helium", 128),
+        ("gpt_oss", 64),
+        ("gemma", 256),
+        ("gemma2", 256),
+        ("gemma3_text", 256),
+        ("gemma3n_text", 256),
+    ] {
+        let layer = hf(
+            json!({"model_type": model_type, "hidden_size": 3840, "num_attention_heads": 16, "num_hidden_layers": 6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+        )
+        .layer(5)
+        .unwrap()
+        .clone();
+        assert_eq!(layer.head, head, "{model_type}");
+        let share = if model_type == "glm4" { 2 } else { 1 };
+        assert_eq!(layer.rope.unwrap().rotary, head / share, "{model_type}");
+    }
+    // Gemma 3's 4B says nothing of its heads.
+    let layer = hf(
+        json!({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}}),
+    );
+    assert_eq!(layer.layer(5).unwrap().rope, Some(spec(256, 0, Half, 1e6, Scaling::Linear { factor: 8.0 })));
+}
+
 #[test]
 fn windows_have_a_base_of_their_own() {
     // Gemma-3-4B (L): linear by 8 in the full layers only
@@ -550,7 +587,21 @@ fn windows_have_a_base_of_their_own() {
     );
     assert_eq!((gemma4.layer(0).unwrap().head, &gemma4.layer(0).unwrap().rope), (256, &Some(half(256, 1e4))));
     let full = spec(512, 0, Half, 1e6, Scaling::Proportional { rotated: 64, factor: 1.0 });
-    assert_eq!((gemma4.layer(1).unwrap().head, &gemma4.layer(1).unwrap().rope), (512, &Some(full)));
+    assert_eq!((gemma4.layer(1).unwrap().head, &gemma4.layer(1).unwrap().rope), (512, &Some(full.clone())));
+    // The class's own head sizes, and its last layer, which is full (T); without parameters it scales as no key says.
+    let silent = json!({"model_type": "gemma4_text", "hidden_size": 3840, "num_attention_heads": 16, "num_hidden_layers": 7,
+        "rope_parameters": {"full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+                            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}}});
+    let gemma4 = hf(silent.clone());
+    let ropes: Vec<_> = (0..7).map(|layer| gemma4.layer(layer).unwrap().rope.clone().unwrap()).collect();
+    let local = half(256, 1e4);
+    assert_eq!(ropes, [&local, &local, &local, &local, &local, &full, &full].map(Clone::clone));
+    let mut silent = silent;
+    silent["rope_parameters"] = json!(null);
+    assert_eq!(
+        refused(silent),
+        "rope_parameters is missing; the class of model_type \"gemma4_text\" scales by default, so the config must say how"
+    );
     // MiMo-V2-Flash (A): 0.334 of 192 channels is 64.128, 64 are rotated
     let mimo = hf(
         json!({"model_type": "mimo_v2_flash", "head_dim": 192, "num_hidden_layers": 7, "rope_theta": 5000000, "swa_rope_theta": 10000, "partial_rotary_factor": 0.334,
@@ -589,6 +640,11 @@ fn several_axes_come_with_their_sections() {
         json!({"model_type": "qwen3_vl", "text_config": {"model_type": "qwen3_vl_text", "head_dim": 128, "rope_theta": 5000000, "max_position_embeddings": 262144}}),
     );
     assert_eq!(layer.rope, sections(Axes::Interleaved(vec![24, 20, 20]), 128, 5e6));
+    // A key of another model's that is null.
+    let nested = one(
+        json!({"model_type": "x", "text_config": null, "llm_config": {"model_type": "qwen3_vl_text", "head_dim": 128, "rope_theta": 5e6}}),
+    );
+    assert_eq!(nested.rope, layer.rope);
     // Qwen3.5 (A)
     let model = hf(
         json!({"model_type": "qwen3_5_moe", "text_config": {"model_type": "qwen3_5_moe_text", "head_dim": 256, "num_hidden_layers": 4,
@@ -1159,10 +1215,12 @@ fn configs_that_are_not_understood_are_refused() {
         assert_eq!(refused(config), message);
     }
     assert!(ModelRope::from_hf("{").unwrap_err().to_string().starts_with("the config is not JSON: "));
-    assert_eq!(
-        refused(llama(json!({"num_hidden_layers": 4000000000u64}))),
-        "num_hidden_layers is 4000000000, at most 65536 layers are possible"
-    );
+    for layers in [0, 4_000_000_000u64] {
+        assert_eq!(
+            refused(llama(json!({"num_hidden_layers": layers}))),
+            format!("num_hidden_layers is {layers}, a model has 1 to 65536 layers")
+        );
+    }
     let model = hf(json!({"model_type": "llama", "head_dim": 128, "num_hidden_layers": 2}));
     assert_eq!(model.layer(2).unwrap_err().to_string(), "layer 2 is asked for, the model has 2");
 }
@@ -1182,6 +1240,7 @@ fn no_value_of_a_key_panics() {
         json!(3),
         json!(0.5),
         json!(1e300),
+        json!(1e-300),
         json!(18446744073709551615u64),
         json!([]),
         json!([0, "x", null]),
@@ -1196,6 +1255,7 @@ fn no_value_of_a_key_panics() {
         }
         Ok(model) => {
             assert!(!model.describe().is_empty());
+            model.layer(0).unwrap();
             for kind in model.at_length(1 << 40).kinds() {
                 if let Some(rope) = &kind.rope {
                     rope.check().unwrap();

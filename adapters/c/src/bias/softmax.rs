@@ -199,7 +199,7 @@ pub unsafe extern "C" fn posenc_softmax_free(softmax: *mut PosencSoftmax) -> Pos
     unsafe { free(softmax) }
 }
 
-/// The softmax of every row: one kernel, two for few rows of more than 8192 keys.
+/// The softmax of every row, in one kernel.
 ///
 /// # Safety
 /// The rules at the top.

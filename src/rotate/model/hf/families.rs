@@ -183,6 +183,29 @@ pub(super) fn family(model_type: &str) -> Option<Family> {
     FAMILIES.iter().find(|(names, _)| names.contains(&model_type)).map(|&(_, family)| family)
 }
 
+/// Types whose full layers have 512 channels a head where `global_head_dim` is absent, and whose last layer is full whatever the
+/// config says.
+pub(super) const GEMMA4: &[&str] = &["gemma4_text", "gemma4_unified_text", "diffusion_gemma_text"];
+
+/// Channels of a head where the config has none and the class does not divide the hidden size by the heads.
+pub(super) fn head(model_type: &str) -> Option<usize> {
+    HEADS.iter().find(|(_, names)| names.contains(&model_type)).map(|&(head, _)| head)
+}
+
+#[rustfmt::skip]
+static HEADS: &[(usize, &[&str])] = &[
+    (64, &["gpt_oss", "openai_privacy_filter", "neomme", "gemma4_vision"]),
+    (128, &["qwen3", "qwen3_vl", "qwen3_vl_text", "qwen3_omni_moe_talker_code_predictor", "qwen2_5_omni_talker", "seed_oss", "jetmoe",
+            "hrm_text", "dia_encoder", "dia_decoder", "solar_open", "cwm", "ministral3", "hy_v3", "minimax_m2", "minimax_m3_vl_text",
+            "glm", "glm4", "ernie4_5", "helium", "laguna", "mellum", "lfm3", "beam", "llama4", "llama4_text", "cohere2_moe", "afmoe",
+            "molmo2_text", "paddleocr_vl", "paddleocr_vl_text", "cosmos3_edge_text"]),
+    (192, &["mimo_v2_flash"]),
+    (256, &["gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified_text", "diffusion_gemma_text",
+            "vaultgemma", "t5_gemma_module", "t5gemma2_text", "t5gemma2_decoder", "t5gemma2_encoder", "qwen3_next", "qwen3_5",
+            "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"]),
+    (512, &["deepseek_v4"]),
+];
+
 #[rustfmt::skip]
 static FAMILIES: &[(&[&str], Family)] = &[
     // One RoPE in halves over the head.
@@ -237,8 +260,8 @@ static FAMILIES: &[(&[&str], Family)] = &[
     // Layers that differ.
     (&["gemma3", "gemma3_text"], half(1e6).form(local("rope_local_base_freq", 10_000.0, every(WINDOWS, 6)))),
     (&["gemma3n_text"], half(1e6).form(local("rope_local_base_freq", 10_000.0, every(WINDOWS, 5)))),
-    (&["gemma4_text", "gemma4_unified_text", "diffusion_gemma_text"],
-     half(1e6).form(local("rope_local_base_freq", 10_000.0, every(WINDOWS, 6)))),
+    (GEMMA4,
+     half(1e6).must_say().form(local("rope_local_base_freq", 10_000.0, every(WINDOWS, 6)))),
     (&["t5gemma2_text", "t5gemma2_decoder", "t5gemma2_encoder"],
      half(1e6).form(local("rope_local_base_freq", 10_000.0, every(WINDOWS, 6)))),
     (&["modernbert", "modernbert-decoder"],

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::super::Layer;
 use super::super::keys::{Keys, wrong};
-use super::families::Form;
+use super::families::{Form, GEMMA4, head};
 use super::layers::Kind;
 use super::scaling::{KNOWN, Parts};
 use super::{Reader, nested, rope_type};
@@ -20,6 +20,9 @@ impl Reader<'_> {
             if let Some(head) = config.count(key)? {
                 return Ok(head);
             }
+        }
+        if let Some(head) = head(self.model_type) {
+            return Ok(head);
         }
         let first = |keys: [&'static str; 3]| -> Result<Option<(&str, usize)>> {
             for key in keys {
@@ -270,7 +273,7 @@ impl Reader<'_> {
         }
         let mut head = self.head()?;
         if kind.entry == "full_attention"
-            && let Some(global) = config.count("global_head_dim")?
+            && let Some(global) = config.count("global_head_dim")?.or(GEMMA4.contains(&self.model_type).then_some(512))
         {
             head = global;
         }

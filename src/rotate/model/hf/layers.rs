@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::super::keys::wrong;
-use super::families::{Form, Pattern};
+use super::families::{Form, GEMMA4, Pattern};
 use super::{Reader, nested};
 use crate::Result;
 
@@ -41,7 +41,7 @@ impl Reader<'_> {
         let Some(count) = count else {
             return wrong("num_hidden_layers is missing, a model whose layers differ needs it");
         };
-        let labels: Vec<String> = match (listed, hybrid, pattern) {
+        let mut labels: Vec<String> = match (listed, hybrid, pattern) {
             (Some(listed), _, _) => listed,
             (None, None, Pattern::Listed) if attending.is_some() => {
                 let attending = attending.unwrap_or_default();
@@ -69,6 +69,9 @@ impl Reader<'_> {
         };
         if labels.len() != count {
             return wrong(format!("layer_types holds {} layers, num_hidden_layers is {count}", labels.len()));
+        }
+        if let (true, Some(last)) = (GEMMA4.contains(&self.model_type), labels.last_mut()) {
+            *last = label(true);
         }
         Ok(labels)
     }

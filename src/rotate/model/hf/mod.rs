@@ -134,13 +134,13 @@ fn read(json: &str, as_type: Option<&str>) -> Result<ModelRope> {
     let mut map = whole;
     let mut outer_type = map.get("model_type");
     let map = loop {
-        match LANGUAGE.iter().find_map(|key| map.get(*key)) {
-            Some(Value::Object(inner)) => {
+        match LANGUAGE.iter().find_map(|key| map.get(*key)?.as_object()) {
+            Some(inner) => {
                 outer_type = inner.get("model_type").or(outer_type);
                 refuse_outer(map, inner)?;
                 map = inner;
             }
-            _ => break map,
+            None => break map,
         }
     };
     let config = Keys::new("the config", map);
