@@ -13,7 +13,8 @@
      and waits for nothing, and can be captured in a graph.
    - Pointers to host memory are null or point to what their types say, for as long as the call; handles come from their
      constructors and were not freed; memory on the device stays until the kernel has run. Several threads may use one
-     handle at once unless a function says otherwise. A plan is freed when its stream has no call of it left.
+     handle at once unless a function says otherwise. A plan is freed when its stream has no call of it left, and no
+     graph that captured one will be launched again.
    - No panic leaves the library. */
 
 #ifndef POSENC_H
@@ -569,7 +570,7 @@ typedef struct PosencKerpleSpec {
  */
 typedef struct PosencBuffer {
   /*
-   address; 0: there is none
+   address; 0: there is none, or it is empty
    */
   uint64_t data;
   /*

@@ -502,11 +502,16 @@ impl<T: Scalar> GradPlan<T> {
         let rest_lanes = units.next_power_of_two().clamp(2, 16);
         let blocks = [(chunks.div_ceil(rows), units.div_ceil(lanes)), (chunks, units.div_ceil(rest_lanes))];
         let block = [[small("lanes", lanes)?, small("rows", rows)?, 1], [small("lanes", rest_lanes)?, 16, 1]];
-        for (stage, (x, y)) in blocks.into_iter().enumerate() {
+        let launch = |stage: usize| -> Result<_> {
+            let (x, y) = blocks[stage];
             let grid = [small("blocks of tokens", x)?, small("groups of channels", y)?, 1];
             let entry = SORTED_ENTRIES[stage][variant];
             let launch = Launch { file: "embed/table_grad", entry, grid, block: block[stage], args };
-            gpu.launch(&self.sorted[stage][variant], &launch)?;
+            launch.check().map(|()| launch)
+        };
+        // Both are checked before one writes.
+        for (launch, functions) in [launch(0)?, launch(1)?].iter().zip(&self.sorted) {
+            gpu.launch(&functions[variant], launch)?;
         }
         Ok(())
     }

@@ -181,8 +181,12 @@ impl Rope {
         if !(self.base.is_finite() && self.base > 0.0) {
             return wrong(format!("base is {}, it must be finite and above 0", self.base));
         }
-        if !(self.attention_factor.is_finite() && self.attention_factor > 0.0) {
-            return wrong(format!("attention_factor is {}, it must be finite and above 0", self.attention_factor));
+        let factor = self.attention_factor as f32;
+        if !(factor.is_finite() && factor > 0.0) {
+            return wrong(format!(
+                "attention_factor is {}, it must be finite and above 0 in f32",
+                self.attention_factor
+            ));
         }
         if let Angles::Given(list) = &self.angles {
             if list.len() != self.pairs() {
@@ -637,7 +641,8 @@ impl<T> Source<'_, T> {
 /// [`Rope`] on a [`Gpu`], for one element type: its rates are uploaded, its kernels loaded.
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; token counts may change from call
-/// to call. It can be captured in a CUDA graph (with cudarc's event tracking disabled, as cudarc's own graphs need).
+/// to call. It can be captured in a CUDA graph (with cudarc's event tracking disabled, as cudarc's own graphs need), which
+/// reads the plan's tables: the plan must outlive it.
 pub struct RopePlan<T> {
     gpu: Gpu,
     rope: Rope,

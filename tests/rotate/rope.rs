@@ -855,8 +855,9 @@ fn specs_outside_the_law_are_refused() {
     assert_eq!(message(Rope::new(8, f64::NAN)), "base is NaN, it must be finite and above 0");
     assert_eq!(
         message(Rope { attention_factor: f64::INFINITY, ..Rope::new(8, 1e4) }),
-        "attention_factor is inf, it must be finite and above 0"
+        "attention_factor is inf, it must be finite and above 0 in f32"
     );
+    assert!(message(Rope { attention_factor: 1e39, ..Rope::new(8, 1e4) }).starts_with("attention_factor is 1000000"));
     let mut x = [0.0f32; 8];
     let error = Rope { offset: 2, ..Rope::new(8, 1e4) }
         .rotate(&mut x, &Heads::thd(1, 1, 8), &[0], Direction::Forward)

@@ -28,7 +28,7 @@ pub const POSENC_COUNTED: u32 = 3;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct PosencBuffer {
-    /// address; 0: there is none
+    /// address; 0: there is none, or it is empty
     pub data: u64,
     /// elements there
     pub len: u64,
@@ -78,7 +78,8 @@ pub(crate) struct Foreign<T> {
 
 impl<T> Foreign<T> {
     fn new(gpu: &Gpu, name: &str, address: u64, len: u64) -> Result<Self, Failure> {
-        if address == 0 {
+        // An empty tensor of other libraries has no address.
+        if address == 0 && len > 0 {
             return Err(Failure::argument(format!("{name} is null")));
         }
         if !address.is_multiple_of(align_of::<T>() as u64) {

@@ -179,6 +179,15 @@ int main(void) {
     OK(posenc_xpos_free(xpos));
     CHECK(to_device(ids.data, positions, sizeof positions) == 0);
 
+    /* An empty tensor of other libraries has no address. */
+    PosencRopeCall empty = call;
+    memset(&empty.q.x, 0, sizeof empty.q.x);
+    memset(&empty.k, 0, sizeof empty.k);
+    empty.q.heads.tokens = 0;
+    OK(posenc_rope_rotate(rope, &empty));
+    empty.q.heads.tokens = 1;
+    REFUSED(posenc_rope_rotate(rope, &empty), POSENC_VALUE, "q holds 0 elements");
+
     /* Refusals: nothing is written, and each has its sentence. */
     REFUSED(posenc_rope_rotate(NULL, &call), POSENC_ARGUMENT, "rope is null");
     REFUSED(posenc_rope_rotate(rope, NULL), POSENC_ARGUMENT, "call is null");

@@ -522,8 +522,7 @@ fn models_of_other_encodings_have_no_rope() {
     }
 }
 
-/// Where `head_dim` is absent, the class has a number, or divides: 3840 channels and 16 heads are Gemma 3's 12B, whose published
-/// config has no other key of a head's size.
+/// Where `head_dim` is absent, the class has a number, or divides: 3840 channels and 16 heads are Gemma 3's 12B.
 #[test]
 fn a_head_that_the_config_does_not_give_is_the_classs() {
     for (model_type, head) in [
