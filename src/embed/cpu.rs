@@ -304,7 +304,12 @@ pub(super) fn gather<T: Scalar>(spec: &Learned, x: &mut [T], tokens: &Tokens, ta
                         let [mean, inverse] = moments(&mut v, x, spec.scale, [position, types], norm);
                         normalise(&v, [mean, inverse], &gain, &bias, x);
                     }
-                    None if spec.scale == 1.0 && row.types.is_none() => add_two(x, position),
+                    None if spec.scale == 1.0 && row.types.is_none() => {
+                        // A row alone is a copy.
+                        if row.position.is_some() {
+                            add_two(x, position);
+                        }
+                    }
                     None => add_three(x, spec.scale, [position, types]),
                 },
             );
