@@ -230,7 +230,7 @@ impl<'a> Turner<'a> {
 fn turn_row(x: &mut [f32], sin: &[f64], cos: &[f64], pairing: Pairing) {
     let turn = |a: &mut f32, b: &mut f32, sin: f64, cos: f64| {
         let (x, y) = (f64::from(*a), f64::from(*b));
-        (*a, *b) = ((x * cos - y * sin) as f32, (x * sin + y * cos) as f32);
+        (*a, *b) = (x.mul_add(cos, -(y * sin)) as f32, x.mul_add(sin, y * cos) as f32);
     };
     let turns = sin.iter().zip(cos);
     match pairing {
@@ -244,7 +244,7 @@ fn turn_row(x: &mut [f32], sin: &[f64], cos: &[f64], pairing: Pairing) {
                 let (mut c, mut d) = ([0f32; 8], [0f32; 8]);
                 for i in 0..8 {
                     let (x, y) = (f64::from(a[i]), f64::from(b[i]));
-                    (c[i], d[i]) = ((x * cos[i] - y * sin[i]) as f32, (x * sin[i] + y * cos[i]) as f32);
+                    (c[i], d[i]) = (x.mul_add(cos[i], -(y * sin[i])) as f32, x.mul_add(sin[i], y * cos[i]) as f32);
                 }
                 (*a, *b) = (c, d);
             }
