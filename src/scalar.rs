@@ -134,7 +134,7 @@ impl Scalar for bf16 {
 /// where two roundings to the nearest could meet a false tie. 13 bits are `f32`'s down to 2^-137, below which a shorter
 /// type has nothing.
 #[inline(always)]
-pub(crate) fn to_odd(value: f64) -> f32 {
+fn to_odd(value: f64) -> f32 {
     const CUT: u64 = (1 << 40) - 1;
     let bits = value.to_bits();
     f64::from_bits((bits | ((bits & CUT) + CUT)) & !CUT) as f32

@@ -101,6 +101,7 @@ impl<T: Scalar> Merge<T> for Put {
         let Some(first) = i32::try_from(first).ok().filter(|first| first.abs().max(row.len() as i32) <= 1 << 23) else {
             return line(self, row, [past, future], first);
         };
+        // Both sides alike need no choice.
         let alike = past == -future && past.is_finite();
         through(
             row,

@@ -191,7 +191,7 @@ pub(crate) fn add_three<T: Scalar>(x: &mut [T], scale: f64, [a, b]: [&[T]; 2]) {
     );
 }
 
-/// The nearest values to `from * scale`, as [`Scalar::from_f64`] gives them.
+/// `from * scale`, rounded to `f32` and from there to `T`.
 #[inline(always)]
 pub(crate) fn narrow<T: Scalar>(from: &[f64], scale: f64, to: &mut [T]) {
     through(
