@@ -180,7 +180,7 @@ impl Alibi {
     /// The slope of head `head` of this shard.
     ///
     /// # Panics
-    /// If there is no such head.
+    /// If there is no such head, or of a spec with too few heads in all, which [`Alibi::check`] refuses.
     pub fn slope(&self, head: usize) -> f64 {
         assert!(head < self.heads, "head {head} of {}", self.heads);
         let (total, head) = match self.sides {

@@ -174,6 +174,9 @@ pub enum Pass {
 ///
 /// (whole divisions)
 ///
+/// # Panics
+/// The functions of a position do for a group of 0, which [`SelfExtend::check`] refuses.
+///
 /// # Source
 /// Jin et al. 2024 (arXiv 2401.01325), section 3, eq. 4; llama.cpp's `--grp-attn-n` and `--grp-attn-w`.
 ///
@@ -326,6 +329,9 @@ impl ReRope {
 /// | earlier ones | `min(2c - 1, chunk)` | `p mod c` |
 ///
 /// For the tokens of sparse prefill that vLLM calls critical, the second is `p mod c + c` and the third `p mod c + chunk`.
+///
+/// # Panics
+/// The functions of a position do for a local size as long as the chunk, which [`DualChunk::check`] refuses.
 ///
 /// # Source
 /// An et al. 2024 (arXiv 2402.17463), section 3; vLLM 0.32.0, `DualChunkRotaryEmbedding`, whose Qwen2.5-1M has a chunk of
