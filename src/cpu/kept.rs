@@ -1,29 +1,38 @@
 //! Laws that are kept from one call to the next.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-const KEPT: usize = 8;
-
-/// The laws of the last specs, the latest first. A law in 106 bits takes 2 microseconds a pair, more than a token's
+/// The laws of the last `KEPT` specs, the latest first. A law in 106 bits takes 2 microseconds a pair, more than a token's
 /// rotation, and a decoder asks for the same one or two at every layer.
-pub(crate) struct Kept<Spec, Law>(Mutex<Vec<(Spec, Arc<Law>)>>);
+pub(crate) struct Kept<Spec, Law, const KEPT: usize = 8>(Mutex<Vec<(Spec, Arc<Law>)>>);
 
-impl<Spec: PartialEq + Clone, Law> Kept<Spec, Law> {
+impl<Spec: PartialEq + Clone, Law, const KEPT: usize> Kept<Spec, Law, KEPT> {
     pub(crate) const fn new() -> Self {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// The law of a spec, made if it is not there.
+    /// The law of a spec, made if it is not there: outside the lock, so that threads make different ones side by side.
     pub(crate) fn of(&self, spec: &Spec, make: impl FnOnce() -> Law) -> Arc<Law> {
-        let mut laws = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = laws.iter().position(|(known, _)| known == spec) {
+        let known = |laws: &mut Vec<(Spec, Arc<Law>)>| {
+            let at = laws.iter().position(|(known, _)| known == spec)?;
             laws[..=at].rotate_right(1);
-            return laws[0].1.clone();
+            Some(laws[0].1.clone())
+        };
+        if let Some(law) = known(&mut self.lock()) {
+            return law;
         }
         let law = Arc::new(make());
-        laws.insert(0, (spec.clone(), law.clone()));
-        laws.truncate(KEPT);
-        law
+        let mut laws = self.lock();
+        // Another thread may have made it meanwhile.
+        known(&mut laws).unwrap_or_else(|| {
+            laws.insert(0, (spec.clone(), law.clone()));
+            laws.truncate(KEPT);
+            law
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Spec, Arc<Law>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -33,11 +42,27 @@ mod tests {
 
     #[test]
     fn the_last_eight_are_kept() {
-        let (kept, mut made) = (Kept::new(), Vec::new());
+        let (kept, mut made) = (Kept::<_, _, 8>::new(), Vec::new());
         for spec in [1, 2, 1, 3, 4, 5, 6, 7, 8, 1, 9, 2, 1] {
             assert_eq!(*kept.of(&spec, || made_now(&mut made, spec)), 10 * spec);
         }
         assert_eq!(made, [1, 2, 3, 4, 5, 6, 7, 8, 9, 2]);
+    }
+
+    #[test]
+    fn two_laws_are_made_side_by_side() {
+        let kept = Kept::<_, _, 2>::new();
+        // Each is made while the other is: under one lock they would wait for ever.
+        let barrier = std::sync::Barrier::new(2);
+        let make = |spec: i32| {
+            *kept.of(&spec, || {
+                barrier.wait();
+                10 * spec
+            })
+        };
+        let made = std::thread::scope(|scope| [1, 2].map(|spec| scope.spawn(move || make(spec))).map(|t| t.join()));
+        assert_eq!(made.map(Result::unwrap), [10, 20]);
+        assert_eq!(*kept.of(&1, || 0), 10);
     }
 
     fn made_now(made: &mut Vec<i32>, spec: i32) -> i32 {

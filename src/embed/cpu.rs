@@ -26,6 +26,9 @@ const AHEAD: usize = 3 << 10;
 /// Positions that share the waves of the first of them.
 const NEAR: u64 = 16;
 
+/// How many such waves are kept of a spec, 16 bytes a channel each: those of 1024 positions that come again in every call.
+const BASES: usize = 64;
+
 static STEPS: Kept<Sinusoid, Steps> = Kept::new();
 static TURNS: Kept<Sinusoid, [Vec<f64>; 2]> = Kept::new();
 
@@ -35,9 +38,8 @@ struct Steps {
     rates: Vec<u64>,
     /// of 0 to 15 positions, each pair's cosine and sine for both its channels
     near: Vec<[Lines; 2]>,
-    /// of the last multiples of [`NEAR`], each channel's wave and the one a quarter of a turn on; a decoder stays at one for
-    /// some calls
-    bases: Kept<u64, [Lines; 2]>,
+    /// of the last multiples of [`NEAR`], each channel's wave and the one a quarter of a turn on
+    bases: Kept<u64, [Lines; 2], BASES>,
 }
 
 impl Steps {
