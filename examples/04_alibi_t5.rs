@@ -1,7 +1,7 @@
 //! Attention probabilities with ALiBi and with T5's bias, their gradients, and a decode step: on the CPU, and on a GPU if
 //! there is one.
 //!
-//! `cargo run --example 03_alibi_t5`
+//! `cargo run --example 04_alibi_t5`
 
 use anyhow::Result;
 use posenc::accuracy::compare;

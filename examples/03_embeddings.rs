@@ -1,6 +1,6 @@
 //! The input embeddings of BERT, GPT-2, Whisper and a DiT: on the CPU, and on a GPU if there is one.
 //!
-//! `cargo run --example 02_embeddings`
+//! `cargo run --example 03_embeddings`
 
 use anyhow::Result;
 use posenc::accuracy::{assert_close, rounded};
