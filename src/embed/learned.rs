@@ -397,11 +397,23 @@ impl Learned {
     ///
     /// | argument | shape | meaning |
     /// |---|---|---|
+    /// | `(batch, tokens)` | | sizes |
     /// | `x` | `[batch, tokens, dim]` | what `gather` read in place of token rows; empty with a token table |
     /// | `grad` | `[batch, tokens, dim]` | gradient of the result |
+    /// | `tables`, `lookup` | | as in `gather` |
     ///
     /// # Errors
     /// As [`Learned::gather`].
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::embed::{Learned, Lookup, Tables};
+    /// let tables = Tables { token: &[1.0f32, 2.0, 3.0], position: &[10.0, 20.0], ..Tables::default() };
+    /// let lookup = Lookup { ids: &[2, 2], ..Lookup::default() };
+    /// let got = Learned::new(1).grad((1, 2), &[], &[0.5, 0.25], &tables, &lookup)?;
+    /// assert_eq!((got.token, got.position), (vec![0.0, 0.0, 0.75], vec![0.5, 0.25]));
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub fn grad<T: Scalar>(
         &self,
         (batch, tokens): (usize, usize),
