@@ -816,7 +816,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
                 check_same("logits", shape, "probabilities", out_shape)?;
             }
         }
-        let bias = inputs.bias.hold(&shape, &inputs.places, inputs.gates, self.softmax.window())?;
+        let bias = inputs.bias.hold(&self.gpu, &shape, &inputs.places, inputs.gates, self.softmax.window())?;
         if let Some((mask, mask_shape)) = &inputs.mask {
             check_mask(mask_shape, &shape)?;
             mask_shape.check("mask", mask.len())?;
@@ -933,7 +933,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
         if let Some(bias) = &outputs.bias {
             out_shape.check_written("bias_grad", bias.len())?;
         }
-        let held = inputs.bias.hold(&shape, &inputs.places, inputs.gates, self.softmax.window())?;
+        let held = inputs.bias.hold(&self.gpu, &shape, &inputs.places, inputs.gates, self.softmax.window())?;
         if shape.batch == 0 || shape.queries == 0 {
             return Ok(());
         }
