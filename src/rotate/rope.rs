@@ -14,7 +14,7 @@ use crate::accuracy::{Expected, rounded};
 use crate::double::Double;
 use crate::gpu::args::{In, Out, RopeArgs};
 use crate::gpu::{Function, Gpu, Held, Launch, Read, Write};
-use crate::positions::{Positions, Resolved};
+use crate::positions::{Positions, Resolved, check_positions};
 use crate::rotate::{Axes, Scaling};
 use crate::{Error, Heads, Result, Scalar};
 
@@ -363,10 +363,7 @@ impl Rope {
         self.check_head(heads.dim)?;
         heads.check_written("x", x.len())?;
         let row = heads.batch * heads.tokens;
-        let need = row * self.axes.count();
-        if positions.len() < need {
-            return Err(Error::Length { name: "positions", got: positions.len(), need });
-        }
+        check_positions(positions.len(), self.axes.count(), row, row)?;
         let pairs: Vec<_> = (0..self.pairs())
             .map(|pair| {
                 let (a, b) = self.channels(self.pairing, pair);
@@ -883,6 +880,9 @@ impl<T: Scalar> RopePlan<T> {
     /// # Accuracy
     /// [`Rope::error_bound`] around the table's values, and the rounding to `T`.
     ///
+    /// # Errors
+    /// As [`RopePlan::rotate`], and if the table is empty, shorter than its rows, or its rows overlap.
+    ///
     /// # Example
     /// ```no_run
     /// use posenc::rotate::{Beyond, Operand, Table, TableValues};
@@ -900,9 +900,6 @@ impl<T: Scalar> RopePlan<T> {
     /// plan.rotate_by_table(table, q, None, Positions::counted(), Direction::Forward)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    ///
-    /// # Errors
-    /// As [`RopePlan::rotate`], and if the table is empty, shorter than its rows, or its rows overlap.
     pub fn rotate_by_table(
         &self,
         table: Table<'_, T>,
@@ -977,6 +974,9 @@ impl<T: Scalar> RopePlan<T> {
     /// |---|---|---|
     /// | `[tokens, (hq + 2 hk) * dim]` | `Heads::thd(tokens, hq, dim).row(row)` | `Heads::thd(tokens, hk, dim).row(row).at(hq * dim)` |
     ///
+    /// # Errors
+    /// As [`RopePlan::rotate`], and if `q` and `k` cannot be shown to lie apart.
+    ///
     /// # Example
     /// ```no_run
     /// use posenc::{Direction, Gpu, Heads, Positions, Rope, RopePlan};
@@ -989,9 +989,6 @@ impl<T: Scalar> RopePlan<T> {
     /// plan.rotate_packed(&mut qkv, q, k, Positions::counted(), Direction::Forward)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    ///
-    /// # Errors
-    /// As [`RopePlan::rotate`], and if `q` and `k` cannot be shown to lie apart.
     pub fn rotate_packed(
         &self,
         x: Write<'_, T>,
