@@ -40,7 +40,6 @@ int main(void) {
     spec.rotary = ROTARY;
     spec.base = 10000.0;
     spec.attention_factor = 1.0;
-    spec.pairing_out = POSENC_SAME;
     PosencRope *rope = NULL;
     OK(posenc_rope_new(gpu, &spec, POSENC_F32, &rope));
 
