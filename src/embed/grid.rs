@@ -715,6 +715,19 @@ impl<T: Scalar> GridPlan<T> {
     ///
     /// # Source
     /// DETR (arXiv 2005.12872), `PositionEmbeddingSine`.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::Gpu;
+    /// use posenc::embed::{Counted, Grid, GridPlan, GridSize};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = GridPlan::<f32>::new(&gpu, &Grid::detr(256, 10_000.0))?;
+    /// let mask = gpu.stream().clone_htod(&[1u8; 2 * 25 * 34])?;
+    /// let mut out = gpu.stream().alloc_zeros(2 * 25 * 34 * 256)?;
+    /// plan.write_masked(&mut out, &mask, 2, GridSize::image(25, 34), Counted::default())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn write_masked(
         &self,
         out: Write<'_, T>,

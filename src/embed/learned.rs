@@ -1018,6 +1018,21 @@ impl<T: Scalar> LearnedPlan<T> {
     ///
     /// # Errors
     /// If something that is needed is missing, or a buffer is too short or lies in another context. Nothing is written then.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::embed::{Inputs, Learned, LearnedPlan, Rows};
+    /// use posenc::{Gpu, Id};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// // RoBERTa's positions with padding id 1.
+    /// let rows = Rows::Kept { padding: Some(1), first: 2, padded: 1 };
+    /// let plan = LearnedPlan::<f32>::new(&gpu, &Learned { rows, ..Learned::new(768) })?;
+    /// let ids = gpu.stream().clone_htod(&[5i64, 6, 1, 7, 1])?;
+    /// let mut rows = gpu.stream().alloc_zeros(5)?;
+    /// plan.rows(&mut rows, 1, 5, &Inputs { ids: Some(i64::ids(&ids)), ..Inputs::default() })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn rows(&self, rows: Write<'_, i64>, batch: usize, tokens: usize, inputs: &Inputs<'_>) -> Result<()> {
         let shape = Tokens::new(batch, tokens, self.spec.dim);
         let need = product("batch x tokens", &[batch, tokens])?;
