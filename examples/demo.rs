@@ -7,7 +7,7 @@ use half::bf16;
 use indicatif::{ProgressBar, ProgressStyle};
 use posenc::accuracy::{Worst, compare};
 use posenc::rotate::Operand;
-use posenc::{Direction, Error, Gpu, Heads, Positions, Rope, RopePlan};
+use posenc::{Direction, Error, Gpu, Heads, ModelRope, Positions, RopePlan};
 use serde_json::Value;
 
 /// What decides the rotation in the config.json of meta-llama/Meta-Llama-3.1-8B.
@@ -29,15 +29,20 @@ fn main() -> Result<()> {
         Some(path) => (path.clone(), std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?),
         None => ("Llama-3.1-8B (bundled)".into(), LLAMA_3_1_8B.into()),
     };
-    let rope = Rope::from_hf_config(&json)?;
+    // Of a model whose layers differ, the first kind that rotates; at the length that the last position makes.
+    let model = ModelRope::from_hf(&json)?.at_length(LAST_POSITION as u64 + 1);
+    let mut kinds = model.kinds().iter().filter_map(|kind| Some((kind, kind.rope.as_ref()?)));
+    let (layer, rope) = kinds.next().with_context(|| format!("{} has no RoPE", model.name()))?;
     let config: Value = serde_json::from_str(&json)?;
     let config = config.get("text_config").unwrap_or(&config);
     let heads_of = |key: &str| config.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
     let q_heads = heads_of("num_attention_heads").unwrap_or(32);
     let k_heads = heads_of("num_key_value_heads").unwrap_or(q_heads);
-    let dim = heads_of("head_dim").unwrap_or(rope.rotary).max(rope.offset + rope.rotary);
+    let dim = layer.head;
     let (q, k) = (Heads::thd(tokens, q_heads, dim), Heads::thd(tokens, k_heads, dim));
-    let positions: Vec<i64> = (0..tokens as i64).map(|t| t * LAST_POSITION / (tokens as i64 - 1)).collect();
+    let row: Vec<i64> = (0..tokens as i64).map(|t| t * LAST_POSITION / (tokens as i64 - 1)).collect();
+    // A text stands at the same place on every axis.
+    let positions = row.repeat(rope.axes.count());
 
     let bar = ProgressBar::new(4);
     bar.set_style(ProgressStyle::with_template("{bar:24} {msg} ({elapsed})")?);
@@ -74,13 +79,13 @@ fn main() -> Result<()> {
             let (mut q_d, mut k_d, mut unit_d) =
                 (stream.clone_htod(&q_y)?, stream.clone_htod(&k_y)?, stream.clone_htod(&unit)?);
             let ids = stream.clone_htod(&positions)?;
-            RopePlan::<f32>::new(gpu, &rope)?.rotate(
+            RopePlan::<f32>::new(gpu, rope)?.rotate(
                 Operand::in_place(&mut unit_d, one),
                 None,
                 Positions::ids(&ids),
                 Direction::Forward,
             )?;
-            RopePlan::<bf16>::new(gpu, &rope)?.rotate(
+            RopePlan::<bf16>::new(gpu, rope)?.rotate(
                 Operand::in_place(&mut q_d, q),
                 Some(Operand::in_place(&mut k_d, k)),
                 Positions::ids(&ids),
@@ -92,7 +97,7 @@ fn main() -> Result<()> {
             let device = format!("{}, compute capability {major}.{minor}", stream.context().name()?);
             let kernel = match report {
                 Some(report) => format!(
-                    "1 launch of {}, {} bytes read and {} written as the emulator counts",
+                    "1 launch of {}; the emulator counts {} bytes read (rates and positions at every use) and {} written",
                     report.kernel, report.counters.bytes_read, report.counters.bytes_written
                 ),
                 None => "1 launch".into(),
@@ -116,7 +121,7 @@ fn main() -> Result<()> {
 
     step("comparing angles");
     let (mut ours, mut usual) = (0f64, 0f64);
-    for (t, &position) in positions.iter().enumerate() {
+    for (t, &position) in row.iter().enumerate() {
         for pair in 0..rope.pairs() {
             let (a, b) = rope.pairing.channels(pair, rope.rotary);
             let (sin, cos) = rope.angle(position, pair).sin_cos();
@@ -131,6 +136,9 @@ fn main() -> Result<()> {
 
     let rotated = (q_heads + k_heads) * tokens * rope.rotary * 2;
     println!("model       {name}");
+    if model.kinds().len() > 1 {
+        println!("layers      {}, of {} kinds", layer.label, model.kinds().len());
+    }
     println!("rope        {} of {dim} channels, {:?}, base {}", rope.rotary, rope.pairing, rope.base);
     println!("device      {device}");
     println!(

@@ -60,6 +60,26 @@ pub enum Ids<'a> {
     U32(Read<'a, u32>),
 }
 
+impl Ids<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::I32(ids) => ids.len(),
+            Self::I64(ids) => ids.len(),
+            Self::U32(ids) => ids.len(),
+        }
+    }
+}
+
+/// Refuses fewer than `row` positions for each axis, whose rows lie `stride` apart.
+pub(crate) fn check_positions(got: usize, axes: usize, row: usize, stride: usize) -> Result<()> {
+    let need = span("positions", 0, &[(axes, stride), (row, 1)])?;
+    match axes {
+        _ if got >= need => Ok(()),
+        0 | 1 => Err(Error::Length { name: "positions", got, need }),
+        _ => Err(Error::Value(format!("positions holds {got} elements, {axes} axes of {row} positions need {need}"))),
+    }
+}
+
 /// Where the tokens of a call stand.
 ///
 /// | constructor | buffer | position of token `t` of sequence `b` |
@@ -145,6 +165,9 @@ impl<'a> Positions<'a> {
             )));
         }
         let need = span("positions", 0, &[(axes, axis_stride), (rows, row), (row, 1)])?;
+        if let Some(ids) = buffer {
+            check_positions(ids.len(), axes, rows * row, axis_stride)?;
+        }
         let (ids, id_type) = match buffer {
             None => (None, 0),
             Some(Ids::I32(ids)) => (Some(gpu.read("positions", ids, need)?), 0),

@@ -7,6 +7,7 @@
    - Every function returns a status, 0 for success. posenc_last_error is the sentence to the thread's last other one.
    - A spec and a call begin with `version` and `size`: POSENC_INIT(PosencRopeCall) fills both in, and 0 everywhere else.
      Other versions and sizes are refused, so that a program and a library of different versions cannot misread each other.
+     A `scale` or `factor` of 0 is refused too, where it was forgotten: 1 changes nothing.
    - A buffer is an address on the device and the elements that lie there; a shape has an offset and strides in elements.
      Lengths are checked against shapes. Whether so much memory lies there is the caller's word.
    - Everything is checked before anything is launched. A call launches into the stream and returns; it allocates nothing
@@ -255,9 +256,14 @@ typedef struct CUstream_st *PosencStream;
 #define POSENC_COUNTED 3
 
 /*
- `pairing_out`: where it was read.
+ `pairing_out`: a pair is written where it was read.
  */
-#define POSENC_SAME 2
+#define POSENC_SAME 0
+
+/*
+ It is written where the other pairing has it; out of place alone.
+ */
+#define POSENC_OTHER 1
 
 /*
  Angles: exact at every position.
@@ -1851,7 +1857,7 @@ typedef struct PosencRopeSpec {
    */
   uint32_t pairing;
   /*
-   where a pair is written, `POSENC_SAME` or the other pairing; out of place alone
+   where a pair is written, `POSENC_SAME` or `POSENC_OTHER`
    */
   uint32_t pairing_out;
   /*

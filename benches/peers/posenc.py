@@ -3,7 +3,7 @@ drift from it. A function that fails raises the library's own sentence.
 
     c = Library("libposenc_c.so", "posenc.h")
     gpu = c.gpu_new(0, stream, 0)
-    rope = c.rope_new(gpu, c.RopeSpec(rotary=128, base=1e4, attention_factor=1.0, pairing_out=c.SAME), c.BF16)
+    rope = c.rope_new(gpu, c.RopeSpec(rotary=128, base=1e4, attention_factor=1.0), c.BF16)
     c.rope_rotate(rope, c.RopeCall(q=..., k=..., positions=...))
 
 Names lose their `posenc_`, `Posenc` or `POSENC_`. Constructors return their handle; specs and calls know their version and
@@ -39,6 +39,15 @@ class Struct(ctypes.Structure):
         super().__init__(**{name: value for name, value in fields.items() if name not in arrays})
         for name, value in arrays.items():
             getattr(self, name)[:] = value
+
+    def __setattr__(self, name, value):
+        """ctypes takes any name, and of a number the bits that fit."""
+        kind = type(self).__name__.removeprefix("Posenc")
+        if all(name != field[0] for field in self._fields_):
+            raise AttributeError(f"{kind} has no field {name}; it has {', '.join(field[0] for field in self._fields_)}")
+        super().__setattr__(name, value)
+        if isinstance(value, int) and (held := getattr(self, name)) is not None and held != value:
+            raise ValueError(f"{name} of {kind} is {value}, which its type does not hold")
 
 
 class Library:

@@ -58,7 +58,7 @@ class Rope(Case):
         c = self.c
 
         def call(q, k):
-            spec = c.RopeSpec(rotary=self.dim, base=BASE, attention_factor=1.0, pairing_out=c.SAME)
+            spec = c.RopeSpec(rotary=self.dim, base=BASE, attention_factor=1.0)
             rope = self.machine.plan("rope", lambda gpu: c.rope_new(gpu, spec, c.BF16))
             with self.machine.lend() as lend:
                 operand = lambda x, heads: c.Operand(x=lend(x), heads=c.heads(self.tokens, heads, self.dim))

@@ -75,7 +75,7 @@ def rotates(c, driver, gpu):
     for id_type, code in ((c.I32, "i"), (c.I64, "q")):
         ids = c.Ids(data=driver.upload(struct.pack(f"{TOKENS}{code}", *POSITIONS)), len=TOKENS, element=id_type)
         for pairing in (c.HALF, c.INTERLEAVED):
-            spec = c.RopeSpec(rotary=DIM, base=BASE, attention_factor=1.0, pairing=pairing, pairing_out=c.SAME)
+            spec = c.RopeSpec(rotary=DIM, base=BASE, attention_factor=1.0, pairing=pairing)
             rope = c.rope_new(gpu, spec, c.F32)
             buffer = lambda x: c.Buffer(data=driver.upload(floats(x)), len=len(x))
             operands = [(buffer(x), buffer(x), c.heads(TOKENS, n, DIM)) for x, n in ((q, Q_HEADS), (k, K_HEADS))]
@@ -91,10 +91,23 @@ def rotates(c, driver, gpu):
             close(driver.read(operands[0][0].data, len(q)), rotated(q, Q_HEADS, pairing))
             c.rope_free(rope)
     try:
-        c.rope_new(gpu, c.RopeSpec(rotary=7, base=BASE, attention_factor=1.0, pairing_out=c.SAME), c.F32)
+        c.rope_new(gpu, c.RopeSpec(rotary=7, base=BASE, attention_factor=1.0), c.F32)
         raise AssertionError("7 rotated channels were taken")
     except posenc.PosencError as error:
         assert str(error) == "rotary is 7, it must be even and at least 2", error
+
+
+def refuses_what_no_struct_holds(c):
+    for make, want in (
+        (lambda: c.Tokens(batches=2), "Tokens has no field batches; it has batch, tokens, dim, offset, strides"),
+        (lambda: c.Tokens(batch=-2), "batch of Tokens is -2, which its type does not hold"),
+    ):
+        try:
+            make()
+        except (AttributeError, ValueError) as error:
+            assert str(error) == want, error
+        else:
+            raise AssertionError(want)
 
 
 def adds_a_sinusoid(c, driver, gpu):
@@ -136,6 +149,7 @@ def main(library, header):
     c = posenc.Library(library, header)
     assert c.release().count(".") == 2 and len(c.functions) > 50, c.functions
     gpu = c.gpu_new(0, driver.stream, 0)
+    refuses_what_no_struct_holds(c)
     rotates(c, driver, gpu)
     adds_a_sinusoid(c, driver, gpu)
     softmaxes_with_alibi(c, driver, gpu)

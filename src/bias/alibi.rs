@@ -44,7 +44,7 @@ pub enum Sides {
 /// # Source
 /// "Train Short, Test Long" (arXiv 2108.12409), section 3, and its authors' code for head counts that are no power of
 /// two; BLOOM, MPT, flash-attention, llama.cpp and FlashInfer agree with it. The paper's text alone, `2^(-8(h+1)/H)`,
-/// is up to 5.3 times off at 12 heads and is what some ports use.
+/// is up to 45 times off at 12 heads (2^-6 for head 8, not 2^-0.5) and is what some ports use.
 ///
 /// # Example
 /// ```

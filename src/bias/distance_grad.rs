@@ -357,6 +357,19 @@ impl<T: Scalar> DistanceGradPlan<T> {
     /// # Errors
     /// If a buffer is too short or belongs to another context, or the call is larger than the plan's room. Nothing is
     /// written then.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::{DistanceGradPlan, Gpu, Logits, Places, T5Bias};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let shape = Logits::bhqk(4, 8, 512, 512);
+    /// let plan = DistanceGradPlan::<half::bf16>::t5(&gpu, T5Bias::new(32, 128, true), 8, &shape)?;
+    /// let grad = gpu.stream().alloc_zeros(4 * 8 * 512 * 512)?;
+    /// let mut table = gpu.stream().alloc_zeros(plan.len())?;
+    /// plan.apply((&grad, shape), &Places::last(), None, 1.0, &mut table)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn apply(
         &self,
         grad: (Read<'_, T>, Logits),

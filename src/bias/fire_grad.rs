@@ -56,6 +56,24 @@ impl Fire {
     ///
     /// # Errors
     /// If the spec, the shape or the positions are refused.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{Fire, Logits, Places};
+    /// // One head; every logit's gradient is one of `out_bias`.
+    /// let fire = Fire {
+    ///     c: 1.0,
+    ///     threshold: 8.0,
+    ///     eps: 0.0,
+    ///     in_weight: vec![1.0],
+    ///     in_bias: vec![0.0],
+    ///     out_weight: vec![1.0],
+    ///     out_bias: vec![0.0],
+    /// };
+    /// let got = fire.grad(&[0.25f32, 0.5], &Logits::bhqk(1, 1, 1, 2), &Places::last())?;
+    /// assert_eq!(got.out_bias, [0.75]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub fn grad<T: Scalar>(&self, grad: &[T], shape: &Logits, positions: &Places<&[i32]>) -> Result<FireGrad> {
         Ok(self.expect_grad(grad, shape, positions)?.0)
     }

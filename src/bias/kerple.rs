@@ -123,6 +123,14 @@ impl Kerple {
     ///
     /// # Errors
     /// If the spec or the range is refused.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{Kerple, KerpleKind};
+    /// let kerple = Kerple { kind: KerpleKind::Power, p: vec![1.0], a: vec![0.5] };
+    /// assert_eq!(kerple.row(-2..=0)?.values, [-1.0, -0.5, 0.0]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub fn row(&self, distances: std::ops::RangeInclusive<i64>) -> Result<Toeplitz> {
         self.check()?;
         Toeplitz::from_law(self.p.len(), distances, |head, distance| self.bias(head, distance))
@@ -132,6 +140,16 @@ impl Kerple {
     ///
     /// # Errors
     /// If the spec is refused, or `grad` is of another number of heads.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{DistanceGrad, Kerple, KerpleKind};
+    /// // -a |distance| at distance 2: its derivative by a is -2.
+    /// let kerple = Kerple { kind: KerpleKind::Power, p: vec![1.0], a: vec![0.5] };
+    /// let got = kerple.grad(&DistanceGrad { heads: 1, first: -2, values: vec![0.25] })?;
+    /// assert_eq!(got.a, [-0.5]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub fn grad(&self, grad: &DistanceGrad) -> Result<KerpleGrad> {
         self.check()?;
         if grad.heads != self.p.len() {

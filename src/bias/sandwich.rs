@@ -90,6 +90,14 @@ impl Sandwich {
     ///
     /// # Errors
     /// If the spec or the range is refused.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::Sandwich;
+    /// let row = Sandwich { width: 2, ..Sandwich::new(1) }.row(-1..=0)?;
+    /// assert_eq!(row.values, [(1f64.cos() / 8.0) as f32, 0.125]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub fn row(&self, distances: std::ops::RangeInclusive<i64>) -> Result<Toeplitz> {
         self.check()?;
         Toeplitz::from_law(self.heads, distances, |head, distance| self.bias(head, distance))

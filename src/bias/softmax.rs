@@ -321,6 +321,23 @@ impl Softmax {
     ///
     /// # Errors
     /// If the spec, the shape or an input is refused. Nothing is written then.
+    ///
+    /// # Source
+    /// "Attention Is All You Need" (arXiv 1706.03762), section 3.2.1; softcap: Gemma 2 (arXiv 2408.00118), section 2.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{Alibi, Bias, Inputs, Logits, Places, Softmax};
+    /// // Two heads with slopes of 1/16 and 1/256, one query, which sits at the second of two keys.
+    /// let slopes = Alibi::new(2).slopes()?;
+    /// let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::at(Places::last()) };
+    /// let mut p = [0.0f32; 4];
+    /// let lse = Softmax::causal(1.0).apply(&mut p, &Logits::bhqk(1, 2, 1, 2), &inputs)?;
+    /// let sum = 1.0 + (-1.0f64 / 16.0).exp();
+    /// assert_eq!(p[..2], [(1.0 - 1.0 / sum) as f32, (1.0 / sum) as f32]);
+    /// assert_eq!(lse[0], sum.ln() as f32);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub fn apply<T: Scalar>(&self, logits: &mut [T], shape: &Logits, inputs: &Inputs<T>) -> Result<Vec<f32>> {
         shape.check_written("logits", logits.len())?;
         self.check()?;
@@ -411,6 +428,16 @@ impl Softmax {
     ///
     /// # Errors
     /// If the spec, the shape or an input is refused.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{Inputs, Logits, Places, Softmax};
+    /// // Both probabilities are 1/2, and the scale is a factor of the logits' gradient alone.
+    /// let inputs = Inputs::at(Places::last());
+    /// let got = Softmax::new(2.0).grad(&[0.0f32; 2], &[1.0, 0.0], &Logits::bhqk(1, 1, 1, 2), &inputs)?;
+    /// assert_eq!((got.bias, got.logits), (vec![0.25, -0.25], vec![0.5, -0.5]));
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub fn grad<T: Scalar>(&self, logits: &[T], grad: &[T], shape: &Logits, inputs: &Inputs<T>) -> Result<Gradient> {
         self.check()?;
         shape.check("logits", logits.len())?;
@@ -789,7 +816,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
                 check_same("logits", shape, "probabilities", out_shape)?;
             }
         }
-        let bias = inputs.bias.hold(&shape, &inputs.places, inputs.gates, self.softmax.window())?;
+        let bias = inputs.bias.hold(&self.gpu, &shape, &inputs.places, inputs.gates, self.softmax.window())?;
         if let Some((mask, mask_shape)) = &inputs.mask {
             check_mask(mask_shape, &shape)?;
             mask_shape.check("mask", mask.len())?;
@@ -869,6 +896,9 @@ impl<T: Scalar> SoftmaxPlan<T> {
     ///
     /// # Errors
     /// As [`SoftmaxPlan::apply`]; if a softcap lacks the logits.
+    ///
+    /// # Example
+    /// [`SoftmaxPlan::sink_grad`] has it.
     pub fn grad(
         &self,
         probabilities: (Read<'_, T>, Logits),
@@ -903,7 +933,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
         if let Some(bias) = &outputs.bias {
             out_shape.check_written("bias_grad", bias.len())?;
         }
-        let held = inputs.bias.hold(&shape, &inputs.places, inputs.gates, self.softmax.window())?;
+        let held = inputs.bias.hold(&self.gpu, &shape, &inputs.places, inputs.gates, self.softmax.window())?;
         if shape.batch == 0 || shape.queries == 0 {
             return Ok(());
         }
@@ -988,6 +1018,26 @@ impl<T: Scalar> SoftmaxPlan<T> {
     ///
     /// # Errors
     /// If a buffer is too short or belongs to another context.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::{Bias, BiasPlan, Gpu, GradOutputs, Logits, LogitsOperand, Places, Softmax, SoftmaxInputs, SoftmaxPlan};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = SoftmaxPlan::<f32>::new(&gpu, &Softmax::causal(1.0))?;
+    /// let (bias, shape) = (BiasPlan::new(&gpu, Bias::None)?, Logits::bhqk(1, 8, 7, 7));
+    /// let inputs = SoftmaxInputs::new(&bias, Places::last());
+    /// let stream = gpu.stream();
+    /// let (sinks, mut p) = (stream.alloc_zeros(8)?, stream.alloc_zeros(8 * 7 * 7)?);
+    /// let (mut lse, mut dots) = (stream.alloc_zeros(8 * 7)?, stream.alloc_zeros(8 * 7)?);
+    /// let with_sinks = SoftmaxInputs { sinks: Some(&sinks), ..inputs };
+    /// plan.apply(LogitsOperand::InPlace(&mut p, shape), &with_sinks, Some(&mut lse))?;
+    /// let (mut grad, mut sinks_grad) = (stream.alloc_zeros(8 * 7 * 7)?, stream.alloc_zeros(8)?);
+    /// let outputs = GradOutputs { dots: Some(&mut dots), ..GradOutputs::default() };
+    /// plan.grad((&p, shape), LogitsOperand::InPlace(&mut grad, shape), &with_sinks, outputs)?;
+    /// plan.sink_grad(&sinks, &lse, &dots, &shape, &mut sinks_grad)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn sink_grad(
         &self,
         sinks: Read<'_, f32>,

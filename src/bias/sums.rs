@@ -84,7 +84,7 @@ impl<T: Scalar> Sums<T> {
         if shape.heads > 65535 {
             return Err(Error::Value(format!("the logits have {} heads, a gradient takes 65535", shape.heads)));
         }
-        let bias = self.bias.hold(&shape, places, gates, ALL)?;
+        let bias = self.bias.hold(&self.gpu, &shape, places, gates, ALL)?;
         Ok(Call { grad: self.gpu.read("grad", grad, shape.span()?)?, shape, bias })
     }
 

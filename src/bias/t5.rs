@@ -215,6 +215,19 @@ impl T5Bias {
     ///
     /// # Errors
     /// If the spec is refused, or the table is of another length.
+    ///
+    /// # Source
+    /// T5 (arXiv 1910.10683), section 2.1.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::T5Bias;
+    /// // Two buckets for the past, the nearer one for distance 0 alone; two heads.
+    /// let row = T5Bias::new(2, 8, false).row(&[0.5, 1.5, 2.0, -1.0], 2)?;
+    /// assert_eq!((row.bias(0, 0), row.bias(1, 0)), (0.5, 1.5));
+    /// assert_eq!((row.bias(0, -1), row.bias(1, -1_000_000)), (2.0, -1.0));
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub fn row(&self, table: &[f32], heads: usize) -> Result<Toeplitz> {
         let lookup = self.lookup()?;
         self.check_table("table", table.len(), heads)?;
@@ -233,6 +246,16 @@ impl T5Bias {
     ///
     /// # Errors
     /// If the spec is refused, or `grad` covers other distances.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{DistanceGrad, Logits, Places, T5Bias};
+    /// let t5 = T5Bias::new(2, 8, false);
+    /// // One query at the second of two keys: distances -1 and 0.
+    /// let sums = DistanceGrad::new(&[0.25f32, -0.25], &Logits::bhqk(1, 1, 1, 2), &Places::last(), t5.distances())?;
+    /// assert_eq!(t5.grad(&sums)?, [-0.25, 0.25]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub fn grad(&self, grad: &DistanceGrad) -> Result<Vec<f64>> {
         let lookup = self.lookup()?;
         if grad.first != *self.distances().start() || grad.values.len() != grad.heads * lookup.len() {

@@ -247,6 +247,16 @@ impl Bias<'_> {
     ///
     /// # Errors
     /// As [`Bias::write`].
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{Alibi, Bias, Logits, Places};
+    /// let slopes = Alibi::new(1).slopes()?;
+    /// let mut logits = [1.0f32; 3];
+    /// Bias::Slopes(&slopes).add(&mut logits, &Logits::bhqk(1, 1, 1, 3), &Places::from(2, 0))?;
+    /// assert_eq!(logits, [1.0 - 2.0 / 256.0, 1.0 - 1.0 / 256.0, 1.0]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub fn add<T: Scalar>(&self, logits: &mut [T], shape: &Logits, positions: &super::Places<&[i32]>) -> Result<()> {
         self.check_call("logits", logits.len(), shape, positions)?;
         cpu::put(*self, logits, true, shape, positions);
@@ -475,6 +485,17 @@ impl<T: Scalar> BiasPlan<T> {
     ///
     /// # Errors
     /// If the plan was not made by [`BiasPlan::t5`], or the table is of another length.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::{BiasPlan, Gpu, T5Bias};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let mut plan = BiasPlan::<half::bf16>::t5(&gpu, T5Bias::new(32, 128, true), 8)?;
+    /// let table = gpu.stream().alloc_zeros(32 * 8)?;
+    /// plan.set_table(&table)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_table(&mut self, table: Read<'_, f32>) -> Result<()> {
         let Form::Row { row, count, t5: Some(t5), .. } = &mut self.form else {
             return Err(Error::Value("the plan of this bias has no T5 table".into()));
@@ -519,6 +540,18 @@ impl<T: Scalar> BiasPlan<T> {
     /// If a buffer is too short or belongs to another context, elements of `out` overlap, or the bias has other heads or
     /// sequences. Nothing is written then. Lengths and positions on the device are not looked at: a length outside the
     /// tensor counts as the tensor's.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::{Alibi, Bias, BiasPlan, Gpu, Logits, Places};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let slopes = Alibi::new(32).slopes()?;
+    /// let plan = BiasPlan::<half::bf16>::new(&gpu, Bias::Slopes(&slopes))?;
+    /// let mut bias = gpu.stream().alloc_zeros(32 * 7 * 7)?;
+    /// plan.write(&mut bias, &Logits::bhqk(1, 32, 7, 7), &Places::last())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn write(&self, out: Write<'_, T>, shape: &Logits, places: &Places<Read<'_, i32>>) -> Result<()> {
         self.run("out", false, out, shape, places, None)
     }
@@ -546,7 +579,7 @@ impl<T: Scalar> BiasPlan<T> {
         gates: Option<Read<'_, f32>>,
     ) -> Result<()> {
         shape.check_written(name, x.len())?;
-        let held = self.hold(shape, places, gates, ALL)?;
+        let held = self.hold(&self.gpu, shape, places, gates, ALL)?;
         if shape.is_empty() {
             return Ok(());
         }
@@ -557,9 +590,11 @@ impl<T: Scalar> BiasPlan<T> {
         self.gpu.launch(&self.apply, &launch)
     }
 
-    /// Checks a call and gives the kernel's view of bias and positions.
+    /// Checks a call of a kernel on `gpu`, which may be another stream than the plan's own, and gives the kernel's view of
+    /// bias and positions.
     pub(crate) fn hold<'a>(
         &'a self,
+        gpu: &'a Gpu,
         shape: &Logits,
         places: &Places<Read<'a, i32>>,
         gates: Option<Read<'a, f32>>,
@@ -570,7 +605,9 @@ impl<T: Scalar> BiasPlan<T> {
         if heads != shape.heads {
             return Err(Error::Value(format!("the bias has {heads} heads, the logits have {}", shape.heads)));
         }
-        let gpu = &self.gpu;
+        if !self.gpu.shares_context(gpu) {
+            return Err(Error::Context("the bias"));
+        }
         let ids = |name, buffer: Option<Read<'a, i32>>, need: usize| {
             buffer.map(|buffer| gpu.read(name, buffer, need)).transpose()
         };

@@ -678,6 +678,18 @@ impl<T: Scalar> GridPlan<T> {
     ///
     /// # Source
     /// MAE (arXiv 2111.06377), `get_2d_sincos_pos_embed`.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::Gpu;
+    /// use posenc::embed::{Grid, GridPlan, GridSize, Tokens};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = GridPlan::<f32>::new(&gpu, &Grid::columns_first(768))?;
+    /// let mut x = gpu.stream().alloc_zeros(8 * 196 * 768)?;
+    /// plan.add(&mut x, Tokens::new(8, 196, 768), GridSize::image(14, 14), 1.0)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn add(&self, x: Write<'_, T>, tokens: Tokens, size: GridSize, scale: f64) -> Result<()> {
         super::sinusoid::check_scale(scale)?;
         self.run("x", x, tokens, size, Some(scale as f32))
@@ -703,6 +715,19 @@ impl<T: Scalar> GridPlan<T> {
     ///
     /// # Source
     /// DETR (arXiv 2005.12872), `PositionEmbeddingSine`.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::Gpu;
+    /// use posenc::embed::{Counted, Grid, GridPlan, GridSize};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = GridPlan::<f32>::new(&gpu, &Grid::detr(256, 10_000.0))?;
+    /// let mask = gpu.stream().clone_htod(&[1u8; 2 * 25 * 34])?;
+    /// let mut out = gpu.stream().alloc_zeros(2 * 25 * 34 * 256)?;
+    /// plan.write_masked(&mut out, &mask, 2, GridSize::image(25, 34), Counted::default())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn write_masked(
         &self,
         out: Write<'_, T>,

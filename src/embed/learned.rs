@@ -397,11 +397,23 @@ impl Learned {
     ///
     /// | argument | shape | meaning |
     /// |---|---|---|
+    /// | `(batch, tokens)` | | sizes |
     /// | `x` | `[batch, tokens, dim]` | what `gather` read in place of token rows; empty with a token table |
     /// | `grad` | `[batch, tokens, dim]` | gradient of the result |
+    /// | `tables`, `lookup` | | as in `gather` |
     ///
     /// # Errors
     /// As [`Learned::gather`].
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::embed::{Learned, Lookup, Tables};
+    /// let tables = Tables { token: &[1.0f32, 2.0, 3.0], position: &[10.0, 20.0], ..Tables::default() };
+    /// let lookup = Lookup { ids: &[2, 2], ..Lookup::default() };
+    /// let got = Learned::new(1).grad((1, 2), &[], &[0.5, 0.25], &tables, &lookup)?;
+    /// assert_eq!((got.token, got.position), (vec![0.0, 0.0, 0.75], vec![0.5, 0.25]));
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub fn grad<T: Scalar>(
         &self,
         (batch, tokens): (usize, usize),
@@ -1006,6 +1018,21 @@ impl<T: Scalar> LearnedPlan<T> {
     ///
     /// # Errors
     /// If something that is needed is missing, or a buffer is too short or lies in another context. Nothing is written then.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::embed::{Inputs, Learned, LearnedPlan, Rows};
+    /// use posenc::{Gpu, Id};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// // RoBERTa's positions with padding id 1.
+    /// let rows = Rows::Kept { padding: Some(1), first: 2, padded: 1 };
+    /// let plan = LearnedPlan::<f32>::new(&gpu, &Learned { rows, ..Learned::new(768) })?;
+    /// let ids = gpu.stream().clone_htod(&[5i64, 6, 1, 7, 1])?;
+    /// let mut rows = gpu.stream().alloc_zeros(5)?;
+    /// plan.rows(&mut rows, 1, 5, &Inputs { ids: Some(i64::ids(&ids)), ..Inputs::default() })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn rows(&self, rows: Write<'_, i64>, batch: usize, tokens: usize, inputs: &Inputs<'_>) -> Result<()> {
         let shape = Tokens::new(batch, tokens, self.spec.dim);
         let need = product("batch x tokens", &[batch, tokens])?;

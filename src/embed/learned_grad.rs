@@ -229,6 +229,35 @@ impl<T: Scalar> GradPlan<T> {
     ///
     /// # Source
     /// Layer norm, arXiv 1607.06450; RMS norm, arXiv 1910.07467.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::embed::{GradPlan, Inputs, Learned, Norm, NormGrad, Tokens, Weights};
+    /// use posenc::{Gpu, Id};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let stream = gpu.stream();
+    /// let spec = Learned { norm: Some(Norm::Layer { eps: 1e-12 }), ..Learned::new(768) };
+    /// let (plan, tokens) = (GradPlan::<f32>::new(&gpu, &spec)?, Tokens::new(8, 512, 768));
+    /// let (token, position) = (stream.alloc_zeros(30522 * 768)?, stream.alloc_zeros(512 * 768)?);
+    /// let weights = Weights { token: Some(&token), position: Some(&position), ..Weights::default() };
+    /// let ids = stream.alloc_zeros::<i32>(8 * 512)?;
+    /// let inputs = Inputs { ids: Some(i32::ids(&ids)), ..Inputs::default() };
+    ///
+    /// let (grad, mut sum) = (stream.alloc_zeros(8 * 512 * 768)?, stream.alloc_zeros(8 * 512 * 768)?);
+    /// let (mut gain, mut bias) = (stream.alloc_zeros(768)?, stream.alloc_zeros(768)?);
+    /// let mut partials = stream.alloc_zeros(plan.partials(&tokens))?;
+    /// let out = NormGrad {
+    ///     sum: &mut sum,
+    ///     gain: Some(&mut gain),
+    ///     bias: Some(&mut bias),
+    ///     accumulate: false,
+    ///     partials: &mut partials,
+    ///     fault: None,
+    /// };
+    /// plan.norm(out, &grad, None, tokens, &weights, &inputs)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn norm(
         &self,
         out: NormGrad<'_, T>,
@@ -331,6 +360,9 @@ impl<T: Scalar> GradPlan<T> {
     /// # Errors
     /// If a shape is refused, rows lie outside the table, or a buffer is too short or lies in another context. Nothing is
     /// written then.
+    ///
+    /// # Example
+    /// [`GradPlan`] has it.
     pub fn counted(
         &self,
         table: Write<'_, T>,
@@ -380,6 +412,9 @@ impl<T: Scalar> GradPlan<T> {
     ///
     /// # Errors
     /// If a buffer is missing, too short, lies in another context or shares memory with another. Nothing is written then.
+    ///
+    /// # Example
+    /// [`GradPlan`] has it.
     pub fn order(
         &self,
         order: Write<'_, u32>,
@@ -457,6 +492,9 @@ impl<T: Scalar> GradPlan<T> {
     ///
     /// # Errors
     /// If a shape is refused, or a buffer is too short or lies in another context. Nothing is written then.
+    ///
+    /// # Example
+    /// [`GradPlan`] has it.
     #[expect(clippy::too_many_arguments, reason = "every buffer of the call, by name")]
     pub fn table(
         &self,

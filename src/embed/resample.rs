@@ -362,6 +362,18 @@ impl Resample {
     ///
     /// # Errors
     /// As [`Resample::write`].
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::embed::{Filter, GridSize, Resample};
+    /// let (from, to) = (GridSize::image(1, 2), GridSize::image(1, 4));
+    /// let resample = Resample { filter: Filter::Bilinear, ..Resample::new(from, to) };
+    /// // The second of four lies at a quarter of the way from the first of two to the second.
+    /// let mut table = [0.0f32; 2];
+    /// resample.write_grad(&mut table, &[0.0, 1.0, 0.0, 0.0], 1)?;
+    /// assert_eq!(table, [0.75, 0.25]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub fn write_grad<T: Scalar>(&self, table: &mut [T], grad: &[T], dim: usize) -> Result<()> {
         self.apply(table, grad, dim, true)
     }
@@ -508,6 +520,20 @@ impl<T: Scalar> ResamplePlan<T> {
     ///
     /// # Errors
     /// As [`ResamplePlan::write`].
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::Gpu;
+    /// use posenc::embed::{GridSize, Resample, ResamplePlan};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let spec = Resample::new(GridSize::image(14, 14), GridSize::image(24, 24));
+    /// let plan = ResamplePlan::<f32>::new(&gpu, &spec)?;
+    /// let grad = gpu.stream().alloc_zeros(576 * 768)?;
+    /// let mut table = gpu.stream().alloc_zeros(196 * 768)?;
+    /// plan.grad(&mut table, &grad, 768, false)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn grad(&self, table: Write<'_, T>, grad: Read<'_, T>, dim: usize, accumulate: bool) -> Result<()> {
         self.run(("table", table), ("grad", grad), dim, true, accumulate)
     }

@@ -387,6 +387,29 @@ impl Sinusoid {
     /// assert_eq!(x, [1.0, -1.0]);
     /// # Ok::<(), posenc::Error>(())
     /// ```
+    ///
+    /// # Speed
+    /// Positions that come again and again are added faster from a table, which [`Sinusoid::write`] makes once and
+    /// [`Learned::gather`](crate::embed::Learned::gather) adds: 57 us instead of 135 for 512 x 768 in f32, in one thread of the
+    /// AMD EPYC of `docs/notes.md`. The table's numbers are rounded to `T` first, so that half an ulp of the sinusoid comes to
+    /// the error: 2^-25 at most in f32, 2^-12 in f16, 2^-9 in bf16.
+    ///
+    /// ```
+    /// use posenc::embed::{Learned, Lookup, Sinusoid, Tables, Tokens};
+    /// let sinusoid = Sinusoid::new(2);
+    /// let mut table = [0.0f32; 1024 * 2];
+    /// sinusoid.write(&mut table, &(0..1024).collect::<Vec<_>>())?;
+    ///
+    /// let (tokens, positions) = (Tokens::new(1, 2, 2), [3, 1000]);
+    /// let (mut x, mut y) = ([0.5f32; 4], [0.5f32; 4]);
+    /// let tables = Tables { position: &table, ..Tables::default() };
+    /// let lookup = Lookup { positions: &positions, ..Lookup::default() };
+    /// Learned { scale: 2.0, ..Learned::new(2) }.gather(&mut x, &tokens, &tables, &lookup)?;
+    /// assert_eq!(x[2], (1.0 + f64::from(1000f64.sin() as f32)) as f32);
+    /// sinusoid.add(&mut y, &tokens, &positions, 2.0)?;
+    /// assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() <= 2f32.powi(-23)));
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub fn add<T: Scalar>(&self, x: &mut [T], tokens: &Tokens, positions: &[i64], scale: f64) -> Result<()> {
         self.check()?;
         tokens.check_written("x", self.dim, x.len())?;

@@ -63,6 +63,15 @@ impl Sinusoid {
     /// # Source
     /// "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), appendix B; diffusers 0.42.1,
     /// `get_timestep_embedding`.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::embed::Sinusoid;
+    /// let mut t = [0.0f32; 4];
+    /// Sinusoid::timestep(4).write_times(&mut t, &[0.5f32])?;
+    /// assert_eq!(t, [0.5f64.cos() as f32, 0.005f64.cos() as f32, 0.5f64.sin() as f32, 0.005f64.sin() as f32]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
     pub const fn timestep(dim: usize) -> Self {
         Self { pairing: Pairing::Half, first: Wave::Cosine, odd: Odd::Zero, ..Self::new(dim) }
     }

@@ -54,6 +54,11 @@ impl Gpu {
         }
         Ok(())
     }
+
+    /// Whether memory of one is memory of the other.
+    pub(crate) fn shares_context(&self, other: &Self) -> bool {
+        self.stream().context().cu_ctx() == other.stream().context().cu_ctx()
+    }
 }
 
 impl Held<'_, Out> {

@@ -39,6 +39,32 @@ impl Gpu {
     /// let gpu = posenc::Gpu::new(&stream)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    ///
+    /// A call of a plan in a CUDA graph: the stream is not the default one, which captures nothing, and cudarc's events
+    /// are off, since one that was recorded before a capture cannot be waited for inside it.
+    ///
+    /// ```no_run
+    /// use cudarc::driver::CudaContext;
+    /// use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+    /// use posenc::embed::{Sinusoid, SinusoidPlan, Tokens};
+    /// use posenc::{Gpu, Positions};
+    ///
+    /// let context = CudaContext::new(0)?;
+    /// // SAFETY: every buffer of this program is used on one stream alone.
+    /// unsafe { context.disable_event_tracking() };
+    /// let stream = context.new_stream()?;
+    /// let gpu = Gpu::new(&stream)?;
+    /// let plan = SinusoidPlan::<f32>::new(&gpu, &Sinusoid::new(512))?;
+    /// let mut x = stream.alloc_zeros(8 * 100 * 512)?;
+    ///
+    /// stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+    /// plan.add(&mut x, Tokens::new(8, 100, 512), Positions::counted(), 1.0)?;
+    /// let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    /// let graph = stream.end_capture(flags)?.ok_or("an empty graph")?;
+    /// // Plan and buffers outlive the graph, which holds their addresses.
+    /// graph.launch()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         if modules::images().is_empty() {
             return Err(Error::NoKernels);

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use crate::cpu::vector::{sin_cos_of_phase, waves, wide};
 use crate::cpu::{Kept, Lines, Part};
+use crate::positions::check_positions;
 use crate::rotate::{Angles, Direction, Pairing, Rope};
-use crate::{Error, Heads, Result, Scalar};
+use crate::{Heads, Result, Scalar};
 
 /// Elements below which a thread is not worth its start, about 20 microseconds of work.
 const GRAIN: usize = 1 << 16;
@@ -23,7 +24,7 @@ impl Rope {
     /// |---|---|---|
     /// | `x` | `heads` | queries or keys; channels outside the rotary part stay as they are |
     /// | `heads` | | sizes and strides of `x`, in elements |
-    /// | `positions` | `[axes, batch, tokens]` | any integers; negative ones rotate backwards |
+    /// | `positions` | `[axes, batch, tokens]` | any integers; negative ones rotate backwards. A text's are the same for every axis |
     ///
     /// Large tensors are shared out among rayon's threads. The result does not depend on their number.
     ///
@@ -49,10 +50,7 @@ impl Rope {
         self.check_head(heads.dim)?;
         heads.check_written("x", x.len())?;
         let row = heads.batch * heads.tokens;
-        let need = row * self.axes.count();
-        if positions.len() < need {
-            return Err(Error::Length { name: "positions", got: positions.len(), need });
-        }
+        check_positions(positions.len(), self.axes.count(), row, row)?;
         if heads.is_empty() {
             return Ok(());
         }

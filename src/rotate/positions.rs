@@ -77,6 +77,12 @@ pub fn zigzag_packed(indptr: &[usize], ranks: usize, rank: usize) -> Result<Vec<
 ///
 /// # Source
 /// Brandon et al. 2023 (arXiv 2311.09431), section 3.
+///
+/// # Example
+/// ```
+/// assert_eq!(posenc::rotate::positions::striped(6, 2, 1)?, [1, 3, 5]);
+/// # Ok::<(), posenc::Error>(())
+/// ```
 pub fn striped(tokens: usize, ranks: usize, rank: usize) -> Result<Vec<i64>> {
     check_rank(ranks, rank)?;
     if !tokens.is_multiple_of(ranks) {

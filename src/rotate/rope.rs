@@ -14,7 +14,7 @@ use crate::accuracy::{Expected, rounded};
 use crate::double::Double;
 use crate::gpu::args::{In, Out, RopeArgs};
 use crate::gpu::{Function, Gpu, Held, Launch, Read, Write};
-use crate::positions::{Positions, Resolved};
+use crate::positions::{Positions, Resolved, check_positions};
 use crate::rotate::{Axes, Scaling};
 use crate::{Error, Heads, Result, Scalar};
 
@@ -363,10 +363,7 @@ impl Rope {
         self.check_head(heads.dim)?;
         heads.check_written("x", x.len())?;
         let row = heads.batch * heads.tokens;
-        let need = row * self.axes.count();
-        if positions.len() < need {
-            return Err(Error::Length { name: "positions", got: positions.len(), need });
-        }
+        check_positions(positions.len(), self.axes.count(), row, row)?;
         let pairs: Vec<_> = (0..self.pairs())
             .map(|pair| {
                 let (a, b) = self.channels(self.pairing, pair);
@@ -641,8 +638,8 @@ impl<T> Source<'_, T> {
 /// [`Rope`] on a [`Gpu`], for one element type: its rates are uploaded, its kernels loaded.
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; token counts may change from call
-/// to call. It can be captured in a CUDA graph (with cudarc's event tracking disabled, as cudarc's own graphs need), which
-/// reads the plan's tables: the plan must outlive it.
+/// to call. It can be captured in a CUDA graph ([`Gpu::new`] shows how), which reads the plan's tables: the plan must outlive
+/// it.
 pub struct RopePlan<T> {
     gpu: Gpu,
     rope: Rope,
@@ -885,6 +882,24 @@ impl<T: Scalar> RopePlan<T> {
     ///
     /// # Errors
     /// As [`RopePlan::rotate`], and if the table is empty, shorter than its rows, or its rows overlap.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::rotate::{Beyond, Operand, Table, TableValues};
+    /// use posenc::{Direction, Gpu, Heads, Positions, Rope, RopePlan};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = RopePlan::<half::bf16>::new(&gpu, &Rope::new(128, 10_000.0))?;
+    /// let stream = gpu.stream();
+    /// // vLLM's cache: a row has 64 cosines, then 64 sines.
+    /// let cache = stream.alloc_zeros(4096 * 128)?;
+    /// let values = TableValues::F32 { cos: &cache, sin: None };
+    /// let table = Table { values, rows: 4096, stride: 128, beyond: Beyond::Clamp };
+    /// let mut q = stream.alloc_zeros(7 * 32 * 128)?;
+    /// let q = Operand::in_place(&mut q, Heads::thd(7, 32, 128));
+    /// plan.rotate_by_table(table, q, None, Positions::counted(), Direction::Forward)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn rotate_by_table(
         &self,
         table: Table<'_, T>,
@@ -961,6 +976,19 @@ impl<T: Scalar> RopePlan<T> {
     ///
     /// # Errors
     /// As [`RopePlan::rotate`], and if `q` and `k` cannot be shown to lie apart.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::{Direction, Gpu, Heads, Positions, Rope, RopePlan};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = RopePlan::<half::bf16>::new(&gpu, &Rope::new(128, 10_000.0))?;
+    /// // 7 tokens of 32 queries, 8 keys and 8 values.
+    /// let (row, mut qkv) = (48 * 128, gpu.stream().alloc_zeros(7 * 48 * 128)?);
+    /// let (q, k) = (Heads::thd(7, 32, 128).row(row), Heads::thd(7, 8, 128).row(row).at(32 * 128));
+    /// plan.rotate_packed(&mut qkv, q, k, Positions::counted(), Direction::Forward)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn rotate_packed(
         &self,
         x: Write<'_, T>,

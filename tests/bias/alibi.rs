@@ -180,6 +180,13 @@ fn slopes_of_every_head_count_are_distinct_and_interleave() {
 }
 
 #[test]
+fn the_papers_text_alone_is_off_by_45_at_12_heads() {
+    let off = (0..12).map(|head| (Alibi::new(12).slope(head) * (8.0 * (head as f64 + 1.0) / 12.0).exp2()).log2().abs());
+    // Head 8: 2^-0.5, and 2^-6 by the text.
+    assert_eq!(off.fold(0.0, f64::max), 5.5);
+}
+
+#[test]
 fn shards_together_are_the_whole() {
     for heads in HEADS {
         for sides in [Sides::Symmetric, Sides::Signed, Sides::Halves] {

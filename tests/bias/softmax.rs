@@ -737,4 +737,39 @@ fn what_breaks_a_call_on_the_device_is_refused() {
     let error =
         capped.grad((&p, shape), LogitsOperand::InPlace(&mut x, shape), &plain(), GradOutputs::default()).unwrap_err();
     assert_eq!(error.to_string(), "the gradient of a softcap needs the logits before the softmax");
+
+    if let Ok(elsewhere) = Gpu::open(1) {
+        // Its bias has numbers in the other device's memory, or none at all.
+        let slopes = Alibi::new(2).slopes().unwrap();
+        for bias in [Bias::Slopes(&slopes), Bias::None] {
+            let bias = BiasPlan::<f32>::new(&elsewhere, bias).unwrap();
+            let inputs = SoftmaxInputs::new(&bias, Places::last());
+            for error in [
+                plan.apply(LogitsOperand::InPlace(&mut x, shape), &inputs, None).unwrap_err(),
+                plan.grad((&p, shape), LogitsOperand::InPlace(&mut x, shape), &inputs, GradOutputs::default())
+                    .unwrap_err(),
+            ] {
+                let wanted = "the bias lies in another CUDA context than the one this plan was made for";
+                assert_eq!(error.to_string(), wanted);
+            }
+        }
+    }
+}
+
+/// Streams of one context may share a bias: its numbers are ordered before the stream that reads them.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_bias_of_another_stream_serves() {
+    let context = cudarc::driver::CudaContext::new(0).unwrap();
+    let [first, second] = [0, 1].map(|_| Gpu::new(&context.new_stream().unwrap()).unwrap());
+    let slopes = Alibi::new(2).slopes().unwrap();
+    let bias = BiasPlan::<f32>::new(&first, Bias::Slopes(&slopes)).unwrap();
+    let plan = SoftmaxPlan::<f32>::new(&second, &Softmax::new(1.0)).unwrap();
+    let shape = Logits::bhqk(1, 2, 2, 4);
+    let mut x = second.stream().clone_htod(&[1.0f32; 16]).unwrap();
+    plan.apply(LogitsOperand::InPlace(&mut x, shape), &SoftmaxInputs::new(&bias, Places::last()), None).unwrap();
+    let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::at(Places::last()) };
+    let want = Softmax::new(1.0).expect(&[1.0f32; 16], &shape, &inputs).unwrap();
+    let worst = compare(&second.stream().clone_dtoh(&x).unwrap(), &want.want, |i| want.bound[i]);
+    assert!(worst.share <= 1.0, "{worst:?}");
 }

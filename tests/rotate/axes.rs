@@ -439,7 +439,7 @@ fn too_few_rows_of_positions_are_refused_on_the_device() {
         (stream.clone_htod(&[0i64; 5]).expect("a copy"), stream.clone_htod(&[0i32, 5]).expect("a copy"));
     let x = Data::new(36).values::<f32>(40);
     for (positions, message) in [
-        (Positions::ids(&row), "positions holds 5 elements, the shape needs 15"),
+        (Positions::ids(&row), "positions holds 5 elements, 3 axes of 5 positions need 15"),
         (Positions::ids(&row).axis_stride(4), "positions have an axis stride of 4, a row of one axis holds 5"),
         (Positions::packed(&indptr, 1), "the spec has 3 axes, positions without ids have one"),
     ] {
@@ -496,6 +496,6 @@ fn one_row_of_positions_for_three_axes_is_refused() {
     let rope = Rope { axes: Axes::Sections(vec![2, 1, 1]), ..Rope::new(8, 1e4) };
     let mut x = data(40);
     let error = rope.rotate(&mut x, &Heads::thd(5, 1, 8), &[0, 1, 2, 3, 4], Direction::Forward).unwrap_err();
-    assert_eq!(error.to_string(), "positions holds 5 elements, the shape needs 15");
+    assert_eq!(error.to_string(), "positions holds 5 elements, 3 axes of 5 positions need 15");
     assert_eq!(x, data(40));
 }

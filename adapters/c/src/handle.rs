@@ -185,12 +185,20 @@ pub(crate) unsafe fn slice<'a, T>(name: &str, pointer: *const T, count: usize) -
 }
 
 pub(crate) fn unknown(name: &str, value: u32) -> Failure {
-    Failure::argument(format!("{name} is {value}, which is no constant of the header"))
+    Failure::argument(format!("{name} is {value}, the header has no such constant for it"))
 }
 
 pub(crate) fn size(name: &str, value: u64) -> Result<usize, Failure> {
     usize::try_from(value)
         .map_err(|_| Failure::argument(format!("{name} is {value}, this machine counts to {}", usize::MAX)))
+}
+
+/// A factor. A struct that was filled with zeros has it at 0, where it was forgotten, not meant.
+pub(crate) fn factor<F: Default + PartialEq>(name: &str, value: F) -> Result<F, Failure> {
+    if value == F::default() {
+        return Err(Failure::argument(format!("{name} is 0, it must be set: 1 changes nothing")));
+    }
+    Ok(value)
 }
 
 /// A field that is 0 or 1.

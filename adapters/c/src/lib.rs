@@ -16,8 +16,8 @@ use cudarc::driver::sys;
 use posenc::Gpu;
 
 pub(crate) use handle::{
-    OfElement, Versioned, borrow, borrow_mut, call, free, give, make, make_plan, place, plans, size, slice, switch,
-    unknown, versioned, with_plan,
+    OfElement, Versioned, borrow, borrow_mut, call, factor, free, give, make, make_plan, place, plans, size, slice,
+    switch, unknown, versioned, with_plan,
 };
 pub use memory::*;
 pub use status::*;

@@ -317,6 +317,9 @@ static void softmaxes(void) {
     PosencSoftmax *half = NULL, *none = NULL;
     OK(posenc_softmax_new(gpu, &spec, POSENC_F16, &half));
     REFUSED(posenc_softmax_apply(half, &call), POSENC_ARGUMENT, "the bias is for f32, the logits are f16");
+    spec.scale = 0.0f;
+    REFUSED(posenc_softmax_new(gpu, &spec, POSENC_F32, &none), POSENC_ARGUMENT, "scale is 0");
+    spec.scale = 0.5f;
     spec.order = 7;
     REFUSED(posenc_softmax_new(gpu, &spec, POSENC_F32, &none), POSENC_ARGUMENT, "order is 7");
     spec = causal();

@@ -47,6 +47,9 @@ static void sinusoids(void) {
     download(got, y, sizeof got);
     for (int i = 0; i < N; ++i) CHECK(near(got[i], wave(i / DIM % TOKENS, i % DIM, DIM), 2e-7));
 
+    call.scale = 0.0;
+    REFUSED(posenc_sinusoid_add(plan, &call), POSENC_ARGUMENT, "scale is 0, it must be set: 1 changes nothing");
+    call.scale = 0.5;
     call.x.len = 7;
     REFUSED(posenc_sinusoid_write(plan, &call), POSENC_VALUE, "holds 7 elements");
     call.x = y;
@@ -54,6 +57,7 @@ static void sinusoids(void) {
     REFUSED(posenc_sinusoid_add(plan, &call), POSENC_VALUE, "11");
     REFUSED(posenc_sinusoid_add(NULL, &call), POSENC_ARGUMENT, "sinusoid is null");
     PosencSinusoid *none = NULL;
+    REFUSED(posenc_sinusoid_new(gpu, &spec, POSENC_F64, &none), POSENC_ARGUMENT, "element is 3, the header has no such");
     spec.odd = 9;
     REFUSED(posenc_sinusoid_new(gpu, &spec, POSENC_F32, &none), POSENC_ARGUMENT, "odd is 9");
     spec.odd = POSENC_ODD_REFUSE;

@@ -40,7 +40,6 @@ int main(void) {
     spec.rotary = ROTARY;
     spec.base = 10000.0;
     spec.attention_factor = 1.0;
-    spec.pairing_out = POSENC_SAME;
     PosencRope *rope = NULL;
     OK(posenc_rope_new(gpu, &spec, POSENC_F32, &rope));
 
@@ -74,6 +73,24 @@ int main(void) {
     CHECK(worst(q, got, Q_HEADS, positions, 10000.0) < 2e-6);
     download(got, q_x, sizeof q);
     CHECK(memcmp(got, q, sizeof q) == 0);
+
+    /* Read in halves, written side by side; never in place. */
+    PosencRope *moved = NULL;
+    spec.pairing_out = POSENC_OTHER;
+    OK(posenc_rope_new(gpu, &spec, POSENC_F32, &moved));
+    OK(posenc_rope_rotate(moved, &copy));
+    download(got, q_y, sizeof q);
+    float halves[Q];
+    memcpy(halves, got, sizeof q);
+    for (int at = 0; at < Q; at += DIM) {
+        for (int i = 0; i < ROTARY; ++i) halves[at + i / 2 + i % 2 * (ROTARY / 2)] = got[at + i];
+    }
+    CHECK(worst(q, halves, Q_HEADS, positions, 10000.0) < 2e-6);
+    REFUSED(posenc_rope_rotate(moved, &call), POSENC_VALUE, "the rotation cannot be in place");
+    OK(posenc_rope_free(moved));
+    spec.pairing_out = 7;
+    REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &moved), POSENC_ARGUMENT, "pairing_out is 7");
+    spec.pairing_out = POSENC_SAME;
 
     /* Packed: the queries of the first head and keys of the second, in one buffer. */
     PosencRopeCall packed = call;

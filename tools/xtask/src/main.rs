@@ -80,8 +80,13 @@ enum Task {
 
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the workspace has no root")?;
+    let mut task = Cli::parse().task;
+    // A path is relative to where the user stands.
+    if let Task::Demo { config: Some(path), .. } | Task::Plot { record: Some(path) } = &mut task {
+        *path = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
+    }
     std::env::set_current_dir(root)?;
-    match Cli::parse().task {
+    match task {
         Task::Demo { config, tokens } => demo(config, tokens),
         Task::Test { emulator, filter } => test(emulator, filter.as_deref()),
         Task::Bench { record, emulator, room, filter } => {
@@ -122,7 +127,6 @@ fn run(command: &mut Command) -> Result<()> {
 }
 
 fn demo(config: Option<PathBuf>, tokens: usize) -> Result<()> {
-    let config = config.map(|path| path.canonicalize().with_context(|| path.display().to_string())).transpose()?;
     let tools = cuda::Tools::fetch_or_explain();
     let mut command = cargo(&tools);
     // Not quiet: the first build takes minutes, and cargo shows how far it is.

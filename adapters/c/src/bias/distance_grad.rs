@@ -5,8 +5,8 @@ use posenc::{DistanceGradPlan, FireGradPlan, Gpu};
 use crate::bias::{PosencFireSpec, PosencKerpleSpec, PosencLogits, PosencPlaces, PosencRowSpec, PosencT5Spec};
 use crate::memory::read;
 use crate::{
-    Failure, PosencBuffer, PosencGpu, PosencStatus, Versioned, borrow, call, free, give, make, make_plan, plans, size,
-    with_plan,
+    Failure, PosencBuffer, PosencGpu, PosencStatus, Versioned, borrow, call, factor, free, give, make, make_plan,
+    plans, size, with_plan,
 };
 
 /// The heads whose slopes have a gradient.
@@ -59,9 +59,10 @@ macro_rules! apply_grad {
             let (gpu, shape) = (&grad.gpu, call.shape.shape()?);
             let places = call.places.get(gpu)?;
             let (gates, mut out) = (call.gates.optional(gpu, "gates")?, call.out.get(gpu, "out")?);
+            let factor = factor("factor", call.factor)?;
             Ok(with_plan!(&grad.plan, plan => {
                 let grad = call.grad.get(gpu, "grad")?;
-                plan.apply((&grad, shape), &places.places()?, read(&gates), call.factor, &mut out)
+                plan.apply((&grad, shape), &places.places()?, read(&gates), factor, &mut out)
             })?)
         })
     };

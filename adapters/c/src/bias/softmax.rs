@@ -5,8 +5,8 @@ use posenc::{Bias, BiasPlan, Gpu, GradOutputs, LogitsOperand, Order, Scalar, Sof
 use crate::bias::{PosencBias, PosencLogits, PosencPlaces};
 use crate::memory::{read, write};
 use crate::{
-    Failure, PosencBuffer, PosencGpu, PosencStatus, Versioned, call, free, make, make_plan, plans, switch, unknown,
-    with_plan,
+    Failure, PosencBuffer, PosencGpu, PosencStatus, Versioned, call, factor, free, make, make_plan, plans, switch,
+    unknown, with_plan,
 };
 
 /// Orders of scale, softcap and bias: `softcap(scale * s) + bias`.
@@ -178,7 +178,7 @@ pub unsafe extern "C" fn posenc_softmax_new(
                 },
                 left: switch("has_left", spec.has_left)?.then_some(spec.left),
                 right: switch("has_right", spec.has_right)?.then_some(spec.right),
-                ..Softmax::new(spec.scale)
+                ..Softmax::new(factor("scale", spec.scale)?)
             };
             Ok(PosencSoftmax {
                 plan: make_plan!(element, T => SoftmaxPlan::<T>::new(gpu, &softmax)?),

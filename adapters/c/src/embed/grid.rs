@@ -5,8 +5,8 @@ use posenc::embed::{Along, Axis, Blocks, Counted, Grid, GridPlan, GridSize};
 
 use crate::embed::{PosencSinusoidSpec, PosencTokens};
 use crate::{
-    Failure, PosencBuffer, PosencGpu, PosencStatus, Versioned, call, free, make, make_plan, plans, size, slice, switch,
-    unknown, versioned, with_plan,
+    Failure, PosencBuffer, PosencGpu, PosencStatus, Versioned, call, factor, free, make, make_plan, plans, size, slice,
+    switch, unknown, versioned, with_plan,
 };
 
 /// Directions of a grid: time, of videos.
@@ -192,8 +192,8 @@ pub unsafe extern "C" fn posenc_grid_add(grid: *const PosencGrid, call: *const P
     // SAFETY: as the caller promises.
     unsafe {
         self::call("grid", grid, call, |grid, call| {
-            let (tokens, size) = (call.tokens.shape()?, call.grid_size()?);
-            Ok(with_plan!(&grid.plan, plan => plan.add(&mut call.x.get(&grid.gpu, "x")?, tokens, size, call.scale))?)
+            let (tokens, size, scale) = (call.tokens.shape()?, call.grid_size()?, factor("scale", call.scale)?);
+            Ok(with_plan!(&grid.plan, plan => plan.add(&mut call.x.get(&grid.gpu, "x")?, tokens, size, scale))?)
         })
     }
 }
@@ -212,7 +212,8 @@ pub unsafe extern "C" fn posenc_grid_write_masked(
         self::call("grid", grid, call, |grid, call| {
             let image = GridSize::image(size("rows", call.rows)?, size("columns", call.columns)?);
             let normalize = switch("normalize", call.normalize)?;
-            let counted = Counted { normalize, scale: call.scale, centre: call.centre };
+            let scale = if normalize { factor("scale", call.scale)? } else { call.scale };
+            let counted = Counted { normalize, scale, centre: call.centre };
             let (mask, batch) = (call.mask.get::<u8>(&grid.gpu, "mask")?, size("batch", call.batch)?);
             Ok(with_plan!(&grid.plan, plan => {
                 plan.write_masked(&mut call.out.get(&grid.gpu, "out")?, &mask, batch, image, counted)

@@ -8,8 +8,8 @@ use posenc::{Gpu, Scalar};
 use crate::embed::PosencTokens;
 use crate::memory::{Foreign, ForeignIds, ForeignPositions, read};
 use crate::{
-    Failure, PosencBuffer, PosencGpu, PosencIds, PosencPositions, PosencStatus, Versioned, borrow_mut, call, free,
-    guarded, make, make_plan, place, plans, size, unknown, with_plan,
+    Failure, PosencBuffer, PosencGpu, PosencIds, PosencPositions, PosencStatus, Versioned, borrow_mut, call, factor,
+    free, guarded, make, make_plan, place, plans, size, unknown, with_plan,
 };
 
 /// Rows of the position table: `position + first`.
@@ -59,7 +59,7 @@ impl PosencLearnedSpec {
     pub(crate) fn learned(&self) -> Result<Learned, Failure> {
         let Self { first, padded, padding, eps, .. } = *self;
         Ok(Learned {
-            scale: self.scale,
+            scale: factor("scale", self.scale)?,
             rows: match self.rows {
                 POSENC_ROWS_OFFSET => Rows::Offset(first),
                 POSENC_ROWS_KEPT_BY_ID => Rows::Kept { padding: Some(padding), first, padded },

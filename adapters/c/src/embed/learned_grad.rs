@@ -7,8 +7,8 @@ use crate::embed::learned::{ForeignTables, fault};
 use crate::embed::{PosencFault, PosencInputs, PosencLearnedSpec, PosencTokens, PosencWeights};
 use crate::memory::{read, write};
 use crate::{
-    Failure, PosencBuffer, PosencGpu, PosencIds, PosencStatus, Versioned, borrow, call, free, give, make, make_plan,
-    plans, size, switch, with_plan,
+    Failure, PosencBuffer, PosencGpu, PosencIds, PosencStatus, Versioned, borrow, call, factor, free, give, make,
+    make_plan, plans, size, switch, with_plan,
 };
 
 /// One call for the gradients of the sum that a norm follows, of gain and of bias.
@@ -285,7 +285,7 @@ pub unsafe extern "C" fn posenc_learned_grad_table(
 impl PosencTableGradCall {
     fn how(&self) -> Result<TableGrad, Failure> {
         Ok(TableGrad {
-            scale: self.scale,
+            scale: factor("scale", self.scale)?,
             skipped: switch("has_skipped", self.has_skipped)?.then_some(self.skipped),
             accumulate: switch("accumulate", self.accumulate)?,
             ..TableGrad::new(size("rows", self.rows)?)

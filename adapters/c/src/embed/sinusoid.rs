@@ -5,8 +5,8 @@ use posenc::embed::{Frequencies, Odd, Sinusoid, SinusoidPlan, Wave};
 
 use crate::embed::PosencTokens;
 use crate::{
-    Failure, PosencBuffer, PosencGpu, PosencPositions, PosencStatus, Versioned, call, free, make, make_plan, pairing,
-    plans, size, switch, unknown, with_plan,
+    Failure, PosencBuffer, PosencGpu, PosencPositions, PosencStatus, Versioned, call, factor, free, make, make_plan,
+    pairing, plans, size, switch, unknown, with_plan,
 };
 
 /// Of an odd number of channels, the last one: is refused.
@@ -77,7 +77,7 @@ impl PosencSinusoidSpec {
             },
             shift: self.shift,
             max_period: self.max_period,
-            scale: self.scale,
+            scale: factor("scale", self.scale)?,
             offset: self.offset,
             padding: switch("has_padding", self.has_padding)?.then_some(self.padding),
             frequencies: match self.frequencies {
@@ -173,7 +173,9 @@ pub unsafe extern "C" fn posenc_sinusoid_add(
     call: *const PosencSinusoidCall,
 ) -> PosencStatus {
     // SAFETY: as the caller promises.
-    unsafe { self::call("sinusoid", sinusoid, call, |sinusoid, call| run(sinusoid, call, Some(call.scale))) }
+    unsafe {
+        self::call("sinusoid", sinusoid, call, |sinusoid, call| run(sinusoid, call, Some(factor("scale", call.scale)?)))
+    }
 }
 
 fn run(sinusoid: &PosencSinusoid, call: &PosencSinusoidCall, scale: Option<f64>) -> Result<(), Failure> {

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char};
 
 use posenc::rotate::{Angles, Axes, Beyond, Operand, Table, TableValues, Yarn};
-use posenc::{Direction, Gpu, Heads, Rope, RopePlan, Scalar, Scaling};
+use posenc::{Direction, Gpu, Heads, Pairing, Rope, RopePlan, Scalar, Scaling};
 
 use crate::{
     Failure, Foreign, POSENC_BF16, POSENC_F16, POSENC_F32, PosencBuffer, PosencGpu, PosencPositions, PosencStatus,
@@ -11,8 +11,10 @@ use crate::{
     with_plan, write,
 };
 
-/// `pairing_out`: where it was read.
-pub const POSENC_SAME: u32 = 2;
+/// `pairing_out`: a pair is written where it was read.
+pub const POSENC_SAME: u32 = 0;
+/// It is written where the other pairing has it; out of place alone.
+pub const POSENC_OTHER: u32 = 1;
 
 /// Angles: exact at every position.
 pub const POSENC_EXACT: u32 = 0;
@@ -61,7 +63,7 @@ pub struct PosencRopeSpec {
     pub attention_factor: f64,
     /// `POSENC_HALF` or `POSENC_INTERLEAVED`
     pub pairing: u32,
-    /// where a pair is written, `POSENC_SAME` or the other pairing; out of place alone
+    /// where a pair is written, `POSENC_SAME` or `POSENC_OTHER`
     pub pairing_out: u32,
     /// `POSENC_EXACT`, `POSENC_HF_COMPAT` or `POSENC_GIVEN`
     pub angles: u32,
@@ -203,9 +205,10 @@ pub(crate) unsafe fn rope(spec: &PosencRopeSpec) -> Result<Rope, Failure> {
     };
     let sizes = sizes.iter().map(|&size| size as usize).collect();
     let rotary = size("rotary", spec.rotary)?;
+    let pairing = pairing(spec.pairing)?;
     Ok(Rope {
         offset: size("offset", spec.offset)?,
-        pairing: pairing(spec.pairing)?,
+        pairing,
         scaling,
         attention_factor: spec.attention_factor,
         axes: match spec.axes {
@@ -217,7 +220,11 @@ pub(crate) unsafe fn rope(spec: &PosencRopeSpec) -> Result<Rope, Failure> {
         },
         pairing_out: match spec.pairing_out {
             POSENC_SAME => None,
-            other => Some(pairing(other)?),
+            POSENC_OTHER => Some(match pairing {
+                Pairing::Half => Pairing::Interleaved,
+                Pairing::Interleaved => Pairing::Half,
+            }),
+            other => return Err(unknown("pairing_out", other)),
         },
         angles: match spec.angles {
             POSENC_EXACT => Angles::Exact,
