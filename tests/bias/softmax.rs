@@ -244,6 +244,48 @@ fn the_kernel_is_the_reference_for_every_spec_form_and_place() {
     }
 }
 
+/// Rows that are read 16 bytes at a time: packs of eight keys that need their scale and one side's bias alone, and those that
+/// need more.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_is_the_reference_for_aligned_rows_of_every_spec() {
+    fn each_call<T: Scalar>(gpu: &Gpu) {
+        let mut data = Data::new(4);
+        let shape = Logits::bhqk(2, 2, 3, 61).row(64);
+        let slopes = Alibi { sides: posenc::Sides::Signed, ..Alibi::new(2) }.slopes().unwrap();
+        let row = T5Bias::new(8, 12, true).row(&data.values::<f32>(16), 2).unwrap();
+        let logits: Vec<T> = data.values(shape.span().unwrap());
+        // Begins at a multiple of 16 bytes, or one element behind.
+        let masks = [Logits::bhqk(1, 2, 3, 61).row(64), Logits::bhqk(1, 2, 3, 61).row(64).at(1)];
+        let mask: Vec<T> = data.values(masks[1].span().unwrap());
+        let gates: Vec<f32> = data.values(shape.rows().unwrap());
+        // Every distance from 20 before a query to 40 behind it.
+        let (queries, keys) = ([20; 6], [0, 1].map(|_| (0..61).collect::<Vec<i32>>()).concat());
+        let hosts = [
+            Host::from(29, 0),
+            Places { key_lengths: Some(&[61, 44]), ..Host::from(3, -20) },
+            Places { queries: Place::Each(&queries), keys: Place::Each(&keys), ..Host::from(0, 0) },
+        ];
+        for bias in [Bias::None, Bias::Slopes(&slopes), Bias::Toeplitz(&row)] {
+            // At 90 the exponential of a logit alone is infinite.
+            for softmax in all(Softmax::new(0.7)).into_iter().chain([Softmax::new(90.0)]) {
+                for positions in hosts {
+                    let inputs = Inputs { bias, ..Inputs::at(positions) };
+                    check(gpu, &softmax, &logits, &shape, &inputs, 0);
+                    check(gpu, &softmax, &logits, &shape, &Inputs { gates: Some(&gates), ..inputs }, 0);
+                    for shape_of_mask in masks {
+                        let mask = Some((&mask[..], shape_of_mask));
+                        check(gpu, &softmax, &logits, &shape, &Inputs { mask, ..inputs }, 0);
+                    }
+                }
+            }
+        }
+    }
+    let gpu = gpu();
+    each_call::<f32>(&gpu);
+    each_call::<bf16>(&gpu);
+}
+
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn the_kernel_is_the_reference_for_the_head_counts_of_models() {
@@ -321,6 +363,25 @@ fn a_row_has_the_same_bits_however_it_is_read() {
         let got = (bits(&got[last..last + 91]), lse[rows - 1].to_bits());
         assert_eq!(want.get_or_insert_with(|| got.clone()), &got, "{keys} keys in {rows} rows");
     }
+    // Packs that are one thread's, three or two with few rows and five with many; the others have no weight, so that every
+    // rounding of the thread's own sums is seen.
+    let (keys, live, many) = (4100, 8, 8 * gpu.multiprocessors() as usize);
+    let mut numbers = Data::new(6);
+    let logits: Vec<f32> = (0..live * keys)
+        .map(|i| if i % keys / 8 % 128 == 0 { numbers.value() as f32 } else { f32::NEG_INFINITY })
+        .collect();
+    let mut lengths = vec![0; many - live];
+    lengths.resize(many, keys as i32);
+    let all = [vec![f32::NAN; (many - live) * keys], logits].concat();
+    let [few, many] = [live, many].map(|rows| {
+        let first = many - rows;
+        let places = Places { key_lengths: Some(&lengths[first..]), ..inputs.positions };
+        let shape = Logits::bhqk(rows, 1, 1, keys);
+        let (p, _) =
+            run(&gpu, &Softmax::new(0.9), &all[first * keys..], &shape, &Inputs { positions: places, ..inputs }, 0);
+        bits(&p[p.len() - live * keys..])
+    });
+    assert_eq!(few, many);
 }
 
 #[test]
@@ -413,10 +474,13 @@ fn packed_sequences_are_each_alone() {
     let shape = Logits::bhqk(1, heads, 47, 120).row(128);
     let logits: Vec<f32> = Data::new(3).values(shape.span().unwrap());
     let places = Places::packed(&firsts[..], &key_firsts[..], 4);
+    // Positive, as an infinite slope masks a side.
+    let gates: Vec<f32> = Data::new(4).values::<f32>(heads * 47).iter().map(|gate| gate.abs()).collect();
     each_form(heads, |name, bias| {
         for softmax in [Softmax::causal(0.7), Softmax { left: Some(30), right: Some(3), ..Softmax::new(1.1) }] {
             for host in [places, Places { queries: Place::From(5), ..places }] {
                 check(&gpu, &softmax, &logits, &shape, &Inputs { bias, ..Inputs::at(host) }, 0);
+                check(&gpu, &softmax, &logits, &shape, &Inputs { bias, gates: Some(&gates), ..Inputs::at(host) }, 0);
                 let (all, all_lse) = run(&gpu, &softmax, &logits, &shape, &Inputs { bias, ..Inputs::at(host) }, 0);
                 for sequence in 0..4 {
                     let [first, end] = [firsts[sequence] as usize, firsts[sequence + 1] as usize];
@@ -496,6 +560,11 @@ fn hostile_numbers_give_what_the_field_expects() {
         assert!(apply(&x, Softmax::new(1.0)).0.iter().all(|p| p.is_nan()), "{x:?}");
         assert!(apply(&x, Softmax::new(1.0)).1[0].is_nan(), "{x:?}");
     }
+    // A row without keys has nothing but its sink, however far below 0 that is.
+    let alone = Places { key_lengths: Some(&[0][..]), ..Host::last() };
+    let inputs = Inputs { sinks: Some(&[-200.0]), ..Inputs::at(alone) };
+    let got = run(&gpu, &Softmax::new(1.0), &[1.0f32, 2.0], &Logits::bhqk(1, 1, 1, 2), &inputs, 0);
+    assert_eq!(got, (vec![0.0; 2], vec![-200.0]));
     // Weights near the end of what f32 holds: 0 below e^-87.7.
     let p = apply(&[0.0, -85.0, -88.0], Softmax::new(1.0)).0;
     assert!(p[0] == 1.0 && (p[1] / (-85f32).exp() - 1.0).abs() < 1e-6 && p[2] == 0.0, "{p:?}");
@@ -619,6 +688,102 @@ fn the_gradient_is_the_reference() {
         check_grad(&gpu, &Softmax::new(1.0), &shape, &Inputs::<f16>::at(Host::last()), keys as u64, 0);
         check_grad(&gpu, &Softmax::causal(1.0), &shape, &Inputs::<f32>::at(Host::last()), keys as u64, 1);
     }
+}
+
+/// What the device gives for a row's logits and bias from `p`, `dp` and `x`.
+fn gradient<T: Scalar>(
+    gpu: &Gpu,
+    softmax: &Softmax,
+    [p, dp, x]: [&[T]; 3],
+    shape: &Logits,
+    inputs: &Inputs<T>,
+) -> (Vec<T>, Vec<T>) {
+    let bias = plan::<T>(gpu, inputs.bias);
+    let buffers = Buffers::new(gpu, &inputs.positions);
+    let call = SoftmaxInputs::new(&bias, buffers.places(&inputs.positions));
+    let [mut p, mut dx, mut x] = [p, dp, x].map(|values| Guarded::new(gpu, values, 0));
+    let mut dbias = Guarded::poisoned(gpu, shape.span().unwrap(), 0);
+    let (mut dx_view, mut dbias_view) = (dx.view(), dbias.view());
+    let outputs =
+        GradOutputs { logits: Some((&x.view(), *shape)), bias: Some(&mut dbias_view), ..GradOutputs::default() };
+    let plan = SoftmaxPlan::<T>::new(gpu, softmax).unwrap();
+    plan.grad((&p.view(), *shape), LogitsOperand::InPlace(&mut dx_view, *shape), &call, outputs).unwrap();
+    (dx.read(gpu), dbias.read(gpu))
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_gradient_does_not_see_what_has_no_weight() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(1, 2, 4, 40);
+    let slopes = Alibi::new(2).slopes().unwrap();
+    let places = Places::packed(&[0, 2, 3][..], &[3, 21, 34], 2);
+    let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::<f32>::at(places) };
+    let mut data = Data::new(7);
+    let len = shape.elements().unwrap();
+    let (logits, dp): (Vec<f32>, Vec<f32>) = (data.values(len), data.values(len));
+    for softmax in all(Softmax::new(0.7)) {
+        let mut p = logits.clone();
+        softmax.apply(&mut p, &shape, &inputs).unwrap();
+        let want = gradient(&gpu, &softmax, [&p, &dp, &logits], &shape, &inputs);
+        let [mut stale, mut dp, mut x] = [p.clone(), dp.clone(), logits.clone()];
+        for i in (0..len).filter(|&i| p[i] == 0.0) {
+            (dp[i], x[i]) = (f32::NAN, f32::NAN);
+            // Keys of no sequence, and rows of padding: anything may be left there.
+            let (query, key) = (i / 40 % 4, i % 40);
+            if !(3..34).contains(&key) || query == 3 || (query < 2) != (key < 21) {
+                stale[i] = f32::NAN;
+            }
+        }
+        let got = gradient(&gpu, &softmax, [&stale, &dp, &x], &shape, &inputs);
+        assert_eq!(got, want, "{softmax:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn gradients_of_long_rows_have_the_same_bits_held_shared_and_read_twice() {
+    let gpu = gpu();
+    let many = gpu.multiprocessors() as usize;
+    // Chunks that a block holds, and more than it does; but for the last all rows are empty.
+    for keys in [16_400, 33_000] {
+        let mut data = Data::new(6);
+        let (logits, dp): (Vec<f32>, Vec<f32>) = (data.values(keys), data.values(keys));
+        let inputs = Inputs::<f32>::at(Host::from(keys as i64 - 1, 0));
+        let (softmax, shape) = (Softmax::new(3.0), Logits::bhqk(1, 1, 1, keys));
+        let mut p = logits.clone();
+        softmax.apply(&mut p, &shape, &inputs).unwrap();
+        let want = gradient(&gpu, &softmax, [&p, &dp, &logits], &shape, &inputs);
+        let mut lengths = vec![0; many];
+        lengths[many - 1] = keys as i32;
+        let inputs = Inputs::at(Places { key_lengths: Some(&lengths[..]), ..inputs.positions });
+        let last = (many - 1) * keys;
+        let behind = |x: &[f32]| [&vec![0.0; last], x].concat();
+        let all = [behind(&p), behind(&dp), behind(&logits)];
+        let shape = Logits::bhqk(many, 1, 1, keys);
+        let got = gradient(&gpu, &softmax, [&all[0], &all[1], &all[2]], &shape, &inputs);
+        assert_eq!(bits(&got.0[last..]), bits(&want.0), "{keys}");
+        assert_eq!(bits(&got.1[last..]), bits(&want.1), "{keys}");
+    }
+}
+
+/// One thread adds the first query of all sequences: each of these is below half of what 1 is rounded to.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn gradients_of_sinks_keep_the_small_terms_of_many_rows() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(300, 1, 257, 1);
+    let rows = shape.rows().unwrap();
+    let small = 2f32.powi(-25);
+    let mut dots = vec![small; rows];
+    dots[0] = 1.0;
+    let plan = SoftmaxPlan::<f32>::new(&gpu, &Softmax::new(1.0)).unwrap();
+    let upload = |x: &[f32]| gpu.stream().clone_htod(x).unwrap();
+    let mut out = Guarded::<f32>::poisoned(&gpu, 1, 1);
+    plan.sink_grad(&upload(&[0.5]), &upload(&vec![0.5; rows]), &upload(&dots), &shape, &mut out.view()).unwrap();
+    let want = -1.0 - (rows - 1) as f64 * f64::from(small);
+    let got = f64::from(out.read(&gpu)[0]);
+    assert!((got - want).abs() < 5e-7, "{got} {want}");
 }
 
 #[test]

@@ -394,6 +394,8 @@ fn every_kind_of_position_gives_the_same_bits() {
     let row = stream.clone_htod(&ids[..6]).expect("a copy");
     let shared = rotated(heads, Positions::ids(&row).shared());
     assert_eq!(shared[..192], want[..192]);
+    let start = stream.clone_htod(&starts[..1]).expect("a copy");
+    assert_eq!(shared, rotated(heads, Positions::starts(&start).shared()));
     let tripled: Vec<i64> = ids[..6].repeat(3);
     assert_eq!(shared, rotated(heads, Positions::ids(&stream.clone_htod(&tripled).expect("a copy"))));
     // Packed sequences of uneven lengths, an empty one among them, that begin at 0.
@@ -687,6 +689,22 @@ fn offsets_beyond_31_bits() {
 }
 
 /// More sequences, and more heads, than a grid has blocks on its second and third axis.
+/// So many tokens of 128 pairs that a thread walks four or three of seven heads.
+pub fn tokens_with_uneven_walks(gpu: &Gpu) -> usize {
+    // A block has one token: one block more than the device has at once, if a thread walked all heads.
+    10 * gpu.multiprocessors() as usize + 1
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_thread_walks_heads_of_both_tensors_and_none_behind_the_last() {
+    let (gpu, mut data) = (gpu(), Data::new(53));
+    let tokens = tokens_with_uneven_walks(&gpu);
+    let (q, k) = (Heads::thd(tokens, 5, 256), Heads::thd(tokens, 2, 256));
+    let case = Case { shift: 1, ..Case::in_place(&Rope::new(256, 10_000.0), q, Some(k), &mut data) };
+    case.check::<f16>(&gpu, &mut data);
+}
+
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn grids_at_their_limits() {

@@ -231,6 +231,10 @@ fn queries_and_keys_are_scaled_apart_in_one_kernel() {
     // Pairs that move: read interleaved, written in halves.
     let moved = Rope { pairing: Pairing::Interleaved, pairing_out: Some(Pairing::Half), ..Rope::new(16, 1e4) };
     check::<f32>(&gpu, &XPos::new(moved), Heads::thd(3, 2, 16), Heads::thd(3, 1, 16), true, 0, &mut data);
+    // A thread walks queries and keys.
+    let tokens = crate::rope::tokens_with_uneven_walks(&gpu);
+    let (q, k) = (Heads::thd(tokens, 5, 256), Heads::thd(tokens, 2, 256));
+    check::<f16>(&gpu, &XPos::new(Rope::new(256, 1e4)), q, k, false, 1, &mut data);
 }
 
 /// Cosine, sine and factor of every pair, in the same f32 operations: phase, polynomial, power of two, product.
