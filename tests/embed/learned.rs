@@ -363,24 +363,22 @@ fn the_kernel_meets_the_reference_for_shapes_on_the_edges() {
         let mut data = Data::new(22);
         // Around a unit, a warp, 256 threads of 1 unit, of 4 units, and beyond.
         for dim in [1, 2, 7, 8, 9, 12, 31, 255, 256, 260, 768, 2047, 2048, 2056, 4100, 8192, 8200] {
-            for norm in norms() {
+            for (norm, aligned) in norms().into_iter().flat_map(|norm| [(norm, true), (norm, false)]) {
                 let (batch, count) = (1 + data.below(3), 1 + data.below(if dim > 300 { 3 } else { 20 }));
-                let pad = data.pick(&[0, 8, 1]);
-                let offset = data.pick(&[0, 8, 3]);
+                // Multiples of 16 bytes as far as dim is one, and others.
+                let (pad, offset, shift) = if aligned {
+                    (data.pick(&[0, 8]), data.pick(&[0, 8]), 0)
+                } else {
+                    (data.pick(&[0, 8, 1]), data.pick(&[0, 8, 3]), data.pick(&[1, 4]))
+                };
                 let tokens = Tokens {
                     offset,
                     strides: [count * (dim + pad) + pad, dim + pad],
                     ..Tokens::new(batch, count, dim)
                 };
                 let learned = Learned { dim, scale: 1.5, rows: data.pick(&rules()), norm };
-                Case::<T>::new(
-                    learned,
-                    tokens,
-                    [data.below(2) == 0, true, true, true, true],
-                    data.pick(&[0, 1, 4]),
-                    &mut data,
-                )
-                .check(gpu);
+                Case::<T>::new(learned, tokens, [data.below(2) == 0, true, true, true, true], shift, &mut data)
+                    .check(gpu);
             }
         }
     }
@@ -430,8 +428,13 @@ fn ids_outside_their_tables_are_reported_and_never_read() {
         let weights =
             Weights { token: Some(&table), position: Some(&table), types: Some(&table), ..Weights::default() };
         let inputs = Inputs { ids: Some(i64::ids(&ids)), types: Some(u32::ids(&types)), ..Inputs::default() };
-        let checked = plan.gather_checked(&mut x.view(), Tokens::new(1, 3, 2), &weights, &inputs);
-        let nan: Vec<bool> = x.read(&gpu).chunks(2).map(|row| row.iter().all(|x| x.is_nan())).collect();
+        let tokens = Tokens::new(1, 3, 2);
+        let checked = plan.gather_checked(&mut x.view(), tokens, &weights, &inputs);
+        let nans = |x: Vec<f32>| x.chunks(2).map(|row| row.iter().all(|x| x.is_nan())).collect::<Vec<bool>>();
+        let nan = nans(x.read(&gpu));
+        let mut unreported = Guarded::<f32>::poisoned(&gpu, 6, 0);
+        plan.gather(&mut unreported.view(), tokens, &weights, &inputs, None).unwrap();
+        assert_eq!(nans(unreported.read(&gpu)), nan);
         (checked.err().map(|error| error.to_string()), nan)
     };
     assert_eq!(run(&[0, 3, 1], &[0, 1, 3], 1), (None, vec![false; 3]));
@@ -449,6 +452,11 @@ fn ids_outside_their_tables_are_reported_and_never_read() {
             Some("token 0: its position's row lies outside the position table of 4 rows".into()),
             vec![true, false, false]
         )
+    );
+    // The first table of those that one token misses.
+    assert_eq!(
+        run(&[4, 1, 2], &[9, 0, 0], -1).0,
+        Some("token 0: its id lies outside the token table of 4 rows".into())
     );
 }
 
@@ -486,8 +494,8 @@ fn kept_tokens_are_counted_over_many_blocks() {
     let stream = gpu.stream();
     let mut data = Data::new(31);
     let below_zero = u32::MAX;
-    // Sequences that begin anywhere within 16 bytes, and blocks of one group and of several.
-    for (batch, tokens) in [(1, 5000), (5, 777), (264, 1100)] {
+    // Sequences that begin anywhere within 16 bytes, blocks of one group and of several, groups of 256 tokens and of 7.
+    for (batch, tokens, dim) in [(1, 5000, 8), (5, 777, 8), (264, 1100, 8), (8, 1000, 264)] {
         let all = batch * tokens;
         let ids: Vec<u32> = (0..all).map(|_| data.pick(&[0, 1, 7, below_zero])).collect();
         let mask: Vec<u8> = (0..all + 3).map(|_| data.pick(&[0, 1, 128, 255])).collect();
@@ -497,7 +505,7 @@ fn kept_tokens_are_counted_over_many_blocks() {
         let narrow: Vec<i32> = ids.iter().map(|&id| id.cast_signed()).collect();
         let (wide, narrow) = (stream.clone_htod(&wide).unwrap(), stream.clone_htod(&narrow).unwrap());
         let ids_there = stream.clone_htod(&ids).unwrap();
-        let table: Vec<f32> = (0..8 * (tokens + 9)).map(|i| (i / 8) as f32).collect();
+        let table: Vec<f32> = (0..dim * (tokens + 9)).map(|i| (i / dim) as f32).collect();
         let table = stream.clone_htod(&table).unwrap();
         for (ids_are, padding) in
             [(None, None), (Some(0), Some(1)), (Some(0), Some(-1)), (Some(0), Some(1 << 32)), (Some(1), Some(7))]
@@ -531,15 +539,19 @@ fn kept_tokens_are_counted_over_many_blocks() {
                 positions: Positions::starts(&past_there),
                 ..Inputs::default()
             };
-            let plan = LearnedPlan::<f32>::new(&gpu, &Learned { rows: rule, ..Learned::new(8) }).unwrap();
+            let plan = LearnedPlan::<f32>::new(&gpu, &Learned { rows: rule, ..Learned::new(dim) }).unwrap();
             let mut rows = stream.clone_htod(&vec![-9i64; all]).unwrap();
             plan.rows(&mut rows, batch, tokens, &inputs).unwrap();
-            assert!(stream.clone_dtoh(&rows).unwrap() == want, "{batch} x {tokens}, {ids_are:?} {padding:?}");
-            let mut x = stream.clone_htod(&vec![0.0f32; all * 8]).unwrap();
+            assert!(stream.clone_dtoh(&rows).unwrap() == want, "{batch} x {tokens} x {dim}, {ids_are:?} {padding:?}");
+            let mut x = stream.clone_htod(&vec![0.0f32; all * dim]).unwrap();
             let weights = Weights { position: Some(&table), ..Weights::default() };
-            plan.gather_checked(&mut x, Tokens::new(batch, tokens, 8), &weights, &inputs).unwrap();
+            plan.gather_checked(&mut x, Tokens::new(batch, tokens, dim), &weights, &inputs).unwrap();
             let x = stream.clone_dtoh(&x).unwrap();
-            assert!(x.iter().zip(want.iter().flat_map(|row| [*row as f32; 8])).all(|(x, row)| *x == row));
+            assert!(
+                x.iter()
+                    .zip(want.iter().flat_map(|row| std::iter::repeat_n(*row as f32, dim)))
+                    .all(|(x, row)| *x == row)
+            );
         }
     }
 }
