@@ -163,6 +163,33 @@ fn graphs_replay_what_was_captured() -> Result<(), DriverError> {
 }
 
 #[test]
+fn what_a_thread_captures_is_its_own() -> Result<(), DriverError> {
+    support::load();
+    let ctx = support::private_context(0);
+    // SAFETY: each thread waits for its own stream alone.
+    unsafe { ctx.disable_event_tracking() };
+    let stream = ctx.per_thread_stream();
+    let mut x = ctx.default_stream().clone_htod(&[1.0f32; 64])?;
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+    stream.memset_zeros(&mut x)?;
+    // Another thread's work is done meanwhile, on the stream that all share and on its own.
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| -> Result<[Vec<f32>; 2], DriverError> {
+            ctx.bind_to_thread()?;
+            let of = |stream: Arc<CudaStream>| stream.clone_dtoh(&stream.clone_htod(&[2.0f32; 64])?);
+            Ok([of(ctx.default_stream())?, of(ctx.per_thread_stream())?])
+        });
+        assert_eq!(other.join().expect("the thread ends")?, [[2.0; 64], [2.0; 64]]);
+        Ok(())
+    })?;
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0))?.expect("a graph");
+    assert_eq!(stream.clone_dtoh(&x)?, [1.0; 64]);
+    graph.launch()?;
+    assert_eq!(stream.clone_dtoh(&x)?, [0.0; 64]);
+    Ok(())
+}
+
+#[test]
 fn two_devices() -> Result<(), DriverError> {
     support::load();
     assert_eq!(CudaContext::device_count()?, 2);

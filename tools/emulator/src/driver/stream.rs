@@ -15,7 +15,7 @@ const PER_THREAD: usize = 2;
 
 /// A stream of the current context.
 pub(crate) enum Which {
-    /// The context's own.
+    /// The context's own, which all threads share.
     Default(Arc<Context>),
     /// One that was made.
     Made(Arc<Stream>),
@@ -34,8 +34,11 @@ impl std::ops::Deref for Which {
 
 /// The stream behind a handle.
 pub(crate) fn stream(context: &Arc<Context>, handle: Handle) -> Result<Which, u32> {
-    if handle as usize <= PER_THREAD {
+    if handle as usize <= LEGACY {
         return Ok(Which::Default(context.clone()));
+    }
+    if handle as usize == PER_THREAD {
+        return Ok(Which::Made(of_thread(context)));
     }
     // the stream that the thread used last, unless a handle has died since
     let age = object::generation();
@@ -54,11 +57,26 @@ pub(crate) fn stream(context: &Arc<Context>, handle: Handle) -> Result<Which, u3
     Ok(Which::Made(stream))
 }
 
+/// The calling thread's default stream of a context.
+fn of_thread(context: &Context) -> Arc<Stream> {
+    OWN.with(|own| {
+        let mut own = own.borrow_mut();
+        if let Some(stream) = own.iter().find(|stream| stream.context == context.id) {
+            return stream.clone();
+        }
+        let stream = Arc::new(Stream { context: context.id, number: object::number(), ..Default::default() });
+        own.push(stream.clone());
+        stream
+    })
+}
+
 /// A handle, the age of handles when it was looked up, and its stream.
 type Known = Option<(u64, u64, Arc<Stream>)>;
 
 thread_local! {
     static KNOWN: RefCell<Known> = const { RefCell::new(None) };
+    /// Its default streams, one for each context that it used.
+    static OWN: RefCell<Vec<Arc<Stream>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Whether the stream records. If so, the capture to which work goes.
