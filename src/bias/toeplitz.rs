@@ -605,9 +605,7 @@ impl<T: Scalar> BiasPlan<T> {
         if heads != shape.heads {
             return Err(Error::Value(format!("the bias has {heads} heads, the logits have {}", shape.heads)));
         }
-        if !self.gpu.shares_context(gpu) {
-            return Err(Error::Context("the bias"));
-        }
+        gpu.check_context("the bias", self.gpu.stream())?;
         let ids = |name, buffer: Option<Read<'a, i32>>, need: usize| {
             buffer.map(|buffer| gpu.read(name, buffer, need)).transpose()
         };

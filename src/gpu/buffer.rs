@@ -1,6 +1,6 @@
 //! Buffers of the engine as arguments of one launch: checked, then turned into addresses.
 
-use cudarc::driver::{DevicePtr, DevicePtrMut, SyncOnDrop};
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
 use super::args::{In, Out};
 use super::device::Gpu;
@@ -39,25 +39,19 @@ impl Gpu {
         Ok(Held { address: Out::new(address), len: need, width: size_of::<V>(), _order: order })
     }
 
-    fn check(
-        &self,
-        name: &'static str,
-        got: usize,
-        need: usize,
-        stream: &std::sync::Arc<cudarc::driver::CudaStream>,
-    ) -> Result<()> {
+    fn check(&self, name: &'static str, got: usize, need: usize, stream: &CudaStream) -> Result<()> {
         if got < need {
             return Err(Error::Length { name, got, need });
         }
+        self.check_context(name, stream)
+    }
+
+    /// Refuses what belongs to a stream of another context.
+    pub(crate) fn check_context(&self, name: &'static str, stream: &CudaStream) -> Result<()> {
         if stream.context().cu_ctx() != self.stream().context().cu_ctx() {
             return Err(Error::Context(name));
         }
         Ok(())
-    }
-
-    /// Whether memory of one is memory of the other.
-    pub(crate) fn shares_context(&self, other: &Self) -> bool {
-        self.stream().context().cu_ctx() == other.stream().context().cu_ctx()
     }
 }
 
