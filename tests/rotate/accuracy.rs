@@ -1,4 +1,4 @@
-//! The table of docs/encodings.md: how far each source of angles is from the truth.
+//! The table of docs/rotate.md: how far each source of angles is from the truth.
 
 use astro_float::{BigFloat, Consts, RoundingMode};
 use half::{bf16, f16};
@@ -102,13 +102,13 @@ fn the_page_has_the_errors_of_each_source() {
     }
     // The documented bound of the kernel's cosine and sine.
     assert!(worst[1].iter().all(|&error| error <= 1e-7), "{:?}", worst[1]);
-    let page = include_str!("../../docs/encodings.md");
+    let page = include_str!("../../docs/rotate.md");
     let rows = SOURCES.iter().zip(worst).map(|(name, row)| {
         let numbers: Vec<_> = row.iter().map(|error| format!("{error:.1e}")).collect();
         format!("| {name} | {} |", numbers.join(" | "))
     });
     let missing: Vec<_> = rows.filter(|row| !page.contains(row)).collect();
-    assert!(missing.is_empty(), "docs/encodings.md lacks\n{}", missing.join("\n"));
+    assert!(missing.is_empty(), "docs/rotate.md lacks\n{}", missing.join("\n"));
 }
 
 /// Compat is what it is called: the source differs from the exact one by what the page says, and only in the angle.
