@@ -13,6 +13,11 @@ const GAP: u64 = 512;
 /// Freed blocks that are remembered for messages.
 const REMEMBERED: usize = 256;
 
+/// Values of the 12 bits that tell one launch (or one block, for shared memory) from another.
+pub(crate) const SERIALS: u32 = (1 << 12) - 1;
+/// Bytes that share a mark of [`Memory::byte_shadow`].
+pub(crate) const PAGE: u64 = 4096;
+
 /// One allocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Allocation {
@@ -155,7 +160,7 @@ impl Memory {
             written: reserve(size / 8 + 4096).unwrap_or(0),
             races: reserve(size * 8 + 4096).unwrap_or(0),
             bytes: reserve(size * 16 + 4096).unwrap_or(0),
-            marks: reserve(size / crate::check::PAGE * 2 + 4096).unwrap_or(0),
+            marks: reserve(size / PAGE * 2 + 4096).unwrap_or(0),
             serials: Mutex::new(0),
         }
     }
@@ -184,9 +189,9 @@ impl Memory {
     pub(crate) fn serial(&self) -> u32 {
         let mut serials = self.serials.lock().unwrap_or_else(PoisonError::into_inner);
         *serials += 1;
-        if *serials > crate::check::SERIALS {
+        if *serials > SERIALS {
             let _alone = self.running.write().unwrap_or_else(PoisonError::into_inner);
-            let marks = self.size / crate::check::PAGE * 2;
+            let marks = self.size / PAGE * 2;
             for (at, bytes) in [(self.races, self.size * 8), (self.bytes, self.size * 16), (self.marks, marks)] {
                 if at != 0 {
                     // SAFETY: our own mapping, which no launch uses now.

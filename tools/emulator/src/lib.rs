@@ -4,13 +4,12 @@
 //! NVIDIA's driver. This Rust library is its client: [`attach`] finds the emulator in the running process and gives
 //! access to [`Counters`], the [last launch](Emulator::last_launch) and the [last error](Emulator::last_error).
 //!
-//! The way of a kernel: `ptx` parses, `lower` resolves names and orders blocks, `exec` runs warps, `check` watches
-//! memory, `driver` is the interface. `README.md` says how to use it and what it cannot show.
+//! The way of a kernel: `ptx` parses, `lower` resolves names and orders blocks, `exec` runs warps and watches memory,
+//! `driver` is the interface. `README.md` says how to use it and what it cannot show.
 
 // lanes are numbers: a loop over them reads several arrays and a mask
 #![allow(clippy::needless_range_loop)]
 
-mod check;
 mod client;
 mod config;
 mod counters;
@@ -20,6 +19,7 @@ mod exec;
 mod fault;
 mod lower;
 mod ptx;
+mod written;
 
 pub use client::{Emulator, LaunchReport, Strictness, attach};
 pub use counters::Counters;

@@ -1,17 +1,39 @@
 //! Initialisation and contexts.
 
+use super::call::{export, give, refuse};
+use super::capture::{Stream, unsafe_call};
 use super::code::*;
-use super::object::{self, Context, Handle, Object};
-use super::{export, give, refuse};
+use super::handle::{self, Handle, Object};
 use crate::config::config;
 use crate::device::Memory;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Bytes of stack of a thread, as a real driver has it at first.
 const STACK: u64 = 1024;
+
+/// A context.
+pub(crate) struct Context {
+    pub(crate) id: u64,
+    pub(crate) device: usize,
+    pub(crate) memory: Arc<Memory>,
+    /// The sticky error, or 0.
+    pub(crate) error: AtomicU32,
+    pub(crate) stack_limit: AtomicU64,
+    pub(crate) limits: Mutex<HashMap<u32, u64>>,
+    pub(crate) flags: AtomicU32,
+    pub(crate) default_stream: Stream,
+}
+
+impl Object for Context {}
+
+/// The context behind a handle, or `INVALID_CONTEXT`.
+pub(crate) fn context(on: Handle) -> Result<Arc<Context>, u32> {
+    handle::get(on).map_err(|_| ERROR_INVALID_CONTEXT)
+}
 
 /// A device's part that outlives contexts.
 pub(crate) struct Device {
@@ -71,7 +93,7 @@ pub(crate) fn current() -> Result<Arc<Context>, u32> {
 }
 
 fn make(device: usize, flags: u32) -> Arc<Context> {
-    let id = object::number();
+    let id = handle::number();
     Arc::new(Context {
         id,
         device,
@@ -80,21 +102,16 @@ fn make(device: usize, flags: u32) -> Arc<Context> {
         stack_limit: AtomicU64::new(STACK),
         limits: Mutex::default(),
         flags: AtomicU32::new(flags),
-        default_stream: object::Stream { context: id, number: 1, ..Default::default() },
+        default_stream: Stream { context: id, number: 1, ..Default::default() },
     })
 }
 
 /// Ends a context: its handles and its memory are gone.
-fn end(handle: u64, context: &Arc<Context>) {
+fn end(number: u64, context: &Arc<Context>) {
     let id = context.id;
-    object::remove(handle as Handle);
+    handle::remove(number as Handle);
     context.error.store(ERROR_CONTEXT_IS_DESTROYED, Ordering::Relaxed);
-    drop(object::remove_where(|o| match o {
-        Object::Module(m) | Object::Library(m) => m.context.id == id,
-        Object::Function(f) => f.module.context.id == id,
-        Object::Stream(s) => s.context == id,
-        _ => false,
-    }));
+    handle::remove_of(id);
     context.memory.release_all(id);
 }
 
@@ -103,7 +120,7 @@ fn retain(number: i32) -> Result<(u64, Arc<Context>), u32> {
     let mut primary = dev.primary.lock().unwrap_or_else(PoisonError::into_inner);
     if primary.context.is_none() {
         let context = make(number as usize, primary.flags);
-        primary.handle = object::insert(Object::Context(context.clone())) as u64;
+        primary.handle = handle::insert(context.clone()) as u64;
         primary.context = Some(context);
     }
     primary.users += 1;
@@ -164,7 +181,7 @@ export! {
             let users = primary.users;
             let context = make(context.device, primary.flags);
             if users > 0 {
-                primary.handle = object::insert(Object::Context(context.clone())) as u64;
+                primary.handle = handle::insert(context.clone()) as u64;
                 primary.context = Some(context);
             }
         }
@@ -195,7 +212,7 @@ export! {
             return Err(ERROR_INVALID_VALUE);
         }
         let context = make(dev as usize, flags);
-        let handle = object::insert(Object::Context(context.clone()));
+        let handle = handle::insert(context.clone());
         STACK_OF_CONTEXTS.with(|s| s.borrow_mut().push((handle as u64, context)));
         give(out, handle)
     }
@@ -212,7 +229,7 @@ export! {
 
     fn cuCtxDestroy_v2(handle: Handle) {
         initialised()?;
-        let context = object::context(handle)?;
+        let context = context(handle)?;
         let primary = devices()[context.device].primary.lock().unwrap_or_else(PoisonError::into_inner).handle;
         if primary == handle as u64 {
             return Err(ERROR_INVALID_CONTEXT);
@@ -234,7 +251,7 @@ export! {
 
     fn cuCtxSetCurrent(handle: Handle) {
         initialised()?;
-        let context = if handle.is_null() { None } else { Some(object::context(handle)?) };
+        let context = if handle.is_null() { None } else { Some(context(handle)?) };
         STACK_OF_CONTEXTS.with(|s| {
             let mut stack = s.borrow_mut();
             stack.pop();
@@ -247,7 +264,7 @@ export! {
 
     fn cuCtxPushCurrent_v2(handle: Handle) {
         initialised()?;
-        let context = object::context(handle)?;
+        let context = context(handle)?;
         STACK_OF_CONTEXTS.with(|s| s.borrow_mut().push((handle as u64, context)));
         Ok(())
     }
@@ -262,7 +279,7 @@ export! {
 
     fn cuCtxSynchronize() {
         current()?;
-        super::graph::unsafe_call()
+        unsafe_call()
     }
 
     fn cuCtxGetDevice(out: *mut i32) {
@@ -270,12 +287,12 @@ export! {
     }
 
     fn cuCtxGetApiVersion(handle: Handle, out: *mut u32) {
-        if handle.is_null() { current_any()? } else { object::context(handle)? };
+        if handle.is_null() { current_any()? } else { context(handle)? };
         give(out, 13050)
     }
 
     fn cuCtxGetId(handle: Handle, out: *mut u64) {
-        let context = if handle.is_null() { current_any()? } else { object::context(handle)? };
+        let context = if handle.is_null() { current_any()? } else { context(handle)? };
         give(out, context.id)
     }
 
@@ -340,13 +357,13 @@ export! {
 
     fn cuCtxEnablePeerAccess(peer: Handle, flags: u32) {
         current()?;
-        object::context(peer)?;
+        context(peer)?;
         if flags == 0 { Ok(()) } else { Err(ERROR_INVALID_VALUE) }
     }
 
     fn cuCtxDisablePeerAccess(peer: Handle) {
         current()?;
-        object::context(peer)?;
+        context(peer)?;
         Ok(())
     }
 

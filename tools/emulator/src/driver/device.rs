@@ -1,8 +1,8 @@
 //! What a device says about itself.
 
+use super::call::{export, give};
 use super::code::*;
 use super::context::{device, devices, initialised};
-use super::{export, give};
 use crate::config::config;
 use std::ffi::{c_char, c_void};
 

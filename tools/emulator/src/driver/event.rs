@@ -1,12 +1,32 @@
 //! Events: moments of the host's clock, because work runs when it is given.
 
+use super::call::{Call, export, give, refuse};
+use super::capture::{Before, Capture, capture};
 use super::code::*;
-use super::context::current;
-use super::object::{self, Event, Handle, Object, Recorded};
-use super::stream::{capture, stream};
-use super::{Call, export, give, refuse};
+use super::context::{current, initialised};
+use super::handle::{self, Handle, Object};
+use super::stream::stream;
 use crate::config::nanoseconds;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// An event.
+pub(crate) struct Event {
+    pub(crate) flags: u32,
+    pub(crate) recorded: Mutex<Recorded>,
+}
+
+impl Object for Event {}
+
+/// What an event marks.
+#[derive(Clone, Default)]
+pub(crate) struct Recorded {
+    /// Nanoseconds, if it was recorded.
+    pub(crate) at: Option<u64>,
+    /// The capture in which it was recorded.
+    pub(crate) capture: Option<Arc<Capture>>,
+    /// What comes before it there.
+    pub(crate) before: Before,
+}
 
 /// `CU_EVENT_DISABLE_TIMING`
 const NO_TIMING: u32 = 2;
@@ -26,9 +46,9 @@ fn outside_capture(event: &Event) -> Call {
 }
 
 /// Records an event in a stream.
-pub(crate) fn record(handle: Handle, on: Handle) -> Call {
+pub(crate) fn record(event: Handle, on: Handle) -> Call {
     let context = current()?;
-    let event = object::event(handle)?;
+    let event = handle::get::<Event>(event)?;
     let stream = stream(&context, on)?;
     let capture = capture(&stream);
     let at = if capture.is_some() { None } else { Some(nanoseconds()) };
@@ -39,7 +59,7 @@ pub(crate) fn record(handle: Handle, on: Handle) -> Call {
 
 fn elapsed(out: *mut f32, start: Handle, end: Handle) -> Call {
     current()?;
-    let (start, end) = (object::event(start)?, object::event(end)?);
+    let (start, end) = (handle::get::<Event>(start)?, handle::get::<Event>(end)?);
     if (start.flags | end.flags) & NO_TIMING != 0 {
         return refuse(ERROR_INVALID_HANDLE, "an event without timing has no time");
     }
@@ -55,32 +75,32 @@ export! {
         if flags > 7 || out.is_null() {
             return Err(ERROR_INVALID_VALUE);
         }
-        give(out, object::insert(Object::Event(Arc::new(Event { flags, recorded: Mutex::default() }))))
+        give(out, handle::insert(Arc::new(Event { flags, recorded: Mutex::default() })))
     }
 
-    fn cuEventDestroy_v2(handle: Handle) {
-        super::context::initialised()?;
-        object::event(handle)?;
-        object::remove(handle);
+    fn cuEventDestroy_v2(event: Handle) {
+        initialised()?;
+        handle::get::<Event>(event)?;
+        handle::remove(event);
         Ok(())
     }
 
-    fn cuEventRecord(handle: Handle, on: Handle) {
-        record(handle, on)
+    fn cuEventRecord(event: Handle, on: Handle) {
+        record(event, on)
     }
 
-    fn cuEventRecordWithFlags(handle: Handle, on: Handle, _flags: u32) {
-        record(handle, on)
+    fn cuEventRecordWithFlags(event: Handle, on: Handle, _flags: u32) {
+        record(event, on)
     }
 
-    fn cuEventQuery(handle: Handle) {
+    fn cuEventQuery(event: Handle) {
         current()?;
-        outside_capture(&*object::event(handle)?)
+        outside_capture(&*handle::get::<Event>(event)?)
     }
 
-    fn cuEventSynchronize(handle: Handle) {
+    fn cuEventSynchronize(event: Handle) {
         current()?;
-        outside_capture(&*object::event(handle)?)
+        outside_capture(&*handle::get::<Event>(event)?)
     }
 
     fn cuEventElapsedTime(out: *mut f32, start: Handle, end: Handle) {
@@ -89,5 +109,40 @@ export! {
 
     fn cuEventElapsedTime_v2(out: *mut f32, start: Handle, end: Handle) {
         elapsed(out, start, end)
+    }
+
+    fn cuStreamWaitEvent(on: Handle, event: Handle, _flags: u32) {
+        let context = current()?;
+        let stream = stream(&context, on)?;
+        let event = handle::get::<Event>(event)?;
+        let recorded = event.recorded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match (capture(&stream), recorded.capture) {
+            (None, None) => Ok(()),
+            (None, Some(other)) => {
+                // the stream joins the capture
+                if !other.open() {
+                    return Ok(());
+                }
+                other.join(&stream);
+                other.wait(&stream, &recorded.before);
+                Ok(())
+            }
+            (Some(own), None) if recorded.at.is_some() => {
+                own.invalidate();
+                refuse(
+                    ERROR_STREAM_CAPTURE_ISOLATION,
+                    "a stream that is captured waits for an event recorded outside the capture",
+                )
+            }
+            (Some(_), None) => Ok(()),
+            (Some(own), Some(other)) if Arc::ptr_eq(&own, &other) => {
+                own.wait(&stream, &recorded.before);
+                Ok(())
+            }
+            (Some(own), Some(_)) => {
+                own.invalidate();
+                refuse(ERROR_STREAM_CAPTURE_MERGE, "two captures would become one")
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What this driver can do beyond a real one, for the client: a table of functions behind one symbol.
 
 use super::context::current_any;
-use super::launch;
+use super::{call, launch};
 use crate::config;
 use crate::counters::Counters;
 use std::sync::atomic::Ordering;
@@ -63,7 +63,7 @@ unsafe extern "C" fn last_launch(out: *mut Status) -> u32 {
 }
 
 unsafe extern "C" fn last_error(out: *mut u8, room: usize) -> usize {
-    let Some(text) = super::last_error() else { return usize::MAX };
+    let Some(text) = call::last_error() else { return usize::MAX };
     let n = text.len().min(room);
     // SAFETY: the client gives `room` bytes.
     unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), out, n) };

@@ -1,10 +1,11 @@
 //! Attributes of functions, and occupancy.
 
+use super::call::{export, give, refuse};
 use super::code::*;
 use super::context::current;
 use super::device::{REGISTERS, SHARED_DEFAULT, SHARED_RESERVED, limits};
-use super::object::{self, Function, Handle};
-use super::{export, give, refuse};
+use super::handle::{self, Handle};
+use super::module::Function;
 use crate::config::config;
 use std::ffi::c_char;
 use std::sync::PoisonError;
@@ -59,9 +60,9 @@ fn best_block(f: &Function, per_block: impl Fn(u32) -> usize, limit: i32) -> (u3
 }
 
 export! {
-    fn cuFuncGetAttribute(out: *mut i32, attribute: u32, handle: Handle) {
+    fn cuFuncGetAttribute(out: *mut i32, attribute: u32, on: Handle) {
         current()?;
-        let f = object::function(handle)?;
+        let f = handle::get::<Function>(on)?;
         let kernel = f.kernel();
         give(out, match attribute {
             0 => thread_limit(&f) as i32,
@@ -86,9 +87,9 @@ export! {
         })
     }
 
-    fn cuFuncSetAttribute(handle: Handle, attribute: u32, value: i32) {
+    fn cuFuncSetAttribute(on: Handle, attribute: u32, value: i32) {
         current()?;
-        let f = object::function(handle)?;
+        let f = handle::get::<Function>(on)?;
         match attribute {
             8 => {
                 let room = limits().shared_optin as i32 - f.kernel().static_shared as i32;
@@ -113,51 +114,51 @@ export! {
         }
     }
 
-    fn cuFuncSetCacheConfig(handle: Handle, _config: u32) {
+    fn cuFuncSetCacheConfig(on: Handle, _config: u32) {
         current()?;
-        object::function(handle)?;
+        handle::get::<Function>(on)?;
         Ok(())
     }
 
-    fn cuFuncGetModule(_out: *mut Handle, handle: Handle) {
-        object::function(handle)?;
+    fn cuFuncGetModule(_out: *mut Handle, on: Handle) {
+        handle::get::<Function>(on)?;
         refuse(ERROR_NOT_SUPPORTED, "cuFuncGetModule is not implemented")
     }
 
-    fn cuFuncGetName(out: *mut *const c_char, handle: Handle) {
-        let f = object::function(handle)?;
+    fn cuFuncGetName(out: *mut *const c_char, on: Handle) {
+        let f = handle::get::<Function>(on)?;
         // names live as long as the process: they are asked for seldom
         let text = std::ffi::CString::new(f.kernel().name.clone()).map_err(|_| ERROR_UNKNOWN)?;
         give(out, Box::leak(text.into_boxed_c_str()).as_ptr())
     }
 
-    fn cuFuncGetParamInfo(handle: Handle, index: usize, offset: *mut usize, size: *mut usize) {
-        let f = object::function(handle)?;
+    fn cuFuncGetParamInfo(on: Handle, index: usize, offset: *mut usize, size: *mut usize) {
+        let f = handle::get::<Function>(on)?;
         let &(at, bytes) = f.kernel().params.get(index).ok_or(ERROR_INVALID_VALUE)?;
         give(offset, at)?;
         if size.is_null() { Ok(()) } else { give(size, bytes) }
     }
 
-    fn cuOccupancyMaxActiveBlocksPerMultiprocessor(out: *mut i32, handle: Handle, threads: i32, dynamic: usize) {
+    fn cuOccupancyMaxActiveBlocksPerMultiprocessor(out: *mut i32, on: Handle, threads: i32, dynamic: usize) {
         current()?;
-        let f = object::function(handle)?;
+        let f = handle::get::<Function>(on)?;
         if threads <= 0 {
             return Err(ERROR_INVALID_VALUE);
         }
         give(out, blocks_per_sm(&f, threads as u32, dynamic) as i32)
     }
 
-    fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(out: *mut i32, handle: Handle, threads: i32, dynamic: usize, _flags: u32) {
+    fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(out: *mut i32, on: Handle, threads: i32, dynamic: usize, _flags: u32) {
         // SAFETY: the same contract.
-        match unsafe { cuOccupancyMaxActiveBlocksPerMultiprocessor(out, handle, threads, dynamic) } {
+        match unsafe { cuOccupancyMaxActiveBlocksPerMultiprocessor(out, on, threads, dynamic) } {
             0 => Ok(()),
             code => Err(code),
         }
     }
 
-    fn cuOccupancyMaxPotentialBlockSize(grid: *mut i32, block: *mut i32, handle: Handle, shared: BlockToShared, dynamic: usize, limit: i32) {
+    fn cuOccupancyMaxPotentialBlockSize(grid: *mut i32, block: *mut i32, on: Handle, shared: BlockToShared, dynamic: usize, limit: i32) {
         current()?;
-        let f = object::function(handle)?;
+        let f = handle::get::<Function>(on)?;
         let per_block = |threads: u32| match shared {
             // SAFETY: the application's function.
             Some(shared) => unsafe { shared(threads as i32) },
@@ -169,18 +170,18 @@ export! {
     }
 
     fn cuOccupancyMaxPotentialBlockSizeWithFlags(
-        grid: *mut i32, block: *mut i32, handle: Handle, shared: BlockToShared, dynamic: usize, limit: i32, _flags: u32,
+        grid: *mut i32, block: *mut i32, on: Handle, shared: BlockToShared, dynamic: usize, limit: i32, _flags: u32,
     ) {
         // SAFETY: the same contract.
-        match unsafe { cuOccupancyMaxPotentialBlockSize(grid, block, handle, shared, dynamic, limit) } {
+        match unsafe { cuOccupancyMaxPotentialBlockSize(grid, block, on, shared, dynamic, limit) } {
             0 => Ok(()),
             code => Err(code),
         }
     }
 
-    fn cuOccupancyAvailableDynamicSMemPerBlock(out: *mut usize, handle: Handle, blocks: i32, _threads: i32) {
+    fn cuOccupancyAvailableDynamicSMemPerBlock(out: *mut usize, on: Handle, blocks: i32, _threads: i32) {
         current()?;
-        let f = object::function(handle)?;
+        let f = handle::get::<Function>(on)?;
         if blocks <= 0 {
             return Err(ERROR_INVALID_VALUE);
         }

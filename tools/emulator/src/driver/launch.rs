@@ -1,12 +1,15 @@
 //! Launches: arguments and sizes are checked as a real driver does, then the grid runs to its end.
 
+use super::call::{Call, export, refuse, report};
+use super::capture::{Kind, Work, capture};
 use super::code::*;
 use super::context::current;
 use super::device::limits;
+use super::event;
 use super::function::{blocks_per_sm, dynamic_limit, thread_limit};
-use super::object::{self, Function, Handle};
-use super::stream::{capture, stream};
-use super::{Call, export, graph, refuse, report};
+use super::handle::{self, Handle};
+use super::module::Function;
+use super::stream::stream;
 use crate::config::{self, config};
 use crate::counters::Counters;
 use crate::exec::grid;
@@ -16,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A launch whose arguments were checked and copied.
-pub(crate) struct Prepared {
+struct Prepared {
     function: Arc<Function>,
     grid: [u32; 3],
     block: [u32; 3],
@@ -25,10 +28,21 @@ pub(crate) struct Prepared {
     cooperative: bool,
 }
 
-impl Prepared {
-    /// Whether the kernels of both belong to one context.
-    pub(crate) fn same_context(&self, other: &Self) -> bool {
-        self.function.module.context.id == other.function.module.context.id
+impl Work for Prepared {
+    fn perform(&self) -> Call {
+        if config::noop() {
+            note_nothing(&self.function, self.grid, self.block);
+            return Ok(());
+        }
+        run(&self.function, self.grid, self.block, self.dynamic, self.params.clone(), self.cooperative)
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Kernel
+    }
+
+    fn context(&self) -> Option<u64> {
+        Some(self.function.module.context.id)
     }
 }
 
@@ -70,17 +84,17 @@ pub(crate) fn last() -> Option<Report> {
     LOCAL.with(|l| l.borrow().report.clone())
 }
 
-fn function(handle: Handle) -> Result<Arc<Function>, u32> {
-    let age = object::generation();
+fn function(on: Handle) -> Result<Arc<Function>, u32> {
+    let age = handle::generation();
     let known = LOCAL.with(|l| match &l.borrow().known {
-        Some((h, g, f)) if *h == handle as u64 && *g == age => Some(f.clone()),
+        Some((h, g, f)) if *h == on as u64 && *g == age => Some(f.clone()),
         _ => None,
     });
     if let Some(f) = known {
         return Ok(f);
     }
-    let f = object::function(handle)?;
-    LOCAL.with(|l| l.borrow_mut().known = Some((handle as u64, age, f.clone())));
+    let f: Arc<Function> = handle::get(on)?;
+    LOCAL.with(|l| l.borrow_mut().known = Some((on as u64, age, f.clone())));
     Ok(f)
 }
 
@@ -208,14 +222,14 @@ fn launch(r: &Request) -> Call {
         let params = arguments(&f, r)?;
         return capture.add(
             &stream,
-            graph::Node::Kernel(Arc::new(Prepared {
+            Arc::new(Prepared {
                 function: f,
                 grid: r.grid,
                 block: r.block,
                 dynamic: r.dynamic as usize,
                 params,
                 cooperative: r.cooperative,
-            })),
+            }),
         );
     }
     if config::noop() {
@@ -249,15 +263,6 @@ fn note_nothing(f: &Arc<Function>, grid: [u32; 3], block: [u32; 3]) {
         let counters = Counters { launches: 1, ..Counters::default() };
         local.report = Some(Report { function: f.clone(), grid, block, counters });
     });
-}
-
-/// Runs a launch of a graph.
-pub(crate) fn execute(p: &Prepared) -> Call {
-    if config::noop() {
-        note_nothing(&p.function, p.grid, p.block);
-        return Ok(());
-    }
-    run(&p.function, p.grid, p.block, p.dynamic, p.params.clone(), p.cooperative)
 }
 
 fn run(f: &Arc<Function>, grid: [u32; 3], block: [u32; 3], dynamic: usize, params: Vec<u8>, cooperative: bool) -> Call {
@@ -383,6 +388,6 @@ export! {
             extra,
             cooperative,
         })?;
-        events.into_iter().try_for_each(|event| super::event::record(event, c.stream))
+        events.into_iter().try_for_each(|marked| event::record(marked, c.stream))
     }
 }

@@ -1,11 +1,12 @@
 //! Allocation, copies and fills.
 
+use super::call::{Call, export, give, refuse};
+use super::capture::{Kind, Work, capture, unsafe_call};
 use super::code::*;
-use super::context::{Device, current, current_any, device, devices};
-use super::object::{self, Context, Handle, Object};
-use super::stream::{capture, stream};
-use super::{Call, export, give, graph, refuse};
-use crate::check;
+use super::context::{Context, Device, context as context_of, current, current_any, device, devices, initialised};
+use super::handle::{self, Handle, Object};
+use super::stream::stream;
+use crate::written;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,13 +19,25 @@ pub(crate) struct Pool {
     device: usize,
 }
 
+impl Object for Pool {}
+
 /// A copy or fill, checked when it is performed.
 #[derive(Clone, Debug)]
-pub(crate) enum Work {
+pub(crate) enum Transfer {
     /// `count` elements of `size` bytes.
     Fill { at: u64, value: u32, size: u8, count: usize, pitch: usize, rows: usize },
     /// From anywhere to anywhere.
     Copy { to: u64, from: u64, bytes: usize },
+}
+
+impl Work for Transfer {
+    fn perform(&self) -> Call {
+        perform(self)
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Memory
+    }
 }
 
 /// The owner of pinned host memory: it lies in a device's region, so that kernels reach it at the same address.
@@ -59,9 +72,9 @@ fn device_range(at: u64, bytes: usize, what: &str) -> Call {
 }
 
 /// Does the work.
-pub(crate) fn perform(work: &Work) -> Call {
+fn perform(work: &Transfer) -> Call {
     match *work {
-        Work::Fill { at, value, size, count, pitch, rows } => {
+        Transfer::Fill { at, value, size, count, pitch, rows } => {
             let row = count * size as usize;
             if size > 1 && at % u64::from(size) != 0 {
                 return Err(ERROR_INVALID_VALUE);
@@ -79,12 +92,12 @@ pub(crate) fn perform(work: &Work) -> Call {
                     }
                 }
                 if let Some(dev) = dev {
-                    check::written(&dev.memory, at, row as u64);
+                    written::written(&dev.memory, at, row as u64);
                 }
             }
             Ok(())
         }
-        Work::Copy { to, from, bytes } => {
+        Transfer::Copy { to, from, bytes } => {
             if bytes == 0 {
                 return Ok(());
             }
@@ -92,7 +105,7 @@ pub(crate) fn perform(work: &Work) -> Call {
             let target = check_range(to, bytes, "the target of a copy")?;
             if let (Some(dev), None) = (source, target)
                 && crate::config::strictness().uninitialised
-                && let Some(at) = check::first_unwritten(&dev.memory, from, bytes as u64)
+                && let Some(at) = written::first_unwritten(&dev.memory, from, bytes as u64)
             {
                 let start = dev.memory.find(at).map_or(from, |a| a.start);
                 return fault_outside(format!(
@@ -103,8 +116,8 @@ pub(crate) fn perform(work: &Work) -> Call {
             // SAFETY: device ranges were checked; for the host's the caller vouches, as with a real driver.
             unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
             match (source, target) {
-                (Some(a), Some(b)) => check::copied(&a.memory, from, &b.memory, to, bytes as u64),
-                (None, Some(b)) => check::written(&b.memory, to, bytes as u64),
+                (Some(a), Some(b)) => written::copied(&a.memory, from, &b.memory, to, bytes as u64),
+                (None, Some(b)) => written::written(&b.memory, to, bytes as u64),
                 _ => {}
             }
             Ok(())
@@ -120,19 +133,19 @@ fn fault_outside(message: String) -> Call {
 }
 
 /// Does the work now, or records it.
-fn submit(on: Handle, work: Work) -> Call {
+fn submit(on: Handle, work: Transfer) -> Call {
     let context = current()?;
     let stream = stream(&context, on)?;
     match capture(&stream) {
-        Some(capture) => capture.add(&stream, graph::Node::Memory(work)),
+        Some(capture) => capture.add(&stream, Arc::new(work)),
         None => perform(&work),
     }
 }
 
 /// Does the work now; while the thread captures that is not allowed.
-fn now(work: Work) -> Call {
+fn now(work: Transfer) -> Call {
     current()?;
-    graph::unsafe_call()?;
+    unsafe_call()?;
     perform(&work)
 }
 
@@ -142,7 +155,7 @@ fn allocate(context: &Context, out: *mut u64, bytes: usize) -> Call {
     }
     match context.memory.allocate(bytes as u64, context.id) {
         Some(at) => {
-            check::allocated(&context.memory, at, bytes as u64);
+            written::allocated(&context.memory, at, bytes as u64);
             give(out, at)
         }
         None => refuse(
@@ -186,7 +199,7 @@ fn default_pool(dev: i32) -> Result<Handle, u32> {
     let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
     let handle = *pools.entry(dev).or_insert_with(|| {
         let pool = Pool { device: dev as usize, ..Pool::default() };
-        object::insert(Object::Pool(Arc::new(pool))) as u64
+        handle::insert(Arc::new(pool)) as u64
     });
     Ok(handle as Handle)
 }
@@ -196,13 +209,13 @@ static PEAK: AtomicU64 = AtomicU64::new(0);
 export! {
     fn cuMemAlloc_v2(out: *mut u64, bytes: usize) {
         let context = current()?;
-        graph::unsafe_call()?;
+        unsafe_call()?;
         allocate(&context, out, bytes)
     }
 
     fn cuMemAllocPitch_v2(out: *mut u64, pitch: *mut usize, width: usize, height: usize, _element: u32) {
         let context = current()?;
-        graph::unsafe_call()?;
+        unsafe_call()?;
         let row = width.checked_next_multiple_of(512).ok_or(ERROR_INVALID_VALUE)?;
         give(pitch, row)?;
         allocate(&context, out, row.checked_mul(height).ok_or(ERROR_INVALID_VALUE)?)
@@ -218,13 +231,13 @@ export! {
         allocate(&context, out, bytes)?;
         // SAFETY: `allocate` has written there.
         let at = unsafe { out.read() };
-        check::written(&context.memory, at, bytes as u64);
+        written::written(&context.memory, at, bytes as u64);
         Ok(())
     }
 
     fn cuMemFree_v2(at: u64) {
         current()?;
-        graph::unsafe_call()?;
+        unsafe_call()?;
         free(at)
     }
 
@@ -233,7 +246,7 @@ export! {
     }
 
     fn cuMemAllocFromPoolAsync(out: *mut u64, bytes: usize, pool: Handle, on: Handle) {
-        object::pool(pool)?;
+        handle::get::<Pool>(pool)?;
         async_allocation(out, bytes, on)
     }
 
@@ -292,11 +305,11 @@ export! {
         if out.is_null() || bytes == 0 {
             return Err(ERROR_INVALID_VALUE);
         }
-        graph::unsafe_call()?;
+        unsafe_call()?;
         match context.memory.allocate(bytes as u64, HOST) {
             Some(at) => {
                 // the host writes it unseen
-                check::written(&context.memory, at, bytes as u64);
+                written::written(&context.memory, at, bytes as u64);
                 give(out, at as *mut c_void)
             }
             None => Err(ERROR_OUT_OF_MEMORY),
@@ -309,7 +322,7 @@ export! {
     }
 
     fn cuMemFreeHost(at: *mut c_void) {
-        super::context::initialised()?;
+        initialised()?;
         match host_memory(at as u64) {
             Some(dev) if dev.memory.release(at as u64) => Ok(()),
             _ => Err(ERROR_INVALID_VALUE),
@@ -341,89 +354,89 @@ export! {
     }
 
     fn cuMemsetD8_v2(at: u64, value: u8, count: usize) {
-        now(Work::Fill { at, value: value.into(), size: 1, count, pitch: 0, rows: 1 })
+        now(Transfer::Fill { at, value: value.into(), size: 1, count, pitch: 0, rows: 1 })
     }
 
     fn cuMemsetD16_v2(at: u64, value: u16, count: usize) {
-        now(Work::Fill { at, value: value.into(), size: 2, count, pitch: 0, rows: 1 })
+        now(Transfer::Fill { at, value: value.into(), size: 2, count, pitch: 0, rows: 1 })
     }
 
     fn cuMemsetD32_v2(at: u64, value: u32, count: usize) {
-        now(Work::Fill { at, value, size: 4, count, pitch: 0, rows: 1 })
+        now(Transfer::Fill { at, value, size: 4, count, pitch: 0, rows: 1 })
     }
 
     fn cuMemsetD8Async(at: u64, value: u8, count: usize, on: Handle) {
-        submit(on, Work::Fill { at, value: value.into(), size: 1, count, pitch: 0, rows: 1 })
+        submit(on, Transfer::Fill { at, value: value.into(), size: 1, count, pitch: 0, rows: 1 })
     }
 
     fn cuMemsetD16Async(at: u64, value: u16, count: usize, on: Handle) {
-        submit(on, Work::Fill { at, value: value.into(), size: 2, count, pitch: 0, rows: 1 })
+        submit(on, Transfer::Fill { at, value: value.into(), size: 2, count, pitch: 0, rows: 1 })
     }
 
     fn cuMemsetD32Async(at: u64, value: u32, count: usize, on: Handle) {
-        submit(on, Work::Fill { at, value, size: 4, count, pitch: 0, rows: 1 })
+        submit(on, Transfer::Fill { at, value, size: 4, count, pitch: 0, rows: 1 })
     }
 
     fn cuMemsetD2D8_v2(at: u64, pitch: usize, value: u8, width: usize, rows: usize) {
-        now(Work::Fill { at, value: value.into(), size: 1, count: width, pitch, rows })
+        now(Transfer::Fill { at, value: value.into(), size: 1, count: width, pitch, rows })
     }
 
     fn cuMemcpy(to: u64, from: u64, bytes: usize) {
-        now(Work::Copy { to, from, bytes })
+        now(Transfer::Copy { to, from, bytes })
     }
 
     fn cuMemcpyAsync(to: u64, from: u64, bytes: usize, on: Handle) {
-        submit(on, Work::Copy { to, from, bytes })
+        submit(on, Transfer::Copy { to, from, bytes })
     }
 
     fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize) {
         current()?;
         device_range(to, bytes, "a copy to the device")?;
-        now(Work::Copy { to, from: from as u64, bytes })
+        now(Transfer::Copy { to, from: from as u64, bytes })
     }
 
     fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, on: Handle) {
         current()?;
         device_range(to, bytes, "a copy to the device")?;
-        submit(on, Work::Copy { to, from: from as u64, bytes })
+        submit(on, Transfer::Copy { to, from: from as u64, bytes })
     }
 
     fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) {
         current()?;
         device_range(from, bytes, "a copy to the host")?;
-        now(Work::Copy { to: to as u64, from, bytes })
+        now(Transfer::Copy { to: to as u64, from, bytes })
     }
 
     fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, on: Handle) {
         current()?;
         device_range(from, bytes, "a copy to the host")?;
-        submit(on, Work::Copy { to: to as u64, from, bytes })
+        submit(on, Transfer::Copy { to: to as u64, from, bytes })
     }
 
     fn cuMemcpyDtoD_v2(to: u64, from: u64, bytes: usize) {
         current()?;
         device_range(from, bytes, "the source of a copy")?;
         device_range(to, bytes, "the target of a copy")?;
-        now(Work::Copy { to, from, bytes })
+        now(Transfer::Copy { to, from, bytes })
     }
 
     fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, on: Handle) {
         current()?;
         device_range(from, bytes, "the source of a copy")?;
         device_range(to, bytes, "the target of a copy")?;
-        submit(on, Work::Copy { to, from, bytes })
+        submit(on, Transfer::Copy { to, from, bytes })
     }
 
     fn cuMemcpyPeer(to: u64, to_context: Handle, from: u64, from_context: Handle, bytes: usize) {
-        object::context(to_context)?;
-        object::context(from_context)?;
-        now(Work::Copy { to, from, bytes })
+        context_of(to_context)?;
+        context_of(from_context)?;
+        now(Transfer::Copy { to, from, bytes })
     }
 
     fn cuMemcpyPeerAsync(to: u64, to_context: Handle, from: u64, from_context: Handle, bytes: usize, on: Handle) {
-        object::context(to_context)?;
-        object::context(from_context)?;
-        submit(on, Work::Copy { to, from, bytes })
+        context_of(to_context)?;
+        context_of(from_context)?;
+        submit(on, Transfer::Copy { to, from, bytes })
     }
 
     fn cuMemAdvise_v2(_at: u64, _bytes: usize, _advice: u32, _location: u64) {
@@ -447,28 +460,28 @@ export! {
 
     fn cuDeviceSetMemPool(dev: i32, pool: Handle) {
         device(dev)?;
-        object::pool(pool)?;
+        handle::get::<Pool>(pool)?;
         Ok(())
     }
 
     fn cuMemPoolCreate(out: *mut Handle, _properties: *const c_void) {
         current_any()?;
-        give(out, object::insert(Object::Pool(Arc::default())))
+        give(out, handle::insert(Arc::<Pool>::default()))
     }
 
     fn cuMemPoolDestroy(pool: Handle) {
-        object::pool(pool)?;
-        object::remove(pool);
+        handle::get::<Pool>(pool)?;
+        handle::remove(pool);
         Ok(())
     }
 
     fn cuMemPoolTrimTo(pool: Handle, _keep: usize) {
-        object::pool(pool)?;
+        handle::get::<Pool>(pool)?;
         Ok(())
     }
 
     fn cuMemPoolSetAttribute(pool: Handle, attribute: u32, value: *mut c_void) {
-        let pool = object::pool(pool)?;
+        let pool = handle::get::<Pool>(pool)?;
         if value.is_null() {
             return Err(ERROR_INVALID_VALUE);
         }
@@ -479,7 +492,7 @@ export! {
     }
 
     fn cuMemPoolGetAttribute(pool: Handle, attribute: u32, value: *mut c_void) {
-        let pool = object::pool(pool)?;
+        let pool = handle::get::<Pool>(pool)?;
         let known = pool.settings.lock().unwrap_or_else(PoisonError::into_inner).get(&attribute).copied();
         match attribute {
             1..=3 => give(value.cast::<u32>(), known.unwrap_or(1) as u32),

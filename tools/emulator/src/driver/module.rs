@@ -1,18 +1,76 @@
 //! Loading modules: PTX is compiled, everything else is not for this device.
 
+use super::call::{Call, export, give, refuse, remark, report};
 use super::code::*;
-use super::context::current;
-use super::object::{self, Context, Function, Handle, Module, Object};
-use super::{Call, export, give, refuse, remark, report};
-use crate::check;
+use super::context::{Context, current};
+use super::handle::{self, Handle, Object};
 use crate::config::config;
-use crate::lower;
+use crate::exec::machine::Program;
+use crate::exec::operand::FUNCTION_WINDOW;
+use crate::lower::{self, Kernel};
 use crate::ptx::ast::Space;
 use crate::ptx::{PtxError, parser};
+use crate::written;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::AtomicI32;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// A loaded module.
+pub(crate) struct Module {
+    pub(crate) context: Arc<Context>,
+    pub(crate) program: Arc<Program>,
+    pub(crate) kernels: Vec<Kernel>,
+    /// Variables: address and size.
+    pub(crate) globals: HashMap<String, (u64, u64)>,
+    /// PTX version and target.
+    pub(crate) versions: (i32, i32),
+    pub(crate) functions: Mutex<HashMap<String, u64>>,
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        for (at, _) in self.globals.values() {
+            self.context.memory.release_of(*at, self.context.id);
+        }
+    }
+}
+
+impl Object for Module {
+    fn context(&self) -> Option<u64> {
+        Some(self.context.id)
+    }
+}
+
+/// A module that was loaded as a library.
+struct Library(Arc<Module>);
+
+impl Object for Library {
+    fn context(&self) -> Option<u64> {
+        Some(self.0.context.id)
+    }
+}
+
+/// A kernel of a module.
+pub(crate) struct Function {
+    pub(crate) module: Arc<Module>,
+    pub(crate) kernel: usize,
+    pub(crate) max_dynamic: AtomicI32,
+    pub(crate) carveout: AtomicI32,
+    pub(crate) cluster: Mutex<HashMap<u32, i32>>,
+}
+
+impl Function {
+    pub(crate) fn kernel(&self) -> &Kernel {
+        &self.module.kernels[self.kernel]
+    }
+}
+
+impl Object for Function {
+    fn context(&self) -> Option<u64> {
+        Some(self.module.context.id)
+    }
+}
 
 const FATBIN: &str = "the image is a fatbin; load its PTX";
 
@@ -87,7 +145,7 @@ fn load_text(context: &Arc<Context>, text: &str) -> Result<Module, (u32, String)
         addresses.insert(var.name.clone(), at);
         // SAFETY: the range was just allocated; nobody else has it.
         unsafe { std::ptr::write_bytes(at as *mut u8, 0, size as usize) };
-        check::written(&context.memory, at, size);
+        written::written(&context.memory, at, size);
     }
     for var in variables() {
         let Some(init) = &var.init else { continue };
@@ -98,7 +156,7 @@ fn load_text(context: &Arc<Context>, text: &str) -> Result<Module, (u32, String)
             let function = ast.functions.iter().position(|f| f.name == *name);
             let target = match (addresses.get(name), function) {
                 (Some(&at), _) => at,
-                (None, Some(i)) => crate::exec::control::FUNCTION_WINDOW + i as u64 * 16,
+                (None, Some(i)) => FUNCTION_WINDOW + i as u64 * 16,
                 (None, None) => {
                     release(&globals);
                     let e = PtxError::new(var.line, format!("`{name}` is not declared"));
@@ -197,7 +255,7 @@ fn loaded(out: *mut Handle, image: *const c_void, logs: Option<&Logs>) -> Call {
                 logs.write(0, "");
                 logs.write(1, "");
             }
-            give(out, object::insert(Object::Module(Arc::new(module))))
+            give(out, handle::insert(Arc::new(module)))
         }
         Err((code, reason)) => {
             if let Some(logs) = logs {
@@ -224,23 +282,23 @@ fn find_function(module: &Arc<Module>, name: &str) -> Result<Handle, u32> {
         return refuse(ERROR_NOT_FOUND, format!("the module has no kernel `{name}`; it has: {}", known.join(", ")));
     };
     let mut functions = module.functions.lock().unwrap_or_else(PoisonError::into_inner);
-    let handle = *functions.entry(name.to_owned()).or_insert_with(|| {
-        object::insert(Object::Function(Arc::new(Function {
+    let known = *functions.entry(name.to_owned()).or_insert_with(|| {
+        handle::insert(Arc::new(Function {
             module: module.clone(),
             kernel,
             max_dynamic: AtomicI32::new(-1),
             carveout: AtomicI32::new(-1),
             cluster: Mutex::default(),
-        }))) as u64
+        })) as u64
     });
-    Ok(handle as Handle)
+    Ok(known as Handle)
 }
 
 fn unload(module: &Arc<Module>) {
     let handles: Vec<u64> =
         module.functions.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, h)| h).collect();
-    for handle in handles {
-        object::remove(handle as Handle);
+    for old in handles {
+        handle::remove(old as Handle);
     }
 }
 
@@ -271,28 +329,28 @@ export! {
         loaded(out, bytes.as_ptr().cast(), None)
     }
 
-    fn cuModuleUnload(handle: Handle) {
+    fn cuModuleUnload(on: Handle) {
         current()?;
-        let module = object::module(handle)?;
+        let module = handle::get::<Module>(on)?;
         unload(&module);
-        object::remove(handle);
+        handle::remove(on);
         Ok(())
     }
 
-    fn cuModuleGetFunction(out: *mut Handle, handle: Handle, text: *const c_char) {
+    fn cuModuleGetFunction(out: *mut Handle, on: Handle, text: *const c_char) {
         current()?;
-        let module = object::module(handle)?;
+        let module = handle::get::<Module>(on)?;
         give(out, find_function(&module, name(text)?)?)
     }
 
-    fn cuModuleGetFunctionCount(out: *mut u32, handle: Handle) {
+    fn cuModuleGetFunctionCount(out: *mut u32, on: Handle) {
         current()?;
-        give(out, object::module(handle)?.kernels.len() as u32)
+        give(out, handle::get::<Module>(on)?.kernels.len() as u32)
     }
 
-    fn cuModuleGetGlobal_v2(at: *mut u64, bytes: *mut usize, handle: Handle, text: *const c_char) {
+    fn cuModuleGetGlobal_v2(at: *mut u64, bytes: *mut usize, on: Handle, text: *const c_char) {
         current()?;
-        let module = object::module(handle)?;
+        let module = handle::get::<Module>(on)?;
         let name = name(text)?;
         let Some(&(start, size)) = module.globals.get(name) else {
             return refuse(ERROR_NOT_FOUND, format!("the module has no variable `{name}`"));
@@ -317,7 +375,7 @@ export! {
     ) {
         let context = current()?;
         match load(&context, image) {
-            Ok(module) => give(out, object::insert(Object::Library(Arc::new(module)))),
+            Ok(module) => give(out, handle::insert(Arc::new(Library(Arc::new(module))))),
             Err((code, reason)) => {
                 told(code, &reason);
                 Err(code)
@@ -325,26 +383,26 @@ export! {
         }
     }
 
-    fn cuLibraryUnload(handle: Handle) {
-        let module = object::library(handle)?;
+    fn cuLibraryUnload(on: Handle) {
+        let module = handle::get::<Library>(on)?.0.clone();
         unload(&module);
-        object::remove(handle);
+        handle::remove(on);
         Ok(())
     }
 
-    fn cuLibraryGetKernel(out: *mut Handle, handle: Handle, text: *const c_char) {
-        let module = object::library(handle)?;
+    fn cuLibraryGetKernel(out: *mut Handle, on: Handle, text: *const c_char) {
+        let module = handle::get::<Library>(on)?.0.clone();
         give(out, find_function(&module, name(text)?)?)
     }
 
-    fn cuLibraryGetModule(out: *mut Handle, handle: Handle) {
-        let module = object::library(handle)?;
-        give(out, object::insert(Object::Module(module)))
+    fn cuLibraryGetModule(out: *mut Handle, on: Handle) {
+        let module = handle::get::<Library>(on)?.0.clone();
+        give(out, handle::insert(module))
     }
 
     fn cuKernelGetFunction(out: *mut Handle, kernel: Handle) {
         // a kernel of a library is a function here
-        object::function(kernel)?;
+        handle::get::<Function>(kernel)?;
         give(out, kernel)
     }
 }

@@ -1,7 +1,7 @@
 //! `cuGetProcAddress`: functions by name, as the runtime library and newer bindings look them up.
 
+use super::call::{Call, export, give};
 use super::code::*;
-use super::{Call, export, give};
 use std::ffi::{CStr, CString, c_char, c_void};
 
 /// Newest variants first: an application asks for the name without its suffix.

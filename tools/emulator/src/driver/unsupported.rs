@@ -6,7 +6,7 @@ macro_rules! unsupported {
         #[unsafe(no_mangle)]
         #[allow(non_snake_case)]
         pub(crate) extern "C" fn $name() -> u32 {
-            super::report(concat!(stringify!($name), " is not implemented"));
+            super::call::report(concat!(stringify!($name), " is not implemented"));
             super::code::ERROR_NOT_SUPPORTED
         }
     )* };

@@ -1,11 +1,10 @@
 //! `cvt` and `cvt.pack`: every pair of types.
 
 use super::float::{
-    self, BF16, F16, F32, F64, Format, Fp8, NAN16, RELU, RN, Round, SAT, finish_if, flush_if, round_of,
+    self, BF16, F16, F32, F64, Format, Fp8, NAN16, NAN32, RELU, RN, Round, SAT, TF32, finish_if, flush_if, round_of,
 };
 use super::lane::{Sem, bin, bin_imm, tri, un, un_each, un_imm};
 use super::mods::Mods;
-use super::table::{fp8_pair, to_tf32};
 use crate::ptx::ast::Ty;
 
 /// Expands an expression for each integer type, with `$T` the type and `$S` what its register holds.
@@ -328,4 +327,17 @@ fn pack(mods: &mut Mods<'_>) -> Result<Sem, String> {
         }),
         _ => return Err(format!("`cvt.pack` does not join {ty:?} to {to:?}")),
     })
+}
+
+/// Used by `cvt` for pairs of 8-bit floats.
+fn fp8_pair(high: f32, low: f32, to: Fp8) -> u16 {
+    u16::from(float::f32_to_fp8(high, to)) << 8 | u16::from(float::f32_to_fp8(low, to))
+}
+
+/// Single to tf32, which stays a single with 13 zero bits below.
+fn to_tf32(value: f32, mode: Round) -> u32 {
+    if value.is_nan() {
+        return NAN32;
+    }
+    (float::convert(value.to_bits().into(), F32, TF32, mode) as u32) << 13
 }

@@ -1,36 +1,11 @@
 //! `cp.async`: copies from global to shared memory that land when they are waited for, and not before.
 
-use super::lane::{Kind, LANES, get, get_pred};
-use super::memory::{Access, Order, Touch, reach};
-use super::{Cx, Flow, NONE, Op};
+use super::lane::{get, get_pred};
+use super::machine::{Cx, Flow, Op};
+use super::operand::{Access, Kind, LANES, NONE, Order, Touch};
+use super::reach::reach;
+use super::state::Pending;
 use crate::ptx::ast::Space;
-
-/// A copy under way.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Pending {
-    lane: u8,
-    bytes: u8,
-    to: u32,
-    /// Number of its group, once it is committed.
-    group: Option<u32>,
-    data: [u8; 16],
-}
-
-/// The copies of a warp.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Copies {
-    pending: Vec<Pending>,
-    /// Groups that each lane has committed.
-    committed: [u32; LANES],
-}
-
-impl Copies {
-    /// Forgets everything.
-    pub(crate) fn clear(&mut self) {
-        self.pending.clear();
-        self.committed = [0; LANES];
-    }
-}
 
 fn access(space: Space, bytes: u8) -> Access {
     Access {

@@ -1,10 +1,11 @@
-//! A launch: its sizes, its arguments, and the workers that take its blocks.
+//! A launch that runs: its sizes, its arguments, and the workers that take its blocks.
 
-use super::block::Block;
-use super::{Code, Cx, Program};
+use super::machine::{Cx, Grid, Program};
+use super::operand::Class;
+use super::state::Block;
 use crate::config::Strict;
 use crate::counters::Counters;
-use crate::device::{Memory, Table};
+use crate::device::Memory;
 use crate::fault::Fault;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -13,36 +14,6 @@ use std::time::{Duration, Instant};
 
 /// A launch runs on the calling thread alone for so long, because starting threads costs more than small grids do.
 const ALONE: Duration = Duration::from_micros(150);
-
-/// Everything that the blocks of a launch share.
-pub(crate) struct Grid {
-    pub(crate) program: Arc<Program>,
-    /// Number of the kernel's code.
-    pub(crate) function: u32,
-    pub(crate) grid_dim: [u32; 3],
-    pub(crate) block_dim: [u32; 3],
-    pub(crate) shared_bytes: usize,
-    pub(crate) dynamic_shared: usize,
-    pub(crate) params: Vec<u8>,
-    /// Bytes of local memory of a thread.
-    pub(crate) stack: usize,
-    pub(crate) sms: u32,
-    /// Number of the launch.
-    pub(crate) launch: u64,
-    pub(crate) budget: u64,
-    pub(crate) strict: Strict,
-    pub(crate) table: Arc<Table>,
-    pub(crate) memory: Arc<Memory>,
-    /// Blocks may wait for each other, so all must make progress.
-    pub(crate) cooperative: bool,
-    /// Tells this launch's stamps from those of others.
-    pub(crate) serial: u32,
-    pub(crate) releases: crate::check::Releases,
-    /// Whether an access to global memory was of one byte.
-    pub(crate) single_bytes: AtomicBool,
-    stop: AtomicBool,
-    next: AtomicU64,
-}
 
 /// What a launch is made of.
 pub(crate) struct Launch {
@@ -66,51 +37,6 @@ pub(crate) struct Launch {
 /// Helpers of all launches that run now, so that many host threads do not start too many.
 static HELPERS: AtomicUsize = AtomicUsize::new(0);
 
-impl Grid {
-    pub(crate) fn kernel(&self) -> &Code {
-        &self.program.codes[self.function as usize]
-    }
-
-    pub(crate) fn threads(&self) -> u32 {
-        self.block_dim.iter().product()
-    }
-
-    fn blocks(&self) -> u64 {
-        self.grid_dim.iter().map(|&d| u64::from(d)).product()
-    }
-
-    pub(crate) fn thread_axis(&self, thread: u32, axis: u8) -> u32 {
-        let [x, y, _] = self.block_dim;
-        match axis {
-            0 => thread % x,
-            1 => thread / x % y,
-            _ => thread / x / y,
-        }
-    }
-
-    pub(crate) fn block_axis(&self, block: u64, axis: u8) -> u32 {
-        let (x, y) = (u64::from(self.grid_dim[0]), u64::from(self.grid_dim[1]));
-        (match axis {
-            0 => block % x,
-            1 => block / x % y,
-            _ => block / x / y,
-        }) as u32
-    }
-
-    pub(crate) fn place_of_block(&self, block: u64) -> String {
-        format!("({},{},{})", self.block_axis(block, 0), self.block_axis(block, 1), self.block_axis(block, 2))
-    }
-
-    pub(crate) fn place_of_thread(&self, thread: u32) -> String {
-        format!("({},{},{})", self.thread_axis(thread, 0), self.thread_axis(thread, 1), self.thread_axis(thread, 2))
-    }
-
-    /// Whether another worker has met a fault.
-    pub(crate) fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-}
-
 #[derive(Default)]
 struct Outcome {
     counters: Counters,
@@ -118,7 +44,6 @@ struct Outcome {
 }
 
 fn keep(outcome: &Mutex<Outcome>, cx: &mut Cx) {
-    use super::table::Class;
     let mut c = cx.counters;
     let class = |class: Class| cx.classes[class as usize];
     c.integer = class(Class::Integer);

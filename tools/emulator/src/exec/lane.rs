@@ -9,40 +9,8 @@
 //! directed rounding, a saturation) is one closure with its modifiers in a constant, run lane by lane: the table's
 //! length is what a build of this package costs.
 
-use super::{Cx, Exec, Flow, Op};
-
-/// Threads of a warp.
-pub(crate) const LANES: usize = 32;
-/// All lanes.
-pub(crate) const FULL: u32 = u32::MAX;
-
-/// What a register of an instruction's operand must be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
-pub(crate) enum Kind {
-    W16,
-    W32,
-    W64,
-    W128,
-    /// 32 bits that hold a single, so that `1.0` as a literal means the single
-    F32,
-    /// 64 bits that hold a double
-    F64,
-    Pred,
-}
-
-impl Kind {
-    /// Bytes per lane in the register file; a predicate is one word for all lanes.
-    pub(crate) fn width(self) -> usize {
-        match self {
-            Self::W16 => 2,
-            Self::W32 | Self::F32 => 4,
-            Self::W64 | Self::F64 => 8,
-            Self::W128 => 16,
-            Self::Pred => 0,
-        }
-    }
-}
+use super::machine::{Cx, Exec, Flow, Op};
+use super::operand::{FULL, Kind, LANES, NONE};
 
 /// A value of one lane.
 pub(crate) trait Lane: Copy + Default + 'static {
@@ -53,6 +21,7 @@ pub(crate) trait Lane: Copy + Default + 'static {
 macro_rules! lanes {
     ($($ty:ty => $kind:ident),*) => { $(impl Lane for $ty { const KIND: Kind = Kind::$kind; })* };
 }
+
 lanes!(u16 => W16, i16 => W16, u32 => W32, i32 => W32, u64 => W64, i64 => W64, u128 => W128, f32 => F32, f64 => F64);
 
 /// How an instruction runs and the registers it wants: one constant per line of the table.
@@ -413,6 +382,47 @@ pub(crate) fn carry_mad<A: Lane, F: Fn(A, A, A, bool) -> (A, bool) + Copy>(_: F)
     Sem::new(run!(run::<A, F>, run::<A, F>, A::KIND, &[A::KIND, A::KIND, A::KIND]))
 }
 
+/// In a comparison's constant beside the code of [`combine`]: the result is its opposite.
+pub(crate) const FLIP: u64 = 8;
+
+/// Combines a comparison with the predicate at `at`: bits 0-1 of `code` the operator, bit 2 negates the predicate.
+///
+/// # Safety
+/// `at` is a predicate of the frame, or unused where `code` is 0.
+#[inline(always)]
+unsafe fn combine(code: u8, found: u32, at: u32, cx: &Cx) -> u32 {
+    if code & 3 == 0 {
+        return found;
+    }
+    // SAFETY: the caller's promise.
+    let other = unsafe { get_pred(cx, at) };
+    let other = if code & 4 != 0 { !other } else { other };
+    match code & 3 {
+        1 => found & other,
+        2 => found | other,
+        _ => found ^ other,
+    }
+}
+
+/// The end of every comparison: `found` in the lanes of `mask`, turned round and combined as the constant says.
+///
+/// # Safety
+/// The operation's predicates are of the frame.
+#[inline]
+unsafe fn compared(cx: &mut Cx, op: &Op, mask: u32, found: u32) -> Flow {
+    let found = if op.imm & FLIP != 0 { !found } else { found };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let combined = combine(op.imm as u8, found, op.c, cx);
+        put_pred(cx, op.d, combined, mask);
+        if op.e != NONE {
+            let other = combine(op.imm as u8, !found, op.c, cx);
+            put_pred(cx, op.e, other, mask);
+        }
+    }
+    Flow::Next
+}
+
 /// `p = f(a, b)`, combined with the predicate `c` by the operator that lowering put into `op.imm`; the complement, where
 /// a second destination is wanted, goes to `op.e`.
 #[inline(always)]
@@ -442,7 +452,7 @@ pub(crate) fn cmp<A: Lane, F: Fn(A, A) -> bool + Copy>(_: F) -> Sem {
         // SAFETY: the same promise as the caller's.
         unsafe {
             let found = found::<A, F>(cx, op, mask, cfg!(not(target_arch = "x86_64")));
-            super::table::compared(cx, op, mask, found)
+            compared(cx, op, mask, found)
         }
     }
     #[cfg(target_arch = "x86_64")]
@@ -451,7 +461,7 @@ pub(crate) fn cmp<A: Lane, F: Fn(A, A) -> bool + Copy>(_: F) -> Sem {
         // SAFETY: the same promise as the caller's.
         unsafe {
             let found = found::<A, F>(cx, op, mask, true);
-            super::table::compared(cx, op, mask, found)
+            compared(cx, op, mask, found)
         }
     }
     Sem::new(run!(plain::<A, F>, vector::<A, F>, Kind::Pred, &[A::KIND, A::KIND]))
@@ -463,7 +473,7 @@ pub(crate) fn pred<F: Fn(u32, u32) -> u32 + Copy>(_: F) -> Sem {
     unsafe fn run<F: Fn(u32, u32) -> u32 + Copy>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
         // SAFETY: lowering gave predicates.
         unsafe {
-            let b = if op.b == super::NONE { 0 } else { get_pred(cx, op.b) };
+            let b = if op.b == NONE { 0 } else { get_pred(cx, op.b) };
             let value = conjure::<F>()(get_pred(cx, op.a), b);
             put_pred(cx, op.d, value, mask);
         }

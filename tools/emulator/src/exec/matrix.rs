@@ -3,11 +3,12 @@
 //! Products are exact, sums are in double precision and rounded once: more exact than any device, whose order of
 //! summation PTX leaves open.
 
-use super::control::together;
+use super::barrier::together;
 use super::float::{bf16_to_f32, f16_to_f32, f32_to_f16};
-use super::lane::{FULL, LANES, get, put};
-use super::memory::{Access, Touch, reach};
-use super::{Cx, Flow, Op};
+use super::lane::{get, put};
+use super::machine::{Cx, Flow, Op};
+use super::operand::{Access, FULL, LANES, Touch};
+use super::reach::reach;
 use crate::fault::FaultKind;
 
 /// All lanes must be here.

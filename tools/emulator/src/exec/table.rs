@@ -1,39 +1,16 @@
 //! The table of instruction semantics: one line per instruction and type, a plain function of scalars.
 //!
-//! Instructions that touch memory, other lanes or the program counter are in `memory.rs`, `warp.rs` and `control.rs`.
+//! Instructions that touch memory, other lanes or the program counter are in the files that `mod.rs` lists after this one.
 
+use super::convert::select_cvt;
 use super::float::{
-    self, BF16, F16, F32, F64, FTZ, Format, Fp8, NAN16, NAN32, RELU, RN, Round, SAT, TF32, canonical, finish_if, flush,
-    flush_if, round_of, saturate,
+    self, BF16, F16, F32, F64, FTZ, Format, NAN16, NAN32, RELU, RN, Round, SAT, canonical, finish_if, flush, flush_if,
+    round_of, saturate,
 };
 use super::lane::*;
 use super::mods::Mods;
-use super::{Cx, Flow, NONE, Op};
+use super::operand::Class;
 use crate::ptx::ast::Ty;
-
-/// What an instruction is counted as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-#[allow(missing_docs)]
-pub(crate) enum Class {
-    Integer,
-    Float32,
-    Float64,
-    Half,
-    Special,
-    Convert,
-    Move,
-    Memory,
-    Control,
-    Warp,
-    Atomic,
-    Matrix,
-    /// Made by lowering, not in the text.
-    Silent,
-}
-
-/// Number of classes, the silent one included.
-pub(crate) const CLASSES: usize = Class::Silent as usize + 1;
 
 macro_rules! by_flag {
     ($flag:expr, $NAME:ident => $body:expr) => {
@@ -445,46 +422,6 @@ fn low24(a: u32, signed: bool) -> i64 {
     if signed { i64::from((a << 8) as i32 >> 8) } else { i64::from(a & 0xff_ffff) }
 }
 
-/// In a comparison's constant beside the code of [`combine`]: the result is its opposite.
-const FLIP: u64 = 8;
-
-/// Combines a comparison with the predicate at `at`: bits 0-1 of `code` the operator, bit 2 negates the predicate.
-///
-/// # Safety
-/// `at` is a predicate of the frame, or unused where `code` is 0.
-#[inline(always)]
-unsafe fn combine(code: u8, found: u32, at: u32, cx: &Cx) -> u32 {
-    if code & 3 == 0 {
-        return found;
-    }
-    // SAFETY: the caller's promise.
-    let other = unsafe { get_pred(cx, at) };
-    let other = if code & 4 != 0 { !other } else { other };
-    match code & 3 {
-        1 => found & other,
-        2 => found | other,
-        _ => found ^ other,
-    }
-}
-
-/// The end of every comparison: `found` in the lanes of `mask`, turned round and combined as the constant says.
-///
-/// # Safety
-/// The operation's predicates are of the frame.
-pub(crate) unsafe fn compared(cx: &mut Cx, op: &Op, mask: u32, found: u32) -> Flow {
-    let found = if op.imm & FLIP != 0 { !found } else { found };
-    // SAFETY: the caller's promise.
-    unsafe {
-        let combined = combine(op.imm as u8, found, op.c, cx);
-        put_pred(cx, op.d, combined, mask);
-        if op.e != NONE {
-            let other = combine(op.imm as u8, !found, op.c, cx);
-            put_pred(cx, op.e, other, mask);
-        }
-    }
-    Flow::Next
-}
-
 /// A comparison: what is computed, whether the operands change places, and in `Sem::imm` whether the result is turned
 /// round. `a > b` is `b < a`, `a >= b` is `b <= a`, and each unordered relation is the opposite of an ordered one.
 pub(crate) struct Relation {
@@ -600,7 +537,7 @@ macro_rules! bits {
 /// The semantic of a lane-wise instruction, or `None` if the opcode is not one.
 pub(crate) fn select_sem(op: &str, mods: &mut Mods<'_>) -> Result<Option<(Sem, Class)>, String> {
     if op == "cvt" {
-        return super::convert::select_cvt(mods).map(|sem| Some((sem, Class::Convert)));
+        return select_cvt(mods).map(|sem| Some((sem, Class::Convert)));
     }
     const KNOWN: &[&str] = &[
         "add",
@@ -1293,17 +1230,4 @@ fn fns(mask: u32, base: u32, offset: i32) -> u32 {
         pos += offset.signum();
     }
     u32::MAX
-}
-
-/// Used by `cvt` for pairs of 8-bit floats.
-pub(crate) fn fp8_pair(high: f32, low: f32, to: Fp8) -> u16 {
-    u16::from(float::f32_to_fp8(high, to)) << 8 | u16::from(float::f32_to_fp8(low, to))
-}
-
-/// Single to tf32, which stays a single with 13 zero bits below.
-pub(crate) fn to_tf32(value: f32, mode: Round) -> u32 {
-    if value.is_nan() {
-        return NAN32;
-    }
-    (float::convert(value.to_bits().into(), F32, TF32, mode) as u32) << 13
 }

@@ -1,8 +1,9 @@
 //! Exchanges between the lanes of a warp: shuffles, votes, matches, reductions.
 
-use super::control::together;
-use super::lane::{LANES, get, get_pred, put, put_pred};
-use super::{Cx, Flow, NONE, Op};
+use super::barrier::together;
+use super::lane::{get, get_pred, put, put_pred};
+use super::machine::{Cx, Flow, Op};
+use super::operand::{LANES, NONE};
 use crate::fault::FaultKind;
 
 /// Reads the member mask of each lane; all members must be here.

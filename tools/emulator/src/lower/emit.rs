@@ -1,13 +1,16 @@
 //! One function to operations.
 
 use super::{Addresses, kind_of, layout, order};
-use crate::exec::control::{self, Bar, BarKind, Builtin, Call, FUNCTION_WINDOW};
-use crate::exec::lane::{self, Kind, Sem};
+use crate::exec::atomic::{self, Atom};
+use crate::exec::lane::{self, Sem};
+use crate::exec::machine::{Code, Cx, Exec, Flow, Op};
 use crate::exec::matrix::{self, Factor, Shape};
-use crate::exec::memory::{self, Access, Atom, Order};
 use crate::exec::mods::Mods;
-use crate::exec::table::{self, Class};
-use crate::exec::{Code, Exec, Fill, LOCAL_WINDOW, NONE, Op, PARAM_WINDOW, SHARED_WINDOW, copy, warp};
+use crate::exec::operand::{
+    Access, Bar, BarKind, Builtin, Call, Class, FUNCTION_WINDOW, Fill, Kind, LANES, LOCAL_WINDOW, NONE, Order,
+    PARAM_WINDOW, SHARED_WINDOW,
+};
+use crate::exec::{barrier, control, copy, memory, table, warp};
 use crate::ptx::PtxError;
 use crate::ptx::ast::{Function, Inst, Module, Operand, RegId, Space, Stmt, Ty};
 use std::collections::HashMap;
@@ -289,7 +292,7 @@ impl<'a> Emit<'a> {
             return at as u32;
         }
         let at = self.code.frame.next_multiple_of(64);
-        self.code.frame = at + kind.width() * lane::LANES;
+        self.code.frame = at + kind.width() * LANES;
         at as u32
     }
 
@@ -689,7 +692,7 @@ impl<'a> Emit<'a> {
                     narrow |= matches!(word, "cta" | "proxy");
                 }
                 mods.finish()?;
-                self.op(Class::Control, blank(if narrow { control::nothing } else { memory::fence }));
+                self.op(Class::Control, blank(if narrow { control::nothing } else { atomic::fence }));
                 Ok(())
             }
             "griddepcontrol" => {
@@ -1230,7 +1233,7 @@ impl<'a> Emit<'a> {
                 matches!(ty, Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2)
             }
         };
-        let Some(code) = memory::encode(atom, ty).filter(|_| valid) else {
+        let Some(code) = atomic::encode(atom, ty).filter(|_| valid) else {
             return Err(format!("`.{word}` has no type {ty:?}"));
         };
         if order == Order::ReadOnly || !matches!(space, Space::Generic | Space::Global | Space::Shared) {
@@ -1266,7 +1269,7 @@ impl<'a> Emit<'a> {
                 Some(Operand::Sink) | None => NONE,
                 Some(d) => self.dst(d, kind)?,
             };
-            self.op(Class::Atomic, Op { d, a, b, c, imm, e, ..blank(memory::atom) });
+            self.op(Class::Atomic, Op { d, a, b, c, imm, e, ..blank(atomic::atom) });
             return Ok(());
         }
         let (values, _) = self.elements(&rest[1], n, ty, false)?;
@@ -1281,7 +1284,7 @@ impl<'a> Emit<'a> {
         };
         let c = self.code.lists.len() as u32;
         self.code.lists.push(list);
-        self.op(Class::Atomic, Op { d, a, b: NONE, c, imm, e, ..blank(memory::atom) });
+        self.op(Class::Atomic, Op { d, a, b: NONE, c, imm, e, ..blank(atomic::atom) });
         Ok(())
     }
 
@@ -1418,7 +1421,7 @@ impl<'a> Emit<'a> {
             mods.finish()?;
             let [m] = o.as_slice() else { return count(1, o) };
             let a = self.src(m, Kind::W32)?;
-            self.op(Class::Warp, Op { a, ..blank(control::warp_sync) });
+            self.op(Class::Warp, Op { a, ..blank(barrier::warp_sync) });
             return Ok(());
         }
         let kind = match mods.one(&["sync", "arrive", "red"]) {
@@ -1468,7 +1471,7 @@ impl<'a> Emit<'a> {
         };
         let imm = self.code.bars.len() as u64;
         self.code.bars.push(Bar { kind, aligned, id, count: count_reg, pred, pred_flip, dst });
-        self.op(Class::Control, Op { imm, ..blank(control::bar) });
+        self.op(Class::Control, Op { imm, ..blank(barrier::bar) });
         Ok(())
     }
 
@@ -1734,28 +1737,24 @@ macro_rules! parts {
 }
 parts!(u16, u32; u32, u64; u16, u64; u64, u128; u32, u128);
 
-unsafe fn pack_op<P: Part<W>, W: lane::Lane + std::ops::BitOr<Output = W>>(
-    cx: &mut crate::exec::Cx,
-    op: &Op,
-    mask: u32,
-) -> crate::exec::Flow {
+unsafe fn pack_op<P: Part<W>, W: lane::Lane + std::ops::BitOr<Output = W>>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
     let code = cx.code;
     let list = &code.lists[op.imm as usize];
-    let mut d = [W::default(); lane::LANES];
+    let mut d = [W::default(); LANES];
     // SAFETY: lowering gave registers of these kinds.
     unsafe {
         for (i, &part) in list.iter().enumerate() {
             let p = lane::get::<P>(cx, part);
-            for l in 0..lane::LANES {
+            for l in 0..LANES {
                 d[l] = d[l] | p[l].shift(i as u32);
             }
         }
         lane::put(cx, op.d, &d, mask);
     }
-    crate::exec::Flow::Next
+    Flow::Next
 }
 
-unsafe fn unpack_op<P: Part<W>, W: lane::Lane>(cx: &mut crate::exec::Cx, op: &Op, mask: u32) -> crate::exec::Flow {
+unsafe fn unpack_op<P: Part<W>, W: lane::Lane>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
     let code = cx.code;
     let list = &code.lists[op.imm as usize];
     // SAFETY: lowering gave registers of these kinds.
@@ -1765,9 +1764,9 @@ unsafe fn unpack_op<P: Part<W>, W: lane::Lane>(cx: &mut crate::exec::Cx, op: &Op
             if part == NONE {
                 continue;
             }
-            let p: [P; lane::LANES] = std::array::from_fn(|l| P::cut(whole[l], i as u32));
+            let p: [P; LANES] = std::array::from_fn(|l| P::cut(whole[l], i as u32));
             lane::put(cx, part, &p, mask);
         }
     }
-    crate::exec::Flow::Next
+    Flow::Next
 }

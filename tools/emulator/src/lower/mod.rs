@@ -4,8 +4,8 @@
 mod emit;
 mod order;
 
-use crate::exec::lane::Kind;
-use crate::exec::{Code, Program};
+use crate::exec::machine::{Code, Program};
+use crate::exec::operand::Kind;
 use crate::ptx::PtxError;
 use crate::ptx::ast::{Function, Module, Space, Ty};
 use std::collections::{HashMap, HashSet};

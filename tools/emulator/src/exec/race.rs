@@ -1,252 +1,22 @@
-//! The checks that a device does not make: uninitialised reads and races.
+//! The check of races.
 //!
-//! *Written bytes.* One bit per byte of device memory says that somebody wrote it; shared memory has a byte per byte.
-//!
-//! *Races.* Every byte of shared memory and every two bytes of global memory have two [`Stamp`]s, of the last write and
-//! of the reads since; accesses of one byte to global memory have theirs apart, one pair for each byte. Two accesses are ordered if their thread is the same, or if barriers lead from one to the other:
-//! each warp has a clock, and knows up to which value the clocks of the others are behind it (vector clocks at the
-//! grain of warps). Blocks are ordered by a fence, an atomic and an atomic that reads it. What is not ordered and not
-//! atomic on both sides is a race, found whichever of the two happens to run first.
+//! Every byte of shared memory and every two bytes of global memory have two [`Stamp`]s, of the last write and of the
+//! reads since; accesses of one byte to global memory have theirs apart, one pair for each byte. Two accesses are ordered
+//! if their thread is the same, or if barriers lead from one to the other: each warp has a clock, and knows up to which
+//! value the clocks of the others are behind it (vector clocks at the grain of warps). Blocks are ordered by a fence, an
+//! atomic and an atomic that reads it. What is not ordered and not atomic on both sides is a race, found whichever of the
+//! two happens to run first.
 
-use crate::config::Strict;
-use crate::device::Memory;
-use crate::exec::Cx;
-use crate::exec::lane::LANES;
-use crate::exec::memory::{Order, Touch};
+use super::machine::{Cx, Grid};
+use super::operand::{LANES, Order, Touch};
+use super::stamp::{
+    ALL_BLOCKS, BLOCK, CLOCK, CLOCK_MAX, READ_ONLY, SINGLE, SOME_LANES, SOME_WARPS, STRONG, Stamp, THREAD,
+};
+use super::state::Block;
+use crate::device::PAGE;
 use crate::fault::FaultKind;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
-
-/// What memory holds that nobody wrote: as a float it is absurd, as an index it is far outside.
-pub(crate) const POISON: u8 = 0xcb;
-/// Allocations larger than this are not filled with [`POISON`], which would commit their memory.
-const LARGEST_POISONED: u64 = 16 << 20;
-
-// ---- written bytes ---------------------------------------------------------------------------------------------------
-
-/// Sets the bits of a range.
-fn mark(memory: &Memory, at: u64, bytes: u64, value: bool) {
-    let Some(base) = memory.written_shadow() else { return };
-    if bytes == 0 {
-        return;
-    }
-    let (first, last) = (at - memory.base(), at - memory.base() + bytes);
-    let bit = |n: u64| {
-        let byte = (base + n / 8) as *const AtomicU8;
-        // SAFETY: the shadow covers the device's region, and the range lies in it.
-        let byte = unsafe { &*byte };
-        if value {
-            byte.fetch_or(1 << (n % 8), Ordering::Relaxed);
-        } else {
-            byte.fetch_and(!(1 << (n % 8)), Ordering::Relaxed);
-        }
-    };
-    let (from, to) = (first.next_multiple_of(8), last / 8 * 8);
-    if from >= to {
-        (first..last).for_each(bit);
-        return;
-    }
-    (first..from).for_each(bit);
-    (to..last).for_each(bit);
-    let (start, n) = (base + from / 8, (to - from) / 8);
-    if !value && n >= 1 << 20 {
-        // large ranges are given back instead of cleared
-        let (low, high) = (start.next_multiple_of(4096), (start + n) & !4095);
-        // SAFETY: as above; whole pages of our own mapping become zero.
-        unsafe {
-            std::ptr::write_bytes(start as *mut u8, 0, (low - start) as usize);
-            libc::madvise(low as *mut libc::c_void, (high - low) as usize, libc::MADV_DONTNEED);
-            std::ptr::write_bytes(high as *mut u8, 0, (start + n - high) as usize);
-        }
-        return;
-    }
-    // SAFETY: as above.
-    unsafe { std::ptr::write_bytes(start as *mut u8, if value { 0xff } else { 0 }, n as usize) };
-}
-
-/// Fresh memory: nobody has written it.
-pub(crate) fn allocated(memory: &Memory, at: u64, bytes: u64) {
-    mark(memory, at, bytes, false);
-    if crate::config::strictness().uninitialised && bytes <= LARGEST_POISONED {
-        // SAFETY: the range was just allocated.
-        unsafe { std::ptr::write_bytes(at as *mut u8, POISON, bytes as usize) };
-    }
-}
-
-/// The driver wrote a range.
-pub(crate) fn written(memory: &Memory, at: u64, bytes: u64) {
-    mark(memory, at, bytes, true);
-}
-
-/// The driver copied a range from device to device: what was unwritten stays so.
-pub(crate) fn copied(from: &Memory, at: u64, to: &Memory, there: u64, bytes: u64) {
-    match first_unwritten(from, at, bytes) {
-        None => mark(to, there, bytes, true),
-        Some(_) => {
-            let bits: Vec<bool> = (0..bytes).map(|i| is_written(from, at + i)).collect();
-            for (i, written) in bits.into_iter().enumerate() {
-                mark(to, there + i as u64, 1, written);
-            }
-        }
-    }
-}
-
-fn is_written(memory: &Memory, at: u64) -> bool {
-    let Some(base) = memory.written_shadow() else { return true };
-    let n = at - memory.base();
-    // SAFETY: the shadow covers the region.
-    let byte = unsafe { &*((base + n / 8) as *const AtomicU8) };
-    byte.load(Ordering::Relaxed) >> (n % 8) & 1 != 0 || memory.trusted(at)
-}
-
-/// The first byte of a range that nobody wrote.
-pub(crate) fn first_unwritten(memory: &Memory, at: u64, bytes: u64) -> Option<u64> {
-    let base = memory.written_shadow()?;
-    if memory.trusted(at) {
-        return None;
-    }
-    let (mut n, last) = (at - memory.base(), at - memory.base() + bytes);
-    while n < last {
-        if n % 64 == 0 && n + 64 <= last {
-            // SAFETY: the shadow covers the region; the word is aligned.
-            let word = unsafe { &*((base + n / 8) as *const AtomicU64) };
-            if word.load(Ordering::Relaxed) == u64::MAX {
-                n += 64;
-                continue;
-            }
-        }
-        if !is_written(memory, memory.base() + n) {
-            return Some(memory.base() + n);
-        }
-        n += 1;
-    }
-    None
-}
-
-/// Checks and records an access to global memory.
-#[inline]
-pub(crate) fn global_init(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64) -> bool {
-    let grid = cx.grid;
-    let memory = &grid.memory;
-    let Some(shadow) = memory.written_shadow() else { return true };
-    let base = memory.base();
-    for l in 0..LANES {
-        if mask >> l & 1 == 0 {
-            continue;
-        }
-        let n = addr[l].wrapping_sub(base);
-        let at = shadow + n / 8;
-        // accesses are aligned to their size, so their bits are too
-        macro_rules! word {
-            ($atomic:ty, $wanted:expr) => {{
-                // SAFETY: the bounds check came first, and the shadow covers the region.
-                let word = unsafe { &*(at as *const $atomic) };
-                let (seen, wanted) = (word.load(Ordering::Relaxed), $wanted);
-                if seen & wanted != wanted {
-                    if touch != Touch::Write && !unwritten(cx, addr[l], l, bytes) {
-                        return false;
-                    }
-                    if touch != Touch::Read {
-                        word.fetch_or(wanted, Ordering::Relaxed);
-                    }
-                }
-            }};
-        }
-        match bytes {
-            16 => word!(AtomicU16, u16::MAX),
-            32 => word!(AtomicU32, u32::MAX),
-            _ => word!(AtomicU8, (((1u16 << bytes) - 1) << (n % 8)) as u8),
-        }
-    }
-    true
-}
-
-/// `true` if the bytes may be read all the same.
-#[cold]
-fn unwritten(cx: &mut Cx, at: u64, lane: usize, bytes: u64) -> bool {
-    let grid = cx.grid;
-    let memory = &grid.memory;
-    let Some(first) = (at..at + bytes).find(|&a| !is_written(memory, a)) else { return true };
-    let Some(a) = grid.table.find(at).copied() else { return true };
-    let what = format!(
-        "reads {bytes} bytes of global memory at {at:#x}, of which byte {} of an allocation of {} bytes at {:#x} was \
-         never written",
-        first - a.start,
-        a.end - a.start,
-        a.start
-    );
-    cx.fail(FaultKind::Uninitialised, 1 << lane, &what);
-    false
-}
-
-// ---- races -----------------------------------------------------------------------------------------------------------
-
-/// Values of the 12 bits that tell one launch (or one block, for shared memory) from another.
-pub(crate) const SERIALS: u32 = (1 << 12) - 1;
-const CLOCK_MAX: u64 = (1 << 12) - 1;
-const ALL_BLOCKS: u64 = (1 << 18) - 1;
-
-/// Who accessed something last, and where:
-/// launch 12 | read-only 1 | strong 1 | multi 2 | block 18 | thread 10 | clock 12 | place in the code 8.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp(u64);
-
-const BLOCK: u32 = 30;
-const THREAD: u32 = 20;
-const CLOCK: u32 = 8;
-const MULTI: u32 = 48;
-const STRONG: u64 = 1 << 50;
-const READ_ONLY: u64 = 1 << 51;
-
-/// One thread.
-const SINGLE: u64 = 0;
-/// Several lanes of the warp of [`Stamp::thread`].
-const SOME_LANES: u64 = 1;
-/// Several warps of the block; the clock is then the number of barriers that had completed.
-const SOME_WARPS: u64 = 2;
-
-impl Stamp {
-    fn serial(self) -> u64 {
-        self.0 >> 52
-    }
-    fn read_only(self) -> bool {
-        self.0 & READ_ONLY != 0
-    }
-    fn strong(self) -> bool {
-        self.0 & STRONG != 0
-    }
-    fn multi(self) -> u64 {
-        self.0 >> MULTI & 3
-    }
-    fn block(self) -> u64 {
-        self.0 >> BLOCK & ALL_BLOCKS
-    }
-    fn thread(self) -> u64 {
-        self.0 >> THREAD & 1023
-    }
-    fn clock(self) -> u64 {
-        self.0 >> CLOCK & CLOCK_MAX
-    }
-    /// The last bits of the operation's number.
-    fn site(self) -> u8 {
-        self.0 as u8
-    }
-    fn of_lane(self, lane: usize) -> Self {
-        Self(self.0 | (lane as u64) << THREAD)
-    }
-    fn with_multi(self, multi: u64, clock: u64) -> Self {
-        let rest = self.0 & !(3 << MULTI) & !(CLOCK_MAX << CLOCK);
-        Self(rest | multi << MULTI | clock.min(CLOCK_MAX) << CLOCK)
-    }
-    fn of_all_blocks(self) -> Self {
-        Self(self.0 | ALL_BLOCKS << BLOCK)
-    }
-    /// The same thread of the same launch, whatever else.
-    fn same_thread(self, other: Self) -> bool {
-        const WHO: u64 = 3 << MULTI | ALL_BLOCKS << BLOCK | 1023 << THREAD;
-        (self.0 ^ other.0) & WHO == 0 && self.multi() == SINGLE && self.block() != ALL_BLOCKS
-    }
-}
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 /// What orders the accesses of one warp.
 struct Now<'a> {
@@ -256,7 +26,7 @@ struct Now<'a> {
     epoch: u32,
     /// When the warp last read an atomic of another block.
     acquired: u64,
-    grid: &'a crate::exec::Grid,
+    grid: &'a Grid,
 }
 
 impl<'a> Now<'a> {
@@ -374,20 +144,10 @@ impl<'a> Now<'a> {
     }
 }
 
-/// Time between blocks: releases by fences.
-#[derive(Default)]
-pub(crate) struct Releases {
-    time: AtomicU64,
-    list: std::sync::Mutex<std::collections::HashMap<u64, Vec<Release>>>,
-}
-
-/// When a fence was, and the clocks of the warps whose accesses it releases.
-type Release = (u64, Vec<u32>);
-
 /// Fences of a block that are remembered.
 const MOST_RELEASES: usize = 64;
 
-impl crate::exec::Grid {
+impl Grid {
     /// Whether a fence of `block` came after the access `old` and before `acquired`.
     #[cold]
     fn released(&self, block: u64, warp: usize, old: Stamp, acquired: u64) -> bool {
@@ -414,7 +174,7 @@ pub(crate) fn fence(cx: &mut Cx) {
     all.push((time, clocks));
 }
 
-impl crate::exec::Block {
+impl Block {
     /// After a barrier of the warps in `warps`: all that they did before is ordered before all that they do now.
     pub(crate) fn order(&mut self, warps: u32) {
         self.epoch += 1;
@@ -453,14 +213,6 @@ fn stamp(cx: &Cx, serial: u32, order: Order, touch: Touch, block: u64) -> Stamp 
     )
 }
 
-fn verb(touch: Touch) -> &'static str {
-    match touch {
-        Touch::Read => "reads",
-        Touch::Write => "writes",
-        Touch::Atomic => "updates",
-    }
-}
-
 /// Who a stamp is, for a message.
 fn who(cx: &Cx, other: Stamp, me: Stamp) -> String {
     let grid = cx.grid;
@@ -480,7 +232,7 @@ fn who(cx: &Cx, other: Stamp, me: Stamp) -> String {
 }
 
 /// Where the other access stands, as far as its stamp tells: the line of every operation that it may be.
-fn place(cx: &Cx, other: Stamp, wrote: bool, space: &str) -> String {
+fn place_of(cx: &Cx, other: Stamp, wrote: bool, space: &str) -> String {
     let program = &cx.grid.program;
     let reads = ["ld", "atom", "red", "cp", "mma", "call"];
     let writes = ["st", "atom", "red", "cp", "call"];
@@ -512,7 +264,7 @@ fn place(cx: &Cx, other: Stamp, wrote: bool, space: &str) -> String {
 
 /// Checks and records an access to global memory.
 #[inline]
-pub(crate) fn global_race(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, order: Order) -> bool {
+pub(crate) fn global(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, order: Order) -> bool {
     let grid = cx.grid;
     let Some(shadow) = grid.memory.race_shadow() else { return true };
     if order == Order::Sync && touch != Touch::Read {
@@ -588,9 +340,6 @@ fn single_bytes(now: &Now<'_>, addr: &[u64; LANES], mask: u32, lane0: Stamp, tou
     None
 }
 
-/// Bytes that share a mark of [`Memory::byte_shadow`].
-pub(crate) const PAGE: u64 = 4096;
-
 /// What a wider access has to do with accesses of single bytes in the same launch.
 #[cold]
 fn against_single_bytes(
@@ -640,8 +389,8 @@ fn race(
         }
         _ => String::new(),
     };
-    let (who, line) = (who(cx, other, me), self::place(cx, other, wrote, space));
-    let head = format!("{} {bytes} bytes of {space} memory at {at:#x}{place}", verb(touch));
+    let (who, line) = (who(cx, other, me), place_of(cx, other, wrote, space));
+    let head = format!("{} {bytes} bytes of {space} memory at {at:#x}{place}", touch.verb());
     let (kind, what) = if me.read_only() {
         (
             FaultKind::ReadOnly,
@@ -658,38 +407,6 @@ fn race(
     };
     cx.fail(kind, 1 << lane, &what);
     false
-}
-
-/// What is known of a block's shared memory.
-#[derive(Default)]
-pub(crate) struct SharedShadow {
-    serial: u32,
-    written: Vec<u8>,
-    stamps: Vec<AtomicU64>,
-    /// A read of bytes that nobody wrote. It is held back: if somebody writes them later without a barrier between, the
-    /// race is what was wrong.
-    pub(crate) pending: Option<Box<crate::fault::Fault>>,
-}
-
-impl SharedShadow {
-    /// Forgets everything: a new block.
-    pub(crate) fn start(&mut self, bytes: usize, strict: Strict) {
-        self.pending = None;
-        if strict.uninitialised {
-            self.written.clear();
-            self.written.resize(bytes, 0);
-        }
-        if strict.races {
-            self.serial += 1;
-            if self.stamps.len() < 2 * bytes {
-                self.stamps.resize_with(2 * bytes, AtomicU64::default);
-            }
-            if self.serial > SERIALS {
-                self.serial = 1;
-                self.stamps.iter().for_each(|s| s.store(0, Ordering::Relaxed));
-            }
-        }
-    }
 }
 
 /// Checks and records an access to shared memory.
