@@ -145,6 +145,7 @@ impl Capture {
 }
 
 /// Whether the stream records. If so, the capture to which work goes.
+#[inline]
 pub(crate) fn capture(stream: &Stream) -> Option<Arc<Capture>> {
     if !stream.capturing.load(Ordering::Acquire) {
         return None;

@@ -68,6 +68,7 @@ pub(crate) fn remove_of(context: u64) {
 }
 
 /// The age of handles: what was looked up at another age must be looked up again.
+#[inline]
 pub(crate) fn generation() -> u64 {
     GENERATION.load(Ordering::Acquire)
 }

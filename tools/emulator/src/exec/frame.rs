@@ -61,6 +61,7 @@ impl Cx<'_> {
     }
 
     /// Makes a split current.
+    #[inline]
     pub(crate) fn resume(&mut self, split: Split) {
         self.pc = split.pc;
         self.mask = split.mask;
@@ -68,6 +69,7 @@ impl Cx<'_> {
     }
 
     /// Makes a frame current.
+    #[inline]
     pub(crate) fn enter_frame(&mut self, frame: u32) {
         self.frame = frame;
         let grid = self.grid;

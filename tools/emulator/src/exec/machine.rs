@@ -115,6 +115,7 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
+    #[inline]
     pub(crate) fn kernel(&self) -> &Code {
         &self.program.codes[self.function as usize]
     }
@@ -154,6 +155,7 @@ impl Grid {
     }
 
     /// Whether another worker has met a fault.
+    #[inline]
     pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }

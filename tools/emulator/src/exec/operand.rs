@@ -157,6 +157,7 @@ pub(crate) struct Access {
 
 impl Access {
     /// Bytes of all elements.
+    #[inline]
     pub(crate) fn bytes(&self) -> u64 {
         u64::from(self.size) * u64::from(self.count)
     }

@@ -29,42 +29,54 @@ pub(crate) const SOME_LANES: u64 = 1;
 pub(crate) const SOME_WARPS: u64 = 2;
 
 impl Stamp {
+    #[inline]
     pub(crate) fn serial(self) -> u64 {
         self.0 >> 52
     }
+    #[inline]
     pub(crate) fn read_only(self) -> bool {
         self.0 & READ_ONLY != 0
     }
+    #[inline]
     pub(crate) fn strong(self) -> bool {
         self.0 & STRONG != 0
     }
+    #[inline]
     pub(crate) fn multi(self) -> u64 {
         self.0 >> MULTI & 3
     }
+    #[inline]
     pub(crate) fn block(self) -> u64 {
         self.0 >> BLOCK & ALL_BLOCKS
     }
+    #[inline]
     pub(crate) fn thread(self) -> u64 {
         self.0 >> THREAD & 1023
     }
+    #[inline]
     pub(crate) fn clock(self) -> u64 {
         self.0 >> CLOCK & CLOCK_MAX
     }
     /// The last bits of the operation's number.
+    #[inline]
     pub(crate) fn site(self) -> u8 {
         self.0 as u8
     }
+    #[inline]
     pub(crate) fn of_lane(self, lane: usize) -> Self {
         Self(self.0 | (lane as u64) << THREAD)
     }
+    #[inline]
     pub(crate) fn with_multi(self, multi: u64, clock: u64) -> Self {
         let rest = self.0 & !(3 << MULTI) & !(CLOCK_MAX << CLOCK);
         Self(rest | multi << MULTI | clock.min(CLOCK_MAX) << CLOCK)
     }
+    #[inline]
     pub(crate) fn of_all_blocks(self) -> Self {
         Self(self.0 | ALL_BLOCKS << BLOCK)
     }
     /// The same thread of the same launch, whatever else.
+    #[inline]
     pub(crate) fn same_thread(self, other: Self) -> bool {
         const WHO: u64 = 3 << MULTI | ALL_BLOCKS << BLOCK | 1023 << THREAD;
         (self.0 ^ other.0) & WHO == 0 && self.multi() == SINGLE && self.block() != ALL_BLOCKS

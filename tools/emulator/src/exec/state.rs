@@ -147,12 +147,14 @@ impl Warp {
     }
 
     /// The split that should run: deepest call first, then the lowest place.
+    #[inline]
     pub(crate) fn best(&self) -> Option<usize> {
         let ready = self.splits.iter().enumerate().filter(|(_, s)| s.state == State::Ready);
         ready.min_by_key(|(_, s)| (u32::MAX - self.frames[s.frame as usize].depth, s.pc)).map(|(i, _)| i)
     }
 
     /// Adds a split, or its lanes to one at the same place.
+    #[inline]
     pub(crate) fn push(&mut self, split: Split) {
         for known in &mut self.splits {
             if known.frame == split.frame && known.pc == split.pc && known.state == split.state {
