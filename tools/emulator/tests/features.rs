@@ -352,7 +352,7 @@ fn a_copy_that_is_not_awaited_has_not_landed() {
     unsafe { d.stream.launch_builder(&f).arg(&a).arg(&mut o).launch(shape(1, 32, 0)) }.unwrap();
     assert_eq!(d.stream.synchronize().unwrap_err().0, CUresult::CUDA_ERROR_LAUNCH_FAILED);
     let said = d.emulator.last_error().unwrap();
-    assert!(said.contains("shared memory") && said.contains("was never written by this block"), "{said}");
+    assert!(said.contains("shared memory") && said.contains("which its own cp.async at PTX line"), "{said}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ const ORDER: &[&str] = &[
     "exec::operand",
     // state: what runs
     "exec::stamp",
+    "exec::causal",
     "exec::state",
     "exec::machine",
     // lanes: instructions that are functions of scalars

@@ -201,11 +201,12 @@ pub(crate) unsafe fn atom(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
     Flow::Next
 }
 
-/// `fence` and `membar` of the device or the system: earlier writes are ordered before later atomics.
-pub(crate) unsafe fn fence(cx: &mut Cx, _op: &Op, _mask: u32) -> Flow {
+/// `fence` and `membar`: earlier writes are ordered before later atomics, and earlier atomics before later reads; for the
+/// device where `imm` is 1, else for the block.
+pub(crate) unsafe fn fence(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
     std::sync::atomic::fence(SeqCst);
     if cx.grid.strict.races {
-        race::fence(cx);
+        race::fence(cx, mask, op.imm != 0);
     }
     Flow::Next
 }

@@ -55,7 +55,14 @@ pub(crate) unsafe fn warp_sync(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
     match together(cx, mask, needed) {
         Ok(()) => {
             let w = cx.w;
-            cx.warp().clocks[w] += 1;
+            let warp = cx.warp();
+            // lanes with masks of their own are groups of their own
+            let mut left = mask;
+            while left != 0 {
+                let group = wanted[left.trailing_zeros() as usize];
+                warp.known.sync(w, group & mask, warp.live);
+                left &= !group;
+            }
             Flow::Next
         }
         Err(flow) => flow,
@@ -95,7 +102,7 @@ pub(crate) fn retry(cx: &mut Cx) -> bool {
         if !syncs.is_empty() && wanted & live & !here == 0 {
             let w = cx.w;
             let warp = cx.warp();
-            warp.clocks[w] += 1;
+            warp.known.sync(w, here, live);
             for split in &mut warp.splits {
                 if here & split.mask != 0 && matches!(split.state, State::Lanes { .. }) {
                     split.state = State::Ready;

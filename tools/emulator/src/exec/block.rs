@@ -54,12 +54,7 @@ impl Cx<'_> {
             warp.grace = 0;
             warp.ran = 0;
             warp.copies.clear();
-            warp.last_barrier = 0;
-            warp.acquired = 0;
-            warp.clocks.clear();
-            warp.clocks.resize(warps, 0);
-            // its own clock is ahead of what the others know of it
-            warp.clocks[w] = 1;
+            warp.known.start(w, warps);
             let local = grid.stack * LANES;
             if warp.local.len() < local {
                 warp.local.resize(local, 0);

@@ -3,6 +3,7 @@
 use super::lane::{get, get_pred};
 use super::machine::{Cx, Flow, Op};
 use super::operand::{Access, Kind, LANES, NONE, Order, Touch};
+use super::race;
 use super::reach::reach;
 use super::state::Pending;
 use crate::ptx::ast::Space;
@@ -15,6 +16,7 @@ fn access(space: Space, bytes: u8) -> Access {
         signed: false,
         wide: true,
         order: Order::Weak,
+        narrow: false,
         slots: [NONE; 8],
         kind: Kind::W32,
     }
@@ -57,7 +59,18 @@ pub(crate) unsafe fn start(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
                 }
             }
             let to = to[lane] as u32;
-            cx.warp().copies.pending.push(Pending { lane: lane as u8, bytes, to, group: None, data });
+            let mut copy =
+                Pending { lane: lane as u8, bytes, to, group: None, data, line: 0, from: from[lane], sources: [0; 8] };
+            if cx.grid.strict.races {
+                if !race::depart(cx, to, lane, &access(Space::Shared, bytes)) {
+                    return Flow::Fault;
+                }
+                copy.line = cx.code.lines[cx.pc as usize];
+                if whole >> lane & 1 != 0 {
+                    copy.sources = race::sources(cx, copy.from, bytes);
+                }
+            }
+            cx.warp().copies.pending.push(copy);
         }
     }
     Flow::Next
@@ -90,6 +103,10 @@ pub(crate) unsafe fn wait(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
         !waited
     });
     for p in done {
+        race::land(cx, p.to, p.bytes);
+        if cx.grid.strict.races && p.sources != [0; 8] && !race::untouched(cx, &p) {
+            return Flow::Fault;
+        }
         let mut addr = [u64::from(p.to); LANES];
         let lane = p.lane as usize;
         if !reach(cx, &access(Space::Shared, p.bytes), &mut addr, 1 << lane, Touch::Write) {

@@ -3,8 +3,8 @@
 //! An operation is a function of the worker's state, and that state holds the code: the types of this file need one
 //! another, everything above only uses them.
 
+use super::causal::Releases;
 use super::operand::{Access, Bar, CLASSES, Call, Fill, Kind};
-use super::stamp::Releases;
 use super::state::{Block, Warp};
 use crate::config::Strict;
 use crate::counters::Counters;

@@ -12,6 +12,7 @@ pub(crate) mod float;
 pub(crate) mod mods;
 pub(crate) mod operand;
 // state: what runs
+pub(crate) mod causal;
 pub(crate) mod machine;
 pub(crate) mod stamp;
 pub(crate) mod state;

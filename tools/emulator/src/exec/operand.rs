@@ -133,9 +133,30 @@ pub(crate) enum Order {
     /// `ld.global.nc`: memory that must not change.
     ReadOnly,
     /// `.volatile`, `.relaxed`: never a race with its like.
-    Strong,
-    /// `.acquire`, `.release`.
-    Sync,
+    Relaxed,
+    /// `.acquire`: what comes behind it is ordered.
+    Acquire,
+    /// `.release`: what came before it is ordered.
+    Release,
+    /// `.acq_rel`
+    Both,
+}
+
+impl Order {
+    /// Whether accesses of two threads may meet.
+    pub(crate) fn strong(self) -> bool {
+        !matches!(self, Self::Weak | Self::ReadOnly)
+    }
+
+    /// Whether it orders what comes behind it.
+    pub(crate) fn acquires(self) -> bool {
+        matches!(self, Self::Acquire | Self::Both)
+    }
+
+    /// Whether it orders what came before it.
+    pub(crate) fn releases(self) -> bool {
+        matches!(self, Self::Release | Self::Both)
+    }
 }
 
 /// Everything about a load or store.
@@ -150,6 +171,8 @@ pub(crate) struct Access {
     /// The address register has 64 bits.
     pub(crate) wide: bool,
     pub(crate) order: Order,
+    /// It is strong for the threads of its own block only.
+    pub(crate) narrow: bool,
     /// Registers of the elements; [`NONE`] drops one.
     pub(crate) slots: [u32; 8],
     pub(crate) kind: Kind,

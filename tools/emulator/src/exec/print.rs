@@ -15,6 +15,7 @@ fn byte_at(cx: &mut Cx, lane: usize, at: u64) -> Option<u8> {
         signed: false,
         wide: true,
         order: Order::Weak,
+        narrow: false,
         slots: [NONE; 8],
         kind: Kind::W16,
     };

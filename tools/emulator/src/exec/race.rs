@@ -2,62 +2,58 @@
 //!
 //! Every byte of shared memory and every two bytes of global memory have two [`Stamp`]s, of the last write and of the
 //! reads since; accesses of one byte to global memory have theirs apart, one pair for each byte. Two accesses are ordered
-//! if their thread is the same, or if barriers lead from one to the other: each warp has a clock, and knows up to which
-//! value the clocks of the others are behind it (vector clocks at the grain of warps). Blocks are ordered by a fence, an
-//! atomic and an atomic that reads it. What is not ordered and not atomic on both sides is a race, found whichever of the
-//! two happens to run first.
+//! if their thread is the same, or if what [`Known`] tells leads from one to the other. What is not ordered, and not
+//! strong on both sides for each other's thread, is a race, found whichever of the two happens to run first.
+//!
+//! A copy to shared memory may land at any moment until it is waited for: nobody may touch its place before, nor write its
+//! source.
 
+use super::causal::{GLOBAL, Known, Reach};
 use super::machine::{Cx, Grid};
-use super::operand::{LANES, Order, Touch};
+use super::operand::{Access, LANES, Order, Touch};
 use super::stamp::{
-    ALL_BLOCKS, BLOCK, CLOCK, CLOCK_MAX, READ_ONLY, SINGLE, SOME_LANES, SOME_WARPS, STRONG, Stamp, THREAD,
+    ALL_BLOCKS, BLOCK, CLOCK, CLOCK_MAX, KIND, NARROW, READ_ONLY, SINGLE, SOME_LANES, SOME_WARPS, Stamp, THREAD, WEAK,
+    WIDE,
 };
-use super::state::Block;
+use super::state::Pending;
 use crate::device::PAGE;
 use crate::fault::FaultKind;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 /// What orders the accesses of one warp.
 struct Now<'a> {
-    clocks: &'a [u32],
-    /// Barriers of the block that had completed when this warp last took part in one.
-    last_barrier: u32,
+    known: &'a Known,
+    /// Barriers of the block that have completed.
     epoch: u32,
-    /// When the warp last read an atomic of another block.
-    acquired: u64,
+    block: u64,
     grid: &'a Grid,
 }
 
 impl<'a> Now<'a> {
     fn of(cx: &'a Cx) -> Self {
-        let warp = &cx.block.warps[cx.w];
-        Self {
-            clocks: &warp.clocks,
-            last_barrier: warp.last_barrier,
-            epoch: cx.block.epoch,
-            acquired: warp.acquired,
-            grid: cx.grid,
-        }
+        let known = &cx.block.warps[cx.w].known;
+        Self { known, epoch: cx.block.epoch, block: cx.block.index, grid: cx.grid }
     }
 
     /// Whether what `old` stands for happened before what `me` does now.
     fn ordered(&self, old: Stamp, me: Stamp) -> bool {
-        if old.block() == ALL_BLOCKS {
-            return self.acquired > 0;
+        let far = old.block() != me.block();
+        let known = self.known;
+        if !far {
+            let warp = old.thread() / 32;
+            let met = match old.multi() {
+                // too many barriers to tell
+                _ if old.clock() == CLOCK_MAX => true,
+                SOME_WARPS => u64::from(known.last_barrier) > old.clock(),
+                _ if warp == me.thread() / 32 => known.knows_own(old, (me.thread() % 32) as usize),
+                _ => u64::from(known.clocks[warp as usize]) > old.clock(),
+            };
+            if met {
+                return true;
+            }
         }
-        if old.block() != me.block() {
-            return self.acquired > 0
-                && self.grid.released(old.block(), (old.thread() / 32) as usize, old, self.acquired);
-        }
-        if old.clock() == CLOCK_MAX {
-            // too many barriers to tell
-            return true;
-        }
-        match old.multi() {
-            SOME_WARPS => u64::from(self.last_barrier) > old.clock(),
-            _ => u64::from(self.clocks[(old.thread() / 32) as usize]) > old.clock(),
-        }
+        let block = if far { old.block() } else { self.block % ALL_BLOCKS };
+        known.saw_any() && known.signalled(&self.grid.releases, old, block, far, (me.thread() % 32) as usize)
     }
 
     /// Records an access and gives the one that it races with.
@@ -75,9 +71,22 @@ impl<'a> Now<'a> {
         }
         let mut w = Stamp(write.load(Ordering::Relaxed));
         if w != me {
-            w = Stamp(write.swap(me.0, Ordering::SeqCst));
+            if !self.stays(w, me) {
+                w = Stamp(write.swap(me.0, Ordering::SeqCst));
+            }
         }
         self.against(w, Some(Stamp(read.load(Ordering::SeqCst))), me)
+    }
+
+    /// Whether the stamp of an ordinary write stays behind an atomic write of its own warp: until a barrier other warps could
+    /// still meet the former, and the atomic would hide it.
+    #[inline(always)]
+    fn stays(&self, old: Stamp, me: Stamp) -> bool {
+        me.strong()
+            && !old.strong()
+            && old.serial() == me.serial()
+            && old.same_warp(me)
+            && old.clock() >= u64::from(self.known.since_barrier)
     }
 
     /// The access that one races with, without recording it.
@@ -99,8 +108,7 @@ impl<'a> Now<'a> {
     /// Two accesses of which one writes: another thread's, not both atomic, and not ordered.
     #[inline(always)]
     fn races(&self, old: Stamp, me: Stamp) -> bool {
-        let both_strong = old.strong() && me.strong();
-        !old.same_thread(me) && !both_strong && !self.ordered(old, me)
+        !old.same_thread(me) && !meet(old, me) && !self.ordered(old, me)
     }
 
     /// The stamp of the reads after one more.
@@ -109,11 +117,10 @@ impl<'a> Now<'a> {
         if old.serial() != me.serial() {
             return me;
         }
-        let keep = old.0 & READ_ONLY;
+        let kind = old.kind_with(me);
         // nothing new: what many threads read is read by one more, in the same way
-        let covered = (old.read_only() || !me.read_only()) && (me.strong() || !old.strong());
-        if covered {
-            if old.block() == ALL_BLOCKS {
+        if kind == old.kind() {
+            if old.of_several_blocks() {
                 return old;
             }
             let known = match old.multi() {
@@ -125,87 +132,82 @@ impl<'a> Now<'a> {
                 return old;
             }
         }
+        let alone = if old.read_only() { READ_ONLY } else { me.kind() };
         if old.same_thread(me) {
-            return Stamp(me.0 | keep);
+            return me.with_kind(if old.clock() == me.clock() { kind } else { alone });
         }
-        let weak = if old.strong() { u64::MAX } else { !STRONG };
         if old.block() != me.block() {
-            return Stamp(me.of_all_blocks().0 & weak | keep);
+            return me.of_all_blocks().with_kind(kind);
         }
-        if old.block() != ALL_BLOCKS && self.ordered(old, me) {
-            return Stamp(me.0 | keep);
+        if !old.of_several_blocks() && self.ordered(old, me) {
+            return me.with_kind(alone);
         }
         let new = if old.multi() != SOME_WARPS && old.thread() / 32 == me.thread() / 32 {
             me.with_multi(SOME_LANES, me.clock())
         } else {
             me.with_multi(SOME_WARPS, self.epoch.into())
         };
-        Stamp(new.0 & weak | keep)
+        new.with_kind(kind)
     }
 }
 
-/// Fences of a block that are remembered.
-const MOST_RELEASES: usize = 64;
-
-impl Grid {
-    /// Whether a fence of `block` came after the access `old` and before `acquired`.
-    #[cold]
-    fn released(&self, block: u64, warp: usize, old: Stamp, acquired: u64) -> bool {
-        let list = self.releases.list.lock().unwrap_or_else(PoisonError::into_inner);
-        list.get(&block).is_some_and(|all| {
-            all.iter()
-                .any(|(time, clocks)| *time < acquired && clocks.get(warp).is_some_and(|c| u64::from(*c) > old.clock()))
-        })
-    }
+/// Whether both accesses are strong, each for the other's thread.
+#[inline(always)]
+fn meet(old: Stamp, me: Stamp) -> bool {
+    old.strong() && me.strong() && (old.block() == me.block() || old.kind_with(me) == WIDE)
 }
 
-/// A fence of the device: what the warp did, and what barriers ordered before, is released.
-pub(crate) fn fence(cx: &mut Cx) {
+/// A fence of the lanes in `mask`, of the device's scope if it is `wide`, else of the block's.
+pub(crate) fn fence(cx: &mut Cx, mask: u32, wide: bool) {
     let w = cx.w;
-    let time = cx.grid.releases.time.fetch_add(1, Ordering::SeqCst) + 1;
-    cx.warp().clocks[w] += 1;
-    let clocks = cx.warp().clocks.clone();
-    let block = cx.block.index % ALL_BLOCKS;
-    let mut list = cx.grid.releases.list.lock().unwrap_or_else(PoisonError::into_inner);
-    let all = list.entry(block).or_default();
-    if all.len() >= MOST_RELEASES {
-        all.remove(MOST_RELEASES / 2);
-    }
-    all.push((time, clocks));
+    let warp = cx.warp();
+    warp.known.fence(w, mask, warp.live, wide);
 }
 
-impl Block {
-    /// After a barrier of the warps in `warps`: all that they did before is ordered before all that they do now.
-    pub(crate) fn order(&mut self, warps: u32) {
-        self.epoch += 1;
-        let inside = |w: usize| warps >> w & 1 != 0;
-        let n = self.warps.len();
-        let mut joined = vec![0u32; n];
-        let mut acquired = 0;
-        for w in (0..n).filter(|&w| inside(w)) {
-            self.warps[w].clocks[w] += 1;
-            acquired = acquired.max(self.warps[w].acquired);
-            for (all, own) in joined.iter_mut().zip(&self.warps[w].clocks) {
-                *all = (*all).max(*own);
-            }
-        }
-        for w in (0..n).filter(|&w| inside(w)) {
-            self.warps[w].clocks.copy_from_slice(&joined);
-            self.warps[w].acquired = acquired;
-            self.warps[w].last_barrier = self.epoch;
-        }
+/// What a strong read finds: signals behind which its lanes stand.
+#[cold]
+fn look(cx: &mut Cx, block: u64, addr: &[u64; LANES], mask: u32, access: &Access) {
+    let releases = &cx.grid.releases;
+    let fence = match (access.order.acquires(), access.narrow) {
+        (false, _) => Reach::Nowhere,
+        (true, true) => Reach::Block,
+        (true, false) => Reach::Device,
+    };
+    let known = &mut cx.block.warps[cx.w].known;
+    let mut left = mask;
+    while left != 0 {
+        let at = addr[left.trailing_zeros() as usize];
+        let same = (0..LANES).fold(0, |m, l| m | u32::from(addr[l] == at) << l) & left;
+        releases.look(known, (block, at), same, !access.narrow, fence);
+        left &= !same;
+    }
+}
+
+/// What a strong write tells: that all is done that came before a fence of its lane.
+#[cold]
+fn signal(cx: &mut Cx, block: u64, addr: &[u64; LANES], mask: u32, access: &Access, touch: Touch) {
+    if access.order.releases() {
+        fence(cx, mask, !access.narrow);
+    }
+    let (releases, own) = (&cx.grid.releases, cx.block.index % ALL_BLOCKS);
+    let known = &cx.block.warps[cx.w].known;
+    for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {
+        releases.signal(known, (block, addr[l]), own, l, !access.narrow, touch == Touch::Atomic);
     }
 }
 
 /// The stamp of lane 0 of the current warp at the current operation.
-fn stamp(cx: &Cx, serial: u32, order: Order, touch: Touch, block: u64) -> Stamp {
-    let strong = matches!(order, Order::Strong | Order::Sync) || touch == Touch::Atomic;
-    let read_only = order == Order::ReadOnly && touch == Touch::Read;
-    let clock = cx.block.warps[cx.w].clocks[cx.w];
+fn stamp(cx: &Cx, serial: u32, access: &Access, touch: Touch, block: u64) -> Stamp {
+    let kind = match access.order {
+        Order::ReadOnly if touch == Touch::Read => READ_ONLY,
+        Order::Weak | Order::ReadOnly if touch != Touch::Atomic => WEAK,
+        _ if access.narrow => NARROW,
+        _ => WIDE,
+    };
+    let clock = cx.block.warps[cx.w].known.clocks[cx.w];
     Stamp(
         u64::from(serial) << 52
-            | if read_only { READ_ONLY } else { 0 }
-            | if strong { STRONG } else { 0 }
+            | kind << KIND
             | block << BLOCK
             | (32 * cx.w as u64) << THREAD
             | u64::from(clock).min(CLOCK_MAX) << CLOCK
@@ -216,7 +218,7 @@ fn stamp(cx: &Cx, serial: u32, order: Order, touch: Touch, block: u64) -> Stamp 
 /// Who a stamp is, for a message.
 fn who(cx: &Cx, other: Stamp, me: Stamp) -> String {
     let grid = cx.grid;
-    if other.block() == ALL_BLOCKS {
+    if other.of_several_blocks() {
         return "threads of several blocks".into();
     }
     let block = if other.block() == me.block() {
@@ -264,19 +266,16 @@ fn place_of(cx: &Cx, other: Stamp, wrote: bool, space: &str) -> String {
 
 /// Checks and records an access to global memory.
 #[inline]
-pub(crate) fn global(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, order: Order) -> bool {
+pub(crate) fn global(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, access: &Access) -> bool {
     let grid = cx.grid;
     let Some(shadow) = grid.memory.race_shadow() else { return true };
-    if order == Order::Sync && touch != Touch::Read {
-        fence(cx);
-    }
-    if touch != Touch::Write && matches!(order, Order::Strong | Order::Sync) {
-        let time = grid.releases.time.load(Ordering::SeqCst) + 1;
-        cx.warp().acquired = time;
+    let strong = access.order.strong();
+    if strong && touch != Touch::Write && grid.releases.any() {
+        look(cx, GLOBAL, addr, mask, access);
     }
     let base = grid.memory.base();
     let now = Now::of(cx);
-    let lane0 = stamp(cx, grid.serial, order, touch, cx.block.index % ALL_BLOCKS);
+    let lane0 = stamp(cx, grid.serial, access, touch, cx.block.index % ALL_BLOCKS);
     let mut found = None;
     if bytes == 1 {
         found = single_bytes(&now, addr, mask, lane0, touch);
@@ -300,7 +299,12 @@ pub(crate) fn global(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, 
             found = against_single_bytes(&now, addr, mask, lane0, touch, bytes);
         }
     }
-    let Some((lane, at, me, other, wrote)) = found else { return true };
+    let Some((lane, at, me, other, wrote)) = found else {
+        if strong && touch != Touch::Read {
+            signal(cx, GLOBAL, addr, mask, access, touch);
+        }
+        return true;
+    };
     race(cx, lane, at, bytes, me, other, wrote, touch, "global")
 }
 
@@ -410,8 +414,11 @@ fn race(
 }
 
 /// Checks and records an access to shared memory.
-pub(crate) fn shared(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, order: Order) -> bool {
+pub(crate) fn shared(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, access: &Access) -> bool {
     let strict = cx.grid.strict;
+    if !cx.block.shadow.flying.is_empty() && !landed(cx, addr, mask, touch.verb(), bytes) {
+        return false;
+    }
     if strict.uninitialised {
         for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {
             let range = addr[l] as usize..(addr[l] + bytes) as usize;
@@ -439,8 +446,24 @@ pub(crate) fn shared(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, 
     if !strict.races {
         return true;
     }
+    let strong = access.order.strong();
+    let block = cx.block.index % ALL_BLOCKS;
+    if strong && touch != Touch::Write && cx.grid.releases.any() {
+        look(cx, block, addr, mask, access);
+    }
+    if !ordered_in_shared(cx, addr, mask, touch, bytes, access) {
+        return false;
+    }
+    if strong && touch != Touch::Read {
+        signal(cx, block, addr, mask, access, touch);
+    }
+    true
+}
+
+/// Visits the stamps of shared memory.
+fn ordered_in_shared(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, access: &Access) -> bool {
     let now = Now::of(cx);
-    let lane0 = stamp(cx, cx.block.shadow.serial, order, touch, 0);
+    let lane0 = stamp(cx, cx.block.shadow.serial, access, touch, 0);
     let mut found = None;
     'lanes: for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {
         let me = lane0.of_lane(l);
@@ -454,4 +477,100 @@ pub(crate) fn shared(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, 
     }
     let Some((lane, at, me, other, wrote)) = found else { return true };
     race(cx, lane, at, bytes, me, other, wrote, touch, "shared")
+}
+
+// ---- copies under way ------------------------------------------------------------------------------------------------
+
+/// A line of the text, in a message.
+fn line(cx: &Cx, line: u32) -> String {
+    let text = cx.grid.program.text.get((line as usize).wrapping_sub(1)).map_or("", |t| t.trim());
+    format!("PTX line {line} `{text}`")
+}
+
+/// Whether no copy is under way to the bytes; `verb` says what happens to them.
+#[cold]
+fn landed(cx: &mut Cx, addr: &[u64; LANES], mask: u32, verb: &str, bytes: u64) -> bool {
+    for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {
+        let range = addr[l] as usize..(addr[l] + bytes) as usize;
+        let Some(i) = cx.block.shadow.flying[range].iter().position(|f| *f) else { continue };
+        let byte = addr[l] as u32 + i as u32;
+        let copies =
+            cx.block.warps.iter().enumerate().flat_map(|(w, warp)| warp.copies.pending.iter().map(move |p| (w, p)));
+        let copy = copies.into_iter().find(|(_, p)| (p.to..p.to + u32::from(p.bytes)).contains(&byte));
+        let who = copy.map_or(String::new(), |(w, p)| {
+            let thread = 32 * w as u32 + u32::from(p.lane);
+            let whose = if thread == 32 * cx.w as u32 + l as u32 {
+                "its own cp.async".into()
+            } else {
+                format!("the cp.async of thread {}", cx.grid.place_of_thread(thread))
+            };
+            format!("{whose} at {}", line(cx, p.line))
+        });
+        let what = format!(
+            "{verb} {bytes} bytes of shared memory at {:#x}, which {who} is still writing, for it was not waited for: \
+             a race",
+            addr[l]
+        );
+        cx.fail(FaultKind::Race, 1 << l, &what);
+        return false;
+    }
+    true
+}
+
+/// A copy of a lane to shared memory begins: from now on nobody may touch the place until the lane waits for it.
+pub(crate) fn depart(cx: &mut Cx, to: u32, lane: usize, access: &Access) -> bool {
+    let bytes = access.bytes();
+    let size = cx.block.shared.len();
+    if to as usize + bytes as usize > size {
+        // the wait will say so
+        return true;
+    }
+    cx.block.shadow.flying.resize(size, false);
+    let addr = [u64::from(to); LANES];
+    if !landed(cx, &addr, 1 << lane, "copies to", bytes)
+        || !ordered_in_shared(cx, &addr, 1 << lane, Touch::Write, bytes, access)
+    {
+        return false;
+    }
+    cx.block.shadow.flying[to as usize..to as usize + bytes as usize].fill(true);
+    true
+}
+
+/// A copy lands.
+pub(crate) fn land(cx: &mut Cx, to: u32, bytes: u8) {
+    let range = to as usize..to as usize + bytes as usize;
+    if let Some(flying) = cx.block.shadow.flying.get_mut(range) {
+        flying.fill(false);
+    }
+}
+
+/// Who wrote the source of a copy last, two bytes by two.
+pub(crate) fn sources(cx: &Cx, from: u64, bytes: u8) -> [u64; 8] {
+    let mut found = [0; 8];
+    let Some(shadow) = cx.grid.memory.race_shadow() else { return found };
+    let first = from.wrapping_sub(cx.grid.memory.base()) / 2;
+    for (g, stamp) in (first..).zip(found.iter_mut().take(bytes as usize / 2)) {
+        // SAFETY: the copy has read its source, so the bounds check came first.
+        *stamp = unsafe { pair(shadow + g * 16) }.0.load(Ordering::SeqCst);
+    }
+    found
+}
+
+/// Whether nobody wrote the source of a copy of `lane` while it was under way.
+pub(crate) fn untouched(cx: &mut Cx, copy: &Pending) -> bool {
+    let now = sources(cx, copy.from, copy.bytes);
+    let changed = now.iter().zip(&copy.sources).position(|(now, then)| now != then);
+    let Some(i) = changed.filter(|&i| Stamp(now[i]).serial() == u64::from(cx.grid.serial)) else { return true };
+    let other = Stamp(now[i]);
+    let me = Stamp((32 * cx.w as u64) << THREAD | (cx.block.index % ALL_BLOCKS) << BLOCK).of_lane(copy.lane.into());
+    let (who, at) = (who(cx, other, me), place_of(cx, other, true, "global"));
+    let what = format!(
+        "waits for the cp.async at {}, whose source, {} bytes of global memory at {:#x}, {who} wrote{at} before it had \
+         landed: a race",
+        line(cx, copy.line),
+        copy.bytes,
+        copy.from
+    );
+    cx.fail(FaultKind::Race, 1 << copy.lane, &what);
+    false
 }

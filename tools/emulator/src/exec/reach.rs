@@ -116,7 +116,7 @@ fn reach_global(cx: &mut Cx, access: &Access, addr: &mut [u64; LANES], mask: u32
     if strict.uninitialised && !init::global(cx, addr, mask, touch, bytes) {
         return false;
     }
-    if strict.races && !race::global(cx, addr, mask, touch, bytes, access.order) {
+    if strict.races && !race::global(cx, addr, mask, touch, bytes, access) {
         return false;
     }
     true
@@ -214,7 +214,7 @@ fn reach_shared(cx: &mut Cx, access: &Access, addr: &mut [u64; LANES], mask: u32
     }
     cx.counters.bank_conflicts += conflicts(addr, mask, bytes);
     let strict = cx.grid.strict;
-    if (strict.uninitialised || strict.races) && !race::shared(cx, addr, mask, touch, bytes, access.order) {
+    if (strict.uninitialised || strict.races) && !race::shared(cx, addr, mask, touch, bytes, access) {
         return false;
     }
     let base = cx.block.shared.as_mut_ptr() as u64;

@@ -3,15 +3,13 @@
 use crate::config::Strict;
 use crate::device::SERIALS;
 use crate::fault::Fault;
-use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) const CLOCK_MAX: u64 = (1 << 12) - 1;
 pub(crate) const ALL_BLOCKS: u64 = (1 << 18) - 1;
 
 /// Who accessed something last, and where:
-/// launch 12 | read-only 1 | strong 1 | multi 2 | block 18 | thread 10 | clock 12 | place in the code 8.
+/// launch 12 | kind 2 | multi 2 | block 18 | thread 10 | clock 12 | place in the code 8.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp(pub(crate) u64);
 
@@ -19,8 +17,15 @@ pub(crate) const BLOCK: u32 = 30;
 pub(crate) const THREAD: u32 = 20;
 pub(crate) const CLOCK: u32 = 8;
 pub(crate) const MULTI: u32 = 48;
-pub(crate) const STRONG: u64 = 1 << 50;
-pub(crate) const READ_ONLY: u64 = 1 << 51;
+pub(crate) const KIND: u32 = 50;
+/// An ordinary access.
+pub(crate) const WEAK: u64 = 0;
+/// A strong one, for the threads of its block.
+pub(crate) const NARROW: u64 = 1;
+/// A strong one, for all threads.
+pub(crate) const WIDE: u64 = 2;
+/// A read of memory that must not change.
+pub(crate) const READ_ONLY: u64 = 3;
 /// One thread.
 pub(crate) const SINGLE: u64 = 0;
 /// Several lanes of the warp of [`Stamp::thread`].
@@ -35,11 +40,24 @@ impl Stamp {
     }
     #[inline]
     pub(crate) fn read_only(self) -> bool {
-        self.0 & READ_ONLY != 0
+        self.kind() == READ_ONLY
     }
     #[inline]
     pub(crate) fn strong(self) -> bool {
-        self.0 & STRONG != 0
+        matches!(self.kind(), NARROW | WIDE)
+    }
+    #[inline]
+    pub(crate) fn kind(self) -> u64 {
+        self.0 >> KIND & 3
+    }
+    #[inline]
+    pub(crate) fn with_kind(self, kind: u64) -> Self {
+        Self(self.0 & !(3 << KIND) | kind << KIND)
+    }
+    /// The kind of two accesses of which one stamp tells.
+    #[inline]
+    pub(crate) fn kind_with(self, other: Self) -> u64 {
+        if self.read_only() || other.read_only() { READ_ONLY } else { self.kind().min(other.kind()) }
     }
     #[inline]
     pub(crate) fn multi(self) -> u64 {
@@ -75,6 +93,16 @@ impl Stamp {
     pub(crate) fn of_all_blocks(self) -> Self {
         Self(self.0 | ALL_BLOCKS << BLOCK)
     }
+    #[inline]
+    pub(crate) fn of_several_blocks(self) -> bool {
+        self.block() == ALL_BLOCKS
+    }
+    /// One thread of the same warp.
+    #[inline]
+    pub(crate) fn same_warp(self, other: Self) -> bool {
+        const WHO: u64 = 3 << MULTI | ALL_BLOCKS << BLOCK | 1023 / 32 * 32 << THREAD;
+        (self.0 ^ other.0) & WHO == 0 && self.multi() == SINGLE && !self.of_several_blocks()
+    }
     /// The same thread of the same launch, whatever else.
     #[inline]
     pub(crate) fn same_thread(self, other: Self) -> bool {
@@ -83,22 +111,14 @@ impl Stamp {
     }
 }
 
-/// Time between blocks: releases by fences.
-#[derive(Default)]
-pub(crate) struct Releases {
-    pub(crate) time: AtomicU64,
-    pub(crate) list: Mutex<HashMap<u64, Vec<Release>>>,
-}
-
-/// When a fence was, and the clocks of the warps whose accesses it releases.
-pub(crate) type Release = (u64, Vec<u32>);
-
 /// What is known of a block's shared memory.
 #[derive(Default)]
 pub(crate) struct SharedShadow {
     pub(crate) serial: u32,
     pub(crate) written: Vec<u8>,
     pub(crate) stamps: Vec<AtomicU64>,
+    /// Bytes to which a copy is under way; empty where there was none.
+    pub(crate) flying: Vec<bool>,
     /// A read of bytes that nobody wrote. It is held back: if somebody writes them later without a barrier between, the
     /// race is what was wrong.
     pub(crate) pending: Option<Box<Fault>>,
@@ -108,6 +128,7 @@ impl SharedShadow {
     /// Forgets everything: a new block.
     pub(crate) fn start(&mut self, bytes: usize, strict: Strict) {
         self.pending = None;
+        self.flying.clear();
         if strict.uninitialised {
             self.written.clear();
             self.written.resize(bytes, 0);

@@ -1,5 +1,6 @@
 //! The state of warps and blocks: registers, local and shared memory, where lanes are, what they wait for.
 
+use super::causal::Known;
 use super::operand::LANES;
 use super::stamp::SharedShadow;
 
@@ -62,6 +63,11 @@ pub(crate) struct Pending {
     /// Number of its group, once it is committed.
     pub(crate) group: Option<u32>,
     pub(crate) data: [u8; 16],
+    /// Its line in the text.
+    pub(crate) line: u32,
+    /// Where it reads, and who wrote there last when it began.
+    pub(crate) from: u64,
+    pub(crate) sources: [u64; 8],
 }
 
 /// The copies of a warp.
@@ -93,13 +99,9 @@ pub(crate) struct Warp {
     pub(crate) grace: u32,
     /// Operations run.
     pub(crate) ran: u64,
-    /// The race detector's clock of this warp, and what it knows of the others'.
-    pub(crate) clocks: Vec<u32>,
-    /// Barriers of the block that had completed when it last took part in one.
-    pub(crate) last_barrier: u32,
+    /// What it knows to have happened before.
+    pub(crate) known: Known,
     pub(crate) copies: Copies,
-    /// When it last read an atomic, in the time of [`super::stamp::Releases`].
-    pub(crate) acquired: u64,
 }
 
 /// A block barrier.
@@ -139,10 +141,8 @@ impl Warp {
             spin: 0,
             grace: 0,
             ran: 0,
-            clocks: Vec::new(),
+            known: Known::default(),
             copies: Default::default(),
-            last_barrier: 0,
-            acquired: 0,
         }
     }
 
@@ -192,6 +192,14 @@ impl Warp {
 }
 
 impl Block {
+    /// After a barrier of the warps in `warps`: all that they did before is ordered before all that they do now.
+    pub(crate) fn order(&mut self, warps: u32) {
+        self.epoch += 1;
+        let inside = self.warps.iter_mut().enumerate().filter(|(w, _)| warps >> w & 1 != 0);
+        let mut inside: Vec<(usize, &mut Known)> = inside.map(|(w, warp)| (w, &mut warp.known)).collect();
+        Known::barrier(&mut inside, self.epoch);
+    }
+
     pub(crate) fn new() -> Self {
         Self {
             index: 0,

@@ -687,12 +687,17 @@ impl<'a> Emit<'a> {
                     "shared::cluster",
                     "mbarrier_init",
                 ];
-                let mut narrow = false;
+                let (mut narrow, mut proxy) = (false, false);
                 while let Some(word) = mods.one(&words) {
-                    narrow |= matches!(word, "cta" | "proxy");
+                    narrow |= word == "cta";
+                    proxy |= word == "proxy";
                 }
                 mods.finish()?;
-                self.op(Class::Control, blank(if narrow { control::nothing } else { atomic::fence }));
+                if proxy {
+                    self.op(Class::Control, blank(control::nothing));
+                } else {
+                    self.op(Class::Control, Op { imm: u64::from(!narrow), ..blank(atomic::fence) });
+                }
                 Ok(())
             }
             "griddepcontrol" => {
@@ -978,9 +983,10 @@ impl<'a> Emit<'a> {
         Ok(())
     }
 
-    /// Modifiers that loads, stores and atomics share: space, order, and hints without meaning.
-    fn space(&mut self, mods: &mut Mods<'_>) -> Emitted<(Space, Order)> {
-        let mut order = Order::Weak;
+    /// Modifiers that loads, stores and atomics share: space, order, whether the scope is the block, and hints without
+    /// meaning.
+    fn space(&mut self, mods: &mut Mods<'_>) -> Emitted<(Space, Order, bool)> {
+        let (mut order, mut narrow) = (Order::Weak, false);
         let mut space = None;
         while let Some(word) = mods.find(|w| {
             matches!(
@@ -1024,12 +1030,15 @@ impl<'a> Emit<'a> {
                 "shared" | "shared::cta" | "shared::cluster" => space = Some(Space::Shared),
                 "param" | "param::entry" | "param::func" => space = Some(Space::Param),
                 "nc" => order = Order::ReadOnly,
-                "relaxed" | "volatile" | "mmio" => order = Order::Strong,
-                "acquire" | "release" | "acq_rel" => order = Order::Sync,
+                "relaxed" | "volatile" | "mmio" => order = Order::Relaxed,
+                "acquire" => order = Order::Acquire,
+                "release" => order = Order::Release,
+                "acq_rel" => order = Order::Both,
+                "cta" => narrow = true,
                 _ => {}
             }
         }
-        Ok((space.unwrap_or(Space::Generic), order))
+        Ok((space.unwrap_or(Space::Generic), order, narrow))
     }
 
     /// The address register of `[...]`, the offset, and the space in which it is.
@@ -1123,7 +1132,7 @@ impl<'a> Emit<'a> {
 
     fn load(&mut self, o: &[Operand], mut mods: Mods<'_>) -> Emitted<()> {
         let ty = mods.ty()?;
-        let (space, order) = self.space(&mut mods)?;
+        let (space, order, narrow) = self.space(&mut mods)?;
         let n = Self::vector(&mut mods);
         mods.finish()?;
         let (d, from) = match o {
@@ -1133,7 +1142,8 @@ impl<'a> Emit<'a> {
         let (a, imm, wide, space) = self.base(from, space)?;
         let (slots, kind) = self.elements(d, n, ty, true)?;
         let fixed = space == Space::Param && matches!(from, Operand::Address(b, _) if matches!(**b, Operand::Name(..)));
-        let access = Access { space, size: ty.size() as u8, count: n, signed: ty.signed(), wide, order, slots, kind };
+        let access =
+            Access { space, size: ty.size() as u8, count: n, signed: ty.signed(), wide, order, narrow, slots, kind };
         let e = self.code.mems.len() as u32;
         self.code.mems.push(access);
         if ty.size() * n as usize > 32 {
@@ -1165,7 +1175,7 @@ impl<'a> Emit<'a> {
 
     fn store(&mut self, o: &[Operand], mut mods: Mods<'_>) -> Emitted<()> {
         let ty = mods.ty()?;
-        let (space, order) = self.space(&mut mods)?;
+        let (space, order, narrow) = self.space(&mut mods)?;
         let n = Self::vector(&mut mods);
         mods.finish()?;
         let (to, value) = match o {
@@ -1177,7 +1187,7 @@ impl<'a> Emit<'a> {
         if ty.size() * n as usize > 32 {
             return Err(format!("{} bytes are more than one access has", ty.size() * n as usize));
         }
-        let access = Access { space, size: ty.size() as u8, count: n, signed: false, wide, order, slots, kind };
+        let access = Access { space, size: ty.size() as u8, count: n, signed: false, wide, order, narrow, slots, kind };
         let e = self.code.mems.len() as u32;
         self.code.mems.push(access);
         let exec: Exec = match ty.size() {
@@ -1218,7 +1228,7 @@ impl<'a> Emit<'a> {
             "min" => Atom::Min,
             _ => Atom::Max,
         };
-        let (space, order) = self.space(&mut mods)?;
+        let (space, order, narrow) = self.space(&mut mods)?;
         mods.finish()?;
         let valid = match atom {
             Atom::And | Atom::Or | Atom::Xor => matches!(ty, Ty::B32 | Ty::B64),
@@ -1258,8 +1268,8 @@ impl<'a> Emit<'a> {
         let (a, imm, wide, space) = self.base(&rest[0], space)?;
         let mut slots = [NONE; 8];
         slots[0] = code as u32;
-        let order = if order == Order::Weak { Order::Strong } else { order };
-        let access = Access { space, size: ty.size() as u8, count: n, signed: false, wide, order, slots, kind };
+        let order = if order == Order::Weak { Order::Relaxed } else { order };
+        let access = Access { space, size: ty.size() as u8, count: n, signed: false, wide, order, narrow, slots, kind };
         let e = self.code.mems.len() as u32;
         self.code.mems.push(access);
         if n == 1 {
@@ -1541,7 +1551,7 @@ impl<'a> Emit<'a> {
             None => return Err("the number of matrices is missing".into()),
         };
         let trans = mods.has("trans");
-        let (space, order) = self.space(&mut mods)?;
+        let (space, order, narrow) = self.space(&mut mods)?;
         if mods.ty()? != Ty::B16 {
             return Err("moves matrices of b16".into());
         }
@@ -1554,7 +1564,7 @@ impl<'a> Emit<'a> {
         }
         let (slots, kind) = self.elements(registers, n, Ty::B32, !store)?;
         let e = self.code.mems.len() as u32;
-        self.code.mems.push(Access { space, size: 4, count: n, signed: false, wide, order, slots, kind });
+        self.code.mems.push(Access { space, size: 4, count: n, signed: false, wide, order, narrow, slots, kind });
         let c = u32::from(trans) | u32::from(store) << 1;
         self.op(Class::Matrix, Op { a, c, e, imm, ..blank(matrix::move_matrix) });
         Ok(())
