@@ -143,4 +143,24 @@ impl Emulator {
         // SAFETY: no arguments.
         unsafe { (self.table.clear_error)() };
     }
+
+    /// The `nth` call from now on of a function of the driver fails in this thread with an error code, and does nothing
+    /// else; with `sticky`, every later call of it too, and where the code is that of a kernel's fault the context keeps
+    /// it, as on a device. A name without its version stands for all versions: `cuMemAllocAsync`, `cuMemAlloc`.
+    ///
+    /// `EMULATOR_FAIL=CALL:N:CODE[:sticky]` asks for the same in all threads.
+    ///
+    /// # Panics
+    /// `nth` or `code` is 0, or the name is empty.
+    pub fn fail(&self, call: &str, nth: u64, code: u32, sticky: bool) {
+        // SAFETY: the name is as long as it says.
+        let known = unsafe { (self.table.fail)(call.as_ptr(), call.len(), nth, code, u32::from(sticky)) };
+        assert!(known != 0, "the call {nth} of `{call}` cannot fail with {code}");
+    }
+
+    /// Forgets what [`Emulator::fail`] asked for in this thread.
+    pub fn forget_failures(&self) {
+        // SAFETY: no arguments.
+        unsafe { (self.table.forget_failures)() };
+    }
 }

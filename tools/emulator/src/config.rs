@@ -49,6 +49,8 @@ pub(crate) struct Config {
     pub(crate) threads: usize,
     /// What goes to stderr: 0 nothing, 1 faults and refusals, 2 also images that are for other devices.
     verbose: u32,
+    /// Calls that are to fail: `CALL:N:CODE[:sticky]`, with commas between.
+    pub(crate) fail: String,
     strict: u32,
     noop: bool,
 }
@@ -93,6 +95,7 @@ impl Config {
             budget: number("EMULATOR_BUDGET", get("EMULATOR_BUDGET"), 200_000_000),
             threads: number("EMULATOR_THREADS", get("EMULATOR_THREADS"), cores).max(1),
             verbose: number("EMULATOR_VERBOSE", get("EMULATOR_VERBOSE"), 1),
+            fail: get("EMULATOR_FAIL").unwrap_or_default(),
             strict,
             noop: get("EMULATOR_NOOP").is_some_and(|v| v != "0"),
         }

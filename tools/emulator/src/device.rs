@@ -4,6 +4,7 @@
 //! table of allocations says so.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Allocations start at multiples of this, as those of a real driver do.
@@ -18,6 +19,12 @@ pub(crate) const SERIALS: u32 = (1 << 12) - 1;
 /// Bytes that share a mark of [`Memory::byte_shadow`].
 pub(crate) const PAGE: u64 = 4096;
 
+/// A number that is larger than all before it.
+pub(crate) fn moment() -> u64 {
+    static MOMENTS: AtomicU64 = AtomicU64::new(1);
+    MOMENTS.fetch_add(1, Ordering::Relaxed)
+}
+
 /// One allocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Allocation {
@@ -27,6 +34,8 @@ pub(crate) struct Allocation {
     pub(crate) owner: u64,
     /// A launch without the check of uninitialised reads may have written it.
     pub(crate) trusted: bool,
+    /// When it was made: what came before does not matter to it.
+    pub(crate) born: u64,
 }
 
 /// Allocations at one moment, for a launch to look at without locks.
@@ -240,7 +249,7 @@ impl Memory {
         }
         // memory that is used again is no longer freed memory
         heap.freed.retain(|a| a.start >= start + room || a.end <= start);
-        heap.used.insert(start, Allocation { start, end: start + bytes, owner, trusted: false });
+        heap.used.insert(start, Allocation { start, end: start + bytes, owner, trusted: false, born: moment() });
         if owner != 0 {
             heap.bytes += bytes;
         }

@@ -54,9 +54,11 @@ const ORDER: &[&str] = &[
     "lower::emit",
     // calls and handles
     "driver::code",
+    "driver::failure",
     "driver::call",
     "driver::handle",
     // streams and contexts
+    "driver::timeline",
     "driver::capture",
     "driver::context",
     "driver::device",

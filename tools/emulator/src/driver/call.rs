@@ -1,6 +1,6 @@
 //! A driver call: its outcome, the reason of a refusal, and the frame that every exported function has.
 
-use super::code;
+use super::{code, failure};
 use std::cell::RefCell;
 
 /// A driver call's outcome: nothing, or an error code.
@@ -40,6 +40,12 @@ pub(crate) fn last_error() -> Option<String> {
 
 /// Runs an exported function's body; a panic becomes `CUDA_ERROR_UNKNOWN`.
 pub(crate) fn enter(name: &str, body: impl FnOnce() -> Call) -> u32 {
+    let (_under, failure) = failure::enter(name);
+    if let Some(code) = failure {
+        let what = code::describe(code).map_or("an unknown error", |d| d.0.trim_end_matches('\0'));
+        report(&format!("{name} fails with {code}, {what}, because it was asked to"));
+        return code;
+    }
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
         Ok(Ok(())) => code::SUCCESS,
         Ok(Err(code)) => code,

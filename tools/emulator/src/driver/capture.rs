@@ -3,6 +3,7 @@
 use super::call::{Call, refuse};
 use super::code::*;
 use super::handle::Object;
+use super::timeline::{Begun, Timeline};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Work of a stream, which can be done again.
 pub(crate) trait Work: Send + Sync {
-    /// Does it.
-    fn perform(&self) -> Call;
+    /// Does it in a stream.
+    fn perform(&self, on: &Stream) -> Call;
 
     /// What it is.
     fn kind(&self) -> Kind;
@@ -46,6 +47,28 @@ pub(crate) struct Stream {
     pub(crate) capture: Mutex<Option<Arc<Capture>>>,
     /// Whether a capture is under way: read on every launch without a lock.
     pub(crate) capturing: AtomicBool,
+    /// The order of work in the streams of its context.
+    pub(crate) timeline: Arc<Timeline>,
+}
+
+/// `CU_STREAM_NON_BLOCKING`
+const NON_BLOCKING: u32 = 1;
+
+impl Stream {
+    /// Whether its work and the default stream's are in order.
+    pub(crate) fn blocking(&self) -> bool {
+        self.flags & NON_BLOCKING == 0
+    }
+
+    /// Work begins in it.
+    pub(crate) fn begin(&self, overlaps: bool) -> Begun {
+        self.timeline.begin(self.number, self.blocking(), overlaps)
+    }
+
+    /// The host has waited for it.
+    pub(crate) fn awaited(&self) {
+        self.timeline.host_waits_for(self.number, self.blocking());
+    }
 }
 
 impl Object for Stream {

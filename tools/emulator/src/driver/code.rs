@@ -10,7 +10,20 @@ macro_rules! codes {
                 _ => None,
             }
         }
+
+        /// The code of a name such as `CUDA_ERROR_NOT_FOUND`.
+        pub(crate) fn named(name: &str) -> Option<u32> {
+            $(if name == concat!("CUDA_", stringify!($name)) {
+                return Some($code);
+            })*
+            None
+        }
     };
+}
+
+/// Whether a context keeps an error: what a kernel did wrong, which every later call reports.
+pub(crate) fn kept(code: u32) -> bool {
+    matches!(code, 700 | 702 | 710 | 714..=719)
 }
 
 codes! {

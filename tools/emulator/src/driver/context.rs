@@ -3,7 +3,9 @@
 use super::call::{export, give, refuse};
 use super::capture::{Stream, unsafe_call};
 use super::code::*;
+use super::failure;
 use super::handle::{self, Handle, Object};
+use super::timeline::DEFAULT;
 use crate::config::config;
 use crate::device::Memory;
 use std::cell::RefCell;
@@ -86,6 +88,10 @@ pub(crate) fn current_any() -> Result<Arc<Context>, u32> {
 /// The current context, if no kernel has failed in it.
 pub(crate) fn current() -> Result<Arc<Context>, u32> {
     let context = current_any()?;
+    let kept = failure::take_kept();
+    if kept != 0 {
+        context.error.store(kept, Ordering::Relaxed);
+    }
     match context.error.load(Ordering::Relaxed) {
         0 => Ok(context),
         code => Err(code),
@@ -102,7 +108,7 @@ fn make(device: usize, flags: u32) -> Arc<Context> {
         stack_limit: AtomicU64::new(STACK),
         limits: Mutex::default(),
         flags: AtomicU32::new(flags),
-        default_stream: Stream { context: id, number: 1, ..Default::default() },
+        default_stream: Stream { context: id, number: DEFAULT, ..Default::default() },
     })
 }
 
@@ -278,8 +284,10 @@ export! {
     }
 
     fn cuCtxSynchronize() {
-        current()?;
-        unsafe_call()
+        let context = current()?;
+        unsafe_call()?;
+        context.default_stream.timeline.host_waits_for_all();
+        Ok(())
     }
 
     fn cuCtxGetDevice(out: *mut i32) {

@@ -6,6 +6,7 @@ use super::code::*;
 use super::context::{current, initialised};
 use super::handle::{self, Handle, Object};
 use super::stream::stream;
+use super::timeline::Clock;
 use crate::config::nanoseconds;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,6 +27,8 @@ pub(crate) struct Recorded {
     pub(crate) capture: Option<Arc<Capture>>,
     /// What comes before it there.
     pub(crate) before: Before,
+    /// The context, and what came before it in its streams.
+    pub(crate) done: (u64, Clock),
 }
 
 /// `CU_EVENT_DISABLE_TIMING`
@@ -45,6 +48,18 @@ fn outside_capture(event: &Event) -> Call {
     }
 }
 
+/// The host waits for an event.
+fn awaited(event: Handle) -> Call {
+    let context = current()?;
+    let event = handle::get::<Event>(event)?;
+    outside_capture(&event)?;
+    let done = recorded(&event).done;
+    if done.0 == context.id {
+        context.default_stream.timeline.host_waits(&done.1);
+    }
+    Ok(())
+}
+
 /// Records an event in a stream.
 pub(crate) fn record(event: Handle, on: Handle) -> Call {
     let context = current()?;
@@ -52,8 +67,12 @@ pub(crate) fn record(event: Handle, on: Handle) -> Call {
     let stream = stream(&context, on)?;
     let capture = capture(&stream);
     let at = if capture.is_some() { None } else { Some(nanoseconds()) };
+    let done = match &capture {
+        None => (stream.context, stream.timeline.record(stream.number, stream.blocking())),
+        Some(_) => Default::default(),
+    };
     let before = capture.as_ref().map(|c| c.before(&stream)).unwrap_or_default();
-    *event.recorded.lock().unwrap_or_else(PoisonError::into_inner) = Recorded { at, capture, before };
+    *event.recorded.lock().unwrap_or_else(PoisonError::into_inner) = Recorded { at, capture, before, done };
     Ok(())
 }
 
@@ -94,13 +113,11 @@ export! {
     }
 
     fn cuEventQuery(event: Handle) {
-        current()?;
-        outside_capture(&*handle::get::<Event>(event)?)
+        awaited(event)
     }
 
     fn cuEventSynchronize(event: Handle) {
-        current()?;
-        outside_capture(&*handle::get::<Event>(event)?)
+        awaited(event)
     }
 
     fn cuEventElapsedTime(out: *mut f32, start: Handle, end: Handle) {
@@ -117,7 +134,12 @@ export! {
         let event = handle::get::<Event>(event)?;
         let recorded = event.recorded.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match (capture(&stream), recorded.capture) {
-            (None, None) => Ok(()),
+            (None, None) => {
+                if recorded.done.0 == stream.context {
+                    stream.timeline.wait(stream.number, &recorded.done.1);
+                }
+                Ok(())
+            }
             (None, Some(other)) => {
                 // the stream joins the capture
                 if !other.open() {

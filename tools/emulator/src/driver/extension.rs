@@ -1,13 +1,13 @@
 //! What this driver can do beyond a real one, for the client: a table of functions behind one symbol.
 
 use super::context::current_any;
-use super::{call, launch};
+use super::{call, failure, launch};
 use crate::config;
 use crate::counters::Counters;
 use std::sync::atomic::Ordering;
 
 /// Version of [`Table`]; a client of another version does not attach.
-pub(crate) const TABLE_VERSION: u32 = 2;
+pub(crate) const TABLE_VERSION: u32 = 3;
 
 /// A launch as it crosses the boundary; the name is cut where it is longer than its room.
 #[repr(C)]
@@ -38,6 +38,9 @@ pub(crate) struct Table {
     pub(crate) set_quiet: unsafe extern "C" fn(u32),
     /// Forgets the current context's sticky error.
     pub(crate) clear_error: unsafe extern "C" fn(),
+    /// The name and its length, which call, the code, 1 for later calls too; 0 if that says nothing.
+    pub(crate) fail: unsafe extern "C" fn(*const u8, usize, u64, u32, u32) -> u32,
+    pub(crate) forget_failures: unsafe extern "C" fn(),
 }
 
 unsafe extern "C" fn counters(out: *mut Counters) {
@@ -92,6 +95,16 @@ unsafe extern "C" fn clear_error() {
     }
 }
 
+unsafe extern "C" fn fail(name: *const u8, length: usize, nth: u64, code: u32, sticky: u32) -> u32 {
+    // SAFETY: the client gives a name of that length.
+    let name = unsafe { std::slice::from_raw_parts(name, length) };
+    std::str::from_utf8(name).is_ok_and(|name| failure::add(name, nth, code, sticky != 0)).into()
+}
+
+unsafe extern "C" fn forget_failures() {
+    failure::forget();
+}
+
 static TABLE: Table = Table {
     version: TABLE_VERSION,
     counters_size: size_of::<Counters>() as u32,
@@ -104,6 +117,8 @@ static TABLE: Table = Table {
     set_noop,
     set_quiet,
     clear_error,
+    fail,
+    forget_failures,
 };
 
 /// The table. A driver without this symbol is not the emulator.

@@ -191,7 +191,7 @@ export! {
             }
             return Ok(());
         }
-        exec.nodes().iter().try_for_each(|node| node.perform())
+        exec.nodes().iter().try_for_each(|node| node.perform(&stream))
     }
 
     fn cuGraphGetNodes(graph: Handle, _nodes: *mut Handle, count: *mut usize) {

@@ -1,7 +1,7 @@
 //! Launches: arguments and sizes are checked as a real driver does, then the grid runs to its end.
 
 use super::call::{Call, export, refuse, report};
-use super::capture::{Kind, Work, capture};
+use super::capture::{Kind, Stream, Work, capture};
 use super::code::*;
 use super::context::current;
 use super::device::limits;
@@ -26,15 +26,16 @@ struct Prepared {
     dynamic: usize,
     params: Vec<u8>,
     cooperative: bool,
+    overlaps: bool,
 }
 
 impl Work for Prepared {
-    fn perform(&self) -> Call {
+    fn perform(&self, on: &Stream) -> Call {
         if config::noop() {
             note_nothing(&self.function, self.grid, self.block);
             return Ok(());
         }
-        run(&self.function, self.grid, self.block, self.dynamic, self.params.clone(), self.cooperative)
+        run(self, on)
     }
 
     fn kind(&self) -> Kind {
@@ -108,6 +109,8 @@ struct Request {
     params: *mut *mut c_void,
     extra: *mut *mut c_void,
     cooperative: bool,
+    /// It may begin before the launch before it has ended.
+    overlaps: bool,
 }
 
 /// Checks sizes against the kernel and the device.
@@ -218,26 +221,25 @@ fn launch(r: &Request) -> Call {
     }
     let stream = stream(&context, r.stream)?;
     check(&f, r)?;
-    if let Some(capture) = capture(&stream) {
-        let params = arguments(&f, r)?;
-        return capture.add(
-            &stream,
-            Arc::new(Prepared {
-                function: f,
-                grid: r.grid,
-                block: r.block,
-                dynamic: r.dynamic as usize,
-                params,
-                cooperative: r.cooperative,
-            }),
-        );
-    }
-    if config::noop() {
+    let capture = capture(&stream);
+    if capture.is_none() && config::noop() {
         note_nothing(&f, r.grid, r.block);
         return Ok(());
     }
     let params = arguments(&f, r)?;
-    run(&f, r.grid, r.block, r.dynamic as usize, params, r.cooperative)
+    let prepared = Prepared {
+        function: f,
+        grid: r.grid,
+        block: r.block,
+        dynamic: r.dynamic as usize,
+        params,
+        cooperative: r.cooperative,
+        overlaps: r.overlaps,
+    };
+    match capture {
+        Some(capture) => capture.add(&stream, Arc::new(prepared)),
+        None => run(&prepared, &stream),
+    }
 }
 
 fn note(report: Report) {
@@ -265,27 +267,34 @@ fn note_nothing(f: &Arc<Function>, grid: [u32; 3], block: [u32; 3]) {
     });
 }
 
-fn run(f: &Arc<Function>, grid: [u32; 3], block: [u32; 3], dynamic: usize, params: Vec<u8>, cooperative: bool) -> Call {
+fn run(p: &Prepared, on: &Stream) -> Call {
+    let f = &p.function;
     let context = &f.module.context;
-    let (mut counters, fault) = grid::run(grid::Launch {
+    let strict = config::strictness();
+    let begun = strict.races.then(|| on.begin(p.overlaps));
+    let (mut counters, serial, fault) = grid::run(grid::Launch {
         program: f.module.program.clone(),
         function: f.kernel().function,
-        grid_dim: grid,
-        block_dim: block,
+        grid_dim: p.grid,
+        block_dim: p.block,
         static_shared: f.kernel().static_shared,
-        dynamic_shared: dynamic,
-        params,
+        dynamic_shared: p.dynamic,
+        params: p.params.clone(),
         stack_limit: context.stack_limit.load(Ordering::Relaxed) as usize,
         sms: config().sms,
         launch: LAUNCHES.fetch_add(1, Ordering::Relaxed),
         budget: config().budget,
-        strict: config::strictness(),
+        strict,
         memory: context.memory.clone(),
-        cooperative,
+        cooperative: p.cooperative,
+        loose: begun.as_ref().map(|b| b.loose.clone()).unwrap_or_default(),
         threads: config().threads,
     });
+    if let Some(begun) = begun {
+        on.timeline.launched(&begun, serial, &f.kernel().name);
+    }
     counters.launches = 1;
-    note(Report { function: f.clone(), grid, block, counters });
+    note(Report { function: f.clone(), grid: p.grid, block: p.block, counters });
     if let Some(fault) = fault {
         // as on a device, the launch itself succeeds and everything after it fails
         context.error.store(fault.kind.code(), Ordering::Relaxed);
@@ -327,6 +336,7 @@ export! {
             params,
             extra,
             cooperative: false,
+            overlaps: false,
         })
     }
 
@@ -343,6 +353,7 @@ export! {
             params,
             extra: std::ptr::null_mut(),
             cooperative: true,
+            overlaps: false,
         })
     }
 
@@ -352,7 +363,7 @@ export! {
         }
         // SAFETY: the application gives a configuration.
         let c = unsafe { &*config };
-        let mut cooperative = false;
+        let (mut cooperative, mut overlaps) = (false, false);
         let mut events = Vec::new();
         for i in 0..c.count as usize {
             if c.attributes.is_null() {
@@ -362,6 +373,7 @@ export! {
             let a = unsafe { &*c.attributes.add(i) };
             match a.id {
                 2 => cooperative = a.value[0] != 0,
+                6 => overlaps = a.value[0] != 0,
                 4 | 11 if a.value[..3].iter().any(|&d| d > 1) => {
                     return refuse(ERROR_NOT_SUPPORTED, format!(
                         "a cluster of ({},{},{}) blocks: clusters of more than one block are not implemented",
@@ -387,6 +399,7 @@ export! {
             params,
             extra,
             cooperative,
+            overlaps,
         })?;
         events.into_iter().try_for_each(|marked| event::record(marked, c.stream))
     }

@@ -1,11 +1,13 @@
 //! Allocation, copies and fills.
 
 use super::call::{Call, export, give, refuse};
-use super::capture::{Kind, Work, capture, unsafe_call};
+use super::capture::{Kind, Stream, Work, capture, unsafe_call};
 use super::code::*;
 use super::context::{Context, Device, context as context_of, current, current_any, device, devices, initialised};
 use super::handle::{self, Handle, Object};
 use super::stream::stream;
+use super::timeline::{self, Begun};
+use crate::exec::race;
 use crate::written;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -31,8 +33,8 @@ pub(crate) enum Transfer {
 }
 
 impl Work for Transfer {
-    fn perform(&self) -> Call {
-        perform(self)
+    fn perform(&self, on: &Stream) -> Call {
+        in_order(on, self)
     }
 
     fn kind(&self) -> Kind {
@@ -132,21 +134,88 @@ fn fault_outside(message: String) -> Call {
     refuse(ERROR_LAUNCH_FAILED, message)
 }
 
+impl Transfer {
+    /// The ranges of device memory that it touches: start, bytes, and whether it writes them.
+    fn ranges(&self) -> Vec<(u64, u64, bool)> {
+        let all = match *self {
+            Self::Fill { at, size, count, pitch, rows, .. } => {
+                (0..rows).map(|y| (at + (y * pitch) as u64, count as u64 * u64::from(size), true)).collect()
+            }
+            Self::Copy { to, from, bytes } => vec![(from, bytes as u64, false), (to, bytes as u64, true)],
+        };
+        all.into_iter().filter(|&(at, bytes, _): &(u64, u64, bool)| bytes > 0 && owner(at).is_some()).collect()
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Fill { .. } => "a fill",
+            Self::Copy { .. } => "a copy",
+        }
+    }
+}
+
+/// Ranges longer than this are not searched for what other streams did there.
+const LONGEST_SEARCH: u64 = 256 << 20;
+
+/// What nothing orders before an access of a range and cannot be beside it.
+fn in_the_way(begun: &Begun, at: u64, bytes: u64, writes: bool) -> Option<(String, &'static str)> {
+    let memory = &owner(at)?.memory;
+    let born = memory.find(at)?.born;
+    let loose = &begun.loose;
+    let range =
+        loose.ranges.iter().find(|r| r.at < at + bytes && at < r.end && (r.writes || writes) && r.moment > born);
+    if let Some(range) = range {
+        return Some((range.name.clone(), if range.writes { "wrote" } else { "read" }));
+    }
+    if bytes > LONGEST_SEARCH {
+        return None;
+    }
+    let (kernel, _, wrote) = race::touched(memory, at, bytes, writes, &loose.kernels)?;
+    (kernel.moment > born).then(|| (kernel.name.clone(), if wrote { "wrote" } else { "read" }))
+}
+
+/// Does work in a stream, and sees whether other streams' work is in order with it.
+fn in_order(on: &Stream, work: &Transfer) -> Call {
+    if !crate::config::strictness().races {
+        return perform(work);
+    }
+    let begun = on.begin(false);
+    let ranges = work.ranges();
+    for &(at, bytes, writes) in &ranges {
+        if let Some((other, did)) = in_the_way(&begun, at, bytes, writes) {
+            return fault_outside(format!(
+                "{} in {} {} {bytes} bytes at {at:#x}, which {other} {did}, and neither an event nor a synchronisation \
+                 orders it before: a race",
+                work.name(),
+                timeline::name(on.number),
+                if writes { "writes" } else { "reads" },
+            ));
+        }
+    }
+    perform(work)?;
+    for (at, bytes, writes) in ranges {
+        on.timeline.touched(&begun, at, bytes, writes, work.name());
+    }
+    Ok(())
+}
+
 /// Does the work now, or records it.
 fn submit(on: Handle, work: Transfer) -> Call {
     let context = current()?;
     let stream = stream(&context, on)?;
     match capture(&stream) {
         Some(capture) => capture.add(&stream, Arc::new(work)),
-        None => perform(&work),
+        None => in_order(&stream, &work),
     }
 }
 
 /// Does the work now; while the thread captures that is not allowed.
 fn now(work: Transfer) -> Call {
-    current()?;
+    let context = current()?;
     unsafe_call()?;
-    perform(&work)
+    in_order(&context.default_stream, &work)?;
+    context.default_stream.awaited();
+    Ok(())
 }
 
 fn allocate(context: &Context, out: *mut u64, bytes: usize) -> Call {
@@ -236,8 +305,10 @@ export! {
     }
 
     fn cuMemFree_v2(at: u64) {
-        current()?;
+        let context = current()?;
         unsafe_call()?;
+        // as a device does it: it waits for all work first
+        context.default_stream.timeline.host_waits_for_all();
         free(at)
     }
 
@@ -256,6 +327,19 @@ export! {
         if capture(&stream).is_some() {
             // the graph keeps the memory for its next replay
             return Ok(());
+        }
+        if crate::config::strictness().races
+            && let Some(found) = owner(at).and_then(|d| d.memory.find(at)).filter(|a| a.start == at)
+        {
+            let begun = stream.begin(false);
+            if let Some((other, did)) = in_the_way(&begun, at, found.end - at, true) {
+                return fault_outside(format!(
+                    "{} frees {} bytes at {at:#x}, which {other} {did}, and neither an event nor a synchronisation orders \
+                     it before: a race",
+                    timeline::name(stream.number),
+                    found.end - at,
+                ));
+            }
         }
         free(at)
     }

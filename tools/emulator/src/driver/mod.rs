@@ -7,12 +7,14 @@
 // calls and handles
 mod call;
 mod code;
+mod failure;
 mod handle;
 // streams and contexts
 mod capture;
 mod context;
 mod device;
 mod stream;
+mod timeline;
 // what streams order
 mod event;
 mod memory;

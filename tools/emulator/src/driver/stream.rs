@@ -64,7 +64,12 @@ fn of_thread(context: &Context) -> Arc<Stream> {
         if let Some(stream) = own.iter().find(|stream| stream.context == context.id) {
             return stream.clone();
         }
-        let stream = Arc::new(Stream { context: context.id, number: handle::number(), ..Default::default() });
+        let stream = Arc::new(Stream {
+            context: context.id,
+            number: handle::number(),
+            timeline: context.default_stream.timeline.clone(),
+            ..Default::default()
+        });
         own.push(stream.clone());
         stream
     })
@@ -83,7 +88,7 @@ thread_local! {
 struct Callback(unsafe extern "C" fn(*mut c_void), usize);
 
 impl Work for Callback {
-    fn perform(&self) -> Call {
+    fn perform(&self, _on: &Stream) -> Call {
         // SAFETY: the application gave a function and what it wants.
         unsafe { (self.0)(self.1 as *mut c_void) };
         Ok(())
@@ -110,6 +115,7 @@ export! {
             flags,
             priority: priority.clamp(-5, 0),
             number: handle::number(),
+            timeline: context.default_stream.timeline.clone(),
             ..Default::default()
         };
         give(out, handle::insert(Arc::new(stream)))
@@ -127,12 +133,18 @@ export! {
 
     fn cuStreamSynchronize(on: Handle) {
         let context = current()?;
-        not_captured(&*stream(&context, on)?, "a synchronisation")
+        let stream = stream(&context, on)?;
+        not_captured(&stream, "a synchronisation")?;
+        stream.awaited();
+        Ok(())
     }
 
     fn cuStreamQuery(on: Handle) {
         let context = current()?;
-        not_captured(&*stream(&context, on)?, "a query")
+        let stream = stream(&context, on)?;
+        not_captured(&stream, "a query")?;
+        stream.awaited();
+        Ok(())
     }
 
     fn cuStreamGetFlags(on: Handle, out: *mut u32) {

@@ -30,6 +30,8 @@ pub(crate) struct Known {
     fenced: [Option<Arc<Fenced>>; 2],
     /// Signals that were seen.
     sights: Vec<Sight>,
+    /// Lanes behind which the launches are that this one may overlap.
+    pub(crate) waited: u32,
 }
 
 /// Accesses that came before a fence.
@@ -137,6 +139,7 @@ impl Known {
         self.lanes = None;
         self.fenced = [None, None];
         self.sights.clear();
+        self.waited = 0;
     }
 
     /// Whether `lane` of warp `w` knows an access of the warp itself.
@@ -152,6 +155,9 @@ impl Known {
     pub(crate) fn sync(&mut self, w: usize, mask: u32, live: u32) {
         self.clocks[w] += 1;
         let now = self.clocks[w];
+        if self.waited & mask != 0 {
+            self.waited |= mask;
+        }
         for sight in self.sights.iter_mut().filter(|s| s.lanes & mask != 0) {
             sight.lanes |= mask;
         }
@@ -183,8 +189,10 @@ impl Known {
         let mut joined = vec![0u32; first.clocks.len()];
         let mut fenced: [Option<Arc<Fenced>>; 2] = [None, None];
         let mut sights = Vec::new();
+        let mut waited = 0;
         for (w, known) in warps.iter_mut() {
             known.clocks[*w] += 1;
+            waited |= known.waited;
             for (all, own) in joined.iter_mut().zip(&known.clocks) {
                 *all = (*all).max(*own);
             }
@@ -206,6 +214,7 @@ impl Known {
             known.whole = joined[*w];
             known.since_barrier = joined[*w];
             known.lanes = None;
+            known.waited = if waited == 0 { 0 } else { u32::MAX };
             known.last_barrier = epoch;
             known.fenced = fenced.clone();
             known.sights.clone_from(&sights);

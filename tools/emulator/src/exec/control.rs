@@ -204,7 +204,13 @@ pub(crate) unsafe fn sleep(cx: &mut Cx, _op: &Op, _mask: u32) -> Flow {
     Flow::Next
 }
 
-/// Nothing: `membar`, `fence`, prefetches.
+/// `griddepcontrol.wait`: launches that this one may overlap have ended.
+pub(crate) unsafe fn wait_for_launches(cx: &mut Cx, _op: &Op, mask: u32) -> Flow {
+    cx.warp().known.waited |= mask;
+    Flow::Next
+}
+
+/// Nothing: prefetches, hints.
 pub(crate) unsafe fn nothing(_cx: &mut Cx, _op: &Op, _mask: u32) -> Flow {
     Flow::Next
 }

@@ -1,6 +1,6 @@
 //! A launch that runs: its sizes, its arguments, and the workers that take its blocks.
 
-use super::machine::{Cx, Grid, Program};
+use super::machine::{Cx, Grid, Loose, Program};
 use super::operand::Class;
 use super::state::Block;
 use crate::config::Strict;
@@ -31,6 +31,7 @@ pub(crate) struct Launch {
     pub(crate) strict: Strict,
     pub(crate) memory: Arc<Memory>,
     pub(crate) cooperative: bool,
+    pub(crate) loose: Loose,
     pub(crate) threads: usize,
 }
 
@@ -70,8 +71,8 @@ thread_local! {
     static SPARE: std::cell::RefCell<Option<Block>> = const { std::cell::RefCell::new(None) };
 }
 
-/// Runs a launch to its end.
-pub(crate) fn run(launch: Launch) -> (Counters, Option<Box<Fault>>) {
+/// Runs a launch to its end. What it did, the number in its stamps (0: none), and what went wrong.
+pub(crate) fn run(launch: Launch) -> (Counters, u32, Option<Box<Fault>>) {
     let memory = launch.memory.clone();
     let serial = if launch.strict.races { memory.serial() } else { 0 };
     if !launch.strict.uninitialised {
@@ -98,6 +99,7 @@ pub(crate) fn run(launch: Launch) -> (Counters, Option<Box<Fault>>) {
         cooperative: launch.cooperative,
         serial,
         releases: Default::default(),
+        loose: launch.loose,
         single_bytes: AtomicBool::new(false),
         stop: AtomicBool::new(false),
         next: AtomicU64::new(0),
@@ -138,7 +140,7 @@ pub(crate) fn run(launch: Launch) -> (Counters, Option<Box<Fault>>) {
     let block = std::mem::replace(&mut cx.block, Block::new());
     SPARE.with(|s| *s.borrow_mut() = Some(block));
     let outcome = outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
-    (outcome.counters, outcome.fault)
+    (outcome.counters, serial, outcome.fault)
 }
 
 /// Runs blocks until there are none; with `alone`, only for a while: `true` means that blocks are left.

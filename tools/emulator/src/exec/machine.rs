@@ -108,6 +108,8 @@ pub(crate) struct Grid {
     /// Tells this launch's stamps from those of others.
     pub(crate) serial: u32,
     pub(crate) releases: Releases,
+    /// What nothing orders before this launch.
+    pub(crate) loose: Loose,
     /// Whether an access to global memory was of one byte.
     pub(crate) single_bytes: AtomicBool,
     pub(crate) stop: AtomicBool,
@@ -158,6 +160,40 @@ impl Grid {
     #[inline]
     pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// Work that nothing orders before a launch, though it came first here.
+#[derive(Default, Clone)]
+pub(crate) struct Loose {
+    /// Launches of other streams.
+    pub(crate) kernels: Vec<Arc<LooseKernel>>,
+    /// Copies and fills in other streams.
+    pub(crate) ranges: Vec<Arc<LooseRange>>,
+    /// Launches of the same stream that threads overlap until they have waited (`griddepcontrol.wait`).
+    pub(crate) ahead: Vec<Arc<LooseKernel>>,
+}
+
+/// A launch, by the number in its stamps.
+pub(crate) struct LooseKernel {
+    pub(crate) serial: u32,
+    pub(crate) moment: u64,
+    pub(crate) name: String,
+}
+
+/// A copy or a fill, by the bytes that it touched.
+pub(crate) struct LooseRange {
+    pub(crate) at: u64,
+    pub(crate) end: u64,
+    pub(crate) writes: bool,
+    pub(crate) moment: u64,
+    pub(crate) name: String,
+}
+
+impl Loose {
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.kernels.is_empty() && self.ranges.is_empty() && self.ahead.is_empty()
     }
 }
 

@@ -9,15 +9,16 @@
 //! source.
 
 use super::causal::{GLOBAL, Known, Reach};
-use super::machine::{Cx, Grid};
+use super::machine::{Cx, Grid, LooseKernel};
 use super::operand::{Access, LANES, Order, Touch};
 use super::stamp::{
     ALL_BLOCKS, BLOCK, CLOCK, CLOCK_MAX, KIND, NARROW, READ_ONLY, SINGLE, SOME_LANES, SOME_WARPS, Stamp, THREAD, WEAK,
     WIDE,
 };
 use super::state::Pending;
-use crate::device::PAGE;
+use crate::device::{Memory, PAGE};
 use crate::fault::FaultKind;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 /// What orders the accesses of one warp.
@@ -70,10 +71,8 @@ impl<'a> Now<'a> {
             return self.against(Stamp(write.load(Ordering::SeqCst)), None, me);
         }
         let mut w = Stamp(write.load(Ordering::Relaxed));
-        if w != me {
-            if !self.stays(w, me) {
-                w = Stamp(write.swap(me.0, Ordering::SeqCst));
-            }
+        if w != me && !self.stays(w, me) {
+            w = Stamp(write.swap(me.0, Ordering::SeqCst));
         }
         self.against(w, Some(Stamp(read.load(Ordering::SeqCst))), me)
     }
@@ -272,6 +271,9 @@ pub(crate) fn global(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, 
     let strong = access.order.strong();
     if strong && touch != Touch::Write && grid.releases.any() {
         look(cx, GLOBAL, addr, mask, access);
+    }
+    if !grid.loose.is_empty() && !across(cx, addr, mask, touch, bytes) {
+        return false;
     }
     let base = grid.memory.base();
     let now = Now::of(cx);
@@ -477,6 +479,80 @@ fn ordered_in_shared(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, 
     }
     let Some((lane, at, me, other, wrote)) = found else { return true };
     race(cx, lane, at, bytes, me, other, wrote, touch, "shared")
+}
+
+// ---- other launches --------------------------------------------------------------------------------------------------
+
+/// Which of some launches touched bytes of global memory last, and whether it wrote them; reads matter to writes alone.
+pub(crate) fn touched<'a>(
+    memory: &Memory,
+    at: u64,
+    bytes: u64,
+    writes: bool,
+    launches: &'a [Arc<LooseKernel>],
+) -> Option<(&'a LooseKernel, u64, bool)> {
+    if launches.is_empty() {
+        return None;
+    }
+    let known = |stamp: &AtomicU64| {
+        let serial = Stamp(stamp.load(Ordering::SeqCst)).serial();
+        launches.iter().find(|k| serial != 0 && u64::from(k.serial) == serial)
+    };
+    let n = at.wrapping_sub(memory.base());
+    let first = |start: u64, granules: std::ops::Range<u64>, size: u64| {
+        granules.into_iter().find_map(|g| {
+            // SAFETY: the range lies in one allocation, and the shadow has two words for each granule of the region.
+            let (write, read) = unsafe { pair(start + g * 16) };
+            let found = known(write).map(|k| (k, true)).or_else(|| known(read).filter(|_| writes).map(|k| (k, false)));
+            found.map(|(k, wrote)| (&**k, memory.base() + g * size, wrote))
+        })
+    };
+    let wide = memory.race_shadow().and_then(|start| first(start, n / 2..(n + bytes).div_ceil(2), 2));
+    wide.or_else(|| memory.byte_shadow().and_then(|(start, _)| first(start, n..n + bytes, 1)))
+}
+
+/// Whether no launch, copy or fill that nothing orders before this launch touched the bytes.
+#[cold]
+fn across(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64) -> bool {
+    let grid = cx.grid;
+    let loose = &grid.loose;
+    let writes = touch != Touch::Read;
+    for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {
+        let at = addr[l];
+        // memory that was made since is another one
+        let born = grid.table.find(at).map_or(0, |a| a.born);
+        let range =
+            loose.ranges.iter().find(|r| r.at < at + bytes && at < r.end && (r.writes || writes) && r.moment > born);
+        let other = range.map(|r| (r.name.as_str(), r.writes)).or_else(|| {
+            let found = touched(&grid.memory, at, bytes, writes, &loose.kernels);
+            found.filter(|(k, ..)| k.moment > born).map(|(k, _, wrote)| (k.name.as_str(), wrote))
+        });
+        let waited = cx.block.warps[cx.w].known.waited >> l & 1 != 0;
+        let ahead = || {
+            let found = touched(&grid.memory, at, bytes, writes, &loose.ahead);
+            found.filter(|(k, ..)| k.moment > born).map(|(k, _, wrote)| (k.name.as_str(), wrote))
+        };
+        let (name, wrote, why) = match (other, if waited { None } else { ahead() }) {
+            (Some((name, wrote)), _) => {
+                (name, wrote, "and neither an event nor a synchronisation orders it before this launch")
+            }
+            (None, Some((name, wrote))) => {
+                (name, wrote, "and this launch may overlap it until the thread has run griddepcontrol.wait")
+            }
+            (None, None) => continue,
+        };
+        let place = grid.table.find(at).map_or(String::new(), |a| {
+            format!(" (byte {} of an allocation of {} bytes)", at - a.start, a.end - a.start)
+        });
+        let did = if wrote { "wrote" } else { "read" };
+        let what = format!(
+            "{} {bytes} bytes of global memory at {at:#x}{place}, which {name} {did}, {why}: a race",
+            touch.verb()
+        );
+        cx.fail(FaultKind::Race, 1 << l, &what);
+        return false;
+    }
+    true
 }
 
 // ---- copies under way ------------------------------------------------------------------------------------------------

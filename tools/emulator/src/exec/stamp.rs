@@ -100,7 +100,7 @@ impl Stamp {
     /// One thread of the same warp.
     #[inline]
     pub(crate) fn same_warp(self, other: Self) -> bool {
-        const WHO: u64 = 3 << MULTI | ALL_BLOCKS << BLOCK | 1023 / 32 * 32 << THREAD;
+        const WHO: u64 = 3 << MULTI | ALL_BLOCKS << BLOCK | (1023 / 32 * 32) << THREAD;
         (self.0 ^ other.0) & WHO == 0 && self.multi() == SINGLE && !self.of_several_blocks()
     }
     /// The same thread of the same launch, whatever else.

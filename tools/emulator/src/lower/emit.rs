@@ -701,11 +701,13 @@ impl<'a> Emit<'a> {
                 Ok(())
             }
             "griddepcontrol" => {
-                if mods.one(&["launch_dependents", "wait"]).is_none() {
-                    return Err("needs `.launch_dependents` or `.wait`".into());
-                }
+                let exec: Exec = match mods.one(&["launch_dependents", "wait"]) {
+                    Some("wait") => control::wait_for_launches,
+                    Some(_) => control::nothing,
+                    None => return Err("needs `.launch_dependents` or `.wait`".into()),
+                };
                 mods.finish()?;
-                self.op(Class::Control, blank(control::nothing));
+                self.op(Class::Control, blank(exec));
                 Ok(())
             }
             "nanosleep" => {
