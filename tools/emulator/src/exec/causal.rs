@@ -16,15 +16,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// What a warp knows.
 #[derive(Default)]
 pub(crate) struct Known {
-    /// Its own clock, and up to which value those of the block's other warps are behind it.
+    /// Its own clock.
+    pub(crate) now: u32,
+    /// Up to which values of the clocks of the block's warps all its lanes know what was done; of its own too.
     pub(crate) clocks: Vec<u32>,
     /// Barriers of the block that had completed when it last took part in one.
     pub(crate) last_barrier: u32,
     /// Its own clock after that barrier.
     pub(crate) since_barrier: u32,
-    /// Up to which value of the own clock all lanes know of each other's accesses.
-    whole: u32,
-    /// The same lane by lane, once a part of the warp has synchronised.
+    /// The same of its own clock lane by lane, once a part of the warp has synchronised.
     lanes: Option<Box<[[u32; LANES]; LANES]>>,
     /// What fences of the block's scope, and of the device's, have made ready for a signal.
     fenced: [Option<Arc<Fenced>>; 2],
@@ -132,29 +132,25 @@ impl Known {
         self.clocks.clear();
         self.clocks.resize(warps, 0);
         // its own clock is ahead of what the others know of it
+        self.now = 1;
         self.clocks[w] = 1;
         self.last_barrier = 0;
         self.since_barrier = 1;
-        self.whole = 1;
         self.lanes = None;
         self.fenced = [None, None];
         self.sights.clear();
         self.waited = 0;
     }
 
-    /// Whether `lane` of warp `w` knows an access of the warp itself.
-    #[inline]
-    pub(crate) fn knows_own(&self, old: Stamp, lane: usize) -> bool {
-        if u64::from(self.whole) > old.clock() {
-            return true;
-        }
+    /// Whether `lane` knows an access of another lane of the warp, though not all its lanes do.
+    pub(crate) fn lane_knows(&self, old: Stamp, lane: usize) -> bool {
         self.lanes.as_ref().is_some_and(|l| u64::from(l[lane][(old.thread() % 32) as usize]) > old.clock())
     }
 
     /// `bar.warp.sync` of the lanes in `mask`, of which `live` still run, in warp `w`.
     pub(crate) fn sync(&mut self, w: usize, mask: u32, live: u32) {
-        self.clocks[w] += 1;
-        let now = self.clocks[w];
+        self.now += 1;
+        let now = self.now;
         if self.waited & mask != 0 {
             self.waited |= mask;
         }
@@ -162,11 +158,11 @@ impl Known {
             sight.lanes |= mask;
         }
         if mask & live == live {
-            self.whole = now;
+            self.clocks[w] = now;
             self.lanes = None;
             return;
         }
-        let whole = self.whole;
+        let whole = self.clocks[w];
         let lanes = self.lanes.get_or_insert_with(|| Box::new([[whole; LANES]; LANES]));
         let inside = |l: &usize| mask >> l & 1 != 0;
         let mut joined = [0; LANES];
@@ -191,7 +187,8 @@ impl Known {
         let mut sights = Vec::new();
         let mut waited = 0;
         for (w, known) in warps.iter_mut() {
-            known.clocks[*w] += 1;
+            known.now += 1;
+            known.clocks[*w] = known.now;
             waited |= known.waited;
             for (all, own) in joined.iter_mut().zip(&known.clocks) {
                 *all = (*all).max(*own);
@@ -209,10 +206,9 @@ impl Known {
                 add(&mut sights, sight);
             }
         }
-        for (w, known) in warps.iter_mut() {
+        for (_, known) in warps.iter_mut() {
             known.clocks.copy_from_slice(&joined);
-            known.whole = joined[*w];
-            known.since_barrier = joined[*w];
+            known.since_barrier = known.now;
             known.lanes = None;
             known.waited = if waited == 0 { 0 } else { u32::MAX };
             known.last_barrier = epoch;
@@ -223,7 +219,8 @@ impl Known {
 
     /// A fence of the lanes in `mask` of warp `w`: what they know is ready for a signal, what they saw is behind them.
     pub(crate) fn fence(&mut self, w: usize, mask: u32, live: u32, wide: bool) {
-        let now = self.clocks[w] + 1;
+        self.now += 1;
+        let now = self.now;
         let warps = self.clocks.len();
         let fenced = self.fenced[usize::from(wide)]
             .get_or_insert_with(|| Arc::new(Fenced { rows: vec![Row::default(); warps], epoch: 0 }));
@@ -234,7 +231,7 @@ impl Known {
                 row.raise_all(self.clocks[v]);
                 continue;
             }
-            row.raise_all(if mask & live == live { now } else { self.whole });
+            row.raise_all(if mask & live == live { now } else { self.clocks[w] });
             for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {
                 row.raise(l, now);
                 if let Some(lanes) = &self.lanes {
@@ -244,7 +241,6 @@ impl Known {
                 }
             }
         }
-        self.clocks[w] = now;
         let reach = if wide { Reach::Device } else { Reach::Block };
         for i in 0..self.sights.len() {
             let sight = &mut self.sights[i];

@@ -21,40 +21,52 @@ use crate::fault::FaultKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
-/// What orders the accesses of one warp.
-struct Now<'a> {
+/// What orders the accesses of one warp: to shared memory if it is `NEAR`, else to global memory.
+struct Now<'a, const NEAR: bool> {
     known: &'a Known,
     /// Barriers of the block that have completed.
     epoch: u32,
     block: u64,
     grid: &'a Grid,
+    /// The access is strong.
+    strong: bool,
 }
 
-impl<'a> Now<'a> {
-    fn of(cx: &'a Cx) -> Self {
+impl<'a, const NEAR: bool> Now<'a, NEAR> {
+    fn of(cx: &'a Cx, me: Stamp) -> Self {
         let known = &cx.block.warps[cx.w].known;
-        Self { known, epoch: cx.block.epoch, block: cx.block.index, grid: cx.grid }
+        Self { known, epoch: cx.block.epoch, block: cx.block.index, grid: cx.grid, strong: me.strong() }
     }
 
     /// Whether what `old` stands for happened before what `me` does now.
+    #[inline(always)]
     fn ordered(&self, old: Stamp, me: Stamp) -> bool {
-        let far = old.block() != me.block();
-        let known = self.known;
-        if !far {
-            let warp = old.thread() / 32;
-            let met = match old.multi() {
-                // too many barriers to tell
-                _ if old.clock() == CLOCK_MAX => true,
-                SOME_WARPS => u64::from(known.last_barrier) > old.clock(),
-                _ if warp == me.thread() / 32 => known.knows_own(old, (me.thread() % 32) as usize),
-                _ => u64::from(known.clocks[warp as usize]) > old.clock(),
+        if old.block() == me.block() {
+            let known = match old.multi() {
+                SOME_WARPS => u64::from(self.known.last_barrier) > old.clock(),
+                _ => u64::from(self.known.clocks[(old.thread() / 32) as usize]) > old.clock(),
             };
-            if met {
+            if known {
+                return true;
+            }
+        }
+        self.told(old, me)
+    }
+
+    /// The same where no barrier has ordered them for all lanes.
+    #[cold]
+    #[inline(never)]
+    fn told(&self, old: Stamp, me: Stamp) -> bool {
+        let (far, lane) = (old.block() != me.block(), (me.thread() % 32) as usize);
+        if !far {
+            let own = old.multi() != SOME_WARPS && old.thread() / 32 == me.thread() / 32;
+            // beyond the last value of a clock nothing can be told
+            if old.clock() == CLOCK_MAX || own && self.known.lane_knows(old, lane) {
                 return true;
             }
         }
         let block = if far { old.block() } else { self.block % ALL_BLOCKS };
-        known.saw_any() && known.signalled(&self.grid.releases, old, block, far, (me.thread() % 32) as usize)
+        self.known.saw_any() && self.known.signalled(&self.grid.releases, old, block, far, lane)
     }
 
     /// Records an access and gives the one that it races with.
@@ -71,7 +83,7 @@ impl<'a> Now<'a> {
             return self.against(Stamp(write.load(Ordering::SeqCst)), None, me);
         }
         let mut w = Stamp(write.load(Ordering::Relaxed));
-        if w != me && !self.stays(w, me) {
+        if w != me && !(self.strong && self.stays(w, me)) {
             w = Stamp(write.swap(me.0, Ordering::SeqCst));
         }
         self.against(w, Some(Stamp(read.load(Ordering::SeqCst))), me)
@@ -81,8 +93,7 @@ impl<'a> Now<'a> {
     /// still meet the former, and the atomic would hide it.
     #[inline(always)]
     fn stays(&self, old: Stamp, me: Stamp) -> bool {
-        me.strong()
-            && !old.strong()
+        !old.strong()
             && old.serial() == me.serial()
             && old.same_warp(me)
             && old.clock() >= u64::from(self.known.since_barrier)
@@ -107,6 +118,15 @@ impl<'a> Now<'a> {
     /// Two accesses of which one writes: another thread's, not both atomic, and not ordered.
     #[inline(always)]
     fn races(&self, old: Stamp, me: Stamp) -> bool {
+        if NEAR {
+            return !old.same_thread(me) && !meet(old, me) && !self.ordered(old, me);
+        }
+        self.races_far(old, me)
+    }
+
+    /// The same for global memory, where launches seldom meet their own accesses: out of the way of the others.
+    #[inline(never)]
+    fn races_far(&self, old: Stamp, me: Stamp) -> bool {
         !old.same_thread(me) && !meet(old, me) && !self.ordered(old, me)
     }
 
@@ -116,6 +136,18 @@ impl<'a> Now<'a> {
         if old.serial() != me.serial() {
             return me;
         }
+        if NEAR { self.reads(old, me) } else { self.reads_far(old, me) }
+    }
+
+    /// As [`Self::races_far`].
+    #[inline(never)]
+    fn reads_far(&self, old: Stamp, me: Stamp) -> Stamp {
+        self.reads(old, me)
+    }
+
+    /// The stamp of the reads of a launch after one more of its own.
+    #[inline(always)]
+    fn reads(&self, old: Stamp, me: Stamp) -> Stamp {
         let kind = old.kind_with(me);
         // nothing new: what many threads read is read by one more, in the same way
         if kind == old.kind() {
@@ -153,7 +185,7 @@ impl<'a> Now<'a> {
 /// Whether both accesses are strong, each for the other's thread.
 #[inline(always)]
 fn meet(old: Stamp, me: Stamp) -> bool {
-    old.strong() && me.strong() && (old.block() == me.block() || old.kind_with(me) == WIDE)
+    me.strong() && old.strong() && (old.block() == me.block() || old.kind_with(me) == WIDE)
 }
 
 /// A fence of the lanes in `mask`, of the device's scope if it is `wide`, else of the block's.
@@ -203,7 +235,7 @@ fn stamp(cx: &Cx, serial: u32, access: &Access, touch: Touch, block: u64) -> Sta
         _ if access.narrow => NARROW,
         _ => WIDE,
     };
-    let clock = cx.block.warps[cx.w].known.clocks[cx.w];
+    let clock = cx.block.warps[cx.w].known.now;
     Stamp(
         u64::from(serial) << 52
             | kind << KIND
@@ -276,8 +308,8 @@ pub(crate) fn global(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, 
         return false;
     }
     let base = grid.memory.base();
-    let now = Now::of(cx);
     let lane0 = stamp(cx, grid.serial, access, touch, cx.block.index % ALL_BLOCKS);
+    let now = Now::<false>::of(cx, lane0);
     let mut found = None;
     if bytes == 1 {
         found = single_bytes(&now, addr, mask, lane0, touch);
@@ -324,7 +356,7 @@ type Found = (usize, u64, Stamp, Stamp, bool);
 
 /// Accesses of one byte have stamps of their own, one pair for each byte, in a shadow that wider accesses do not touch:
 /// each kind looks at the other's.
-fn single_bytes(now: &Now<'_>, addr: &[u64; LANES], mask: u32, lane0: Stamp, touch: Touch) -> Option<Found> {
+fn single_bytes(now: &Now<'_, false>, addr: &[u64; LANES], mask: u32, lane0: Stamp, touch: Touch) -> Option<Found> {
     let memory = &now.grid.memory;
     let (wide, (single, marks)) = (memory.race_shadow()?, memory.byte_shadow()?);
     now.grid.single_bytes.store(true, Ordering::SeqCst);
@@ -349,7 +381,7 @@ fn single_bytes(now: &Now<'_>, addr: &[u64; LANES], mask: u32, lane0: Stamp, tou
 /// What a wider access has to do with accesses of single bytes in the same launch.
 #[cold]
 fn against_single_bytes(
-    now: &Now<'_>,
+    now: &Now<'_, false>,
     addr: &[u64; LANES],
     mask: u32,
     lane0: Stamp,
@@ -464,8 +496,8 @@ pub(crate) fn shared(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, 
 
 /// Visits the stamps of shared memory.
 fn ordered_in_shared(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, bytes: u64, access: &Access) -> bool {
-    let now = Now::of(cx);
     let lane0 = stamp(cx, cx.block.shadow.serial, access, touch, 0);
+    let now = Now::<true>::of(cx, lane0);
     let mut found = None;
     'lanes: for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {
         let me = lane0.of_lane(l);
