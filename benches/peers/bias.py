@@ -1,7 +1,7 @@
 """Biases and the softmax that consumes them, in bf16: alone, its gradient, and inside attention, forward and back.
 
-ALiBi is causal and its slopes are fixed; T5's bias has a table that is learned. Peers that cannot make a bias are given it,
-dense, beforehand.
+ALiBi is causal and its slopes are fixed; T5's bias has a table that is learned. Peers that cannot make a bias are given
+it, dense, beforehand.
 """
 
 import ctypes
@@ -41,10 +41,14 @@ class Softmax(Case):
         device = machine.device
         # The last query at the last key.
         first = self.keys - self.queries
-        self.distance = torch.arange(self.keys, device=device) - first - torch.arange(self.queries, device=device)[:, None]
+        self.distance = (
+            torch.arange(self.keys, device=device) - first - torch.arange(self.queries, device=device)[:, None]
+        )
         generator = machine.generator(7)
         if self.causal:
-            self.slopes = 2.0 ** (-8.0 * torch.arange(1, self.heads + 1, device=device, dtype=torch.float64) / self.heads)
+            self.slopes = 2.0 ** (
+                -8.0 * torch.arange(1, self.heads + 1, device=device, dtype=torch.float64) / self.heads
+            )
             bias = -self.slopes[:, None, None] * self.distance.abs()
             self.dense = bias.masked_fill(self.distance > 0, -torch.inf)
         else:

@@ -1,7 +1,7 @@
 """candle's CUDA kernels, launched as candle launches them, into PyTorch's stream and on its tensors.
 
-The crate candle-kernels carries their source and compiles it with nvcc when it is built. Here NVRTC does, which comes with
-PyTorch: no toolkit is needed. `cargo fetch --manifest-path benches/peers/cpu/Cargo.toml` brings the source;
+The crate candle-kernels carries their source and compiles it with nvcc when it is built. Here NVRTC does, which comes
+with PyTorch: no toolkit is needed. `cargo fetch --manifest-path benches/peers/cpu/Cargo.toml` brings the source;
 POSENC_CANDLE_KERNELS names its folder where it lies elsewhere.
 """
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from machine import Missing
 
-# The standard's headers, which NVRTC lacks, as far as the kernels use them. Their eight-bit floats are declared and not made:
-# no kernel of reduce.cu has them.
+# The standard's headers, which NVRTC lacks, as far as the kernels use them. Their eight-bit floats are declared and not
+# made: no kernel of reduce.cu has them.
 HEADERS = {
     "cmath": "",
     "stdint.h": "",
@@ -26,9 +26,9 @@ HEADERS = {
         __device__ inline __half_raw __nv_cvt_fp8_to_halfraw(unsigned char, int) { return __half_raw{}; }
     """,
     "cuda/std/limits": """
-        typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t; typedef unsigned short uint16_t;
-        typedef int int32_t; typedef unsigned int uint32_t; typedef long long int64_t; typedef unsigned long long uint64_t;
-        typedef unsigned long long uintptr_t;
+        typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t;
+        typedef unsigned short uint16_t; typedef int int32_t; typedef unsigned int uint32_t;
+        typedef long long int64_t; typedef unsigned long long uint64_t; typedef unsigned long long uintptr_t;
         #define INFINITY __int_as_float(0x7f800000)
         namespace cuda { namespace std {
         template <typename T> struct numeric_limits {
@@ -93,7 +93,8 @@ def ptx(machine):
     c.nvrtcGetPTXSize(program, ctypes.byref(size))
     image = ctypes.create_string_buffer(size.value)
     c.nvrtcGetPTX(program, image)
-    # Its inline assembly has a register's type in one word with the directive, which ptxas takes and the emulator does not.
+    # Its inline assembly has a register's type in one word with the directive, which ptxas takes and the emulator does
+    # not.
     _PTX[machine.capability] = image.value.replace(b".reg.b", b".reg .b") + b"\0"
     return _PTX[machine.capability]
 

@@ -9,7 +9,8 @@ class Case:
     * `peers()`: by name, a function that gives a version and `call(*tensors) -> results`, which may work in place.
     """
 
-    # bf16's half ulp is 2^-9 of a value. Peers that compute in bf16 round several times, and what they are given before.
+    # bf16's half ulp is 2^-9 of a value. Peers that compute in bf16 round several times, and what they are given
+    # before.
     tolerance = {"posenc": 2.0**-8, "peer": 2.0**-5}
 
     def __init__(self, machine):

@@ -222,7 +222,10 @@ class Learned(Embedding):
         if not self.norm:
             return [(v, v.abs() + 1.0)]
         v = v + self.kinds.double()[self.type]
-        v = self.torch.nn.functional.layer_norm(v, (self.dim,), None, None, 1e-5) * self.gain.double() + self.shift.double()
+        v = (
+            self.torch.nn.functional.layer_norm(v, (self.dim,), None, None, 1e-5) * self.gain.double()
+            + self.shift.double()
+        )
         return [(v, v.abs() + 1.0)]
 
     def weights(self, lend):

@@ -6,8 +6,8 @@ drift from it. A function that fails raises the library's own sentence.
     rope = c.rope_new(gpu, c.RopeSpec(rotary=128, base=1e4, attention_factor=1.0), c.BF16)
     c.rope_rotate(rope, c.RopeCall(q=..., k=..., positions=...))
 
-Names lose their `posenc_`, `Posenc` or `POSENC_`. Constructors return their handle; specs and calls know their version and
-size.
+Names lose their `posenc_`, `Posenc` or `POSENC_`. Constructors return their handle; specs and calls know their version
+and size.
 """
 
 import ctypes
@@ -67,7 +67,9 @@ class Library:
         self.functions = []
         for result, name, arguments in re.findall(r"^(\w+) posenc_(\w+)\((.*?)\);", text, flags=re.S | re.M):
             function = getattr(self._c, "posenc_" + name)
-            kinds = [re.fullmatch(r"\s*([\w ]+[ *]+)\w+\s*", part)[1] for part in arguments.split(",") if part != "void"]
+            kinds = [
+                re.fullmatch(r"\s*([\w ]+[ *]+)\w+\s*", part)[1] for part in arguments.split(",") if part != "void"
+            ]
             function.restype = NUMBERS[result]
             function.argtypes = [self._argument(kind) for kind in kinds]
             self.functions.append(name)

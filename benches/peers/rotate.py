@@ -192,6 +192,4 @@ class Rope(Case):
 def cases(machine, tokens):
     if machine.checks:
         return [lambda: Rope(machine, ("checked", 3, 2, 16), 5)]
-    return [
-        lambda model=model, n=n: Rope(machine, model, n) for model in MODELS for n in tokens or TOKENS
-    ]
+    return [lambda model=model, n=n: Rope(machine, model, n) for model in MODELS for n in tokens or TOKENS]

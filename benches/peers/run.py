@@ -1,17 +1,18 @@
 """posenc beside other implementations, on one GPU, in one run, on the same tensors and stream.
 
-Needs a GPU and PyTorch; transformers, diffusers, liger_kernel, flashinfer, vllm, xformers and candle's kernels take part
-where they are there, and are named as missing where they are not. Every result is compared with f64 arithmetic before it is
-timed; what is wrong is named and not timed. Times are medians over replays of a CUDA graph that holds many calls; where a
-peer cannot be captured, over batches of calls between two events, and the row says so. Cold: the calls go round through
-sets of tensors that hold four times the L2 cache. Beside each case stands the floor: a device copy of the same bytes, and
-for small ones the smallest kernel that PyTorch has.
+Needs a GPU and PyTorch; transformers, diffusers, liger_kernel, flashinfer, vllm, xformers and candle's kernels take
+part where they are there, and are named as missing where they are not. Every result is compared with f64 arithmetic
+before it is timed; what is wrong is named and not timed. Times are medians over replays of a CUDA graph that holds many
+calls; where a peer cannot be captured, over batches of calls between two events, and the row says so. Cold: the calls
+go round through sets of tensors that hold four times the L2 cache. Beside each case stands the floor: a device copy of
+the same bytes, and for small ones the smallest kernel that PyTorch has.
 
 usage: run.py --library libposenc_c.so --out results.csv [--room ROOM] [--only PEER] [--tokens N,N,...]
        run.py --check --library libposenc_c.so
 
-`cargo xtask peers` builds the library and calls this. --check needs no GPU but tools/emulator as libcuda.so.1 and PyTorch for the CPU: every comparison at a small size, the
-library on the emulator, the others on the CPU. It exits with 1 if anything is wrong or fails, and times nothing.
+`cargo xtask peers` builds the library and calls this. --check needs no GPU but tools/emulator as libcuda.so.1 and
+PyTorch for the CPU: every comparison at a small size, the library on the emulator, the others on the CPU. It exits with
+1 if anything is wrong or fails, and times nothing.
 """
 
 import argparse
@@ -19,10 +20,11 @@ import csv
 import sys
 from pathlib import Path
 
+from machine import Check, Gpu, Missing
+
 import bias
 import embed
 import rotate
-from machine import Check, Gpu, Missing
 
 COLUMNS = "room case cache bytes_to_move peer version taken median_us p5_us p95_us error".split()
 

@@ -1,5 +1,5 @@
-"""Buckets of the T5 family, ALiBi's slopes and biases, and whole biases and probabilities of models that put them together
-in their own way, as Hugging Face transformers computes them.
+"""Buckets of the T5 family, ALiBi's slopes and biases, and whole biases and probabilities of models that put them
+together in their own way, as Hugging Face transformers computes them.
 
 Writes tests/golden/bias_hf.json. Buckets stand as runs [bucket, count] over ascending distances.
 """
@@ -50,24 +50,42 @@ def buckets():
 
     def case(source, buckets, max_distance, bidirectional, result):
         return {
-            "source": source, "buckets": buckets, "max_distance": max_distance, "bidirectional": bidirectional,
-            "first": -REACH, "runs": runs(result),
+            "source": source,
+            "buckets": buckets,
+            "max_distance": max_distance,
+            "bidirectional": bidirectional,
+            "first": -REACH,
+            "runs": runs(result),
         }
 
-    for bidirectional, (count, reach) in itertools.product((True, False), ((32, 128), (64, 256), (16, 64), (512, 2048), (32, 1000))):
+    for bidirectional, (count, reach) in itertools.product(
+        (True, False), ((32, 128), (64, 256), (16, 64), (512, 2048), (32, 1000))
+    ):
         result = T5Attention._relative_position_bucket(distances, bidirectional, count, reach)
         yield case("T5Attention._relative_position_bucket", count, reach, bidirectional, result)
     result = MT5Attention._relative_position_bucket(distances, True, 32, 128)
     yield case("MT5Attention._relative_position_bucket", 32, 128, True, result)
     umt5 = SimpleNamespace(is_decoder=False, relative_attention_num_buckets=32, relative_attention_max_distance=128)
-    yield case("UMT5Attention._relative_position_bucket", 32, 128, True, UMT5Attention._relative_position_bucket(umt5, distances))
+    yield case(
+        "UMT5Attention._relative_position_bucket",
+        32,
+        128,
+        True,
+        UMT5Attention._relative_position_bucket(umt5, distances),
+    )
     result = MPNetEncoder.relative_position_bucket(distances, 32, 128)
     # MPNet negates its argument.
     yield case("MPNetEncoder.relative_position_bucket", 32, 128, True, result)
     result = LayoutLMv3Encoder.relative_position_bucket(None, distances, True, 64, 256)
     yield case("LayoutLMv3Encoder.relative_position_bucket", 64, 256, True, result)
     wavlm = SimpleNamespace(num_buckets=320, max_distance=800)
-    yield case("WavLMAttention._relative_positions_bucket", 320, 800, True, WavLMAttention._relative_positions_bucket(wavlm, distances))
+    yield case(
+        "WavLMAttention._relative_positions_bucket",
+        320,
+        800,
+        True,
+        WavLMAttention._relative_positions_bucket(wavlm, distances),
+    )
 
 
 def alibi():
@@ -104,7 +122,9 @@ def wavlm():
     attention.torch_multi_head_self_attention = lambda states, mask, bias: (kept.update(bias=bias), None)
     attention(torch.randn(batch, tokens, heads * 4))
     return {
-        "heads": heads, "tokens": tokens, "batch": batch,
+        "heads": heads,
+        "tokens": tokens,
+        "batch": batch,
         "table": f32_bits(attention.rel_attn_embed.weight),
         # [batch, heads, queries, 8]: the sums of the first and the last four go into the sigmoids of a and b
         "projection": f32_bits(kept["projection"]),
@@ -118,7 +138,10 @@ def layoutlmv3():
     heads, tokens = 3, 13
     torch.manual_seed(2)
     config = LayoutLMv3Config(
-        hidden_size=heads * 4, num_attention_heads=heads, num_hidden_layers=1, has_relative_attention_bias=True,
+        hidden_size=heads * 4,
+        num_attention_heads=heads,
+        num_hidden_layers=1,
+        has_relative_attention_bias=True,
         has_spatial_attention_bias=True,
     )
     encoder = LayoutLMv3Encoder(config)
@@ -126,11 +149,13 @@ def layoutlmv3():
     boxes = torch.randint(0, 1000, (1, tokens, 4))
     bias = encoder._cal_1d_pos_emb(positions) + encoder._cal_2d_pos_emb(boxes)
     return {
-        "heads": heads, "tokens": tokens,
+        "heads": heads,
+        "tokens": tokens,
         "table": f32_bits(encoder.rel_pos_bias.weight.t()),
         "table_x": f32_bits(encoder.rel_pos_x_bias.weight.t()),
         "table_y": f32_bits(encoder.rel_pos_y_bias.weight.t()),
-        "x": boxes[0, :, 0].tolist(), "y": boxes[0, :, 3].tolist(),
+        "x": boxes[0, :, 0].tolist(),
+        "y": boxes[0, :, 3].tolist(),
         "bias": f32_bits(bias),
     }
 
@@ -145,11 +170,13 @@ def udop():
     bias = RelativePositionBiasAggregated(parts)(torch.ones(1, tokens), boxes)
     middle = lambda a, b: (boxes[0, :, [a, b]].mean(-1) * 100).to(torch.int64).tolist()
     return {
-        "heads": heads, "tokens": tokens,
+        "heads": heads,
+        "tokens": tokens,
         "table": f32_bits(parts[0].relative_attention_bias.weight),
         "table_x": f32_bits(parts[1].relative_attention_bias.weight),
         "table_y": f32_bits(parts[2].relative_attention_bias.weight),
-        "x": middle(0, 2), "y": middle(1, 3),
+        "x": middle(0, 2),
+        "y": middle(1, 3),
         "bias": f32_bits(bias),
     }
 
@@ -166,7 +193,10 @@ def probabilities():
         states = torch.randn(1, tokens, heads * dim)
         query, key, probabilities = run(states)
         return {
-            "model": name, "heads": heads, "tokens": tokens, "scale": 0.5,
+            "model": name,
+            "heads": heads,
+            "tokens": tokens,
+            "scale": 0.5,
             "scores": f32_bits(query @ key.transpose(-1, -2)),
             "probabilities": f32_bits(probabilities),
         }
@@ -187,8 +217,12 @@ def probabilities():
 
     def falcon(states):
         config = FalconConfig(
-            hidden_size=heads * dim, num_attention_heads=heads, alibi=True, multi_query=False,
-            new_decoder_architecture=False, attn_implementation="eager",
+            hidden_size=heads * dim,
+            num_attention_heads=heads,
+            alibi=True,
+            multi_query=False,
+            new_decoder_architecture=False,
+            attn_implementation="eager",
         )
         attention = FalconAttention(config, 0).eval()
         torch.nn.init.normal_(attention.query_key_value.weight, 0.0, 0.5)

@@ -23,20 +23,22 @@ def flat(x):
 
 
 def sinusoids():
+    from diffusers.models.embeddings import SinusoidalPositionalEmbedding as Diffusers
+    from transformers import XLNetConfig
+    from transformers.models.ctrl.modeling_ctrl import positional_encoding as ctrl
     from transformers.models.distilbert.modeling_distilbert import create_sinusoidal_embeddings as distilbert
     from transformers.models.fsmt.modeling_fsmt import SinusoidalPositionalEmbedding as Fsmt
     from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositionalEmbedding as M2m100
     from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding as Marian
     from transformers.models.musicgen.modeling_musicgen import MusicgenSinusoidalPositionalEmbedding as Musicgen
-    from transformers.models.speech_to_text.modeling_speech_to_text import Speech2TextSinusoidalPositionalEmbedding as S2t
+    from transformers.models.parakeet.modeling_parakeet import ParakeetEncoderRelPositionalEncoding as Parakeet
+    from transformers.models.speech_to_text.modeling_speech_to_text import (
+        Speech2TextSinusoidalPositionalEmbedding as S2t,
+    )
     from transformers.models.whisper.modeling_whisper import sinusoids as whisper
     from transformers.models.xglm.modeling_xglm import XGLMSinusoidalPositionalEmbedding as Xglm
     from transformers.models.xlm.modeling_xlm import create_sinusoidal_embeddings as xlm
-    from transformers.models.ctrl.modeling_ctrl import positional_encoding as ctrl
-    from transformers.models.parakeet.modeling_parakeet import ParakeetEncoderRelPositionalEncoding as Parakeet
-    from transformers import XLNetConfig
     from transformers.models.xlnet.modeling_xlnet import XLNetModel
-    from diffusers.models.embeddings import SinusoidalPositionalEmbedding as Diffusers
 
     def case(name, dim, positions, values, **knobs):
         return {"name": name, "dim": dim, "positions": positions, "values": flat(values), **knobs}
@@ -65,7 +67,10 @@ def sinusoids():
     frequencies = 1 / torch.pow(10000, torch.arange(0, 16, 2.0) / 16)
     distances = [3, 2, 1, 0, -1, -2]
     yield case(
-        "xlnet", 16, distances, XLNetModel.positional_embedding(torch.tensor(distances, dtype=torch.float32), frequencies)
+        "xlnet",
+        16,
+        distances,
+        XLNetModel.positional_embedding(torch.tensor(distances, dtype=torch.float32), frequencies),
     )
     # NeMo's order: from the first key's distance down to the last one's.
     for dim in (8, 16):
@@ -79,9 +84,18 @@ def sinusoids():
     # Transformer-XL's order, as XLNet keeps it: with memory, both ways, clamped, and both directions of a batch.
     queries, keys = 3, 5
     for kind, bi_data, clamp in (("uni", False, -1), ("bi", False, -1), ("bi", False, 2), ("bi", True, 4)):
-        xlnet = XLNetModel(XLNetConfig(
-            vocab_size=4, d_model=16, n_layer=1, n_head=2, d_inner=8, attn_type=kind, bi_data=bi_data, clamp_len=clamp,
-        ))
+        xlnet = XLNetModel(
+            XLNetConfig(
+                vocab_size=4,
+                d_model=16,
+                n_layer=1,
+                n_head=2,
+                d_inner=8,
+                attn_type=kind,
+                bi_data=bi_data,
+                clamp_len=clamp,
+            )
+        )
         table = xlnet.relative_positional_encoding(queries, keys, bsz=2)
         distances = list(range(keys, -queries if kind == "bi" else -1, -1))
         if clamp > 0:
@@ -101,7 +115,6 @@ def sinusoids():
 def timesteps():
     from diffusers.models.embeddings import get_timestep_embedding
     from diffusers.models.transformers.transformer_qwenimage import get_timestep_embedding as qwen
-
     from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Timesteps
     from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
 
@@ -115,8 +128,14 @@ def timesteps():
                             continue
                         values = get_timestep_embedding(torch.tensor(t), dim, flip, shift, scale, period)
                         yield {
-                            "name": "diffusers", "dim": dim, "flip": flip, "shift": shift, "scale": scale,
-                            "max_period": period, "t": t, "values": flat(values),
+                            "name": "diffusers",
+                            "dim": dim,
+                            "flip": flip,
+                            "shift": shift,
+                            "scale": scale,
+                            "max_period": period,
+                            "t": t,
+                            "values": flat(values),
                         }
     # GLIDE's function, as every model after it copied it.
     for dim in (9, 10, 64):
@@ -139,36 +158,60 @@ def timesteps():
 
 
 def grids():
+    from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed, get_3d_sincos_pos_embed
     from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
     from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrSinePositionEmbedding
     from transformers.models.detr.modeling_detr import DetrSinePositionEmbedding
-    from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding as vit_mae
     from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import build_2d_sinusoidal_position_embedding
-    from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed, get_3d_sincos_pos_embed
+    from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding as vit_mae
 
     rows, columns, dim = 3, 4, 16
     grid = {"rows": rows, "columns": columns, "dim": dim}
     yield {
-        "name": "mae", **grid,
-        "values": flat(get_2d_sincos_pos_embed(dim, (rows, columns), base_size=1)), "scales": [1 / rows, 1 / columns],
+        "name": "mae",
+        **grid,
+        "values": flat(get_2d_sincos_pos_embed(dim, (rows, columns), base_size=1)),
+        "scales": [1 / rows, 1 / columns],
     }
     yield {
-        "name": "mae", **grid,
+        "name": "mae",
+        **grid,
         "values": flat(get_2d_sincos_pos_embed(dim, (rows, columns), base_size=6, interpolation_scale=2.0)),
         "scales": [6 / rows / 2, 6 / columns / 2],
     }
-    yield {"name": "hf", **grid, "values": flat(build_2d_sinusoidal_position_embedding(rows, columns, dim, dtype=torch.float64))}
-    yield {"name": "hf class", **grid, "values": flat(build_2d_sinusoidal_position_embedding(rows, columns, dim, cls_token=True, dtype=torch.float64))}
-    yield {"name": "hf class", **grid, "values": flat(vit_mae(rows, columns, dim, cls_token=True, dtype=torch.float64))}
-    yield {"name": "timm", **grid, "values": flat(build_sincos2d_pos_embed([rows, columns], dim))}
-    yield {"name": "timm interleaved", **grid, "values": flat(build_sincos2d_pos_embed([rows, columns], dim, interleave_sin_cos=True))}
-    patch = PatchEmbed(height=8, width=8, patch_size=2, embed_dim=dim, pos_embed_max_size=7)
     yield {
-        "name": "sd3", **grid, "values": flat(patch.cropped_pos_embed(rows * 2, columns * 2)),
-        "crop": [(7 - rows) // 2, (7 - columns) // 2], "scale": 4 / 7,
+        "name": "hf",
+        **grid,
+        "values": flat(build_2d_sinusoidal_position_embedding(rows, columns, dim, dtype=torch.float64)),
     }
     yield {
-        "name": "cogvideox", "frames": 2, "rows": 2, "columns": 3, "dim": 32, "spatial": 1.875, "temporal": 1.25,
+        "name": "hf class",
+        **grid,
+        "values": flat(build_2d_sinusoidal_position_embedding(rows, columns, dim, cls_token=True, dtype=torch.float64)),
+    }
+    yield {"name": "hf class", **grid, "values": flat(vit_mae(rows, columns, dim, cls_token=True, dtype=torch.float64))}
+    yield {"name": "timm", **grid, "values": flat(build_sincos2d_pos_embed([rows, columns], dim))}
+    yield {
+        "name": "timm interleaved",
+        **grid,
+        "values": flat(build_sincos2d_pos_embed([rows, columns], dim, interleave_sin_cos=True)),
+    }
+    patch = PatchEmbed(height=8, width=8, patch_size=2, embed_dim=dim, pos_embed_max_size=7)
+    yield {
+        "name": "sd3",
+        **grid,
+        "values": flat(patch.cropped_pos_embed(rows * 2, columns * 2)),
+        "crop": [(7 - rows) // 2, (7 - columns) // 2],
+        "scale": 4 / 7,
+    }
+    yield {
+        "name": "cogvideox",
+        "frames": 2,
+        "rows": 2,
+        "columns": 3,
+        "dim": 32,
+        "spatial": 1.875,
+        "temporal": 1.25,
         "values": flat(get_3d_sincos_pos_embed(32, (3, 2), 2, 1.875, 1.25)),
     }
     # Two images, padded at the right and below by different amounts.
@@ -181,14 +224,25 @@ def grids():
             detr = DetrSinePositionEmbedding(dim // 2, temperature, normalize)
             values = detr(torch.Size([2, 1, rows, columns]), "cpu", torch.float64, mask)
             yield {
-                "name": "detr", **grid, "normalize": normalize, "temperature": temperature, "batch": 2,
-                "mask": mask.int().reshape(-1).tolist(), "values": flat(values.permute(0, 2, 3, 1)),
+                "name": "detr",
+                **grid,
+                "normalize": normalize,
+                "temperature": temperature,
+                "batch": 2,
+                "mask": mask.int().reshape(-1).tolist(),
+                "values": flat(values.permute(0, 2, 3, 1)),
             }
     deformable = DeformableDetrSinePositionEmbedding(dim // 2, 10000, True)
     values = deformable(torch.Size([2, 1, rows, columns]), "cpu", torch.float64, mask)
     yield {
-        "name": "detr", **grid, "normalize": True, "centre": 0.5, "temperature": 10000, "batch": 2,
-        "mask": mask.int().reshape(-1).tolist(), "values": flat(values.permute(0, 2, 3, 1)),
+        "name": "detr",
+        **grid,
+        "normalize": True,
+        "centre": 0.5,
+        "temperature": 10000,
+        "batch": 2,
+        "mask": mask.int().reshape(-1).tolist(),
+        "values": flat(values.permute(0, 2, 3, 1)),
     }
 
 
@@ -196,7 +250,6 @@ def learned():
     from transformers import BertConfig, GPT2Config, GPT2LMHeadModel
     from transformers.models.bart.modeling_bart import BartLearnedPositionalEmbedding
     from transformers.models.bert.modeling_bert import BertEmbeddings
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
     from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
     from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
@@ -219,8 +272,13 @@ def learned():
     # BERT's embeddings with every gradient, in f64.
     dim = 12
     config = BertConfig(
-        vocab_size=7, hidden_size=dim, max_position_embeddings=6, type_vocab_size=2, hidden_dropout_prob=0.0,
-        pad_token_id=None, num_attention_heads=2,
+        vocab_size=7,
+        hidden_size=dim,
+        max_position_embeddings=6,
+        type_vocab_size=2,
+        hidden_dropout_prob=0.0,
+        pad_token_id=None,
+        num_attention_heads=2,
     )
     bert = BertEmbeddings(config).double().eval()
     for parameter in bert.parameters():
@@ -231,13 +289,24 @@ def learned():
     out = bert(input_ids=ids, token_type_ids=kinds)
     out.backward(grad)
     yield {
-        "name": "bert", "dim": dim, "batch": 2, "tokens": 5, "ids": ids.reshape(-1).tolist(),
-        "types": kinds.reshape(-1).tolist(), "eps": config.layer_norm_eps,
-        "token_table": flat(bert.word_embeddings.weight), "position_table": flat(bert.position_embeddings.weight),
-        "type_table": flat(bert.token_type_embeddings.weight), "gain": flat(bert.LayerNorm.weight),
-        "bias": flat(bert.LayerNorm.bias), "values": flat(out), "grad": flat(grad),
-        "token_grad": flat(bert.word_embeddings.weight.grad), "position_grad": flat(bert.position_embeddings.weight.grad),
-        "type_grad": flat(bert.token_type_embeddings.weight.grad), "gain_grad": flat(bert.LayerNorm.weight.grad),
+        "name": "bert",
+        "dim": dim,
+        "batch": 2,
+        "tokens": 5,
+        "ids": ids.reshape(-1).tolist(),
+        "types": kinds.reshape(-1).tolist(),
+        "eps": config.layer_norm_eps,
+        "token_table": flat(bert.word_embeddings.weight),
+        "position_table": flat(bert.position_embeddings.weight),
+        "type_table": flat(bert.token_type_embeddings.weight),
+        "gain": flat(bert.LayerNorm.weight),
+        "bias": flat(bert.LayerNorm.bias),
+        "values": flat(out),
+        "grad": flat(grad),
+        "token_grad": flat(bert.word_embeddings.weight.grad),
+        "position_grad": flat(bert.position_embeddings.weight.grad),
+        "type_grad": flat(bert.token_type_embeddings.weight.grad),
+        "gain_grad": flat(bert.LayerNorm.weight.grad),
         "bias_grad": flat(bert.LayerNorm.bias.grad),
     }
     x = torch.randn(3, dim, dtype=torch.float64, requires_grad=True)
@@ -247,8 +316,15 @@ def learned():
     out = norm(x)
     out.backward(grad)
     yield {
-        "name": "rms", "dim": dim, "eps": 1e-5, "x": flat(x), "gain": flat(norm.weight), "values": flat(out),
-        "grad": flat(grad), "x_grad": flat(x.grad), "gain_grad": flat(norm.weight.grad),
+        "name": "rms",
+        "dim": dim,
+        "eps": 1e-5,
+        "x": flat(x),
+        "gain": flat(norm.weight),
+        "values": flat(out),
+        "grad": flat(grad),
+        "x_grad": flat(x.grad),
+        "gain_grad": flat(norm.weight.grad),
     }
 
 
@@ -264,11 +340,19 @@ def resampling():
                 out = torch.nn.functional.interpolate(x, size=(to_rows, to_columns), mode=mode, antialias=antialias)
                 grad = torch.randn_like(out)
                 out.backward(grad)
-                single = torch.nn.functional.interpolate(table.float(), size=(to_rows, to_columns), mode=mode, antialias=antialias)
+                single = torch.nn.functional.interpolate(
+                    table.float(), size=(to_rows, to_columns), mode=mode, antialias=antialias
+                )
                 yield {
-                    "name": "size", "from": [rows, columns], "to": [to_rows, to_columns], "mode": mode,
-                    "antialias": antialias, "table": flat(table.permute(0, 2, 3, 1)), "values": flat(out.permute(0, 2, 3, 1)),
-                    "f32": flat(single.permute(0, 2, 3, 1)), "grad": flat(grad.permute(0, 2, 3, 1)),
+                    "name": "size",
+                    "from": [rows, columns],
+                    "to": [to_rows, to_columns],
+                    "mode": mode,
+                    "antialias": antialias,
+                    "table": flat(table.permute(0, 2, 3, 1)),
+                    "values": flat(out.permute(0, 2, 3, 1)),
+                    "f32": flat(single.permute(0, 2, 3, 1)),
+                    "grad": flat(grad.permute(0, 2, 3, 1)),
                     "table_grad": flat(x.grad.permute(0, 2, 3, 1)),
                 }
     # DINOv2: a factor whose inverse, not the quotient of sizes, steps through the table.
@@ -278,14 +362,29 @@ def resampling():
             factors = ((rows + 0.1) / 6, (columns + 0.1) / 6)
             out = torch.nn.functional.interpolate(table, scale_factor=factors, mode="bicubic", antialias=antialias)
             assert out.shape[-2:] == (rows, columns)
-            single = torch.nn.functional.interpolate(table.float(), scale_factor=factors, mode="bicubic", antialias=antialias)
+            single = torch.nn.functional.interpolate(
+                table.float(), scale_factor=factors, mode="bicubic", antialias=antialias
+            )
             yield {
-                "name": "factor", "from": [6, 6], "to": [rows, columns], "factors": factors, "mode": "bicubic",
-                "antialias": antialias, "table": flat(table.permute(0, 2, 3, 1)), "values": flat(out.permute(0, 2, 3, 1)),
+                "name": "factor",
+                "from": [6, 6],
+                "to": [rows, columns],
+                "factors": factors,
+                "mode": "bicubic",
+                "antialias": antialias,
+                "table": flat(table.permute(0, 2, 3, 1)),
+                "values": flat(out.permute(0, 2, 3, 1)),
                 "f32": flat(single.permute(0, 2, 3, 1)),
             }
     # The weights of one axis in f32, to the bit: what impulses become.
-    for columns, to_columns, factor in ((5, 3, None), (14, 24, None), (24, 14, None), (16, 37, None), (37, 16, None), (6, 9, 9.1 / 6)):
+    for columns, to_columns, factor in (
+        (5, 3, None),
+        (14, 24, None),
+        (24, 14, None),
+        (16, 37, None),
+        (37, 16, None),
+        (6, 9, 9.1 / 6),
+    ):
         impulses = torch.eye(columns).reshape(columns, 1, 1, columns)
         for mode in ("bilinear", "bicubic"):
             for antialias in (False, True):
@@ -294,13 +393,24 @@ def resampling():
                 assert out.shape[-1] == to_columns
                 bits = out.reshape(columns, to_columns).T.contiguous().view(torch.int32)
                 yield {
-                    "name": "weights", "from": [1, columns], "to": [1, to_columns], "mode": mode, "antialias": antialias,
-                    **({} if factor is None else {"factors": [1.0, factor]}), "bits": bits.reshape(-1).tolist(),
+                    "name": "weights",
+                    "from": [1, columns],
+                    "to": [1, to_columns],
+                    "mode": mode,
+                    "antialias": antialias,
+                    **({} if factor is None else {"factors": [1.0, factor]}),
+                    "bits": bits.reshape(-1).tolist(),
                 }
     table = torch.randn(1, 1 + 16, channels)
     yield {
-        "name": "timm", "from": [4, 4], "to": [3, 6], "mode": "bicubic", "antialias": True, "prefix": 1,
-        "table": flat(table), "values": flat(resample_abs_pos_embed(table, [3, 6], [4, 4], 1)),
+        "name": "timm",
+        "from": [4, 4],
+        "to": [3, 6],
+        "mode": "bicubic",
+        "antialias": True,
+        "prefix": 1,
+        "table": flat(table),
+        "values": flat(resample_abs_pos_embed(table, [3, 6], [4, 4], 1)),
     }
 
 

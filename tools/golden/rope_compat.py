@@ -1,7 +1,8 @@
 """Cosines and sines of Hugging Face's rotary embedding in f32, at positions up to 131072.
 
-Each case is a base and a head size: the bits of all frequencies, of cosine and sine at a few positions, and, from every position
-0 to 131072, how far transformers' values are from the nearest ones of the same f32 angle, in units in the last place.
+Each case is a base and a head size: the bits of all frequencies, of cosine and sine at a few positions, and, from every
+position 0 to 131072, how far transformers' values are from the nearest ones of the same f32 angle, in units in the last
+place.
 
 Writes tests/golden/rope_compat_hf.json.
 """
@@ -43,7 +44,10 @@ cases = []
 for base in [1e4, 5e5, 1e6, 1e7]:
     for dim in [64, 80, 96, 128]:
         config = LlamaConfig(
-            head_dim=dim, hidden_size=dim * 8, num_attention_heads=8, max_position_embeddings=LAST,
+            head_dim=dim,
+            hidden_size=dim * 8,
+            num_attention_heads=8,
+            max_position_embeddings=LAST,
             rope_parameters={"rope_theta": base, "rope_type": "default"},
         )
         rotary = LlamaRotaryEmbedding(config)
@@ -55,11 +59,18 @@ for base in [1e4, 5e5, 1e6, 1e7]:
             angle = positions[:, None].float() * rotary.inv_freq
             furthest = max(furthest, apart(cos, angle, torch.cos), apart(sin, angle, torch.sin))
         cos, sin = (x[0, :, :pairs][:, PAIRS] for x in rotary(torch.zeros(1), torch.tensor([POSITIONS])))
-        cases.append({
-            "base": base, "dim": dim, "inv_freq_f32_bits": bits(rotary.inv_freq), "furthest_from_nearest": furthest,
-            "pairs": [pair % pairs for pair in PAIRS], "positions": POSITIONS,
-            "cos_f32_bits": [bits(row) for row in cos], "sin_f32_bits": [bits(row) for row in sin],
-        })
+        cases.append(
+            {
+                "base": base,
+                "dim": dim,
+                "inv_freq_f32_bits": bits(rotary.inv_freq),
+                "furthest_from_nearest": furthest,
+                "pairs": [pair % pairs for pair in PAIRS],
+                "positions": POSITIONS,
+                "cos_f32_bits": [bits(row) for row in cos],
+                "sin_f32_bits": [bits(row) for row in sin],
+            }
+        )
         print(base, dim, furthest, file=sys.stderr)
 
 meta = {

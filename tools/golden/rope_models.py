@@ -1,7 +1,9 @@
-"""The RoPE of every model type that the config loader knows, as Hugging Face transformers builds it from a minimal config.
+"""The RoPE of every model type that the config loader knows, as Hugging Face transformers builds it from a minimal
+config.
 
-Each case is a config.json of sizes alone, or with a legacy theta or scaling, or with version 5's parameters written out; and
-of each layer type the number of pairs, the inverse frequencies 0, 1, the middle one and the last, and the attention factor.
+Each case is a config.json of sizes alone, or with a legacy theta or scaling, or with version 5's parameters written
+out; and of each layer type the number of pairs, the inverse frequencies 0, 1, the middle one and the last, and the
+attention factor.
 
 Writes tests/golden/rope_models_hf.json.
 """
@@ -22,14 +24,14 @@ from transformers import CONFIG_MAPPING
 
 torch.set_num_threads(1)
 
-TYPES = """llama mistral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 granite granitemoe granitemoeshared starcoder2 olmo olmo2
-olmoe phi3 arcee seed_oss jetmoe diffllama dots1 ministral chameleon jais2 eurobert hunyuan_v1_dense hunyuan_v1_moe vaultgemma
-mixtral phimoe solar_open gpt_oss bitnet csm flex_olmo hy_v3 nomic_bert phi persimmon nemotron glm4_moe stablelm gpt_neox
-minimax_m2 glm glm4 cohere ernie4_5 ernie4_5_moe helium moonshine deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite
-glm_moe_dsa youtu axk1 longcat_flash minicpm3 deepseek_v4 gemma3_text gemma3n_text modernbert mimo_v2_flash olmo3 gemma4_text
-laguna mellum llama4_text smollm3 cohere2 exaone4 exaone_moe afmoe qwen3_next lfm2 minimax qwen2_vl_text qwen2_5_vl_text
-qwen3_vl_text qwen3_5_text ernie4_5_vl_moe_text mllama_text_model apertus cwm emu3_text_model doge hrm_text
-ministral3 mistral4 olmo_hybrid
+TYPES = """llama mistral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 granite granitemoe granitemoeshared starcoder2
+olmo olmo2 olmoe phi3 arcee seed_oss jetmoe diffllama dots1 ministral chameleon jais2 eurobert hunyuan_v1_dense
+hunyuan_v1_moe vaultgemma mixtral phimoe solar_open gpt_oss bitnet csm flex_olmo hy_v3 nomic_bert phi persimmon nemotron
+glm4_moe stablelm gpt_neox minimax_m2 glm glm4 cohere ernie4_5 ernie4_5_moe helium moonshine deepseek_v2 deepseek_v3
+deepseek_v32 glm4_moe_lite glm_moe_dsa youtu axk1 longcat_flash minicpm3 deepseek_v4 gemma3_text gemma3n_text modernbert
+mimo_v2_flash olmo3 gemma4_text laguna mellum llama4_text smollm3 cohere2 exaone4 exaone_moe afmoe qwen3_next lfm2
+minimax qwen2_vl_text qwen2_5_vl_text qwen3_vl_text qwen3_5_text ernie4_5_vl_moe_text mllama_text_model apertus cwm
+emu3_text_model doge hrm_text ministral3 mistral4 olmo_hybrid
 deepseek_ocr2_text unlimited_ocr_text granite_docling_text hyperclovax esmc dia_decoder voxtral_realtime_text
 kyutai_speech_to_text mimi qwen3_omni_moe_talker_text qwen3_omni_moe_talker_code_predictor falcon_h1 t5_gemma_module
 csm_depth_decoder_model gte nanochat blt_local_encoder blt_local_decoder blt_global_transformer blt_patcher
@@ -59,8 +61,10 @@ def find_config(model_type):
 
 def rotary_class(module):
     found = [
-        kind for name, kind in inspect.getmembers(module, inspect.isclass)
-        if name.endswith("RotaryEmbedding") and kind.__module__ == module.__name__
+        kind
+        for name, kind in inspect.getmembers(module, inspect.isclass)
+        if name.endswith("RotaryEmbedding")
+        and kind.__module__ == module.__name__
         and not any(word in name for word in ["Vision", "Audio", "Indexer", "Unscaled", "Depth"])
     ]
     return found[0]
@@ -75,8 +79,17 @@ def get(config, key):
 
 def sizes(model_type, config, more):
     """The keys of a config.json that say how large the model is."""
-    keys = ["hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings", "qk_rope_head_dim",
-            "qk_nope_head_dim", "global_head_dim", "sliding_window", "rotary_dim"]
+    keys = [
+        "hidden_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "max_position_embeddings",
+        "qk_rope_head_dim",
+        "qk_nope_head_dim",
+        "global_head_dim",
+        "sliding_window",
+        "rotary_dim",
+    ]
     out = {"model_type": model_type}
     for key in keys:
         if isinstance(get(config, key), int) and not isinstance(get(config, key), bool):
@@ -111,14 +124,17 @@ def rows(config, module):
         inv_freq = inv_freq.float().flatten()
         chosen = inv_freq[[0, 1, len(inv_freq) // 2, -1]]
         found[label or "every layer"] = {
-            "pairs": len(inv_freq), "inv_freq_f32_bits": bits(chosen), "attention_factor": float(scale)
+            "pairs": len(inv_freq),
+            "inv_freq_f32_bits": bits(chosen),
+            "attention_factor": float(scale),
         }
     layers = labels or ["every layer"] * 1
     return found, layers
 
 
 def pairing(config, module):
-    """Which channels the module's own rotation mixes, and whether it turns forward: channel 0 with 1, or with the middle."""
+    """Which channels the module's own rotation mixes, and whether it turns forward: channel 0 with 1, or with the
+    middle."""
     torch.manual_seed(0)
     names = ["apply_rotary_pos_emb_interleave", "apply_rotary_pos_emb", "apply_rotary_emb"]
     apply = next(getattr(module, name) for name in names if hasattr(module, name))
@@ -130,7 +146,9 @@ def pairing(config, module):
     shape = (3, 1, 1) if "vl" in model_type else (1, 1)
     made = rotary(torch.zeros(1, 1, 8), torch.ones(shape, dtype=torch.long), **more)
     tables = made if isinstance(made, tuple) else (made,)
-    width = tables[0].shape[-1] * (2 if torch.is_complex(tables[0]) or model_type in ["deepseek_v4", "gpt_oss", "openai_privacy_filter"] else 1)
+    width = tables[0].shape[-1] * (
+        2 if torch.is_complex(tables[0]) or model_type in ["deepseek_v4", "gpt_oss", "openai_privacy_filter"] else 1
+    )
 
     def turned(channel):
         x = torch.zeros(1, 1, 1, width)
@@ -198,7 +216,9 @@ for model_type in TYPES:
             except Exception as error:  # noqa: BLE001
                 failed.append((model_type, "pairing", repr(error)[:150]))
                 pairs = None
-            cases.append({"pairing": pairs, "config": sizes(model_type, config, written), "layers": layers, "kinds": found})
+            cases.append(
+                {"pairing": pairs, "config": sizes(model_type, config, written), "layers": layers, "kinds": found}
+            )
         except Exception as error:  # noqa: BLE001
             failed.append((model_type, more, repr(error)[:150]))
 

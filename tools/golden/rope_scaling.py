@@ -1,4 +1,5 @@
-"""Frequencies and attention factors of every RoPE type of Hugging Face transformers, and cosines and sines of three models.
+"""Frequencies and attention factors of every RoPE type of Hugging Face transformers, and cosines and sines of three
+models.
 
 Writes tests/golden/rope_scaling_hf.json.
 """
@@ -33,7 +34,13 @@ def config(head_dim, max_position_embeddings, **rope_parameters):
 
 def llama3(theta, factor, high, d, longest):
     return config(
-        d, longest, rope_theta=theta, rope_type="llama3", factor=factor, low_freq_factor=1.0, high_freq_factor=high,
+        d,
+        longest,
+        rope_theta=theta,
+        rope_type="llama3",
+        factor=factor,
+        low_freq_factor=1.0,
+        high_freq_factor=high,
         original_max_position_embeddings=8192,
     )
 
@@ -52,8 +59,15 @@ def divisors(pairs, top):
 def longrope(d, share, longest, **more):
     pairs = int(d * share) // 2
     return config(
-        d, longest, rope_theta=10000.0, rope_type="longrope", partial_rotary_factor=share,
-        original_max_position_embeddings=4096, short_factor=divisors(pairs, 1.3), long_factor=divisors(pairs, 64.0), **more,
+        d,
+        longest,
+        rope_theta=10000.0,
+        rope_type="longrope",
+        partial_rotary_factor=share,
+        original_max_position_embeddings=4096,
+        short_factor=divisors(pairs, 1.3),
+        long_factor=divisors(pairs, 64.0),
+        **more,
     )
 
 
@@ -66,9 +80,21 @@ CASES = [
     ("llama4-scout", llama3(500000.0, 16.0, 1.0, 128, 10485760), None),
     ("apertus", llama3(12000000.0, 8.0, 4.0, 128, 65536), None),
     ("deepseek-v3", yarn(10000, 40, 4096, 64, 163840, beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=1.0), None),
-    ("deepseek-v2", yarn(10000, 40, 4096, 64, 163840, beta_fast=32, beta_slow=1, mscale=0.707, mscale_all_dim=0.707), None),
-    ("kimi-k2", yarn(50000.0, 32.0, 4096, 64, 131072, beta_fast=1.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0), None),
-    ("kimi-k2.5", yarn(50000.0, 64.0, 4096, 64, 262144, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0), None),
+    (
+        "deepseek-v2",
+        yarn(10000, 40, 4096, 64, 163840, beta_fast=32, beta_slow=1, mscale=0.707, mscale_all_dim=0.707),
+        None,
+    ),
+    (
+        "kimi-k2",
+        yarn(50000.0, 32.0, 4096, 64, 131072, beta_fast=1.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0),
+        None,
+    ),
+    (
+        "kimi-k2.5",
+        yarn(50000.0, 64.0, 4096, 64, 262144, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0),
+        None,
+    ),
     ("gpt-oss", yarn(150000, 32.0, 4096, 64, 131072, beta_fast=32.0, beta_slow=1.0, truncate=False), None),
     ("qwen2.5-yarn4", yarn(1000000.0, 4.0, 32768, 128, 131072), None),
     ("yarn-llama2-16", yarn(10000.0, 16.0, 4096, 128, 65536), None),
@@ -80,9 +106,21 @@ CASES = [
     ("yarn partial", yarn(10000.0, 8.0, 4096, 128, 32768, partial_rotary_factor=0.5), None),
     ("gemma3-4b-full", config(256, 131072, rope_theta=1000000.0, rope_type="linear", factor=8.0), None),
     ("linear 3", config(80, 8192, rope_theta=10000.0, rope_type="linear", factor=3.0), None),
-    ("gemma4-full", config(512, 262144, rope_theta=1000000.0, rope_type="proportional", partial_rotary_factor=0.25), None),
-    ("proportional 0.7 of 96 by 3", config(96, 8192, rope_theta=10000.0, rope_type="proportional", partial_rotary_factor=0.7, factor=3.0), None),
-    ("mimo-v2-flash-full", config(192, 262144, rope_theta=5000000, rope_type="default", partial_rotary_factor=0.334), None),
+    (
+        "gemma4-full",
+        config(512, 262144, rope_theta=1000000.0, rope_type="proportional", partial_rotary_factor=0.25),
+        None,
+    ),
+    (
+        "proportional 0.7 of 96 by 3",
+        config(96, 8192, rope_theta=10000.0, rope_type="proportional", partial_rotary_factor=0.7, factor=3.0),
+        None,
+    ),
+    (
+        "mimo-v2-flash-full",
+        config(192, 262144, rope_theta=5000000, rope_type="default", partial_rotary_factor=0.334),
+        None,
+    ),
     ("phi-2", config(80, 2048, rope_theta=10000.0, rope_type="default", partial_rotary_factor=0.4), None),
     ("gpt-neox-20b", config(96, 2048, rope_theta=10000, rope_type="default", partial_rotary_factor=0.25), None),
     *[("internlm2-chat-7b", internlm2, n) for n in [None, 1, 16384, 32768, 32769, 65536, 131072, 1000003]],
@@ -106,10 +144,15 @@ for name, values, seq_len in CASES:
     # A call gives the length as a tensor, and then the base is made in f32.
     length = None if seq_len is None else torch.tensor(seq_len)
     inv_freq, factor = compute(made, device=None, seq_len=length)
-    cases.append({
-        "name": name, "config": values, "seq_len": seq_len, "attention_factor": float(factor),
-        "inv_freq_f32_bits": bits(inv_freq),
-    })
+    cases.append(
+        {
+            "name": name,
+            "config": values,
+            "seq_len": seq_len,
+            "attention_factor": float(factor),
+            "inv_freq_f32_bits": bits(inv_freq),
+        }
+    )
 
 # cos and sin as the models compute them, of the first half of the head (the second half repeats it)
 tables = []
@@ -119,10 +162,14 @@ for name in ["llama3.1-8b", "qwen2.5-yarn4", "gpt-oss"]:
     made = LlamaConfig(**json.loads(json.dumps(values)))
     cos, sin = LlamaRotaryEmbedding(made)(torch.zeros(1), torch.tensor([positions]))
     half = cos.shape[-1] // 2
-    tables.append({
-        "name": name, "positions": positions,
-        "cos_f32_bits": [bits(row[:half]) for row in cos[0]], "sin_f32_bits": [bits(row[:half]) for row in sin[0]],
-    })
+    tables.append(
+        {
+            "name": name,
+            "positions": positions,
+            "cos_f32_bits": [bits(row[:half]) for row in cos[0]],
+            "sin_f32_bits": [bits(row[:half]) for row in sin[0]],
+        }
+    )
 
 meta = {
     "script": "tools/golden/rope_scaling.py",

@@ -27,11 +27,18 @@ for dim, tokens, rows, scale_base in [(8, 7, 7, 512), (24, 2048, 2, 512), (64, 4
     # The first row is queries, the second keys.
     q = xpos(x[:1], offset=tokens - rows)
     k = xpos(x[1:], offset=tokens - rows, downscale=True)
-    cases.append({
-        "dim": dim, "scale_base": scale_base, "center": (tokens + 1) // 2,
-        "positions": list(range(tokens - rows, tokens)),
-        "q_f32_bits": bits(x[0]), "k_f32_bits": bits(x[1]), "q_out_f32_bits": bits(q), "k_out_f32_bits": bits(k),
-    })
+    cases.append(
+        {
+            "dim": dim,
+            "scale_base": scale_base,
+            "center": (tokens + 1) // 2,
+            "positions": list(range(tokens - rows, tokens)),
+            "q_f32_bits": bits(x[0]),
+            "k_f32_bits": bits(x[1]),
+            "q_out_f32_bits": bits(q),
+            "k_out_f32_bits": bits(k),
+        }
+    )
 
 meta = {
     "script": "tools/golden/rope_xpos.py",

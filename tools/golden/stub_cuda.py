@@ -1,9 +1,9 @@
 """Lets the CUDA build of torch run on a CPU without CUDA's libraries.
 
 torch's wheel for Linux on x86-64 is linked against cuBLAS, cuDNN, NCCL and others, several gigabytes that arithmetic on
-the CPU never calls. The loader is content with a shared object of the same name that defines the same symbols; here each
-of them ends the program. The CUDA runtime is the exception: libtorch_cuda registers its kernels with it while it loads;
-it is small and comes from the package nvidia-cuda-runtime.
+the CPU never calls. The loader is content with a shared object of the same name that defines the same symbols; here
+each of them ends the program. The CUDA runtime is the exception: libtorch_cuda registers its kernels with it while it
+loads; it is small and comes from the package nvidia-cuda-runtime.
 
 Run it with the environment's python after `pip install --no-deps -r requirements.txt`. Needs gcc and readelf.
 """

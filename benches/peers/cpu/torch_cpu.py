@@ -2,10 +2,10 @@
 
 usage: torch_cpu.py [--compile] [--threads N] [--beside PROGRAM] [part of a case's name]
 
-PROGRAM is what `cargo build --release --manifest-path benches/peers/cpu/Cargo.toml` built; without it PyTorch's own column
-is printed. --compile adds torch.compile, which needs a C++ compiler and minutes. --threads 1 gives everybody one thread, which
-is the fair comparison where other programs take the other cores. The figure is the fastest of many rounds,
-in microseconds. What can be ready beforehand, PyTorch is given: tables of cosines, sines, sinusoids and biases.
+PROGRAM is what `cargo build --release --manifest-path benches/peers/cpu/Cargo.toml` built; without it PyTorch's own
+column is printed. --compile adds torch.compile, which needs a C++ compiler and minutes. --threads 1 gives everybody one
+thread, which is the fair comparison where other programs take the other cores. The figure is the fastest of many
+rounds, in microseconds. What can be ready beforehand, PyTorch is given: tables of cosines, sines, sinusoids and biases.
 """
 
 import argparse
@@ -78,7 +78,11 @@ def learned(tokens, dim, dtype, bert):
     ids = torch.arange(tokens) * 7919 % 30522
     types = (torch.arange(tokens) > tokens // 2).long()
     if not bert:
-        return (lambda token, ids, rows: functional.embedding(ids, token) + rows), (make(30522, dim), ids, make(tokens, dim))
+        return (lambda token, ids, rows: functional.embedding(ids, token) + rows), (
+            make(30522, dim),
+            ids,
+            make(tokens, dim),
+        )
 
     def call(token, ids, rows, kinds, types, gain, bias):
         v = functional.embedding(ids, token) + rows + functional.embedding(types, kinds)
@@ -128,7 +132,8 @@ def cases():
 
 
 def fastest(call, arguments, most):
-    """With one thread and with all: where other programs run, waiting for a second thread can cost a scheduler's slice."""
+    """With one thread and with all: where other programs run, waiting for a second thread can cost a scheduler's
+    slice."""
     best = float("inf")
     for threads in sorted({1, most}):
         torch.set_num_threads(threads)

@@ -9,8 +9,12 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # the files that one NVRTC makes for one target each
-SINGLE = {"bench": [("bench", 80)], "first": [("first.sm_75", 75), ("first.sm_80", 80), ("first.sm_90", 90)],
-          "mutants": [("mutants", 80)], "features": [("features", 90)]}
+SINGLE = {
+    "bench": [("bench", 80)],
+    "first": [("first.sm_75", 75), ("first.sm_80", 80), ("first.sm_90", 90)],
+    "mutants": [("mutants", 80)],
+    "features": [("features", 90)],
+}
 SINGLE_VERSION = (12, 9)
 
 
@@ -74,7 +78,11 @@ def main():
             text = nvrtc.compile("features", arch)
             # 12.0 numbers what it makes from the process's start
             numbers = {}
-            text = re.sub(r"prototype_\d+", lambda m: numbers.setdefault(m[0], f"prototype_{len(numbers)}"), text)
+
+            def name(found, numbers=numbers):
+                return numbers.setdefault(found[0], f"prototype_{len(numbers)}")
+
+            text = re.sub(r"prototype_\d+", name, text)
             lines = [re.sub(r"//.*", "", line).strip() for line in text.splitlines()]
             bare = "\n".join(line for line in lines if line) + "\n"
             groups.setdefault(bare.replace(f".target sm_{arch}\n", ".target sm_00\n"), []).append(arch)
