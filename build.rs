@@ -54,12 +54,13 @@ fn main() -> Result<()> {
     let wanted = wanted_architectures()?;
     // The lowest PTX runs everywhere; all of it is wanted where every code path is to be run without its device.
     let all_ptx = std::env::var("POSENC_PTX").is_ok_and(|value| value == "all");
-    let mut targets: Vec<_> = ARCHITECTURES
+    let known: Vec<_> = ARCHITECTURES
         .into_iter()
         .map(|(sm, ptx_version)| Target { sm, ptx_version, ptx: all_ptx })
         .filter(|target| nvrtc.knows(target.sm))
-        .filter(|target| wanted.is_empty() || wanted.contains(&target.sm))
         .collect();
+    let is_wanted = |target: &&Target| wanted.is_empty() || wanted.contains(&target.sm);
+    let mut targets: Vec<_> = known.iter().filter(is_wanted).cloned().collect();
     match targets.first_mut() {
         Some(lowest) => lowest.ptx = true,
         None => bail!("NVRTC {:?} knows none of the architectures {wanted:?}", nvrtc.version),
@@ -67,23 +68,7 @@ fn main() -> Result<()> {
 
     let cache = out.join("images");
     fs::create_dir_all(&cache)?;
-    let mut jobs = Vec::new();
-    for file in &sources.kernels {
-        let headers = sources.included(file);
-        let mut generations: BTreeMap<u32, Vec<&Target>> = BTreeMap::new();
-        for target in &targets {
-            generations.entry(generation(file, &headers, target.sm)).or_default().push(target);
-        }
-        for (dtype, (generation, targets)) in
-            DTYPES.into_iter().flat_map(|dtype| generations.iter().map(move |of| (dtype, of)))
-        {
-            // The lowest that NVRTC knows, wanted or not, so that the choice of architectures changes no image.
-            let base =
-                ARCHITECTURES.map(|(sm, _)| sm).into_iter().find(|&sm| 10 * sm >= *generation && nvrtc.knows(sm));
-            let base = base.context("no architecture")?;
-            jobs.push(Job { file, headers: headers.clone(), dtype, base, targets: targets.clone() });
-        }
-    }
+    let mut jobs = jobs(&sources, &targets, &nvrtc)?;
     // The longest first, so that no thread works alone at the end.
     let length = |job: &Job| job.headers.iter().map(|header| header.text.len()).sum::<usize>() + job.file.text.len();
     jobs.sort_by_key(|job| std::cmp::Reverse(length(job)));
@@ -115,7 +100,6 @@ fn main() -> Result<()> {
     }
 
     let mut text = String::from("&[\n");
-    let mut wanted = Vec::new();
     for file in &sources.kernels {
         for dtype in DTYPES {
             let of_module = |job: &&Job| job.file.name == file.name && job.dtype == dtype;
@@ -132,13 +116,37 @@ fn main() -> Result<()> {
             for (Target { sm, .. }, [_, ptx]) in images.iter().filter(|(target, _)| target.ptx) {
                 writeln!(text, "    Image {{ sm: {sm}, deflated: include_bytes!({ptx:?}) }},")?;
             }
-            wanted.extend(images.into_iter().flat_map(|(_, paths)| paths));
             text += "] },\n";
         }
     }
     text += "]\n";
     fs::write(out.join("images.rs"), text)?;
-    remove_stale(&cache, &wanted)
+    // Images of architectures that are not wanted now stay for the next build that wants them.
+    let all = self::jobs(&sources, &known, &nvrtc)?;
+    let current = all.iter().flat_map(|job| job.targets.iter().flat_map(|target| job.paths(target, &nvrtc, &cache)));
+    remove_stale(&cache, &current.collect::<Vec<_>>())
+}
+
+/// What makes the images of every kernel for `targets`.
+fn jobs<'a>(sources: &'a Sources, targets: &'a [Target], nvrtc: &Nvrtc) -> Result<Vec<Job<'a>>> {
+    let mut jobs = Vec::new();
+    for file in &sources.kernels {
+        let headers = sources.included(file);
+        let mut generations: BTreeMap<u32, Vec<&Target>> = BTreeMap::new();
+        for target in targets {
+            generations.entry(generation(file, &headers, target.sm)).or_default().push(target);
+        }
+        for (dtype, (generation, targets)) in
+            DTYPES.into_iter().flat_map(|dtype| generations.iter().map(move |of| (dtype, of)))
+        {
+            // The lowest that NVRTC knows, wanted or not, so that the choice of architectures changes no image.
+            let base =
+                ARCHITECTURES.map(|(sm, _)| sm).into_iter().find(|&sm| 10 * sm >= *generation && nvrtc.knows(sm));
+            let base = base.context("no architecture")?;
+            jobs.push(Job { file, headers: headers.clone(), dtype, base, targets: targets.clone() });
+        }
+    }
+    Ok(jobs)
 }
 
 /// POSENC_ARCHS, such as `90` or `80,90`: a build for known devices alone is that much shorter. Empty: all.
@@ -154,10 +162,10 @@ fn wanted_architectures() -> Result<Vec<u32>> {
 }
 
 /// Images of kernels as they were before the last change.
-fn remove_stale(cache: &Path, wanted: &[PathBuf]) -> Result<()> {
+fn remove_stale(cache: &Path, current: &[PathBuf]) -> Result<()> {
     for entry in fs::read_dir(cache)? {
         let path = entry?.path();
-        if !wanted.contains(&path) {
+        if !current.contains(&path) {
             fs::remove_file(path)?;
         }
     }
@@ -238,6 +246,7 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 // -------------------------------------------------------------------------------------------------------------- compile
 
 /// An architecture that a cubin is made for.
+#[derive(Clone)]
 struct Target {
     sm: u32,
     ptx_version: &'static str,

@@ -96,6 +96,15 @@ fn resources(cubin: &[u8]) -> BTreeMap<String, (u32, u32)> {
     found
 }
 
+/// Every architecture that has machine code of its own.
+const ALL: [u32; 5] = [75, 80, 90, 100, 120];
+
+/// Those that this build is for: POSENC_ARCHS may leave some out.
+fn architectures() -> Vec<u32> {
+    let cubins = images().iter().flat_map(|images| images.cubins);
+    cubins.map(|image| image.sm).collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+}
+
 /// One line for each kernel: what a change may not make worse.
 fn measured() -> BTreeMap<String, [u32; 4]> {
     let mut rows = BTreeMap::new();
@@ -135,12 +144,14 @@ const HEADER: &str = "file,entry,sm,registers,stack,wide_loads,wide_stores";
 
 /// No kernel spills or keeps a stack, needs more registers or has fewer 16-byte accesses than the committed table says.
 ///
-/// With POSENC_BLESS=1 the table is written instead. It holds for the pinned NVRTC, and the full set of images.
+/// With POSENC_BLESS=1 the table is written instead, by a build for all architectures. It holds for the pinned NVRTC.
 #[test]
 #[ignore = "needs the pinned NVRTC: cargo xtask test"]
 fn no_kernel_is_worse_than_the_table() {
     let rows = measured();
+    let built = architectures();
     if std::env::var_os("POSENC_BLESS").is_some() {
+        assert_eq!(built, ALL, "the table holds every architecture: cargo xtask test --all-capabilities");
         let mut text = format!("{HEADER}\n");
         for (key, [registers, stack, loads, stores]) in &rows {
             writeln!(text, "{key},{registers},{stack},{loads},{stores}").expect("a string");
@@ -162,7 +173,8 @@ fn no_kernel_is_worse_than_the_table() {
         assert!(loads >= want[2], "{key} has {loads} wide loads, the table says {}", want[2]);
         assert!(stores >= want[3], "{key} has {stores} wide stores, the table says {}", want[3]);
     }
-    let gone: Vec<_> = listed.keys().filter(|key| !rows.contains_key(*key)).collect();
+    let is_built = |key: &str| built.iter().any(|sm| key.ends_with(&format!(",{sm}")));
+    let gone: Vec<_> = listed.keys().filter(|key| is_built(key) && !rows.contains_key(*key)).collect();
     assert!(gone.is_empty(), "tests/artifact.csv lists kernels that are gone: {gone:?}");
 }
 
@@ -172,8 +184,8 @@ fn rope_keeps_its_register_budget() {
     let rows = measured();
     for dtype in ["bf16", "f16", "f32"] {
         let registers = |entry: &str, sm: u32| rows[&format!("rotate/{entry}_{dtype},{sm}")][0];
-        assert!(registers("rope,rope_wide", 90) <= 48);
-        for sm in [75, 80, 90, 100, 120] {
+        assert!(!architectures().contains(&90) || registers("rope,rope_wide", 90) <= 48);
+        for sm in architectures() {
             for entry in ["rope,rope_wide", "rope,rope_mid", "rope_sources,rope_one"] {
                 assert!(registers(entry, sm) <= 64);
             }
