@@ -1,9 +1,5 @@
 //! Benches of the rotate room: `cargo xtask bench --room rotate`.
 
-mod rope;
-#[path = "../support/mod.rs"]
-mod support;
-
 fn main() -> anyhow::Result<()> {
-    support::Bench::open("rotate")?.run(rope::cases())
+    posenc_benches::support::Bench::open("rotate")?.run(posenc_benches::cases("rotate"))
 }

@@ -10,7 +10,6 @@
 //! **On the emulator** there is no time. Each case is checked, and its bytes, sectors and instructions are counted. With
 //! `POSENC_REHEARSE=1` the way of a GPU is taken for a few small cases, floors and all, to see that it works; no number comes
 //! out of it.
-#![allow(dead_code, reason = "tests/counts.rs uses the cases and their counts alone")]
 
 pub mod measure;
 pub mod record;

@@ -4,29 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use posenc::Gpu;
-
-#[path = "../benches/bias/distance_grad.rs"]
-mod distance_grad;
-#[path = "../benches/embed/grid.rs"]
-mod grid;
-#[path = "../benches/embed/learned.rs"]
-mod learned;
-#[path = "../benches/embed/learned_grad.rs"]
-mod learned_grad;
-#[path = "../benches/embed/resample.rs"]
-mod resample;
-#[path = "../benches/rotate/rope.rs"]
-mod rope;
-#[path = "../benches/embed/sinusoid.rs"]
-mod sinusoid;
-#[path = "../benches/bias/softmax.rs"]
-mod softmax;
-#[path = "../benches/support/mod.rs"]
-mod support;
-#[path = "../benches/embed/timestep.rs"]
-mod timestep;
-#[path = "../benches/bias/toeplitz.rs"]
-mod toeplitz;
+use posenc_benches::{ROOMS, cases, support};
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/counts.csv");
 const HEADER: &str = "case,bytes_to_move,bytes_asked,sector_bytes,ptx_instructions_per_element";
@@ -46,21 +24,9 @@ fn no_call_costs_more_than_the_table() {
     if gpu.capability() != CAPABILITY {
         return;
     }
-    let rooms = [
-        ("embed", sinusoid::cases()),
-        ("embed", timestep::cases()),
-        ("embed", grid::cases()),
-        ("embed", learned::cases()),
-        ("embed", learned_grad::cases()),
-        ("embed", resample::cases()),
-        ("rotate", rope::cases()),
-        ("bias", softmax::cases()),
-        ("bias", toeplitz::cases()),
-        ("bias", distance_grad::cases()),
-    ];
     let mut rows = BTreeMap::new();
-    for (room, cases) in rooms {
-        for case in cases
+    for room in ROOMS {
+        for case in cases(room)
             .into_iter()
             .filter(|case| case.elements <= MOST || ["/rows/", "/kept/"].iter().any(|part| case.name.contains(part)))
         {
@@ -89,7 +55,7 @@ fn no_call_costs_more_than_the_table() {
     }
     let columns: Vec<&str> = HEADER.split(',').skip(1).collect();
     for (name, row) in &rows {
-        let want = listed.get(name).unwrap_or_else(|| panic!("{name} is not in tests/counts.csv"));
+        let want = listed.get(name).unwrap_or_else(|| panic!("{name} is not in benches/tests/counts.csv"));
         for ((got, want), column) in row.iter().zip(want).zip(&columns) {
             // The table keeps three digits.
             assert!(*got <= want + 0.0006, "{name}: {column} is {got}, the table says {want}");
@@ -97,7 +63,7 @@ fn no_call_costs_more_than_the_table() {
     }
     cost_grows_no_faster_than_size(&rows);
     let gone: Vec<_> = listed.keys().filter(|name| !rows.contains_key(*name)).collect();
-    assert!(gone.is_empty(), "tests/counts.csv lists cases that are gone: {gone:?}");
+    assert!(gone.is_empty(), "benches/tests/counts.csv lists cases that are gone: {gone:?}");
 }
 
 /// Rows of the families that grow in tokens, heads or keys: bytes, sectors and instructions grow with it, and no faster.

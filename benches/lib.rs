@@ -1,0 +1,52 @@
+//! Cases of every room, and their measurement on a GPU or their counts on the emulator.
+#![allow(missing_docs, reason = "what its programs and its test share, and nobody else")]
+
+pub mod support;
+
+#[path = "bias/distance_grad.rs"]
+mod distance_grad;
+#[path = "embed/grid.rs"]
+mod grid;
+#[path = "embed/learned.rs"]
+mod learned;
+#[path = "embed/learned_grad.rs"]
+mod learned_grad;
+#[path = "embed/resample.rs"]
+mod resample;
+#[path = "rotate/rope.rs"]
+mod rope;
+#[path = "embed/sinusoid.rs"]
+mod sinusoid;
+#[path = "bias/softmax.rs"]
+mod softmax;
+#[path = "embed/timestep.rs"]
+mod timestep;
+#[path = "bias/toeplitz.rs"]
+mod toeplitz;
+
+use support::Case;
+
+/// The rooms, a bench each.
+pub const ROOMS: [&str; 3] = ["embed", "rotate", "bias"];
+
+/// Every case of a room.
+///
+/// # Panics
+///
+/// Of a room that is none of [`ROOMS`].
+pub fn cases(room: &str) -> Vec<Case> {
+    let operations = match room {
+        "embed" => vec![
+            sinusoid::cases(),
+            timestep::cases(),
+            grid::cases(),
+            learned::cases(),
+            learned_grad::cases(),
+            resample::cases(),
+        ],
+        "rotate" => vec![rope::cases()],
+        "bias" => vec![softmax::cases(), toeplitz::cases(), distance_grad::cases()],
+        _ => panic!("{room} is none of {ROOMS:?}"),
+    };
+    operations.into_iter().flatten().collect()
+}
