@@ -23,11 +23,11 @@ pub fn commit() -> String {
 
 /// Runs the benches of one room, or of all.
 pub fn run_all(record: bool, emulator: bool, room: Option<&str>, filter: Option<&str>) -> Result<()> {
-    let tools = cuda::Tools::fetch()?;
+    let tools = cuda::Tools::fetch_nvrtc()?;
     let device = device::Device::find(emulator)?;
     println!("benches run on {device}");
     let mut command = cargo(&tools);
-    command.args(["bench", "--package", "posenc"]);
+    command.args(["bench", "--package", "posenc-benches"]);
     match room {
         Some(room) => command.args(["--bench", room]),
         None => command.arg("--benches"),

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{bench, cargo, cuda, device, run};
 
 const FOLDER: &str = "target/gpu-bundle";
-/// The tests; artifact and counts read the source tree, and check what a GPU does not change.
+/// The tests; artifact reads the source tree, and checks what a GPU does not change.
 const TESTS: [&str; 6] = ["rotate", "embed", "bias", "overlap", "loading", "host_cost"];
 
 /// The newest glibc that the bundle may need: Debian 12's.
@@ -69,7 +69,7 @@ end
 
 /// Builds the folder, and, if asked, runs a copy of it on the emulator with an empty environment.
 pub fn build(check: bool) -> Result<()> {
-    let tools = cuda::Tools::fetch()?;
+    let tools = cuda::Tools::fetch_nvrtc()?;
     let folder = Path::new(FOLDER);
     let _ = fs::remove_dir_all(folder);
     let mut glibc = (0, 0);
@@ -78,7 +78,7 @@ pub fn build(check: bool) -> Result<()> {
     tests.extend(TESTS.iter().flat_map(|test| ["--test", test]));
     for (kind, arguments) in [
         ("tests", tests.as_slice()),
-        ("benches", ["bench", "--no-run", "--package", "posenc", "--bench", "*"].as_slice()),
+        ("benches", ["bench", "--no-run", "--package", "posenc-benches", "--bench", "*"].as_slice()),
         ("lib", ["build", "--release", "--package", "posenc-c"].as_slice()),
     ] {
         let into = folder.join(kind);

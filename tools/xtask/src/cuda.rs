@@ -1,17 +1,15 @@
-//! NVIDIA's compiler library and disassembler, as Python packages in `target/cuda`. No toolkit, no GPU.
+//! NVIDIA's compiler library, assembler and disassembler, as Python packages in `target/cuda`. No toolkit, no GPU.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use anyhow::Result;
 
-/// The last NVRTC whose cubins load on every driver from R525 on.
-const NVRTC: (&str, &str) = ("nvidia-cuda-nvrtc-cu12==12.9.86", "nvidia/cuda_nvrtc/lib");
-const PTXAS: (&str, &str) = ("nvidia-cuda-nvcc-cu12==12.9.86", "nvidia/cuda_nvcc/bin/ptxas");
-const NVDISASM: (&str, &str) = ("nvidia-cuda-nvdisasm==13.5.37", "nvidia/cu13/bin/nvdisasm");
+use crate::pip;
+
+const FOLDER: &str = "target/cuda";
+const NVRTC: (&str, &str) = ("nvidia-cuda-nvrtc-cu12", "nvidia/cuda_nvrtc/lib");
+const PTXAS: (&str, &str) = ("nvidia-cuda-nvcc-cu12", "nvidia/cuda_nvcc/bin/ptxas");
+const NVDISASM: (&str, &str) = ("nvidia-cuda-nvdisasm", "nvidia/cu13/bin/nvdisasm");
 
 /// What was found or fetched.
 #[derive(Default)]
@@ -19,15 +17,27 @@ pub struct Tools {
     nvrtc: Option<PathBuf>,
     ptxas: Option<PathBuf>,
     nvdisasm: Option<PathBuf>,
+    /// every architecture's PTX is wanted, so that the emulator can run each
+    all_ptx: bool,
 }
 
 impl Tools {
     /// All of them, fetched once.
     pub fn fetch() -> Result<Self> {
-        Ok(Self { nvrtc: Some(nvrtc()?), ptxas: Some(package(PTXAS)?), nvdisasm: Some(package(NVDISASM)?) })
+        Ok(Self { ptxas: Some(package(PTXAS)?), nvdisasm: Some(package(NVDISASM)?), ..Self::fetch_nvrtc()? })
     }
 
-    /// NVRTC alone, or a word about going on without it.
+    /// NVRTC alone: what a build needs.
+    pub fn fetch_nvrtc() -> Result<Self> {
+        Ok(Self { nvrtc: Some(nvrtc()?), all_ptx: true, ..Self::default() })
+    }
+
+    /// NVRTC and the assembler: what tests need.
+    pub fn fetch_for_tests() -> Result<Self> {
+        Ok(Self { ptxas: Some(package(PTXAS)?), ..Self::fetch_nvrtc()? })
+    }
+
+    /// NVRTC for a build as a user has it, or a word about going on without it.
     pub fn fetch_or_explain() -> Self {
         match nvrtc() {
             Ok(path) => Self { nvrtc: Some(path), ..Self::default() },
@@ -52,7 +62,7 @@ impl Tools {
                 environment.push((name, path.as_path()));
             }
         }
-        if self.ptxas.is_some() {
+        if self.all_ptx {
             environment.push(("POSENC_PTX", Path::new("all")));
         }
         environment
@@ -66,34 +76,6 @@ fn nvrtc() -> Result<PathBuf> {
     }
 }
 
-/// The file or folder of a package, fetched by pip if it is not there.
 fn package((name, inside): (&str, &str)) -> Result<PathBuf> {
-    let folder = std::env::current_dir()?.join("target/cuda").join(name.replace("==", "-"));
-    let wanted = folder.join(inside);
-    if wanted.exists() {
-        return Ok(wanted);
-    }
-    let bar = ProgressBar::new_spinner().with_message(format!("fetching {name} through pip"));
-    bar.set_style(ProgressStyle::with_template("{spinner} {msg} ({elapsed})")?);
-    bar.enable_steady_tick(Duration::from_millis(120));
-    // A half-fetched package must not be taken for a whole one: it gets its name when it is complete.
-    let partial = folder.with_extension("partial");
-    let _ = fs::remove_dir_all(&partial);
-    let output = Command::new("python3")
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"])
-        .arg(&partial)
-        .arg(name)
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot start python3")?;
-    bar.finish_and_clear();
-    if !output.status.success() {
-        bail!("pip does not fetch {name}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    let _ = fs::remove_dir_all(&folder);
-    fs::rename(&partial, &folder)?;
-    if !wanted.exists() {
-        bail!("{name} does not hold {inside}");
-    }
-    Ok(wanted)
+    pip::package(FOLDER, name, inside)
 }

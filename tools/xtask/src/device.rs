@@ -11,23 +11,38 @@ use libloading::Library;
 
 /// What answers to the driver's name.
 pub enum Device {
-    /// the machine's own driver, with this many devices
-    Real(c_int),
+    /// the machine's own driver
+    Real(Real),
     /// `tools/emulator`, in this folder
     Emulator(PathBuf),
+}
+
+/// Devices of the machine's own driver.
+pub struct Real {
+    count: c_int,
+    /// of the first
+    capability: (c_int, c_int),
 }
 
 impl Device {
     /// The machine's GPU, or the emulator, built for the purpose.
     pub fn find(force_emulator: bool) -> Result<Self> {
-        if !force_emulator && let Some(count) = devices() {
-            return Ok(Self::Real(count));
+        if !force_emulator && let Some(real) = devices() {
+            return Ok(Self::Real(real));
         }
         Ok(Self::Emulator(emulator()?))
     }
 
     pub fn is_real(&self) -> bool {
         matches!(self, Self::Real(_))
+    }
+
+    /// The compute capability of a real device, such as `9.0`; the emulator claims any.
+    pub fn capability(&self) -> Option<String> {
+        match self {
+            Self::Real(Real { capability: (major, minor), .. }) => Some(format!("{major}.{minor}")),
+            Self::Emulator(_) => None,
+        }
     }
 
     /// Makes `command` find this device.
@@ -47,22 +62,34 @@ impl Device {
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Real(count) => write!(f, "this machine's GPU ({count} found)"),
+            Self::Real(Real { count, .. }) => write!(f, "this machine's GPU ({count} found)"),
             Self::Emulator(_) => write!(f, "the emulator"),
         }
     }
 }
 
-/// Devices of the machine's own driver; `None` without driver or device.
-fn devices() -> Option<c_int> {
-    // SAFETY: the driver's initialisers have no preconditions, and these two functions have had these signatures since
-    // CUDA 2.0; the pointer is to a live integer.
+/// `None` without driver or device.
+fn devices() -> Option<Real> {
+    type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+    /// CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+    const CAPABILITY: [c_int; 2] = [75, 76];
+    // SAFETY: the driver's initialisers have no preconditions, and these functions have had these signatures since
+    // CUDA 5.0; each pointer is to a live integer. The first device's handle is 0.
     unsafe {
         let driver = Library::new("libcuda.so.1").ok()?;
         let init = driver.get::<unsafe extern "C" fn(u32) -> c_int>(b"cuInit\0").ok()?;
         let count_of = driver.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount\0").ok()?;
-        let mut count = 0;
-        (init(0) == 0 && count_of(&mut count) == 0 && count > 0).then_some(count)
+        let attribute_of = driver.get::<Attribute>(b"cuDeviceGetAttribute\0").ok()?;
+        let (mut count, mut capability) = (0, [0; 2]);
+        if init(0) != 0 || count_of(&mut count) != 0 || count <= 0 {
+            return None;
+        }
+        for (value, attribute) in capability.iter_mut().zip(CAPABILITY) {
+            if attribute_of(value, attribute, 0) != 0 {
+                return None;
+            }
+        }
+        Some(Real { count, capability: capability.into() })
     }
 }
 

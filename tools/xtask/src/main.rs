@@ -2,10 +2,15 @@
 
 mod bench;
 mod bundle;
+mod check;
 mod cuda;
 mod device;
+mod find;
 mod peers;
+mod pip;
 mod plot;
+mod steps;
+mod test;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,14 +35,8 @@ enum Task {
         #[arg(long, default_value_t = 128)]
         tokens: usize,
     },
-    /// Runs every test: on a GPU if there is one, else on the emulator
-    Test {
-        /// Use the emulator even where there is a GPU
-        #[arg(long)]
-        emulator: bool,
-        /// Only tests whose name contains this
-        filter: Option<String>,
-    },
+    /// Runs every test: on a GPU if there is one, else on the emulator; with NAME, only what can hold NAME
+    Test(test::Options),
     /// Measures every kernel on a GPU; without one, checks the same cases on the emulator and counts what they move
     Bench {
         /// Write the rows to benches/record/DATE-DEVICE.csv and draw them; on the emulator ten minutes on two cores
@@ -66,9 +65,17 @@ enum Task {
         /// benches/record/DATE-DEVICE.csv; without it, the youngest of that folder
         record: Option<PathBuf>,
     },
-    /// Checks formatting, lints, documentation and the package
+    /// Checks formatting, lints, documentation, the oldest Rust, licences and the package
     Check,
-    /// Fetches NVRTC and the disassembler, and prints the environment that uses them
+    /// Every test on the emulator and every check, with the time of each step
+    Ci,
+    /// Formats Rust, kernels and Python
+    Format,
+    /// Checks licences, sources and duplicates of dependencies with cargo-deny, which it builds once
+    Deny,
+    /// Compares the public items with the newest published version, if there is one
+    Semver,
+    /// Fetches NVRTC, the assembler and the disassembler, and prints the environment that uses them
     Fetch,
     /// Builds tests, benches and the C library into one folder that needs only a driver to run
     GpuBundle {
@@ -88,7 +95,7 @@ fn main() -> Result<()> {
     std::env::set_current_dir(root)?;
     match task {
         Task::Demo { config, tokens } => demo(config, tokens),
-        Task::Test { emulator, filter } => test(emulator, filter.as_deref()),
+        Task::Test(options) => test::run_all(&options, &mut steps::Steps::new()),
         Task::Bench { record, emulator, room, filter } => {
             bench::run_all(record, emulator, room.as_deref(), filter.as_deref())
         }
@@ -101,7 +108,15 @@ fn main() -> Result<()> {
             println!("{}", plot::draw(&record)?.display());
             Ok(())
         }
-        Task::Check => check(),
+        Task::Check => check::run_all(&mut steps::Steps::new()),
+        Task::Ci => {
+            let mut steps = steps::Steps::new();
+            test::run_all(&test::Options::every_on_the_emulator(), &mut steps)?;
+            check::run_all(&mut steps)
+        }
+        Task::Format => check::format(false),
+        Task::Deny => check::deny(true),
+        Task::Semver => check::semver(),
         Task::Fetch => {
             let tools = cuda::Tools::fetch()?;
             for (name, value) in tools.environment() {
@@ -137,53 +152,4 @@ fn demo(config: Option<PathBuf>, tokens: usize) -> Result<()> {
         device::Device::find(false)?.prepare(&mut command)?;
     }
     run(&mut command)
-}
-
-/// The generations whose code paths differ; the emulator claims each in turn.
-const CAPABILITIES: [&str; 4] = ["9.0", "8.0", "7.5", "12.0"];
-
-fn test(emulator: bool, filter: Option<&str>) -> Result<()> {
-    let tools = cuda::Tools::fetch()?;
-    let device = device::Device::find(emulator)?;
-    println!("tests that need a device run on {device}");
-
-    let mut tests = cargo(&tools);
-    tests.args(["test", "--workspace", "--exclude", "posenc", "--exclude", "posenc-c"]).args(filter);
-    run(&mut tests)?;
-    for (i, capability) in CAPABILITIES.iter().enumerate() {
-        let mut tests = cargo(&tools);
-        tests.args(["test", "--package", "posenc", "--package", "posenc-c"]);
-        // Each generation runs its own images; what needs no device, and is no image, need not be run again.
-        if i > 0 {
-            tests.args(["--test", "rotate", "--test", "embed", "--test", "bias"]);
-        }
-        device.prepare(&mut tests)?;
-        tests.env("EMULATOR_CC", capability).env("EMULATOR_STRICT", "all");
-        tests.arg("--").args(if i == 0 { "--include-ignored" } else { "--ignored" }.split(' ')).args(filter);
-        println!("\n---- compute capability {}", if device.is_real() { "of the device" } else { capability });
-        run(&mut tests)?;
-        if device.is_real() {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// A folder of its own: packages build under the workspace's own names, and cargo would take one's artifacts for the other's.
-const PACKAGE_TARGET: &str = "target/package-check";
-
-fn check() -> Result<()> {
-    let tools = cuda::Tools::fetch()?;
-    run(Command::new(env!("CARGO")).args(["fmt", "--all", "--check"]))?;
-    run(cargo(&tools).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    run(cargo(&tools).args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
-    // The package builds from itself alone, with and without NVRTC.
-    // One architecture stands for all: they were compiled for the tests.
-    let mut package = cargo(&tools);
-    package.args(["package", "--package", "posenc", "--allow-dirty", "--target-dir", PACKAGE_TARGET]);
-    run(package.env("POSENC_ARCHS", "90"))?;
-    let mut bare = Command::new(env!("CARGO"));
-    bare.args(["package", "--package", "posenc", "--allow-dirty", "--target-dir", PACKAGE_TARGET])
-        .env("POSENC_NVRTC", "/nowhere");
-    run(&mut bare)
 }

@@ -20,7 +20,7 @@ pub fn run_all(check: bool, room: Option<&str>) -> Result<()> {
             Path::new(&python).display()
         );
     }
-    let tools = cuda::Tools::fetch()?;
+    let tools = cuda::Tools::fetch_nvrtc()?;
     let device = device::Device::find(check)?;
     if !check && !device.is_real() {
         bail!("there is no GPU to measure on; --check compares results on the emulator");
