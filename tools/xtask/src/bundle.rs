@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{bench, cargo, cuda, device, run};
+use crate::{bench, cargo, cuda, device, find, run};
 
 const FOLDER: &str = "target/gpu-bundle";
-/// The tests; artifact reads the source tree, and checks what a GPU does not change.
-const TESTS: [&str; 6] = ["rotate", "embed", "bias", "overlap", "loading", "host_cost"];
+/// The tests beside those of the rooms; artifact reads the source tree, and checks what a GPU does not change.
+const TESTS: [&str; 3] = ["overlap", "loading", "host_cost"];
 
 /// The newest glibc that the bundle may need: Debian 12's.
 const GLIBC: (u32, u32) = (2, 36);
@@ -75,7 +75,8 @@ pub fn build(check: bool) -> Result<()> {
     let mut glibc = (0, 0);
     // Tests keep the checks of the profile they are developed in: overflows above all.
     let mut tests = vec!["test", "--no-run", "--package", "posenc"];
-    tests.extend(TESTS.iter().flat_map(|test| ["--test", test]));
+    let rooms = find::rooms()?;
+    tests.extend(rooms.iter().map(String::as_str).chain(TESTS).flat_map(|test| ["--test", test]));
     for (kind, arguments) in [
         ("tests", tests.as_slice()),
         ("benches", ["bench", "--no-run", "--package", "posenc-benches", "--bench", "*"].as_slice()),

@@ -203,8 +203,8 @@ mod tests {
         let long = format!("// {}", "word ".repeat(24) + "end");
         let wrapped = wrap_comments(&format!("{long}\nint x;\n{long}\n// x     [rows]\n"));
         let lines: Vec<&str> = wrapped.lines().collect();
-        assert_eq!(lines[1..3], ["// end", "int x;"], "{wrapped}");
-        assert_eq!(lines[4..], ["// end", "// x     [rows]"], "{wrapped}");
+        assert_eq!(lines[1..3], ["// word end", "int x;"], "{wrapped}");
+        assert_eq!(lines[4..], ["// word end", "// x     [rows]"], "{wrapped}");
     }
 
     #[test]
