@@ -15,9 +15,12 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail, ensure};
 use libloading::Library;
 
-#[path = "src/gpu/args.rs"]
+#[path = "src/gpu/args/mod.rs"]
 #[allow(missing_docs, dead_code, reason = "only its C++ text is used here")]
 mod args;
+#[path = "src/gpu/kernel.rs"]
+#[allow(missing_docs, dead_code, reason = "only the list itself is used here")]
+mod kernel;
 
 /// Architectures that cubins are made for, with the lowest PTX version that their instructions need: a driver accepts
 /// PTX up to its own version, so a lower one loads on older drivers.
@@ -30,7 +33,8 @@ fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=kernels");
     // DEP_POSENC_INCLUDE in a dependent's build script: the folder of `#include "bias/bias.cuh"`.
     println!("cargo::metadata=include={}", std::env::current_dir()?.join("kernels").display());
-    println!("cargo::rerun-if-changed=src/gpu/args.rs");
+    println!("cargo::rerun-if-changed=src/gpu/args");
+    println!("cargo::rerun-if-changed=src/gpu/kernel.rs");
     for name in SEARCHED {
         println!("cargo::rerun-if-env-changed={name}");
     }
@@ -38,6 +42,9 @@ fn main() -> Result<()> {
     println!("cargo::rerun-if-env-changed=POSENC_ARCHS");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
 
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return Ok(());
+    }
     let nvrtc = match Nvrtc::find() {
         Ok(nvrtc) => nvrtc,
         Err(tried) => {
@@ -51,6 +58,10 @@ fn main() -> Result<()> {
     };
 
     let sources = Sources::read()?;
+    for listed in kernel::kernels() {
+        let there = sources.kernels.iter().any(|file| file.stem() == listed.file);
+        ensure!(there, "the list of kernels names {}, there is no kernels/{}.cu", listed.entry, listed.file);
+    }
     let wanted = wanted_architectures()?;
     // The lowest PTX runs everywhere; all of it is wanted where every code path is to be run without its device.
     let all_ptx = std::env::var("POSENC_PTX").is_ok_and(|value| value == "all");
@@ -199,7 +210,7 @@ impl Sources {
         list(Path::new("kernels"), &mut files)?;
         files.sort();
         let mut kernels = Vec::new();
-        let mut headers = vec![Source { name: "args.cuh".into(), text: args::header() }];
+        let mut headers = vec![Source { name: "args.cuh".into(), text: args::header() + &kernel::header() }];
         for path in files {
             let name =
                 path.strip_prefix("kernels")?.to_str().context("a kernel's path is not UTF-8")?.replace('\\', "/");
@@ -310,6 +321,10 @@ impl Job<'_> {
         }
         let options = self.options(format!("compute_{}", self.base), nvrtc);
         let made = nvrtc.compile(self.file, &self.headers, &options)?;
+        for listed in kernel::kernels().iter().filter(|listed| listed.file == self.file.stem()) {
+            let entry = format!(".entry {}_{}(", listed.entry, self.dtype);
+            ensure!(made.ptx.contains(&entry), "kernels/{} has no entry {}", self.file.name, listed.entry);
+        }
         for (target, [cubin_path, ptx_path]) in missing {
             let ptx = for_target(&made.ptx, target)?;
             let cubin = self.assemble(&ptx, target, nvrtc)?;

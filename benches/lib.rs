@@ -17,7 +17,7 @@ mod resample;
 mod rope;
 #[path = "embed/sinusoid.rs"]
 mod sinusoid;
-#[path = "bias/softmax.rs"]
+#[path = "attend/softmax.rs"]
 mod softmax;
 #[path = "embed/timestep.rs"]
 mod timestep;
@@ -27,7 +27,7 @@ mod toeplitz;
 use support::Case;
 
 /// The rooms, a bench each.
-pub const ROOMS: [&str; 3] = ["embed", "rotate", "bias"];
+pub const ROOMS: [&str; 4] = ["embed", "rotate", "bias", "attend"];
 
 /// Every case of a room.
 ///
@@ -45,7 +45,8 @@ pub fn cases(room: &str) -> Vec<Case> {
             resample::cases(),
         ],
         "rotate" => vec![rope::cases()],
-        "bias" => vec![softmax::cases(), toeplitz::cases(), distance_grad::cases()],
+        "bias" => vec![toeplitz::cases(), distance_grad::cases()],
+        "attend" => vec![softmax::cases()],
         _ => panic!("{room} is none of {ROOMS:?}"),
     };
     operations.into_iter().flatten().collect()

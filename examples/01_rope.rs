@@ -4,7 +4,6 @@
 
 use anyhow::Result;
 use posenc::accuracy::assert_close;
-use posenc::rotate::Operand;
 use posenc::{Direction, Error, Gpu, Heads, Positions, Rope, RopePlan};
 
 fn main() -> Result<()> {
@@ -49,7 +48,7 @@ fn main() -> Result<()> {
     let plan = RopePlan::<f32>::new(&gpu, &rope)?;
     let mut q_gpu = gpu.stream().clone_htod(&q)?;
     let ids = gpu.stream().clone_htod(&positions)?;
-    plan.rotate(Operand::in_place(&mut q_gpu, heads), None, Positions::ids(&ids), Direction::Forward)?;
+    plan.rotate(heads.of_mut(&mut q_gpu), None, Positions::ids(&ids))?;
     let expected = rope.expect(&q, &heads, &positions, Direction::Forward)?;
     let worst = assert_close(&gpu.stream().clone_dtoh(&q_gpu)?, &expected.want, |i| expected.bound[i]);
     println!("rotated on the CPU and on {gpu:?}; worst error {:e}, {:.2} of the bound", worst.error, worst.share);

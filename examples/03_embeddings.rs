@@ -5,8 +5,8 @@
 use anyhow::Result;
 use posenc::accuracy::{assert_close, rounded};
 use posenc::embed::{
-    Fault, Grid, GridPlan, GridSize, Inputs, Learned, LearnedPlan, Lookup, Norm, Odd, Sinusoid, SinusoidPlan, Tables,
-    TimestepPlan, Tokens, Weights,
+    DeviceLookup, DeviceTables, ErrorFlag, Grid, GridPlan, GridSize, HostLookup, HostTables, Learned, LearnedPlan,
+    Norm, Odd, Sinusoid, SinusoidPlan, TimestepPlan, Tokens,
 };
 use posenc::{Error, Gpu, Id, Pairing, Positions};
 
@@ -36,11 +36,13 @@ fn learned(name: &str, bert: bool, gpu: Option<&Gpu>) -> Result<()> {
     let norm = bert.then_some(Norm::Layer { eps: 1e-12 });
     let spec = Learned { norm, ..Learned::new(dim) };
     let parts = [table(50, dim, 1), table(16, dim, 2), table(2, dim, 3), table(1, dim, 4), table(1, dim, 5)];
-    let [token, position, types, gain, bias] = &parts;
+    let [token, position, types, gain, bias] = parts.each_ref().map(|part| &part[..]);
     let (ids, kinds) = ([7i64, 2, 49, 7, 0, 1, 3, 7], [0i64, 0, 1, 1, 0, 0, 0, 1]);
-    let all = Tables { token, position, types, gain, bias };
-    let tables = if bert { all } else { Tables { token, position, ..Tables::default() } };
-    let lookup = Lookup { ids: &ids, types: &kinds, ..Lookup::default() };
+    let mut tables = HostTables { token: Some(token), position: Some(position), ..HostTables::default() };
+    if bert {
+        tables = HostTables { types: Some(types), gain: Some(gain), bias: Some(bias), ..tables };
+    }
+    let lookup = HostLookup { ids: Some(&ids), types: Some(&kinds), ..HostLookup::default() };
 
     let mut x = vec![0.0f32; 2 * 4 * dim];
     spec.gather(&mut x, &tokens, &tables, &lookup)?;
@@ -49,7 +51,7 @@ fn learned(name: &str, bert: bool, gpu: Option<&Gpu>) -> Result<()> {
         assert_eq!(x[2 * dim + 5], token[49 * dim + 5] + position[2 * dim + 5]);
     }
     // An id outside its table is an error with its numbers, and nothing is written.
-    let wrong = Lookup { ids: &[50; 8], ..lookup };
+    let wrong = HostLookup { ids: Some(&[50; 8]), ..lookup };
     let error = spec.gather(&mut x, &tokens, &tables, &wrong).unwrap_err();
     assert_eq!(error.to_string(), "ids[0] is 50, the token table has 50 rows");
 
@@ -58,15 +60,16 @@ fn learned(name: &str, bert: bool, gpu: Option<&Gpu>) -> Result<()> {
     let stream = gpu.stream();
     let device = parts.iter().map(|part| stream.clone_htod(part)).collect::<Result<Vec<_>, _>>()?;
     let (ids, kinds) = (stream.clone_htod(&ids)?, stream.clone_htod(&kinds)?);
-    let mut weights = Weights { token: Some(&device[0]), position: Some(&device[1]), ..Weights::default() };
+    let mut there = DeviceTables { token: Some(&device[0]), position: Some(&device[1]), ..DeviceTables::default() };
     if bert {
-        weights = Weights { types: Some(&device[2]), gain: Some(&device[3]), bias: Some(&device[4]), ..weights };
+        there = DeviceTables { types: Some(&device[2]), gain: Some(&device[3]), bias: Some(&device[4]), ..there };
     }
-    let inputs = Inputs { ids: Some(i64::ids(&ids)), types: Some(i64::ids(&kinds)), ..Inputs::default() };
+    let (ids, types) = (Some(i64::ids(&ids)), Some(i64::ids(&kinds)));
     let mut out = stream.alloc_zeros(2 * 4 * dim)?;
-    let mut fault = Fault::new(gpu)?;
-    plan.gather(&mut out, tokens, &weights, &inputs, Some(&mut fault))?;
-    fault.check(gpu)?;
+    let mut flag = ErrorFlag::new(gpu)?;
+    let of = DeviceLookup { ids, types, ..DeviceLookup::default() };
+    plan.gather(tokens.of_mut(&mut out), &there, &of, Some(&mut flag))?;
+    flag.check(gpu)?;
     let expected = spec.expect(&x, &tokens, &tables, &lookup)?;
     let worst = assert_close(&stream.clone_dtoh(&out)?, &expected.want, |i| expected.bound[i]);
     println!("{name}: worst error {:e}, {:.2} of the bound", worst.error, worst.share);
@@ -77,16 +80,15 @@ fn learned(name: &str, bert: bool, gpu: Option<&Gpu>) -> Result<()> {
 fn whisper(gpu: Option<&Gpu>) -> Result<()> {
     let spec = Sinusoid { pairing: Pairing::Half, shift: 1.0, odd: Odd::Refuse, ..Sinusoid::new(64) };
     let tokens = Tokens::new(1, 1500, 64);
-    let positions: Vec<i64> = (0..1500).collect();
     let frames = table(1500, 64, 6);
     let mut x = frames.clone();
-    spec.add(&mut x, &tokens, &positions, 1.0)?;
+    spec.add(&mut x, &tokens, Positions::counted(), 1.0)?;
     // The last pair's period is exactly 10000 times 2 pi.
     assert_eq!(x[64 + 63], (f64::from(frames[64 + 63]) + 1e-4f64.cos()) as f32);
 
     let Some(gpu) = gpu else { return Ok(()) };
     let mut out = gpu.stream().clone_htod(&frames)?;
-    SinusoidPlan::<f32>::new(gpu, &spec)?.add(&mut out, tokens, Positions::counted(), 1.0)?;
+    SinusoidPlan::<f32>::new(gpu, &spec)?.add(tokens.of_mut(&mut out), Positions::counted(), 1.0)?;
     let want: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
     let bound = |i: usize| {
         rounded::<f32>(want[i], spec.add_error_bound((i / 64) as i64, f64::from(frames[i]), 1.0) + 2f64.powi(-23))
@@ -111,12 +113,13 @@ fn dit(gpu: Option<&Gpu>) -> Result<()> {
     let Some(gpu) = gpu else { return Ok(()) };
     let stream = gpu.stream();
     let mut out = stream.alloc_zeros(24 * 64)?;
-    GridPlan::<f32>::new(gpu, &grid)?.write(&mut out, Tokens::new(1, 24, 64), size)?;
+    GridPlan::<f32>::new(gpu, &grid)?.write(Tokens::new(1, 24, 64).of_mut(&mut out), size)?;
     let want: Vec<f64> = patches.iter().map(|&x| f64::from(x)).collect();
     let worst =
         assert_close(&stream.clone_dtoh(&out)?, &want, |i| 2f64.powi(-24) + grid.error_bound(size.place(i / 64)));
     let mut row = stream.alloc_zeros(256)?;
-    TimestepPlan::<f32>::new(gpu, &time)?.write(&mut row, &stream.clone_htod(&[0.25f32])?, 1)?;
+    let t_there = stream.clone_htod(&[0.25f32])?;
+    TimestepPlan::<f32>::new(gpu, &time)?.write(Tokens::new(1, 1, 256).of_mut(&mut row), &t_there)?;
     assert_eq!(stream.clone_dtoh(&row)?, t);
     println!("DiT: worst error {:e}, {:.2} of the bound; the timestep to the bit", worst.error, worst.share);
     Ok(())

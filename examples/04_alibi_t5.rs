@@ -4,11 +4,10 @@
 //! `cargo run --example 04_alibi_t5`
 
 use anyhow::Result;
-use posenc::accuracy::compare;
-use posenc::{
-    Alibi, Bias, BiasPlan, DistanceGrad, DistanceGradPlan, Error, Gpu, GradOutputs, Inputs, Logits, LogitsOperand,
-    Places, Softmax, SoftmaxInputs, SoftmaxPlan, T5Bias,
-};
+use posenc::accuracy::assert_close;
+use posenc::attend::{GradOptions, Inputs};
+use posenc::bias::{DistanceGrad, DistanceGradPlan};
+use posenc::{Alibi, Bias, BiasPlan, Error, Gpu, Logits, Places, Softmax, SoftmaxPlan, T5Bias};
 
 fn main() -> Result<()> {
     // BLOOM-560m has 16 heads, the second of two ranks holds 8..16: its slopes are those of the whole model.
@@ -18,7 +17,7 @@ fn main() -> Result<()> {
     // One step of a decode: a query against a cache of five keys, whatever its length in memory.
     let (heads, shape) = (8, Logits::bhqk(1, 8, 1, 8));
     let logits = vec![0.0f32; 64];
-    let places = Places { key_lengths: Some(&[5][..]), ..Places::last() };
+    let places = Places { key_lengths: Some(&[5][..]), ..Places::bottom_right() };
     let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::at(places) };
     let mut p = logits.clone();
     let lse = Softmax::causal(1.0).apply(&mut p, &shape, &inputs)?;
@@ -37,10 +36,10 @@ fn main() -> Result<()> {
     let x: Vec<f32> = (0..elements).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
     let weights: Vec<f32> = (0..elements).map(|i| ((i * 53) % 89) as f32 / 44.0 - 1.0).collect();
     let softmax = Softmax::causal(1.0);
-    let inputs = Inputs { bias: Bias::Toeplitz(&row), ..Inputs::at(Places::last()) };
+    let inputs = Inputs { bias: Bias::Toeplitz(&row), ..Inputs::default() };
     let grad = softmax.grad(&x, &weights, &square, &inputs)?;
     let by_bias: Vec<f32> = grad.bias.iter().map(|&g| g as f32).collect();
-    let table_grad = t5.grad(&DistanceGrad::new(&by_bias, &square, &Places::last(), t5.distances())?)?;
+    let table_grad = t5.grad(&DistanceGrad::new(&by_bias, &square, &Places::bottom_right(), t5.distances())?)?;
     // A softmax does not notice what is added to a whole row: the buckets of a head sum to zero.
     let sum: f64 = (0..32).map(|bucket| table_grad[bucket * heads]).sum();
     assert!(sum.abs() < 1e-6);
@@ -56,22 +55,18 @@ fn main() -> Result<()> {
     let stream = gpu.stream();
     let mut bias = BiasPlan::<f32>::t5(&gpu, t5, heads)?;
     bias.set_table(&stream.clone_htod(&table)?)?;
-    let plan = SoftmaxPlan::<f32>::new(&gpu, &softmax)?;
-    let inputs_gpu = SoftmaxInputs::new(&bias, Places::last());
+    let plan = SoftmaxPlan::<f32>::new(&gpu, &softmax, bias)?;
     let mut p_gpu = stream.clone_htod(&x)?;
-    plan.apply(LogitsOperand::InPlace(&mut p_gpu, square), &inputs_gpu, None)?;
+    plan.apply(square.of_mut(&mut p_gpu), &Inputs::default())?;
     let expected = softmax.expect(&x, &square, &inputs)?;
-    let worst = compare(&stream.clone_dtoh(&p_gpu)?, &expected.want, |i| expected.bound[i]);
-    assert!(worst.share <= 1.0, "{worst:?}");
+    let worst = assert_close(&stream.clone_dtoh(&p_gpu)?, &expected.want, |i| expected.bound[i]);
 
     let mut grad_gpu = stream.clone_htod(&weights)?;
-    let operand = LogitsOperand::InPlace(&mut grad_gpu, square);
-    plan.grad((&p_gpu, square), operand, &inputs_gpu, GradOutputs::default())?;
-    let sums = DistanceGradPlan::<f32>::t5(&gpu, t5, heads, &square)?;
+    plan.grad(square.of(&p_gpu), square.of_mut(&mut grad_gpu), &Inputs::default(), GradOptions::default())?;
+    let sums = DistanceGradPlan::<f32>::t5(&gpu, t5, heads, square)?;
     let mut table_gpu = stream.clone_htod(&vec![0.0f32; sums.len()])?;
-    sums.apply((&grad_gpu, square), &Places::last(), None, 1.0, &mut table_gpu)?;
-    let got = stream.clone_dtoh(&table_gpu)?;
-    assert!(got.iter().zip(&table_grad).all(|(got, want)| (f64::from(*got) - want).abs() < 1e-5));
+    sums.apply(square.of(&grad_gpu), Places::bottom_right(), 1.0, &mut table_gpu)?;
+    assert_close(&stream.clone_dtoh(&table_gpu)?, &table_grad, |_| 1e-5);
     println!("computed on the CPU and on {gpu:?}; worst error {:e}, {:.2} of the bound", worst.error, worst.share);
     Ok(())
 }

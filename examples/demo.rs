@@ -6,7 +6,6 @@ use anyhow::{Context, Result, ensure};
 use half::bf16;
 use indicatif::{ProgressBar, ProgressStyle};
 use posenc::accuracy::{Worst, compare};
-use posenc::rotate::Operand;
 use posenc::{Direction, Error, Gpu, Heads, ModelRope, Positions, RopePlan};
 use serde_json::Value;
 
@@ -79,18 +78,9 @@ fn main() -> Result<()> {
             let (mut q_d, mut k_d, mut unit_d) =
                 (stream.clone_htod(&q_y)?, stream.clone_htod(&k_y)?, stream.clone_htod(&unit)?);
             let ids = stream.clone_htod(&positions)?;
-            RopePlan::<f32>::new(gpu, rope)?.rotate(
-                Operand::in_place(&mut unit_d, one),
-                None,
-                Positions::ids(&ids),
-                Direction::Forward,
-            )?;
-            RopePlan::<bf16>::new(gpu, rope)?.rotate(
-                Operand::in_place(&mut q_d, q),
-                Some(Operand::in_place(&mut k_d, k)),
-                Positions::ids(&ids),
-                Direction::Forward,
-            )?;
+            RopePlan::<f32>::new(gpu, rope)?.rotate(one.of_mut(&mut unit_d), None, Positions::ids(&ids))?;
+            let plan = RopePlan::<bf16>::new(gpu, rope)?;
+            plan.rotate(q.of_mut(&mut q_d), k.of_mut(&mut k_d), Positions::ids(&ids))?;
             let report = emulator::attach().and_then(|emulator| emulator.last_launch());
             (q_y, k_y, unit) = (stream.clone_dtoh(&q_d)?, stream.clone_dtoh(&k_d)?, stream.clone_dtoh(&unit_d)?);
             let (major, minor) = gpu.capability();

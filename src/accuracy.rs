@@ -19,7 +19,7 @@ pub(crate) fn rounded_on_cpu<T: Scalar>(want: f64, error: f64) -> f64 {
     rounded::<T>(want, if T::NAME == f32::NAME { error } else { rounded::<f32>(want, error) })
 }
 
-/// What a kernel should have written: values in f64, and the error allowed at each.
+/// Expected result of an operation: values in f64, and the error allowed at each.
 #[derive(Clone, Debug)]
 pub struct Expected {
     /// the true values

@@ -1,25 +1,57 @@
+#![deny(missing_debug_implementations)]
 #![doc = include_str!("../README.md")]
+#![cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "plans alone use it"))]
+//!
+//! # Where names are
+//!
+//! The root has every spec and every plan, and what all rooms share: shapes, positions, errors. What one operation takes beside
+//! is in its room: [`embed`], [`rotate`], [`bias`], [`attend`].
 
 pub mod accuracy;
+pub mod attend;
 pub mod bias;
 mod cpu;
 mod double;
 pub mod embed;
 mod error;
+#[cfg(feature = "cuda")]
 pub mod gpu;
-mod positions;
+mod memory;
+mod pairing;
+pub mod position;
 pub mod rotate;
 mod scalar;
 mod shape;
 
-pub use bias::{
-    Alibi, Bias, BiasPlan, DistanceGrad, DistanceGradPlan, ExpectedGrad, Fire, FireGrad, FireGradPlan, FireLines,
-    GatedBias, GradOutputs, Gradient, Inputs, Kerple, KerpleGrad, KerpleKind, KeyOnly, LogitsOperand, Order, Output,
-    Packed, Place, Places, Sandwich, Sides, Slopes, SlopesGrad, Softmax, SoftmaxInputs, SoftmaxPlan, T5Bias, Toeplitz,
-};
+/// The version of cudarc whose buffers and streams plans take.
+#[cfg(feature = "cuda")]
+pub use cudarc;
+/// The version of half whose `f16` and `bf16` are element types.
+pub use half;
+
+pub use attend::Softmax;
+#[cfg(feature = "cuda")]
+pub use attend::SoftmaxPlan;
+pub use bias::{Alibi, Bias, Fire, Kerple, Sandwich, T5Bias, Toeplitz};
+#[cfg(feature = "cuda")]
+pub use bias::{BiasPlan, DistanceGradPlan, FireGradPlan};
+pub use embed::{Grid, Learned, Resample, Sinusoid};
+#[cfg(feature = "cuda")]
+pub use embed::{GridPlan, LearnedGradPlan, LearnedPlan, ResamplePlan, SinusoidPlan, TimestepPlan};
 pub use error::{Error, Result};
+#[cfg(feature = "cuda")]
 pub use gpu::Gpu;
-pub use positions::{Id, Ids, Positions};
-pub use rotate::{Direction, ModelRope, Pairing, Rope, RopePlan, Scaling};
+#[cfg(feature = "cuda")]
+pub use memory::Device;
+pub use memory::{Host, Memory};
+pub use pairing::Pairing;
+#[cfg(feature = "cuda")]
+pub use position::{Id, Ids};
+pub use position::{Packed, Place, Places, Positions};
+#[cfg(feature = "models")]
+pub use rotate::ModelRope;
+#[cfg(feature = "cuda")]
+pub use rotate::RopePlan;
+pub use rotate::{Direction, Rope, Scaling, XPos};
 pub use scalar::Scalar;
-pub use shape::{Heads, Logits};
+pub use shape::{Heads, Logits, Shape, Tokens};

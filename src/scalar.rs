@@ -11,20 +11,27 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
+#[cfg(feature = "cuda")]
+mod device {
+    /// Bounds of cudarc on an element.
+    pub trait DeviceScalar: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits {}
+    impl<T: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits> DeviceScalar for T {}
+}
+
+#[cfg(not(feature = "cuda"))]
+mod device {
+    pub trait DeviceScalar {}
+    impl<T> DeviceScalar for T {}
+}
+
+use device::DeviceScalar;
+
 /// An element type that every kernel is compiled for. Sealed.
 ///
 /// # On the CPU
 /// Results are computed in `f64` and rounded to `f32`, and from there to `f16` and `bf16`: within half an ulp, and for those two
 /// half an ulp of `f32` more.
-pub trait Scalar:
-    sealed::Sealed
-    + bytemuck::Pod
-    + cudarc::driver::DeviceRepr
-    + cudarc::driver::ValidAsZeroBits
-    + std::fmt::Debug
-    + Send
-    + Sync
-{
+pub trait Scalar: sealed::Sealed + bytemuck::Pod + DeviceScalar + std::fmt::Debug + Send + Sync {
     /// The name that its kernels carry: `"f32"`, `"f16"`, `"bf16"`.
     const NAME: &'static str;
     /// Half a unit in the last place of a normal number, relative to it: `2^-24`, `2^-11`, `2^-8`.

@@ -2,29 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 use std::process::Command;
 
 use object::{Object, ObjectSection, ObjectSymbol};
-use posenc::gpu::{FieldLayout, Image, Images, arguments, images};
+use posenc::gpu::{FieldLayout, Image, Images, images, kernels};
 
-/// The struct that kernel `entry` of `file` takes, as its source says: by name, or as the one that all take.
+/// The struct that kernel `entry` of `file` takes: its size and fields, from the list of kernels.
 fn struct_of(file: &str, entry: &str) -> (usize, Vec<FieldLayout>) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(file).with_extension("cu");
-    let source = std::fs::read_to_string(&path).expect("a kernel's source");
     let stem = entry.rsplit_once('_').map_or(entry, |(stem, _)| stem);
-    let taken = |before: &str| {
-        let all =
-            arguments().into_iter().filter(|(name, _, _)| source.contains(&format!("{before}(const {name} args)")));
-        all.collect::<Vec<_>>()
-    };
-    let mut found = taken(&format!("ENTRY({stem})"));
-    if found.is_empty() {
-        found = taken("");
-    }
-    assert!(found.len() == 1, "{entry} of {} takes {} structs of ours", path.display(), found.len());
-    let (_, size, fields) = found.remove(0);
-    (size, fields)
+    let listed = kernels().into_iter().find(|kernel| kernel.file == file && kernel.entry == stem);
+    let listed = listed.unwrap_or_else(|| panic!("{entry} of {file} is not in the list of kernels"));
+    (listed.size, listed.fields)
 }
 
 /// Names of the kernels in a PTX text.
@@ -38,6 +26,22 @@ fn all_ptx() -> impl Iterator<Item = (&'static Images, u32, String)> {
 
 fn ptx(image: &Image) -> String {
     String::from_utf8(image.bytes()).expect("PTX is text")
+}
+
+/// Every kernel of the list is in the image of every architecture, and no other.
+#[test]
+fn images_hold_the_kernels_of_the_list() {
+    for (images, sm, text) in all_ptx() {
+        let mut found = entries(&text);
+        let mut listed: Vec<String> = kernels()
+            .iter()
+            .filter(|kernel| kernel.file == images.file)
+            .map(|kernel| format!("{}_{}", kernel.entry, images.dtype))
+            .collect();
+        found.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(found, listed, "{} for {} and sm_{sm}", images.file, images.dtype);
+    }
 }
 
 #[test]

@@ -65,3 +65,24 @@ fn every_page_that_readme_names_exists() {
     let missing: Vec<_> = named.iter().filter(|path| !root.join(path).exists()).collect();
     assert!(missing.is_empty(), "README.md names {missing:?}");
 }
+
+/// Listings of docs/adding-an-encoding.md that open with a file's name stand in that file, and so do the files of its table.
+#[test]
+fn the_worked_example_is_what_the_files_say() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/adding-an-encoding.md")).expect("the page");
+    let mut listings = 0;
+    for listing in page.split("```").skip(1).step_by(2) {
+        let text = listing.split_once('\n').map_or("", |(_, text)| text);
+        let Some((name, code)) = text.strip_prefix("// ").and_then(|text| text.split_once('\n')) else { continue };
+        let file = fs::read_to_string(root.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(file.contains(code), "{name} does not hold the listing\n{code}");
+        listings += 1;
+    }
+    assert!(listings >= 7, "{listings} listings were found");
+    let steps = page.lines().filter(|line| line.starts_with("| ") && line.contains(". "));
+    let named: Vec<_> = steps.flat_map(|line| line.split('`').skip(1).step_by(2)).collect();
+    assert!(named.len() >= 7, "{named:?}");
+    let missing: Vec<_> = named.iter().filter(|path| !root.join(path).exists()).collect();
+    assert!(missing.is_empty(), "docs/adding-an-encoding.md names {missing:?}");
+}

@@ -65,12 +65,13 @@ fn a_device_older_than_every_image_is_told_so() {
     }
     if !is_inner() {
         let text = run("a_device_older_than_every_image_is_told_so", &[("EMULATOR_CC", "7.0")]);
-        assert!(
-            text.contains(
-                "no image of rotate/rope for f32 loads on this device of compute capability 7.0 with a driver for CUDA "
-            ),
-            "{text}"
-        );
+        // Of the plan's two modules the one that is loaded first.
+        let first = ["rope", "rope_sources"].iter().any(|module| {
+            text.contains(&format!(
+                "no image of rotate/{module} for f32 loads on this device of compute capability 7.0 with a driver for CUDA "
+            ))
+        });
+        assert!(first, "{text}");
         let oldest = posenc::gpu::images().iter().flat_map(|images| images.ptx).map(|image| image.sm).min();
         let oldest = oldest.expect("an image");
         assert!(text.contains(&format!(": the oldest image is for sm_{oldest}")), "{text}");

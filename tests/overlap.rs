@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use cudarc::driver::CudaSlice;
 use half::bf16;
 use posenc::gpu::images;
-use posenc::rotate::Operand;
-use posenc::{Direction, Gpu, Heads, Positions, Rope, RopePlan};
+use posenc::{Gpu, Heads, Positions, Rope, RopePlan};
 
 mod support;
 
@@ -78,17 +76,13 @@ fn a_chain_of_overlapping_calls_gives_the_same_bits() {
         let mut one = gpu.stream().clone_htod(&x).expect("a copy");
         let mut two = gpu.stream().alloc_zeros::<bf16>(x.len()).expect("a buffer");
         for _ in 0..20 {
-            rotate(&plan, Operand::in_place(&mut one, heads), &ids);
-            rotate(&plan, Operand::copy(&one, heads, &mut two, heads), &ids);
-            rotate(&plan, Operand::copy(&two, heads, &mut one, heads), &ids);
+            plan.rotate(heads.of_mut(&mut one), None, Positions::ids(&ids)).expect("a call");
+            plan.rotate(heads.of(&one).to(heads.of_mut(&mut two)), None, Positions::ids(&ids)).expect("a call");
+            plan.rotate(heads.of(&two).to(heads.of_mut(&mut one)), None, Positions::ids(&ids)).expect("a call");
         }
         gpu.stream().clone_dtoh(&one).expect("a copy")
     };
     let apart = chain(&gpu);
     assert_ne!(apart, x);
     assert_eq!(chain(&gpu.overlapping(true)), apart);
-}
-
-fn rotate(plan: &RopePlan<bf16>, q: Operand<'_, bf16>, ids: &CudaSlice<i64>) {
-    plan.rotate(q, None, Positions::ids(ids), Direction::Forward).expect("a call");
 }

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use cudarc::driver::CudaSlice;
 use half::bf16;
-use posenc::{DistanceGrad, DistanceGradPlan, Gpu, Kerple, KerpleKind, Logits, Places, Scalar, Slopes, T5Bias};
+use posenc::bias::{DistanceGrad, DistanceGradPlan, Kerple, KerpleKind, Slopes};
+use posenc::{Gpu, Logits, Places, Scalar, T5Bias};
 
 use crate::support::{Case, Operation, compare, values};
 
@@ -65,10 +66,10 @@ impl<T: Scalar> Sums<T> {
         let (heads, stream) = (shape.heads, gpu.stream());
         let kerple = Kerple { kind: KerpleKind::Log, p: vec![0.75; heads], a: vec![0.5; heads] };
         let plan = match of {
-            Of::T5 => DistanceGradPlan::t5(gpu, TABLE, heads, &shape)?,
-            Of::Slopes => DistanceGradPlan::slopes(gpu, heads, &shape)?,
-            Of::Kerple => DistanceGradPlan::kerple(gpu, &kerple, distances(&shape), &shape)?,
-            Of::Row => DistanceGradPlan::row(gpu, heads, distances(&shape), &shape)?,
+            Of::T5 => DistanceGradPlan::t5(gpu, TABLE, heads, shape)?,
+            Of::Slopes => DistanceGradPlan::slopes(gpu, heads, shape)?,
+            Of::Kerple => DistanceGradPlan::kerple(gpu, &kerple, distances(&shape), shape)?,
+            Of::Row => DistanceGradPlan::row(gpu, heads, distances(&shape), shape)?,
         };
         let len = shape.elements()?;
         let fill = |set: usize| stream.clone_htod(&values::<T>(set as u64, len));
@@ -78,7 +79,7 @@ impl<T: Scalar> Sums<T> {
     }
 
     fn reference(&self, grad: &[T]) -> Result<Vec<f64>> {
-        let sums = |distances| DistanceGrad::new(grad, &self.shape, &Places::last(), distances);
+        let sums = |distances| DistanceGrad::new(grad, &self.shape, &Places::bottom_right(), distances);
         Ok(match self.of {
             Of::T5 => TABLE.grad(&sums(TABLE.distances())?)?,
             Of::Slopes => {
@@ -101,7 +102,7 @@ fn distances(shape: &Logits) -> std::ops::RangeInclusive<i64> {
 
 impl<T: Scalar> Operation for Sums<T> {
     fn call(&mut self, set: usize) -> posenc::Result<()> {
-        self.plan.apply((&self.sets[set], self.shape), &Places::last(), None, 1.0, &mut self.out)
+        self.plan.apply(self.shape.of(&self.sets[set]), Places::bottom_right(), 1.0, &mut self.out)
     }
 
     /// Every number, against the sums in f64; the bound takes the sums of magnitudes.

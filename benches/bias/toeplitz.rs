@@ -3,7 +3,8 @@
 use anyhow::Result;
 use cudarc::driver::CudaSlice;
 use half::bf16;
-use posenc::{Alibi, Bias, BiasPlan, Fire, Gpu, Logits, Places, Scalar, Slopes, T5Bias, Toeplitz};
+use posenc::bias::{Fire, Slopes, Toeplitz};
+use posenc::{Alibi, Bias, BiasPlan, Gpu, Logits, Places, Scalar, T5Bias};
 
 use crate::support::{Case, Operation, compare, values};
 
@@ -97,12 +98,8 @@ impl<T: Scalar> Added<T> {
 
 impl<T: Scalar> Operation for Added<T> {
     fn call(&mut self, set: usize) -> posenc::Result<()> {
-        let x = &mut self.sets[set];
-        if self.add {
-            self.plan.add(x, &self.shape, &Places::last())
-        } else {
-            self.plan.write(x, &self.shape, &Places::last())
-        }
+        let (x, places) = (self.shape.of_mut(&mut self.sets[set]), Places::bottom_right());
+        if self.add { self.plan.add(x, places) } else { self.plan.write(x, places) }
     }
 
     /// The first row and the last one of every head.

@@ -83,11 +83,11 @@ struct Gridded<T> {
 
 impl<T: Scalar> Operation for Gridded<T> {
     fn call(&mut self, set: usize) -> posenc::Result<()> {
-        let x = &mut self.sets[set];
+        let x = self.shape.of_mut(&mut self.sets[set]);
         match self.form {
-            Form::Write => self.plan.write(x, self.shape, self.size),
-            Form::Add => self.plan.add(x, self.shape, self.size, 1.0),
-            Form::Masked => self.plan.write_masked(x, &self.mask, self.shape.batch, self.size, Counted::default()),
+            Form::Write => self.plan.write(x, self.size),
+            Form::Add => self.plan.add(x, self.size, 1.0),
+            Form::Masked => self.plan.write_masked(x, &self.mask, self.size, Counted::default()),
         }
     }
 

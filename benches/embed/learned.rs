@@ -4,7 +4,7 @@
 use anyhow::Result;
 use cudarc::driver::CudaSlice;
 use half::bf16;
-use posenc::embed::{Inputs, Learned, LearnedPlan, Norm, Rows, Tokens, Weights};
+use posenc::embed::{DeviceLookup, DeviceTables, Learned, LearnedPlan, Norm, Rows, Tokens};
 use posenc::{Gpu, Id, Scalar};
 
 use crate::support::{Case, Operation, bits, compare, values};
@@ -104,10 +104,10 @@ impl<T: Scalar> Operation for Gather<T> {
             None => (None, None),
             Some(_) => (Some(&self.vectors[0] as _), Some(&self.vectors[1] as _)),
         };
-        let weights = Weights { token: Some(&self.token), position: Some(&self.position), types, gain, bias };
+        let tables = DeviceTables { token: Some(&self.token), position: Some(&self.position), types, gain, bias };
         let mask = self.mask.as_ref().map(|mask| mask as _);
-        let inputs = Inputs { ids: Some(i32::ids(&self.ids)), types: kinds, mask, ..Inputs::default() };
-        self.plan.gather(&mut self.out[set], self.shape, &weights, &inputs, None)
+        let lookup = DeviceLookup { ids: Some(i32::ids(&self.ids)), types: kinds, mask, ..DeviceLookup::default() };
+        self.plan.gather(self.shape.of_mut(&mut self.out[set]), &tables, &lookup, None)
     }
 
     fn verify(&mut self) -> Result<()> {

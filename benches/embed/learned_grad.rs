@@ -5,8 +5,11 @@ use std::collections::BTreeSet;
 use anyhow::{Result, ensure};
 use cudarc::driver::CudaSlice;
 use half::bf16;
-use posenc::embed::{GradPlan, Inputs, Learned, Lookup, Norm, NormGrad, TableGrad, Tables, Tokens, Weights, order};
-use posenc::{Gpu, Id, Scalar};
+use posenc::embed::{
+    DeviceLookup, DeviceTables, HostLookup, HostTables, Learned, LearnedGradPlan, Norm, NormGrad, TableGrad, Tokens,
+    order,
+};
+use posenc::{Gpu, Id, Positions, Scalar};
 
 use crate::support::{Case, Operation, bits, compare, values};
 
@@ -72,8 +75,7 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, form: F
     let name = format!("learned_grad/{model}/{}/{form:?}/{batch}x{tokens}x{dim}", T::NAME);
     let make = move |gpu: &Gpu, sets: usize| -> Result<Box<dyn Operation>> {
         let stream = gpu.stream();
-        let plan = GradPlan::<T>::new(gpu, &spec)?;
-        let partials = if norm.is_some() { plan.partials(&shape) } else { plan.table_partials(&shape) };
+        let plan = LearnedGradPlan::<T>::new(gpu, &spec, shape)?;
         let rows = match form {
             Form::Counted => tokens,
             Form::Table => VOCABULARY,
@@ -95,8 +97,6 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, form: F
                 .map(|set| upload(10 + set as u64, shape.span()?).map_err(Into::into))
                 .collect::<Result<_>>()?,
             sum: stream.alloc_zeros(if norm.is_some() { shape.span()? } else { 1 })?,
-            partials: stream.alloc_zeros(partials.max(1))?,
-            between: stream.alloc_zeros(ids.len())?,
             table: stream.alloc_zeros(rows * dim)?,
             vectors: [stream.alloc_zeros(dim)?, stream.alloc_zeros(dim)?],
             plan,
@@ -107,7 +107,7 @@ fn case<T: Scalar>(model: &str, batch: usize, tokens: usize, dim: usize, form: F
 }
 
 struct Grads<T> {
-    plan: GradPlan<T>,
+    plan: LearnedGradPlan<T>,
     gpu: Gpu,
     form: Form,
     shape: Tokens,
@@ -120,27 +120,25 @@ struct Grads<T> {
     order: CudaSlice<u32>,
     grads: Vec<CudaSlice<T>>,
     sum: CudaSlice<T>,
-    partials: CudaSlice<f32>,
-    between: CudaSlice<u32>,
     table: CudaSlice<T>,
     vectors: [CudaSlice<T>; 2],
 }
 
 impl<T: Scalar> Grads<T> {
     fn norm(&mut self, set: usize) -> posenc::Result<()> {
-        let weights = Weights {
+        let tables = DeviceTables {
             token: Some(&self.token),
             position: Some(&self.position),
             gain: Some(&self.gain),
-            ..Weights::default()
+            ..DeviceTables::default()
         };
-        let inputs = Inputs { ids: Some(i64::ids(&self.device_ids)), ..Inputs::default() };
-        let (sum, partials, [gain, bias]) = (&mut self.sum, &mut self.partials, &mut self.vectors);
-        let mut out = NormGrad { sum, gain: None, bias: None, accumulate: false, partials, fault: None };
+        let lookup = DeviceLookup { ids: Some(i64::ids(&self.device_ids)), ..DeviceLookup::default() };
+        let mut out = NormGrad::new(self.shape.of_mut(&mut self.sum));
+        let [gain, bias] = &mut self.vectors;
         if self.form == Form::Norm {
             (out.gain, out.bias) = (Some(gain as _), Some(bias as _));
         }
-        self.plan.norm(out, &self.grads[set], None, self.shape, &weights, &inputs)
+        self.plan.norm(out, self.shape.of(&self.grads[set]), None, &tables, &lookup)
     }
 
     /// The normalised row of a token, in f64, with what its bound asks for.
@@ -161,16 +159,12 @@ impl<T: Scalar> Operation for Grads<T> {
         let (shape, table) = (self.shape, &mut self.table);
         match self.form {
             Form::Norm | Form::Sum => self.norm(set),
-            Form::Counted => self.plan.counted(table, &self.grads[set], shape, 0, TableGrad::new(shape.tokens)),
+            Form::Counted => self.plan.counted(table, shape.of(&self.grads[set]), 0, TableGrad::new(shape.tokens)),
             Form::Table => {
-                let ids = i64::ids(&self.device_ids);
-                let (partials, grad) = (&mut self.partials, &self.grads[set]);
-                self.plan.table(table, partials, grad, ids, &self.order, shape, TableGrad::new(VOCABULARY))
+                let (grad, ids) = (shape.of(&self.grads[set]), i64::ids(&self.device_ids));
+                self.plan.table(table, grad, ids, &self.order, TableGrad::new(VOCABULARY))
             }
-            Form::Order => {
-                let (order, between, count) = (&mut self.order, &mut self.between, self.ids.len());
-                self.plan.order(order, Some(between), i64::ids(&self.device_ids), count)
-            }
+            Form::Order => self.plan.order(&mut self.order, i64::ids(&self.device_ids), self.ids.len()),
         }
     }
 
@@ -199,9 +193,15 @@ impl<T: Scalar> Operation for Grads<T> {
                 let sum = read(&self.sum)?;
                 for i in picks(count) {
                     let own = i * dim..(i + 1) * dim;
-                    let tables = Tables { token: &token, position: &position, gain: &gain, ..Tables::default() };
-                    let lookup =
-                        Lookup { ids: &self.ids[i..=i], positions: &[(i % tokens) as i64], ..Lookup::default() };
+                    let tables = HostTables {
+                        token: Some(&token),
+                        position: Some(&position),
+                        gain: Some(&gain),
+                        ..HostTables::default()
+                    };
+                    let at = [(i % tokens) as i64];
+                    let (ids, positions) = (Some(&self.ids[i..=i]), Positions::ids(&at));
+                    let lookup = HostLookup { ids, positions, ..HostLookup::default() };
                     let want = self.spec.grad((1, 1), &[], &grad[own.clone()], &tables, &lookup)?.sum;
                     let (y, magnitude, sigma) = self.normed(&token, &position, i);
                     let g: Vec<f64> = (0..dim).map(|c| grad[i * dim + c].to_f64() * gain[c].to_f64()).collect();

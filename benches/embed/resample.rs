@@ -3,7 +3,7 @@
 use anyhow::Result;
 use cudarc::driver::CudaSlice;
 use half::bf16;
-use posenc::embed::{Along, Filter, GridSize, Resample, ResamplePlan};
+use posenc::embed::{Along, Filter, GridSize, Resample, ResamplePlan, Tokens};
 use posenc::{Gpu, Scalar};
 
 use crate::support::{Case, Operation, bits, compare, values};
@@ -64,8 +64,10 @@ struct Resampled<T> {
 
 impl<T: Scalar> Operation for Resampled<T> {
     fn call(&mut self, set: usize) -> posenc::Result<()> {
-        let (out, input) = (&mut self.out[set], &self.input);
-        if self.grad { self.plan.grad(out, input, self.dim, false) } else { self.plan.write(out, input, self.dim) }
+        let rows = |len: usize| Tokens::new(1, len / self.dim, self.dim);
+        let (input, out) = (rows(self.input.len()).of(&self.input), &mut self.out[set]);
+        let out = rows(out.len()).of_mut(out);
+        if self.grad { self.plan.grad(out, input, false) } else { self.plan.write(out, input) }
     }
 
     /// Some places, from the weights of their rows and columns.

@@ -62,10 +62,11 @@ struct Added<T> {
 
 impl<T: Scalar> Operation for Added<T> {
     fn call(&mut self, set: usize) -> posenc::Result<()> {
+        let x = self.shape.of_mut(&mut self.sets[set]);
         match self.form {
-            Form::Write => self.plan.write(&mut self.sets[set], self.shape, Positions::counted()),
+            Form::Write => self.plan.write(x, Positions::counted()),
             // 1 keeps a thousand calls on the same embeddings finite, and costs what any scale costs.
-            Form::Add => self.plan.add(&mut self.sets[set], self.shape, Positions::counted(), 1.0),
+            Form::Add => self.plan.add(x, Positions::counted(), 1.0),
         }
     }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use cudarc::driver::CudaSlice;
 use half::bf16;
-use posenc::embed::{Sinusoid, TimestepPlan};
+use posenc::embed::{Sinusoid, TimestepPlan, Tokens};
 use posenc::{Gpu, Scalar};
 
 use crate::support::{Case, Operation, bits, compare};
@@ -56,7 +56,8 @@ struct Times<T> {
 
 impl<T: Scalar> Operation for Times<T> {
     fn call(&mut self, set: usize) -> posenc::Result<()> {
-        self.plan.write(&mut self.out[set], &self.device_t, self.t.len())
+        let rows = Tokens::new(1, self.t.len(), self.plan.sinusoid().dim);
+        self.plan.write(rows.of_mut(&mut self.out[set]), &self.device_t)
     }
 
     fn verify(&mut self) -> Result<()> {

@@ -172,7 +172,8 @@ class Timestep(Embedding):
         def call(t):
             plan = self.machine.plan("timestep", lambda gpu: c.timestep_new(gpu, spec, c.BF16))
             with self.machine.lend() as lend:
-                arguments = c.TimestepCall(out=lend(out), t=lend(t), times=self.times, t_element=c.F32)
+                arguments = c.TimestepCall(out=lend(out), t=lend(t), t_element=c.F32)
+                arguments.tokens = c.tokens(1, self.times, self.dim)
                 c.timestep_write(plan, arguments)
             return (out,)
 
@@ -228,20 +229,20 @@ class Learned(Embedding):
         )
         return [(v, v.abs() + 1.0)]
 
-    def weights(self, lend):
+    def tables(self, lend):
         c = self.c
-        weights = c.Weights(token=lend(self.token), position=lend(self.position))
+        tables = c.Tables(token=lend(self.token), position=lend(self.position))
         if self.norm:
-            weights.types, weights.gain, weights.bias = lend(self.kinds), lend(self.gain), lend(self.shift)
-        return weights
+            tables.types, tables.gain, tables.bias = lend(self.kinds), lend(self.gain), lend(self.shift)
+        return tables
 
-    def inputs(self, lend):
+    def lookup(self, lend):
         c = self.c
         ids = lambda x: c.Ids(data=lend(x).data, len=x.numel(), element=c.I64)
-        inputs = c.Inputs(ids=ids(self.id), positions=c.Positions(kind=c.COUNTED))
+        lookup = c.Lookup(ids=ids(self.id), positions=c.Positions(kind=c.COUNTED))
         if self.norm:
-            inputs.types = ids(self.type)
-        return inputs
+            lookup.types = ids(self.type)
+        return lookup
 
     def ours(self):
         c = self.c
@@ -252,7 +253,7 @@ class Learned(Embedding):
             plan = self.machine.plan("learned", lambda gpu: c.learned_new(gpu, spec, c.BF16))
             with self.machine.lend() as lend:
                 arguments = c.LearnedCall(x=lend(x), tokens=c.tokens(1, self.tokens, self.dim))
-                arguments.weights, arguments.inputs = self.weights(lend), self.inputs(lend)
+                arguments.tables, arguments.lookup = self.tables(lend), self.lookup(lend)
                 c.learned_gather(plan, arguments)
             return (x,)
 
@@ -282,7 +283,6 @@ class NormGrad(Learned):
         self.exact = self.token.double()[self.id] + self.position.double() + self.kinds.double()[self.type]
         self.sum = self.exact.to(torch.bfloat16)
         _, self.mean, self.deviation = torch.native_layer_norm(self.sum, (dim,), self.gain, self.shift, 1e-5)
-        self.partials = None
         self.gains = [torch.zeros(dim, device=machine.device, dtype=torch.bfloat16) for _ in range(2)]
 
     def make(self, generator):
@@ -303,16 +303,13 @@ class NormGrad(Learned):
         spec = c.LearnedSpec(dim=self.dim, scale=1.0, rows=c.ROWS_OFFSET, norm=c.NORM_LAYER, eps=1e-5)
 
         def call(grad):
-            plan = self.machine.plan("norm", lambda gpu: c.learned_grad_new(gpu, spec, c.BF16))
             shape = c.tokens(1, self.tokens, self.dim)
-            if self.partials is None:
-                floats = c.learned_grad_partials(plan, shape)
-                self.partials = self.torch.empty(floats, device=self.machine.device)
+            plan = self.machine.plan(("norm", self.tokens), lambda gpu: c.learned_grad_new(gpu, spec, shape, c.BF16))
             with self.machine.lend() as lend:
                 gain, bias = map(lend, self.gains)
-                arguments = c.NormGradCall(sum=lend(self.out), gain=gain, bias=bias, partials=lend(self.partials))
-                arguments.grad, arguments.tokens = lend(grad), shape
-                arguments.weights, arguments.inputs = self.weights(lend), self.inputs(lend)
+                arguments = c.NormGradCall(sum=lend(self.out), sum_tokens=shape, gain=gain, bias=bias)
+                arguments.grad, arguments.grad_tokens = lend(grad), shape
+                arguments.tables, arguments.lookup = self.tables(lend), self.lookup(lend)
                 c.learned_grad_norm(plan, arguments)
             return (self.out, *self.gains)
 
@@ -334,7 +331,7 @@ class TableGrad(Embedding):
         self.bytes = 2 * self.dim * (tokens + self.id.unique().numel()) + 8 * tokens
         torch = self.torch
         self.table = torch.zeros(self.vocabulary, self.dim, device=machine.device, dtype=torch.bfloat16)
-        self.order, self.partials = torch.zeros(tokens, device=machine.device, dtype=torch.int32), None
+        self.order = torch.zeros(tokens, device=machine.device, dtype=torch.int32)
 
     def make(self, generator):
         return (self.machine.random(generator, self.tokens, self.dim),)
@@ -348,17 +345,14 @@ class TableGrad(Embedding):
         spec = c.LearnedSpec(dim=self.dim, scale=1.0, rows=c.ROWS_OFFSET, norm=c.NORM_NONE)
 
         def call(grad):
-            plan = self.machine.plan("table", lambda gpu: c.learned_grad_new(gpu, spec, c.BF16))
+            shape = c.tokens(1, self.tokens, self.dim)
+            plan = self.machine.plan(("table", self.tokens), lambda gpu: c.learned_grad_new(gpu, spec, shape, c.BF16))
             with self.machine.lend() as lend:
                 ids = c.Ids(data=lend(self.id).data, len=self.tokens, element=c.I64)
-                order, shape = lend(self.order), c.tokens(1, self.tokens, self.dim)
-                if self.partials is None:
-                    floats = c.learned_grad_table_partials(plan, shape)
-                    self.partials = self.torch.empty(floats, device=self.machine.device)
+                order = lend(self.order)
                 c.learned_grad_order(plan, c.OrderCall(order=order, ids=ids, count=self.tokens))
                 arguments = c.TableGradCall(table=lend(self.table), rows=self.vocabulary, grad=lend(grad), order=order)
                 arguments.tokens, arguments.ids, arguments.scale = shape, ids, 1.0
-                arguments.partials = lend(self.partials)
                 c.learned_grad_table(plan, arguments)
             return (self.table,)
 
@@ -416,7 +410,9 @@ class Resample(Embedding):
             plan = self.machine.plan("resample", lambda gpu: c.resample_new(gpu, spec, c.BF16))
             with self.machine.lend() as lend:
                 table, resampled = (lend(out), lend(x)) if self.grad else (lend(x), lend(out))
-                arguments = c.ResampleCall(table=table, resampled=resampled, dim=self.dim)
+                arguments = c.ResampleCall(table=table, resampled=resampled)
+                arguments.table_tokens = c.tokens(1, 1 + self.side**2, self.dim)
+                arguments.resampled_tokens = c.tokens(1, 1 + self.to**2, self.dim)
                 (c.resample_grad if self.grad else c.resample_write)(plan, arguments)
             return (out,)
 

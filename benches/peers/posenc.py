@@ -58,7 +58,7 @@ class Library:
         self._c = ctypes.CDLL(str(path))
         self._c.posenc_last_error.restype = ctypes.c_char_p
         self._structs = {}
-        for name, value in re.findall(r"^#define POSENC_(\w+) (\d+)$", text, flags=re.M):
+        for name, value in re.findall(r"^#define POSENC_(\w+) (\d+)\s*$", text, flags=re.M):
             setattr(self, name, int(value))
         for name, body in re.findall(r"typedef struct (\w+) \{(.*?)\} \w+;", text, flags=re.S):
             fields = [self._field(*field) for field in re.findall(r"([\w ]+[ *]+)(\w+)(?:\[(\d+)\])?;", body)]
@@ -74,9 +74,10 @@ class Library:
             function.argtypes = [self._argument(kind) for kind in kinds]
             self.functions.append(name)
             if result == "PosencStatus":
-                # What a function gives is behind its last pointer: a handle, a number, a buffer.
-                gives = kinds[-1].strip() if kinds[-1].strip() in ("uint64_t *", "struct PosencBuffer *") else None
-                gives = "handle" if kinds[-1].count("*") == 2 else gives
+                # What a function gives is behind its last pointer, `out`: a handle, a text, a number, a struct.
+                gives = None
+                if arguments.split()[-1].lstrip("*") == "out":
+                    gives = "value" if kinds[-1].count("*") == 1 else "text" if "char" in kinds[-1] else "handle"
                 setattr(self, name, self._checked(function, gives))
             else:
                 setattr(self, name, function)
@@ -103,10 +104,12 @@ class Library:
         def call(*arguments):
             out = []
             if gives:
-                out = [ctypes.c_void_p() if gives == "handle" else function.argtypes[-1]._type_()]
+                out = [function.argtypes[-1]._type_()]
             arguments = [ctypes.byref(a) if isinstance(a, Struct) else a for a in arguments]
             if function(*arguments, *map(ctypes.byref, out)):
                 raise PosencError(self._c.posenc_last_error().decode())
+            if gives == "text":
+                return ctypes.string_at(out[0].value).decode()
             if gives:
                 return out[0].value if hasattr(out[0], "value") else out[0]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from machine import Check, Gpu, Missing
 
-import bias
+import attend
 import embed
 import rotate
 
@@ -92,7 +92,7 @@ def main():
     parser.add_argument("--library", required=True, type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--room", choices=["rotate", "embed", "bias"])
+    parser.add_argument("--room", choices=["rotate", "embed", "attend"])
     parser.add_argument("--only", help="a part of the wanted peers' names")
     parser.add_argument("--tokens", default="", help="sizes, in place of each room's own")
     arguments = parser.parse_args()
@@ -108,7 +108,7 @@ def main():
     tokens = [int(n) for n in arguments.tokens.split(",") if n]
     print(f"{machine.name}, PyTorch {torch.__version__}")
     rows = []
-    for room in (rotate, embed, bias):
+    for room in (rotate, embed, attend):
         if arguments.room in (None, room.__name__):
             for make in room.cases(machine, tokens):
                 for row in compare(machine, make, arguments.only):

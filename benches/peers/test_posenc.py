@@ -97,6 +97,18 @@ def rotates(c, driver, gpu):
         assert str(error) == "rotary is 7, it must be even and at least 2", error
 
 
+def reads_a_models_config(c, gpu):
+    config = b'{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}'
+    model = c.model_from_hf(config)
+    assert c.model_name(model) == "llama" and c.model_layers(model) == 2
+    layer = c.model_layer(model, 1)
+    assert (layer.has_rope, layer.head, layer.logit_scale) == (1, 16, 1.0)
+    assert c.query_scale_at(layer.query_scale, 5) == 1.0
+    c.rope_free(c.rope_of_model(gpu, model, 1, 64, c.F32))
+    c.model_free(model)
+    assert c.yarn_mscale(1.0, 1.0) == 1.0
+
+
 def refuses_what_no_struct_holds(c):
     for make, want in (
         (lambda: c.Tokens(batches=2), "Tokens has no field batches; it has batch, tokens, dim, offset, strides"),
@@ -128,8 +140,8 @@ def softmaxes_with_alibi(c, driver, gpu):
     bias = c.bias_alibi_new(gpu, c.AlibiSpec(total_heads=heads, heads=heads, max_bias=8.0, scale=1.0), c.F32)
     softmax = c.softmax_new(gpu, c.SoftmaxSpec(scale=0.5, has_right=1), c.F32)
     buffer = c.Buffer(data=driver.upload(floats(x)), len=len(x))
-    places = c.Places(queries=c.Place(kind=c.PLACE_LAST))
-    inputs = c.SoftmaxInputs(bias=bias, places=places)
+    places = c.Places(queries=c.Place(kind=c.PLACE_BOTTOM_RIGHT))
+    inputs = c.Inputs(bias=bias, places=places)
     c.softmax_apply(softmax, c.SoftmaxCall(x=buffer, shape=c.logits(1, heads, n, n), inputs=inputs))
     want = []
     for row in range(heads * n):
@@ -151,6 +163,7 @@ def main(library, header):
     gpu = c.gpu_new(0, driver.stream, 0)
     refuses_what_no_struct_holds(c)
     rotates(c, driver, gpu)
+    reads_a_models_config(c, gpu)
     adds_a_sinusoid(c, driver, gpu)
     softmaxes_with_alibi(c, driver, gpu)
     c.gpu_free(gpu)

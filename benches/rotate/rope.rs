@@ -3,7 +3,8 @@
 use anyhow::Result;
 use cudarc::driver::CudaSlice;
 use half::{bf16, f16};
-use posenc::rotate::{Angles, Axes, Beyond, Operand, Table, TableValues};
+use posenc::gpu::Update;
+use posenc::rotate::{Angles, Axes, OutOfRange, Table, TableValues};
 use posenc::{Direction, Gpu, Heads, Pairing, Positions, Rope, RopePlan, Scalar};
 
 use crate::support::{Case, Operation, bits, compare, values};
@@ -219,25 +220,27 @@ impl<T: Scalar> Operation for Rotation<T> {
         let (q, k) = (self.q, self.k);
         let positions = Positions::ids(&self.ids);
         let [q_x, k_x] = &mut self.sets[set];
-        let (forward, some) = (Direction::Forward, k.heads > 0);
+        let some = k.heads > 0;
         match self.form {
             Form::InPlace => {
-                let (q, k) = (Operand::in_place(q_x, q), Operand::in_place(k_x, k));
-                self.plan.rotate(q, some.then_some(k), positions, forward)
+                let k: Option<Update<_, _>> = some.then_some(k.of_mut(k_x).into());
+                self.plan.rotate(q.of_mut(q_x), k, positions)
             }
             Form::Copy => {
                 let [q_out, k_out] = &mut self.out[set];
-                let (q, k) = (Operand::copy(q_x, q, q_out, q), Operand::copy(k_x, k, k_out, k));
-                self.plan.rotate(q, some.then_some(k), positions, forward)
+                let k = k.of(k_x).to(k.of_mut(k_out));
+                self.plan.rotate(q.of(q_x).to(q.of_mut(q_out)), some.then_some(k), positions)
             }
-            Form::Packed => self.plan.rotate_packed(q_x, q, k, positions, forward),
+            Form::Packed => self.plan.rotate(q.of_mut(q_x), k, positions),
             Form::Table => {
                 let Some(cos) = &self.table else { unreachable!("made with the form") };
                 let pairs = self.plan.rope().pairs();
                 let values = TableValues::F32 { cos, sin: None };
-                let table = Table { values, rows: ROWS, stride: 2 * pairs, beyond: Beyond::Clamp };
-                let (q, k) = (Operand::in_place(q_x, q), Operand::in_place(k_x, k));
-                self.plan.rotate_by_table(table, q, some.then_some(k), positions, forward)
+                let table = Table { values, rows: ROWS, stride: 2 * pairs, out_of_range: OutOfRange::Clamp };
+                let k: Option<Update<_, _>> = some.then_some(k.of_mut(k_x).into());
+                let rotation =
+                    posenc::rotate::Rotation { table: Some(table), ..posenc::rotate::Rotation::at(positions) };
+                self.plan.rotate(q.of_mut(q_x), k, rotation)
             }
         }
     }

@@ -8,7 +8,8 @@
 #pragma once
 
 // ALiBi: -left * |distance| before the query, -right * |distance| after it, 0 at it. An infinite slope masks its side.
-// Causal and symmetric: the same slope twice. The slopes are those of the whole model's heads; one table serves all ranks.
+// Causal and symmetric: the same slope twice. The slopes are those of the whole model's heads; one table serves all
+// ranks.
 __device__ __forceinline__ float posenc_alibi(float left, float right, int distance) {
     float bias = (distance < 0 ? left : -right) * static_cast<float>(distance);
     // 0 * infinity
@@ -26,7 +27,8 @@ __device__ __forceinline__ float posenc_toeplitz(const float* row, int first, in
 
 // FIRE's input: the normalised distance. `logs[n]` is ln(c n + 1) for n below `count`; a query's factor is
 // posenc_fire_factor, once per query.
-__device__ __forceinline__ float posenc_fire_factor(const float* logs, int count, float least_norm, float eps, int query) {
+__device__ __forceinline__ float posenc_fire_factor(const float* logs, int count, float least_norm, float eps,
+                                                    int query) {
     int index = query < 0 ? 0 : query < count ? query : count - 1;
     float norm = logs[index] + eps;
     return 1.0f / (norm > least_norm ? norm : least_norm);

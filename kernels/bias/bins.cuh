@@ -1,10 +1,11 @@
 // Sums of the elements of a call in bins, by a warp that walks rows: without atomics and always in the same order.
 //
-// The warp takes 32 neighbouring keys at a time. Lanes whose elements fall into one bin are added as a tree, and one of them
-// adds the sum to the bin in memory, with compensation. Far from the query all 32 keys share a bin.
+// The warp takes 32 neighbouring keys at a time. Lanes whose elements fall into one bin are added as a tree, and one of
+// them adds the sum to the bin in memory, with compensation. Far from the query all 32 keys share a bin.
 #pragma once
-#include "bias/reduce.cuh"
 #include "bias/row.cuh"
+#include "common/reduce.cuh"
+#include "common/scalar.cuh"
 
 // One warp's bins of SUMS numbers each: totals, and what compensation keeps beside them.
 template <int SUMS> struct Bins {
@@ -51,8 +52,10 @@ template <int SUMS> struct Bins {
     }
 };
 
-// Walks the rows `first ..` of a head, `rows` of them at most, counted over sequences; `each(row)` is what to do with a row.
-template <class F> __device__ void walk_rows(const BiasArgs& args, unsigned head, unsigned first, unsigned rows, F each) {
+// Walks the rows `first ..` of a head, `rows` of them at most, counted over sequences; `each(row)` is what to do with a
+// row.
+template <class F> __device__ void walk_rows(const BiasArgs& args, unsigned head, unsigned first, unsigned rows,
+                                             F each) {
     // A call has fewer than 2^31 rows. One division for all of them.
     unsigned batch = first / args.queries;
     unsigned query = first - batch * args.queries;

@@ -1,19 +1,22 @@
-// out[o, h] = factor * sum over batch, queries and keys of grad[b, h, i, j] * weight(d), d = key j - query i in interval o
+// out[o, h] = factor * sum over batch, queries and keys of grad[b, h, i, j] * weight(d), d = key j - query i in
+// interval o
 //
 // grad       [batch, heads, queries, keys] by strides in elements (64 bits), keys contiguous
 // intervals  i32 [outputs, 2]; weight is 1, -|d|, or f32 [outputs, heads, weighted]
 // sums       f32 [heads, blocks, outputs] or [heads, splits, distances]: what blocks leave to the last one of a head
 //
-// The gradient of every parameter of a distance bias, without atomics on numbers: diagonals, then distances, then outputs.
-// Each number of grad is read once, at the borders of blocks twice. The result depends on the shape alone, not on the device.
+// The gradient of every parameter of a distance bias, without atomics on numbers: diagonals, then distances, then
+// outputs. Each number of grad is read once, at the borders of blocks twice. The result depends on the shape alone, not
+// on the device.
 //
-// `diagonals`: where queries and keys follow one another. A thread walks down a strip of diagonals in tiles of eight rows of
-// eight keys: eight accesses of 16 bytes, 49 additions, and fifteen sums with compensation, one for each diagonal of a tile.
-// Neighbours share seven diagonals. A block adds its distances to the outputs that they belong to, if these are few.
-// `bins`: where they have positions of their own. A warp walks rows and adds to bins, one for each distance of the target;
-// distances outside take the nearest one, or, where the weight is -|d|, three bins hold the sides times |d|.
-// The last block of a head then adds what its blocks left.
+// `diagonals`: where queries and keys follow one another. A thread walks down a strip of diagonals in tiles of eight
+// rows of eight keys: eight accesses of 16 bytes, 49 additions, and fifteen sums with compensation, one for each
+// diagonal of a tile. Neighbours share seven diagonals. A block adds its distances to the outputs that they belong to,
+// if these are few. `bins`: where they have positions of their own. A warp walks rows and adds to bins, one for each
+// distance of the target; distances outside take the nearest one, or, where the weight is -|d|, three bins hold the
+// sides times |d|. The last block of a head then adds what its blocks left.
 #include "bias/bins.cuh"
+#include "common/keys.cuh"
 
 // Rows of a tile; its keys are as many.
 constexpr int TILE = 8;
@@ -21,8 +24,8 @@ constexpr int DIAGONALS = 2 * TILE - 1;
 static_assert(TILE == KEYS, "a tile is a square");
 constexpr int THREADS = 256;
 
-// What is added to outputs: `parts` arrays of `count` numbers, `apart` numbers from one to the next, of the distances from
-// `first` on; or of outputs.
+// What is added to outputs: `parts` arrays of `count` numbers, `apart` numbers from one to the next, of the distances
+// from `first` on; or of outputs.
 struct Addends {
     const float* sums;
     bool of_outputs;
@@ -31,8 +34,8 @@ struct Addends {
     long long apart;
 
     // The sum of the numbers `low` to below `low + n` of all parts, times their weights; `lanes` share it.
-    __device__ __forceinline__ float sum(const DistanceGradArgs& args, unsigned head, unsigned output, unsigned low, unsigned n,
-                                         unsigned lane, unsigned lanes) const {
+    __device__ __forceinline__ float sum(const DistanceGradArgs& args, unsigned head, unsigned output, unsigned low,
+                                         unsigned n, unsigned lane, unsigned lanes) const {
         // Four loads at a time: along the numbers of a part, or along the parts where it has few.
         constexpr int BATCH = 4;
         bool along = parts == 1 || n >= 32;
@@ -114,7 +117,8 @@ __device__ __forceinline__ void add_outputs(const DistanceGradArgs& args, unsign
 
 // The sums of ROWS rows of eight keys along their diagonals, as a tree: sums[i] is that of key - row = i - (ROWS - 1).
 // `load(row, x)` gives the keys of a row.
-template <int ROWS, class F> __device__ __forceinline__ void add_tile(int row, const F& load, float (&sums)[ROWS + TILE - 1]) {
+template <int ROWS, class F> __device__ __forceinline__ void add_tile(int row, const F& load,
+                                                                      float (&sums)[ROWS + TILE - 1]) {
     if constexpr (ROWS == 1) {
         load(row, sums);
     } else {
@@ -155,20 +159,23 @@ struct Tiles {
         } else {
             int low = max(first_key - key, 0), high = min(end_key - key, TILE);
             unsigned keys = (1u << high) - (1u << low);
-            add_tile<TILE>(0, [&](int r, float (&x)[KEYS]) {
-                unsigned there = row >= first_row - r && row < end_row - r ? keys : 0;
-                float gate = gates && there ? gates[row + r] : 1.0f;
+            add_tile<TILE>(
+                0,
+                [&](int r, float (&x)[KEYS]) {
+                    unsigned there = row >= first_row - r && row < end_row - r ? keys : 0;
+                    float gate = gates && there ? gates[row + r] : 1.0f;
 #pragma unroll
-                for (int i = 0; i < KEYS; ++i) x[i] = there >> i & 1 ? T::widen(at[r * stride + i]) * gate : 0.0f;
-            }, tile);
+                    for (int i = 0; i < KEYS; ++i) x[i] = there >> i & 1 ? T::widen(at[r * stride + i]) * gate : 0.0f;
+                },
+                tile);
         }
 #pragma unroll
         for (int i = 0; i < DIAGONALS; ++i) sums[i].add(tile[i]);
     }
 };
 
-// The sums of this block's distances, from `from` on, eight for each thread, into `strip`. The last eight are not complete
-// where another block follows.
+// The sums of this block's distances, from `from` on, eight for each thread, into `strip`. The last eight are not
+// complete where another block follows.
 __device__ __forceinline__ void diagonals(const DistanceGradArgs& args, unsigned head, long long from, float* strip) {
     const BiasArgs& bias = args.call.bias;
     const int* query_lengths = static_cast<const int*>(bias.query_lengths);
@@ -194,13 +201,14 @@ __device__ __forceinline__ void diagonals(const DistanceGradArgs& args, unsigned
         high = min(high, end) - zero;
         if (low >= high) continue;
         Row row(bias, bias.sequences ? 0 : sequence, head, static_cast<unsigned>(low));
-        const long long(&strides)[3] = args.call.strides;
+        const long long (&strides)[3] = args.call.strides;
         const T::Bits* grad = static_cast<const T::Bits*>(args.call.grad) + row.batch * strides[0] + head * strides[1];
         const float* gates = static_cast<const float*>(bias.gates);
         if (gates) gates += (static_cast<long long>(row.batch) * bias.heads + head) * bias.queries;
-        Tiles tiles{grad,      strides[2], static_cast<int>(low),      static_cast<int>(high),
+        Tiles tiles{grad,      strides[2], static_cast<int>(low),  static_cast<int>(high),
                     row.first, row.keys,   args.call.aligned != 0, gates};
-        // The key that row i meets at the distance `from` is start + i. The keys of a tile begin at a multiple of eight.
+        // The key that row i meets at the distance `from` is start + i. The keys of a tile begin at a multiple of
+        // eight.
         long long start = from + row.at - low - row.key_start;
         long long i = low - ((start + low) & (TILE - 1));
         // Rows before, which have no key of this block.
@@ -253,14 +261,16 @@ __device__ __forceinline__ void bins(const DistanceGradArgs& args, unsigned head
 }
 
 // The last of a head's blocks makes the outputs from what they left.
-__device__ __forceinline__ void finish(const DistanceGradArgs& args, unsigned head, unsigned blocks, const Addends& from) {
+__device__ __forceinline__ void finish(const DistanceGradArgs& args, unsigned head, unsigned blocks,
+                                       const Addends& from) {
     if (!last_of(static_cast<unsigned*>(args.call.counters) + head, blocks)) return;
     add_outputs(args, head, from, [&](unsigned output, float sum) {
-        static_cast<float*>(args.call.out)[output * args.output_stride + head * args.head_stride] = sum * args.call.factor;
+        static_cast<float*>(args.call.out)[output * args.output_stride + head * args.head_stride] =
+            sum * args.call.factor;
     });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) ENTRY(distance_grad)(const DistanceGradArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) KERNEL(distance_grad) {
     __shared__ float strip[THREADS * TILE];
     wait_for_predecessor();
     unsigned head = blockIdx.y, blocks = gridDim.x * gridDim.z;
@@ -275,15 +285,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) ENTRY(distance_grad)(co
     float* sums = static_cast<float*>(args.call.sums) + head * parts * numbers;
     if (args.of_outputs) {
         float* own = sums + (blockIdx.z * gridDim.x + blockIdx.x) * numbers;
-        add_outputs(args, head, {strip, false, from, count, 1, 0}, [&](unsigned output, float sum) { own[output] = sum; });
+        add_outputs(args, head, {strip, false, from, count, 1, 0},
+                    [&](unsigned output, float sum) { own[output] = sum; });
     } else {
         float* own = sums + blockIdx.z * numbers + index;
         for (unsigned i = threadIdx.x; i < count; i += blockDim.x) own[i] = strip[i];
     }
-    finish(args, head, blocks, {sums, args.of_outputs != 0, args.first, static_cast<unsigned>(numbers), parts, numbers});
+    finish(args, head, blocks,
+           {sums, args.of_outputs != 0, args.first, static_cast<unsigned>(numbers), parts, numbers});
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) ENTRY(distance_grad_bins)(const DistanceGradArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(distance_grad_bins) {
     wait_for_predecessor();
     unsigned head = blockIdx.y;
     long long size = static_cast<long long>(args.call.splits) * args.distances;

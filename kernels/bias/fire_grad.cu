@@ -1,15 +1,18 @@
 // sums[h, line, 0..4] = sum over the elements of head h whose x lies on the line of
 //     g,  g * x,  g * dx/dc,  g * x where the query lies before the threshold        g = grad * gate
-// out = [c, threshold, in_weight[width], in_bias[width], out_weight[heads, width], out_bias[heads]], each a factor times
-//     sums over heads and lines: a ramp is up on neighbouring lines, and there d bias / d weight is 1 or x times a number
+// out = [c, threshold, in_weight[width], in_bias[width], out_weight[heads, width], out_bias[heads]], each a factor
+// times
+//     sums over heads and lines: a ramp is up on neighbouring lines, and there d bias / d weight is 1 or x times a
+// number
 //
 // x = logs[distance] / norm(query),  dx/dc = (bends[distance] - x * bends[max(query, threshold)]) / norm(query)
 //
 // grad   [batch, heads, queries, keys] by strides in elements (64 bits), keys contiguous
 // bends  f32 [reach + 1], n / (1 + c n), the derivative of ln(1 + c n) by c
 //
-// A warp walks rows and adds to the lines' sums in memory, see bins.cuh. The last block of a head adds its splits, the last
-// block of all makes the outputs, a warp each. Each number of grad is read once; no number is added by an atomic.
+// A warp walks rows and adds to the lines' sums in memory, see bins.cuh. The last block of a head adds its splits, the
+// last block of all makes the outputs, a warp each. Each number of grad is read once; no number is added by an atomic.
+#include "bias/bias.cuh"
 #include "bias/bins.cuh"
 
 constexpr int SUMS = 4;
@@ -66,7 +69,7 @@ __device__ void parameters(const FireGradArgs& args) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(fire_grad)(const FireGradArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(fire_grad) {
     wait_for_predecessor();
     const BiasArgs& bias = args.call.bias;
     unsigned head = blockIdx.y;
@@ -92,10 +95,12 @@ extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(fire_grad)(const Fire
                 if (key < row.keys) {
                     int distance = row.distance(bias, static_cast<int>(key));
                     float input = posenc_fire_input(logs, bias.count, factor, distance);
-                    line = static_cast<int>(posenc_fire_line(static_cast<const float*>(bias.breaks), bias.break_count, input));
+                    line = static_cast<int>(
+                        posenc_fire_line(static_cast<const float*>(bias.breaks), bias.break_count, input));
                     x[0] = T::widen(grad[key]) * row.gate;
                     x[1] = x[0] * input;
-                    x[2] = x[0] * ((bends[min(static_cast<unsigned>(abs(distance)), bias.count - 1u)] - input * bend) * factor);
+                    x[2] = x[0] * ((bends[min(static_cast<unsigned>(abs(distance)), bias.count - 1u)] - input * bend) *
+                                   factor);
                     x[3] = before ? x[1] : 0.0f;
                 }
                 bins.add(line, x);

@@ -5,15 +5,16 @@
 // x        [batch, heads, queries, keys] by strides in elements (64 bits), keys contiguous
 // table    f32 [buckets, heads], lookup u16 [distances], row f32 [heads, distances]
 //
-// write and add: blockDim.x threads walk one row, eight keys each at a time; blockDim.y rows a block. Rounded once, from
-// float; keys of another packed sequence than the query's get -inf. Bytes: each element is written once, and read once by `add`; slopes and rows come from a cache.
-// row: one thread per number.
-#include "bias/row.cuh"
+// write and add: blockDim.x threads walk one row, eight keys each at a time; blockDim.y rows a block. Rounded once,
+// from float; keys of another packed sequence than the query's get -inf. Bytes: each element is written once, and read
+// once by `add`; slopes and rows come from a cache. row: one thread per number.
+#include "bias/forms.cuh"
 #include "common/exp.cuh"
+#include "common/keys.cuh"
 
 #define BOUNDS __launch_bounds__(256, 4)
 
-extern "C" __global__ void BOUNDS ENTRY(apply)(const ToeplitzArgs args) {
+extern "C" __global__ void BOUNDS KERNEL(apply) {
     unsigned index = blockIdx.x * blockDim.y + threadIdx.y;
     if (index >= args.rows) return;
     wait_for_predecessor();
@@ -44,7 +45,7 @@ extern "C" __global__ void BOUNDS ENTRY(apply)(const ToeplitzArgs args) {
     }
 }
 
-extern "C" __global__ void BOUNDS ENTRY(row)(const ToeplitzRowArgs args) {
+extern "C" __global__ void BOUNDS KERNEL(row) {
     unsigned distance = blockIdx.x * blockDim.x + threadIdx.x;
     if (distance >= args.count) return;
     unsigned bucket = static_cast<const unsigned short*>(args.lookup)[distance];

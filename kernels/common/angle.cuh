@@ -27,8 +27,8 @@ __device__ inline void sincos_phase(unsigned long long phase, float& sin, float&
     cos = (turn + 0x40000000u) & 0x80000000u ? -cos : cos;
 }
 
-// Sine and cosine of x radians and `quarters` quarter turns, in f64; x lies within an eighth of a turn to each side, where
-// the Taylor polynomials of degree 15 and 16 are off by 6e-17.
+// Sine and cosine of x radians and `quarters` quarter turns, in f64; x lies within an eighth of a turn to each side,
+// where the Taylor polynomials of degree 15 and 16 are off by 6e-17.
 __device__ inline void sincos_quarter(double x, long long quarters, double& sin, double& cos) {
     double z = x * x;
     double s = fma(z, -1.0 / 1307674368000.0, 1.0 / 6227020800.0);
@@ -57,8 +57,8 @@ __device__ inline void sincos_quarter(double x, long long quarters, double& sin,
 
 // Cosine and sine of an angle in radians below 2^31, the nearest f32 but for one in about 10^8, where it is the second.
 //
-// In f64: the nearest multiple of pi/2 is taken off in two fused steps, of pi/2 in 106 bits, so that small remainders keep
-// their relative accuracy.
+// In f64: the nearest multiple of pi/2 is taken off in two fused steps, of pi/2 in 106 bits, so that small remainders
+// keep their relative accuracy.
 __device__ inline void sincos_radians(float radians, float& sin, float& cos) {
     double x = radians;
     double n = rint(x * 0x1.45f306dc9c883p-1);

@@ -43,12 +43,13 @@ __device__ __forceinline__ float at_least(float x, float least) {
         "//sm_80- {.reg .pred less;\n"
         "//sm_80- setp.lt.f32 less, %1, %2;\n"
         "//sm_80- selp.f32 %0, %2, %1, less;}"
-        : "=f"(y) : "f"(x), "f"(least));
+        : "=f"(y)
+        : "f"(x), "f"(least));
     return y;
 }
 
-// exp(x) for x <= 0, within 1.02e-7 of itself; 1 at 0, 0 below -87.7 (e^-87.7 = 8.2e-39, below the normal range), NaN for
-// NaN.
+// exp(x) for x <= 0, within 1.02e-7 of itself; 1 at 0, 0 below -87.7 (e^-87.7 = 8.2e-39, below the normal range), NaN
+// for NaN.
 __device__ __forceinline__ float exp_below_zero(float x) {
     float f, power, g;
     // At -88 the power is 2^-127, whose bits are those of 0.

@@ -1,10 +1,10 @@
 // Element types, conversions and packs of 16, 8 or sizeof(element) bytes. Needs no toolkit header.
 //
-// DTYPE is f32, f16 or bf16 (set by build.rs). Arithmetic is in float; a value is rounded once, to nearest even, when it
-// is packed. Conversions are exact in the other direction.
+// DTYPE is f32, f16 or bf16 (set by build.rs). Arithmetic is in float; a value is rounded once, to nearest even, when
+// it is packed. Conversions are exact in the other direction.
 //
-// Inline assembly says in each line which architectures it is for: `//sm_80+ ` begins those of 8.0 and later ones, `//sm_80- `
-// those before. build.rs takes its choice of them into each architecture's PTX.
+// Inline assembly says in each line which architectures it is for: `//sm_80+ ` begins those of 8.0 and later ones,
+// `//sm_80- ` those before. build.rs takes its choice of them into each architecture's PTX.
 #pragma once
 
 struct f32 {
@@ -33,7 +33,8 @@ struct f16 {
             "//sm_80- cvt.rn.f16.f32 low, %2;\n"
             "//sm_80- cvt.rn.f16.f32 high, %1;\n"
             "//sm_80- mov.b32 %0, {low, high};}"
-            : "=r"(bits) : "f"(high), "f"(low));
+            : "=r"(bits)
+            : "f"(high), "f"(low));
         return bits;
     }
 };
@@ -60,7 +61,8 @@ struct bf16 {
             "//sm_80- setp.nan.f32 nan, %1, %1;\n"
             "//sm_80- selp.b32 high, 0x7fffffff, high, nan;\n"
             "//sm_80- prmt.b32 %0, low, high, 0x7632;}"
-            : "=r"(bits) : "f"(high), "f"(low));
+            : "=r"(bits)
+            : "f"(high), "f"(low));
         return bits;
     }
 };
@@ -73,10 +75,18 @@ constexpr int MID = 8 / sizeof(T::Bits);
 
 // The access of W elements: one load or store instruction each.
 template <int BYTES> struct Access;
-template <> struct Access<16> { using Type = uint4; };
-template <> struct Access<8> { using Type = uint2; };
-template <> struct Access<4> { using Type = unsigned; };
-template <> struct Access<2> { using Type = unsigned short; };
+template <> struct Access<16> {
+    using Type = uint4;
+};
+template <> struct Access<8> {
+    using Type = uint2;
+};
+template <> struct Access<4> {
+    using Type = unsigned;
+};
+template <> struct Access<2> {
+    using Type = unsigned short;
+};
 
 // W elements as they lie in memory.
 template <int W> struct Pack {
@@ -94,7 +104,9 @@ __device__ inline Words<16> words(uint4 raw) { return {{raw.x, raw.y, raw.z, raw
 __device__ inline Words<8> words(uint2 raw) { return {{raw.x, raw.y}}; }
 __device__ inline Words<4> words(unsigned raw) { return {{raw}}; }
 __device__ inline Words<2> words(unsigned short raw) { return {{raw}}; }
-__device__ inline void gather(const Words<16>& w, uint4& raw) { raw = make_uint4(w.word[0], w.word[1], w.word[2], w.word[3]); }
+__device__ inline void gather(const Words<16>& w, uint4& raw) {
+    raw = make_uint4(w.word[0], w.word[1], w.word[2], w.word[3]);
+}
 __device__ inline void gather(const Words<8>& w, uint2& raw) { raw = make_uint2(w.word[0], w.word[1]); }
 __device__ inline void gather(const Words<4>& w, unsigned& raw) { raw = w.word[0]; }
 __device__ inline void gather(const Words<2>& w, unsigned short& raw) { raw = static_cast<unsigned short>(w.word[0]); }
@@ -183,14 +195,13 @@ template <int W, class E = T> __device__ void merge(Pack<W>& a, Pack<W>& b) {
 
 // Begins to copy 16 bytes from global to shared memory. They are there for the thread itself after `fetched`.
 __device__ __forceinline__ void fetch(uint4* to, const void* from) {
-    asm volatile("//sm_80+ cp.async.cg.shared.global [%0], [%1], 16;\n"
-                 "//sm_80- {.reg .b32 a, b, c, d;\n"
-                 "//sm_80- ld.global.v4.u32 {a, b, c, d}, [%1];\n"
-                 "//sm_80- st.shared.v4.u32 [%0], {a, b, c, d};}"
-                 ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "l"(__cvta_generic_to_global(from))
-                 : "memory");
+    asm volatile(
+        "//sm_80+ cp.async.cg.shared.global [%0], [%1], 16;\n"
+        "//sm_80- {.reg .b32 a, b, c, d;\n"
+        "//sm_80- ld.global.v4.u32 {a, b, c, d}, [%1];\n"
+        "//sm_80- st.shared.v4.u32 [%0], {a, b, c, d};}" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+        "l"(__cvta_generic_to_global(from))
+        : "memory");
 }
 
-__device__ __forceinline__ void fetched() {
-    asm volatile("//sm_80+ cp.async.wait_all;" ::: "memory");
-}
+__device__ __forceinline__ void fetched() { asm volatile("//sm_80+ cp.async.wait_all;" ::: "memory"); }

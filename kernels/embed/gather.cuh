@@ -2,11 +2,8 @@
 #pragma once
 
 #include "args.cuh"
-#include "embed/place.cuh"
+#include "common/position.cuh"
 #include "embed/row.cuh"
-
-enum Rule : unsigned { OFFSET = 0, KEPT_BY_ID = 1, KEPT_BY_MASK = 2 };
-enum NormKind : unsigned { NO_NORM = 0, LAYER_NORM = 1, RMS_NORM = 2 };
 
 // No token.
 constexpr unsigned NONE = 0xffffffffu;
@@ -18,7 +15,7 @@ __device__ inline unsigned lane() {
 }
 
 __device__ inline bool kept(const LearnedArgs& args, long long index) {
-    if (args.rule == KEPT_BY_MASK) return static_cast<const unsigned char*>(args.mask)[index] != 0;
+    if (args.rule == RowRule::KEPT_BY_MASK) return static_cast<const unsigned char*>(args.mask)[index] != 0;
     return read_id(args.ids, args.id_type, index) != args.padding;
 }
 
@@ -29,9 +26,9 @@ __device__ inline unsigned count_kept(const LearnedArgs& args, ulonglong2 raw) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         unsigned long long x = i ? raw.y : raw.x;
-        if (args.rule == KEPT_BY_MASK) {
+        if (args.rule == RowRule::KEPT_BY_MASK) {
             count += __popcll((((x & LOW) + LOW) | x) & ~LOW);
-        } else if (args.id_type == ID_I64) {
+        } else if (args.id_type == IdType::I64) {
             count += x != static_cast<unsigned long long>(args.padding);
         } else {
             // A launch with padding beyond 32 bits counts nothing.
@@ -52,15 +49,15 @@ struct Before {
     unsigned edge;
 };
 
-// Counts the first `end` tokens of a sequence but for the edges of what is aligned to 16 bytes, at most 30 tokens. Every
-// thread of the block must come here.
+// Counts the first `end` tokens of a sequence but for the edges of what is aligned to 16 bytes, at most 30 tokens.
+// Every thread of the block must come here.
 __device__ inline Before count_before(const LearnedArgs& args, unsigned batch, unsigned end) {
     __shared__ unsigned all;
     unsigned thread = threadIdx.y * blockDim.x + threadIdx.x;
     if (thread == 0) all = 0;
     __syncthreads();
-    unsigned shift = args.rule == KEPT_BY_MASK ? 0 : args.id_type == ID_I64 ? 3 : 2;
-    const char* from = static_cast<const char*>(args.rule == KEPT_BY_MASK ? args.mask : args.ids) +
+    unsigned shift = args.rule == RowRule::KEPT_BY_MASK ? 0 : args.id_type == IdType::I64 ? 3 : 2;
+    const char* from = static_cast<const char*>(args.rule == RowRule::KEPT_BY_MASK ? args.mask : args.ids) +
                        (batch * static_cast<long long>(args.tokens) << shift);
     unsigned head = min((static_cast<unsigned>(-reinterpret_cast<long long>(from)) & 15u) >> shift, end);
     unsigned packs = (end - head) >> (4 - shift);
@@ -78,15 +75,16 @@ __device__ inline Before count_before(const LearnedArgs& args, unsigned batch, u
     return before;
 }
 
-// f(first, before) for every group of blockDim.y tokens of a sequence from token `first` to `end`, at least one: the group's
-// first token and what lies before it, to which f adds the group.
+// f(first, before) for every group of blockDim.y tokens of a sequence from token `first` to `end`, at least one: the
+// group's first token and what lies before it, to which f adds the group.
 //
-// Tokens are counted once, for the first group. So what counting costs in all grows with the number of blocks, and a launch
-// that counts gives each of a few blocks many groups.
-template <class F> __device__ void each_group(const LearnedArgs& args, unsigned batch, unsigned first, unsigned end, F f) {
+// Tokens are counted once, for the first group. So what counting costs in all grows with the number of blocks, and a
+// launch that counts gives each of a few blocks many groups.
+template <class F> __device__ void each_group(const LearnedArgs& args, unsigned batch, unsigned first, unsigned end,
+                                              F f) {
     Before before;
     // At most once in a block: only its first group may stand within a sequence.
-    if (args.rule != OFFSET && first > 0) before = count_before(args, batch, first);
+    if (args.rule != RowRule::OFFSET && first > 0) before = count_before(args, batch, first);
     end = pinned(end);
 #pragma unroll 1
     do {
@@ -95,12 +93,13 @@ template <class F> __device__ void each_group(const LearnedArgs& args, unsigned 
     } while (first < end);
 }
 
-// The position row of token `at`, one of the group that begins with `first`; `before` gains the tokens of the group. Every
-// thread of the block must come here.
-__device__ inline long long position_row(const LearnedArgs& args, unsigned batch, unsigned first, unsigned at, Before& before) {
-    long long index = batch * args.sequence_stride, step = 0;
-    if (args.rule == OFFSET) {
-        locate(args, batch, at, index, step);
+// The position row of token `at`, one of the group that begins with `first`; `before` gains the tokens of the group.
+// Every thread of the block must come here.
+__device__ inline long long position_row(const LearnedArgs& args, unsigned batch, unsigned first, unsigned at,
+                                         Before& before) {
+    Position position(batch * args.at.sequence_stride, 0);
+    if (args.rule == RowRule::OFFSET) {
+        position = Position(args.at, batch, at);
     } else {
         unsigned own = before.kept, is_kept = 0;
         // What is not counted yet, as if it were the 32 tokens before the group.
@@ -117,10 +116,9 @@ __device__ inline long long position_row(const LearnedArgs& args, unsigned batch
         }
         before.begin = 0;
         if (!(is_kept & 1u)) return args.padded;
-        step = own;
+        position.step = own;
     }
-    if (args.positions) step += read_id(args.positions, args.position_type, index);
-    return args.first + step;
+    return args.first + position.value(args.at);
 }
 
 // One token's rows; null where there is no table.
@@ -129,9 +127,10 @@ struct Rows {
     const T::Bits* token;
     const T::Bits *position = nullptr, *type = nullptr;
 
-    // The rows of token `at`, as in position_row. `source` stands in for a token's row where there is no token table. An id
-    // outside its table is not followed; the first one, in the order of tokens, is left in `fault`.
-    __device__ Rows(const LearnedArgs& args, const T::Bits* source, unsigned batch, unsigned first, unsigned at, Before& before)
+    // The rows of token `at`, as in position_row. `source` stands in for a token's row where there is no token table.
+    // An id outside its table is not followed; the first one, in the order of tokens, is left in `flag`.
+    __device__ Rows(const LearnedArgs& args, const T::Bits* source, unsigned batch, unsigned first, unsigned at,
+                    Before& before)
         : token(source) {
         long long row = args.position ? position_row(args, batch, first, at, before) : 0;
         long long index = batch * static_cast<long long>(args.tokens) + at;
@@ -142,12 +141,13 @@ struct Rows {
         };
         if (args.token) find(token, args.token, read_id(args.ids, args.id_type, index), args.token_rows, inside[0]);
         if (args.position) find(position, args.position, row, args.position_rows, inside[1]);
-        if (args.types) find(type, args.types, read_id(args.type_ids, args.type_id_type, index), args.type_rows, inside[2]);
+        if (args.types)
+            find(type, args.types, read_id(args.type_ids, args.type_id_type, index), args.type_rows, inside[2]);
         if (inside[0] && inside[1] && inside[2]) return;
         token = nullptr;
         unsigned wrong = !inside[0] ? 0 : !inside[1] ? 1 : 2;
-        if (threadIdx.x == 0 && args.fault) {
-            atomicMin(static_cast<unsigned long long*>(args.fault), static_cast<unsigned long long>(index) << 2 | wrong);
+        if (threadIdx.x == 0 && args.flag) {
+            atomicMin(static_cast<unsigned long long*>(args.flag), static_cast<unsigned long long>(index) << 2 | wrong);
         }
     }
 
@@ -175,7 +175,8 @@ struct Rows {
     }
 };
 
-// f(channel) for every step of this thread in a row of which it owns every blockDim.x-th unit, or with `spread` channel.
+// f(channel) for every step of this thread in a row of which it owns every blockDim.x-th unit, or with `spread`
+// channel.
 template <int W, class F> __device__ void each_step(unsigned dim, bool spread, F f) {
     unsigned unit = W == 1 && spread ? 1 : UNIT;
     unsigned channel = threadIdx.x * unit;
@@ -193,7 +194,8 @@ struct Moments {
     float mean = 0.0f, inverse = 1.0f, sum = 0.0f;
 
     // A thread's part: of the mean in pass 0, of the variance in pass 1.
-    template <int W> __device__ void gather(const LearnedArgs& args, int pass, unsigned channel, const float (&v)[STEP<W>]) {
+    template <int W> __device__ void gather(const LearnedArgs& args, int pass, unsigned channel,
+                                            const float (&v)[STEP<W>]) {
 #pragma unroll
         for (int i = 0; i < STEP<W>; ++i) {
             bool inside = i < W || channel + i / W * W < args.dim;
@@ -208,7 +210,7 @@ struct Moments {
         sum_row(all);
         sum = 0.0f;
         if (pass == 1) inverse = 1.0f / sqrtf(all[0] * args.share + args.eps);
-        else if (args.norm == LAYER_NORM) mean = all[0] * args.share;
+        else if (args.norm == NormKind::LAYER) mean = all[0] * args.share;
     }
 };
 
@@ -241,5 +243,5 @@ template <class Held> __device__ Moments hold_row(const LearnedArgs& args, const
 
 // Passes over a row that is not held: for its mean, for its variance, and for results.
 __device__ inline int first_pass(const LearnedArgs& args) {
-    return args.norm == LAYER_NORM ? 0 : args.norm == RMS_NORM ? 1 : 2;
+    return args.norm == NormKind::LAYER ? 0 : args.norm == NormKind::RMS ? 1 : 2;
 }

@@ -51,5 +51,5 @@ template <int W> __device__ void grid(const GridArgs& args) {
 }
 
 // Without the 4 the compiler aims at 32 registers at compute capability 8.0 and spills two.
-extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(grid_wide)(const GridArgs args) { grid<WIDE>(args); }
-extern "C" __global__ void __launch_bounds__(256) ENTRY(grid_one)(const GridArgs args) { grid<1>(args); }
+extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(grid_wide) { grid<WIDE>(args); }
+extern "C" __global__ void __launch_bounds__(256) KERNEL(grid_one) { grid<1>(args); }

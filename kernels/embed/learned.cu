@@ -14,7 +14,8 @@
 #include "embed/gather.cuh"
 
 // Scales and moves a step of a normalised row, and writes it.
-template <int W> __device__ void finish(const LearnedArgs& args, T::Bits* x, const Moments& moments, unsigned channel, float (&v)[STEP<W>]) {
+template <int W> __device__ void finish(const LearnedArgs& args, T::Bits* x, const Moments& moments, unsigned channel,
+                                        float (&v)[STEP<W>]) {
     float vector[STEP<W>];
 #pragma unroll
     for (int i = 0; i < STEP<W>; ++i) v[i] = (v[i] - moments.mean) * moments.inverse;
@@ -38,8 +39,8 @@ template <class F> __device__ void own_groups(const LearnedArgs& args, F f) {
     each_group(args, blockIdx.x, first, min(first + args.tokens_per_block, args.tokens), f);
 }
 
-// f(x, rows, dim) for every token of a block's row of threads: where it is written, its rows, its channels (0 behind the
-// last token).
+// f(x, rows, dim) for every token of a block's row of threads: where it is written, its rows, its channels (0 behind
+// the last token).
 template <class F> __device__ void each_token(const LearnedArgs& args, F f) {
     own_groups(args, [&](unsigned first, Before& before) {
         // Behind the last token the last one again, of which no channel is written.
@@ -87,13 +88,13 @@ __device__ void narrow(const LearnedArgs& args) {
 #pragma unroll 1
         for (int pass = first_pass(args); pass < 3; ++pass) {
             // Without sums no order has to be kept, and narrow accesses lie side by side.
-            each_step<1>(dim, args.norm == NO_NORM, [&](unsigned channel) {
+            each_step<1>(dim, args.norm == NormKind::NONE, [&](unsigned channel) {
                 float v[1];
                 rows.fill(v);
                 if (rows.token) rows.sum<1>(args, channel, v);
                 if (pass < 2) {
                     moments.gather<1>(args, pass, channel, v);
-                } else if (args.norm == NO_NORM) {
+                } else if (args.norm == NormKind::NONE) {
                     store_step<1>(x, channel, args.dim, v);
                 } else {
                     finish<1>(args, x, moments, channel, v);
@@ -109,12 +110,13 @@ __device__ void rows(const LearnedArgs& args) {
     own_groups(args, [&](unsigned first, Before& before) {
         unsigned token = first + threadIdx.y;
         long long row = position_row(args, blockIdx.x, first, min(token, args.tokens - 1), before);
-        if (token < args.tokens) static_cast<long long*>(args.x)[blockIdx.x * static_cast<long long>(args.tokens) + token] = row;
+        if (token < args.tokens)
+            static_cast<long long*>(args.x)[blockIdx.x * static_cast<long long>(args.tokens) + token] = row;
     });
 }
 
 #define LEARNED(name, f) \
-    extern "C" __global__ void __launch_bounds__(256, 4) ENTRY(name)(const LearnedArgs args) { f(args); }
+    extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(name) { f(args); }
 
 LEARNED(learned_wide, plain)
 LEARNED(learned_norm, norm)

@@ -2,14 +2,17 @@
 // y = (v - mean) / sigma, for each row; and partial sums of grad * y and of grad over the rows of each block.
 //
 // grad, x       [batch, tokens, dim] by strides in elements (64 bits), channels contiguous; x is written
-// partials      [blocks, 2, dim] f32, written; then [blocks * rows, 2, dim], room for the sums of each row of threads where
+// partials      [blocks, 2, dim] f32, written; then [blocks * rows, 2, dim], room for the sums of each row of threads
+// where
 //               they are not held
 // the others    as in learned.cu: the sum is gathered again, nothing is kept from the forward kernel
 //
-// The number of blocks depends on the shape alone, and each walks its own rows in order, so every device adds in one order.
+// The number of blocks depends on the shape alone, and each walks its own rows in order, so every device adds in one
+// order.
 //
-// Bytes: what learned.cu reads, and grad; one row written. A row's v and g and its partial sums stay in shared memory; where
-// accesses are narrow or the row is too long for it, the row is gathered four times and grad read twice, from a cache.
+// Bytes: what learned.cu reads, and grad; one row written. A row's v and g and its partial sums stay in shared memory;
+// where accesses are narrow or the row is too long for it, the row is gathered four times and grad read twice, from a
+// cache.
 #include "embed/gather.cuh"
 
 // f(grad, x, rows, dim) for every token of a block's row of threads: its rows, its channels (0 behind the last token).
@@ -49,7 +52,7 @@ struct Means {
     __device__ void finish(const LearnedArgs& args, const Moments& moments) {
         sum_row(parts);
         float factor = -args.share * moments.inverse;
-        parts[0] = args.norm == RMS_NORM ? 0.0f : parts[0] * factor;
+        parts[0] = args.norm == NormKind::RMS ? 0.0f : parts[0] * factor;
         parts[1] *= factor * moments.inverse;
         parts[0] = fmaf(-moments.mean, parts[1], parts[0]);
     }
@@ -71,7 +74,8 @@ template <int N> __device__ void normalise(const Moments& moments, float (&v)[N]
 }
 
 // v becomes dv.
-template <int N> __device__ void differentiate(const Moments& moments, const Means& means, const float (&g)[N], float (&v)[N]) {
+template <int N> __device__ void differentiate(const Moments& moments, const Means& means, const float (&g)[N],
+                                               float (&v)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) v[i] = fmaf(g[i], moments.inverse, fmaf(v[i], means.parts[1], means.parts[0]));
 }
@@ -135,7 +139,8 @@ __device__ void wide(const LearnedArgs& args) {
 }
 
 __device__ void narrow(const LearnedArgs& args) {
-    float* room = static_cast<float*>(args.partials) + (gridDim.x + static_cast<long long>(blockIdx.x) * blockDim.y) * 2 * args.dim;
+    float* room = static_cast<float*>(args.partials) +
+                  (gridDim.x + static_cast<long long>(blockIdx.x) * blockDim.y) * 2 * args.dim;
     float* gain_sums = room + threadIdx.y * 2ll * args.dim;
     float* bias_sums = gain_sums + args.dim;
     // The sums of an earlier call may still be read.
@@ -175,10 +180,13 @@ __device__ void narrow(const LearnedArgs& args) {
             }
         }
     });
-    write_sums(args, [&](unsigned row, unsigned vector, unsigned channel) { return room[(2ll * row + vector) * args.dim + channel]; });
+    write_sums(args, [&](unsigned row, unsigned vector, unsigned channel) {
+        return room[(2ll * row + vector) * args.dim + channel];
+    });
 }
 
-#define NORM_GRAD(name, f)     extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(name)(const LearnedArgs args) { f(args); }
+#define NORM_GRAD(name, f) \
+    extern "C" __global__ void __launch_bounds__(256, 3) KERNEL(name) { f(args); }
 
 NORM_GRAD(norm_grad_wide, wide)
 NORM_GRAD(norm_grad_narrow, narrow)

@@ -1,4 +1,5 @@
-// A table of a grid at another size:  out[y, x] = sum over the taps of y and x of row weight * column weight * table[..].
+// A table of a grid at another size:  out[y, x] = sum over the taps of y and x of row weight * column weight *
+// table[..].
 //
 // out             [prefix + out_rows * out_columns, dim]
 // table           [prefix + in_rows * in_columns, dim]
@@ -25,7 +26,8 @@ template <int W> __device__ void resample(const ResampleArgs& args) {
     uint2 rows = static_cast<const uint2*>(args.row_spans)[y];
     uint2 columns = static_cast<const uint2*>(args.column_spans)[x];
     const float* row_weights = static_cast<const float*>(args.row_weights) + y * static_cast<long long>(args.row_taps);
-    const float* column_weights = static_cast<const float*>(args.column_weights) + x * static_cast<long long>(args.column_taps);
+    const float* column_weights =
+        static_cast<const float*>(args.column_weights) + x * static_cast<long long>(args.column_taps);
     for (unsigned channel = threadIdx.x * W; channel < args.dim; channel += blockDim.x * W) {
         float sum[W] = {};
         if (copied) {
@@ -33,7 +35,10 @@ template <int W> __device__ void resample(const ResampleArgs& args) {
         } else {
 #pragma unroll 1
             for (unsigned i = 0; i < rows.y; ++i) {
-                const T::Bits* from = table + (args.prefix + (rows.x + i) * static_cast<long long>(args.in_columns) + columns.x) * args.dim + channel;
+                const T::Bits* from =
+                    table +
+                    (args.prefix + (rows.x + i) * static_cast<long long>(args.in_columns) + columns.x) * args.dim +
+                    channel;
                 float line[W] = {};
 #pragma unroll 4
                 for (unsigned j = 0; j < columns.y; ++j, from += args.dim) {
@@ -56,5 +61,5 @@ template <int W> __device__ void resample(const ResampleArgs& args) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) ENTRY(resample_wide)(const ResampleArgs args) { resample<WIDE>(args); }
-extern "C" __global__ void __launch_bounds__(256) ENTRY(resample_one)(const ResampleArgs args) { resample<1>(args); }
+extern "C" __global__ void __launch_bounds__(256) KERNEL(resample_wide) { resample<WIDE>(args); }
+extern "C" __global__ void __launch_bounds__(256) KERNEL(resample_one) { resample<1>(args); }

@@ -1,7 +1,8 @@
 // Rows in units of 8 channels, and sums over the threads of a row.
 //
-// A thread owns whole units whatever the width of its accesses, so that sums are made in one order and every width gives
-// the same bits. It takes a unit in one step, or channel by channel where accesses are narrow, which keeps that code small.
+// A thread owns whole units whatever the width of its accesses, so that sums are made in one order and every width
+// gives the same bits. It takes a unit in one step, or channel by channel where accesses are narrow, which keeps that
+// code small.
 #pragma once
 
 #include "common/scalar.cuh"
@@ -60,8 +61,8 @@ template <int N> __device__ void store_sums(float* to, unsigned channel, unsigne
     }
 }
 
-// The sums over all threads with this threadIdx.y, in one order. blockDim.x is a multiple of 32, at most 256; a block has at
-// most 256 threads. Every thread of the block must come here.
+// The sums over all threads with this threadIdx.y, in one order. blockDim.x is a multiple of 32, at most 256; a block
+// has at most 256 threads. Every thread of the block must come here.
 template <int N> __device__ void sum_row(float (&x)[N]) {
     __shared__ float parts[8][N];
 #pragma unroll
@@ -103,11 +104,12 @@ template <class P> __device__ __forceinline__ P* pinned(P* address) {
 
 extern __shared__ float4 shared[];
 
-// A row in shared memory, ARRAYS numbers for each channel: for each 32 units a KiB of each array, first the lower halves of
-// its units side by side, then the upper ones, so that no bank is met twice.
+// A row in shared memory, ARRAYS numbers for each channel: for each 32 units a KiB of each array, first the lower
+// halves of its units side by side, then the upper ones, so that no bank is met twice.
 template <int ARRAYS> struct HeldRow {
     static constexpr unsigned BYTES = ARRAYS * 1024;
-    // A unit of this thread at channel c lies at base + c * ARRAYS * 4 in the shared window; the next one is `step` channels on.
+    // A unit of this thread at channel c lies at base + c * ARRAYS * 4 in the shared window; the next one is `step`
+    // channels on.
     unsigned base, step;
 
     static __device__ unsigned bytes(unsigned dim) { return (dim + 32 * UNIT - 1) / (32 * UNIT) * BYTES; }
@@ -121,7 +123,8 @@ template <int ARRAYS> struct HeldRow {
     // f(channel, at) for every unit of this thread.
     template <class F> __device__ void each(unsigned dim, F f) const {
 #pragma unroll 1
-        for (unsigned channel = threadIdx.x * UNIT; channel < dim; channel += step) f(channel, base + channel * (ARRAYS * 4));
+        for (unsigned channel = threadIdx.x * UNIT; channel < dim; channel += step)
+            f(channel, base + channel * (ARRAYS * 4));
     }
 
     template <int ARRAY> static __device__ __forceinline__ void load(unsigned at, float (&x)[UNIT]) {
@@ -136,8 +139,8 @@ template <int ARRAYS> struct HeldRow {
         asm volatile("st.shared.v4.f32 [%0 + %1], {%2, %3, %4, %5};" ::"r"(at), "n"(ARRAY * 1024), "f"(x[0]), "f"(x[1]),
                      "f"(x[2]), "f"(x[3])
                      : "memory");
-        asm volatile("st.shared.v4.f32 [%0 + %1], {%2, %3, %4, %5};" ::"r"(at), "n"(ARRAY * 1024 + 512), "f"(x[4]), "f"(x[5]),
-                     "f"(x[6]), "f"(x[7])
+        asm volatile("st.shared.v4.f32 [%0 + %1], {%2, %3, %4, %5};" ::"r"(at), "n"(ARRAY * 1024 + 512), "f"(x[4]),
+                     "f"(x[5]), "f"(x[6]), "f"(x[7])
                      : "memory");
     }
 

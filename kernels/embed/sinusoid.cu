@@ -1,7 +1,7 @@
 // Sinusoid:  x = x * scale + wave(position * rate),  or without the first term.
 //
 // x          [batch, tokens, dim] by strides in elements (64 bits), channels contiguous
-// positions  ids [batch, tokens], or one start for each sequence, or none
+// at         token positions: position.cuh
 // rates      [pairs] turns per position in units of 2^-64
 //
 // One thread owns W pairs of one token: two accesses of W channels, one for each wave. It makes their angles once and
@@ -12,7 +12,7 @@
 #include "args.cuh"
 #include "common/angle.cuh"
 #include "common/scalar.cuh"
-#include "embed/place.cuh"
+#include "common/position.cuh"
 
 // W rates, two at a time: `from` is a multiple of W rates from the table's start.
 template <int W> __device__ void load_rates(const unsigned long long* from, unsigned long long (&rates)[W]) {
@@ -64,7 +64,7 @@ template <int W> __device__ void sinusoid(const SinusoidArgs& args) {
         unsigned first = group * args.batches_per_thread;
         unsigned last = min(first + args.batches_per_thread, args.batch);
         T::Bits* row = static_cast<T::Bits*>(args.x) + first * args.strides[0] + token * args.strides[1];
-        long long position = place(args, first, token);
+        long long position = Position(args.at, first, token).value(args.at);
 #pragma unroll 1
         for (unsigned pair = threadIdx.x * W; pair < args.pairs; pair += blockDim.x * W) {
             Waves<W> waves(args, position, pair);
@@ -87,11 +87,11 @@ template <int W> __device__ void sinusoid(const SinusoidArgs& args) {
             }
         }
         // The last channel of an odd dim: one wave more, or a zero.
-        if (args.rest && threadIdx.x == 0) {
+        if (args.last != LastChannel::NONE && threadIdx.x == 0) {
             Waves<1> waves;
             waves.first[0] = 0.0f;
-            if (args.rest == 1) waves = Waves<1>(args, position, args.pairs);
-            T::Bits* x = row + args.rest_channel;
+            if (args.last == LastChannel::WAVE) waves = Waves<1>(args, position, args.pairs);
+            T::Bits* x = row + args.last_channel;
 #pragma unroll 1
             for (unsigned batch = first; batch < last; ++batch, x += args.strides[0]) {
                 Pack<1> channel = pack(waves.first);
@@ -107,5 +107,5 @@ template <int W> __device__ void sinusoid(const SinusoidArgs& args) {
 
 #define BOUNDS __launch_bounds__(256, 4)
 
-extern "C" __global__ void BOUNDS ENTRY(sinusoid_wide)(const SinusoidArgs args) { sinusoid<WIDE>(args); }
-extern "C" __global__ void BOUNDS ENTRY(sinusoid_one)(const SinusoidArgs args) { sinusoid<1>(args); }
+extern "C" __global__ void BOUNDS KERNEL(sinusoid_wide) { sinusoid<WIDE>(args); }
+extern "C" __global__ void BOUNDS KERNEL(sinusoid_one) { sinusoid<1>(args); }

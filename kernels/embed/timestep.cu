@@ -1,6 +1,6 @@
 // Timestep embedding:  x = wave(2 pi * (t + offset) * turns).
 //
-// x      [times, dim]
+// x      [times, dim] rows `stride` elements apart, channels contiguous
 // t      [times] f32 or f64
 // turns  [pairs] turns per unit of time, a sum of two f64
 //
@@ -21,20 +21,20 @@ template <int W> __device__ void timestep(const TimestepArgs& args) {
     bool zero = args.padded && t == args.padding;
     unsigned ahead = args.cosine_first ? 1 : 0;
     const Turns* turns = static_cast<const Turns*>(args.turns);
-    T::Bits* x = static_cast<T::Bits*>(args.x) + row * static_cast<long long>(args.dim);
+    T::Bits* x = static_cast<T::Bits*>(args.x) + row * static_cast<long long>(args.stride);
     // Behind the pairs, the last channel of an odd dim, in narrow accesses alone: one wave more, or a zero.
-    unsigned end = args.pairs + (W == 1 && args.rest ? 1 : 0);
+    unsigned end = args.pairs + (W == 1 && args.last != LastChannel::NONE ? 1 : 0);
 #pragma unroll 1
     for (unsigned pair = threadIdx.x * W; pair < end; pair += blockDim.x * W) {
         Pack<W> a, b;
         if constexpr (W == 1) {
             bool last = pair == args.pairs;
             Angle angle{};
-            if (!zero && !(last && args.rest == 2)) angle = Angle(t, turns[pair]);
+            if (!zero && !(last && args.last == LastChannel::ZERO)) angle = Angle(t, turns[pair]);
             float first[1] = {angle.wave(ahead)}, second[1] = {angle.wave(1 - ahead)};
             a = pack(first), b = pack(second);
             if (last) {
-                a.store(x + args.rest_channel);
+                a.store(x + args.last_channel);
                 break;
             }
         } else {
@@ -54,5 +54,5 @@ template <int W> __device__ void timestep(const TimestepArgs& args) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) ENTRY(timestep_wide)(const TimestepArgs args) { timestep<WIDE>(args); }
-extern "C" __global__ void __launch_bounds__(128) ENTRY(timestep_one)(const TimestepArgs args) { timestep<1>(args); }
+extern "C" __global__ void __launch_bounds__(128) KERNEL(timestep_wide) { timestep<WIDE>(args); }
+extern "C" __global__ void __launch_bounds__(128) KERNEL(timestep_one) { timestep<1>(args); }

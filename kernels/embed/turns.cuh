@@ -7,8 +7,8 @@ struct alignas(16) Turns {
     double high, low;
 };
 
-// A float that rounds to the same T as x does: the nearest one for f32, else of the two next to x the one with an odd last bit,
-// so that the second rounding sees no false tie.
+// A float that rounds to the same T as x does: the nearest one for f32, else of the two next to x the one with an odd
+// last bit, so that the second rounding sees no false tie.
 template <bool POSITIVE, class E = T> __device__ float to_float(double x) {
     if constexpr (sizeof(typename E::Bits) == 4) {
         return __double2float_rn(x);
@@ -22,14 +22,15 @@ template <bool POSITIVE, class E = T> __device__ float to_float(double x) {
     }
 }
 
-// The angle t * turns as quarter turns and a rest of at most an eighth of a turn to each side, with the rest's sine and cosine.
+// The angle t * turns as quarter turns and a rest of at most an eighth of a turn to each side, with the rest's sine and
+// cosine.
 struct Angle {
     float sin, cos;
     unsigned quarters;
 
     Angle() = default;
-    // Relative accuracy 2^-50, at the zeros of both waves too: the product's error term is kept and whole quarters are taken
-    // off exactly. NaN where the product leaves 2^48 turns or t is not finite.
+    // Relative accuracy 2^-50, at the zeros of both waves too: the product's error term is kept and whole quarters are
+    // taken off exactly. NaN where the product leaves 2^48 turns or t is not finite.
     __device__ Angle(double t, Turns turns) {
         constexpr double WHOLE = 6755399441055744.0;
         double product = t * turns.high;

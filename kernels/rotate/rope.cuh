@@ -1,8 +1,9 @@
 // RoPE:  a' = a cos - b sin,  b' = a sin + b cos,  with the angle position * rate of the pair (a, b).
 //
-// q, q_out   [batch, tokens, q_heads, dim] by strides in elements (64 bits), channels contiguous; k, k_out likewise
-// positions  ids [axes][batch, tokens], or one start for each sequence
-// rates      [pairs] turns per position in units of 2^-64 (exact), frequencies in f32 (compat), or cosines by row (table)
+// q, k       [batch, tokens, heads, dim] by strides in elements (64 bits), channels contiguous; x is read and y written
+// at         token positions: position.cuh
+// rates      [pairs] turns per position in units of 2^-64 (exact), frequencies in f32 (compat), or cosines by row
+// (table)
 // sines      sines by row (table)
 // axes       [pairs] axis of each pair, or null
 // exponents  [2, pairs] xPos: exponents per position in units of 2^-56, of the queries' factors and of the keys'
@@ -15,11 +16,12 @@
 #pragma once
 #include "args.cuh"
 #include "common/angle.cuh"
-#include "common/index.cuh"
+#include "common/position.cuh"
 #include "common/scalar.cuh"
 
-// Where the pairs of one thread lie, from the head's first element: W elements at `a` and W at `b`. With BLOCKS and in halves,
-// each block of channels has its own; blocks are as long as one another, and the axis of a pair is the number of its block.
+// Where the pairs of one thread lie, from the head's first element: W elements at `a` and W at `b`. With BLOCKS and in
+// halves, each block of channels has its own; blocks are as long as one another, and the axis of a pair is the number
+// of its block.
 template <int W> struct Sides {
     unsigned a, b;
 
@@ -38,32 +40,8 @@ template <int W> struct Sides {
     }
 };
 
-// Position of one token on each axis: ids[index + axis * axis_stride] + step, or step alone without ids.
-struct Place {
-    long long index, step;
-
-    __device__ Place(const RopeArgs& args, unsigned batch, unsigned token) {
-        if (args.position_kind == 0) {
-            index = batch * args.sequence_stride + token;
-            step = 0;
-        } else if (args.position_kind == 1) {
-            index = batch * args.sequence_stride;
-            step = token;
-        } else {
-            const int* indptr = static_cast<const int*>(args.indptr);
-            index = find_sequence(indptr, args.sequences, token);
-            step = static_cast<long long>(token) - indptr[index];
-        }
-    }
-
-    __device__ unsigned long long on(const RopeArgs& args, unsigned axis) const {
-        if (!args.positions) return step;
-        return read_id(args.positions, args.position_type, index + axis * args.axis_stride) + step;
-    }
-};
-
-// Sources of cosine and sine for the W pairs from `pair` on. What they read before `wait_for_predecessor` is the plan's own.
-// A source that is BY_SIDE makes them anew for the keys, one with BLOCKS knows blocks of channels.
+// Sources of cosine and sine for the W pairs from `pair` on. What they read before `wait_for_predecessor` is the plan's
+// own. A source that is BY_SIDE makes them anew for the keys, one with BLOCKS knows blocks of channels.
 
 // The exact phase, position * rate modulo one turn.
 struct Exact {
@@ -79,11 +57,11 @@ struct Exact {
 #pragma unroll
         for (int i = 0; i < W; ++i) rate[i] = rates[i];
         wait_for_predecessor();
-        Place place(args, batch, token);
-        unsigned long long at = place.on(args, 0);
+        Position position(args.at, batch, token);
+        unsigned long long at = position.on(args.at, 0);
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-            if (args.axes) at = place.on(args, axes[i]);
+            if (args.axes) at = position.on(args.at, axes[i]);
             sincos_phase(at * rate[i], sin[i], cos[i]);
         }
     }
@@ -98,16 +76,16 @@ struct Walk {
 
     // `first` and `last` count the heads of both tensors, queries first.
     __device__ Walk(const RopeArgs& args, bool keys, unsigned batch, unsigned token, unsigned first, unsigned last) {
-        const long long* in = keys ? args.k_strides : args.q_strides;
-        const long long* out = keys ? args.k_out_strides : args.q_out_strides;
+        const long long* in = keys ? args.k.x_strides : args.q.x_strides;
+        const long long* out = keys ? args.k.y_strides : args.q.y_strides;
         unsigned from = keys ? max(first, args.q_heads) : first;
         unsigned to = keys ? last : min(last, args.q_heads);
         unsigned own = keys ? from - args.q_heads : from;
         count = to > from ? to - from : 0;
         x_step = in[2];
         y_step = out[2];
-        x = static_cast<const T::Bits*>(keys ? args.k : args.q) + batch * in[0] + token * in[1] + own * x_step;
-        y = static_cast<T::Bits*>(keys ? args.k_out : args.q_out) + batch * out[0] + token * out[1] + own * y_step;
+        x = static_cast<const T::Bits*>(keys ? args.k.x : args.q.x) + batch * in[0] + token * in[1] + own * x_step;
+        y = static_cast<T::Bits*>(keys ? args.k.y : args.q.y) + batch * out[0] + token * out[1] + own * y_step;
     }
 
     __device__ void next() {
@@ -173,6 +151,8 @@ template <int W, class Source> __device__ void rope(const RopeArgs& args) {
             unsigned channel = c < args.offset ? c : c + 2 * args.pairs;
 #pragma unroll 1
             for (int keys = 0; keys < 2; ++keys) {
+                // One of the two may be in place.
+                if (!(keys ? args.k_copied : args.q_copied)) continue;
 #pragma unroll 1
                 for (Walk walk(args, keys, batch, token, first, last); walk.count; walk.next()) {
                     Pack<W>::load(walk.x + channel).store(walk.y + channel);

@@ -17,18 +17,18 @@ struct Compat {
         const float* frequencies = static_cast<const float*>(args.rates) + pair;
         const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + pair;
         wait_for_predecessor();
-        Place place(args, batch, token);
-        float at = static_cast<float>(static_cast<long long>(place.on(args, 0)));
+        Position position(args.at, batch, token);
+        float at = static_cast<float>(static_cast<long long>(position.on(args.at, 0)));
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-            if (args.axes) at = static_cast<float>(static_cast<long long>(place.on(args, axes[i])));
+            if (args.axes) at = static_cast<float>(static_cast<long long>(position.on(args.at, axes[i])));
             sincos_radians(at * frequencies[i], sin[i], cos[i]);
         }
     }
 };
 
-// xPos: the exact phase, times a power of two whose exponent is a product of the distance from the center and a constant of
-// the pair and the side. Where one of the pairs' powers would leave the range of f32, NaN.
+// xPos: the exact phase, times a power of two whose exponent is a product of the distance from the center and a
+// constant of the pair and the side. Where one of the pairs' powers would leave the range of f32, NaN.
 struct XPos {
     static constexpr bool BY_SIDE = true;
     static constexpr bool BLOCKS = false;
@@ -45,8 +45,8 @@ struct XPos {
                                  float (&sin)[W], float (&cos)[W]) {
         const long long* exponents = static_cast<const long long*>(args.exponents) + (keys ? args.pairs : 0) + pair;
         // Wraps for positions at the end of 64 bits, which then are as far away on the other side.
-        unsigned long long position = Place(args, batch, token).on(args, 0);
-        long long distance = static_cast<long long>(position - static_cast<unsigned long long>(args.center));
+        unsigned long long at = Position(args.at, batch, token).on(args.at, 0);
+        long long distance = static_cast<long long>(at - args.center);
         bool within = -args.reach <= distance && distance <= args.reach;
 #pragma unroll
         for (int i = 0; i < W; ++i) {
@@ -67,8 +67,8 @@ struct Table {
                                   float (&sin)[W], float (&cos)[W]) {
         const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + pair;
         wait_for_predecessor();
-        Place place(args, batch, token);
-        long long at = place.on(args, 0), row = clamp(args, at);
+        Position position(args.at, batch, token);
+        long long at = position.on(args.at, 0), row = clamp(args, at);
         // Bit i: pair i has no row.
         unsigned beyond = 0;
         if (args.table_aligned && !args.axes) {
@@ -78,7 +78,7 @@ struct Table {
 #pragma unroll
             for (int i = 0; i < W; ++i) {
                 if (args.axes) {
-                    at = place.on(args, axes[i]);
+                    at = position.on(args.at, axes[i]);
                     row = clamp(args, at);
                     beyond |= at == row ? 0 : 1u << i;
                 }
@@ -86,7 +86,7 @@ struct Table {
                 sin[i] = read_one(args, args.sines, row * args.table_stride + pair + i);
             }
         }
-        if (!args.beyond) return;
+        if (args.out_of_range == OutOfRange::CLAMP) return;
         if (!args.axes && at != row) beyond = (1u << W) - 1;
         if (beyond && args.flag) atomicOr(static_cast<unsigned*>(args.flag), 1u);
 #pragma unroll
@@ -148,11 +148,11 @@ struct Any {
 
 #define BOUNDS __launch_bounds__(256, 4)
 
-extern "C" __global__ void BOUNDS ENTRY(rope_blocks_wide)(const RopeArgs args) { rope<WIDE, ExactBlocks>(args); }
-extern "C" __global__ void BOUNDS ENTRY(rope_compat_wide)(const RopeArgs args) { rope<WIDE, Compat>(args); }
-extern "C" __global__ void BOUNDS ENTRY(rope_table_wide)(const RopeArgs args) { rope<WIDE, Table>(args); }
-extern "C" __global__ void BOUNDS ENTRY(rope_table_mid)(const RopeArgs args) { rope<MID, Table>(args); }
+extern "C" __global__ void BOUNDS KERNEL(rope_blocks_wide) { rope<WIDE, ExactBlocks>(args); }
+extern "C" __global__ void BOUNDS KERNEL(rope_compat_wide) { rope<WIDE, Compat>(args); }
+extern "C" __global__ void BOUNDS KERNEL(rope_table_wide) { rope<WIDE, Table>(args); }
+extern "C" __global__ void BOUNDS KERNEL(rope_table_mid) { rope<MID, Table>(args); }
 // xPos needs two registers more than four blocks leave at compute capability 12.0.
-extern "C" __global__ void __launch_bounds__(256, 3) ENTRY(rope_xpos_wide)(const RopeArgs args) { rope<WIDE, XPos>(args); }
+extern "C" __global__ void __launch_bounds__(256, WIDE == 4 ? 5 : 3) KERNEL(rope_xpos_wide) { rope<WIDE, XPos>(args); }
 
-extern "C" __global__ void BOUNDS ENTRY(rope_one)(const RopeArgs args) { rope<1, Any>(args); }
+extern "C" __global__ void BOUNDS KERNEL(rope_one) { rope<1, Any>(args); }

@@ -9,8 +9,9 @@ use crate::{Error, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
-/// What a head does with keys of the future, `distance > 0`.
+/// Treatment of keys of the future, `distance > 0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Sides {
     /// `-slope * |distance|` on both sides. The causal form too, when the future is masked.
     #[default]
@@ -56,6 +57,7 @@ pub enum Sides {
 /// # Ok::<(), posenc::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Alibi {
     /// heads of the whole model
     pub total_heads: usize,
@@ -77,7 +79,8 @@ impl Alibi {
         Self { total_heads: heads, first: 0, heads, max_bias: 8.0, scale: 1.0, sides: Sides::Symmetric }
     }
 
-    /// The same model's heads `first .. first + heads`: one rank of tensor parallelism.
+    /// Heads `first .. first + heads` of the same model: one rank of tensor parallelism.
+    #[must_use]
     pub const fn shard(self, first: usize, heads: usize) -> Self {
         Self { first, heads, ..self }
     }
@@ -120,6 +123,7 @@ impl Alibi {
 ///
 /// Positive slopes lower the logits of far keys. An infinite slope masks its side.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Slopes {
     /// sequences with slopes of their own; 1: all share the same
     pub batch: usize,
@@ -242,7 +246,7 @@ impl Slopes {
     /// distance, a key whose bias is above -104, below which a softmax in f32 gives it no weight, is off by 1.3e-5 at
     /// most. A key-only form, `slope * key`, is off by 5e-2 at a million keys.
     pub fn error_bound(bias: f64) -> f64 {
-        bias.abs() * 2.0 * super::toeplitz::EPSILON
+        bias.abs() * 2.0 * f32::ROUNDOFF
     }
 }
 
@@ -265,6 +269,8 @@ pub struct SlopesGrad {
 /// The numbers go into a softmax as an additive mask `[1, heads, 1, keys]`, or, where they are added before the scale, as
 /// a [`BiasPlan::key_only`](crate::BiasPlan::key_only).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum KeyOnly {
     /// `slope * position`, the product rounded to the element type. Hugging Face's BLOOM.
     Bloom,
@@ -273,7 +279,7 @@ pub enum KeyOnly {
     /// `slope * position` in f32. flash-attention's causal kernels, up to the softmax.
     FlashAttention,
     /// `slope * position` with slope, position and product rounded to bf16, whatever the element type. Falcon-RW; a bias
-    /// with [`Order::BiasThenScale`](crate::Order), or times the scale where Hugging Face has folded it into the mask.
+    /// with [`Order::BiasThenScale`](crate::attend::Order), or times the scale where Hugging Face has folded it into the mask.
     Falcon,
 }
 
@@ -294,7 +300,7 @@ impl KeyOnly {
     ///
     /// # Example
     /// ```
-    /// use posenc::{Alibi, KeyOnly};
+    /// use posenc::bias::{Alibi, KeyOnly};
     /// let row: Vec<f32> = KeyOnly::Mpt.row(&Alibi::new(1), &[0, 1, 2])?;
     /// assert_eq!(row, [-2.0 / 256.0, -1.0 / 256.0, 0.0]);
     /// # Ok::<(), posenc::Error>(())

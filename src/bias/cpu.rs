@@ -1,31 +1,28 @@
-//! Biases and their softmax on the CPU in vectors and threads: what [`Bias::write`], [`Bias::add`] and [`Softmax::apply`]
-//! run.
+//! Biases on the CPU in vectors and threads: what [`Bias::write`] and [`Bias::add`] run.
 //!
-//! The reference is the loop behind [`Softmax::expect`]; tests hold this to it.
+//! The reference is the loop of [`Bias::at`]; tests hold this to it.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::bias::{Bias, Inputs, Order, Place, Places, Softmax};
-use crate::cpu::vector::{exp, exponentials, largest, narrow, through, wide, widen};
-use crate::cpu::{Lines, Part};
+use crate::bias::Bias;
+use crate::cpu::Part;
+use crate::cpu::vector::{through, wide};
+use crate::position::{Place, Places};
 use crate::{Logits, Scalar};
 
 /// Elements below which a thread is not worth its start, about 20 microseconds of work.
-const GRAIN_OF_BIAS: usize = 1 << 15;
-const GRAIN_OF_SOFTMAX: usize = 1 << 13;
-/// Keys whose logits are made at once, in the first cache.
-const BLOCK: usize = 256;
+const GRAIN: usize = 1 << 15;
 
-fn part(shape: &Logits) -> Part {
+/// The rows of a tensor.
+pub(crate) fn part(shape: &Logits) -> Part {
     Part::whole([shape.batch, shape.heads, shape.queries], shape.strides)
 }
 
 /// A row's place: sequence, head and query.
-type At = [usize; 3];
+pub(crate) type At = [usize; 3];
 
 /// What is done with an element of a row and its bias.
-trait Merge<X> {
+pub(crate) trait Merge<X> {
     fn value(&self, x: &mut X, bias: f64);
 
     /// Several that have one bias.
@@ -157,7 +154,7 @@ fn ramp<X>(with: &(impl Merge<X> + ?Sized), row: &mut [X], slope: f32, first: i6
 
 /// Merges some keys of a row with their biases.
 #[inline(always)]
-fn merge<X>(
+pub(crate) fn merge<X>(
     bias: Bias,
     places: &Places<&[i32]>,
     shape: &Logits,
@@ -167,7 +164,7 @@ fn merge<X>(
     with: &impl Merge<X>,
 ) {
     let at = places.query(shape, batch, query);
-    let (Place::From(start), None) = (places.keys, places.packed) else {
+    let (Place::Counted(start), None) = (places.keys, places.packed) else {
         for (key, x) in keys.zip(row) {
             let apart = places.packed.is_some() && !places.meet(shape, batch, query, key);
             let value = || bias.at(batch, head, at, places.key(shape, batch, key));
@@ -207,7 +204,7 @@ pub(super) fn put<T: Scalar>(bias: Bias, out: &mut [T], add: bool, shape: &Logit
         return;
     }
     let put = Put { add };
-    part(shape).share_out(&mut out[shape.offset..], shape.keys, GRAIN_OF_BIAS, &|part, out| {
+    part(shape).share_out(&mut out[shape.offset..], shape.keys, GRAIN, &|part, out| {
         wide(
             #[inline(always)]
             || {
@@ -222,165 +219,15 @@ pub(super) fn put<T: Scalar>(bias: Bias, out: &mut [T], add: bool, shape: &Logit
     });
 }
 
-/// [`Softmax::apply`] of checked arguments: the log-sum-exp of each row.
-pub(super) fn softmax<T: Scalar>(softmax: &Softmax, x: &mut [T], shape: &Logits, inputs: &Inputs<T>) -> Vec<f32> {
-    let rows = shape.batch * shape.heads * shape.queries;
-    // Each row's bits, written by whichever thread has the row.
-    let lse: Vec<AtomicU32> = (0..rows).map(|_| AtomicU32::new(f32::NEG_INFINITY.to_bits())).collect();
-    let put = |[batch, head, query]: At, value: f64| {
-        let row = (batch * shape.heads + head) * shape.queries + query;
-        lse[row].store((value as f32).to_bits(), Ordering::Relaxed);
-    };
-    let work = |part: Part, x: &mut [T]| {
-        let [mut z, mut mask] = [shape.keys, BLOCK].map(|len| Lines::new(0.0, len.next_multiple_of(8)));
-        wide(
-            #[inline(always)]
-            || {
-                part.rows(
-                    x,
-                    shape.keys,
-                    #[inline(always)]
-                    |at, x| {
-                        let value = row(softmax, x, shape, inputs, at, &mut z, &mut mask);
-                        put(at, value.unwrap_or_else(|| softmax.apply_row(x, shape, inputs, at)));
-                    },
-                );
-            },
-        );
-    };
-    let whole = part(shape);
-    if shape.keys == 0 {
-        // There is nothing to write, and still a row may have a sink.
-        (0..shape.batch).for_each(|batch| {
-            (0..shape.heads).for_each(|head| {
-                (0..shape.queries).for_each(|query| {
-                    let at = [batch, head, query];
-                    put(at, softmax.apply_row(&mut [], shape, inputs, at));
-                });
-            });
-        });
-    } else if rows > 0 {
-        whole.share_out(&mut x[shape.offset..], shape.keys, GRAIN_OF_SOFTMAX, &work);
-    }
-    lse.into_iter().map(|bits| f32::from_bits(bits.into_inner())).collect()
-}
-
-/// The softmax of a row whose keys follow one another and whose logits are numbers; nothing else is touched.
-#[inline(always)]
-fn row<T: Scalar>(
-    softmax: &Softmax,
-    x: &mut [T],
-    shape: &Logits,
-    inputs: &Inputs<T>,
-    at: At,
-    z: &mut [f64],
-    mask: &mut [f64],
-) -> Option<f64> {
-    let [batch, head, query] = at;
-    let places = &inputs.positions;
-    let (Place::From(start), None) = (places.keys, places.packed) else { return None };
-    if !places.has(shape, batch, query) {
-        return None;
-    }
-    let position = places.query(shape, batch, query);
-    let keys = places.key_lengths.map_or(shape.keys, |lengths| usize::try_from(lengths[batch]).unwrap_or(0));
-    let (left, right) = softmax.window();
-    // Keys below a position; there are fewer than 2^31.
-    let below = |position: i64| position.saturating_sub(start).clamp(0, keys as i64) as usize;
-    let (low, high) = (below(position.saturating_add(left)), below(position.saturating_add(right).saturating_add(1)));
-    if low >= high {
-        return None;
-    }
-    // Whole vectors; what lies behind the row adds nothing.
-    let z = &mut z[..(high - low).next_multiple_of(8)];
-    z[high - low..].fill(f64::NEG_INFINITY);
-    for (first, z) in (low..high).step_by(BLOCK).zip(z.chunks_mut(BLOCK)) {
-        let end = high.min(first + BLOCK);
-        logits(softmax, x, shape, inputs, at, first..end, [&mut z[..end - first], mask]);
-    }
-    let sink = inputs.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
-    let max = largest(z).max(sink);
-    if !max.is_finite() {
-        return None;
-    }
-    let total = exp(sink - max) + exponentials(z, max);
-    if !total.is_finite() {
-        return None;
-    }
-    x[..low].fill(T::from_f32(0.0));
-    narrow(z, 1.0 / total, &mut x[low..high]);
-    x[high..].fill(T::from_f32(0.0));
-    Some(max + total.ln())
-}
-
-/// Up to [`BLOCK`] logits of a row, with all that is added to them.
-#[inline(always)]
-fn logits<T: Scalar>(
-    softmax: &Softmax,
-    x: &[T],
-    shape: &Logits,
-    inputs: &Inputs<T>,
-    at: At,
-    keys: Range<usize>,
-    [z, mask]: [&mut [f64]; 2],
-) {
-    let [batch, head, query] = at;
-    widen(&x[keys.clone()], z);
-    let scale = f64::from(softmax.scale);
-    let gate = inputs.gates.map_or(1.0, |gates| f64::from(gates[(batch * shape.heads + head) * shape.queries + query]));
-    let (bias, places) = (inputs.bias, &inputs.positions);
-    let cap = |z: &mut [f64]| {
-        if let Some(cap) = softmax.softcap {
-            let cap = f64::from(cap);
-            z.iter_mut().for_each(|z| *z = cap * (*z / cap).tanh());
-        }
-    };
-    match softmax.order {
-        _ if matches!(bias, Bias::None) => {
-            z.iter_mut().for_each(|z| *z *= scale);
-            cap(z);
-        }
-        Order::SoftcapThenBias if softmax.softcap.is_some() => {
-            z.iter_mut().for_each(|z| *z *= scale);
-            cap(z);
-            merge(bias, places, shape, at, keys.clone(), z, &|z: &mut f64, bias: f64| *z += bias * gate);
-        }
-        Order::SoftcapThenBias | Order::BiasThenSoftcap => {
-            merge(bias, places, shape, at, keys.clone(), z, &|z: &mut f64, bias: f64| {
-                *z = bias.mul_add(gate, *z * scale)
-            });
-            cap(z);
-        }
-        Order::BiasThenScale => {
-            merge(bias, places, shape, at, keys.clone(), z, &|z: &mut f64, bias: f64| {
-                *z = bias.mul_add(gate, *z) * scale
-            });
-            cap(z);
-        }
-    }
-    if let Some((values, mask_shape)) = inputs.mask {
-        let at = |size: usize, index: usize| if size == 1 { 0 } else { index };
-        let from = mask_shape.index(
-            at(mask_shape.batch, batch),
-            at(mask_shape.heads, head),
-            at(mask_shape.queries, query),
-            keys.start,
-        );
-        let mask = &mut mask[..z.len()];
-        widen(&values[from..from + z.len()], mask);
-        z.iter_mut().zip(&*mask).for_each(|(z, mask)| *z += mask);
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::accuracy::{assert_close, rounded, rounded_on_cpu};
+    use crate::accuracy::assert_close;
     use crate::bias::{Alibi, Sides, T5Bias, Toeplitz};
     use half::{bf16, f16};
 
     /// Numbers of magnitude 0.5 to 2 by index, no two alike.
-    fn data<T: Scalar>(n: usize, seed: u64) -> Vec<T> {
+    pub(crate) fn data<T: Scalar>(n: usize, seed: u64) -> Vec<T> {
         let value = |i: usize| {
             let bits = (i as u64 + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             (0.5 + 1.5 * (bits >> 11) as f64 / (1u64 << 53) as f64) * if bits & 1 == 0 { 1.0 } else { -1.0 }
@@ -388,29 +235,30 @@ mod tests {
         (0..n).map(|i| T::from_f64(value(i))).collect()
     }
 
-    const SHAPE: Logits = Logits { batch: 2, heads: 4, queries: 3, keys: 13, offset: 5, strides: [200, 50, 15] };
+    pub(crate) const SHAPE: Logits =
+        Logits { batch: 2, heads: 4, queries: 3, keys: 13, offset: 5, strides: [200, 50, 15] };
     const PLACED: [i32; 26] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3];
 
-    fn places() -> Vec<Places<&'static [i32]>> {
+    pub(crate) fn places() -> Vec<Places<&'static [i32]>> {
         vec![
-            Places::last(),
-            Places::from(5, 0),
-            Places::from(-3, 4),
-            Places { key_lengths: Some(&[7, 13]), query_lengths: Some(&[2, 3]), ..Places::from(4, 0) },
-            Places { key_lengths: Some(&[0, 2]), ..Places::last() },
-            Places { queries: Place::Each(&PLACED[3..]), ..Places::from(0, 0) },
-            Places { keys: Place::Each(&PLACED), ..Places::from(5, 0) },
+            Places::bottom_right(),
+            Places::counted(5, 0),
+            Places::counted(-3, 4),
+            Places { key_lengths: Some(&[7, 13]), query_lengths: Some(&[2, 3]), ..Places::counted(4, 0) },
+            Places { key_lengths: Some(&[0, 2]), ..Places::bottom_right() },
+            Places { queries: Place::Ids(&PLACED[3..]), ..Places::counted(0, 0) },
+            Places { keys: Place::Ids(&PLACED), ..Places::counted(5, 0) },
         ]
     }
 
-    fn with_biases(check: impl Fn(Bias)) {
+    pub(crate) fn with_biases(check: impl Fn(Bias)) {
         let slopes = |sides| Alibi { sides, ..Alibi::new(4) }.slopes().unwrap();
         check(Bias::None);
         check(Bias::Slopes(&slopes(Sides::Symmetric)));
         check(Bias::Slopes(&slopes(Sides::Signed)));
         check(Bias::Slopes(&slopes(Sides::Halves)));
         let own: Vec<f32> = (1..=8).map(|i| i as f32 / 16.0).collect();
-        check(Bias::Slopes(&crate::Slopes::symmetric(4, &own).unwrap()));
+        check(Bias::Slopes(&crate::bias::Slopes::symmetric(4, &own).unwrap()));
         let t5 = T5Bias::new(8, 5, true);
         check(Bias::Toeplitz(&t5.row(&data::<f32>(8 * 4, 3), 4).unwrap()));
         let wide = Toeplitz::from_law(4, -40..=40, |head, distance| (head as f64 + 0.5) * (distance as f64).sin());
@@ -428,22 +276,11 @@ mod tests {
             let (mut written, mut added) = (before.clone(), before.clone());
             bias.write(&mut written, &shape, places).unwrap();
             bias.add(&mut added, &shape, places).unwrap();
-            let old = |i: usize| before[i].to_f64();
-            let (mut want_written, mut want_added) =
-                ((0..before.len()).map(old).collect::<Vec<_>>(), (0..before.len()).map(old).collect::<Vec<_>>());
-            for batch in 0..shape.batch {
-                for (head, query, key) in
-                    (0..4).flat_map(|h| (0..3).flat_map(move |q| (0..13).map(move |k| (h, q, k)))).collect::<Vec<_>>()
-                {
-                    let index = shape.index(batch, head, query, key);
-                    let value = if packed && !places.meet(&shape, batch, query, key) {
-                        f64::NEG_INFINITY
-                    } else {
-                        bias.at(batch, head, places.query(&shape, batch, query), places.key(&shape, batch, key))
-                    };
-                    want_written[index] = T::from_f64(value).to_f64();
-                    want_added[index] = T::from_f64(old(index) + value).to_f64();
-                }
+            let old: Vec<f64> = before.iter().map(|x| x.to_f64()).collect();
+            let (mut want_written, mut want_added) = (old.clone(), old.clone());
+            for (index, value) in bias.plain(&shape, places) {
+                want_written[index] = T::from_f64(value).to_f64();
+                want_added[index] = T::from_f64(old[index] + value).to_f64();
             }
             assert_close(&written, &want_written, |_| 0.0);
             assert_close(&added, &want_added, |_| 0.0);
@@ -456,83 +293,5 @@ mod tests {
             }
             check::<f32>(bias, &Places::packed(&[0, 2, 3], &[1, 5, 12], 2), true);
         });
-    }
-
-    fn softmaxes() -> Vec<Softmax> {
-        let plain = Softmax::new(0.7);
-        let capped = |order| Softmax { softcap: Some(1.5), order, left: Some(4), right: Some(1), ..plain };
-        vec![
-            plain,
-            Softmax::causal(0.7),
-            Softmax { left: Some(2), right: Some(0), ..plain },
-            capped(Order::SoftcapThenBias),
-            capped(Order::BiasThenSoftcap),
-            capped(Order::BiasThenScale),
-            Softmax { order: Order::BiasThenScale, ..plain },
-        ]
-    }
-
-    /// The reference, within half an ulp of the type and the doc's 1e-12.
-    fn is_reference<T: Scalar>(softmax: &Softmax, x: &[T], inputs: &Inputs<T>) {
-        let expected = softmax.expect(x, &SHAPE, inputs).unwrap();
-        let mut got = x.to_vec();
-        let lse = softmax.apply(&mut got, &SHAPE, inputs).unwrap();
-        assert_close(&got, &expected.want, |i| {
-            let want = expected.want[i];
-            if expected.bound[i] == 0.0 { 0.0 } else { rounded_on_cpu::<T>(want, want.abs() * 1e-12) }
-        });
-        assert_close(&lse, &expected.lse, |i| rounded::<f32>(expected.lse[i], 1e-12));
-    }
-
-    #[test]
-    fn softmax_is_its_reference() {
-        fn check<T: Scalar>(bias: Bias) {
-            let x = data::<T>(SHAPE.span().unwrap() + 4, 1);
-            let (sinks, gates) = (data::<f32>(4, 50), data::<f32>(2 * 4 * 3, 60));
-            let mut mask = data::<T>(2 * 3 * 13, 70);
-            mask[17] = T::from_f64(f64::NEG_INFINITY);
-            mask[40..52].fill(T::from_f64(f64::NEG_INFINITY));
-            for softmax in softmaxes() {
-                for positions in places() {
-                    let inputs = Inputs { bias, ..Inputs::at(positions) };
-                    is_reference(&softmax, &x, &inputs);
-                    is_reference(&softmax, &x, &Inputs { sinks: Some(&sinks), gates: Some(&gates), ..inputs });
-                    let mask = Some((&mask[..], Logits::bhqk(2, 1, 3, 13)));
-                    is_reference(&softmax, &x, &Inputs { mask, ..inputs });
-                }
-            }
-        }
-        with_biases(|bias| {
-            check::<f32>(bias);
-            check::<f16>(bias);
-            check::<bf16>(bias);
-        });
-    }
-
-    #[test]
-    fn what_is_no_number_is_as_the_reference_has_it() {
-        let mut x = data::<f32>(SHAPE.span().unwrap() + 4, 1);
-        x[SHAPE.index(0, 0, 0, 3)] = f32::NAN;
-        x[SHAPE.index(0, 1, 1, 5)] = f32::INFINITY;
-        x[SHAPE.index(1, 2, 2, 7)] = f32::NEG_INFINITY;
-        x[SHAPE.index(1, 3, 0, 0)..][..13].fill(f32::NEG_INFINITY);
-        for softmax in softmaxes() {
-            is_reference(&softmax, &x, &Inputs::at(Places::from(6, 0)));
-        }
-    }
-
-    #[test]
-    fn threads_do_not_show() {
-        let shape = Logits::bhqk(2, 4, 96, 70);
-        let slopes = Alibi::new(4).slopes().unwrap();
-        let x = data::<f32>(shape.elements().unwrap(), 9);
-        let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::at(Places::from(0, 0)) };
-        let [one, two] = [1, 3].map(|threads| {
-            let mut x = x.clone();
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let lse = pool.install(|| Softmax::causal(0.5).apply(&mut x, &shape, &inputs)).unwrap();
-            (x, lse)
-        });
-        assert!(one == two);
     }
 }

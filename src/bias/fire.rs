@@ -5,7 +5,7 @@
 //! bias(head, query, key) = out_bias[head] + sum over k of out_weight[head, k] * max(0, in_weight[k] * x + in_bias[k])
 //! ```
 
-use crate::{Error, Result};
+use crate::{Error, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
@@ -27,11 +27,12 @@ use crate::{Error, Result};
 ///
 /// # Example
 /// ```
-/// use posenc::Fire;
+/// use posenc::bias::Fire;
 /// let fire = Fire { in_weight: vec![1.0], in_bias: vec![0.0], out_weight: vec![3.0], out_bias: vec![0.5], ..Fire::new() };
 /// assert_eq!(fire.bias(0, 7, 7), 0.5);
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Fire {
     /// stretches distances
     pub c: f64,
@@ -205,7 +206,7 @@ impl Fire {
         let largest = |values: &[f32]| {
             values[head * count..(head + 1) * count].iter().fold(0.0, |most: f64, v| most.max(f64::from(v.abs())))
         };
-        Ok(super::toeplitz::EPSILON * (16.0 * x * largest(&lines.slopes) + 2.0 * largest(&lines.intercepts)))
+        Ok(f32::ROUNDOFF * (16.0 * x * largest(&lines.slopes) + 2.0 * largest(&lines.intercepts)))
     }
 }
 

@@ -1,12 +1,16 @@
 //! The gradient of FIRE's parameters: sums over the elements of each of the network's lines, then the parameters.
 
-use cudarc::driver::CudaSlice;
+#[cfg(feature = "cuda")]
+mod plan;
 
-use crate::bias::sums::{Cut, Kernel, Sums, small};
-use crate::bias::{Bias, BiasPlan, Fire, Places};
-use crate::gpu::args::FireGradArgs;
-use crate::gpu::{Read, Write};
-use crate::{Gpu, Logits, Result, Scalar};
+#[cfg(feature = "cuda")]
+pub use plan::FireGradPlan;
+
+use crate::bias::form::ALL;
+use crate::bias::{Bias, Fire};
+use crate::position::Places;
+use crate::shape::Shape;
+use crate::{Logits, Result, Scalar};
 
 // ----------------------------------------------------------------------------------------------------------- reference
 
@@ -52,14 +56,15 @@ impl Fire {
     /// | argument | shape | meaning |
     /// |---|---|---|
     /// | `grad` | `shape` | the gradient of every logit after the bias |
-    /// | `positions` | | where queries and keys sit |
+    /// | `places` | | positions of queries and keys |
     ///
     /// # Errors
-    /// If the spec, the shape or the positions are refused.
+    /// If the spec, the shape or the places are refused.
     ///
     /// # Example
     /// ```
-    /// use posenc::{Fire, Logits, Places};
+    /// use posenc::bias::Fire;
+    /// use posenc::{Logits, Places};
     /// // One head; every logit's gradient is one of `out_bias`.
     /// let fire = Fire {
     ///     c: 1.0,
@@ -70,12 +75,12 @@ impl Fire {
     ///     out_weight: vec![1.0],
     ///     out_bias: vec![0.0],
     /// };
-    /// let got = fire.grad(&[0.25f32, 0.5], &Logits::bhqk(1, 1, 1, 2), &Places::last())?;
+    /// let got = fire.grad(&[0.25f32, 0.5], &Logits::bhqk(1, 1, 1, 2), &Places::bottom_right())?;
     /// assert_eq!(got.out_bias, [0.75]);
     /// # Ok::<(), posenc::Error>(())
     /// ```
-    pub fn grad<T: Scalar>(&self, grad: &[T], shape: &Logits, positions: &Places<&[i32]>) -> Result<FireGrad> {
-        Ok(self.expect_grad(grad, shape, positions)?.0)
+    pub fn grad<T: Scalar>(&self, grad: &[T], shape: &Logits, places: &Places<&[i32]>) -> Result<FireGrad> {
+        Ok(self.expect_grad(grad, shape, places)?.0)
     }
 
     /// [`Fire::grad`], and the error allowed at each number that a kernel computes: `40 * 2^-24` of the sum of the sizes of
@@ -90,20 +95,20 @@ impl Fire {
         &self,
         grad: &[T],
         shape: &Logits,
-        positions: &Places<&[i32]>,
+        places: &Places<&[i32]>,
     ) -> Result<(FireGrad, FireGrad)> {
         shape.check("grad", grad.len())?;
-        positions.check(shape)?;
-        Bias::Fire(self).check(shape, positions, super::toeplitz::ALL)?;
+        places.check(shape)?;
+        Bias::Fire(self).check(shape, places, ALL)?;
         let (width, heads) = (self.in_weight.len(), self.heads());
         let (mut sums, mut bounds) = (FireGrad::zeros(self), FireGrad::zeros(self));
         let eps = f32::ROUNDOFF;
         for batch in 0..shape.batch {
             for query in 0..shape.queries {
-                let query_position = positions.query(shape, batch, query);
+                let query_position = places.query(shape, batch, query);
                 let (norm, reach) = (self.norm(query_position), (query_position as f64).max(self.threshold));
-                for key in (0..shape.keys).filter(|&key| positions.meet(shape, batch, query, key)) {
-                    let distance = positions.key(shape, batch, key).abs_diff(query_position) as f64;
+                for key in (0..shape.keys).filter(|&key| places.meet(shape, batch, query, key)) {
+                    let distance = places.key(shape, batch, key).abs_diff(query_position) as f64;
                     let x = self.log(distance) / norm;
                     let by_c = (self.bend(distance) - x * self.bend(reach)) / norm;
                     let by_c_size = (self.bend(distance) + x * self.bend(reach)) / norm;
@@ -164,144 +169,5 @@ impl Fire {
             (Some(&first), Some(&last)) => [first, last],
             _ => [1, 0],
         }
-    }
-}
-
-// -------------------------------------------------------------------------------------------------------------- launch
-
-/// Threads of a block.
-const THREADS: usize = 256;
-/// Rows that a warp walks, counted over sequences.
-const ROWS: usize = 64;
-/// Sums of a line, and as many for compensation.
-const SUMS: usize = 8;
-
-fn cut(shape: &Logits, lines: usize) -> Result<Cut> {
-    let splits = shape.batch.saturating_mul(shape.queries).div_ceil(ROWS).max(1);
-    let sums = crate::shape::product("splits x heads x lines", &[SUMS, splits, shape.heads, lines])?;
-    Ok(Cut { rows: ROWS, splits, blocks: [splits.div_ceil(THREADS / 32), 1], threads: THREADS, sums })
-}
-
-// ---------------------------------------------------------------------------------------------------------------- plan
-
-/// Gradients of the parameters of [`Fire`] on a [`Gpu`], at the parameters' present values.
-///
-/// The rules of a call are those of [`DistanceGradPlan`](crate::DistanceGradPlan); each number of the gradient is read once.
-pub struct FireGradPlan<T> {
-    sums: Sums<T>,
-    kernel: Kernel,
-    tables: Tables,
-    width: usize,
-    lines: usize,
-    threshold: i32,
-    least_bend: f32,
-    threshold_factor: f32,
-}
-
-struct Tables {
-    bends: CudaSlice<f32>,
-    ramps: CudaSlice<i32>,
-    in_weight: CudaSlice<f32>,
-    in_bias: CudaSlice<f32>,
-    out_weight: CudaSlice<f32>,
-}
-
-impl<T: Scalar> FireGradPlan<T> {
-    /// For positions and distances up to `reach`, as in [`BiasPlan::fire`]. `room` is the shape of the largest call.
-    ///
-    /// # Errors
-    /// If the spec is refused, is of other heads, `reach` is 2^30 or more, or the kernels cannot be loaded.
-    pub fn new(gpu: &Gpu, fire: &Fire, reach: usize, room: &Logits) -> Result<Self> {
-        let bias = BiasPlan::fire(gpu, fire, reach)?;
-        let (width, heads) = (fire.in_weight.len(), fire.heads());
-        let breaks = fire.breaks();
-        let lines = breaks.len() + 1;
-        // At most as many lines as ramps and one, which lie in memory.
-        let ramps: Vec<i32> = (0..width).flat_map(|k| fire.ramp(&breaks, k)).map(|line| line as i32).collect();
-        let single = |values: &[f64]| gpu.upload(&values.iter().map(|&value| value as f32).collect::<Vec<_>>());
-        let tables = Tables {
-            bends: single(&(0..=reach).map(|n| fire.bend(n as f64)).collect::<Vec<_>>())?,
-            ramps: gpu.upload(&ramps)?,
-            in_weight: single(&fire.in_weight)?,
-            in_bias: single(&fire.in_bias)?,
-            out_weight: single(&fire.out_weight)?,
-        };
-        let most = cut(room, lines)?.sums;
-        Ok(Self {
-            sums: Sums::new(gpu, bias, heads, room, most)?,
-            kernel: Kernel::new::<T>(gpu, "bias/fire_grad", "fire_grad")?,
-            tables,
-            width,
-            lines,
-            // Positions end at 2^30.
-            threshold: fire.threshold.ceil().min(f64::from(1 << 30)) as i32,
-            least_bend: fire.bend(fire.threshold) as f32,
-            threshold_factor: fire.threshold_factor() as f32,
-        })
-    }
-
-    /// Numbers of the gradient: `2 + 2 * width + heads * width + heads`.
-    pub fn len(&self) -> usize {
-        let Self { width, sums, .. } = self;
-        2 + 2 * width + sums.heads * width + sums.heads
-    }
-
-    /// Whether the gradient has no numbers; it always has.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Writes the gradient of the parameters, in the order of [`FireGrad::flat`], from what
-    /// [`DistanceGradPlan::apply`](crate::DistanceGradPlan::apply) takes.
-    ///
-    /// # Accuracy
-    /// [`Fire::expect_grad`] states it. The same bits on every device, and for every layout of `grad`.
-    ///
-    /// # Errors
-    /// As [`DistanceGradPlan::apply`](crate::DistanceGradPlan::apply).
-    ///
-    /// # Example
-    /// ```no_run
-    /// use posenc::{Fire, FireGradPlan, Gpu, Logits, Places};
-    ///
-    /// let gpu = Gpu::open(0)?;
-    /// let network = Fire { in_weight: vec![1.0], in_bias: vec![0.0], ..Fire::new() };
-    /// let fire = Fire { out_weight: vec![0.5; 12], out_bias: vec![0.0; 12], ..network };
-    /// let shape = Logits::bhqk(1, 12, 512, 512);
-    /// let plan = FireGradPlan::<f32>::new(&gpu, &fire, 512, &shape)?;
-    /// let grad = gpu.stream().alloc_zeros(12 * 512 * 512)?;
-    /// let mut parameters = gpu.stream().alloc_zeros(plan.len())?;
-    /// plan.apply((&grad, shape), &Places::last(), None, 1.0, &mut parameters)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn apply(
-        &self,
-        grad: (Read<'_, T>, Logits),
-        places: &Places<Read<'_, i32>>,
-        gates: Option<Read<'_, f32>>,
-        factor: f32,
-        out: Write<'_, f32>,
-    ) -> Result<()> {
-        let call = self.sums.check(grad, places, gates)?;
-        let (gpu, tables) = (&self.sums.gpu, &self.tables);
-        let bends = gpu.read("bends", &tables.bends, 1)?;
-        let ramps = gpu.read("ramps", &tables.ramps, 2 * self.width)?;
-        let in_weight = gpu.read("in_weight", &tables.in_weight, self.width)?;
-        let in_bias = gpu.read("in_bias", &tables.in_bias, self.width)?;
-        let out_weight = gpu.read("out_weight", &tables.out_weight, self.sums.heads * self.width)?;
-        let width = small("ramps", self.width)?;
-        let cut = cut(&grad.1, self.lines)?;
-        self.sums.launch(&call, (out, self.len()), factor, &cut, &self.kernel, |call| FireGradArgs {
-            call,
-            bends: bends.address,
-            ramps: ramps.address,
-            in_weight: in_weight.address,
-            in_bias: in_bias.address,
-            out_weight: out_weight.address,
-            width,
-            threshold: self.threshold,
-            least_bend: self.least_bend,
-            threshold_factor: self.threshold_factor,
-        })
     }
 }

@@ -10,8 +10,9 @@ use crate::{Error, Result};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
-/// Which kernel.
+/// The kernel of the distance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum KerpleKind {
     /// `-p * ln(1 + a * |distance|)`
     Log,
@@ -33,11 +34,12 @@ pub enum KerpleKind {
 ///
 /// # Example
 /// ```
-/// use posenc::{Kerple, KerpleKind};
+/// use posenc::bias::{Kerple, KerpleKind};
 /// let kerple = Kerple { kind: KerpleKind::Power, p: vec![0.5], a: vec![2.0] };
 /// assert_eq!(kerple.bias(0, -9), -6.0);
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Kerple {
     /// which kernel
     pub kind: KerpleKind,
@@ -126,7 +128,7 @@ impl Kerple {
     ///
     /// # Example
     /// ```
-    /// use posenc::{Kerple, KerpleKind};
+    /// use posenc::bias::{Kerple, KerpleKind};
     /// let kerple = Kerple { kind: KerpleKind::Power, p: vec![1.0], a: vec![0.5] };
     /// assert_eq!(kerple.row(-2..=0)?.values, [-1.0, -0.5, 0.0]);
     /// # Ok::<(), posenc::Error>(())
@@ -143,7 +145,7 @@ impl Kerple {
     ///
     /// # Example
     /// ```
-    /// use posenc::{DistanceGrad, Kerple, KerpleKind};
+    /// use posenc::bias::{DistanceGrad, Kerple, KerpleKind};
     /// // -a |distance| at distance 2: its derivative by a is -2.
     /// let kerple = Kerple { kind: KerpleKind::Power, p: vec![1.0], a: vec![0.5] };
     /// let got = kerple.grad(&DistanceGrad { heads: 1, first: -2, values: vec![0.25] })?;

@@ -1,35 +1,41 @@
-//! A number is added to the attention logit: biases that depend on distance, and the softmax that consumes them.
+//! A number is added to the attention logit: biases that depend on distance.
 //!
 //! `distance = key - query`, signed: keys of the past have negative distances. Every bias that depends on distance
 //! alone reaches a kernel in one of two forms: [`Slopes`], two numbers per head, or [`Toeplitz`], one row of numbers
-//! per head. [`Fire`] depends on the query's position too and has a form of its own.
+//! per head. [`Fire`] depends on the query's position too and has a form of its own. [`Bias`] is any of them; the
+//! softmax of [`attend`](crate::attend) reads it without writing it to memory.
 
 mod alibi;
-mod cpu;
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu;
 mod distance_grad;
 mod fire;
 mod fire_grad;
+mod form;
 mod kerple;
-mod places;
 mod sandwich;
-mod softmax;
+#[cfg(feature = "cuda")]
 mod sums;
 mod t5;
 mod toeplitz;
-mod work;
 
 pub use alibi::{Alibi, KeyOnly, Sides, Slopes, SlopesGrad};
-pub use distance_grad::{DistanceGrad, DistanceGradPlan};
+pub use distance_grad::DistanceGrad;
+#[cfg(feature = "cuda")]
+pub use distance_grad::DistanceGradPlan;
 pub use fire::{Fire, FireLines};
-pub use fire_grad::{FireGrad, FireGradPlan};
+pub use fire_grad::FireGrad;
+#[cfg(feature = "cuda")]
+pub use fire_grad::FireGradPlan;
+pub use form::Bias;
+#[cfg(feature = "cuda")]
+pub(crate) use form::rows;
+#[cfg(feature = "cuda")]
+pub use form::{AsBias, BiasInputs, BiasPlan};
 pub use kerple::{Kerple, KerpleGrad, KerpleKind};
-pub use places::{Packed, Place, Places};
 pub use sandwich::Sandwich;
-pub use softmax::{
-    ExpectedGrad, GradOutputs, Gradient, Inputs, LogitsOperand, Order, Output, Softmax, SoftmaxInputs, SoftmaxPlan,
-};
 pub use t5::T5Bias;
-pub use toeplitz::{Bias, BiasPlan, GatedBias, Toeplitz};
+pub use toeplitz::Toeplitz;
 
 /// `kernels/bias/bias.cuh`: the biases of this room as functions for other people's attention kernels.
 ///

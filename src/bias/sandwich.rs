@@ -24,12 +24,13 @@ use crate::{Error, Result};
 ///
 /// # Example
 /// ```
-/// use posenc::Sandwich;
+/// use posenc::bias::Sandwich;
 /// let sandwich = Sandwich::new(8);
 /// assert_eq!(sandwich.bias(0, 0), 64.0);
 /// assert_eq!(sandwich.bias(7, 0), 8.0);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Sandwich {
     /// heads of the whole model
     pub total_heads: usize,
@@ -93,7 +94,7 @@ impl Sandwich {
     ///
     /// # Example
     /// ```
-    /// use posenc::Sandwich;
+    /// use posenc::bias::Sandwich;
     /// let row = Sandwich { width: 2, ..Sandwich::new(1) }.row(-1..=0)?;
     /// assert_eq!(row.values, [(1f64.cos() / 8.0) as f32, 0.125]);
     /// # Ok::<(), posenc::Error>(())

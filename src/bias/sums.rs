@@ -1,14 +1,12 @@
 //! What the gradients of a bias's parameters share: the checks of a call, and the sums that blocks leave to the last one.
 
-use std::sync::{Mutex, PoisonError};
+use bytemuck::Zeroable;
 
-use cudarc::driver::CudaSlice;
-
-use crate::bias::toeplitz::{ALL, HeldBias, aligned, alignment, strides};
-use crate::bias::{BiasPlan, Places};
-use crate::gpu::args::{Args, BiasGradArgs, In};
-use crate::gpu::{Function, Held, Launch, Read, Write};
-use crate::{Error, Gpu, Logits, Result, Scalar};
+use crate::bias::form::{ALL, check_heads, hold_places};
+use crate::bias::{BiasInputs, BiasPlan};
+use crate::gpu::args::{Args, BiasArgs, BiasGradArgs};
+use crate::gpu::{Call, Gpu, Launch, Scratch, View, Write, widest};
+use crate::{Error, Logits, Result, Scalar};
 
 /// How a call is cut: from the shape alone, so that every device sums alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,112 +23,85 @@ pub(super) struct Cut {
     pub(super) sums: usize,
 }
 
-/// An entry of a kernel file.
-pub(super) struct Kernel {
-    function: Function,
-    file: &'static str,
-    entry: &'static str,
-}
-
-impl Kernel {
-    pub(super) fn new<T: Scalar>(gpu: &Gpu, file: &'static str, entry: &'static str) -> Result<Self> {
-        Ok(Self { function: gpu.function(file, T::NAME, entry)?, file, entry })
-    }
-}
-
-/// The bias, and the memory between blocks.
+/// The bias where its gradient needs it, and the memory between blocks.
+#[derive(Debug)]
 pub(super) struct Sums<T> {
-    pub(super) gpu: Gpu,
-    bias: BiasPlan<T>,
+    gpu: Gpu,
+    bias: Option<BiasPlan<T>>,
     pub(super) heads: usize,
-    scratch: Mutex<Scratch>,
-}
-
-/// Sums of the blocks, and how many blocks are done.
-struct Scratch {
-    sums: CudaSlice<f32>,
-    counters: CudaSlice<u32>,
-}
-
-/// A call that was checked; keep it until the launch is done.
-pub(super) struct Call<'a> {
-    grad: Held<'a, In>,
-    shape: Logits,
-    bias: HeldBias<'a>,
+    scratch: Scratch,
 }
 
 impl<T: Scalar> Sums<T> {
-    /// For `heads` heads and logits up to the shape of `room`, whose blocks leave `sums` numbers at most.
-    pub(super) fn new(gpu: &Gpu, bias: BiasPlan<T>, heads: usize, room: &Logits, sums: usize) -> Result<Self> {
-        if heads == 0 || room.heads != heads {
-            return Err(Error::Value(format!("the bias has {heads} heads, the logits have {}", room.heads)));
+    /// For `heads` heads and logits up to `max_shape`, whose blocks leave `sums` numbers at most.
+    pub(super) fn new(
+        gpu: &Gpu,
+        bias: Option<BiasPlan<T>>,
+        heads: usize,
+        max_shape: &Logits,
+        sums: usize,
+    ) -> Result<Self> {
+        if heads == 0 {
+            return Err(Error::Value(format!("the bias has 0 heads, the logits have {}", max_shape.heads)));
         }
-        // One of each head, and one of all.
-        let scratch = Scratch { sums: gpu.upload(&vec![0.0f32; sums])?, counters: gpu.upload(&vec![0u32; heads + 1])? };
-        Ok(Self { gpu: gpu.clone(), bias, heads, scratch: Mutex::new(scratch) })
+        check_heads(heads, max_shape)?;
+        // Counters of each head, and one of all.
+        Ok(Self { gpu: gpu.clone(), bias, heads, scratch: Scratch::new(gpu, heads + 1, sums)? })
     }
 
-    /// Checks what a call reads.
-    pub(super) fn check<'a>(
+    /// Opens a call: the gradient of the bias, positions and gates.
+    pub(super) fn open<'a>(
         &'a self,
-        (grad, shape): (Read<'a, T>, Logits),
-        places: &Places<Read<'a, i32>>,
-        gates: Option<Read<'a, f32>>,
-    ) -> Result<Call<'a>> {
-        shape.check("grad", grad.len())?;
-        if shape.heads != self.heads {
-            return Err(Error::Value(format!("the bias has {} heads, the logits have {}", self.heads, shape.heads)));
-        }
+        grad: View<'a, T, Logits>,
+        inputs: BiasInputs<'a>,
+    ) -> Result<(Call<'a>, BiasGradArgs)> {
+        let mut call = self.gpu.call();
+        let grad = call.view("grad", grad)?;
+        let shape = &grad.shape;
+        check_heads(self.heads, shape)?;
         if shape.heads > 65535 {
             return Err(Error::Value(format!("the logits have {} heads, a gradient takes 65535", shape.heads)));
         }
-        let bias = self.bias.hold(&self.gpu, &shape, places, gates, ALL)?;
-        Ok(Call { grad: self.gpu.read("grad", grad, shape.span()?)?, shape, bias })
+        let bias = match &self.bias {
+            Some(bias) => bias.hold(&mut call, shape, inputs, ALL)?,
+            None => hold_places(&mut call, shape, &inputs)?,
+        };
+        let args = BiasGradArgs {
+            bias,
+            grad: grad.at,
+            strides: shape.strides.map(|stride| stride as i64),
+            aligned: u32::from(widest(grad.steps) == 16),
+            ..BiasGradArgs::zeroed()
+        };
+        Ok((call, args))
     }
 
-    /// Checks the `numbers` that a call writes and its sums, and launches it; `args` completes the kernel's argument.
-    pub(super) fn launch<A: Args>(
-        &self,
-        call: &Call<'_>,
-        (out, numbers): (Write<'_, f32>, usize),
+    /// Hands in `out`, which gets `factor` times `numbers` sums, and the memory between the blocks of `cut`.
+    pub(super) fn write<'a>(
+        &'a self,
+        call: &mut Call<'a>,
+        args: &mut BiasGradArgs,
+        (out, numbers): (Write<'a, f32>, usize),
         factor: f32,
         cut: &Cut,
-        kernel: &Kernel,
-        args: impl FnOnce(BiasGradArgs) -> A,
     ) -> Result<()> {
-        let (gpu, shape) = (&self.gpu, &call.shape);
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { sums, counters } = &mut *scratch;
-        if sums.len() < cut.sums {
-            return Err(Error::Value(format!(
-                "the call has {} rows of {} keys a head, which makes {} sums; the plan has room for {}",
-                shape.batch * shape.queries,
-                shape.keys,
-                cut.sums,
-                sums.len()
-            )));
-        }
-        let out = gpu.write("out", out, numbers)?;
-        out.apart_from("out", &call.grad, "grad")?;
-        let sums = gpu.write("sums", sums, cut.sums)?;
-        let counters = gpu.write("counters", counters, self.heads + 1)?;
-        let (grad, element) = (call.grad.address, size_of::<T>());
-        let call = BiasGradArgs {
-            bias: call.bias.args,
-            grad: grad.offset((shape.offset * element) as u64),
-            sums: sums.address,
-            counters: counters.address,
-            out: out.address,
-            strides: strides(shape),
-            rows: small("rows", cut.rows)?,
-            splits: small("splits", cut.splits)?,
-            aligned: u32::from(aligned(shape, alignment(grad.address()), element)),
-            factor,
-        };
-        let [x, z] = [small("blocks", cut.blocks[0])?, small("blocks", cut.blocks[1])?];
-        let (grid, block) = ([x, small("heads", self.heads)?, z], [small("threads", cut.threads)?, 1, 1]);
-        let Kernel { function, file, entry } = kernel;
-        gpu.launch(function, &Launch { file, entry, grid, block, args: args(call) })
+        let BiasArgs { batch, queries, keys, .. } = args.bias;
+        let rows = u64::from(batch) * u64::from(queries);
+        self.scratch.check(cut.sums, || format!("a call of {rows} rows of {keys} keys a head"))?;
+        args.out = call.write("out", out, numbers)?;
+        (args.counters, args.sums) = call.scratch(&self.scratch)?;
+        args.rows = small("rows", cut.rows)?;
+        args.splits = small("splits", cut.splits)?;
+        args.factor = factor;
+        Ok(())
+    }
+}
+
+impl Cut {
+    /// The launch for `heads` heads.
+    pub(super) fn launch<A: Args>(&self, heads: usize, args: A) -> Result<Launch<A>> {
+        let [x, z] = [small("blocks", self.blocks[0])?, small("blocks", self.blocks[1])?];
+        Ok(Launch::new([x, small("heads", heads)?, z], [small("threads", self.threads)?, 1, 1], args))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
-/// Which bucket a distance falls into.
+/// Relative position buckets of T5.
 ///
 /// With `N = buckets`, or `buckets / 2` for each side when `bidirectional`, `E = N / 2` and `D = max_distance`, a
 /// distance of `n` tokens into the past falls into
@@ -51,6 +51,7 @@ use crate::{Error, Result};
 /// # Ok::<(), posenc::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct T5Bias {
     /// buckets of both sides together
     pub buckets: usize,
@@ -249,10 +250,11 @@ impl T5Bias {
     ///
     /// # Example
     /// ```
-    /// use posenc::{DistanceGrad, Logits, Places, T5Bias};
+    /// use posenc::bias::DistanceGrad;
+    /// use posenc::{Logits, Places, T5Bias};
     /// let t5 = T5Bias::new(2, 8, false);
     /// // One query at the second of two keys: distances -1 and 0.
-    /// let sums = DistanceGrad::new(&[0.25f32, -0.25], &Logits::bhqk(1, 1, 1, 2), &Places::last(), t5.distances())?;
+    /// let sums = DistanceGrad::new(&[0.25f32, -0.25], &Logits::bhqk(1, 1, 1, 2), &Places::bottom_right(), t5.distances())?;
     /// assert_eq!(t5.grad(&sums)?, [-0.25, 0.25]);
     /// # Ok::<(), posenc::Error>(())
     /// ```

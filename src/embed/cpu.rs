@@ -6,14 +6,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::Scalar;
 use crate::cpu::vector::{
     add_three, add_two, gather as gather_from, narrow, sin_cos_of_turns, sum_of_three, through, waves, wide, widen,
 };
 use crate::cpu::{Kept, Lines, Part, ask_for};
 use crate::embed::resample::Taps;
-use crate::embed::{GridSize, Learned, Norm, Row, Sinusoid, Tables, Tokens, Wave};
-use crate::rotate::Pairing;
+use crate::embed::{GridSize, HostTables, Learned, Norm, Row, Sinusoid, Tokens, Wave};
+use crate::{Pairing, Scalar};
 
 /// Elements below which a thread is not worth its start, about 20 microseconds of work: of waves, which are made, and of
 /// rows, which are read.
@@ -269,7 +268,13 @@ pub(super) fn write_times<T: Scalar>(
 }
 
 /// [`Learned::gather`] of checked arguments.
-pub(super) fn gather<T: Scalar>(spec: &Learned, x: &mut [T], tokens: &Tokens, tables: &Tables<'_, T>, rows: &[Row]) {
+pub(super) fn gather<T: Scalar>(
+    spec: &Learned,
+    x: &mut [T],
+    tokens: &Tokens,
+    tables: &HostTables<'_, T>,
+    rows: &[Row],
+) {
     if tokens.is_empty() {
         return;
     }
@@ -280,7 +285,8 @@ pub(super) fn gather<T: Scalar>(spec: &Learned, x: &mut [T], tokens: &Tokens, ta
         widen(from, &mut vector[..from.len()]);
         vector
     };
-    let (gain, bias) = (vector(tables.gain, 1.0), vector(tables.bias, 0.0));
+    let (gain, bias) = (vector(tables.gain.unwrap_or(&[]), 1.0), vector(tables.bias.unwrap_or(&[]), 0.0));
+    let [words, positions, types] = [tables.token, tables.position, tables.types].map(|table| table.unwrap_or(&[]));
     part.share_out(&mut x[tokens.offset..], dim, GRAIN_OF_ROWS, &|part, x| {
         let mut v = Lines::new(0.0, gain.len());
         let ahead = AHEAD.div_ceil(dim * size_of::<T>());
@@ -290,14 +296,14 @@ pub(super) fn gather<T: Scalar>(spec: &Learned, x: &mut [T], tokens: &Tokens, ta
             let at = |row: usize| row * dim..(row + 1) * dim;
             let index = batch * tokens.tokens + token;
             if let Some(Row { token: Some(token), .. }) = rows.get(index + ahead) {
-                ask_for(&tables.token[at(*token)]);
+                ask_for(&words[at(*token)]);
             }
             let row = rows[index];
             // A copy has all of a row's reads on their way at once, which a sum has not: tables lie far away.
             if let Some(token) = row.token {
-                x.copy_from_slice(&tables.token[at(token)]);
+                x.copy_from_slice(&words[at(token)]);
             }
-            let more = [(tables.position, row.position), (tables.types, row.types)];
+            let more = [(positions, row.position), (types, row.types)];
             let [position, types] = more.map(|(table, row)| row.map_or(&none[..], |row| &table[at(row)]));
             wide(
                 #[inline(always)]
@@ -384,8 +390,9 @@ pub(super) fn resample<T: Scalar>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Positions;
     use crate::accuracy::{assert_close, rounded_on_cpu};
-    use crate::embed::{Lookup, Odd};
+    use crate::embed::{HostLookup, Odd};
     use half::{bf16, f16};
 
     /// Numbers of magnitude 0.5 to 2 by index, no two alike.
@@ -423,9 +430,11 @@ mod tests {
             let (tokens, scale) =
                 (Tokens { offset: 3, strides: [400, 40], ..Tokens::new(2, 3, spec.dim) }, 768f64.sqrt());
             for positions in [&POSITIONS[..3], &POSITIONS[1..]] {
+                let of = Positions::ids(positions);
+                let of = if positions.len() == 3 { of.shared() } else { of };
                 let before = data::<T>(tokens.span().unwrap() + 2, 1);
                 let mut got = before.clone();
-                spec.add(&mut got, &tokens, positions, scale).unwrap();
+                spec.add(&mut got, &tokens, of, scale).unwrap();
                 let mut want: Vec<f64> = before.iter().map(|x| x.to_f64()).collect();
                 let mut bound = vec![0.0; want.len()];
                 for (batch, token, channel) in (0..2)
@@ -458,22 +467,24 @@ mod tests {
         let dim = 21;
         let (token, position, types) = (data::<T>(9 * dim, 1), data::<T>(8 * dim, 500), data::<T>(2 * dim, 900));
         let (gain, bias) = (data::<T>(dim, 40), data::<T>(dim, 70));
-        let lookup = Lookup { ids: &[5, 6, 1, 7, 1, 0], types: &[0, 1, 1, 0, 0, 1], ..Lookup::default() };
+        let (ids, types_of) = ([5, 6, 1, 7, 1, 0], [0, 1, 1, 0, 0, 1]);
+        let lookup = HostLookup { ids: Some(&ids), types: Some(&types_of), ..HostLookup::default() };
         let tokens = Tokens { offset: 2, strides: [200, 23], ..Tokens::new(2, 3, dim) };
-        let all = Tables { token: &token, position: &position, types: &types, gain: &[], bias: &[] };
-        let normed = Tables { gain: &gain, bias: &bias, ..all };
+        let all =
+            HostTables { token: Some(&token), position: Some(&position), types: Some(&types), ..HostTables::default() };
+        let normed = HostTables { gain: Some(&gain), bias: Some(&bias), ..all };
         let layer = Learned { norm: Some(Norm::Layer { eps: 1e-5 }), scale: 1.5, ..Learned::new(dim) };
         let cases = [
-            (Learned::new(dim), Tables { token: &token, ..Tables::default() }),
-            (Learned::new(dim), Tables { position: &position, ..Tables::default() }),
+            (Learned::new(dim), HostTables { token: Some(&token), ..HostTables::default() }),
+            (Learned::new(dim), HostTables { position: Some(&position), ..HostTables::default() }),
             (Learned { scale: -2.5, ..Learned::new(dim) }, all),
             (layer, normed),
             (layer, all),
-            (Learned { norm: Some(Norm::Rms { eps: 0.0 }), ..layer }, Tables { gain: &gain, ..all }),
+            (Learned { norm: Some(Norm::Rms { eps: 0.0 }), ..layer }, HostTables { gain: Some(&gain), ..all }),
         ];
         for (spec, tables) in cases {
             let x = data::<T>(tokens.span().unwrap() + 3, 7);
-            let lookup = if tables.token.is_empty() { Lookup::default() } else { lookup };
+            let lookup = if tables.token.is_none() { HostLookup::default() } else { lookup };
             let expected = spec.expect(&x, &tokens, &tables, &lookup).unwrap();
             let mut got = x.clone();
             spec.gather(&mut got, &tokens, &tables, &lookup).unwrap();
@@ -491,8 +502,10 @@ mod tests {
         token[dim] = 1e6;
         token[2 * dim + 5] = 1e6;
         let spec = Learned { norm: Some(Norm::Layer { eps: 1e-5 }), ..Learned::new(dim) };
-        let (tables, lookup) =
-            (Tables { token: &token, ..Tables::default() }, Lookup { ids: &[0, 1, 2], ..Lookup::default() });
+        let (tables, lookup) = (
+            HostTables { token: Some(&token), ..HostTables::default() },
+            HostLookup { ids: Some(&[0, 1, 2]), ..HostLookup::default() },
+        );
         let (tokens, mut got) = (Tokens::new(1, 3, dim), vec![0.0f32; 3 * dim]);
         let expected = spec.expect(&got, &tokens, &tables, &lookup).unwrap();
         spec.gather(&mut got, &tokens, &tables, &lookup).unwrap();
@@ -529,7 +542,7 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let (mut x, mut rows) = (x.clone(), vec![0.0f32; 700 * 96]);
             pool.install(|| {
-                spec.add(&mut x, &Tokens::new(4, 700, 96), &positions, 1.0).unwrap();
+                spec.add(&mut x, &Tokens::new(4, 700, 96), Positions::ids(&positions).shared(), 1.0).unwrap();
                 spec.write(&mut rows, &positions).unwrap();
             });
             (x, rows)

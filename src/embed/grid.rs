@@ -4,24 +4,23 @@
 //! angle(axis, pair) = (index along the axis + offset) * frequency(axis, pair)
 //! ```
 
+#[cfg(feature = "cuda")]
+mod plan;
+
 use std::f64::consts::TAU;
-use std::marker::PhantomData;
 
-use cudarc::driver::CudaSlice;
+#[cfg(feature = "cuda")]
+pub use plan::GridPlan;
 
-use crate::embed::launch::{alignment, blocks, small, spread, width};
-use crate::embed::tokens::at_least;
-use crate::embed::{Odd, Sinusoid, Tokens, Wave};
-use crate::gpu::args::{Divisor, GridArgs, MaskedArgs};
-use crate::gpu::{Function, Launch, Read, Write};
-use crate::rotate::Pairing;
-use crate::shape::product;
-use crate::{Error, Gpu, Result, Scalar};
+use crate::embed::{Odd, Sinusoid, Tokens, at_least, check_scale};
+use crate::shape::{Shape, product};
+use crate::{Error, Pairing, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
 /// A direction of a grid of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Along {
     /// time, of videos
     Frames = 0,
@@ -33,6 +32,7 @@ pub enum Along {
 
 /// The size of a grid; its tokens lie frame by frame, row by row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct GridSize {
     /// frames; 1 for an image
     pub frames: usize,
@@ -74,6 +74,7 @@ impl GridSize {
 
 /// One axis of a grid: its direction and the sinusoid of its index.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Axis {
     /// which index
     pub along: Along,
@@ -81,8 +82,10 @@ pub struct Axis {
     pub sinusoid: Sinusoid,
 }
 
-/// How the channels of several axes share a token's channels.
+/// Order of the channels of several axes in a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum Blocks {
     /// The first axis whole, then the second: `[sin y | cos y | sin x | cos x]` for axes in halves.
     #[default]
@@ -119,6 +122,7 @@ pub enum Blocks {
 /// assert_eq!(grid.value(GridSize::image(2, 3).place(5), 3), 1f64.cos());
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Grid {
     /// the axes in the order of their channels
     pub axes: Vec<Axis>,
@@ -279,8 +283,9 @@ impl Along {
 /// A token's y is the number of unmasked tokens of its column down to itself, its x the number in its row up to itself;
 /// `last count` is the number in the whole column or row.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Counted {
-    /// Whether counts are divided by the last count and multiplied by `scale`.
+    /// Divide counts by the last count and multiply them by `scale`.
     pub normalize: bool,
     /// 2 pi in every model known here
     pub scale: f64,
@@ -381,9 +386,10 @@ impl Grid {
     /// ```
     pub fn add<T: Scalar>(&self, x: &mut [T], tokens: &Tokens, size: GridSize, scale: f64) -> Result<()> {
         self.check()?;
-        tokens.check_written("x", self.dim(), x.len())?;
-        super::sinusoid::check_scale(scale)?;
-        check_tokens(tokens, size)?;
+        tokens.check_dim("x", self.dim())?;
+        tokens.check_written("x", x.len())?;
+        check_scale(scale)?;
+        check_tokens("x", tokens, size)?;
         let value = self.values();
         for batch in 0..tokens.batch {
             for token in 0..tokens.tokens {
@@ -496,11 +502,11 @@ impl Grid {
 }
 
 /// Refuses a tensor whose number of tokens is not the grid's.
-pub(crate) fn check_tokens(tokens: &Tokens, size: GridSize) -> Result<()> {
+fn check_tokens(name: &str, tokens: &Tokens, size: GridSize) -> Result<()> {
     let grid = size.tokens()?;
     if tokens.tokens != grid {
         return Err(Error::Value(format!(
-            "x has {} tokens, a grid of {} x {} x {} has {grid}",
+            "{name} has {} tokens, a grid of {} x {} x {} has {grid}",
             tokens.tokens, size.frames, size.rows, size.columns
         )));
     }
@@ -520,309 +526,5 @@ impl Grid {
             return Err(Error::Value("an axis runs along frames, a mask is counted over rows and columns".into()));
         }
         Ok(())
-    }
-}
-
-// -------------------------------------------------------------------------------------------------------------- launch
-
-/// The variants of the kernel, from wide accesses to narrow ones.
-const ENTRIES: [&str; 2] = ["grid_wide", "grid_one"];
-const MASKED_ENTRIES: [&str; 2] = ["grid_masked_wide", "grid_masked_one"];
-
-impl Grid {
-    /// Rate and phase of every channel, and its axis as the kernel knows it.
-    fn channels(&self) -> (Vec<u64>, Vec<u8>) {
-        const QUARTER: u64 = 1 << 62;
-        let mut channels = Vec::with_capacity(2 * self.dim());
-        let mut axes = Vec::with_capacity(self.dim());
-        for channel in 0..self.dim() {
-            let (axis, inner) = self.channel(channel);
-            let Axis { along, sinusoid } = &self.axes[axis];
-            match sinusoid.channel(inner) {
-                None => {
-                    channels.extend([0, 0]);
-                    axes.push(3);
-                }
-                Some((pair, wave)) => {
-                    let rate = sinusoid.rate(pair);
-                    let start = rate.wrapping_mul(sinusoid.offset as u64);
-                    channels.extend([rate, if wave == Wave::Cosine { start.wrapping_add(QUARTER) } else { start }]);
-                    axes.push(*along as u8);
-                }
-            }
-        }
-        (channels, axes)
-    }
-
-    /// Turns and offset of every channel, and its axis and wave as the masked kernel knows them.
-    fn masked_channels(&self) -> (Vec<f64>, Vec<u8>) {
-        let mut channels = Vec::with_capacity(3 * self.dim());
-        let mut axes = Vec::with_capacity(self.dim());
-        for channel in 0..self.dim() {
-            let (axis, inner) = self.channel(channel);
-            let Axis { along, sinusoid } = &self.axes[axis];
-            match sinusoid.channel(inner) {
-                None => {
-                    channels.extend([0.0; 3]);
-                    axes.push(3);
-                }
-                Some((pair, wave)) => {
-                    let turns = sinusoid.turns(pair);
-                    channels.extend([turns.hi, turns.lo, sinusoid.offset as f64]);
-                    let axis = *along as u8 + if wave == Wave::Cosine { 4 } else { 0 };
-                    // The angle of the channel before it: a pair's waves side by side are made at once.
-                    let [own, before] = [channel, channel.saturating_sub(1)].map(|at| &channels[3 * at..3 * at + 3]);
-                    let same = channel > 0 && own == before && axes[channel - 1] % 4 == axis % 4;
-                    axes.push(axis + if same { 8 } else { 0 });
-                }
-            }
-        }
-        (channels, axes)
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------------------- plan
-
-/// [`Grid`] on a [`Gpu`], for one element type: its channels are uploaded, its kernels loaded.
-///
-/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; sizes may change from call to call.
-pub struct GridPlan<T> {
-    gpu: Gpu,
-    spec: Grid,
-    channels: CudaSlice<u64>,
-    axes: CudaSlice<u8>,
-    masked_channels: CudaSlice<f64>,
-    masked_axes: CudaSlice<u8>,
-    functions: [Function; 2],
-    masked: [Function; 2],
-    element: PhantomData<T>,
-}
-
-impl<T: Scalar> GridPlan<T> {
-    /// Uploads the channels and loads the kernels.
-    ///
-    /// # Errors
-    /// If the spec is refused, or the kernels cannot be loaded.
-    pub fn new(gpu: &Gpu, spec: &Grid) -> Result<Self> {
-        spec.check()?;
-        let (channels, axes) = spec.channels();
-        let (masked_channels, masked_axes) = spec.masked_channels();
-        let load = |entry| gpu.function("embed/grid", T::NAME, entry);
-        let load_masked = |entry| gpu.function("embed/grid_masked", T::NAME, entry);
-        let [wide, one] = ENTRIES;
-        let [a, b] = MASKED_ENTRIES;
-        Ok(Self {
-            gpu: gpu.clone(),
-            spec: spec.clone(),
-            channels: gpu.upload(&channels)?,
-            axes: gpu.upload(&axes)?,
-            masked_channels: gpu.upload(&masked_channels)?,
-            masked_axes: gpu.upload(&masked_axes)?,
-            functions: [load(wide)?, load(one)?],
-            masked: [load_masked(a)?, load_masked(b)?],
-            element: PhantomData,
-        })
-    }
-
-    /// The spec.
-    pub fn grid(&self) -> &Grid {
-        &self.spec
-    }
-
-    /// Writes the grid's table, once for every sequence of `tokens`.
-    ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `out` | `tokens` | written |
-    /// | `tokens` | | sizes and strides; its number of tokens is the grid's |
-    /// | `size` | | frames, rows and columns |
-    ///
-    /// # Accuracy
-    /// [`Grid::error_bound`] and the rounding to `T`. The same bits on every device, for every shape and alignment.
-    ///
-    /// # Errors
-    /// If a shape is refused, or a buffer is too short or lies in another context. Nothing is written then.
-    ///
-    /// # Source
-    /// MAE (arXiv 2111.06377), `get_2d_sincos_pos_embed`.
-    ///
-    /// # Example
-    /// ```no_run
-    /// use posenc::Gpu;
-    /// use posenc::embed::{Grid, GridPlan, GridSize, Tokens};
-    ///
-    /// let gpu = Gpu::open(0)?;
-    /// let plan = GridPlan::<f32>::new(&gpu, &Grid::columns_first(768))?;
-    /// // Behind a class token, whose row stays zero.
-    /// let mut table = gpu.stream().alloc_zeros(197 * 768)?;
-    /// plan.write(&mut table, Tokens { offset: 768, ..Tokens::new(1, 196, 768) }, GridSize::image(14, 14))?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn write(&self, out: Write<'_, T>, tokens: Tokens, size: GridSize) -> Result<()> {
-        self.run("out", out, tokens, size, None)
-    }
-
-    /// `x = x * scale + grid` in place.
-    ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `x` | `tokens` | embeddings; `tokens.tokens` is the grid's number of tokens |
-    /// | `size` | | frames, rows and columns |
-    /// | `scale` | | multiplies `x` |
-    ///
-    /// # Accuracy
-    /// [`Grid::add_error_bound`] and the rounding to `T`. The same bits on every device, for every shape and alignment.
-    ///
-    /// # Errors
-    /// If a shape or `scale` is refused, or a buffer is too short or lies in another context. Nothing is written then.
-    ///
-    /// # Source
-    /// MAE (arXiv 2111.06377), `get_2d_sincos_pos_embed`.
-    ///
-    /// # Example
-    /// ```no_run
-    /// use posenc::Gpu;
-    /// use posenc::embed::{Grid, GridPlan, GridSize, Tokens};
-    ///
-    /// let gpu = Gpu::open(0)?;
-    /// let plan = GridPlan::<f32>::new(&gpu, &Grid::columns_first(768))?;
-    /// let mut x = gpu.stream().alloc_zeros(8 * 196 * 768)?;
-    /// plan.add(&mut x, Tokens::new(8, 196, 768), GridSize::image(14, 14), 1.0)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn add(&self, x: Write<'_, T>, tokens: Tokens, size: GridSize, scale: f64) -> Result<()> {
-        super::sinusoid::check_scale(scale)?;
-        self.run("x", x, tokens, size, Some(scale as f32))
-    }
-
-    /// Writes a table per image whose coordinates are counted over a padding mask.
-    ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `out` | `[batch, rows * columns, dim]` | written, masked tokens too |
-    /// | `mask` | `[batch, rows * columns]` | not 0 for a token of the image |
-    /// | `size` | | rows and columns; one frame |
-    /// | `counted` | | how counts become coordinates |
-    ///
-    /// Channels at a coordinate that turns more than 2^48 times become NaN.
-    ///
-    /// # Accuracy
-    /// [`Sinusoid::time_error_bound`] at coordinates in f64, and the rounding to `T`.
-    ///
-    /// # Errors
-    /// If the size or `counted` is refused, the grid has frames, or a buffer is too short or lies in another context.
-    /// Nothing is written then.
-    ///
-    /// # Source
-    /// DETR (arXiv 2005.12872), `PositionEmbeddingSine`.
-    ///
-    /// # Example
-    /// ```no_run
-    /// use posenc::Gpu;
-    /// use posenc::embed::{Counted, Grid, GridPlan, GridSize};
-    ///
-    /// let gpu = Gpu::open(0)?;
-    /// let plan = GridPlan::<f32>::new(&gpu, &Grid::detr(256, 10_000.0))?;
-    /// let mask = gpu.stream().clone_htod(&[1u8; 2 * 25 * 34])?;
-    /// let mut out = gpu.stream().alloc_zeros(2 * 25 * 34 * 256)?;
-    /// plan.write_masked(&mut out, &mask, 2, GridSize::image(25, 34), Counted::default())?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn write_masked(
-        &self,
-        out: Write<'_, T>,
-        mask: Read<'_, u8>,
-        batch: usize,
-        size: GridSize,
-        counted: Counted,
-    ) -> Result<()> {
-        counted.check()?;
-        self.spec.check_image(size)?;
-        let (tokens, dim) = (size.tokens()?, self.spec.dim());
-        if size.rows >= 1 << 24 || size.columns >= 1 << 24 {
-            return Err(Error::Value(format!(
-                "the grid has {} rows and {} columns, each must be below 2^24 to be counted",
-                size.rows, size.columns
-            )));
-        }
-        let need = product("batch x tokens x dim", &[batch, tokens, dim])?;
-        let places = product("batch x tokens", &[batch, tokens])?;
-        at_least("mask", mask.len(), places)?;
-        at_least("out", out.len(), need)?;
-        if batch == 0 {
-            return Ok(());
-        }
-        small("tokens", tokens)?;
-        let gpu = &self.gpu;
-        let mask = gpu.read("mask", mask, places)?;
-        let out = gpu.write("out", out, need)?;
-        let channels = gpu.read("channels", &self.masked_channels, 3 * dim)?;
-        let axes = gpu.read("axes", &self.masked_axes, dim)?;
-        let variant = width(size_of::<T>(), alignment(&[out.address.address()]), dim).index;
-        // A warp for each token, whose threads count together.
-        let (blocks, block) = blocks(32, tokens)?;
-        let args = MaskedArgs {
-            x: out.address,
-            mask: mask.address,
-            channels: channels.address,
-            axes: axes.address,
-            centre: counted.centre,
-            scale: counted.scale,
-            rows: small("rows", size.rows)?,
-            columns: small("columns", size.columns)?,
-            batch: small("images", batch)?,
-            dim: small("channels", dim)?,
-            normalize: u32::from(counted.normalize),
-            unused: 0,
-        };
-        let grid = [blocks, small("images", batch.min(65535))?, 1];
-        let entry = MASKED_ENTRIES[variant];
-        let launch = Launch { file: "embed/grid_masked", entry, grid, block, args };
-        gpu.launch(&self.masked[variant], &launch)
-    }
-
-    fn run(
-        &self,
-        name: &'static str,
-        x: Write<'_, T>,
-        tokens: Tokens,
-        size: GridSize,
-        scale: Option<f32>,
-    ) -> Result<()> {
-        let dim = self.spec.dim();
-        tokens.check_written(name, dim, x.len())?;
-        check_tokens(&tokens, size)?;
-        if tokens.is_empty() {
-            return Ok(());
-        }
-        let gpu = &self.gpu;
-        let x = gpu.write(name, x, tokens.span()?)?;
-        let channels = gpu.read("channels", &self.channels, 2 * dim)?;
-        let axes = gpu.read("axes", &self.axes, dim)?;
-        let width = width(size_of::<T>(), alignment(&[x.address.address()]), tokens.sizes() | dim);
-        let units = dim.div_ceil(width.elements);
-        let spread = spread(units, tokens.batch, tokens.tokens, true, gpu.multiprocessors())?;
-        let (rows, columns) = (small("rows", size.rows)?, small("columns", size.columns)?);
-        let args = GridArgs {
-            x: x.address.offset((tokens.offset * size_of::<T>()) as u64),
-            channels: channels.address,
-            axes: axes.address,
-            strides: tokens.strides(),
-            tokens: small("tokens", tokens.tokens)?,
-            rows,
-            columns,
-            by_rows: Divisor::new(rows),
-            by_columns: Divisor::new(columns),
-            batch: small("sequences", tokens.batch)?,
-            batches_per_thread: spread.batches_per_thread,
-            groups: spread.groups,
-            dim: small("channels", dim)?,
-            scale: scale.unwrap_or(1.0),
-            add: u32::from(scale.is_some()),
-            unused: 0,
-        };
-        let entry = ENTRIES[width.index];
-        let launch = Launch { file: "embed/grid", entry, grid: spread.grid, block: spread.block, args };
-        gpu.launch(&self.functions[width.index], &launch)
     }
 }

@@ -1,8 +1,8 @@
 //! Decisions that the launches of this room share.
 
 use crate::embed::Tokens;
-use crate::gpu::Function;
-use crate::{Error, Gpu, Result};
+use crate::gpu::widest;
+use crate::{Error, Result};
 
 /// Threads of a block; the kernels' launch bounds allow 256.
 pub(crate) const THREADS: usize = 128;
@@ -12,44 +12,36 @@ pub(crate) fn small(what: &str, n: usize) -> Result<u32> {
     u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32).ok_or_else(|| Error::Overflow(format!("{n} {what}")))
 }
 
-/// Bytes of shared memory that a block of `function` may have beside the kernel's own few; asked for here, once.
-pub(crate) fn held_room(gpu: &Gpu, function: &Function) -> Result<usize> {
-    let room = gpu.shared_memory()?.saturating_sub(1024);
-    function.reserve(room)?;
-    Ok(room as usize)
+/// The kernel of 16-byte accesses if they divide `steps`, in bytes, else the one of single elements; and the elements of one.
+pub(crate) fn fitting<T, K>([wide, one]: &[K; 2], steps: u64) -> (&K, usize) {
+    if widest(steps) == 16 { (wide, 16 / size_of::<T>()) } else { (one, 1) }
 }
 
-/// The widest access, in elements, that every address and size allows: 16 bytes or one element.
-///
-/// `sizes` is the union of all sizes and offsets in elements (a power of two divides all where it divides their union),
-/// `alignment` the largest power of two that divides every address, in bytes.
-pub(crate) fn width(element: usize, alignment: usize, sizes: usize) -> Width {
-    let fits = |bytes: usize| alignment.is_multiple_of(bytes) && sizes.is_multiple_of(bytes / element);
-    if fits(16) { Width { index: 0, elements: 16 / element } } else { Width { index: 1, elements: 1 } }
+/// Tokens of all sequences, and the elements from one to the next; refuses a tensor where those differ.
+pub(crate) fn even_rows(name: &str, x: &Tokens) -> Result<(usize, usize)> {
+    let Tokens { batch, tokens, strides: [sequence, token], .. } = *x;
+    let row = match (batch, tokens) {
+        (_, 1) => sequence,
+        (0 | 1, _) => token,
+        _ if Some(sequence) == tokens.checked_mul(token) => token,
+        _ => {
+            return Err(Error::Value(format!(
+                "{name} has {batch} sequences {sequence} elements apart and {tokens} tokens {token} apart, its rows must be evenly spaced"
+            )));
+        }
+    };
+    // Below 2^63, as the shape's check has seen.
+    Ok((batch * tokens, row))
 }
 
-/// How many elements one access moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Width {
-    /// of the entries `_wide` and `_one`
-    pub index: usize,
-    pub elements: usize,
-}
-
-/// The largest power of two up to 16 that divides all addresses.
-pub(crate) fn alignment(addresses: &[u64]) -> usize {
-    1 << addresses.iter().fold(0, |all, address| all | address).trailing_zeros().min(4)
-}
-
-impl Tokens {
-    /// The union of the sizes that decide how wide its accesses may be.
-    pub(crate) fn sizes(&self) -> usize {
-        let stride = |size: usize, stride: usize| if size > 1 { stride } else { 0 };
-        self.offset | stride(self.batch, self.strides[0]) | stride(self.tokens, self.strides[1])
-    }
-
-    pub(crate) fn strides(&self) -> [i64; 2] {
-        self.strides.map(|stride| stride as i64)
+/// Refuses a tensor that is not contiguous.
+pub(crate) fn check_contiguous(name: &str, x: &Tokens) -> Result<()> {
+    match even_rows(name, x)? {
+        (2.., row) if row != x.dim => Err(Error::Value(format!(
+            "{name} has rows of {} channels {row} elements apart, it must be contiguous",
+            x.dim
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -91,15 +83,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accesses_are_as_wide_as_every_size_allows() {
-        assert_eq!(width(2, 16, 768), Width { index: 0, elements: 8 });
-        assert_eq!(width(2, 16, 768 | 4), Width { index: 1, elements: 1 });
-        assert_eq!(width(2, 8, 768), Width { index: 1, elements: 1 });
-        assert_eq!(width(4, 16, 12), Width { index: 0, elements: 4 });
-        assert_eq!(width(4, 16, 7), Width { index: 1, elements: 1 });
-        assert_eq!(width(4, 4, 8), Width { index: 1, elements: 1 });
-        assert_eq!(alignment(&[256, 24]), 8);
-        assert_eq!(alignment(&[512]), 16);
+    fn accesses_are_wide_where_every_step_allows_16_bytes() {
+        let fits = |steps| fitting::<half::bf16, _>(&["wide", "one"], steps);
+        assert_eq!(fits(256 | (768 * 2)), (&"wide", 8));
+        assert_eq!(fits(256 | ((768 | 4) * 2)), (&"one", 1));
+        assert_eq!(fits(8 | (768 * 2)), (&"one", 1));
+        assert_eq!(fitting::<f32, _>(&["wide", "one"], 256 | (12 * 4)), (&"wide", 4));
+        assert_eq!(fitting::<f32, _>(&["wide", "one"], 256 | (7 * 4)), (&"one", 1));
+    }
+
+    #[test]
+    fn rows_are_evenly_spaced_or_refused() {
+        let of = |batch, tokens, strides| even_rows("out", &Tokens { strides, ..Tokens::new(batch, tokens, 4) });
+        assert_eq!(of(1, 6, [0, 9]).unwrap(), (6, 9));
+        assert_eq!(of(6, 1, [9, 0]).unwrap(), (6, 9));
+        assert_eq!(of(2, 3, [27, 9]).unwrap(), (6, 9));
+        assert_eq!(of(0, 3, [5, 9]).unwrap(), (0, 9));
+        assert_eq!(
+            of(2, 3, [28, 9]).unwrap_err().to_string(),
+            "out has 2 sequences 28 elements apart and 3 tokens 9 apart, its rows must be evenly spaced"
+        );
     }
 
     #[test]

@@ -4,23 +4,24 @@
 //! out[y, x] = sum over i, j of weight(rows, y, i) * weight(columns, x, j) * table[i, j]
 //! ```
 
-use std::marker::PhantomData;
+#[cfg(feature = "cuda")]
+mod plan;
+
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-use cudarc::driver::CudaSlice;
+#[cfg(feature = "cuda")]
+pub use plan::ResamplePlan;
 
-use crate::embed::launch::{alignment, blocks, small, width};
-use crate::embed::tokens::at_least;
-use crate::embed::{Along, GridSize, cpu};
-use crate::gpu::args::ResampleArgs;
-use crate::gpu::{Function, Launch, Read, Write};
+use crate::embed::{Along, GridSize, at_least, cpu};
 use crate::shape::product;
-use crate::{Error, Gpu, Result, Scalar};
+use crate::{Error, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
-/// What weighs the neighbours of a place.
+/// Interpolation filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum Filter {
     /// The two nearest on each axis, by distance.
     Bilinear,
@@ -29,11 +30,13 @@ pub enum Filter {
     Bicubic,
 }
 
-/// What the weights are made in.
+/// Arithmetic of the interpolation weights.
 ///
 /// torch makes them in the table's type. In f32 a place among 64 inputs is off by up to 2e-6, and so are the weights, times
 /// the filter's slope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum Weighting {
     /// In f64; a kernel rounds them once, to f32.
     #[default]
@@ -49,7 +52,7 @@ pub enum Weighting {
 /// | field | meaning |
 /// |---|---|
 /// | `from`, `to` | the grids, one frame each |
-/// | `filter` | what weighs the neighbours |
+/// | `filter` | interpolation filter |
 /// | `antialias` | widens the filter where the grid shrinks, cuts it at the border and makes its weights sum to 1 |
 /// | `factors` | rows and columns: new over old, where code gives factors in place of sizes; the step is their inverse |
 /// | `prefix` | class and register tokens before the grid, copied |
@@ -73,12 +76,13 @@ pub enum Weighting {
 /// assert_eq!((taps.first, taps.weights.len()), (5, 4));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Resample {
     /// the table's grid
     pub from: GridSize,
     /// the grid that is made
     pub to: GridSize,
-    /// what weighs the neighbours
+    /// interpolation filter
     pub filter: Filter,
     /// widens the filter where the grid shrinks
     pub antialias: bool,
@@ -379,7 +383,13 @@ impl Resample {
     }
 
     fn apply<T: Scalar>(&self, out: &mut [T], table: &[T], dim: usize, transposed: bool) -> Result<()> {
-        let (from, to) = self.check_buffers(("out", out.len()), ("table", table.len()), dim, transposed)?;
+        self.check()?;
+        if dim == 0 {
+            return Err(Error::Value("dim is 0, it must be at least 1".into()));
+        }
+        let (from, to) = self.grids(transposed);
+        at_least("table", table.len(), product("tokens x dim", &[self.tokens(from), dim])?)?;
+        at_least("out", out.len(), product("tokens x dim", &[self.tokens(to), dim])?)?;
         let (rows, columns) = (self.all_taps(Along::Rows, transposed), self.all_taps(Along::Columns, transposed));
         out[..self.prefix * dim].copy_from_slice(&table[..self.prefix * dim]);
         let skip = self.prefix * dim;
@@ -387,200 +397,8 @@ impl Resample {
         Ok(())
     }
 
-    /// The checks that the reference and the plan share; the grids that are read and written.
-    fn check_buffers(
-        &self,
-        out: (&'static str, usize),
-        table: (&'static str, usize),
-        dim: usize,
-        transposed: bool,
-    ) -> Result<(GridSize, GridSize)> {
-        self.check()?;
-        if dim == 0 {
-            return Err(Error::Value("dim is 0, it must be at least 1".into()));
-        }
-        let (from, to) = if transposed { (self.to, self.from) } else { (self.from, self.to) };
-        at_least(table.0, table.1, product("tokens x dim", &[self.tokens(from), dim])?)?;
-        at_least(out.0, out.1, product("tokens x dim", &[self.tokens(to), dim])?)?;
-        Ok((from, to))
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------------------- plan
-
-const ENTRIES: [&str; 2] = ["resample_wide", "resample_one"];
-
-/// The taps of one axis on the device.
-struct DeviceTaps {
-    spans: CudaSlice<u32>,
-    weights: CudaSlice<f32>,
-    outputs: usize,
-    most: usize,
-}
-
-impl DeviceTaps {
-    fn new(gpu: &Gpu, taps: &[Taps]) -> Result<Self> {
-        let most = taps.iter().map(|taps| taps.weights.len()).max().unwrap_or(0).max(1);
-        let mut spans = Vec::with_capacity(2 * taps.len());
-        let mut weights = Vec::with_capacity(most * taps.len());
-        for Taps { first, weights: own } in taps {
-            spans.extend([small("rows", *first)?, small("taps", own.len())?]);
-            weights.extend(own.iter().map(|&weight| weight as f32));
-            weights.resize(spans.len() / 2 * most, 0.0);
-        }
-        Ok(Self { spans: gpu.upload(&spans)?, weights: gpu.upload(&weights)?, outputs: taps.len(), most })
-    }
-}
-
-/// [`Resample`] on a [`Gpu`], for one element type: its weights are uploaded, those of the transpose too, and its kernels
-/// loaded.
-///
-/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel.
-pub struct ResamplePlan<T> {
-    gpu: Gpu,
-    spec: Resample,
-    /// rows and columns of the resampling, then of its transpose
-    taps: [[DeviceTaps; 2]; 2],
-    functions: [Function; 2],
-    element: PhantomData<T>,
-}
-
-impl<T: Scalar> ResamplePlan<T> {
-    /// Uploads the weights and loads the kernels.
-    ///
-    /// # Errors
-    /// If the spec is refused, or the kernels cannot be loaded.
-    pub fn new(gpu: &Gpu, spec: &Resample) -> Result<Self> {
-        spec.check()?;
-        let load = |entry| gpu.function("embed/resample", T::NAME, entry);
-        let taps = |along, transposed| DeviceTaps::new(gpu, &spec.all_taps(along, transposed));
-        let both = |transposed| Ok::<_, Error>([taps(Along::Rows, transposed)?, taps(Along::Columns, transposed)?]);
-        let [wide, one] = ENTRIES;
-        Ok(Self {
-            gpu: gpu.clone(),
-            spec: *spec,
-            taps: [both(false)?, both(true)?],
-            functions: [load(wide)?, load(one)?],
-            element: PhantomData,
-        })
-    }
-
-    /// The spec.
-    pub fn resample(&self) -> &Resample {
-        &self.spec
-    }
-
-    /// Resamples a table.
-    ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `out` | `[prefix + to.rows * to.columns, dim]` | written |
-    /// | `table` | `[prefix + from.rows * from.columns, dim]` | read |
-    ///
-    /// # Accuracy
-    /// [`Resample::error_bound`] and the rounding to `T`; the prefix is copied. The same bits on every device, for every
-    /// alignment.
-    ///
-    /// # Errors
-    /// If `dim` is 0, or a buffer is too short, lies in another context or shares memory with the other. Nothing is
-    /// written then.
-    ///
-    /// # Source
-    /// torch 2.15, `interpolate` with `align_corners=False`.
-    ///
-    /// # Example
-    /// ```no_run
-    /// use posenc::Gpu;
-    /// use posenc::embed::{GridSize, Resample, ResamplePlan};
-    ///
-    /// let gpu = Gpu::open(0)?;
-    /// // ViT-B/16 at 384 pixels from its table for 224, class token kept.
-    /// let spec = Resample { prefix: 1, ..Resample::new(GridSize::image(14, 14), GridSize::image(24, 24)) };
-    /// let plan = ResamplePlan::<f32>::new(&gpu, &spec)?;
-    /// let table = gpu.stream().alloc_zeros(197 * 768)?;
-    /// let mut out = gpu.stream().alloc_zeros(577 * 768)?;
-    /// plan.write(&mut out, &table, 768)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn write(&self, out: Write<'_, T>, table: Read<'_, T>, dim: usize) -> Result<()> {
-        self.run(("out", out), ("table", table), dim, false, false)
-    }
-
-    /// The gradient of the table from the gradient of the resampled one: the transpose.
-    ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `table` | `[prefix + from.rows * from.columns, dim]` | written |
-    /// | `grad` | `[prefix + to.rows * to.columns, dim]` | read |
-    /// | `accumulate` | | adds to what is there |
-    ///
-    /// # Accuracy
-    /// [`Resample::error_bound`] with the taps of the transpose, and the rounding to `T`. Each element has one writer and
-    /// one order of addition.
-    ///
-    /// # Errors
-    /// As [`ResamplePlan::write`].
-    ///
-    /// # Example
-    /// ```no_run
-    /// use posenc::Gpu;
-    /// use posenc::embed::{GridSize, Resample, ResamplePlan};
-    ///
-    /// let gpu = Gpu::open(0)?;
-    /// let spec = Resample::new(GridSize::image(14, 14), GridSize::image(24, 24));
-    /// let plan = ResamplePlan::<f32>::new(&gpu, &spec)?;
-    /// let grad = gpu.stream().alloc_zeros(576 * 768)?;
-    /// let mut table = gpu.stream().alloc_zeros(196 * 768)?;
-    /// plan.grad(&mut table, &grad, 768, false)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn grad(&self, table: Write<'_, T>, grad: Read<'_, T>, dim: usize, accumulate: bool) -> Result<()> {
-        self.run(("table", table), ("grad", grad), dim, true, accumulate)
-    }
-
-    fn run(
-        &self,
-        (out_name, out): (&'static str, Write<'_, T>),
-        (table_name, table): (&'static str, Read<'_, T>),
-        dim: usize,
-        transposed: bool,
-        accumulate: bool,
-    ) -> Result<()> {
-        let spec = &self.spec;
-        let (from, to) = spec.check_buffers((out_name, out.len()), (table_name, table.len()), dim, transposed)?;
-        let gpu = &self.gpu;
-        let tokens = spec.tokens(to);
-        let out = gpu.write(out_name, out, tokens * dim)?;
-        let table = gpu.read(table_name, table, spec.tokens(from) * dim)?;
-        out.apart_from(out_name, &table, table_name)?;
-        let [rows, columns] = &self.taps[usize::from(transposed)];
-        let span = |taps: &DeviceTaps| taps.outputs * 2;
-        let row_spans = gpu.read("row spans", &rows.spans, span(rows))?;
-        let column_spans = gpu.read("column spans", &columns.spans, span(columns))?;
-        let row_weights = gpu.read("row weights", &rows.weights, rows.outputs * rows.most)?;
-        let column_weights = gpu.read("column weights", &columns.weights, columns.outputs * columns.most)?;
-        let addresses = [out.address.address(), table.address.address()];
-        let width = width(size_of::<T>(), alignment(&addresses), dim);
-        let (blocks, block) = blocks(dim.div_ceil(width.elements), tokens)?;
-        let args = ResampleArgs {
-            out: out.address,
-            table: table.address,
-            row_spans: row_spans.address,
-            row_weights: row_weights.address,
-            column_spans: column_spans.address,
-            column_weights: column_weights.address,
-            prefix: small("tokens of the prefix", spec.prefix)?,
-            in_columns: small("columns", from.columns)?,
-            out_rows: small("rows", to.rows)?,
-            out_columns: small("columns", to.columns)?,
-            row_taps: small("taps", rows.most)?,
-            column_taps: small("taps", columns.most)?,
-            dim: small("channels", dim)?,
-            accumulate: u32::from(accumulate),
-        };
-        small("tokens", tokens)?;
-        let entry = ENTRIES[width.index];
-        let launch = Launch { file: "embed/resample", entry, grid: [blocks, 1, 1], block, args };
-        gpu.launch(&self.functions[width.index], &launch)
+    /// The grids that are read and written.
+    const fn grids(&self, transposed: bool) -> (GridSize, GridSize) {
+        if transposed { (self.to, self.from) } else { (self.from, self.to) }
     }
 }

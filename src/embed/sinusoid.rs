@@ -6,26 +6,24 @@
 //! channel               = sin(angle) or cos(angle) of its pair
 //! ```
 
-use std::f64::consts::TAU;
-use std::marker::PhantomData;
+#[cfg(feature = "cuda")]
+mod plan;
 
-use bytemuck::Zeroable;
-use cudarc::driver::CudaSlice;
+use std::f64::consts::TAU;
+
+#[cfg(feature = "cuda")]
+pub use plan::SinusoidPlan;
 
 use crate::double::Double;
-use crate::embed::launch::{alignment, small, spread, width};
-use crate::embed::tokens::at_least;
-use crate::embed::{Tokens, cpu};
-use crate::gpu::args::SinusoidArgs;
-use crate::gpu::{Function, Launch, Write};
-use crate::rotate::Pairing;
-use crate::shape::product;
-use crate::{Error, Gpu, Positions, Result, Scalar};
+use crate::embed::{Tokens, at_least, check_scale, cpu};
+use crate::shape::{Shape, product};
+use crate::{Error, Pairing, Positions, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
 /// One of the two functions that a pair of channels holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Wave {
     /// sin(angle)
     #[default]
@@ -44,8 +42,10 @@ impl Wave {
     }
 }
 
-/// What happens to the last channel of an odd `dim`.
+/// Last channel of an odd `dim`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum Odd {
     /// An odd `dim` is an error: Whisper, CTRL.
     #[default]
@@ -57,10 +57,12 @@ pub enum Odd {
     Longer,
 }
 
-/// Whether frequencies are rounded before they meet the position, as some reference code does.
+/// Rounding of the frequencies before they are multiplied by the position, as some reference code does.
 ///
 /// The exact frequency is rounded to f32 and, for the half types, once more; `scale` multiplies afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum Frequencies {
     /// as the formula says
     #[default]
@@ -125,6 +127,7 @@ impl Frequencies {
 /// assert_eq!(sinusoid.frequency(128), 0.01);
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Sinusoid {
     /// channels of one token
     pub dim: usize,
@@ -366,15 +369,14 @@ impl Sinusoid {
     /// | argument | shape | meaning |
     /// |---|---|---|
     /// | `x` | `tokens` | embeddings |
-    /// | `positions` | `[batch, tokens]` | or `[tokens]`, the same for every sequence |
+    /// | `positions` | see [`Positions`] | a slice is `[batch, tokens]`; [`Positions::shared`] of `[tokens]` for every sequence |
     /// | `scale` | | multiplies `x`: 1, or `sqrt(dim)` in the paper |
     ///
     /// # Accuracy
     /// [Half an ulp of `T`](Scalar#on-the-cpu), and 4e-15 of the terms; of `f16` and `bf16`, half an ulp of `f32` of each.
     ///
     /// # Errors
-    /// If the spec, the shape or `scale` is refused, or there are neither `tokens` nor `batch * tokens` positions.
-    /// Nothing is written then.
+    /// If the spec, the shape, the positions or `scale` is refused. Nothing is written then.
     ///
     /// # Source
     /// "Attention Is All You Need" (arXiv 1706.03762), sections 3.4 and 3.5.
@@ -395,35 +397,37 @@ impl Sinusoid {
     /// sinusoid comes to the error: 2^-25 at most in f32, 2^-12 in f16, 2^-9 in bf16.
     ///
     /// ```
-    /// use posenc::embed::{Learned, Lookup, Sinusoid, Tables, Tokens};
+    /// use posenc::Positions;
+    /// use posenc::embed::{HostLookup, HostTables, Learned, Sinusoid, Tokens};
     /// let sinusoid = Sinusoid::new(2);
     /// let mut table = [0.0f32; 1024 * 2];
     /// sinusoid.write(&mut table, &(0..1024).collect::<Vec<_>>())?;
     ///
     /// let (tokens, positions) = (Tokens::new(1, 2, 2), [3, 1000]);
     /// let (mut x, mut y) = ([0.5f32; 4], [0.5f32; 4]);
-    /// let tables = Tables { position: &table, ..Tables::default() };
-    /// let lookup = Lookup { positions: &positions, ..Lookup::default() };
+    /// let tables = HostTables { position: Some(&table), ..HostTables::default() };
+    /// let lookup = HostLookup { positions: Positions::ids(&positions), ..HostLookup::default() };
     /// Learned { scale: 2.0, ..Learned::new(2) }.gather(&mut x, &tokens, &tables, &lookup)?;
     /// assert_eq!(x[2], (1.0 + f64::from(1000f64.sin() as f32)) as f32);
     /// sinusoid.add(&mut y, &tokens, &positions, 2.0)?;
     /// assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() <= 2f32.powi(-23)));
     /// # Ok::<(), posenc::Error>(())
     /// ```
-    pub fn add<T: Scalar>(&self, x: &mut [T], tokens: &Tokens, positions: &[i64], scale: f64) -> Result<()> {
+    pub fn add<'a, T: Scalar>(
+        &self,
+        x: &mut [T],
+        tokens: &Tokens,
+        positions: impl Into<Positions<&'a [i64]>>,
+        scale: f64,
+    ) -> Result<()> {
         self.check()?;
-        tokens.check_written("x", self.dim, x.len())?;
+        tokens.check_dim("x", self.dim)?;
+        tokens.check_written("x", x.len())?;
         check_scale(scale)?;
-        let each = product("batch x tokens", &[tokens.batch, tokens.tokens])?;
-        let shared = positions.len() == tokens.tokens;
-        if !shared && positions.len() != each {
-            return Err(Error::Value(format!(
-                "positions holds {} elements, it must hold {} or {each}",
-                positions.len(),
-                tokens.tokens
-            )));
-        }
-        cpu::add(self, x, tokens, positions, shared, scale);
+        let positions = positions.into();
+        let shared = positions.is_shared(tokens.batch);
+        let positions = positions.resolve(1, if shared { 1 } else { tokens.batch }, tokens.tokens)?;
+        cpu::add(self, x, tokens, &positions, shared, scale);
         Ok(())
     }
 
@@ -438,231 +442,5 @@ impl Sinusoid {
                 _ => 0.0,
             }
         }
-    }
-}
-
-/// Refuses a factor that f32 cannot hold.
-pub(crate) fn check_scale(scale: f64) -> Result<()> {
-    if scale.is_finite() && scale.abs() <= f64::from(f32::MAX) {
-        Ok(())
-    } else {
-        Err(Error::Value(format!("scale is {scale}, it must be finite and fit into f32")))
-    }
-}
-
-// -------------------------------------------------------------------------------------------------------------- launch
-
-/// The variants of the kernel, from wide accesses to narrow ones.
-const ENTRIES: [&str; 2] = ["sinusoid_wide", "sinusoid_one"];
-
-/// What a launch is decided from, beside the spec.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Call {
-    tokens: Tokens,
-    add: bool,
-    /// one row of positions serves every sequence
-    shared: bool,
-    alignment: usize,
-    element: usize,
-    multiprocessors: u32,
-}
-
-impl Sinusoid {
-    /// The last channel of an odd dim as the kernels know it (0 none, 1 one more of the first wave, 2 a zero), and where it
-    /// lies.
-    pub(crate) fn rest(&self) -> (u32, usize) {
-        match (self.dim % 2, self.odd, self.pairing) {
-            (0, _, _) => (0, 0),
-            (_, Odd::Longer, Pairing::Half) => (1, self.dim / 2),
-            (_, Odd::Longer, Pairing::Interleaved) => (1, self.dim - 1),
-            _ => (2, self.dim - 1),
-        }
-    }
-
-    /// The first channel of the second wave, in halves.
-    pub(crate) fn second(&self) -> usize {
-        self.pairs()
-    }
-
-    /// The variant, the grid and the arguments that shapes decide; addresses, tables and positions are still missing.
-    pub(crate) fn launch(&self, call: &Call) -> Result<Launch<SinusoidArgs>> {
-        let tokens = call.tokens;
-        let sides = if self.pairing == Pairing::Half { self.second() } else { 0 };
-        let width = width(call.element, call.alignment, tokens.sizes() | (self.dim / 2) | sides);
-        let pairs = self.dim / 2;
-        let spread = spread(pairs / width.elements, tokens.batch, tokens.tokens, call.shared, call.multiprocessors)?;
-        let (rest, rest_channel) = self.rest();
-        let args = SinusoidArgs {
-            strides: tokens.strides(),
-            offset: self.offset,
-            padding: self.padding.unwrap_or(0),
-            tokens: small("tokens", tokens.tokens)?,
-            batch: small("sequences", tokens.batch)?,
-            batches_per_thread: spread.batches_per_thread,
-            groups: spread.groups,
-            pairs: small("pairs", pairs)?,
-            second: small("channels", self.second())?,
-            rest,
-            rest_channel: small("channels", rest_channel)?,
-            interleaved: u32::from(self.pairing == Pairing::Interleaved),
-            cosine_first: u32::from(self.first == Wave::Cosine),
-            padded: u32::from(self.padding.is_some()),
-            add: u32::from(call.add),
-            ..SinusoidArgs::zeroed()
-        };
-        let entry = ENTRIES[width.index];
-        Ok(Launch { file: "embed/sinusoid", entry, grid: spread.grid, block: spread.block, args })
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------------------- plan
-
-/// [`Sinusoid`] on a [`Gpu`], for one element type: its rates are uploaded, its kernels loaded.
-///
-/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; shapes may change from call to
-/// call.
-pub struct SinusoidPlan<T> {
-    gpu: Gpu,
-    spec: Sinusoid,
-    rates: CudaSlice<u64>,
-    functions: [Function; 2],
-    element: PhantomData<T>,
-}
-
-impl<T: Scalar> SinusoidPlan<T> {
-    /// Uploads the rates and loads the kernels.
-    ///
-    /// # Errors
-    /// If the spec is refused, or the kernels cannot be loaded.
-    pub fn new(gpu: &Gpu, spec: &Sinusoid) -> Result<Self> {
-        spec.check()?;
-        let rates: Vec<u64> = (0..spec.pairs()).map(|pair| spec.rate(pair)).collect();
-        let load = |entry| gpu.function("embed/sinusoid", T::NAME, entry);
-        let [wide, one] = ENTRIES;
-        Ok(Self {
-            gpu: gpu.clone(),
-            spec: spec.clone(),
-            rates: gpu.upload(&rates)?,
-            functions: [load(wide)?, load(one)?],
-            element: PhantomData,
-        })
-    }
-
-    /// The spec.
-    pub fn sinusoid(&self) -> &Sinusoid {
-        &self.spec
-    }
-
-    /// Writes the sinusoid of every token: a table, or the values at given positions.
-    ///
-    /// `channel = sin or cos((position + offset) * frequency(pair))`
-    ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `out` | `tokens` | written |
-    /// | `tokens` | | sizes and strides; a table of n rows is `Tokens::new(1, n, dim)` |
-    /// | `positions` | see [`Positions`] | any integers; [`Positions::counted`] for the rows of a table |
-    ///
-    /// # Accuracy
-    /// [`Sinusoid::error_bound`] and the rounding to `T`. The same bits on every device, for every shape and alignment.
-    ///
-    /// # Errors
-    /// If the shape is refused, a buffer is too short or lies in another context. Nothing is written then.
-    ///
-    /// # Source
-    /// "Attention Is All You Need" (arXiv 1706.03762), section 3.5.
-    ///
-    /// # Example
-    /// ```no_run
-    /// use posenc::embed::{Sinusoid, SinusoidPlan, Tokens};
-    /// use posenc::{Gpu, Positions};
-    ///
-    /// let gpu = Gpu::open(0)?;
-    /// let plan = SinusoidPlan::<f32>::new(&gpu, &Sinusoid::new(512))?;
-    /// let mut table = gpu.stream().alloc_zeros(1500 * 512)?;
-    /// plan.write(&mut table, Tokens::new(1, 1500, 512), Positions::counted())?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn write(&self, out: Write<'_, T>, tokens: Tokens, positions: Positions<'_>) -> Result<()> {
-        self.run("out", out, tokens, positions, None)
-    }
-
-    /// `x = x * scale + sinusoid` in place.
-    ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `x` | `tokens` | embeddings |
-    /// | `tokens` | | sizes and strides of `x` |
-    /// | `positions` | see [`Positions`] | where the tokens stand |
-    /// | `scale` | | multiplies `x`: 1, or `sqrt(dim)` in the paper |
-    ///
-    /// `x` is read and written once and no table is read. Sequences that share their positions share their angles.
-    ///
-    /// # Accuracy
-    /// [`Sinusoid::add_error_bound`] and the rounding to `T`. The same bits on every device, for every shape and
-    /// alignment.
-    ///
-    /// # Errors
-    /// If the shape or `scale` is refused, a buffer is too short or lies in another context. Nothing is written then.
-    ///
-    /// # Source
-    /// "Attention Is All You Need" (arXiv 1706.03762), sections 3.4 and 3.5.
-    ///
-    /// # Example
-    /// ```no_run
-    /// use posenc::embed::{Sinusoid, SinusoidPlan, Tokens};
-    /// use posenc::{Gpu, Positions};
-    ///
-    /// let gpu = Gpu::open(0)?;
-    /// let plan = SinusoidPlan::<half::bf16>::new(&gpu, &Sinusoid::new(512))?;
-    /// let mut x = gpu.stream().alloc_zeros(8 * 100 * 512)?;
-    /// plan.add(&mut x, Tokens::new(8, 100, 512), Positions::counted(), 512f64.sqrt())?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn add(&self, x: Write<'_, T>, tokens: Tokens, positions: Positions<'_>, scale: f64) -> Result<()> {
-        check_scale(scale)?;
-        self.run("x", x, tokens, positions, Some(scale as f32))
-    }
-
-    fn run(
-        &self,
-        name: &'static str,
-        x: Write<'_, T>,
-        tokens: Tokens,
-        positions: Positions<'_>,
-        scale: Option<f32>,
-    ) -> Result<()> {
-        tokens.check_written(name, self.spec.dim, x.len())?;
-        if tokens.is_empty() {
-            return Ok(());
-        }
-        let gpu = &self.gpu;
-        let positions = positions.resolve(gpu, 1, tokens.batch, tokens.tokens)?;
-        let x = gpu.write(name, x, tokens.span()?)?;
-        let rates = gpu.read("rates", &self.rates, self.spec.pairs())?;
-        let shared = positions.sequence_stride == 0 || tokens.batch == 1;
-        let call = Call {
-            tokens,
-            add: scale.is_some(),
-            shared,
-            alignment: alignment(&[x.address.address()]),
-            element: size_of::<T>(),
-            multiprocessors: gpu.multiprocessors(),
-        };
-        let mut launch = self.spec.launch(&call)?;
-        launch.args = SinusoidArgs {
-            x: x.address.offset((tokens.offset * size_of::<T>()) as u64),
-            positions: positions.ids(),
-            indptr: positions.indptr(),
-            rates: rates.address,
-            sequence_stride: positions.sequence_stride,
-            position_kind: positions.kind,
-            position_type: positions.id_type,
-            sequences: positions.sequences,
-            scale: scale.unwrap_or(1.0),
-            ..launch.args
-        };
-        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(2);
-        gpu.launch(&self.functions[function], &launch)
     }
 }

@@ -5,20 +5,16 @@
 //! channel        = sin(2 pi turns) or cos(2 pi turns) of its pair
 //! ```
 
-use std::marker::PhantomData;
+#[cfg(feature = "cuda")]
+mod plan;
 
-use bytemuck::Zeroable;
-use cudarc::driver::CudaSlice;
+#[cfg(feature = "cuda")]
+pub use plan::TimestepPlan;
 
 use crate::double::Double;
-use crate::embed::launch::{alignment, blocks, small, width};
-use crate::embed::tokens::at_least;
-use crate::embed::{Odd, Sinusoid, Wave, cpu};
-use crate::gpu::args::TimestepArgs;
-use crate::gpu::{Function, Launch, Read, Write};
-use crate::rotate::Pairing;
+use crate::embed::{Odd, Sinusoid, Wave, at_least, cpu};
 use crate::shape::product;
-use crate::{Error, Gpu, Result, Scalar};
+use crate::{Error, Pairing, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
@@ -122,7 +118,7 @@ impl Sinusoid {
 }
 
 impl Wave {
-    fn of_turns(self, turns: Double) -> f64 {
+    pub(super) fn of_turns(self, turns: Double) -> f64 {
         // To the nearest quarter turn, so that the rest is small and keeps all its bits at the zeros of both waves.
         let quarters = (turns.hi * 4.0).round();
         let rest = (turns - Double::from(quarters / 4.0)) * Double::TAU;
@@ -188,134 +184,4 @@ pub(crate) fn check_time(index: usize, t: f64, fastest: f64) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-// -------------------------------------------------------------------------------------------------------------- launch
-
-/// The variants of the kernel, from wide accesses to narrow ones.
-const ENTRIES: [&str; 2] = ["timestep_wide", "timestep_one"];
-
-impl Sinusoid {
-    /// The variant, the grid and the arguments that shapes decide; addresses and tables are still missing.
-    pub(crate) fn time_launch(&self, times: usize, element: usize, alignment: usize) -> Result<Launch<TimestepArgs>> {
-        let sides = if self.pairing == Pairing::Half { self.second() } else { 0 };
-        let width = width(element, alignment, self.dim | (self.dim / 2) | sides);
-        let (blocks, block) = blocks(self.dim / 2 / width.elements, times)?;
-        let (rest, rest_channel) = self.rest();
-        let args = TimestepArgs {
-            offset: self.offset as f64,
-            padding: self.padding.unwrap_or(0) as f64,
-            times: small("timesteps", times)?,
-            dim: small("channels", self.dim)?,
-            pairs: small("pairs", self.dim / 2)?,
-            second: small("channels", self.second())?,
-            rest,
-            rest_channel: small("channels", rest_channel)?,
-            interleaved: u32::from(self.pairing == Pairing::Interleaved),
-            cosine_first: u32::from(self.first == Wave::Cosine),
-            padded: u32::from(self.padding.is_some()),
-            ..TimestepArgs::zeroed()
-        };
-        Ok(Launch { file: "embed/timestep", entry: ENTRIES[width.index], grid: [blocks, 1, 1], block, args })
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------------------- plan
-
-/// [`Sinusoid`] at fractional positions on a [`Gpu`], for one element type: its turns are uploaded, its kernels loaded.
-///
-/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel.
-pub struct TimestepPlan<T> {
-    gpu: Gpu,
-    spec: Sinusoid,
-    turns: CudaSlice<f64>,
-    functions: [Function; 2],
-    element: PhantomData<T>,
-}
-
-impl<T: Scalar> TimestepPlan<T> {
-    /// Uploads the turns of every pair and loads the kernels.
-    ///
-    /// # Errors
-    /// If the spec is refused, or the kernels cannot be loaded.
-    pub fn new(gpu: &Gpu, spec: &Sinusoid) -> Result<Self> {
-        spec.check()?;
-        let turns: Vec<f64> = (0..spec.pairs())
-            .flat_map(|pair| {
-                let turns = spec.turns(pair);
-                [turns.hi, turns.lo]
-            })
-            .collect();
-        let load = |entry| gpu.function("embed/timestep", T::NAME, entry);
-        let [wide, one] = ENTRIES;
-        Ok(Self {
-            gpu: gpu.clone(),
-            spec: spec.clone(),
-            turns: gpu.upload(&turns)?,
-            functions: [load(wide)?, load(one)?],
-            element: PhantomData,
-        })
-    }
-
-    /// The spec.
-    pub fn sinusoid(&self) -> &Sinusoid {
-        &self.spec
-    }
-
-    /// Writes one row per timestep.
-    ///
-    /// `channel = sin or cos((t + offset) * frequency(pair))`
-    ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `out` | `[times, dim]` | written |
-    /// | `t` | `[times]` | `f32` or `f64`; half types do not compile, and [`Time`](crate::embed::Time) says why |
-    /// | `times` | | rows |
-    ///
-    /// A timestep that is not finite, or turns more than 2^48 times, makes a row of NaN.
-    ///
-    /// # Accuracy
-    /// The nearest value of `T` or, where the truth lies within `2^-49` of itself of a tie, the other neighbour: 1 ulp of
-    /// the formula in f64 at most, whose own angle is off by `2^-52 |t * frequency|`. The same bits on every device.
-    ///
-    /// # Errors
-    /// If a buffer is too short or lies in another context. Nothing is written then.
-    ///
-    /// # Source
-    /// "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), appendix B.
-    ///
-    /// # Example
-    /// ```no_run
-    /// use posenc::Gpu;
-    /// use posenc::embed::{Sinusoid, TimestepPlan};
-    ///
-    /// let gpu = Gpu::open(0)?;
-    /// let plan = TimestepPlan::<half::bf16>::new(&gpu, &Sinusoid::timestep(256))?;
-    /// let t = gpu.stream().clone_htod(&[999.0f32, 0.25])?;
-    /// let mut out = gpu.stream().alloc_zeros(2 * 256)?;
-    /// plan.write(&mut out, &t, 2)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn write<F: Time>(&self, out: Write<'_, T>, t: Read<'_, F>, times: usize) -> Result<()> {
-        let need = product("times x dim", &[times, self.spec.dim])?;
-        at_least("out", out.len(), need)?;
-        at_least("t", t.len(), times)?;
-        if times == 0 {
-            return Ok(());
-        }
-        let gpu = &self.gpu;
-        let out = gpu.write("out", out, need)?;
-        let t = gpu.read("t", t, times)?;
-        let turns = gpu.read("turns", &self.turns, 2 * self.spec.pairs())?;
-        let mut launch = self.spec.time_launch(times, size_of::<T>(), alignment(&[out.address.address()]))?;
-        launch.args = TimestepArgs {
-            x: out.address,
-            t: t.address,
-            turns: turns.address,
-            double_time: u32::from(size_of::<F>() == 8),
-            ..launch.args
-        };
-        let function = ENTRIES.iter().position(|&entry| entry == launch.entry).unwrap_or(1);
-        gpu.launch(&self.functions[function], &launch)
-    }
 }

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, DriverError, sys};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits, sys};
 
-use super::launch::Function;
+use super::driver;
 use super::modules::{self, Module};
 use crate::{Error, Result};
 
@@ -58,7 +58,7 @@ impl Gpu {
     /// let mut x = stream.alloc_zeros(8 * 100 * 512)?;
     ///
     /// stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
-    /// plan.add(&mut x, Tokens::new(8, 100, 512), Positions::counted(), 1.0)?;
+    /// plan.add(Tokens::new(8, 100, 512).of_mut(&mut x), Positions::counted(), 1.0)?;
     /// let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     /// let graph = stream.end_capture(flags)?.ok_or("an empty graph")?;
     /// // Plan and buffers outlive the graph, which holds their addresses.
@@ -70,14 +70,14 @@ impl Gpu {
             return Err(Error::NoKernels);
         }
         let context = stream.context();
-        let attribute = |name: &'static str, attribute| context.attribute(attribute).map_err(driver_error(name));
+        let attribute = |name: &'static str, attribute| context.attribute(attribute).map_err(driver::error(name));
         use sys::CUdevice_attribute as Attribute;
         let multiprocessors = attribute("cuDeviceGetAttribute", Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         Ok(Self {
             shared: Arc::new(Shared {
                 stream: stream.clone(),
-                capability: context.compute_capability().map_err(driver_error("cuDeviceGetAttribute"))?,
-                driver: driver_version()?,
+                capability: context.compute_capability().map_err(driver::error("cuDeviceGetAttribute"))?,
+                driver: driver::version()?,
                 multiprocessors: u32::try_from(multiprocessors).unwrap_or(1).max(1),
                 modules: Mutex::default(),
             }),
@@ -93,9 +93,9 @@ impl Gpu {
         if modules::images().is_empty() {
             return Err(Error::NoKernels);
         }
-        find_driver()?;
+        driver::find()?;
         let context = CudaContext::new(ordinal).map_err(|error| {
-            Error::NoDevice(format!("the driver does not give device {ordinal} ({})", reason(error)))
+            Error::NoDevice(format!("the driver does not give device {ordinal} ({})", driver::reason(error)))
         })?;
         Self::new(&context.default_stream())
     }
@@ -127,57 +127,78 @@ impl Gpu {
     /// Bytes of shared memory that a block may have.
     pub(crate) fn shared_memory(&self) -> Result<u32> {
         let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
-        let bytes = self.stream().context().attribute(attribute).map_err(driver_error("cuDeviceGetAttribute"))?;
+        let bytes = self.stream().context().attribute(attribute).map_err(driver::error("cuDeviceGetAttribute"))?;
         Ok(u32::try_from(bytes).unwrap_or(0))
     }
 
-    /// Blocks of `function` that the device holds at once in a launch whose blocks wait for one another; 0 if it has no
-    /// such launches.
-    pub(crate) fn together(&self, function: &Function, threads: u32, shared: u32) -> Result<u32> {
-        let context = self.stream().context();
-        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH;
-        if context.attribute(attribute).map_err(driver_error("cuDeviceGetAttribute"))? == 0 {
-            return Ok(0);
+    /// Refuses what belongs to a stream of another context.
+    pub(crate) fn check_context(&self, name: &'static str, stream: &CudaStream) -> Result<()> {
+        if stream.context().cu_ctx() != self.stream().context().cu_ctx() {
+            return Err(Error::Context(name));
         }
-        context.bind_to_thread().map_err(driver_error("cuCtxSetCurrent"))?;
-        Ok(function.resident(threads, shared)?.saturating_mul(self.multiprocessors()))
+        Ok(())
     }
 
+    /// Whether launches may start before the one ahead of them has ended.
     pub(super) fn overlaps(&self) -> bool {
         self.overlap && self.shared.capability.0 >= 9
     }
 
-    /// `entry` of kernel file `file` for element type `dtype`, loaded at its first use.
-    pub(crate) fn function(&self, file: &'static str, dtype: &'static str, entry: &'static str) -> Result<Function> {
+    /// The module of kernel file `file` for element type `dtype`, loaded at its first use.
+    pub(super) fn module(&self, file: &'static str, dtype: &'static str) -> Result<Arc<Module>> {
         let mut modules = self.shared.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        let module = match modules.get(&(file, dtype)) {
-            Some(module) => module.clone(),
-            None => {
-                let module = Arc::new(Module::load(self, file, dtype)?);
-                modules.insert((file, dtype), module.clone());
-                module
-            }
-        };
-        module.function(&format!("{entry}_{dtype}"))
+        if let Some(module) = modules.get(&(file, dtype)) {
+            return Ok(module.clone());
+        }
+        let Shared { stream, capability, driver, .. } = &*self.shared;
+        let module = Arc::new(Module::load(stream.context(), *capability, *driver, (file, dtype))?);
+        modules.insert((file, dtype), module.clone());
+        Ok(module)
     }
 
-    pub(super) fn driver(&self) -> i32 {
-        self.shared.driver
+    /// Whether the stream is the per-thread default one, which is another stream in every thread.
+    fn is_per_thread(&self) -> bool {
+        const PER_THREAD: usize = 2;
+        self.stream().cu_stream().addr() == PER_THREAD
+    }
+
+    /// Whether launches into the stream may run at the same time as other launches into it: it is being captured, or another
+    /// stream in every thread.
+    pub(super) fn runs_beside_itself(&self) -> Result<bool> {
+        if self.is_per_thread() {
+            return Ok(true);
+        }
+        let status = self.stream().capture_status().map_err(driver::error("cuStreamIsCapturing"))?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    /// What a plan's memory holds is there before it is used: in the stream's order, or at once where other threads use it in
+    /// streams of their own.
+    fn settled<V>(&self, made: CudaSlice<V>) -> Result<CudaSlice<V>> {
+        if self.is_per_thread() {
+            self.stream().synchronize().map_err(driver::error("cuStreamSynchronize"))?;
+        }
+        Ok(made)
     }
 
     /// A table of a spec, uploaded once.
     pub(crate) fn upload<V: DeviceRepr>(&self, values: &[V]) -> Result<CudaSlice<V>> {
-        self.stream().clone_htod(values).map_err(driver_error("cuMemcpyHtoDAsync"))
+        self.settled(self.stream().clone_htod(values).map_err(driver::error("cuMemcpyHtoDAsync"))?)
+    }
+
+    /// `len` zeros.
+    pub(crate) fn zeros<V: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<CudaSlice<V>> {
+        self.settled(self.stream().alloc_zeros(len).map_err(driver::error("cuMemAllocAsync"))?)
     }
 
     /// Values of a buffer, after everything ahead of them in the stream: this waits.
     pub(crate) fn download<V: DeviceRepr>(&self, values: &CudaSlice<V>) -> Result<Vec<V>> {
-        self.stream().clone_dtoh(values).map_err(driver_error("cuMemcpyDtoHAsync"))
+        self.stream().clone_dtoh(values).map_err(driver::error("cuMemcpyDtoHAsync"))
     }
 
     /// New values for a buffer.
     pub(crate) fn overwrite<V: DeviceRepr>(&self, buffer: &mut CudaSlice<V>, values: &[V]) -> Result<()> {
-        self.stream().memcpy_htod(values, buffer).map_err(driver_error("cuMemcpyHtoDAsync"))
+        self.stream().memcpy_htod(values, buffer).map_err(driver::error("cuMemcpyHtoDAsync"))
     }
 }
 
@@ -186,35 +207,4 @@ impl std::fmt::Debug for Gpu {
         let (major, minor) = self.capability();
         write!(f, "Gpu(device {}, {major}.{minor})", self.stream().context().ordinal())
     }
-}
-
-/// Asks for the driver before cudarc does, which panics where there is none.
-fn find_driver() -> Result<()> {
-    let names = if cfg!(windows) { ["nvcuda.dll", "nvcuda.dll"] } else { ["libcuda.so.1", "libcuda.so"] };
-    for name in names {
-        // SAFETY: the driver's initialisers have no preconditions; cudarc loads the same library.
-        if unsafe { libloading::Library::new(name) }.is_ok() {
-            return Ok(());
-        }
-    }
-    Err(Error::NoDevice(format!("the NVIDIA driver's library {} cannot be loaded", names[0])))
-}
-
-fn driver_version() -> Result<i32> {
-    let mut version = 0;
-    // SAFETY: the pointer is to a live i32.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(driver_error("cuDriverGetVersion"))?;
-    Ok(version)
-}
-
-/// The driver's name and text of an error.
-pub(super) fn reason(error: DriverError) -> String {
-    let text = |text: Result<&std::ffi::CStr, DriverError>| {
-        text.map_or_else(|_| format!("error {}", error.0 as u32), |text| text.to_string_lossy().into_owned())
-    };
-    format!("{}: {}", text(error.error_name()), text(error.error_string()))
-}
-
-pub(super) fn driver_error(call: &'static str) -> impl Fn(DriverError) -> Error {
-    move |error| Error::Driver { call, reason: reason(error) }
 }

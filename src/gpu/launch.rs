@@ -1,174 +1,165 @@
 //! One launch: decided on the CPU as plain data, then handed to the driver.
 
 use std::ffi::c_void;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use cudarc::driver::sys;
 
 use super::args::Args;
-use super::device::{Gpu, driver_error};
+use super::device::Gpu;
+use super::driver;
+use super::kernel::Entry;
 use super::modules::Module;
-use crate::{Error, Result};
+use crate::{Error, Result, Scalar};
 
-/// Which kernel runs, over which grid, with which arguments.
+/// Grid, block, shared memory and arguments of one launch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Launch<A> {
-    /// the kernel file, such as `rotate/rope`
-    pub file: &'static str,
-    /// the variant, such as `rope_wide`; its name in the module ends in the element type
-    pub entry: &'static str,
     /// blocks
     pub grid: [u32; 3],
     /// threads of a block
     pub block: [u32; 3],
+    /// bytes of dynamic shared memory
+    pub shared: u32,
+    /// all blocks are on the device at once, so that they may wait for one another
+    pub cooperative: bool,
     /// the kernel's one argument
     pub args: A,
 }
 
 /// The largest grid of every CUDA device.
-pub(crate) const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65535, 65535];
+const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65535, 65535];
 
 impl<A> Launch<A> {
+    /// A launch without dynamic shared memory.
+    pub(crate) const fn new(grid: [u32; 3], block: [u32; 3], args: A) -> Self {
+        Self { grid, block, shared: 0, cooperative: false, args }
+    }
+
     /// Refuses a grid or block beyond what every device takes.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, name: &str) -> Result<()> {
         let in_range = self.grid.iter().zip(MAX_GRID).all(|(&blocks, most)| (1..=most).contains(&blocks));
         let threads = self.block.iter().map(|&n| u64::from(n)).product::<u64>();
         if !in_range || threads == 0 || threads > 1024 {
             return Err(Error::Value(format!(
-                "{} needs a grid of {:?} blocks of {:?} threads, a device takes {MAX_GRID:?} blocks of 1024",
-                self.entry, self.grid, self.block
+                "{name} needs a grid of {:?} blocks of {:?} threads, a device takes {MAX_GRID:?} blocks of 1024",
+                self.grid, self.block
             )));
         }
         Ok(())
     }
 }
 
-/// An entry of a loaded module.
-#[derive(Clone)]
-pub(crate) struct Function {
+/// A loaded kernel, which takes one `A`.
+pub(crate) struct Kernel<A> {
+    name: &'static str,
     raw: sys::CUfunction,
-    _module: Arc<Module>,
+    module: Arc<Module>,
+    takes: PhantomData<fn(A)>,
 }
 
 // SAFETY: a CUfunction is a handle that the driver lets any thread use; its module is kept.
-unsafe impl Send for Function {}
+unsafe impl<A> Send for Kernel<A> {}
 // SAFETY: as above; nothing here changes it.
-unsafe impl Sync for Function {}
+unsafe impl<A> Sync for Kernel<A> {}
 
-impl Function {
-    pub(super) fn new(module: Arc<Module>, raw: sys::CUfunction) -> Self {
-        Self { raw, _module: module }
+impl<A> Clone for Kernel<A> {
+    fn clone(&self) -> Self {
+        Self { name: self.name, raw: self.raw, module: self.module.clone(), takes: PhantomData }
     }
+}
 
-    /// Lets launches ask for up to `bytes` of shared memory beside the kernel's own.
+impl<A> std::fmt::Debug for Kernel<A> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Kernel({}, sm_{})", self.name, self.module.sm)
+    }
+}
+
+impl<A> Kernel<A> {
+    /// Lets launches ask for up to `bytes` of dynamic shared memory.
     pub(crate) fn reserve(&self, bytes: u32) -> Result<()> {
         let bytes = i32::try_from(bytes).map_err(|_| Error::Overflow(format!("{bytes} bytes of shared memory")))?;
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function is alive as long as its module, which is kept.
         unsafe { sys::cuFuncSetAttribute(self.raw, attribute, bytes) }
             .result()
-            .map_err(driver_error("cuFuncSetAttribute"))
-    }
-
-    /// Blocks of `threads` threads with `shared` bytes of shared memory beside the kernel's own that a multiprocessor has
-    /// room for at once. The context must be current.
-    pub(crate) fn resident(&self, threads: u32, shared: u32) -> Result<u32> {
-        let mut blocks = 0;
-        let threads = i32::try_from(threads).map_err(|_| Error::Overflow(format!("{threads} threads")))?;
-        // SAFETY: the pointer is to a live i32, and the function is alive as said above.
-        unsafe { sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, self.raw, threads, shared as usize) }
-            .result()
-            .map_err(driver_error("cuOccupancyMaxActiveBlocksPerMultiprocessor"))?;
-        Ok(u32::try_from(blocks).unwrap_or(0))
+            .map_err(driver::error("cuFuncSetAttribute"))
     }
 }
 
 impl Gpu {
+    /// Loads kernels of one list for element type `T`.
+    pub(crate) fn load<T: Scalar, A, const N: usize>(&self, entries: [Entry<A>; N]) -> Result<[Kernel<A>; N]> {
+        let mut loaded = Vec::with_capacity(N);
+        for Entry { file, name, .. } in entries {
+            let module = self.module(file, T::NAME)?;
+            let raw = module.entry(&format!("{name}_{}", T::NAME))?;
+            loaded.push(Kernel { name, raw, module, takes: PhantomData });
+        }
+        loaded.try_into().map_err(|_| Error::NoKernels)
+    }
+
+    /// The largest grid of a cooperative launch of `kernel`; 0 if the device has no such launches.
+    pub(crate) fn cooperative_blocks<A>(&self, kernel: &Kernel<A>, threads: u32, shared: u32) -> Result<u32> {
+        let context = self.stream().context();
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH;
+        if context.attribute(attribute).map_err(driver::error("cuDeviceGetAttribute"))? == 0 {
+            return Ok(0);
+        }
+        context.bind_to_thread().map_err(driver::error("cuCtxSetCurrent"))?;
+        let mut blocks = 0;
+        let threads = i32::try_from(threads).map_err(|_| Error::Overflow(format!("{threads} threads")))?;
+        // SAFETY: the pointer is to a live i32, and the function is alive as long as its module, which is kept.
+        unsafe { sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, kernel.raw, threads, shared as usize) }
+            .result()
+            .map_err(driver::error("cuOccupancyMaxActiveBlocksPerMultiprocessor"))?;
+        Ok(u32::try_from(blocks).unwrap_or(0).saturating_mul(self.multiprocessors()))
+    }
+
     /// Puts one kernel into the stream: no allocation, no copy, no synchronisation.
     ///
-    /// Addresses in `args` come from [`Gpu::read`] and [`Gpu::write`] alone, which checked that each buffer reaches as
-    /// far as the shapes in `args` do, and whose guards the caller still holds.
-    pub(crate) fn launch<A: Args>(&self, function: &Function, launch: &Launch<A>) -> Result<()> {
-        self.launch_with(function, launch, 0)
-    }
-
-    /// [`Gpu::launch_with`], with all blocks on the device at once, so that they may wait for one another; refused by the
-    /// driver if there are more than [`Function::resident`] says.
-    pub(crate) fn launch_together<A: Args>(&self, function: &Function, launch: &Launch<A>, shared: u32) -> Result<()> {
-        launch.check()?;
+    /// # Safety
+    /// Every address in the arguments is null or lies in memory of this context that stays allocated, initialised where it is
+    /// read, until the kernel has run; that memory reaches as far as the shapes in the arguments do.
+    pub(super) unsafe fn launch<A: Args>(&self, kernel: &Kernel<A>, launch: &Launch<A>) -> Result<()> {
+        launch.check(kernel.name)?;
         let stream = self.stream();
-        stream.context().bind_to_thread().map_err(driver_error("cuCtxSetCurrent"))?;
+        stream.context().bind_to_thread().map_err(driver::error("cuCtxSetCurrent"))?;
         let mut args = launch.args;
         let mut pointers = [std::ptr::from_mut(&mut args).cast::<c_void>()];
-        let ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]) = (launch.grid, launch.block);
-        // SAFETY: as in `launch_with`.
-        unsafe {
-            sys::cuLaunchCooperativeKernel(
-                function.raw,
-                grid_x,
-                grid_y,
-                grid_z,
-                block_x,
-                block_y,
-                block_z,
-                shared,
-                stream.cu_stream(),
-                pointers.as_mut_ptr(),
-            )
+        let ([x, y, z], [block_x, block_y, block_z]) = (launch.grid, launch.block);
+        let mut attributes: [sys::CUlaunchAttribute; 2] = [no_attribute(), no_attribute()];
+        let mut count = 0;
+        if launch.cooperative {
+            attributes[count].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+            attributes[count].value.cooperative = 1;
+            count += 1;
         }
-        .result()
-        .map_err(driver_error("cuLaunchCooperativeKernel"))
-    }
-
-    /// [`Gpu::launch`] with `shared` bytes of shared memory beside the kernel's own; above 48 KiB after
-    /// [`Function::reserve`].
-    pub(crate) fn launch_with<A: Args>(&self, function: &Function, launch: &Launch<A>, shared: u32) -> Result<()> {
-        launch.check()?;
-        let stream = self.stream();
-        stream.context().bind_to_thread().map_err(driver_error("cuCtxSetCurrent"))?;
-        let mut args = launch.args;
-        let mut pointers = [std::ptr::from_mut(&mut args).cast::<c_void>()];
-        let ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]) = (launch.grid, launch.block);
-        if !self.overlaps() {
-            // SAFETY: the function's one parameter is A (tests compare its size and offsets with the PTX), every address
-            // in it is checked as said above, and the driver copies it before it returns.
-            return unsafe {
-                sys::cuLaunchKernel(
-                    function.raw,
-                    grid_x,
-                    grid_y,
-                    grid_z,
-                    block_x,
-                    block_y,
-                    block_z,
-                    shared,
-                    stream.cu_stream(),
-                    pointers.as_mut_ptr(),
-                    std::ptr::null_mut(),
-                )
-            }
-            .result()
-            .map_err(driver_error("cuLaunchKernel"));
+        // What waits for the memory of the launch ahead is an instruction of 9.0: an older image, which a newer device runs
+        // too, does not have it.
+        if self.overlaps() && kernel.module.sm >= 90 && !launch.cooperative {
+            attributes[count].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[count].value.programmaticStreamSerializationAllowed = 1;
+            count += 1;
         }
-        let mut attribute: sys::CUlaunchAttribute = no_attribute();
-        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        attribute.value.programmaticStreamSerializationAllowed = 1;
         let config = sys::CUlaunchConfig {
-            gridDimX: grid_x,
-            gridDimY: grid_y,
-            gridDimZ: grid_z,
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
             blockDimX: block_x,
             blockDimY: block_y,
             blockDimZ: block_z,
-            sharedMemBytes: shared,
+            sharedMemBytes: launch.shared,
             hStream: stream.cu_stream(),
-            attrs: &mut attribute,
-            numAttrs: 1,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: count as u32,
         };
-        // SAFETY: as above; the attribute lives until the call returns.
-        unsafe { sys::cuLaunchKernelEx(&config, function.raw, pointers.as_mut_ptr(), std::ptr::null_mut()) }
+        // SAFETY: the kernel's one parameter is A (the list of kernels gives it its type), the caller answers for the addresses
+        // in it, the driver copies it before it returns, and attributes and pointers live until then.
+        unsafe { sys::cuLaunchKernelEx(&config, kernel.raw, pointers.as_mut_ptr(), std::ptr::null_mut()) }
             .result()
-            .map_err(driver_error("cuLaunchKernelEx"))
+            .map_err(driver::error("cuLaunchKernelEx"))
     }
 }
 

@@ -1,18 +1,29 @@
-//! The device: contexts, kernels' images, buffers and launches. All the `unsafe` of the crate is in this room,
-//! but for the calls of f16's instructions (`cpu::f16`).
+//! The device: contexts, images of the kernels, buffers and launches. All the `unsafe` of the crate is in this room, but for the
+//! calls of f16's instructions (`cpu::f16`) and the prefetch (`cpu::ahead`).
+//!
+//! A plan opens a [`Call`], hands in every buffer, and launches. The layers, each built on those before it: `driver`, `args`,
+//! `kernel`, `modules`, `device`, `launch`, `tensor`, `scratch`, `call`.
 
 #[allow(dead_code, reason = "a field's layout is read by tests and by build.rs")]
 pub(crate) mod args;
-mod buffer;
+mod call;
 mod device;
+mod driver;
+pub(crate) mod kernel;
 mod launch;
 mod modules;
+mod scratch;
+mod tensor;
 
-pub use args::{Args, FieldLayout, all as arguments};
-pub use buffer::{Read, Write};
+#[doc(hidden)]
+pub use args::FieldLayout;
 pub use device::Gpu;
-pub use launch::Launch;
+#[doc(hidden)]
+pub use kernel::{Listed, kernels};
+#[doc(hidden)]
 pub use modules::{Image, Images, images};
+pub use tensor::{Read, Update, View, ViewMut, Write};
 
-pub(crate) use buffer::Held;
-pub(crate) use launch::Function;
+pub(crate) use call::{Call, Placed, Updated, check_same, widest};
+pub(crate) use launch::{Kernel, Launch};
+pub(crate) use scratch::Scratch;

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUjit_option_enum as Option_;
 use cudarc::driver::{CudaContext, DriverError, sys};
 
-use super::device::{Gpu, driver_error, reason};
-use super::launch::Function;
+use super::driver::{self, reason};
 use crate::{Error, Result};
 
 /// The images of one kernel file for one element type.
@@ -48,6 +47,8 @@ pub fn images() -> &'static [Images] {
 pub(super) struct Module {
     context: Arc<CudaContext>,
     raw: sys::CUmodule,
+    /// the architecture of the image that was loaded, which may be older than the device's
+    pub(super) sm: u32,
 }
 
 // SAFETY: a CUmodule is a handle that the driver lets any thread use.
@@ -58,20 +59,23 @@ unsafe impl Sync for Module {}
 impl Module {
     /// The cubin of the device's own generation (same major, highest minor that it has), then the highest PTX that it
     /// has, then lower ones.
-    pub(super) fn load(gpu: &Gpu, file: &'static str, dtype: &'static str) -> Result<Self> {
+    pub(super) fn load(
+        context: &Arc<CudaContext>,
+        (major, minor): (i32, i32),
+        driver: i32,
+        (file, dtype): (&'static str, &'static str),
+    ) -> Result<Self> {
         let Some(images) = images().iter().find(|images| images.file == file && images.dtype == dtype) else {
             return Err(Error::NoKernels);
         };
-        let (major, minor) = gpu.capability();
         let device = u32::try_from(major * 10 + minor).unwrap_or(0);
-        let context = gpu.stream().context();
-        context.bind_to_thread().map_err(driver_error("cuCtxSetCurrent"))?;
+        context.bind_to_thread().map_err(driver::error("cuCtxSetCurrent"))?;
 
         let mut tried = Vec::new();
         let cubins = images.cubins.iter().rev().filter(|image| image.sm / 10 == device / 10 && image.sm <= device);
         for image in cubins {
             match load(&image.bytes()) {
-                Ok(raw) => return Ok(Self { context: context.clone(), raw }),
+                Ok(raw) => return Ok(Self { context: context.clone(), raw, sm: image.sm }),
                 Err(why) => tried.push(format!("cubin of sm_{}: {why}", image.sm)),
             }
         }
@@ -79,26 +83,27 @@ impl Module {
             let mut text = image.bytes();
             text.push(0);
             match load(&text) {
-                Ok(raw) => return Ok(Self { context: context.clone(), raw }),
+                Ok(raw) => return Ok(Self { context: context.clone(), raw, sm: image.sm }),
                 Err(why) => tried.push(format!("PTX of sm_{}: {why}", image.sm)),
             }
         }
         if tried.is_empty() {
             tried.push(format!("the oldest image is for sm_{}", images.ptx.first().map_or(0, |image| image.sm)));
         }
-        let driver = format!("{}.{}", gpu.driver() / 1000, gpu.driver() % 1000 / 10);
+        let driver = format!("{}.{}", driver / 1000, driver % 1000 / 10);
         Err(Error::Load { file, dtype, major, minor, driver, tried: tried.join("; ") })
     }
 
-    pub(super) fn function(self: &Arc<Self>, entry: &str) -> Result<Function> {
-        self.context.bind_to_thread().map_err(driver_error("cuCtxSetCurrent"))?;
-        let name = CString::new(entry).map_err(|_| Error::NoKernels)?;
+    /// The address of an entry, good as long as the module.
+    pub(super) fn entry(&self, name: &str) -> Result<sys::CUfunction> {
+        self.context.bind_to_thread().map_err(driver::error("cuCtxSetCurrent"))?;
+        let text = CString::new(name).map_err(|_| Error::NoKernels)?;
         let mut raw = std::ptr::null_mut();
-        // SAFETY: the module is loaded and lives as long as the function that keeps it; the name ends in a zero.
-        unsafe { sys::cuModuleGetFunction(&mut raw, self.raw, name.as_ptr()) }.result().map_err(|error| {
-            Error::Driver { call: "cuModuleGetFunction", reason: format!("{entry}: {}", reason(error)) }
+        // SAFETY: the module is loaded, and the name ends in a zero.
+        unsafe { sys::cuModuleGetFunction(&mut raw, self.raw, text.as_ptr()) }.result().map_err(|error| {
+            Error::Driver { call: "cuModuleGetFunction", reason: format!("{name}: {}", reason(error)) }
         })?;
-        Ok(Function::new(self.clone(), raw))
+        Ok(raw)
     }
 }
 

@@ -28,6 +28,7 @@ use crate::{Error, Result};
 /// assert_eq!(qwen3_vl.axis(60, 64), 0);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Axes {
     /// One position for each token.
@@ -101,7 +102,7 @@ impl Axes {
         }
     }
 
-    /// Whether all axes share one ladder, so that equal positions give plain RoPE.
+    /// True if all axes share one ladder of frequencies, so that equal positions give plain RoPE.
     pub const fn one_ladder(&self) -> bool {
         !matches!(self, Self::Ladders(_) | Self::Dealt(_) | Self::Blocks(_))
     }

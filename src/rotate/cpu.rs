@@ -8,62 +8,31 @@ use std::sync::Arc;
 
 use crate::cpu::vector::{sin_cos_of_phase, waves, wide};
 use crate::cpu::{Kept, Lines, Part};
-use crate::positions::check_positions;
-use crate::rotate::{Angles, Direction, Pairing, Rope};
-use crate::{Heads, Result, Scalar};
+use crate::rotate::{Angles, Direction, Rope};
+use crate::{Heads, Pairing, Result, Scalar};
 
 /// Elements below which a thread is not worth its start, about 20 microseconds of work.
 const GRAIN: usize = 1 << 16;
 /// Pairs of a block of tokens, whose cosines and sines should stay in the first cache beside a few heads: 16 KiB.
 const BLOCK: usize = 1024;
 
-impl Rope {
-    /// Rotates `x` in place on the CPU.
-    ///
-    /// | argument | shape | meaning |
-    /// |---|---|---|
-    /// | `x` | `heads` | queries or keys; channels outside the rotary part stay as they are |
-    /// | `heads` | | sizes and strides of `x`, in elements |
-    /// | `positions` | `[axes, batch, tokens]` | any integers; negative ones rotate backwards. A text's are the same for every axis |
-    ///
-    /// Large tensors are shared out among rayon's threads. The result does not depend on their number.
-    ///
-    /// # Accuracy
-    /// [Half an ulp of `T`](Scalar#on-the-cpu), and 2e-15 of the pair.
-    ///
-    /// # Errors
-    /// If the spec or the shape is refused, or `positions` is shorter than the tokens. Nothing is written then.
-    ///
-    /// # Source
-    /// RoFormer (arXiv 2104.09864), equation 34.
-    ///
-    /// # Example
-    /// ```
-    /// use posenc::{Direction, Heads, Rope};
-    /// let rope = Rope::new(2, 10_000.0);
-    /// let mut x = [1.0f32, 0.0];
-    /// rope.rotate(&mut x, &Heads::thd(1, 1, 2), &[1], Direction::Forward)?;
-    /// assert_eq!(x, [1f64.cos() as f32, 1f64.sin() as f32]);
-    /// # Ok::<(), posenc::Error>(())
-    /// ```
-    pub fn rotate<T: Scalar>(&self, x: &mut [T], heads: &Heads, positions: &[i64], direction: Direction) -> Result<()> {
-        self.check_head(heads.dim)?;
-        heads.check_written("x", x.len())?;
-        let row = heads.batch * heads.tokens;
-        check_positions(positions.len(), self.axes.count(), row, row)?;
-        if heads.is_empty() {
-            return Ok(());
-        }
-        let turner = Turner::new(self, positions, row, heads.tokens, direction);
-        let x = &mut x[heads.offset..heads.span()?];
-        turner.part(heads).share_out(x, heads.dim, GRAIN, &|part, x| {
-            wide(
-                #[inline(always)]
-                || turner.rotate(x, part),
-            )
-        });
-        Ok(())
-    }
+/// Rotates a tensor whose shape and positions, `[axes, batch, tokens]`, were checked.
+pub(super) fn rotate<T: Scalar>(
+    rope: &Rope,
+    x: &mut [T],
+    heads: &Heads,
+    positions: &[i64],
+    direction: Direction,
+) -> Result<()> {
+    let turner = Turner::new(rope, positions, heads.batch * heads.tokens, heads.tokens, direction);
+    let x = &mut x[heads.offset..heads.span()?];
+    turner.part(heads).share_out(x, heads.dim, GRAIN, &|part, x| {
+        wide(
+            #[inline(always)]
+            || turner.rotate(x, part),
+        )
+    });
+    Ok(())
 }
 
 /// The spec, made ready for one call.

@@ -1,18 +1,26 @@
 //! Query and key are rotated: RoPE.
 
 mod axes;
+#[cfg(feature = "cpu")]
 mod cpu;
+#[cfg(feature = "models")]
 mod model;
-pub mod positions;
 mod power;
 mod query_scale;
 mod rope;
 mod scaling;
+#[cfg(feature = "cuda")]
+mod table;
 mod xpos;
 
 pub use axes::Axes;
+#[cfg(feature = "models")]
 pub use model::{Gguf, GgufValue, Layer, ModelRope};
 pub use query_scale::QueryScale;
-pub use rope::{Angles, Beyond, Direction, Operand, Pairing, Rope, RopePlan, Table, TableValues};
+pub use rope::{Angles, Direction, Rope};
+#[cfg(feature = "cuda")]
+pub use rope::{Keys, RopePlan, Rotation};
 pub use scaling::{Ramp, Scaling, Yarn, longrope_attention_factor, mla_logit_scale, yarn_mscale};
-pub use xpos::{Side, XPos, XPosPlan};
+#[cfg(feature = "cuda")]
+pub use table::{OutOfRange, Table, TableValues};
+pub use xpos::{Side, XPos};

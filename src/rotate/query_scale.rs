@@ -14,6 +14,7 @@ use crate::{Error, Result};
 /// assert_eq!(llama4.at(8191), 1.0 + 0.1 * 2f64.ln());
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum QueryScale {
     /// 1 everywhere

@@ -15,7 +15,7 @@ use crate::{Error, Result, Rope};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
-/// What a scaling does to RoPE's frequencies.
+/// Frequency scaling for a longer context.
 ///
 /// Below, `i` is the pair, `d` the rotary size and `theta_i = base^(-2i/d)`. A scaling changes frequencies only: a factor
 /// on cos and sin belongs to [`Rope::attention_factor`], a factor on the whole logit to neither.
@@ -27,6 +27,7 @@ use crate::{Error, Result, Rope};
 /// assert_eq!(rope.frequency(32), 0.01 / 4.0);
 /// ```
 #[derive(Clone, Debug, PartialEq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Scaling {
     /// `theta_i`, RoFormer (arXiv 2104.09864), eq. 15. A larger base is this with a larger base.
@@ -165,6 +166,7 @@ pub enum Scaling {
 /// # Source
 /// Peng et al. 2023 (arXiv 2309.00071), section 3.2, eq. 17 to 20; jquesnelle/yarn, Hugging Face's `yarn`.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Yarn {
     /// divides the lowest frequencies, at least 1
     pub factor: f64,
@@ -174,16 +176,17 @@ pub struct Yarn {
     pub beta_fast: f64,
     /// turns over the original context below which a frequency is divided; 1
     pub beta_slow: f64,
-    /// Whether the ramp's ends are rounded outwards to whole pairs; `true` everywhere but in GPT-OSS.
+    /// Round the ramp's ends outwards to whole pairs; `true` everywhere but in GPT-OSS.
     pub truncate: bool,
-    /// How much of a kept frequency is kept; 1. jquesnelle/yarn's `extrapolation_factor`, llama.cpp's `ext_factor`.
+    /// Share of the unscaled frequency in the kept pairs; 1. jquesnelle/yarn's `extrapolation_factor`, llama.cpp's `ext_factor`.
     pub extrapolation: f64,
     /// what the ramp is linear in
     pub ramp: Ramp,
 }
 
-/// What YaRN's ramp is linear in.
+/// Variable of YaRN's linear ramp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Ramp {
     /// the index of the pair, as in all implementations
     #[default]
@@ -308,7 +311,7 @@ impl Scaling {
         }
     }
 
-    /// Whether the frequencies depend on a length that is not set.
+    /// True if the frequencies depend on a length that is not set.
     pub const fn needs_length(&self) -> bool {
         matches!(
             self,
@@ -559,7 +562,7 @@ pub fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
-/// What multiplies the whole logit in DeepSeek's latent attention: `yarn_mscale(factor, mscale_all_dim)^2`.
+/// Factor on the whole logit in DeepSeek's latent attention: `yarn_mscale(factor, mscale_all_dim)^2`.
 ///
 /// It acts on the rotated and the unrotated part together and replaces nothing in cos and sin, whose factor is
 /// `yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)`.

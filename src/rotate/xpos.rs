@@ -1,13 +1,8 @@
 //! xPos: RoPE whose pairs also shrink with distance.
 
-use cudarc::driver::CudaSlice;
-
 use crate::accuracy::{Expected, rounded};
 use crate::double::Double;
-use crate::gpu::{Gpu, Write};
-use crate::positions::Positions;
-use crate::rotate::rope::{Entries, Names, Source};
-use crate::rotate::{Angles, Direction, Operand, Rope, RopePlan};
+use crate::rotate::{Angles, Direction, Rope};
 use crate::{Error, Heads, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
@@ -42,6 +37,7 @@ use crate::{Error, Heads, Result, Scalar};
 /// assert_eq!(xpos.reach(), 33_994);
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct XPos {
     /// the rotation
     pub rope: Rope,
@@ -53,8 +49,9 @@ pub struct XPos {
     pub center: i64,
 }
 
-/// Which side of a score a tensor is on.
+/// Side of a score: query or key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Side {
     /// queries
     Query,
@@ -131,7 +128,7 @@ impl XPos {
         (share + Double::from(self.gamma)) / (Double::ONE + Double::from(self.gamma))
     }
 
-    /// What a position away from the center adds to the exponent of two of a query's factor on `pair`, in units of 2^-56.
+    /// Exponent of two that one position adds to a query's factor on `pair`, in units of 2^-56.
     ///
     /// The factor is `2^((position - center) * log2(zeta) / scale_base)`: a product of the distance and a constant of the
     /// pair, which a whole number holds as it holds the rate of a phase.
@@ -269,120 +266,5 @@ impl XPos {
             *x = T::from_f64(want);
         }
         Ok(())
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------------------- plan
-
-/// [`XPos`] on a [`Gpu`], for one element type.
-///
-/// As [`RopePlan`]: a call is one kernel, for queries and keys together, allocates nothing and can be captured.
-pub struct XPosPlan<T> {
-    xpos: XPos,
-    plan: RopePlan<T>,
-    functions: Entries,
-    /// of the queries' factors, and of the keys'
-    exponents: CudaSlice<i64>,
-}
-
-impl<T: Scalar> XPosPlan<T> {
-    /// Uploads rates and exponents and loads the kernels.
-    ///
-    /// # Errors
-    /// If the spec is refused, or the kernels cannot be loaded.
-    pub fn new(gpu: &Gpu, xpos: &XPos) -> Result<Self> {
-        xpos.check()?;
-        let queries: Vec<i64> = (0..xpos.rope.pairs()).map(|pair| xpos.exponent(pair)).collect();
-        let keys: Vec<i64> = queries.iter().map(|exponent| -exponent).collect();
-        Ok(Self {
-            xpos: xpos.clone(),
-            plan: RopePlan::new(gpu, &xpos.rope)?,
-            functions: Entries::load::<T>(gpu, Names::XPOS)?,
-            exponents: gpu.upload(&[queries, keys].concat())?,
-        })
-    }
-
-    /// The spec.
-    pub fn xpos(&self) -> &XPos {
-        &self.xpos
-    }
-
-    /// Rotates and scales queries, and keys if they are given, in one kernel.
-    ///
-    /// `a' = zeta^(+-(position - center) / scale_base) * (a cos - b sin)` and `b'` likewise, `+` for queries, `-` for keys.
-    ///
-    /// Takes what [`RopePlan::rotate`] takes. A token out of [`XPos::reach`] becomes NaN, and [`Direction::Inverse`], the
-    /// gradient, rotates back with the same factors.
-    ///
-    /// # Accuracy
-    /// [`XPos::error_bound`] and the rounding to `T`. In f16 a key overflows where its factor takes it beyond 65504. The
-    /// same bits on every device, for every layout and alignment.
-    ///
-    /// # Errors
-    /// As [`RopePlan::rotate`].
-    ///
-    /// # Source
-    /// Sun et al. 2022 (arXiv 2212.10554), algorithm 1.
-    ///
-    /// # Example
-    /// ```no_run
-    /// use posenc::rotate::{Operand, XPos, XPosPlan};
-    /// use posenc::{Direction, Gpu, Heads, Positions, Rope};
-    ///
-    /// let gpu = Gpu::open(0)?;
-    /// let plan = XPosPlan::<half::bf16>::new(&gpu, &XPos::new(Rope::new(128, 10_000.0)))?;
-    /// let mut q = gpu.stream().alloc_zeros(7 * 32 * 128)?;
-    /// let mut k = gpu.stream().alloc_zeros(7 * 8 * 128)?;
-    /// plan.rotate(
-    ///     Operand::in_place(&mut q, Heads::thd(7, 32, 128)),
-    ///     Some(Operand::in_place(&mut k, Heads::thd(7, 8, 128))),
-    ///     Positions::counted(),
-    ///     Direction::Forward,
-    /// )?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn rotate(
-        &self,
-        q: Operand<'_, T>,
-        k: Option<Operand<'_, T>>,
-        positions: Positions<'_>,
-        direction: Direction,
-    ) -> Result<()> {
-        self.plan.rotate_from(self.source(Side::Query), q, k, positions, direction)
-    }
-
-    /// Rotates and scales keys alone, in one kernel: [`XPosPlan::rotate`] without queries.
-    ///
-    /// # Errors
-    /// As [`RopePlan::rotate`].
-    pub fn rotate_keys(&self, k: Operand<'_, T>, positions: Positions<'_>, direction: Direction) -> Result<()> {
-        self.plan.rotate_from(self.source(Side::Key), k, None, positions, direction)
-    }
-
-    /// Rotates and scales queries and keys that lie in one buffer, in place, in one kernel: packed QKV, as
-    /// [`RopePlan::rotate_packed`].
-    ///
-    /// # Errors
-    /// As [`RopePlan::rotate_packed`].
-    pub fn rotate_packed(
-        &self,
-        x: Write<'_, T>,
-        q: Heads,
-        k: Heads,
-        positions: Positions<'_>,
-        direction: Direction,
-    ) -> Result<()> {
-        self.plan.rotate_packed_from(self.source(Side::Query), x, q, k, positions, direction)
-    }
-
-    /// The factors of a call whose first tensor is on `side`.
-    fn source(&self, side: Side) -> Source<'_, T> {
-        Source::XPos {
-            functions: &self.functions,
-            exponents: &self.exponents,
-            first: if side == Side::Query { 0 } else { self.xpos.rope.pairs() },
-            center: self.xpos.center,
-            reach: self.xpos.reach() as i64,
-        }
     }
 }

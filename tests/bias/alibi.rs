@@ -1,12 +1,10 @@
 use half::{bf16, f16};
-use posenc::accuracy::compare;
-use posenc::{
-    Alibi, Bias, BiasPlan, KeyOnly, Logits, LogitsOperand, Order, Places, Sides, Slopes, Softmax, SoftmaxInputs,
-    SoftmaxPlan,
-};
+use posenc::accuracy::assert_close;
+use posenc::bias::{DistanceGrad, KeyOnly, Sides, Slopes};
+use posenc::{Alibi, Bias, BiasPlan, Logits, Places};
 
-use crate::support::{Guarded, gpu};
-use crate::{bits, golden};
+use crate::biases::{Context, Numbers, bits, double, golden};
+use crate::support::gpu;
 
 const HEADS: [usize; 6] = [1, 6, 12, 40, 71, 112];
 
@@ -31,10 +29,8 @@ fn hugging_face_agrees() {
         let positions: Vec<i32> = (0..9).collect();
         let padded = [0, 0, 0, 1, 2, 3, 4, 5, 6];
         let near = |got: Vec<f32>, want: Vec<f32>, ulps: f32| {
-            assert_eq!(got.len(), want.len());
-            for (got, want) in got.iter().zip(&want) {
-                assert!((got - want).abs() <= want.abs() * ulps * f32::EPSILON, "{heads} heads: {got} and {want}");
-            }
+            let (want, _context) = (double(&want), Context(|| format!("{heads} heads")));
+            assert_close(&got, &want, |i| want[i].abs() * f64::from(ulps * f32::EPSILON));
         };
         // torch's f32 pow may be an ulp from the nearest; its product with the position rounds once more.
         near(KeyOnly::Bloom.row(&alibi, &positions).unwrap(), bits(&case["bloom_f32"]), 2.0);
@@ -63,101 +59,6 @@ fn falcon_and_bloom_agree_where_bf16_has_lost_the_integers() {
     let distinct = |row: &[f32]| row.windows(2).filter(|pair| pair[0] != pair[1]).count() + 1;
     assert!(distinct(&falcon) < 700 && distinct(&bloom) < 700, "{} {}", distinct(&falcon), distinct(&bloom));
     assert_eq!(distinct(&KeyOnly::FlashAttention.row::<f32>(&alibi, &positions).unwrap()), 2049);
-}
-
-/// Logits, scale and probabilities of a model's attention at Hugging Face.
-fn attention(model: &str) -> (Logits, f32, Vec<f32>, Vec<f64>) {
-    let golden = golden();
-    let case = golden["probabilities"].as_array().unwrap().iter().find(|case| case["model"] == model).unwrap();
-    let number = |name: &str| case[name].as_u64().unwrap() as usize;
-    let shape = Logits::bhqk(1, number("heads"), number("tokens"), number("tokens"));
-    let probabilities = bits(&case["probabilities"]).into_iter().map(f64::from).collect();
-    (shape, case["scale"].as_f64().unwrap() as f32, bits(&case["scores"]), probabilities)
-}
-
-#[test]
-#[ignore = "needs a device: cargo xtask test"]
-fn attention_on_the_device_is_that_of_bloom_mpt_and_falcon() {
-    let gpu = gpu();
-    for (model, form) in [("bloom", KeyOnly::Bloom), ("mpt", KeyOnly::Mpt), ("falcon", KeyOnly::Falcon)] {
-        let (shape, scale, scores, want) = attention(model);
-        let order = if model == "falcon" { Order::BiasThenScale } else { Order::SoftcapThenBias };
-        let softmax = Softmax { order, ..Softmax::causal(scale) };
-        let alibi = Alibi::new(shape.heads);
-        let row = form.bias(&alibi, shape.keys).unwrap();
-        let near = |got: &[f32], bound: f64, what: &str| {
-            let worst = compare(got, &want, |i| bound * want[i] + 1e-36);
-            assert!(worst.share <= 1.0, "{model} {what} {worst:?}");
-        };
-        let run = |bias: &BiasPlan<f32>, inputs: Option<(&[f32], Logits)>| {
-            let mut x = Guarded::new(&gpu, &scores, 0);
-            let mask = inputs.map(|(mask, shape)| (gpu.stream().clone_htod(mask).unwrap(), shape));
-            let call = SoftmaxInputs {
-                mask: mask.as_ref().map(|(mask, shape)| (mask as posenc::gpu::Read<f32>, *shape)),
-                ..SoftmaxInputs::new(bias, Places::last())
-            };
-            let plan = SoftmaxPlan::new(&gpu, &softmax).unwrap();
-            plan.apply(LogitsOperand::InPlace(&mut x.view(), shape), &call, None).unwrap();
-            x.read(&gpu)
-        };
-        // As the library does it: numbers of key positions.
-        near(&run(&BiasPlan::key_only(&gpu, Bias::Toeplitz(&row)).unwrap(), None), 4e-6, "row");
-        // The same as an additive mask; Falcon's times the scale.
-        let scaled = if model == "falcon" { scale } else { 1.0 };
-        let mask: Vec<f32> = row.values.iter().map(|x| x * scaled).collect();
-        let none = BiasPlan::new(&gpu, Bias::None).unwrap();
-        near(&run(&none, Some((&mask, Logits::bhqk(1, shape.heads, 1, shape.keys)))), 4e-6, "mask");
-        // In the distance form: Falcon's slopes and products are rounded to bf16, and that shows.
-        let slopes = BiasPlan::new(&gpu, Bias::Slopes(&alibi.slopes().unwrap())).unwrap();
-        if model == "falcon" {
-            let got = run(&slopes, None);
-            assert!(got.iter().zip(&want).any(|(got, want)| (f64::from(*got) - want).abs() > 1e-4 * want));
-        } else {
-            near(&run(&slopes, None), 1e-5, "distance");
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs a device: cargo xtask test"]
-fn the_key_only_form_on_the_device_is_the_distance_form_but_for_the_log_sum_exp() {
-    let gpu = gpu();
-    for heads in HEADS {
-        // flash-attention's causal kernels: scale * s + slope * key, in f32.
-        let alibi = Alibi { sides: Sides::Signed, ..Alibi::new(heads) };
-        let slopes = alibi.slopes().unwrap();
-        let shape = Logits::bhqk(2, heads, 5, 300);
-        let logits: Vec<f32> = crate::Numbers(heads as u64).take(shape.elements().unwrap(), 2.0);
-        let run = |bias: &BiasPlan<f32>| {
-            let mut x = Guarded::new(&gpu, &logits, 0);
-            let mut lse = Guarded::<f32>::poisoned(&gpu, shape.rows().unwrap(), 0);
-            let plan = SoftmaxPlan::new(&gpu, &Softmax::causal(0.5)).unwrap();
-            let call = SoftmaxInputs::new(bias, Places::last());
-            plan.apply(LogitsOperand::InPlace(&mut x.view(), shape), &call, Some(&mut lse.view())).unwrap();
-            (x.read(&gpu), lse.read(&gpu))
-        };
-        let (want, want_lse) = run(&BiasPlan::new(&gpu, Bias::Slopes(&slopes)).unwrap());
-        let row = KeyOnly::FlashAttention.bias(&alibi, 300).unwrap();
-        for bias in [Bias::Slopes(&slopes), Bias::Toeplitz(&row)] {
-            let (got, lse) = run(&BiasPlan::key_only(&gpu, bias).unwrap());
-            // Numbers up to 300 * slope are rounded: 2^-24 * 300 / 2 and the logit's own.
-            let want: Vec<f64> = want.iter().map(|&x| f64::from(x)).collect();
-            let worst = compare(&got, &want, |i| 6e-5 * want[i]);
-            assert!(worst.share <= 1.0, "{heads} heads {worst:?}");
-            for (row, (got, want)) in lse.iter().zip(&want_lse).enumerate() {
-                let (query, head) = (295 + row % 5, row / 5 % heads);
-                let shift = f64::from(slopes.left[head]) * query as f64;
-                assert!((f64::from(*got) - f64::from(*want) - shift).abs() < 6e-5, "{heads} heads, row {row}");
-            }
-        }
-    }
-    let row = KeyOnly::FlashAttention.bias(&Alibi::new(1), 8).unwrap();
-    let plan = BiasPlan::<f32>::key_only(&gpu, Bias::Toeplitz(&row)).unwrap();
-    let mut out = gpu.stream().clone_htod(&[0.0f32; 9]).unwrap();
-    let error = plan.write(&mut out, &Logits::bhqk(1, 1, 1, 9), &Places::last()).unwrap_err();
-    assert_eq!(error.to_string(), "the call has 9 keys from 0, the row of the bias holds 0 to 7");
-    let error = BiasPlan::<f32>::key_only(&gpu, Bias::None).err().unwrap();
-    assert_eq!(error.to_string(), "a key-only bias is made of slopes or of a row");
 }
 
 // ---------------------------------------------------------------------------------------------------------------- laws
@@ -254,16 +155,16 @@ fn the_bound_holds_at_a_million_keys_and_peers_lose_distances() {
 #[test]
 fn the_gradient_of_slopes_is_that_of_finite_differences() {
     let shape = Logits::bhqk(2, 3, 4, 5);
-    let mut numbers = crate::Numbers(3);
+    let mut numbers = Numbers(3);
     let weights: Vec<f32> = numbers.take(shape.elements().unwrap(), 1.0);
-    let positions = Places::from(1, 0);
+    let positions = Places::counted(1, 0);
     let loss = |left: &[f32], right: &[f32]| {
         let mut bias = vec![0.0f32; weights.len()];
         let slopes = Slopes::new(3, left, right).unwrap();
         Bias::Slopes(&slopes).write(&mut bias, &shape, &positions).unwrap();
         bias.iter().zip(&weights).map(|(b, w)| f64::from(*b) * f64::from(*w)).sum::<f64>()
     };
-    let grad = posenc::DistanceGrad::new(&weights, &shape, &positions, -9..=9).unwrap();
+    let grad = DistanceGrad::new(&weights, &shape, &positions, -9..=9).unwrap();
     let grad = Slopes::grad(&grad);
     let zero = [0.0f32; 3];
     for head in 0..3 {
@@ -300,7 +201,7 @@ fn what_breaks_the_law_is_refused() {
     );
     let short = Slopes { batch: 2, ..Slopes::symmetric(1, &[1.0]).unwrap() };
     let error =
-        Bias::Slopes(&short).write(&mut [0.0f32; 2], &Logits::bhqk(2, 1, 1, 1), &Places::from(0, 0)).unwrap_err();
+        Bias::Slopes(&short).write(&mut [0.0f32; 2], &Logits::bhqk(2, 1, 1, 1), &Places::counted(0, 0)).unwrap_err();
     assert_eq!(
         error.to_string(),
         "slopes hold 1 on the left and 1 on the right, both must hold 1 heads for each of 2 sequences"
@@ -308,4 +209,17 @@ fn what_breaks_the_law_is_refused() {
     // The ends of positions, whose difference has 33 bits.
     let row: Vec<f32> = KeyOnly::Mpt.row(&Alibi::new(1), &[i32::MAX, i32::MIN]).unwrap();
     assert_eq!(row, [(1u64 << 32) as f32 / 256.0, 0.0]);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn what_breaks_the_key_only_form_is_refused() {
+    let gpu = gpu();
+    let row = KeyOnly::FlashAttention.bias(&Alibi::new(1), 8).unwrap();
+    let plan = BiasPlan::<f32>::key_only(&gpu, Bias::Toeplitz(&row)).unwrap();
+    let mut out = gpu.stream().clone_htod(&[0.0f32; 9]).unwrap();
+    let error = plan.write(Logits::bhqk(1, 1, 1, 9).of_mut(&mut out), Places::bottom_right()).unwrap_err();
+    assert_eq!(error.to_string(), "the call has 9 keys from 0, the row of the bias holds 0 to 7");
+    let error = BiasPlan::<f32>::key_only(&gpu, Bias::None).err().unwrap();
+    assert_eq!(error.to_string(), "a key-only bias is made of slopes or of a row");
 }

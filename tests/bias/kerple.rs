@@ -1,4 +1,6 @@
-use posenc::{DistanceGrad, Kerple, KerpleKind};
+use posenc::bias::{DistanceGrad, Kerple, KerpleKind};
+
+use crate::biases::Numbers;
 
 fn spec(kind: KerpleKind) -> Kerple {
     Kerple { kind, p: vec![0.3, 1.1, 1.9], a: vec![0.2, 0.9, 0.05] }
@@ -34,7 +36,7 @@ fn zero_at_the_query_and_falling_on_both_sides() {
 
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    let values: Vec<f64> = crate::Numbers(1).take::<f32>(3 * 21, 1.0).iter().map(|&x| f64::from(x)).collect();
+    let values: Vec<f64> = Numbers(1).take::<f32>(3 * 21, 1.0).iter().map(|&x| f64::from(x)).collect();
     let grad = DistanceGrad { heads: 3, first: -12, values };
     for kind in [KerpleKind::Log, KerpleKind::Power] {
         let spec = spec(kind);

@@ -1,8 +1,9 @@
-use posenc::accuracy::compare;
-use posenc::{Bias, BiasPlan, DistanceGrad, Inputs, Logits, Place, Places, Softmax, T5Bias, Toeplitz};
+use posenc::accuracy::assert_close;
+use posenc::bias::{BiasInputs, DistanceGrad, Toeplitz};
+use posenc::{Bias, BiasPlan, Logits, Place, Places, T5Bias};
 
+use crate::biases::{Buffers, Context, Numbers, bits, double, golden, wavlm};
 use crate::support::{Guarded, gpu};
-use crate::{Buffers, Host, bits, golden, softmax};
 
 // -------------------------------------------------------------------------------------------------------------- values
 
@@ -59,65 +60,44 @@ fn buckets_are_those_of_hugging_face() {
     }
 }
 
-/// WavLM's table as a row, its gates, and Hugging Face's gated bias of every query and key.
-fn wavlm() -> (Logits, Toeplitz, Vec<f32>, Vec<f32>) {
-    let case = &golden()["wavlm"];
-    let number = |name: &str| case[name].as_u64().unwrap() as usize;
-    let (batch, heads, tokens) = (number("batch"), number("heads"), number("tokens"));
-    let row = T5Bias::new(320, 800, true).row(&bits(&case["table"]), heads).unwrap();
-    let sigmoid = |x: &[f32]| 1.0 / (1.0 + (-x.iter().map(|&x| f64::from(x)).sum::<f64>()).exp());
-    let constants = bits(&case["const"]);
-    let projection = bits(&case["projection"]);
-    let gates = projection.chunks(8).enumerate().map(|(row, x)| {
-        let constant = f64::from(constants[row / tokens % heads]);
-        (sigmoid(&x[..4]) * (sigmoid(&x[4..]) * constant - 1.0) + 2.0) as f32
-    });
-    (Logits::bhqk(batch, heads, tokens, tokens), row, gates.collect(), bits(&case["bias"]))
-}
-
 #[test]
 fn the_gated_bias_is_wavlms() {
     let (shape, row, gates, want) = wavlm();
-    for (index, want) in want.into_iter().enumerate() {
+    let got = |index: usize| {
         let (key, rest) = (index % shape.keys, index / shape.keys);
         let (query, head) = (rest % shape.queries, rest / shape.queries % shape.heads);
-        let got = f64::from(gates[rest]) * row.bias(head, key as i64 - query as i64);
-        // Hugging Face's sigmoids are in f32.
-        assert!((got - f64::from(want)).abs() < 2e-6 * (1.0 + got.abs()), "{index}: {got} and {want}");
-    }
+        f64::from(gates[rest]) * row.bias(head, key as i64 - query as i64)
+    };
+    // Hugging Face's sigmoids are in f32.
+    let got: Vec<f64> = (0..want.len()).map(got).collect();
+    assert_close(&want, &got, |i| 2e-6 * (1.0 + got[i].abs()));
 }
 
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
-fn the_softmax_of_the_gated_bias_is_wavlms() {
+fn the_gated_bias_on_the_device_is_wavlms() {
     let gpu = gpu();
     let (shape, row, gates, bias) = wavlm();
-    let positions = Host::from(0, 0);
-    let inputs = Inputs { bias: Bias::Toeplitz(&row), gates: Some(&gates), ..Inputs::at(positions) };
-    let logits: Vec<f32> = crate::Numbers(3).take(bias.len(), 1.0);
-    let (got, _) = softmax::run(&gpu, &Softmax::new(1.0), &logits, &shape, &inputs, 0);
-    // Hugging Face hands its bias to the softmax as an additive mask.
-    let inputs = Inputs { mask: Some((&bias[..], shape)), ..Inputs::at(positions) };
-    let want = Softmax::new(1.0).expect(&logits, &shape, &inputs).unwrap().want;
-    let worst = compare(&got, &want, |i| 1e-5 * want[i]);
-    assert!(worst.share <= 1.0, "{worst:?}");
-
+    let logits: Vec<f32> = Numbers(3).take(bias.len(), 1.0);
     // Written, and added to logits, for any other attention.
-    let (plan, buffers) = (BiasPlan::new(&gpu, Bias::Toeplitz(&row)).unwrap(), Buffers::new(&gpu, &positions));
+    let plan = BiasPlan::new(&gpu, &row).unwrap();
     let gates = gpu.stream().clone_htod(&gates).unwrap();
+    let inputs = BiasInputs { gates: Some(&gates), ..Places::counted(0, 0).into() };
     let mut x = Guarded::<f32>::poisoned(&gpu, bias.len(), 0);
-    plan.gated(&gates).write(&mut x.view(), &shape, &buffers.places(&positions)).unwrap();
-    let want: Vec<f64> = bias.iter().map(|&x| f64::from(x)).collect();
-    let worst = compare(&x.read(&gpu), &want, |i| 2e-6 * (1.0 + want[i].abs()));
-    assert!(worst.share <= 1.0, "write {worst:?}");
+    plan.write(shape.of_mut(&mut x.view()), inputs).unwrap();
+    let want = double(&bias);
+    assert_close(&x.read(&gpu), &want, |i| 2e-6 * (1.0 + want[i].abs()));
     let mut x = Guarded::new(&gpu, &logits, 0);
-    plan.gated(&gates).add(&mut x.view(), &shape, &buffers.places(&positions)).unwrap();
+    plan.add(shape.of_mut(&mut x.view()), inputs).unwrap();
     let want: Vec<f64> = bias.iter().zip(&logits).map(|(x, y)| f64::from(*x) + f64::from(*y)).collect();
-    let worst = compare(&x.read(&gpu), &want, |i| 2e-6 * (1.0 + want[i].abs()));
-    assert!(worst.share <= 1.0, "add {worst:?}");
+    assert_close(&x.read(&gpu), &want, |i| 2e-6 * (1.0 + want[i].abs()));
     let short = gpu.stream().clone_htod(&[0.0f32; 3]).unwrap();
-    let error = plan.gated(&short).add(&mut x.view(), &shape, &buffers.places(&positions)).unwrap_err();
+    let error = plan.add(shape.of_mut(&mut x.view()), BiasInputs { gates: Some(&short), ..inputs }).unwrap_err();
     assert_eq!(error.to_string(), "gates holds 3 elements, the shape needs 66");
+    // Gates of nothing.
+    let none = BiasPlan::<f32>::new(&gpu, Bias::None).unwrap();
+    let error = none.add(shape.of_mut(&mut x.view()), inputs).unwrap_err();
+    assert_eq!(error.to_string(), "gates multiply a bias, and there is none");
 }
 
 /// A model's 1-D bias and those of the places of its tokens on a page, and Hugging Face's sum of them.
@@ -151,14 +131,14 @@ fn sums_of_biases_are_those_of_layoutlmv3_and_udop() {
         let Page { shape, parts, sum: want } = page(name, far);
         let mut got = vec![0.0f32; want.len()];
         for (row, positions) in &parts {
-            let each = Place::Each(&positions[..]);
+            let each = Place::Ids(&positions[..]);
             Bias::Toeplitz(row)
-                .add(&mut got, &shape, &Places { queries: each, keys: each, ..Places::from(0, 0) })
+                .add(&mut got, &shape, &Places { queries: each, keys: each, ..Places::counted(0, 0) })
                 .unwrap();
         }
         // Two sums, each rounded, in one order or the other.
-        let worst = compare(&got, &want, |_| 8.0 * f64::from(f32::EPSILON));
-        assert!(worst.share <= 1.0, "{name} {worst:?}");
+        let _context = Context(|| name.into());
+        assert_close(&got, &want, |_| 8.0 * f64::from(f32::EPSILON));
     }
 }
 
@@ -170,18 +150,18 @@ fn sums_of_biases_on_the_device_are_those_of_layoutlmv3_and_udop() {
         let Page { shape, parts, sum: want } = page(name, far);
         let mut sum = Guarded::<f32>::poisoned(&gpu, want.len(), 0);
         for (index, (row, positions)) in parts.iter().enumerate() {
-            let each = Place::Each(&positions[..]);
-            let host = Places { queries: each, keys: each, ..Places::from(0, 0) };
-            let (buffers, plan) = (Buffers::new(&gpu, &host), BiasPlan::new(&gpu, Bias::Toeplitz(row)).unwrap());
+            let each = Place::Ids(&positions[..]);
+            let host = Places { queries: each, keys: each, ..Places::counted(0, 0) };
+            let (buffers, plan) = (Buffers::new(&gpu, &host), BiasPlan::new(&gpu, row).unwrap());
             let places = buffers.places(&host);
             if index == 0 {
-                plan.write(&mut sum.view(), &shape, &places).unwrap();
+                plan.write(shape.of_mut(&mut sum.view()), places).unwrap();
             } else {
-                plan.add(&mut sum.view(), &shape, &places).unwrap();
+                plan.add(shape.of_mut(&mut sum.view()), places).unwrap();
             }
         }
-        let worst = compare(&sum.read(&gpu), &want, |_| 8.0 * f64::from(f32::EPSILON));
-        assert!(worst.share <= 1.0, "{name} {worst:?}");
+        let _context = Context(|| name.into());
+        assert_close(&sum.read(&gpu), &want, |_| 8.0 * f64::from(f32::EPSILON));
     }
 }
 
@@ -217,7 +197,7 @@ fn buckets_grow_with_the_distance_and_meet_the_formula_in_f64() {
 fn the_row_is_exact_at_every_distance() {
     for spec in [T5Bias::new(32, 128, true), T5Bias::new(32, 128, false), T5Bias::new(320, 800, true)] {
         let heads = 6;
-        let table: Vec<f32> = crate::Numbers(9).take(spec.buckets * heads, 1.0);
+        let table: Vec<f32> = Numbers(9).take(spec.buckets * heads, 1.0);
         let row = spec.row(&table, heads).unwrap();
         for distance in (-3000..3000).chain([-(1 << 30), 1 << 30]) {
             let bucket = spec.bucket(distance.clamp(-2000, 2000)).unwrap();
@@ -232,8 +212,8 @@ fn the_row_is_exact_at_every_distance() {
 fn the_gradient_of_the_table_is_exact() {
     let (heads, spec) = (3, T5Bias::new(8, 12, true));
     let shape = Logits::bhqk(2, heads, 17, 19);
-    let positions = Places::last();
-    let weights: Vec<f32> = crate::Numbers(5).take(shape.elements().unwrap(), 1.0);
+    let positions = Places::bottom_right();
+    let weights: Vec<f32> = Numbers(5).take(shape.elements().unwrap(), 1.0);
     let grad = DistanceGrad::new(&weights, &shape, &positions, spec.distances()).unwrap();
     let grad = spec.grad(&grad).unwrap();
     for bucket in 0..spec.buckets {

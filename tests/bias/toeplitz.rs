@@ -1,12 +1,10 @@
 use half::{bf16, f16};
-use posenc::accuracy::{compare, rounded};
-use posenc::{
-    Alibi, Bias, BiasPlan, DistanceGrad, Gpu, Kerple, KerpleKind, Logits, Place, Places, Sandwich, Scalar, Sides,
-    Slopes, T5Bias, Toeplitz,
-};
+use posenc::accuracy::{assert_close, rounded};
+use posenc::bias::{DistanceGrad, Slopes, Toeplitz};
+use posenc::{Alibi, Bias, BiasPlan, Gpu, Logits, Place, Places, Scalar, T5Bias};
 
+use crate::biases::{Buffers, Context, Host, Numbers, each_form, plan};
 use crate::support::{Data, Guarded, gpu, last_launch, poison};
-use crate::{Buffers, Host};
 
 // ---------------------------------------------------------------------------------------------------------------- laws
 
@@ -15,15 +13,15 @@ fn a_shard_or_chunk_is_the_slice_of_the_whole() {
     let (batch, heads, queries, keys) = (2, 6, 9, 11);
     let slopes = Alibi::new(heads).slopes().unwrap();
     let whole = Logits::bhqk(batch, heads, queries, keys);
-    let start: Vec<f32> = crate::Numbers(2).take(whole.elements().unwrap(), 3.0);
+    let start: Vec<f32> = Numbers(2).take(whole.elements().unwrap(), 3.0);
     let mut want = start.clone();
-    Bias::Slopes(&slopes).add(&mut want, &whole, &Places::from(2, 0)).unwrap();
+    Bias::Slopes(&slopes).add(&mut want, &whole, &Places::counted(2, 0)).unwrap();
     // Heads 2..5, queries 3..7, keys 4..9, in place inside the same buffer.
     let part = Logits { heads: 3, queries: 4, keys: 5, ..whole };
     let part = part.at(whole.index(0, 2, 3, 4));
     let shard = Alibi::new(heads).shard(2, 3).slopes().unwrap();
     let mut got = start.clone();
-    Bias::Slopes(&shard).add(&mut got, &part, &Places::from(2 + 3, 4)).unwrap();
+    Bias::Slopes(&shard).add(&mut got, &part, &Places::counted(2 + 3, 4)).unwrap();
     for b in 0..batch {
         for h in 0..heads {
             for i in 0..queries {
@@ -47,14 +45,14 @@ fn places_agree() {
         out
     };
     let each: Places<&[i32]> = Places {
-        queries: Place::Each(&[2, 3, 4, 2, 3, 4]),
-        keys: Place::Each(&[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]),
-        ..Places::from(0, 0)
+        queries: Place::Ids(&[2, 3, 4, 2, 3, 4]),
+        keys: Place::Ids(&[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]),
+        ..Places::counted(0, 0)
     };
-    assert_eq!(write(Places::last()), write(Places::from(2, 0)));
-    assert_eq!(write(each), write(Places::from(2, 0)));
+    assert_eq!(write(Places::bottom_right()), write(Places::counted(2, 0)));
+    assert_eq!(write(each), write(Places::counted(2, 0)));
     // Two of three queries, three of five keys: the second query sits at the third key.
-    let short = Places { query_lengths: Some(&[2, 3][..]), key_lengths: Some(&[3, 5][..]), ..Places::last() };
+    let short = Places { query_lengths: Some(&[2, 3][..]), key_lengths: Some(&[3, 5][..]), ..Places::bottom_right() };
     assert_eq!(write(short)[..5], [-1.0, 0.0, -1.0, -2.0, -3.0]);
 }
 
@@ -81,9 +79,9 @@ fn packed_sequences_are_each_alone() {
 #[test]
 fn sums_by_distance_keep_every_number() {
     let shape = Logits::bhqk(3, 2, 7, 8).row(9).at(1);
-    let grad: Vec<f32> = crate::Numbers(8).take(shape.span().unwrap(), 1.0);
+    let grad: Vec<f32> = Numbers(8).take(shape.span().unwrap(), 1.0);
     for range in [-10..=10, -3..=2, 0..=0] {
-        let sums = DistanceGrad::new(&grad, &shape, &Places::from(0, 0), range).unwrap();
+        let sums = DistanceGrad::new(&grad, &shape, &Places::counted(0, 0), range).unwrap();
         for head in 0..2 {
             let mut want = 0.0;
             for (b, i, j) in (0..3).flat_map(|b| (0..7).flat_map(move |i| (0..8).map(move |j| (b, i, j)))) {
@@ -97,36 +95,6 @@ fn sums_by_distance_keep_every_number() {
 
 // -------------------------------------------------------------------------------------------- kernel against reference
 
-/// Every form of a bias, for `heads` heads and distances within 4096.
-pub fn each_form(heads: usize, mut test: impl FnMut(&str, Bias)) {
-    for sides in [Sides::Symmetric, Sides::Signed, Sides::Halves] {
-        if let Ok(slopes) = (Alibi { sides, ..Alibi::new(heads) }).slopes() {
-            test("alibi", Bias::Slopes(&slopes));
-        }
-    }
-    let mut data = Data::new(heads as u64);
-    for (bidirectional, buckets, reach) in [(true, 32, 128), (false, 32, 128), (true, 8, 20)] {
-        let row = T5Bias::new(buckets, reach, bidirectional).row(&data.values::<f32>(buckets * heads), heads).unwrap();
-        test("t5", Bias::Toeplitz(&row));
-    }
-    let parameters = |data: &mut Data| (0..heads).map(|_| 0.25 * data.value().abs()).collect::<Vec<_>>();
-    for kind in [KerpleKind::Log, KerpleKind::Power] {
-        let kerple = Kerple { kind, p: parameters(&mut data), a: parameters(&mut data) };
-        let row = kerple.row(-4096..=4096).unwrap();
-        test("kerple", Bias::Toeplitz(&row));
-    }
-    test("sandwich", Bias::Toeplitz(&Sandwich { width: 16, ..Sandwich::new(heads) }.row(-4096..=4096).unwrap()));
-    test("fire", Bias::Fire(&crate::fire::fire(heads, 8, 3)));
-    test("none", Bias::None);
-}
-
-pub fn plan<T: Scalar>(gpu: &Gpu, bias: Bias) -> BiasPlan<T> {
-    match bias {
-        Bias::Fire(fire) => BiasPlan::fire(gpu, fire, 16_384).unwrap(),
-        other => BiasPlan::new(gpu, other).unwrap(),
-    }
-}
-
 fn check<T: Scalar>(gpu: &Gpu, name: &str, bias: Bias, shape: &Logits, host: &Host, shift: usize) {
     let plan = plan::<T>(gpu, bias);
     let buffers = Buffers::new(gpu, host);
@@ -135,49 +103,54 @@ fn check<T: Scalar>(gpu: &Gpu, name: &str, bias: Bias, shape: &Logits, host: &Ho
     for add in [false, true] {
         let mut x = if add { Guarded::new(gpu, &start, shift) } else { Guarded::poisoned(gpu, len, shift) };
         if add {
-            plan.add(&mut x.view(), shape, &buffers.places(host)).unwrap();
+            plan.add(shape.of_mut(&mut x.view()), buffers.places(host)).unwrap();
         } else {
-            plan.write(&mut x.view(), shape, &buffers.places(host)).unwrap();
+            plan.write(shape.of_mut(&mut x.view()), buffers.places(host)).unwrap();
         }
-        let got = x.read(gpu);
         let before = if add { start.clone() } else { vec![poison::<T>(); len] };
         let mut want: Vec<f64> = before.iter().map(|x| x.to_f64()).collect();
         let mut bound = vec![0.0; len];
-        for batch in 0..shape.batch {
-            for head in 0..shape.heads {
-                for query in 0..shape.queries {
-                    for key in 0..shape.keys {
-                        let index = shape.index(batch, head, query, key);
-                        let at = match host.queries {
-                            Place::From(start) => start + query as i64,
-                            Place::Each(positions) => i64::from(positions[batch * shape.queries + query]),
-                            Place::Last => {
-                                let length = |lengths: Option<&[i32]>, all: usize| {
-                                    lengths.map_or(all as i64, |lengths| i64::from(lengths[batch]))
-                                };
-                                length(host.key_lengths, shape.keys) - length(host.query_lengths, shape.queries)
-                                    + query as i64
-                            }
-                        };
-                        let key = match host.keys {
-                            Place::Each(positions) => i64::from(positions[batch * shape.keys + key]),
-                            Place::From(start) => start + key as i64,
-                            Place::Last => unreachable!(),
-                        };
-                        let value = bias.at(batch, head, at, key);
-                        let before = if add { want[index] } else { 0.0 };
-                        want[index] = before + value;
-                        let error = bias.error_bound(batch, head, at, key) + f64::EPSILON;
-                        // The sum is rounded once in f32, then to T.
-                        bound[index] = rounded::<T>(want[index], error + want[index].abs() * f32::ROUNDOFF);
-                    }
-                }
+        for (batch, head) in (0..shape.batch).flat_map(|batch| (0..shape.heads).map(move |head| (batch, head))) {
+            for (query, key) in (0..shape.queries).flat_map(|query| (0..shape.keys).map(move |key| (query, key))) {
+                let index = shape.index(batch, head, query, key);
+                let (value, error) = match positions(host, shape, batch, query, key) {
+                    Some((at, key)) => (bias.at(batch, head, at, key), bias.error_bound(batch, head, at, key)),
+                    None => (f64::NEG_INFINITY, 0.0),
+                };
+                want[index] = if add { want[index] } else { 0.0 } + value;
+                // The sum is rounded once in f32, then to T.
+                let error = error + f64::EPSILON + want[index].abs() * f32::ROUNDOFF;
+                bound[index] = rounded::<T>(want[index], error);
             }
         }
-        let context = format!("{name} {} add {add} {shape:?} {host:?} shift {shift}", T::NAME);
-        let worst = compare(&got, &want, |i| bound[i]);
-        assert!(worst.share <= 1.0, "{worst:?} {context}");
+        let _context = Context(|| format!("{name} {} add {add} {shape:?} {host:?} shift {shift}", T::NAME));
+        assert_close(&x.read(gpu), &want, |i| bound[i]);
     }
+}
+
+/// The positions of a query and a key; none where they are of different packed sequences, or of none.
+fn positions(host: &Host, shape: &Logits, batch: usize, query: usize, key: usize) -> Option<(i64, i64)> {
+    let (mut first, mut counts) = ([0; 2], [shape.queries as i64, shape.keys as i64]);
+    if let Some(packed) = host.packed {
+        let of = |firsts: &[i32], i: usize| {
+            (0..packed.sequences).find(|&s| (firsts[s]..firsts[s + 1]).contains(&(i as i32)))
+        };
+        let sequence = of(packed.queries, query)?;
+        if of(packed.keys, key)? != sequence {
+            return None;
+        }
+        first = [packed.queries, packed.keys].map(|firsts| i64::from(firsts[sequence]));
+        counts = [packed.queries, packed.keys].map(|firsts| i64::from(firsts[sequence + 1] - firsts[sequence]));
+    }
+    for (count, lengths) in counts.iter_mut().zip([host.query_lengths, host.key_lengths]) {
+        *count = lengths.map_or(*count, |lengths| i64::from(lengths[batch]));
+    }
+    let at = |place: Place<&[i32]>, size: usize, index: usize, first: i64| match place {
+        Place::Counted(start) => start + index as i64 - first,
+        Place::BottomRight => counts[1] - counts[0] + index as i64 - first,
+        Place::Ids(positions) => i64::from(positions[batch * size + index]),
+    };
+    Some((at(host.queries, shape.queries, query, first[0]), at(host.keys, shape.keys, key, first[1])))
 }
 
 #[test]
@@ -190,11 +163,11 @@ fn the_kernel_is_the_reference_for_every_form_type_and_place() {
         let queries: Vec<i32> = (0..6).map(|_| data.below(300) as i32 - 20).collect();
         let keys: Vec<i32> = (0..42).map(|_| data.below(300) as i32 - 20).collect();
         let hosts = [
-            Host::from(18, 0),
-            Host::from(-5, 130),
-            Host::last(),
-            Places { query_lengths: Some(&[2, 3]), key_lengths: Some(&[20, 1]), ..Host::last() },
-            Places { queries: Place::Each(&queries), keys: Place::Each(&keys), ..Host::from(0, 0) },
+            Host::counted(18, 0),
+            Host::counted(-5, 130),
+            Host::bottom_right(),
+            Places { query_lengths: Some(&[2, 3]), key_lengths: Some(&[20, 1]), ..Host::bottom_right() },
+            Places { queries: Place::Ids(&queries), keys: Place::Ids(&keys), ..Host::counted(0, 0) },
         ];
         each_form(heads, |name, bias| {
             for host in &hosts {
@@ -216,7 +189,7 @@ fn the_kernel_is_the_reference_for_the_head_counts_of_models() {
     let gpu = gpu();
     for heads in [12, 40, 71, 112] {
         each_form(heads, |name, bias| {
-            check::<f32>(&gpu, name, bias, &Logits::bhqk(1, heads, 2, 11), &Host::from(20, 3), 0);
+            check::<f32>(&gpu, name, bias, &Logits::bhqk(1, heads, 2, 11), &Host::counted(20, 3), 0);
         });
     }
 }
@@ -231,17 +204,17 @@ fn the_kernel_is_the_reference_at_every_width_of_row() {
     for keys in (1..=34).chain([255, 256, 257, 2047, 2049, 4100]) {
         let shape = Logits::bhqk(1, 2, 2, keys);
         for bias in [Bias::Slopes(&slopes), Bias::Toeplitz(&row)] {
-            check::<f32>(&gpu, "edge", bias, &shape, &Host::last(), 0);
-            check::<bf16>(&gpu, "edge", bias, &shape.row(keys.next_multiple_of(8)), &Host::last(), 0);
+            check::<f32>(&gpu, "edge", bias, &shape, &Host::bottom_right(), 0);
+            check::<bf16>(&gpu, "edge", bias, &shape.row(keys.next_multiple_of(8)), &Host::bottom_right(), 0);
         }
     }
     // A million keys away, and at the ends of what positions may be.
     for start in [1 << 20, (1 << 24) + 1, (1 << 30) - 3, -(1 << 30)] {
-        check::<f32>(&gpu, "far", Bias::Slopes(&slopes), &Logits::bhqk(1, 2, 2, 9), &Host::from(start, 0), 0);
-        check::<f32>(&gpu, "far", Bias::Toeplitz(&row), &Logits::bhqk(1, 2, 2, 9), &Host::from(start, 0), 0);
+        check::<f32>(&gpu, "far", Bias::Slopes(&slopes), &Logits::bhqk(1, 2, 2, 9), &Host::counted(start, 0), 0);
+        check::<f32>(&gpu, "far", Bias::Toeplitz(&row), &Logits::bhqk(1, 2, 2, 9), &Host::counted(start, 0), 0);
     }
     let end = 1 << 30;
-    for host in [Host::from(-end, end - 9), Host::from(end - 2, -end)] {
+    for host in [Host::counted(-end, end - 9), Host::counted(end - 2, -end)] {
         check::<f32>(&gpu, "ends", Bias::Slopes(&slopes), &Logits::bhqk(1, 2, 2, 9), &host, 0);
         check::<f32>(&gpu, "ends", Bias::Toeplitz(&row), &Logits::bhqk(1, 2, 2, 9), &host, 0);
     }
@@ -256,17 +229,18 @@ fn shards_and_alignments_give_the_same_bits() {
     let len = whole.elements().unwrap();
     let write = |bias: Bias, shape: &Logits, host: &Host, shift: usize| {
         let mut out = Guarded::<f32>::poisoned(&gpu, shape.span().unwrap(), shift);
-        plan::<f32>(&gpu, bias).write(&mut out.view(), shape, &Buffers::new(&gpu, host).places(host)).unwrap();
+        let (plan, buffers) = (plan::<f32>(&gpu, bias), Buffers::new(&gpu, host));
+        plan.write(shape.of_mut(&mut out.view()), buffers.places(host)).unwrap();
         out.read(&gpu)
     };
     let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-    let all = write(Bias::Slopes(&Alibi::new(heads).slopes().unwrap()), &whole, &Host::from(1000, 3), 0);
-    let shifted = write(Bias::Slopes(&Alibi::new(heads).slopes().unwrap()), &whole, &Host::from(1000, 3), 1);
+    let all = write(Bias::Slopes(&Alibi::new(heads).slopes().unwrap()), &whole, &Host::counted(1000, 3), 0);
+    let shifted = write(Bias::Slopes(&Alibi::new(heads).slopes().unwrap()), &whole, &Host::counted(1000, 3), 1);
     assert_eq!(bits(&all), bits(&shifted));
     assert_eq!(all.len(), len);
     let part = Logits::bhqk(1, 5, 2, 11);
     let shard = Alibi::new(heads).shard(4, 5).slopes().unwrap();
-    let got = write(Bias::Slopes(&shard), &part, &Host::from(1000 + 3, 3 + 17), 0);
+    let got = write(Bias::Slopes(&shard), &part, &Host::counted(1000 + 3, 3 + 17), 0);
     for (h, i, j) in (0..5).flat_map(|h| (0..2).flat_map(move |i| (0..11).map(move |j| (h, i, j)))) {
         let (got, want) = (got[part.index(0, h, i, j)], all[whole.index(0, 4 + h, 3 + i, 17 + j)]);
         assert_eq!(got.to_bits(), want.to_bits(), "head {h} query {i} key {j}");
@@ -299,19 +273,10 @@ fn packed_sequences_on_the_device_are_the_reference() {
     // Padding before a sequence that is not empty; positions one by one, of the tensor's queries.
     let padded = Places::packed(&[2, 30, 47][..], &[3, 60, 90], 2);
     let positions: Vec<i32> = (0..50).map(|query| query * query % 67).collect();
-    let each = Places { queries: Place::Each(&positions[..]), ..padded };
-    each_form(6, |_, bias| {
-        for host in [places, Places { queries: Place::From(-4), keys: Place::From(9), ..places }, padded, each] {
-            let (plan, buffers) = (plan::<f32>(&gpu, bias), Buffers::new(&gpu, &host));
-            let mut got = Guarded::<f32>::new(&gpu, &vec![0.0; shape.span().unwrap()], 0);
-            plan.write(&mut got.view(), &shape, &buffers.places(&host)).unwrap();
-            let mut want = vec![0.0f32; shape.span().unwrap()];
-            bias.write(&mut want, &shape, &host).unwrap();
-            for (index, (got, want)) in got.read(&gpu).iter().zip(&want).enumerate() {
-                // FIRE's lines are the widest: their bound is tested elsewhere.
-                let near = got == want || want.is_finite() && (got - want).abs() <= 4e-5 * (1.0 + want.abs());
-                assert!(near, "{index}: {got} and {want}");
-            }
+    let each = Places { queries: Place::Ids(&positions[..]), ..padded };
+    each_form(6, |name, bias| {
+        for host in [places, Places { queries: Place::Counted(-4), keys: Place::Counted(9), ..places }, padded, each] {
+            check::<f32>(&gpu, name, bias, &shape, &host, 0);
         }
     });
 }
@@ -326,15 +291,17 @@ fn lengths_outside_the_tensor_are_those_at_its_ends() {
     let same = |shape: Logits, [wrong, right]: [Host; 2]| {
         let [got, want] = [wrong, right].map(|host| {
             let mut out = Guarded::<f32>::poisoned(&gpu, shape.span().unwrap(), 0);
-            plan.write(&mut out.view(), &shape, &Buffers::new(&gpu, &host).places(&host)).unwrap();
+            let buffers = Buffers::new(&gpu, &host);
+            plan.write(shape.of_mut(&mut out.view()), buffers.places(&host)).unwrap();
             out.read(&gpu).iter().map(|x| x.to_bits()).collect::<Vec<_>>()
         });
         assert_eq!(got, want, "{wrong:?}");
     };
-    let lengths = |queries, keys| Places { query_lengths: Some(queries), key_lengths: Some(keys), ..Host::last() };
+    let lengths =
+        |queries, keys| Places { query_lengths: Some(queries), key_lengths: Some(keys), ..Host::bottom_right() };
     same(Logits::bhqk(2, 2, 3, 9), [lengths(&[7, -2], &[9, 5]), lengths(&[3, 0], &[9, 5])]);
     same(Logits::bhqk(2, 2, 3, 9), [lengths(&[3, 2], &[-3, 30]), lengths(&[3, 2], &[0, 9])]);
-    let packed = |keys| Places { queries: Place::From(1), ..Places::packed(&[0, 1, 3][..], keys, 2) };
+    let packed = |keys| Places { queries: Place::Counted(1), ..Places::packed(&[0, 1, 3][..], keys, 2) };
     same(Logits::bhqk(1, 2, 3, 9), [packed(&[-5, 4, 30]), packed(&[0, 4, 9])]);
     same(Logits::bhqk(1, 2, 3, 9), [packed(&[0, 20, 30]), packed(&[0, 9, 9])]);
 }
@@ -350,7 +317,7 @@ fn far_keys_share_one_number_of_a_t5_row() {
     let packs = shape.elements().unwrap() as u64 / 8;
     let mut out = Guarded::<bf16>::poisoned(&gpu, shape.elements().unwrap(), 0);
     let mut read = |query: i64| {
-        plan.write(&mut out.view(), &shape, &Places::from(query, 0)).unwrap();
+        plan.write(shape.of_mut(&mut out.view()), Places::counted(query, 0)).unwrap();
         last_launch().map(|report| report.counters.bytes_read)
     };
     // A thread has eight keys here and reads the row's two ends, 4 bytes each; keys nearer than the ends read one number
@@ -365,7 +332,8 @@ fn far_keys_share_one_number_of_a_t5_row() {
 /// A thread has eight keys at a time, unrolled: a division for each would be eight of them and more.
 #[test]
 fn no_kernel_divides_for_each_element() {
-    for images in posenc::gpu::images().iter().filter(|images| images.file.starts_with("bias/")) {
+    let rooms = |file: &str| ["bias/", "attend/"].iter().any(|room| file.starts_with(room));
+    for images in posenc::gpu::images().iter().filter(|images| rooms(images.file)) {
         for image in images.ptx {
             let text = String::from_utf8(image.bytes()).unwrap();
             for kernel in text.split(".visible .entry ").skip(1) {
@@ -389,13 +357,13 @@ fn bytes_are_the_least() {
     let slopes = Alibi::new(4).slopes().unwrap();
     let plan = plan::<bf16>(&gpu, Bias::Slopes(&slopes));
     let mut x = Guarded::<bf16>::poisoned(&gpu, elements as usize, 0);
-    plan.write(&mut x.view(), &shape, &Places::last()).unwrap();
+    plan.write(shape.of_mut(&mut x.view()), Places::bottom_right()).unwrap();
     if let Some(report) = last_launch() {
         assert_eq!(report.counters.bytes_written, 2 * elements);
         // 16 bytes each, but for the slopes.
         assert_eq!(report.counters.global_accesses[4], elements / 8);
     }
-    plan.add(&mut x.view(), &shape, &Places::last()).unwrap();
+    plan.add(shape.of_mut(&mut x.view()), Places::bottom_right()).unwrap();
     if let Some(report) = last_launch() {
         assert_eq!(report.counters.bytes_written, 2 * elements);
         assert_eq!(report.counters.global_accesses[4], 2 * (elements / 8));
@@ -415,7 +383,7 @@ fn what_breaks_a_call_is_refused_before_anything_is_written() {
         error
     };
     let bias = Bias::Slopes(&slopes);
-    let from = Places::from(0, 0);
+    let from = Places::counted(0, 0);
     assert_eq!(text(bias, Logits::bhqk(2, 2, 3, 2), from), "the bias has 1 heads, the logits have 2");
     assert_eq!(text(bias, Logits::bhqk(3, 1, 3, 5), from), "out holds 30 elements, the shape needs 45");
     assert_eq!(
@@ -427,12 +395,12 @@ fn what_breaks_a_call_is_refused_before_anything_is_written() {
         "query_lengths of sequence 0 is -1, the tensor has 3"
     );
     assert_eq!(
-        text(bias, shape, Places { queries: Place::Each(&[0; 5][..]), ..from }),
+        text(bias, shape, Places { queries: Place::Ids(&[0; 5][..]), ..from }),
         "query positions holds 5 elements, the shape needs 6"
     );
     assert_eq!(
-        text(bias, shape, Places { keys: Place::Last, ..from }),
-        "keys are placed by Place::Last, which is for queries alone"
+        text(bias, shape, Places { keys: Place::BottomRight, ..from }),
+        "keys are placed by Place::BottomRight, which is for queries alone"
     );
     let (one, packed) = (Logits::bhqk(1, 1, 3, 5), |queries, keys| Places::packed(queries, keys, 2));
     assert_eq!(
@@ -453,7 +421,7 @@ fn what_breaks_a_call_is_refused_before_anything_is_written() {
         "packed sequences have the lengths that their first tokens say, no others"
     );
     assert_eq!(
-        text(bias, shape, Places::from(1 << 31, 0)),
+        text(bias, shape, Places::counted(1 << 31, 0)),
         "3 queries from position 2147483648, they must lie within 2^30 of 0"
     );
     let three = Slopes::new(1, &[1.0; 3], &[1.0; 3]).unwrap();

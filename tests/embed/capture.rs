@@ -2,9 +2,10 @@
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags_enum, CUstreamCaptureMode_enum};
 use cudarc::driver::{CudaContext, CudaSlice};
+use posenc::accuracy::{assert_close, rounded};
 use posenc::embed::{
-    Counted, Filter, GradPlan, Grid, GridPlan, GridSize, Inputs, Learned, LearnedPlan, Norm, NormGrad, Resample,
-    ResamplePlan, Rows, Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens, Weights,
+    Counted, DeviceLookup, DeviceTables, Filter, Grid, GridPlan, GridSize, Learned, LearnedGradPlan, LearnedPlan, Norm,
+    NormGrad, Resample, ResamplePlan, Rows, Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens,
 };
 use posenc::{Gpu, Id, Positions, Scalar};
 
@@ -56,20 +57,20 @@ fn sinusoids_timesteps_and_grids() {
     let x = data.values::<f32>(2 * 6 * 16);
 
     let plan = SinusoidPlan::<f32>::new(&gpu, &Sinusoid::new(16)).unwrap();
-    captured(&gpu, &x, |x| plan.add(x, tokens, Positions::counted(), 4.0).unwrap());
-    captured(&gpu, &x, |x| plan.write(x, tokens, Positions::counted()).unwrap());
+    captured(&gpu, &x, |x| plan.add(tokens.of_mut(x), Positions::counted(), 4.0).unwrap());
+    captured(&gpu, &x, |x| plan.write(tokens.of_mut(x), Positions::counted()).unwrap());
 
     let plan = TimestepPlan::<f32>::new(&gpu, &Sinusoid::timestep(16)).unwrap();
     let t = gpu.stream().clone_htod(&[0.5f32, 999.0, -3.0]).unwrap();
-    captured(&gpu, &x[..48], |out| plan.write(out, &t, 3).unwrap());
+    captured(&gpu, &x[..48], |out| plan.write(Tokens::new(1, 3, 16).of_mut(out), &t).unwrap());
 
     let size = GridSize::image(2, 3);
     let plan = GridPlan::<f32>::new(&gpu, &Grid::columns_first(16)).unwrap();
-    captured(&gpu, &x, |x| plan.add(x, tokens, size, 2.0).unwrap());
-    captured(&gpu, &x, |x| plan.write(x, tokens, size).unwrap());
+    captured(&gpu, &x, |x| plan.add(tokens.of_mut(x), size, 2.0).unwrap());
+    captured(&gpu, &x, |x| plan.write(tokens.of_mut(x), size).unwrap());
     let plan = GridPlan::<f32>::new(&gpu, &Grid::detr(16, 20.0)).unwrap();
     let mask = gpu.stream().clone_htod(&[1u8, 1, 0, 1, 1, 0, 1, 1, 1, 0, 0, 0]).unwrap();
-    captured(&gpu, &x, |x| plan.write_masked(x, &mask, 2, size, Counted::default()).unwrap());
+    captured(&gpu, &x, |x| plan.write_masked(tokens.of_mut(x), &mask, size, Counted::default()).unwrap());
 }
 
 #[test]
@@ -83,16 +84,16 @@ fn positions_are_read_when_the_graph_runs() {
     let mut out = stream.clone_htod(&[9.0f32; 16]).unwrap();
     stream.synchronize().unwrap();
     stream.begin_capture(CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
-    plan.write(&mut out, Tokens::new(1, 2, 8), Positions::ids(&ids)).unwrap();
+    plan.write(Tokens::new(1, 2, 8).of_mut(&mut out), Positions::ids(&ids)).unwrap();
     let flags = CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = stream.end_capture(flags).unwrap().unwrap();
     for positions in [[1, 2], [-70_000, 2_147_483_647]] {
         stream.memcpy_htod(&positions, &mut ids).unwrap();
         graph.launch().unwrap();
-        for (i, got) in stream.clone_dtoh(&out).unwrap().into_iter().enumerate() {
-            let position = positions[i / 8];
-            assert!((f64::from(got) - spec.value(position, i % 8)).abs() <= spec.error_bound(position) + 6e-8);
-        }
+        let want: Vec<f64> = (0..16).map(|i| spec.value(positions[i / 8], i % 8)).collect();
+        assert_close(&stream.clone_dtoh(&out).unwrap(), &want, |i| {
+            rounded::<f32>(want[i], spec.error_bound(positions[i / 8]))
+        });
     }
 }
 
@@ -112,46 +113,39 @@ fn tables_norms_and_their_gradients() {
     let ids: Vec<i32> = (0..count as i32).map(|i| i * i % 11).collect();
     let ids = stream.clone_htod(&ids).unwrap();
     let mask = stream.clone_htod(&vec![1u8; count]).unwrap();
-    let inputs = Inputs { ids: Some(i32::ids(&ids)), mask: Some(&mask), ..Inputs::default() };
+    let lookup = DeviceLookup { ids: Some(i32::ids(&ids)), mask: Some(&mask), ..DeviceLookup::default() };
     for norm in [None, Some(Norm::Layer { eps: 1e-5 })] {
         let learned = Learned { norm, rows: Rows::Kept { padding: None, first: 1, padded: 0 }, ..Learned::new(dim) };
-        let mut weights = Weights { token: Some(&token), position: Some(&position), ..Weights::default() };
+        let mut tables = DeviceTables { token: Some(&token), position: Some(&position), ..DeviceTables::default() };
         if norm.is_some() {
-            weights = Weights { gain: Some(&gain), bias: Some(&bias), ..weights };
+            tables = DeviceTables { gain: Some(&gain), bias: Some(&bias), ..tables };
         }
         let plan = LearnedPlan::<f32>::new(&gpu, &learned).unwrap();
-        captured(&gpu, &x, |x| plan.gather(x, tokens, &weights, &inputs, None).unwrap());
-        captured(&gpu, &vec![-7i64; count], |rows| plan.rows(rows, 1, count, &inputs).unwrap());
+        captured(&gpu, &x, |x| plan.gather(tokens.of_mut(x), &tables, &lookup, None).unwrap());
+        captured(&gpu, &vec![-7i64; count], |rows| plan.rows(rows, 1, count, &lookup).unwrap());
 
-        let plan = GradPlan::<f32>::new(&gpu, &learned).unwrap();
+        let plan = LearnedGradPlan::<f32>::new(&gpu, &learned, tokens).unwrap();
         if norm.is_some() {
-            let mut partials = upload(&vec![0.0; plan.partials(&tokens)]);
             let mut vector = upload(&vec![0.0; dim]);
             captured(&gpu, &x, |sum| {
-                let (gain, partials) = (Some(&mut vector as posenc::gpu::Write<'_, f32>), &mut partials);
-                let out = NormGrad { sum, gain, bias: None, accumulate: false, partials, fault: None };
-                plan.norm(out, &grad, None, tokens, &weights, &inputs).unwrap();
+                let gain = Some(&mut vector as posenc::gpu::Write<'_, f32>);
+                let out = NormGrad { gain, ..NormGrad::new(tokens.of_mut(sum)) };
+                plan.norm(out, tokens.of(&grad), None, &tables, &lookup).unwrap();
             });
             let mut sum = upload(&x);
             captured(&gpu, &vec![0.0f32; dim], |bias| {
-                let partials = &mut partials;
-                let out =
-                    NormGrad { sum: &mut sum, gain: None, bias: Some(bias), accumulate: true, partials, fault: None };
-                plan.norm(out, &grad, None, tokens, &weights, &inputs).unwrap();
+                let out = NormGrad { bias: Some(bias), accumulate: true, ..NormGrad::new(tokens.of_mut(&mut sum)) };
+                plan.norm(out, tokens.of(&grad), None, &tables, &lookup).unwrap();
             });
         }
         let table = vec![0.0f32; (count + 2) * dim];
-        captured(&gpu, &table, |table| plan.counted(table, &grad, tokens, 2, TableGrad::new(count + 2)).unwrap());
-        let mut between = stream.clone_htod(&vec![0u32; count]).unwrap();
-        captured(&gpu, &vec![u32::MAX; count], |order| {
-            plan.order(order, Some(&mut between), i32::ids(&ids), count).unwrap();
-        });
+        captured(&gpu, &table, |table| plan.counted(table, tokens.of(&grad), 2, TableGrad::new(count + 2)).unwrap());
+        captured(&gpu, &vec![u32::MAX; count], |order| plan.order(order, i32::ids(&ids), count).unwrap());
         let mut order = stream.clone_htod(&vec![0u32; count]).unwrap();
-        plan.order(&mut order, Some(&mut between), i32::ids(&ids), count).unwrap();
-        let mut partials = upload(&vec![0.0; plan.table_partials(&tokens)]);
+        plan.order(&mut order, i32::ids(&ids), count).unwrap();
         captured(&gpu, &table[..11 * dim], |table| {
             let how = TableGrad { accumulate: true, ..TableGrad::new(11) };
-            plan.table(table, &mut partials, &grad, i32::ids(&ids), &order, tokens, how).unwrap();
+            plan.table(table, tokens.of(&grad), i32::ids(&ids), &order, how).unwrap();
         });
     }
 }
@@ -166,8 +160,9 @@ fn resampling_and_its_transpose() {
         let plan = ResamplePlan::<T>::new(gpu, &spec).unwrap();
         let (small, large) = (data.values::<T>(13 * 8), data.values::<T>(36 * 8));
         let (table, grad) = (gpu.stream().clone_htod(&small).unwrap(), gpu.stream().clone_htod(&large).unwrap());
-        captured(gpu, &large, |out| plan.write(out, &table, 8).unwrap());
-        captured(gpu, &small, |table| plan.grad(table, &grad, 8, true).unwrap());
+        let (rows, resampled) = (Tokens::new(1, 13, 8), Tokens::new(1, 36, 8));
+        captured(gpu, &large, |out| plan.write(resampled.of_mut(out), rows.of(&table)).unwrap());
+        captured(gpu, &small, |table| plan.grad(rows.of_mut(table), resampled.of(&grad), true).unwrap());
     }
     let gpu = gpu_without_events();
     check::<f32>(&gpu);

@@ -7,8 +7,8 @@ use cudarc::driver::CudaSlice;
 use half::bf16;
 use posenc::accuracy::{assert_close, rounded};
 use posenc::embed::{
-    Filter, GradPlan, Grid, GridPlan, GridSize, Inputs, Learned, LearnedPlan, Lookup, Norm, NormGrad, Resample,
-    ResamplePlan, Rows, Sinusoid, SinusoidPlan, TableGrad, Tables, Tokens, Weights,
+    DeviceLookup, DeviceTables, Filter, Grid, GridPlan, GridSize, HostLookup, HostTables, Learned, LearnedGradPlan,
+    LearnedPlan, Norm, NormGrad, Resample, ResamplePlan, Rows, Sinusoid, SinusoidPlan, TableGrad, Tokens,
 };
 use posenc::{Gpu, Id, Positions};
 
@@ -47,7 +47,7 @@ fn sinusoids_and_grids_are_added_to_far_tokens() {
 
     let spec = Sinusoid::new(DIM);
     let mut x = scatter(&gpu, &values, STRIDE, len);
-    SinusoidPlan::new(&gpu, &spec).unwrap().add(&mut x, FAR, Positions::counted(), 1.5).unwrap();
+    SinusoidPlan::new(&gpu, &spec).unwrap().add(FAR.of_mut(&mut x), Positions::counted(), 1.5).unwrap();
     let mut near = values.clone();
     spec.add(&mut near, &NEAR, &[0, 1, 2], 1.5).unwrap();
     let close = |got: &[bf16], want: &[bf16]| {
@@ -59,15 +59,15 @@ fn sinusoids_and_grids_are_added_to_far_tokens() {
     // The batch is what lies far apart.
     let far = Tokens { batch: 3, tokens: 1, strides: [STRIDE, DIM], ..FAR };
     let mut x = scatter(&gpu, &values, STRIDE, len);
-    SinusoidPlan::new(&gpu, &spec).unwrap().add(&mut x, far, Positions::counted(), 1.5).unwrap();
+    SinusoidPlan::new(&gpu, &spec).unwrap().add(far.of_mut(&mut x), Positions::counted(), 1.5).unwrap();
     let mut near = values.clone();
-    spec.add(&mut near, &Tokens { strides: [DIM, DIM], ..far }, &[0], 1.5).unwrap();
+    spec.add(&mut near, &Tokens { strides: [DIM, DIM], ..far }, Positions::ids(&[0]).shared(), 1.5).unwrap();
     close(&gather(&gpu, &x), &near);
 
     let grid = Grid::columns_first(DIM);
     let size = GridSize::image(3, 1);
     let mut x = scatter(&gpu, &values, STRIDE, len);
-    GridPlan::new(&gpu, &grid).unwrap().add(&mut x, FAR, size, 1.5).unwrap();
+    GridPlan::new(&gpu, &grid).unwrap().add(FAR.of_mut(&mut x), size, 1.5).unwrap();
     let mut near = values;
     grid.add(&mut near, &NEAR, size, 1.5).unwrap();
     close(&gather(&gpu, &x), &near);
@@ -100,49 +100,42 @@ fn far_rows_are_gathered_into_far_tokens_and_so_are_their_gradients() {
     let (token_table, position_table) = (table(&gpu, &tokens), table(&gpu, &positions));
     let far = ROWS.map(|row| row as i64);
     let ids = stream.clone_htod(&far).unwrap();
-    let inputs = Inputs { ids: Some(i64::ids(&ids)), positions: Positions::ids(&ids), ..Inputs::default() };
-    let weights = Weights { token: Some(&token_table), position: Some(&position_table), ..Weights::default() };
+    let far_lookup =
+        DeviceLookup { ids: Some(i64::ids(&ids)), positions: Positions::ids(&ids), ..DeviceLookup::default() };
+    let far_tables =
+        DeviceTables { token: Some(&token_table), position: Some(&position_table), ..DeviceTables::default() };
     // On the CPU the used rows lie side by side.
-    let tables = Tables { token: &tokens, position: &positions, ..Tables::default() };
-    let lookup = Lookup { ids: &[0, 1, 2], ..Lookup::default() };
+    let tables = HostTables { token: Some(&tokens), position: Some(&positions), ..HostTables::default() };
+    let lookup = HostLookup { ids: Some(&[0, 1, 2]), ..HostLookup::default() };
     for norm in [None, Some(Norm::Layer { eps: 1e-5 })] {
         let learned = Learned { norm, rows: Rows::Offset(0), ..Learned::new(DIM) };
         let plan = LearnedPlan::<bf16>::new(&gpu, &learned).unwrap();
         let mut x = reserve(&gpu, FAR.span().unwrap());
-        plan.gather_checked(&mut x, FAR, &weights, &inputs).unwrap();
+        plan.gather_checked(FAR.of_mut(&mut x), &far_tables, &far_lookup).unwrap();
         let want = learned.expect(&[bf16::ZERO; 3 * DIM], &NEAR, &tables, &lookup).unwrap();
         assert_close(&gather(&gpu, &x), &want.want, |i| want.bound[i]);
 
         let grad = scatter(&gpu, &grads, STRIDE, FAR.span().unwrap());
         let want = learned.grad((1, 3), &[], &grads, &tables, &lookup).unwrap();
-        let plan = GradPlan::<bf16>::new(&gpu, &learned).unwrap();
+        let plan = LearnedGradPlan::<bf16>::new(&gpu, &learned, FAR).unwrap();
         // Of the second order in 2^-9: what bf16 sums are off by.
         let close = |got: &[bf16], want: &[f64]| assert_close(got, want, |i| 0.02 * (1.0 + want[i].abs()));
         let sum = if norm.is_some() {
             let mut sum = reserve(&gpu, FAR.span().unwrap());
-            let mut partials = stream.clone_htod(&vec![0.0f32; plan.partials(&FAR)]).unwrap();
-            let out = NormGrad {
-                sum: &mut sum,
-                gain: None,
-                bias: None,
-                accumulate: false,
-                partials: &mut partials,
-                fault: None,
-            };
-            plan.norm(out, &grad, None, FAR, &weights, &inputs).unwrap();
+            let out = NormGrad::new(FAR.of_mut(&mut sum));
+            plan.norm(out, FAR.of(&grad), None, &far_tables, &far_lookup).unwrap();
             close(&gather(&gpu, &sum), &want.sum);
             sum
         } else {
             grad
         };
         let order = stream.clone_htod(&[0u32, 1, 2]).unwrap();
-        let mut partials = stream.clone_htod(&vec![0.0f32; plan.table_partials(&FAR)]).unwrap();
         let mut out = reserve(&gpu, TABLE);
-        plan.table(&mut out, &mut partials, &sum, i64::ids(&ids), &order, FAR, TableGrad::new(TABLE / DIM)).unwrap();
+        plan.table(&mut out, FAR.of(&sum), i64::ids(&ids), &order, TableGrad::new(TABLE / DIM)).unwrap();
         close(&table_rows(&gpu, &out), &want.token);
         // Counted from a row that lies far.
         let mut out = reserve(&gpu, TABLE);
-        plan.counted(&mut out, &sum, FAR, TABLE / DIM - 3, TableGrad::new(TABLE / DIM)).unwrap();
+        plan.counted(&mut out, FAR.of(&sum), TABLE / DIM - 3, TableGrad::new(TABLE / DIM)).unwrap();
         close(&stream.clone_dtoh(&out.slice(TABLE - 3 * DIM..)).unwrap(), &want.sum);
     }
 }
@@ -160,7 +153,7 @@ fn a_far_corner_of_a_table_is_resampled() {
     let mut data = Data::new(73);
     let mut want = Vec::new();
     for y in [1 << 10, 3 << 10] {
-        // Inputs y - 1 and y weigh a half each; so do two of the columns, or one of them wholly.
+        // DeviceLookup y - 1 and y weigh a half each; so do two of the columns, or one of them wholly.
         for x in [(from.columns as f64 / 4.0) - 0.5, (from.columns as f64 * 0.75) - 0.5] {
             let mut sum = [0.0; DIM];
             for (row, row_weight) in [(y - 1, 0.5), (y, 0.5)] {
@@ -177,6 +170,7 @@ fn a_far_corner_of_a_table_is_resampled() {
         }
     }
     let mut out = stream.alloc_zeros(4 * DIM).unwrap();
-    plan.write(&mut out, &table, DIM).unwrap();
+    plan.write(Tokens::new(1, 4, DIM).of_mut(&mut out), Tokens::new(1, from.rows * from.columns, DIM).of(&table))
+        .unwrap();
     assert_close(&stream.clone_dtoh(&out).unwrap(), &want, |i| rounded::<bf16>(want[i], 1e-5));
 }

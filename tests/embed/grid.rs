@@ -216,9 +216,9 @@ fn the_kernel_meets_the_law() {
                         }
                         let mut device = Guarded::new(gpu, &x, shift);
                         if add {
-                            plan.add(&mut device.view(), tokens, size, scale).unwrap();
+                            plan.add(tokens.of_mut(&mut device.view()), size, scale).unwrap();
                         } else {
-                            plan.write(&mut device.view(), tokens, size).unwrap();
+                            plan.write(tokens.of_mut(&mut device.view()), size).unwrap();
                         }
                         let worst = compare(&device.read(gpu), &want, |i| bound[i]);
                         assert!(worst.share <= 1.0, "{} {grid:?} {size:?} {tokens:?}: {worst:?}", T::NAME);
@@ -248,13 +248,14 @@ fn the_masked_kernel_counts_as_the_reference_does() {
                 ] {
                     let size = GridSize::image(rows, columns);
                     let mask: Vec<u8> = (0..batch * rows * columns).map(|_| data.below(4).min(1) as u8 * 255).collect();
+                    let images = Tokens::new(batch, rows * columns, grid.dim());
                     let count = mask.len() * grid.dim();
                     // f64 from the reference, through f32 for the bound alone.
                     let mut want = vec![0.0f32; count];
                     grid.write_masked(&mut want, &mask, batch, size, counted).unwrap();
                     let mut out = Guarded::<T>::poisoned(gpu, count, shift);
                     let mask = gpu.stream().clone_htod(&mask).unwrap();
-                    plan.write_masked(&mut out.view(), &mask, batch, size, counted).unwrap();
+                    plan.write_masked(images.of_mut(&mut out.view()), &mask, size, counted).unwrap();
                     let want: Vec<f64> = want.iter().map(|&x| f64::from(x)).collect();
                     let bound = |i: usize| rounded::<T>(want[i], rounded::<f32>(want[i], 1e-14));
                     let worst = compare(&out.read(gpu), &want, bound);
@@ -270,12 +271,40 @@ fn the_masked_kernel_counts_as_the_reference_does() {
 
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
+fn masked_tables_are_contiguous() {
+    let gpu = gpu();
+    let (size, dim) = (GridSize::image(2, 3), 16);
+    let plan = GridPlan::<f32>::new(&gpu, &Grid::detr(dim, 20.0)).unwrap();
+    let mask = gpu.stream().clone_htod(&[1u8, 1, 0, 1, 1, 0, 1, 1, 1, 0, 0, 0]).unwrap();
+    let mut out = Guarded::new(&gpu, &[7.0f32; 14 * 16], 0);
+    let mut refused = |out_shape: Tokens, message: &str| {
+        let result = plan.write_masked(out_shape.of_mut(&mut out.view()), &mask, size, Counted::default());
+        assert_eq!(result.unwrap_err().to_string(), message);
+        assert_eq!(out.read(&gpu), [7.0; 14 * 16]);
+    };
+    refused(Tokens::new(1, 5, dim), "out has 5 tokens, a grid of 1 x 2 x 3 has 6");
+    refused(
+        Tokens { strides: [6 * 17, 17], ..Tokens::new(2, 6, dim) },
+        "out has rows of 16 channels 17 elements apart, it must be contiguous",
+    );
+    refused(
+        Tokens { strides: [7 * 16, 16], ..Tokens::new(2, 6, dim) },
+        "out has 2 sequences 112 elements apart and 6 tokens 16 apart, its rows must be evenly spaced",
+    );
+    // An offset is free.
+    let table = Tokens::new(2, 6, dim).at(3);
+    plan.write_masked(table.of_mut(&mut out.view()), &mask, size, Counted::default()).unwrap();
+    assert_eq!(out.read(&gpu).iter().filter(|&&x| x == 7.0).count(), 2 * 16);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
 fn a_grid_is_added_with_wide_accesses_and_one_read_and_write() {
     let gpu = gpu();
     let plan = GridPlan::<half::bf16>::new(&gpu, &Grid::columns_first(256)).unwrap();
     let size = GridSize::image(4, 5);
     let mut x = Guarded::new(&gpu, &Data::new(1).values::<half::bf16>(3 * 20 * 256), 0);
-    plan.add(&mut x.view(), Tokens::new(3, 20, 256), size, 1.0).unwrap();
+    plan.add(Tokens::new(3, 20, 256).of_mut(&mut x.view()), size, 1.0).unwrap();
     if let Some(report) = last_launch() {
         let bytes = 3 * 20 * 256 * 2;
         assert_eq!(report.counters.bytes_written, bytes);
@@ -288,7 +317,7 @@ fn a_grid_is_added_with_wide_accesses_and_one_read_and_write() {
     }
     let plan = GridPlan::<half::bf16>::new(&gpu, &Grid::detr(256, 20.0)).unwrap();
     let mask = gpu.stream().clone_htod(&[1u8; 60]).unwrap();
-    plan.write_masked(&mut x.view(), &mask, 3, size, Counted::default()).unwrap();
+    plan.write_masked(Tokens::new(3, 20, 256).of_mut(&mut x.view()), &mask, size, Counted::default()).unwrap();
     if let Some(report) = last_launch() {
         assert_eq!(report.counters.bytes_written, 3 * 20 * 256 * 2);
         assert!(report.counters.global_accesses[4] * 16 >= 3 * 20 * 256 * 2);

@@ -2,13 +2,18 @@
 
 use posenc::accuracy::{assert_close, compare, rounded};
 use posenc::embed::{
-    Fault, GradPlan, Inputs, Learned, LearnedPlan, Lookup, Norm, NormGrad, Rows, TableGrad, Tables, Tokens, Weights,
-    order,
+    DeviceLookup, DeviceTables, ErrorFlag, HostLookup, HostTables, Learned, LearnedGradPlan, LearnedPlan, Norm,
+    NormGrad, Rows, TableGrad, Tokens, order,
 };
-use posenc::{Gpu, Id, Positions, Scalar, embed};
+use posenc::{Gpu, Id, Ids, Positions, Scalar, embed};
 
 use crate::golden;
 use crate::support::{Data, Guarded, gpu, last_launch};
+
+/// A table that there is, if it has elements.
+fn present<T>(table: &[T]) -> Option<&[T]> {
+    (!table.is_empty()).then_some(table)
+}
 
 fn narrow(values: &[f64]) -> Vec<f32> {
     values.iter().map(|&value| value as f32).collect()
@@ -17,9 +22,9 @@ fn narrow(values: &[f64]) -> Vec<f32> {
 // -------------------------------------------------------------------------------------------------------------- values
 
 /// The rows that a rule gives for 2 sequences of 5 tokens and a table of 20 rows.
-fn position_rows(rows: Rows, lookup: Lookup<'_>) -> Vec<i64> {
+fn position_rows(rows: Rows, lookup: HostLookup<'_>) -> Vec<i64> {
     let learned = Learned { rows, ..Learned::new(1) };
-    let tables = Tables { position: &[0.0f32; 20], ..Tables::default() };
+    let tables = HostTables { position: Some(&[0.0f32; 20]), ..HostTables::default() };
     let rows = learned.rows(2, 5, &tables, &lookup).expect("the ids are inside");
     rows.iter().map(|row| row.position.expect("there is a table") as i64).collect()
 }
@@ -30,32 +35,41 @@ fn positions_are_those_of_real_models() {
         let mask: Vec<u8> = golden::integers(case, "mask").iter().map(|&one| u8::from(one == 1)).collect();
         let rows = Rows::Kept { padding: None, first: 2, padded: 1 };
         assert_eq!(
-            position_rows(rows, Lookup { mask: &mask, ..Lookup::default() }),
+            position_rows(rows, HostLookup { mask: Some(&mask), ..HostLookup::default() }),
             golden::integers(case, "positions")
         );
     }
     for case in golden::named("learned", "gpt2 left") {
         let mask: Vec<u8> = golden::integers(case, "mask").iter().map(|&one| u8::from(one == 1)).collect();
         let rows = Rows::Kept { padding: None, first: 0, padded: 0 };
-        let got = position_rows(rows, Lookup { mask: &mask, ..Lookup::default() });
+        let got = position_rows(rows, HostLookup { mask: Some(&mask), ..HostLookup::default() });
         assert_eq!(got, golden::integers(case, "positions"));
     }
     for case in golden::named("learned", "bart") {
         let past = golden::integers(&serde_json::json!({"past": [case["past"]]}), "past")[0];
         let positions: Vec<i64> = (0..10).map(|i| i % 5 + past).collect();
-        let got = position_rows(Rows::Offset(2), Lookup { positions: &positions, ..Lookup::default() });
+        let got = position_rows(
+            Rows::Offset(2),
+            HostLookup { positions: Positions::ids(&positions), ..HostLookup::default() },
+        );
         assert_eq!(got, golden::integers(case, "positions"));
     }
     let rows = Rows::Kept { padding: Some(1), first: 2, padded: 1 };
     for case in golden::named("learned", "roberta") {
         let ids = golden::integers(case, "ids");
-        assert_eq!(position_rows(rows, Lookup { ids: &ids, ..Lookup::default() }), golden::integers(case, "positions"));
+        assert_eq!(
+            position_rows(rows, HostLookup { ids: Some(&ids), ..HostLookup::default() }),
+            golden::integers(case, "positions")
+        );
     }
     for case in golden::named("sinusoid", "positions m2m100") {
         let ids = golden::integers(case, "ids");
-        let lookup = Lookup { ids: &ids, ..Lookup::default() };
+        let lookup = HostLookup { ids: Some(&ids), ..HostLookup::default() };
         assert_eq!(position_rows(rows, lookup), golden::integers(case, "positions"));
-        assert_eq!(position_rows(rows, Lookup { past: &[3, 3], ..lookup }), golden::integers(case, "past"));
+        assert_eq!(
+            position_rows(rows, HostLookup { positions: Positions::starts(&[3, 3]), ..lookup }),
+            golden::integers(case, "past")
+        );
     }
 }
 
@@ -67,10 +81,15 @@ fn bert_and_every_gradient_of_it() {
             (golden::size(case, "dim"), golden::size(case, "batch"), golden::size(case, "tokens"));
         let learned = Learned { norm: Some(Norm::Layer { eps: golden::float(case, "eps") }), ..Learned::new(dim) };
         let tables = ["token_table", "position_table", "type_table", "gain", "bias"].map(|key| narrow(&read(key)));
-        let tables =
-            Tables { token: &tables[0], position: &tables[1], types: &tables[2], gain: &tables[3], bias: &tables[4] };
+        let tables = HostTables {
+            token: Some(&tables[0]),
+            position: Some(&tables[1]),
+            types: Some(&tables[2]),
+            gain: Some(&tables[3]),
+            bias: Some(&tables[4]),
+        };
         let (ids, types) = (golden::integers(case, "ids"), golden::integers(case, "types"));
-        let lookup = Lookup { ids: &ids, types: &types, ..Lookup::default() };
+        let lookup = HostLookup { ids: Some(&ids), types: Some(&types), ..HostLookup::default() };
         let mut x = vec![0.0f32; batch * tokens * dim];
         learned.gather(&mut x, &Tokens::new(batch, tokens, dim), &tables, &lookup).unwrap();
         // Their tables are f64, ours are those rounded to f32.
@@ -97,13 +116,13 @@ fn rms_norm_and_its_gradients() {
         let dim = golden::size(case, "dim");
         let learned = Learned { norm: Some(Norm::Rms { eps: golden::float(case, "eps") }), ..Learned::new(dim) };
         let gain = narrow(&read("gain"));
-        let tables = Tables { gain: &gain, ..Tables::default() };
+        let tables = HostTables { gain: Some(&gain), ..HostTables::default() };
         let before = narrow(&read("x"));
         let mut x = before.clone();
-        learned.gather(&mut x, &Tokens::new(1, 3, dim), &tables, &Lookup::default()).unwrap();
+        learned.gather(&mut x, &Tokens::new(1, 3, dim), &tables, &HostLookup::default()).unwrap();
         assert_close(&x, &read("values"), |_| 1e-6);
         let grad = narrow(&read("grad"));
-        let got = learned.grad((1, 3), &before, &grad, &tables, &Lookup::default()).unwrap();
+        let got = learned.grad((1, 3), &before, &grad, &tables, &HostLookup::default()).unwrap();
         assert_close(&narrow(&got.sum), &read("x_grad"), |_| 2e-6);
         assert_close(&narrow(&got.gain), &read("gain_grad"), |_| 2e-6);
         assert!(got.bias.is_empty());
@@ -118,14 +137,14 @@ fn a_gather_of_one_table_is_a_copy_and_scale_multiplies_tokens_alone() {
         let token: Vec<T> = (0..12).map(|i| T::from_f64(-0.3 * f64::from(i))).collect();
         let position: Vec<T> = (0..12).map(|i| T::from_f64(0.7 + f64::from(i))).collect();
         let mut x = vec![T::from_f64(9.0); 6];
-        let lookup = Lookup { ids: &[3, 1], ..Lookup::default() };
-        let alone = Tables { token: &token, ..Tables::default() };
+        let lookup = HostLookup { ids: Some(&[3, 1]), ..HostLookup::default() };
+        let alone = HostTables { token: Some(&token), ..HostTables::default() };
         Learned::new(3).gather(&mut x, &Tokens::new(1, 2, 3), &alone, &lookup).unwrap();
         assert_eq!(
             bytemuck::cast_slice::<_, u8>(&x),
             bytemuck::cast_slice::<_, u8>(&[&token[9..], &token[3..6]].concat())
         );
-        let both = Tables { token: &token, position: &position, ..Tables::default() };
+        let both = HostTables { token: Some(&token), position: Some(&position), ..HostTables::default() };
         let learned = Learned { scale: 3.0, ..Learned::new(3) };
         learned.gather(&mut x, &Tokens::new(1, 2, 3), &both, &lookup).unwrap();
         let want: Vec<f64> =
@@ -140,11 +159,13 @@ fn a_gather_of_one_table_is_a_copy_and_scale_multiplies_tokens_alone() {
 #[test]
 fn without_a_token_table_the_rows_of_x_are_added_to() {
     let position: Vec<f32> = (0..6).map(|i| i as f32).collect();
-    let tables = Tables { position: &position, ..Tables::default() };
+    let tables = HostTables { position: Some(&position), ..HostTables::default() };
     // The patches behind a class token.
     let tokens = Tokens { offset: 2, strides: [6, 2], ..Tokens::new(2, 2, 2) };
     let mut x = [100.0f32; 12];
-    Learned { rows: Rows::Offset(1), ..Learned::new(2) }.gather(&mut x, &tokens, &tables, &Lookup::default()).unwrap();
+    Learned { rows: Rows::Offset(1), ..Learned::new(2) }
+        .gather(&mut x, &tokens, &tables, &HostLookup::default())
+        .unwrap();
     assert_eq!(x, [100.0, 100.0, 102.0, 103.0, 104.0, 105.0, 100.0, 100.0, 102.0, 103.0, 104.0, 105.0]);
 }
 
@@ -154,7 +175,7 @@ fn a_norm_has_mean_zero_and_variance_one_before_gain_and_bias() {
     for (norm, mean) in [(Norm::Layer { eps: 0.0 }, 0.0), (Norm::Rms { eps: 0.0 }, f64::NAN)] {
         let mut y = x.clone();
         let learned = Learned { norm: Some(norm), ..Learned::new(40) };
-        learned.gather(&mut y, &Tokens::new(1, 1, 40), &Tables::default(), &Lookup::default()).unwrap();
+        learned.gather(&mut y, &Tokens::new(1, 1, 40), &HostTables::default(), &HostLookup::default()).unwrap();
         let got = y.iter().map(|&y| f64::from(y)).sum::<f64>() / 40.0;
         assert!(mean.is_nan() || got.abs() < 1e-7);
         let square = y.iter().map(|&y| f64::from(y).powi(2)).sum::<f64>() / 40.0;
@@ -181,9 +202,10 @@ fn gradients_are_those_of_finite_differences() {
             parts[4].clear();
         }
         let (ids, types) = ([0, 3, 2, 3, 1, 3], [1, 1, 0, 0, 0, 1]);
-        let lookup = Lookup { ids: &ids, types: &types, ..Lookup::default() };
-        fn tables(parts: &[Vec<f32>; 5]) -> Tables<'_, f32> {
-            Tables { token: &parts[0], position: &parts[1], types: &parts[2], gain: &parts[3], bias: &parts[4] }
+        let lookup = HostLookup { ids: Some(&ids), types: Some(&types), ..HostLookup::default() };
+        fn tables(parts: &[Vec<f32>; 5]) -> HostTables<'_, f32> {
+            let [token, position, types, gain, bias] = parts.each_ref().map(|part| present(part));
+            HostTables { token, position, types, gain, bias }
         }
         let loss = |parts: &[Vec<f32>; 5]| {
             let x = vec![0.0f32; 6 * dim];
@@ -262,49 +284,50 @@ impl<T: Scalar> Case<T> {
         }
     }
 
-    fn tables(&self) -> Tables<'_, T> {
-        let [token, position, types, gain, bias] = &self.tables;
-        Tables { token, position, types, gain, bias }
+    fn tables(&self) -> HostTables<'_, T> {
+        let [token, position, types, gain, bias] = self.tables.each_ref().map(|table| present(table));
+        HostTables { token, position, types, gain, bias }
     }
 
     fn counts(&self) -> bool {
         matches!(self.learned.rows, Rows::Kept { .. })
     }
 
-    fn lookup(&self) -> Lookup<'_> {
-        let past: &[i64] = if self.counts() { &self.past } else { &[] };
-        Lookup { ids: &self.ids, types: &self.types, mask: &self.mask, positions: &[], past }
+    fn lookup(&self) -> HostLookup<'_> {
+        let positions = if self.counts() { Positions::starts(&self.past) } else { Positions::counted() };
+        HostLookup { ids: Some(&self.ids), types: Some(&self.types), mask: Some(&self.mask), positions }
     }
 
     /// Runs `f` with everything on the device.
-    fn on_device<R>(&self, gpu: &Gpu, f: impl FnOnce(&Weights<'_, T>, &Inputs<'_>) -> R) -> R {
+    fn on_device<R>(&self, gpu: &Gpu, f: impl FnOnce(&DeviceTables<'_, T>, &DeviceLookup<'_>) -> R) -> R {
         let stream = gpu.stream();
-        let mut tables: Vec<_> = self.tables.iter().map(|table| Guarded::new(gpu, table, self.shift)).collect();
-        let views: Vec<_> = tables.iter_mut().map(|table| table.view()).collect();
+        let mut guarded: Vec<_> = self.tables.iter().map(|table| Guarded::new(gpu, table, self.shift)).collect();
+        let views: Vec<_> = guarded.iter_mut().map(|table| table.view()).collect();
         let table = |i: usize| (!self.tables[i].is_empty()).then_some(&views[i] as posenc::gpu::Read<'_, T>);
         let ids: Vec<i32> = self.ids.iter().map(|&id| id as i32).collect();
         let ids = stream.clone_htod(&ids).unwrap();
         let types = stream.clone_htod(&self.types).unwrap();
         let mask = stream.clone_htod(&self.mask).unwrap();
         let past = stream.clone_htod(&self.past).unwrap();
-        let weights = Weights { token: table(0), position: table(1), types: table(2), gain: table(3), bias: table(4) };
-        let inputs = Inputs {
+        let tables =
+            DeviceTables { token: table(0), position: table(1), types: table(2), gain: table(3), bias: table(4) };
+        let lookup = DeviceLookup {
             ids: Some(i32::ids(&ids)),
             types: Some(i64::ids(&types)),
             mask: Some(&mask),
             positions: if self.counts() { Positions::starts(&past) } else { Positions::counted() },
         };
-        f(&weights, &inputs)
+        f(&tables, &lookup)
     }
 
     fn check(&self, gpu: &Gpu) {
         let plan = LearnedPlan::<T>::new(gpu, &self.learned).unwrap();
         let mut x = Guarded::new(gpu, &self.x, self.shift);
-        let mut fault = Fault::new(gpu).unwrap();
-        self.on_device(gpu, |weights, inputs| {
-            plan.gather(&mut x.view(), self.tokens, weights, inputs, Some(&mut fault)).unwrap();
+        let mut flag = ErrorFlag::new(gpu).unwrap();
+        self.on_device(gpu, |tables, lookup| {
+            plan.gather(self.tokens.of_mut(&mut x.view()), tables, lookup, Some(&mut flag)).unwrap();
         });
-        fault.check(gpu).unwrap();
+        flag.check(gpu).unwrap();
         let expected = self.learned.expect(&self.x, &self.tokens, &self.tables(), &self.lookup()).unwrap();
         let worst = compare(&x.read(gpu), &expected.want, |i| expected.bound[i]);
         let present = self.tables.each_ref().map(|table| !table.is_empty());
@@ -400,8 +423,8 @@ fn all_widths_and_layouts_give_the_same_bits() {
                 let case = Case::<T>::new(learned, tokens, [true; 5], shift, &mut data);
                 let plan = LearnedPlan::<T>::new(gpu, &learned).unwrap();
                 let mut x = Guarded::new(gpu, &case.x, shift);
-                case.on_device(gpu, |weights, inputs| {
-                    plan.gather(&mut x.view(), tokens, weights, inputs, None).unwrap();
+                case.on_device(gpu, |tables, lookup| {
+                    plan.gather(tokens.of_mut(&mut x.view()), tables, lookup, None).unwrap();
                 });
                 let x = x.read(gpu);
                 let rows: Vec<T> = (0..6).flat_map(|row| x[row * (768 + pad)..][..768].to_vec()).collect();
@@ -425,15 +448,20 @@ fn ids_outside_their_tables_are_reported_and_never_read() {
         let plan = LearnedPlan::<f32>::new(&gpu, &Learned { rows: Rows::Offset(offset), ..Learned::new(2) }).unwrap();
         let (ids, types) = (stream.clone_htod(ids).unwrap(), stream.clone_htod(types).unwrap());
         let mut x = Guarded::<f32>::poisoned(&gpu, 6, 0);
-        let weights =
-            Weights { token: Some(&table), position: Some(&table), types: Some(&table), ..Weights::default() };
-        let inputs = Inputs { ids: Some(i64::ids(&ids)), types: Some(u32::ids(&types)), ..Inputs::default() };
+        let tables = DeviceTables {
+            token: Some(&table),
+            position: Some(&table),
+            types: Some(&table),
+            ..DeviceTables::default()
+        };
+        let lookup =
+            DeviceLookup { ids: Some(i64::ids(&ids)), types: Some(u32::ids(&types)), ..DeviceLookup::default() };
         let tokens = Tokens::new(1, 3, 2);
-        let checked = plan.gather_checked(&mut x.view(), tokens, &weights, &inputs);
+        let checked = plan.gather_checked(tokens.of_mut(&mut x.view()), &tables, &lookup);
         let nans = |x: Vec<f32>| x.chunks(2).map(|row| row.iter().all(|x| x.is_nan())).collect::<Vec<bool>>();
         let nan = nans(x.read(&gpu));
         let mut unreported = Guarded::<f32>::poisoned(&gpu, 6, 0);
-        plan.gather(&mut unreported.view(), tokens, &weights, &inputs, None).unwrap();
+        plan.gather(tokens.of_mut(&mut unreported.view()), &tables, &lookup, None).unwrap();
         assert_eq!(nans(unreported.read(&gpu)), nan);
         (checked.err().map(|error| error.to_string()), nan)
     };
@@ -468,13 +496,13 @@ fn given_and_packed_positions_choose_rows() {
     let table: Vec<f32> = (0..12).map(|i| i as f32).collect();
     let table = stream.clone_htod(&table).unwrap();
     let plan = LearnedPlan::<f32>::new(&gpu, &Learned::new(1)).unwrap();
-    let weights = Weights { position: Some(&table), ..Weights::default() };
-    let run = |batch: usize, positions: Positions<'_>| {
+    let tables = DeviceTables { position: Some(&table), ..DeviceTables::default() };
+    let run = |batch: usize, positions: Positions<Ids<'_>>| {
         let mut x = stream.clone_htod(&[0.0f32; 6]).unwrap();
-        let inputs = Inputs { positions, ..Inputs::default() };
-        plan.gather_checked(&mut x, Tokens::new(batch, 6 / batch, 1), &weights, &inputs).unwrap();
+        let lookup = DeviceLookup { positions, ..DeviceLookup::default() };
+        plan.gather_checked(Tokens::new(batch, 6 / batch, 1).of_mut(&mut x), &tables, &lookup).unwrap();
         let mut rows = stream.clone_htod(&[-9i64; 6]).unwrap();
-        plan.rows(&mut rows, batch, 6 / batch, &inputs).unwrap();
+        plan.rows(&mut rows, batch, 6 / batch, &lookup).unwrap();
         let x: Vec<i64> = stream.clone_dtoh(&x).unwrap().iter().map(|&x| x as i64).collect();
         assert_eq!(x, stream.clone_dtoh(&rows).unwrap());
         x
@@ -533,19 +561,19 @@ fn kept_tokens_are_counted_over_many_blocks() {
                 }
             }
             let view = mask_there.slice(3..);
-            let inputs = Inputs {
+            let lookup = DeviceLookup {
                 ids: ids_are.map(|kind| [i32::ids(&narrow), i64::ids(&wide), u32::ids(&ids_there)][kind]),
                 mask: Some(&view),
                 positions: Positions::starts(&past_there),
-                ..Inputs::default()
+                ..DeviceLookup::default()
             };
             let plan = LearnedPlan::<f32>::new(&gpu, &Learned { rows: rule, ..Learned::new(dim) }).unwrap();
             let mut rows = stream.clone_htod(&vec![-9i64; all]).unwrap();
-            plan.rows(&mut rows, batch, tokens, &inputs).unwrap();
+            plan.rows(&mut rows, batch, tokens, &lookup).unwrap();
             assert!(stream.clone_dtoh(&rows).unwrap() == want, "{batch} x {tokens} x {dim}, {ids_are:?} {padding:?}");
             let mut x = stream.clone_htod(&vec![0.0f32; all * dim]).unwrap();
-            let weights = Weights { position: Some(&table), ..Weights::default() };
-            plan.gather_checked(&mut x, Tokens::new(batch, tokens, dim), &weights, &inputs).unwrap();
+            let tables = DeviceTables { position: Some(&table), ..DeviceTables::default() };
+            plan.gather_checked(Tokens::new(batch, tokens, dim).of_mut(&mut x), &tables, &lookup).unwrap();
             let x = stream.clone_dtoh(&x).unwrap();
             assert!(
                 x.iter()
@@ -572,8 +600,8 @@ fn a_fused_embedding_moves_three_streams_with_wide_accesses() {
         );
         let plan = LearnedPlan::<half::bf16>::new(&gpu, &learned).unwrap();
         let mut x = Guarded::new(&gpu, &case.x, 0);
-        let report = case.on_device(&gpu, |weights, inputs| {
-            plan.gather(&mut x.view(), case.tokens, weights, inputs, None).unwrap();
+        let report = case.on_device(&gpu, |tables, lookup| {
+            plan.gather(case.tokens.of_mut(&mut x.view()), tables, lookup, None).unwrap();
             last_launch()
         });
         let Some(report) = report else { return };
@@ -584,7 +612,7 @@ fn a_fused_embedding_moves_three_streams_with_wide_accesses() {
         let vectors = match norm {
             None => 0,
             Some(Norm::Layer { .. }) => 2,
-            Some(Norm::Rms { .. }) => 1,
+            Some(_) => 1,
         };
         let ids = rows * u64::from(report.block[0]) * 4;
         assert_eq!(report.counters.bytes_read, rows * row * (2 + vectors) + ids, "{norm:?}");
@@ -602,14 +630,12 @@ fn gradients_read_what_they_must_with_wide_accesses() {
     let (tokens, row) = (Tokens::new(batch, count, dim), dim as u64 * 2);
     let learned = Learned { norm: Some(Norm::Layer { eps: 1e-5 }), ..Learned::new(dim) };
     let case = Case::<half::bf16>::new(learned, tokens, [true, true, false, true, true], 0, &mut Data::new(2));
-    let plan = GradPlan::<half::bf16>::new(&gpu, &learned).unwrap();
+    let plan = LearnedGradPlan::<half::bf16>::new(&gpu, &learned, tokens).unwrap();
     let grad = stream.clone_htod(&case.x).unwrap();
     let mut sum = Guarded::<half::bf16>::poisoned(&gpu, case.x.len(), 0);
-    let mut partials = stream.clone_htod(&vec![0.0f32; plan.partials(&tokens)]).unwrap();
-    let report = case.on_device(&gpu, |weights, inputs| {
-        let (sum, partials) = (&mut sum.view(), &mut partials);
-        let out = NormGrad { sum, gain: None, bias: None, accumulate: false, partials, fault: None };
-        plan.norm(out, &grad, None, tokens, weights, inputs).unwrap();
+    let report = case.on_device(&gpu, |tables, lookup| {
+        let mut sum = sum.view();
+        plan.norm(NormGrad::new(tokens.of_mut(&mut sum)), tokens.of(&grad), None, tables, lookup).unwrap();
         last_launch()
     });
     let Some(report) = report else { return };
@@ -625,7 +651,7 @@ fn gradients_read_what_they_must_with_wide_accesses() {
     assert_eq!(report.counters.local_bytes_written, 0);
 
     let mut table = Guarded::<half::bf16>::poisoned(&gpu, count * dim, 0);
-    plan.counted(&mut table.view(), &grad, tokens, 0, TableGrad::new(count)).unwrap();
+    plan.counted(&mut table.view(), tokens.of(&grad), 0, TableGrad::new(count)).unwrap();
     let Some(report) = last_launch() else { return };
     assert_eq!(report.counters.bytes_read, rows * row);
     assert_eq!(report.counters.bytes_written, count as u64 * row);
@@ -644,7 +670,7 @@ fn check_gradients<T: Scalar>(gpu: &Gpu, case: &Case<T>, accumulate: bool) {
     let (x_rows, grad_rows) = (packed(&case.x), packed(&grad));
     let want = learned.grad((batch, count), &x_rows, &grad_rows, &case.tables(), &case.lookup()).unwrap();
     let rows = learned.rows(batch, count, &case.tables(), &case.lookup()).unwrap();
-    let plan = GradPlan::<T>::new(gpu, learned).unwrap();
+    let plan = LearnedGradPlan::<T>::new(gpu, learned, *tokens).unwrap();
     let what = format!("{} {learned:?} {tokens:?} {}", T::NAME, case.shift);
 
     let mut device_grad = Guarded::new(gpu, &grad, case.shift);
@@ -652,22 +678,20 @@ fn check_gradients<T: Scalar>(gpu: &Gpu, case: &Case<T>, accumulate: bool) {
     let mut sum = Guarded::<T>::poisoned(gpu, tokens.span().unwrap(), case.shift);
     // What the tables' gradients are made from, and how far it is from the truth.
     let (sums, errors): (Vec<T>, Vec<f64>) = if learned.norm.is_some() {
-        let mut partials = Guarded::<f32>::poisoned(gpu, plan.partials(tokens), case.shift);
         let before = Data::new(78).values::<T>(dim);
         let (mut gain, mut bias) = (Guarded::new(gpu, &before, 0), Guarded::new(gpu, &before, 0));
-        case.on_device(gpu, |weights, inputs| {
+        case.on_device(gpu, |tables, lookup| {
             let (grad, x) = (device_grad.view(), device_x.view());
-            let mut bias = bias.view();
+            let (mut sum, mut gain, mut bias) = (sum.view(), gain.view(), bias.view());
             let layer = matches!(learned.norm, Some(Norm::Layer { .. }));
             let out = NormGrad {
-                sum: &mut sum.view(),
-                gain: Some(&mut gain.view()),
+                gain: Some(&mut gain),
                 bias: layer.then_some(&mut bias as posenc::gpu::Write<'_, T>),
                 accumulate,
-                partials: &mut partials.view(),
-                fault: None,
+                ..NormGrad::new(tokens.of_mut(&mut sum))
             };
-            plan.norm(out, &grad, Some(&x), *tokens, weights, inputs).unwrap();
+            let x = case.tables[0].is_empty().then_some(tokens.of(&x));
+            plan.norm(out, tokens.of(&grad), x, tables, lookup).unwrap();
         });
         let got = packed(&sum.read(gpu));
         let bound: Vec<f64> = (0..batch * count)
@@ -744,14 +768,12 @@ fn check_gradients<T: Scalar>(gpu: &Gpu, case: &Case<T>, accumulate: bool) {
         let ids: Vec<i64> = ids.iter().map(|&id| id as i64).collect();
         let device_ids = stream.clone_htod(&ids).unwrap();
         let mut places = stream.clone_htod(&vec![u32::MAX; ids.len()]).unwrap();
-        let mut between = stream.clone_htod(&vec![u32::MAX; ids.len()]).unwrap();
-        plan.order(&mut places, Some(&mut between), i64::ids(&device_ids), ids.len()).unwrap();
+        plan.order(&mut places, i64::ids(&device_ids), ids.len()).unwrap();
         assert_eq!(stream.clone_dtoh(&places).unwrap(), order(&ids).unwrap());
         let how = TableGrad { scale, skipped, accumulate, ..TableGrad::new(before.len() / dim) };
         let mut out = Guarded::new(gpu, &before, case.shift);
-        let mut partials = Guarded::<f32>::poisoned(gpu, plan.table_partials(tokens), case.shift);
         let (ids, sums) = (i64::ids(&device_ids), sums_device.view());
-        plan.table(&mut out.view(), &mut partials.view(), &sums, ids, &places, *tokens, how).unwrap();
+        plan.table(&mut out.view(), tokens.of(&sums), ids, &places, how).unwrap();
         let worst = compare(&out.read(gpu), &want, |i| bound[i]);
         assert!(worst.share <= 1.0, "table {table} of {what}: {worst:?}");
     }
@@ -775,7 +797,7 @@ fn row_of<T: Scalar>(case: &Case<T>, row: &embed::Row, x: &[T]) -> (Vec<f64>, f6
     let (mean, eps) = match case.learned.norm {
         Some(Norm::Layer { eps }) => (v.iter().sum::<f64>() / dim as f64, eps),
         Some(Norm::Rms { eps }) => (0.0, eps),
-        None => (0.0, 1.0),
+        _ => (0.0, 1.0),
     };
     let sigma = (v.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / dim as f64 + eps).sqrt();
     (v.iter().map(|v| (v - mean) / sigma).collect(), sigma, magnitude)
@@ -824,7 +846,7 @@ fn many_tokens_share_a_row_and_many_blocks_their_sums() {
 fn ids_are_ordered_in_tiles_and_merges_of_eight() {
     let gpu = gpu();
     let stream = gpu.stream();
-    let plan = GradPlan::<f32>::new(&gpu, &Learned::new(1)).unwrap();
+    let plan = LearnedGradPlan::<f32>::new(&gpu, &Learned::new(1), Tokens::new(1, 65_537, 1)).unwrap();
     let mut data = Data::new(34);
     // Around a tile, eight of them, and 64: no merge, one, two, three.
     for count in [1, 2, 255, 1023, 1024, 1025, 3000, 8192, 8193, 20_000, 65_536, 65_537] {
@@ -835,17 +857,15 @@ fn ids_are_ordered_in_tiles_and_merges_of_eight() {
             let ids: Vec<i64> = (0..count).map(|_| data.below(values) as i64 - 2).collect();
             let device = stream.clone_htod(&ids).unwrap();
             let mut got = stream.clone_htod(&vec![u32::MAX; count]).unwrap();
-            let mut between = stream.clone_htod(&vec![u32::MAX; count]).unwrap();
-            let between = (count > 1024).then_some(&mut between as posenc::gpu::Write<'_, u32>);
-            plan.order(&mut got, between, i64::ids(&device), count).unwrap();
+            plan.order(&mut got, i64::ids(&device), count).unwrap();
             assert_eq!(stream.clone_dtoh(&got).unwrap(), order(&ids).unwrap(), "{count} ids of {values}");
         }
     }
     // The same bits mean another order in another type.
     let mut got = stream.clone_htod(&[9u32; 3]).unwrap();
-    plan.order(&mut got, None, u32::ids(&stream.clone_htod(&[u32::MAX, 0, 1]).unwrap()), 3).unwrap();
+    plan.order(&mut got, u32::ids(&stream.clone_htod(&[u32::MAX, 0, 1]).unwrap()), 3).unwrap();
     assert_eq!(stream.clone_dtoh(&got).unwrap(), [1, 2, 0]);
-    plan.order(&mut got, None, i32::ids(&stream.clone_htod(&[-1, 0, 1]).unwrap()), 3).unwrap();
+    plan.order(&mut got, i32::ids(&stream.clone_htod(&[-1, 0, 1]).unwrap()), 3).unwrap();
     assert_eq!(stream.clone_dtoh(&got).unwrap(), [0, 1, 2]);
 }
 
@@ -863,19 +883,17 @@ fn ids_of_any_frequency_are_summed() {
         let (count, rows) = (ids.len(), times.len() - 2);
         let tokens = Tokens::new(1, count, dim);
         let grad = data.values::<T>(count * dim);
-        let plan = GradPlan::<T>::new(gpu, &Learned::new(dim)).unwrap();
+        let plan = LearnedGradPlan::<T>::new(gpu, &Learned::new(dim), tokens).unwrap();
         let how = TableGrad { scale: 1.5, skipped: Some(1), accumulate: true, rows };
         let before = data.values::<T>(rows * dim);
         let device_ids = stream.clone_htod(&ids).unwrap();
         let mut device_grad = Guarded::new(gpu, &grad, shift);
         let mut run = || {
             let mut places = stream.clone_htod(&vec![u32::MAX; count]).unwrap();
-            let mut between = stream.clone_htod(&vec![u32::MAX; count]).unwrap();
-            plan.order(&mut places, Some(&mut between), i64::ids(&device_ids), count).unwrap();
-            let mut partials = Guarded::<f32>::poisoned(gpu, plan.table_partials(&tokens), shift);
+            plan.order(&mut places, i64::ids(&device_ids), count).unwrap();
             let mut out = Guarded::new(gpu, &before, shift);
             let (ids, grad) = (i64::ids(&device_ids), device_grad.view());
-            plan.table(&mut out.view(), &mut partials.view(), &grad, ids, &places, tokens, how).unwrap();
+            plan.table(&mut out.view(), tokens.of(&grad), ids, &places, how).unwrap();
             out.read(gpu)
         };
         let got = run();
@@ -931,15 +949,14 @@ fn a_table_of_two_rows_is_summed_in_two_stages() {
     let stream = gpu.stream();
     let (count, dim) = (4096usize, 256usize);
     let tokens = Tokens::new(1, count, dim);
-    let plan = GradPlan::<half::bf16>::new(&gpu, &Learned::new(dim)).unwrap();
+    let plan = LearnedGradPlan::<half::bf16>::new(&gpu, &Learned::new(dim), tokens).unwrap();
     let values = Data::new(36).values::<half::bf16>(count * dim);
     let grad = stream.clone_htod(&values).unwrap();
     let ids: Vec<i64> = (0..count as i64).map(|i| i % 2).collect();
     let places = stream.clone_htod(&order(&ids).unwrap()).unwrap();
     let ids = stream.clone_htod(&ids).unwrap();
-    let mut partials = stream.clone_htod(&vec![0.0f32; plan.table_partials(&tokens)]).unwrap();
     let mut out = Guarded::<half::bf16>::poisoned(&gpu, 2 * dim, 0);
-    plan.table(&mut out.view(), &mut partials, &grad, i64::ids(&ids), &places, tokens, TableGrad::new(2)).unwrap();
+    plan.table(&mut out.view(), tokens.of(&grad), i64::ids(&ids), &places, TableGrad::new(2)).unwrap();
     if let Some(report) = last_launch() {
         let written = 2 * dim as u64 * 2;
         assert_eq!(report.counters.bytes_written, written);
@@ -965,10 +982,10 @@ fn counted_positions_are_a_sum_over_the_batch() {
                 let tokens = Tokens { strides: [count * (dim + pad), dim + pad], ..Tokens::new(batch, count, dim) };
                 let grad = data.values::<T>(tokens.span().unwrap());
                 let before = data.values::<T>((count + 3) * dim);
-                let plan = GradPlan::<T>::new(gpu, &Learned::new(dim)).unwrap();
+                let plan = LearnedGradPlan::<T>::new(gpu, &Learned::new(dim), tokens).unwrap();
                 let (mut device, mut out) = (Guarded::new(gpu, &grad, 0), Guarded::new(gpu, &before, 0));
                 let how = TableGrad { scale: 1.5, accumulate, ..TableGrad::new(count + 3) };
-                plan.counted(&mut out.view(), &device.view(), tokens, 2, how).unwrap();
+                plan.counted(&mut out.view(), tokens.of(&device.view()), 2, how).unwrap();
                 let mut want: Vec<f64> = before.iter().map(|x| x.to_f64()).collect();
                 let mut bound = vec![0.0; want.len()];
                 for token in 0..count {
@@ -1005,62 +1022,82 @@ fn grids_at_their_limits() {
 #[test]
 fn ids_outside_their_tables_are_refused_and_nothing_is_written() {
     let table = [0.0f32; 8];
-    let tables = Tables { token: &table, position: &table, types: &table[..4], ..Tables::default() };
+    let tables =
+        HostTables { token: Some(&table), position: Some(&table), types: Some(&table[..4]), ..HostTables::default() };
     let mut x = [7.0f32; 6];
-    let mut refused = |rows: Rows, lookup: Lookup<'_>, message: &str| {
+    let mut refused = |rows: Rows, lookup: HostLookup<'_>, message: &str| {
         let learned = Learned { rows, ..Learned::new(2) };
         let error = learned.gather(&mut x, &Tokens::new(1, 3, 2), &tables, &lookup).unwrap_err();
         assert_eq!(error.to_string(), message);
         assert_eq!(x, [7.0; 6]);
     };
-    let good = Lookup { ids: &[0, 1, 2], types: &[0, 1, 0], ..Lookup::default() };
+    let good = HostLookup { ids: Some(&[0, 1, 2]), types: Some(&[0, 1, 0]), ..HostLookup::default() };
     let any = Rows::Offset(0);
-    refused(any, Lookup { ids: &[0, 4, 0], ..good }, "ids[1] is 4, the token table has 4 rows");
-    refused(any, Lookup { ids: &[0, 0, -1], ..good }, "ids[2] is -1, the token table has 4 rows");
-    refused(any, Lookup { types: &[0, 0, 2], ..good }, "types[2] is 2, the type table has 2 rows");
+    refused(any, HostLookup { ids: Some(&[0, 4, 0]), ..good }, "ids[1] is 4, the token table has 4 rows");
+    refused(any, HostLookup { ids: Some(&[0, 0, -1]), ..good }, "ids[2] is -1, the token table has 4 rows");
+    refused(any, HostLookup { types: Some(&[0, 0, 2]), ..good }, "types[2] is 2, the type table has 2 rows");
     refused(Rows::Offset(2), good, "the position row of token[2] is 4, the position table has 4 rows");
     let counted = Rows::Kept { padding: None, first: 1, padded: 0 };
     refused(
         counted,
-        Lookup { mask: &[1, 1, 1], past: &[i64::MAX], ..good },
+        HostLookup { mask: Some(&[1, 1, 1]), positions: Positions::starts(&[i64::MAX]), ..good },
         "the position row of token[0] is -9223372036854775808, the position table has 4 rows",
     );
     refused(
         any,
-        Lookup { positions: &[0, -1, 0], ..good },
+        HostLookup { positions: Positions::ids(&[0, -1, 0]), ..good },
         "the position row of token[1] is -1, the position table has 4 rows",
     );
-    refused(any, Lookup { ids: &[0, 1], ..good }, "ids holds 2 elements, the call needs 3");
-    refused(any, Lookup { positions: &[0], ..good }, "positions holds 1 elements, the call needs 3");
-    refused(Rows::Kept { padding: None, first: 0, padded: 0 }, good, "mask holds 0 elements, the call needs 3");
+    refused(any, HostLookup { ids: Some(&[0, 1]), ..good }, "ids holds 2 elements, the call needs 3");
+    refused(
+        any,
+        HostLookup { positions: Positions::ids(&[0]), ..good },
+        "positions holds 1 elements, the shape needs 3",
+    );
+    refused(counted, good, "mask is missing, the spec counts tokens over it");
+    refused(counted, HostLookup { mask: Some(&[1, 1]), ..good }, "mask holds 2 elements, the call needs 3");
+    refused(any, HostLookup { types: None, ..good }, "types are missing, a table is read by them");
+    refused(
+        counted,
+        HostLookup { mask: Some(&[1, 1, 1]), positions: Positions::ids(&[0, 1, 2]), ..good },
+        "tokens are counted by the spec, positions must be counted() or starts",
+    );
 }
 
 #[test]
 fn specs_and_tables_are_refused_with_the_numbers() {
     let mut x = [7.0f32; 4];
-    let mut refused = |learned: Learned, tables: Tables<'_, f32>, message: &str| {
-        let error = learned.gather(&mut x, &Tokens::new(1, 2, 2), &tables, &Lookup::default()).unwrap_err();
+    let mut refused = |learned: Learned, tables: HostTables<'_, f32>, message: &str| {
+        let error = learned.gather(&mut x, &Tokens::new(1, 2, 2), &tables, &HostLookup::default()).unwrap_err();
         assert_eq!(error.to_string(), message);
         assert_eq!(x, [7.0; 4]);
     };
     let plain = Learned::new(2);
-    let none = Tables::default();
+    let none = HostTables::default();
     refused(Learned { dim: 3, ..plain }, none, "x has 2 channels, the encoding has 3");
     refused(Learned { scale: f64::INFINITY, ..plain }, none, "scale is inf, it must be finite and fit into f32");
     let norm = Some(Norm::Rms { eps: -1.0 });
     refused(Learned { norm, ..plain }, none, "eps is -1, it must be finite and at least 0");
-    refused(plain, Tables { position: &[0.0; 5], ..none }, "the position table holds 5 elements, its rows hold 2");
-    refused(plain, Tables { gain: &[0.0; 2], ..none }, "there is a gain and the spec has no norm that uses it");
+    refused(
+        plain,
+        HostTables { position: Some(&[0.0; 5]), ..none },
+        "the position table holds 5 elements, its rows hold 2",
+    );
+    refused(
+        plain,
+        HostTables { gain: Some(&[0.0; 2]), ..none },
+        "there is a gain and the spec has no norm that uses it",
+    );
     let norm = Some(Norm::Rms { eps: 1e-6 });
     refused(
         Learned { norm, ..plain },
-        Tables { bias: &[0.0; 2], ..none },
+        HostTables { bias: Some(&[0.0; 2]), ..none },
         "there is a bias and the spec has no norm that uses it",
     );
-    refused(Learned { norm, ..plain }, Tables { gain: &[0.0; 3], ..none }, "gain holds 3 elements, dim is 2");
-    let error = plain.rows::<f32>(1 << 30, 1 << 30, &none, &Lookup::default()).unwrap_err();
+    refused(Learned { norm, ..plain }, HostTables { gain: Some(&[0.0; 3]), ..none }, "gain holds 3 elements, dim is 2");
+    let error = plain.rows::<f32>(1 << 30, 1 << 30, &none, &HostLookup::default()).unwrap_err();
     assert_eq!(error.to_string(), "there is no memory for the rows of 1152921504606846976 tokens");
-    let error = plain.grad((1 << 20, 1 << 20), &[], &[0.0f32; 4], &none, &Lookup::default()).unwrap_err();
+    let error = plain.grad((1 << 20, 1 << 20), &[], &[0.0f32; 4], &none, &HostLookup::default()).unwrap_err();
     assert_eq!(error.to_string(), "grad holds 4 elements, the shape needs 2199023255552");
     let error = embed::Learned::new(0).check().unwrap_err();
     assert_eq!(error.to_string(), "dim is 0, it must be between 1 and 2^31 - 1");
@@ -1073,23 +1110,24 @@ fn plans_refuse_before_anything_is_written() {
     let stream = gpu.stream();
     let (table, ids) = (stream.clone_htod(&[0.0f32; 8]).unwrap(), stream.clone_htod(&[0i32; 3]).unwrap());
     let tokens = Tokens::new(1, 3, 2);
-    let token = Weights { token: Some(&table), ..Weights::default() };
-    let with_ids = Inputs { ids: Some(i32::ids(&ids)), ..Inputs::default() };
-    let refused = |learned: Learned, tokens: Tokens, weights: &Weights<'_, f32>, inputs: &Inputs<'_>, message: &str| {
-        let plan = LearnedPlan::<f32>::new(&gpu, &learned).unwrap();
-        let mut x = Guarded::new(&gpu, &[7.0f32; 6], 0);
-        let error = plan.gather(&mut x.view(), tokens, weights, inputs, None).unwrap_err();
-        assert_eq!(error.to_string(), message);
-        assert_eq!(x.read(&gpu), [7.0; 6]);
-    };
+    let token = DeviceTables { token: Some(&table), ..DeviceTables::default() };
+    let with_ids = DeviceLookup { ids: Some(i32::ids(&ids)), ..DeviceLookup::default() };
+    let refused =
+        |learned: Learned, tokens: Tokens, tables: &DeviceTables<'_, f32>, lookup: &DeviceLookup<'_>, message: &str| {
+            let plan = LearnedPlan::<f32>::new(&gpu, &learned).unwrap();
+            let mut x = Guarded::new(&gpu, &[7.0f32; 6], 0);
+            let error = plan.gather(tokens.of_mut(&mut x.view()), tables, lookup, None).unwrap_err();
+            assert_eq!(error.to_string(), message);
+            assert_eq!(x.read(&gpu), [7.0; 6]);
+        };
     let plain = Learned::new(2);
-    refused(plain, tokens, &token, &Inputs::default(), "ids are missing, a table is read by them");
+    refused(plain, tokens, &token, &DeviceLookup::default(), "ids are missing, a table is read by them");
     refused(plain, Tokens::new(2, 3, 2), &token, &with_ids, "x holds 6 elements, the shape needs 12");
     let long = Tokens { strides: [0, 0], ..Tokens::new(1, 1, 2) };
     refused(
         plain,
         long,
-        &Weights { gain: Some(&table), ..token },
+        &DeviceTables { gain: Some(&table), ..token },
         &with_ids,
         "there is a gain and the spec has no norm that uses it",
     );
@@ -1097,7 +1135,7 @@ fn plans_refuse_before_anything_is_written() {
     refused(
         Learned { norm, ..plain },
         tokens,
-        &Weights { bias: Some(&table), ..token },
+        &DeviceTables { bias: Some(&table), ..token },
         &with_ids,
         "bias holds 8 elements, dim is 2",
     );
@@ -1109,9 +1147,9 @@ fn plans_refuse_before_anything_is_written() {
         "the token table holds 8 elements, its rows hold 3",
     );
     let rows = Rows::Kept { padding: None, first: 0, padded: 0 };
-    let position = Weights { position: Some(&table), ..token };
+    let position = DeviceTables { position: Some(&table), ..token };
     refused(Learned { rows, ..plain }, tokens, &position, &with_ids, "mask is missing, the spec counts tokens over it");
-    let given = Inputs { positions: Positions::ids(&ids), ..with_ids };
+    let given = DeviceLookup { positions: Positions::ids(&ids), ..with_ids };
     refused(
         Learned { rows, ..plain },
         tokens,
@@ -1124,57 +1162,101 @@ fn plans_refuse_before_anything_is_written() {
         plain,
         tokens,
         &token,
-        &Inputs { ids: Some(i32::ids(&short)), ..Inputs::default() },
+        &DeviceLookup { ids: Some(i32::ids(&short)), ..DeviceLookup::default() },
         "ids holds 2 elements, the shape needs 3",
     );
 
-    let plan = GradPlan::<f32>::new(&gpu, &plain).unwrap();
+    let plan = LearnedGradPlan::<f32>::new(&gpu, &plain, tokens).unwrap();
     let grad = stream.clone_htod(&[0.0f32; 6]).unwrap();
     let mut out = Guarded::new(&gpu, &[7.0f32; 8], 0);
-    let error = plan.counted(&mut out.view(), &grad, tokens, 2, TableGrad::new(4)).unwrap_err();
+    let error = plan.counted(&mut out.view(), tokens.of(&grad), 2, TableGrad::new(4)).unwrap_err();
     assert_eq!(error.to_string(), "the last token reads row 4, the table has 4 rows");
-    let error = plan.counted(&mut out.view(), &grad, tokens, 0, TableGrad::new(5)).unwrap_err();
+    let error = plan.counted(&mut out.view(), tokens.of(&grad), 0, TableGrad::new(5)).unwrap_err();
     assert_eq!(error.to_string(), "table holds 8 elements, the shape needs 10");
-    let mut partials = stream.clone_htod(&[0.0f32; 6]).unwrap();
-    let mut norm = |learned: Learned, with_bias: bool, message: &str| {
-        let plan = GradPlan::<f32>::new(&gpu, &learned).unwrap();
-        let mut bias = Guarded::new(&gpu, &[7.0f32], 0);
-        let mut bias_view = bias.view();
-        let norm = NormGrad {
-            sum: &mut out.view(),
-            gain: None,
-            bias: with_bias.then_some(&mut bias_view as posenc::gpu::Write<'_, f32>),
-            accumulate: false,
-            partials: &mut partials,
-            fault: None,
-        };
-        let error = plan.norm(norm, &grad, None, tokens, &token, &with_ids).unwrap_err();
-        assert_eq!(error.to_string(), message);
-        assert_eq!(bias.read(&gpu), [7.0]);
-    };
-    norm(plain, false, "the spec has no norm, the gradient of the sum is the gradient of the result");
-    let (layer, rms) = (Some(Norm::Layer { eps: 0.0 }), Some(Norm::Rms { eps: 0.0 }));
-    norm(Learned { norm: rms, ..plain }, true, "there is a bias and the spec has no norm that uses it");
-    norm(Learned { norm: layer, ..plain }, true, "bias holds 1 elements, the shape needs 2");
-    norm(Learned { norm: layer, ..plain }, false, "partials holds 6 elements, the shape needs 20");
-    assert_eq!(out.read(&gpu), [7.0; 8]);
-    let mut orders = [0, 1].map(|_| stream.clone_htod(&[7u32; 2]).unwrap());
-    let [order, between] = &mut orders;
-    let error = plan.order(order, None, i32::ids(&ids), 3).unwrap_err();
+    let how = TableGrad { skipped: Some(1), ..TableGrad::new(4) };
+    let error = plan.counted(&mut out.view(), tokens.of(&grad), 0, how).unwrap_err();
+    assert_eq!(error.to_string(), "skipped is an id, counted positions have none");
+    let mut order = stream.clone_htod(&[7u32; 2]).unwrap();
+    let error = plan.order(&mut order, i32::ids(&ids), 3).unwrap_err();
     assert_eq!(error.to_string(), "order holds 2 elements, the shape needs 3");
-    let mut long = stream.clone_htod(&[7u32; 1025]).unwrap();
-    let error = plan.order(&mut long, None, i32::ids(&ids), 1025).unwrap_err();
-    assert_eq!(error.to_string(), "between is missing, the runs of 1025 ids are merged in it");
-    let error = plan.order(&mut long, Some(between), i32::ids(&ids), 1025).unwrap_err();
-    assert_eq!(error.to_string(), "between holds 2 elements, the shape needs 1025");
-    let error = plan
-        .table(&mut out.view(), &mut partials, &grad, i32::ids(&ids), &*order, tokens, TableGrad::new(4))
-        .unwrap_err();
+    let (mut long, many) = (stream.clone_htod(&[7u32; 1025]).unwrap(), stream.clone_htod(&[0i32; 1025]).unwrap());
+    let error = plan.order(&mut long, i32::ids(&ids), 1025).unwrap_err();
+    assert_eq!(error.to_string(), "ids holds 3 elements, the shape needs 1025");
+    let error = plan.order(&mut long, i32::ids(&many), 1025).unwrap_err();
+    let message = "the order of 1025 ids needs 1025 numbers of scratch memory, the plan was made with 5";
+    assert_eq!(error.to_string(), message);
+    let error = plan.table(&mut out.view(), tokens.of(&grad), i32::ids(&ids), &order, TableGrad::new(4)).unwrap_err();
     assert_eq!(error.to_string(), "order holds 2 elements, the shape needs 3");
-    let mut short = stream.clone_htod(&[7.0f32; 3]).unwrap();
-    let error =
-        plan.table(&mut out.view(), &mut short, &grad, i32::ids(&ids), &long, tokens, TableGrad::new(4)).unwrap_err();
-    assert_eq!(error.to_string(), "partials holds 3 elements, the shape needs 5");
+    let far = Tokens { strides: [0, 0], ..Tokens::new(1, 17, 2) };
+    let error = plan.table(&mut out.view(), far.of(&grad), i32::ids(&many), &long, TableGrad::new(4)).unwrap_err();
+    let message = "the gradient of a table from 17 tokens of 2 channels needs 10 numbers of scratch memory, the plan was made with 5";
+    assert_eq!(error.to_string(), message);
     assert_eq!(out.read(&gpu), [7.0; 8]);
     assert_eq!(stream.clone_dtoh(&long).unwrap(), [7; 1025]);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn gradients_of_norms_refuse_before_anything_is_written() {
+    let gpu = gpu();
+    let stream = gpu.stream();
+    let (table, ids) = (stream.clone_htod(&[0.0f32; 8]).unwrap(), stream.clone_htod(&[0i32; 3]).unwrap());
+    let tokens = Tokens::new(1, 3, 2);
+    let lookup = DeviceLookup { ids: Some(i32::ids(&ids)), ..DeviceLookup::default() };
+    let grad = stream.clone_htod(&[0.0f32; 12]).unwrap();
+    let plain = Learned::new(2);
+    let layer = Learned { norm: Some(Norm::Layer { eps: 0.0 }), ..plain };
+    let rms = Learned { norm: Some(Norm::Rms { eps: 0.0 }), ..plain };
+    /// What one call is made of.
+    #[derive(Clone, Copy)]
+    struct With {
+        spec: Learned,
+        most: Tokens,
+        token: bool,
+        grad: Tokens,
+        x: bool,
+        bias: bool,
+        accumulate: bool,
+    }
+    let refused = |with: With, message: &str| {
+        let plan = LearnedGradPlan::<f32>::new(&gpu, &with.spec, with.most).unwrap();
+        let (mut sum, mut bias) = (Guarded::new(&gpu, &[7.0f32; 8], 0), Guarded::new(&gpu, &[7.0f32], 0));
+        let (mut sum_view, mut bias_view) = (sum.view(), bias.view());
+        let out = NormGrad {
+            bias: with.bias.then_some(&mut bias_view as posenc::gpu::Write<'_, f32>),
+            accumulate: with.accumulate,
+            ..NormGrad::new(tokens.of_mut(&mut sum_view))
+        };
+        let tables = DeviceTables { token: with.token.then_some(&table as _), ..DeviceTables::default() };
+        let x = with.x.then_some(tokens.of(&grad));
+        let error = plan.norm(out, with.grad.of(&grad), x, &tables, &lookup).unwrap_err();
+        assert_eq!(error.to_string(), message);
+        assert_eq!(sum.read(&gpu), [7.0; 8]);
+        assert_eq!(bias.read(&gpu), [7.0]);
+    };
+    let with = With { spec: layer, most: tokens, token: true, grad: tokens, x: false, bias: false, accumulate: false };
+    refused(
+        With { spec: plain, ..with },
+        "the spec has no norm, the gradient of the sum is the gradient of the result",
+    );
+    refused(With { spec: rms, bias: true, ..with }, "there is a bias and the spec has no norm that uses it");
+    refused(With { bias: true, ..with }, "bias holds 1 elements, the shape needs 2");
+    refused(With { token: false, ..with }, "x is missing, without a token table its rows are what was added to");
+    refused(With { x: true, ..with }, "there is an x, with a token table its rows are not read");
+    refused(
+        With { accumulate: true, ..with },
+        "gradients of gain and bias are to be accumulated, neither is asked for",
+    );
+    refused(
+        With { grad: Tokens::new(1, 4, 2), ..with },
+        "grad has the sizes [1, 4, 2] and sum [1, 3, 2] (batch, tokens, dim), they must be equal",
+    );
+    refused(
+        With { grad: Tokens { strides: [0, 4], ..tokens }, ..with },
+        "grad has the strides [0, 4] and sum [6, 2], they must be equal",
+    );
+    refused(
+        With { most: Tokens::new(1, 1, 2), ..with },
+        "the gradient of 1 x 3 x 2 needs 20 numbers of scratch memory, the plan was made with 8",
+    );
 }

@@ -5,6 +5,7 @@ mod far;
 mod golden;
 mod grid;
 mod learned;
+mod overlap;
 mod resample;
 mod sinusoid;
 #[path = "../support/mod.rs"]

@@ -2,7 +2,7 @@
 
 use posenc::Scalar;
 use posenc::accuracy::{assert_close, compare, rounded};
-use posenc::embed::{Along, Filter, GridSize, Resample, ResamplePlan, Taps, Weighting};
+use posenc::embed::{Along, Filter, GridSize, Resample, ResamplePlan, Taps, Tokens, Weighting};
 
 use crate::golden;
 use crate::support::{Data, Guarded, gpu, last_launch};
@@ -238,10 +238,14 @@ fn the_kernel_meets_the_law_and_so_does_its_transpose() {
                 }
                 let mut out = Guarded::new(gpu, &before, shift);
                 let mut table = Guarded::new(gpu, &table, shift);
+                let [read, written] =
+                    [read, written].map(|size| Tokens::new(1, spec.prefix + size.rows * size.columns, dim));
+                let (mut out_view, table) = (out.view(), table.view());
+                let (out_view, table) = (written.of_mut(&mut out_view), read.of(&table));
                 if transposed {
-                    plan.grad(&mut out.view(), &table.view(), dim, accumulate).unwrap();
+                    plan.grad(out_view, table, accumulate).unwrap();
                 } else {
-                    plan.write(&mut out.view(), &table.view(), dim).unwrap();
+                    plan.write(out_view, table).unwrap();
                 }
                 let taps = spec.most_taps(transposed);
                 let bound = |i: usize| {
@@ -285,10 +289,13 @@ fn the_kernel_is_torchs_to_a_millionth() {
     let gpu = gpu();
     for case in golden::named("resample", "size").chain(golden::named("resample", "factor")) {
         let table: Vec<f32> = golden::floats(case, "table").iter().map(|&x| x as f32).collect();
+        let rows = Tokens::new(1, table.len() / CHANNELS, CHANNELS);
         let table = gpu.stream().clone_htod(&table).unwrap();
         for (spec, want) in both_torchs(case) {
             let mut out = Guarded::<f32>::poisoned(&gpu, want.len(), 0);
-            ResamplePlan::new(&gpu, &spec).unwrap().write(&mut out.view(), &table, CHANNELS).unwrap();
+            let plan = ResamplePlan::new(&gpu, &spec).unwrap();
+            let resampled = Tokens::new(1, want.len() / CHANNELS, CHANNELS);
+            plan.write(resampled.of_mut(&mut out.view()), rows.of(&table)).unwrap();
             assert_close(&out.read(&gpu), &want, |_| 1e-6);
         }
     }
@@ -303,7 +310,7 @@ fn every_output_is_written_once_with_wide_accesses() {
     let table = Guarded::new(&gpu, &Data::new(1).values::<half::bf16>(50 * 256), 0);
     let mut table = table;
     let mut out = Guarded::<half::bf16>::poisoned(&gpu, 91 * 256, 0);
-    plan.write(&mut out.view(), &table.view(), 256).unwrap();
+    plan.write(Tokens::new(1, 91, 256).of_mut(&mut out.view()), Tokens::new(1, 50, 256).of(&table.view())).unwrap();
     if let Some(report) = last_launch() {
         assert_eq!(report.counters.bytes_written, 91 * 256 * 2);
         // Besides the table: spans in 8 bytes and weights in 4, the same for all threads of a token.
@@ -354,4 +361,31 @@ fn specs_and_buffers_are_refused_with_the_numbers() {
     refused(spec, 0, "dim is 0, it must be at least 1");
     refused(spec, 2, "table holds 4 elements, the shape needs 8");
     refused(Resample { prefix: 1, ..spec }, 1, "table holds 4 elements, the shape needs 5");
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn plans_refuse_tables_of_another_shape() {
+    let gpu = gpu();
+    let plan = ResamplePlan::<f32>::new(&gpu, &Resample::new(GridSize::image(2, 2), GridSize::image(2, 3))).unwrap();
+    let (small, large) = (Tokens::new(1, 4, 2), Tokens::new(1, 6, 2));
+    let mut table = Guarded::new(&gpu, &[1.0f32; 40], 0);
+    let refused = |out: Tokens, table: &mut Guarded<f32>, of: Tokens, message: &str| {
+        let mut x = Guarded::new(&gpu, &[7.0f32; 40], 0);
+        let error = plan.write(out.of_mut(&mut x.view()), of.of(&table.view())).unwrap_err();
+        assert_eq!(error.to_string(), message);
+        assert_eq!(x.read(&gpu), [7.0; 40]);
+    };
+    let apart = Tokens { strides: [0, 3], ..large };
+    refused(apart, &mut table, small, "out has rows of 2 channels 3 elements apart, it must be contiguous");
+    refused(large, &mut table, large, "table has 1 sequences of 6 tokens, it must have 1 of 4");
+    refused(Tokens::new(2, 6, 2), &mut table, small, "out has 2 sequences of 6 tokens, it must have 1 of 6");
+    refused(large, &mut table, Tokens::new(1, 4, 3), "table has 3 channels and out 2, they must be equal");
+    refused(Tokens::new(1, 6, 0), &mut table, Tokens::new(1, 4, 0), "dim is 0, it must be at least 1");
+    refused(large.at(29), &mut table, small, "out holds 40 elements, the shape needs 41");
+    // Offsets are free.
+    let mut out = Guarded::new(&gpu, &[7.0f32; 40], 0);
+    plan.write(large.at(3).of_mut(&mut out.view()), small.at(5).of(&table.view())).unwrap();
+    let want: Vec<f32> = (0..40).map(|i| if (3..15).contains(&i) { 1.0 } else { 7.0 }).collect();
+    assert_eq!(out.read(&gpu), want);
 }

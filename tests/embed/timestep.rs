@@ -1,7 +1,7 @@
 //! The sinusoid at fractional positions.
 
 use posenc::accuracy::{assert_close, compare, rounded};
-use posenc::embed::{Frequencies, Odd, Sinusoid, TimestepPlan, Wave};
+use posenc::embed::{Frequencies, Odd, Sinusoid, TimestepPlan, Tokens, Wave};
 use posenc::{Gpu, Pairing, Scalar};
 
 use crate::golden;
@@ -148,10 +148,11 @@ fn the_kernel_is_the_nearest_value_or_its_neighbour() {
         for (double, t) in [(true, t), (false, &rounded_t[..])] {
             for shift in [0, 1] {
                 let mut out = Guarded::<T>::poisoned(gpu, t.len() * spec.dim, shift);
+                let rows = Tokens::new(1, t.len(), spec.dim);
                 if double {
-                    plan.write(&mut out.view(), &t64, t.len()).unwrap();
+                    plan.write(rows.of_mut(&mut out.view()), &t64).unwrap();
                 } else {
-                    plan.write(&mut out.view(), &t32, t.len()).unwrap();
+                    plan.write(rows.of_mut(&mut out.view()), &t32).unwrap();
                 }
                 let got = out.read(gpu);
                 let want: Vec<f64> = (0..got.len()).map(|i| spec.value_at(t[i / spec.dim], i % spec.dim)).collect();
@@ -195,7 +196,7 @@ fn the_kernel_rounds_once() {
         let mut data = Data::new(8);
         let t: Vec<f64> = (0..200).map(|_| data.value() * 500.0).collect();
         let mut out = Guarded::<T>::poisoned(gpu, t.len() * 64, 0);
-        plan.write(&mut out.view(), &gpu.stream().clone_htod(&t).unwrap(), t.len()).unwrap();
+        plan.write(Tokens::new(1, t.len(), 64).of_mut(&mut out.view()), &gpu.stream().clone_htod(&t).unwrap()).unwrap();
         for (i, got) in out.read(gpu).into_iter().enumerate() {
             let value = spec.value_at(t[i / 64], i % 64);
             // f64 to f32 towards zero, the last bit set if anything was cut off: no tie is made that was none.
@@ -223,7 +224,7 @@ fn what_is_no_time_makes_nan_rows_on_the_device() {
     let plan = TimestepPlan::<f32>::new(&gpu, &Sinusoid::timestep(4)).unwrap();
     let t = gpu.stream().clone_htod(&[f32::NAN, f32::INFINITY, 1.0, 1e30]).unwrap();
     let mut out = Guarded::<f32>::poisoned(&gpu, 16, 0);
-    plan.write(&mut out.view(), &t, 4).unwrap();
+    plan.write(Tokens::new(1, 4, 4).of_mut(&mut out.view()), &t).unwrap();
     let nan: Vec<bool> = out.read(&gpu).iter().map(|x| x.is_nan()).collect();
     let want: Vec<bool> = (0..16).map(|i| i / 4 != 2).collect();
     assert_eq!(nan, want);
@@ -236,7 +237,7 @@ fn every_channel_is_written_once_in_wide_accesses() {
         let plan = TimestepPlan::<T>::new(gpu, &Sinusoid::timestep(256)).unwrap();
         let t = gpu.stream().clone_htod(&[0.5f64, 7.0, 999.0, 1e5]).unwrap();
         let mut out = Guarded::<T>::poisoned(gpu, 4 * 256, 0);
-        plan.write(&mut out.view(), &t, 4).unwrap();
+        plan.write(Tokens::new(1, 4, 256).of_mut(&mut out.view()), &t).unwrap();
         let Some(report) = last_launch() else { return };
         let (counters, bytes) = (report.counters, 4 * 256 * size_of::<T>() as u64);
         assert_eq!(counters.bytes_written, bytes);
@@ -271,6 +272,35 @@ fn timesteps_that_are_no_times_are_refused() {
     assert_eq!(out, [7.0; 8]);
 }
 
+/// Rows behind others, in one sequence or one row in each: the bits of contiguous ones, and nothing between them.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn rows_may_lie_apart() {
+    let gpu = gpu();
+    for (dim, pad) in [(16, 8), (16, 1), (7, 3)] {
+        let plan = TimestepPlan::<f32>::new(&gpu, &Sinusoid::timestep(dim)).unwrap();
+        let t = gpu.stream().clone_htod(&[0.5f32, 7.0, 999.0, -1e5]).unwrap();
+        let mut want = Guarded::<f32>::poisoned(&gpu, 4 * dim, 0);
+        plan.write(Tokens::new(1, 4, dim).of_mut(&mut want.view()), &t).unwrap();
+        let want = want.read(&gpu);
+        let row = dim + pad;
+        for (batch, tokens, strides) in [(1, 4, [0, row]), (4, 1, [row, 0]), (2, 2, [2 * row, row])] {
+            let rows = Tokens { offset: pad, strides, ..Tokens::new(batch, tokens, dim) };
+            let mut out = Guarded::new(&gpu, &vec![7.0f32; 4 * row], 0);
+            plan.write(rows.of_mut(&mut out.view()), &t).unwrap();
+            let got = out.read(&gpu);
+            for (got, want) in got.chunks(row).zip(want.chunks(dim)) {
+                assert_eq!(got[..pad], vec![7.0; pad]);
+                assert_eq!(&got[pad..], want);
+            }
+        }
+        let apart = Tokens { strides: [3 * row, row], ..Tokens::new(2, 2, dim) };
+        let mut out = Guarded::new(&gpu, &vec![7.0f32; 5 * row], 0);
+        let error = plan.write(apart.of_mut(&mut out.view()), &t).unwrap_err();
+        assert!(error.to_string().ends_with("its rows must be evenly spaced"), "{error}");
+    }
+}
+
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn plans_refuse_short_buffers() {
@@ -278,10 +308,10 @@ fn plans_refuse_short_buffers() {
     let plan = TimestepPlan::<f32>::new(&gpu, &Sinusoid::timestep(4)).unwrap();
     let t = gpu.stream().clone_htod(&[1.0f64]).unwrap();
     let mut out = Guarded::new(&gpu, &[7.0f32; 8], 0);
-    let error = plan.write(&mut out.view(), &t, 2).unwrap_err();
+    let error = plan.write(Tokens::new(1, 2, 4).of_mut(&mut out.view()), &t).unwrap_err();
     assert_eq!(error.to_string(), "t holds 1 elements, the shape needs 2");
-    let error = plan.write(&mut out.view(), &t, 3).unwrap_err();
+    let error = plan.write(Tokens::new(1, 3, 4).of_mut(&mut out.view()), &t).unwrap_err();
     assert_eq!(error.to_string(), "out holds 8 elements, the shape needs 12");
-    plan.write(&mut out.view(), &t, 0).unwrap();
+    plan.write(Tokens::new(1, 0, 4).of_mut(&mut out.view()), &t).unwrap();
     assert_eq!(out.read(&gpu), [7.0; 8]);
 }

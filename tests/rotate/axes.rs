@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use posenc::accuracy::assert_close;
-use posenc::rotate::{Angles, Axes, Beyond, Operand, Table, TableValues};
-use posenc::{Direction, Gpu, Heads, ModelRope, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
+use posenc::rotate::{Angles, Axes, OutOfRange, Rotation, Table, TableValues};
+use posenc::{Direction, Gpu, Heads, Ids, ModelRope, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
 use serde_json::Value;
 
 use super::rope::{Case, table};
@@ -314,10 +314,10 @@ fn every_layout_of_axes() {
 }
 
 /// One token's two heads of q, rotated on the device.
-fn rotated<T: Scalar>(gpu: &Gpu, rope: &Rope, heads: Heads, x: &[T], positions: Positions) -> Vec<T> {
+fn rotated<T: Scalar>(gpu: &Gpu, rope: &Rope, heads: Heads, x: &[T], positions: Positions<Ids<'_>>) -> Vec<T> {
     let plan = RopePlan::<T>::new(gpu, rope).expect("a plan");
     let mut buffer = Guarded::new(gpu, x, 0);
-    plan.rotate(Operand::in_place(&mut buffer.view(), heads), None, positions, Direction::Forward).expect("a call");
+    plan.rotate(heads.of_mut(&mut buffer.view()), None, positions).expect("a call");
     buffer.read(gpu)
 }
 
@@ -389,8 +389,7 @@ fn pairs_move_out_of_place() {
     let plan = RopePlan::<f32>::new(&gpu, &rope).expect("a plan");
     let mut x = gpu.stream().clone_htod(&[1f32; 8]).expect("a copy");
     let ids = gpu.stream().clone_htod(&[1i64]).expect("a copy");
-    let call =
-        plan.rotate(Operand::in_place(&mut x, Heads::thd(1, 1, 8)), None, Positions::ids(&ids), Direction::Forward);
+    let call = plan.rotate(Heads::thd(1, 1, 8).of_mut(&mut x), None, Positions::ids(&ids));
     assert_eq!(
         call.expect_err("refused").to_string(),
         "pairing is Half and pairing_out Interleaved: pairs move, so the rotation cannot be in place"
@@ -420,9 +419,9 @@ fn compat_angles_and_tables_have_axes() {
         let ids = stream.clone_htod(&positions).expect("a copy");
         let mut buffer = Guarded::new(&gpu, &x, 0);
         let mut view = buffer.view();
-        let q = Operand::in_place(&mut view, heads);
-        let table = Table { values, rows, stride: pairs, beyond: Beyond::Clamp };
-        plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Forward).expect("a call");
+        let q = heads.of_mut(&mut view);
+        let table = Table { values, rows, stride: pairs, out_of_range: OutOfRange::Clamp };
+        plan.rotate(q, None, Rotation { table: Some(table), ..Rotation::at(Positions::ids(&ids)) }).expect("a call");
         // The reference's bound is for cosines and sines up to 1, these go to 2.
         assert_close(&buffer.read(&gpu), &expected.want, |i| 2.0 * expected.bound[i]);
     }
@@ -444,12 +443,7 @@ fn too_few_rows_of_positions_are_refused_on_the_device() {
         (Positions::packed(&indptr, 1), "the spec has 3 axes, positions without ids have one"),
     ] {
         let mut buffer = Guarded::new(&gpu, &x, 0);
-        let call = plan.rotate(
-            Operand::in_place(&mut buffer.view(), Heads::thd(5, 1, 8)),
-            None,
-            positions,
-            Direction::Forward,
-        );
+        let call = plan.rotate(Heads::thd(5, 1, 8).of_mut(&mut buffer.view()), None, positions);
         assert_eq!(call.expect_err(message).to_string(), message);
         assert_eq!(buffer.read(&gpu), x);
     }

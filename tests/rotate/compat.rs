@@ -1,6 +1,6 @@
 //! Hugging Face's cosines and sines: frequencies bit for bit, angles to a unit in the last place.
 
-use posenc::rotate::{Angles, Operand};
+use posenc::rotate::Angles;
 use posenc::{Direction, Gpu, Heads, ModelRope, Positions, Rope, RopePlan};
 use serde_json::Value;
 
@@ -140,7 +140,7 @@ fn turned(gpu: &Gpu, rope: &Rope, positions: &[i64]) -> Vec<f32> {
         (0..positions.len() * rope.rotary).map(|i| f32::from(i % rope.rotary < rope.pairs())).collect();
     let mut x = gpu.stream().clone_htod(&one_zero).expect("a copy");
     let ids = gpu.stream().clone_htod(positions).expect("a copy");
-    plan.rotate(Operand::in_place(&mut x, heads), None, Positions::ids(&ids), Direction::Forward).expect("a call");
+    plan.rotate(heads.of_mut(&mut x), None, Positions::ids(&ids)).expect("a call");
     gpu.stream().clone_dtoh(&x).expect("a copy")
 }
 

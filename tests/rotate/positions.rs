@@ -1,11 +1,10 @@
 //! Position maps: published values, laws, refusals.
 
 use half::bf16;
-use posenc::rotate::Operand;
-use posenc::rotate::positions::{
+use posenc::position::{
     DualChunk, Part, Pass, ReRope, SelfExtend, head_shard, packed, packed_from, striped, zigzag, zigzag_packed,
 };
-use posenc::{Direction, Heads, Positions, Rope, RopePlan, Scaling};
+use posenc::{Direction, Heads, Ids, Positions, Rope, RopePlan, Scaling};
 
 use crate::support::{Data, Guarded, gpu};
 
@@ -184,9 +183,9 @@ fn shards_on_the_device_are_slices_of_the_whole() {
     let plan = RopePlan::<bf16>::new(&gpu, &rope).expect("a plan");
     let x = data.values::<bf16>(tokens * row);
     let stream = gpu.stream();
-    let rotate = |x: &[bf16], shape: Heads, positions: Positions| {
+    let rotate = |x: &[bf16], shape: Heads, positions: Positions<Ids>| {
         let mut buffer = Guarded::new(&gpu, x, 0);
-        plan.rotate(Operand::in_place(&mut buffer.view(), shape), None, positions, Direction::Forward).expect("a call");
+        plan.rotate(shape.of_mut(&mut buffer.view()), None, positions).expect("a call");
         buffer.read(&gpu)
     };
     let whole: Vec<i64> = (0..tokens as i64).collect();

@@ -7,10 +7,11 @@ use cudarc::driver::sys::{CUgraphInstantiate_flags_enum, CUstreamCaptureMode_enu
 use cudarc::driver::{CudaContext, CudaSlice};
 use half::{bf16, f16};
 use posenc::accuracy::assert_close;
-use posenc::rotate::{Angles, Beyond, Operand, Table, TableValues};
-use posenc::{Direction, Gpu, Heads, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
+use posenc::gpu::Update;
+use posenc::rotate::{Angles, OutOfRange, Rotation, Table, TableValues};
+use posenc::{Direction, Gpu, Heads, Ids, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
 
-use crate::support::{Data, Guarded, POSITIONS, gpu, last_launch, poison};
+use crate::support::{Alias, Data, Guarded, POSITIONS, gpu, last_launch, poison};
 
 const BITS: usize = 256;
 const NEAREST: RoundingMode = RoundingMode::ToEven;
@@ -182,17 +183,22 @@ impl Case {
         {
             let mut views: Vec<_> = buffers.iter_mut().map(Guarded::view).collect();
             let mut out_views: Vec<_> = outputs.iter_mut().map(Guarded::view).collect();
-            let mut operands: Vec<Operand<T>> = Vec::new();
+            let mut operands: Vec<Update<T, Heads>> = Vec::new();
             let mut outs = out_views.iter_mut();
             for (x, (heads, out)) in views.iter_mut().zip(&tensors) {
                 operands.push(match out {
-                    None => Operand::in_place(x, *heads),
-                    Some(out) => Operand::copy(x, *heads, outs.next().expect("an output"), *out),
+                    None => heads.of_mut(x).into(),
+                    Some(out) => heads.of(x).to(out.of_mut(outs.next().expect("an output"))),
                 });
             }
             let mut operands = operands.into_iter();
             let q = operands.next().expect("q");
-            plan.rotate(q, operands.next(), Positions::ids(&ids), self.direction).expect("the call is made");
+            plan.rotate(
+                q,
+                operands.next(),
+                Rotation { direction: self.direction, ..Rotation::at(Positions::ids(&ids)) },
+            )
+            .expect("the call is made");
         }
         for (i, ((heads, out), x)) in tensors.iter().zip(&inputs).enumerate() {
             match out {
@@ -348,7 +354,7 @@ fn packed_queries_and_keys() {
     let x = data.values::<bf16>(tokens * row);
     let starts = gpu.stream().clone_htod(&[131_000i32]).expect("a copy");
     let mut buffer = Guarded::new(&gpu, &x, 0);
-    plan.rotate_packed(&mut buffer.view(), q, k, Positions::starts(&starts), Direction::Forward).expect("a call");
+    plan.rotate(q.of_mut(&mut buffer.view()), k, Positions::starts(&starts)).expect("a call");
 
     let positions: Vec<i64> = (0..tokens as i64).map(|t| 131_000 + t).collect();
     let mut want = rope.expect(&x, &q, &positions, Direction::Forward).expect("reference");
@@ -364,6 +370,21 @@ fn packed_queries_and_keys() {
 
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
+fn no_tokens_are_nothing_to_do_wherever_they_lie() {
+    let gpu = gpu();
+    let plan = RopePlan::<f32>::new(&gpu, &Rope::new(8, 10_000.0)).expect("a plan");
+    let mut x = gpu.stream().clone_htod(&[3f32; 8]).expect("a copy");
+    for heads in [Heads::thd(0, 2, 8), Heads::bthd(0, 3, 2, 8)] {
+        for offset in [0, 5, 1 << 40, usize::MAX] {
+            let heads = heads.at(offset);
+            plan.rotate(heads.of_mut(&mut x), heads, Positions::counted()).expect("nothing");
+        }
+    }
+    assert_eq!(gpu.stream().clone_dtoh(&x).expect("a copy"), [3f32; 8]);
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
 fn every_kind_of_position_gives_the_same_bits() {
     let (gpu, mut data) = (gpu(), Data::new(7));
     let heads = Heads::bthd(3, 6, 2, 16);
@@ -372,9 +393,9 @@ fn every_kind_of_position_gives_the_same_bits() {
     let stream = gpu.stream();
     let starts = [5i64, 131_071, 40];
     let ids: Vec<i64> = (0..18).map(|i| starts[i / 6] + (i % 6) as i64).collect();
-    let rotated = |heads: Heads, positions: Positions| {
+    let rotated = |heads: Heads, positions: Positions<Ids>| {
         let mut buffer = Guarded::new(&gpu, &x, 0);
-        plan.rotate(Operand::in_place(&mut buffer.view(), heads), None, positions, Direction::Forward).expect("a call");
+        plan.rotate(heads.of_mut(&mut buffer.view()), None, positions).expect("a call");
         buffer.read(&gpu)
     };
     let want = rotated(heads, Positions::ids(&stream.clone_htod(&ids).expect("a copy")));
@@ -389,7 +410,7 @@ fn every_kind_of_position_gives_the_same_bits() {
     // The same tokens as one packed batch.
     let packed = Heads::thd(18, 2, 16);
     let indptr = stream.clone_htod(&[0, 6, 12, 18]).expect("a copy");
-    assert_eq!(want, rotated(packed, Positions::packed(&indptr, 3).from(&starts_i64)));
+    assert_eq!(want, rotated(packed, Positions::packed(&indptr, 3).starting_at(&starts_i64)));
     // One row for all sequences.
     let row = stream.clone_htod(&ids[..6]).expect("a copy");
     let shared = rotated(heads, Positions::ids(&row).shared());
@@ -403,6 +424,138 @@ fn every_kind_of_position_gives_the_same_bits() {
     let uneven: Vec<i64> = (0..1).chain(0..13).chain(0..4).collect();
     let uneven = rotated(packed, Positions::ids(&stream.clone_htod(&uneven).expect("a copy")));
     assert_eq!(uneven, rotated(packed, Positions::packed(&indptr, 4)));
+}
+
+#[test]
+fn every_kind_of_position_gives_the_same_on_the_cpu() {
+    let mut data = Data::new(8);
+    let heads = Heads::bthd(3, 6, 2, 16);
+    let rope = Rope::new(16, 10_000.0);
+    let x = data.values::<f32>(heads.span().expect("small"));
+    let starts = [5i64, 131_071, 40];
+    let ids: Vec<i64> = (0..18).map(|i| starts[i / 6] + (i % 6) as i64).collect();
+    let rotated = |heads: Heads, positions: Positions<&[i64]>| {
+        let mut x = x.clone();
+        rope.rotate(&mut x, &heads, positions, Direction::Forward).expect("a call");
+        x
+    };
+    let want = rotated(heads, Positions::ids(&ids));
+    assert_eq!(want, rotated(heads, Positions::starts(&starts)));
+    let packed = Heads::thd(18, 2, 16);
+    assert_eq!(want, rotated(packed, Positions::packed(&[0, 6, 12, 18], 3).starting_at(&starts)));
+    let shared = rotated(heads, Positions::ids(&ids[..6]).shared());
+    assert_eq!(shared[..192], want[..192]);
+    assert_eq!(shared, rotated(heads, Positions::starts(&starts[..1]).shared()));
+    assert_eq!(shared, rotated(heads, Positions::ids(&ids[..6].repeat(3))));
+    let uneven: Vec<i64> = (0..1).chain(0..13).chain(0..4).collect();
+    assert_eq!(rotated(packed, Positions::ids(&uneven)), rotated(packed, Positions::packed(&[0, 1, 1, 14, 18], 4)));
+    let counted: Vec<i64> = (0..6).collect::<Vec<_>>().repeat(3);
+    assert_eq!(rotated(heads, Positions::ids(&counted)), rotated(heads, Positions::counted()));
+}
+
+#[test]
+fn modifiers_that_do_nothing_are_refused() {
+    let (rope, heads, row) = (Rope::new(8, 1e4), Heads::bthd(2, 3, 1, 8), [0i64; 6]);
+    let refused = |positions: Positions<&[i64]>, want: &str| {
+        let call = rope.rotate(&mut [0f32; 48], &heads, positions, Direction::Forward);
+        assert_eq!(call.expect_err(want).to_string(), want);
+    };
+    refused(Positions::counted().shared(), "counted positions are those of every sequence, `shared` says nothing");
+    refused(Positions::packed(&[0, 6], 1).shared(), "packed positions have a batch of one, `shared` says nothing");
+    refused(Positions::ids(&row).starting_at(&[1]), "`starting_at` is for packed positions, these are not packed");
+    refused(Positions::ids(&row).axis_stride(6), "positions have an axis stride of 6, the spec has one axis");
+    refused(Positions::packed(&[0, 6], 1), "packed positions need a batch of 1, the shape has 2");
+    let call = rope.rotate(&mut [0f32; 24], &Heads::thd(3, 1, 8), Positions::packed(&[0, 4], 1), Direction::Forward);
+    assert_eq!(call.expect_err("beyond").to_string(), "indptr is [0, 4], it must ascend from 0 to at most 3");
+    let call = rope.rotate(&mut [0f32; 24], &Heads::thd(3, 1, 8), Positions::packed(&[0], 1), Direction::Forward);
+    assert_eq!(call.expect_err("short").to_string(), "indptr holds 1 elements, the shape needs 2");
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn queries_in_place_and_keys_copied_in_one_call() {
+    let (gpu, mut data) = (gpu(), Data::new(9));
+    let (rope, tokens) = (Rope { offset: 3, ..Rope::new(16, 10_000.0) }, 5);
+    let (q, k) = (Heads::thd(tokens, 3, 24), Heads::thd(tokens, 2, 24));
+    // A cache of keys, [heads, tokens, dim].
+    let cache = Heads { strides: [0, 24, 32 * 24], ..k }.at(4 * 24);
+    let plan = RopePlan::<bf16>::new(&gpu, &rope).expect("a plan");
+    let ids: Vec<i64> = (0..tokens as i64).map(|t| 131_071 + t).collect();
+    let positions = gpu.stream().clone_htod(&ids).expect("a copy");
+    for q_copied in [false, true] {
+        let [q_x, k_x] = [&q, &k].map(|heads| data.values::<bf16>(heads.span().expect("small")));
+        let (mut q_in, mut k_in) = (Guarded::new(&gpu, &q_x, 0), Guarded::new(&gpu, &k_x, 0));
+        let mut q_out = Guarded::<bf16>::poisoned(&gpu, q_x.len(), 0);
+        let mut k_out = Guarded::<bf16>::poisoned(&gpu, cache.span().expect("small"), 0);
+        let (mut q_view, mut k_view) = (q_in.view(), k_in.view());
+        let (mut q_to, mut k_to) = (q_out.view(), k_out.view());
+        // One in place, the other elsewhere, both ways round.
+        let (q_operand, k_operand): (Update<_, _>, Update<_, _>) = match q_copied {
+            false => (q.of_mut(&mut q_view).into(), k.of(&k_view).to(cache.of_mut(&mut k_to))),
+            true => (q.of(&q_view).to(q.of_mut(&mut q_to)), k.of_mut(&mut k_view).into()),
+        };
+        plan.rotate(q_operand, k_operand, Positions::ids(&positions)).expect("a call");
+        let [q_want, k_want] = [(&q_x, &q), (&k_x, &k)]
+            .map(|(x, heads)| rope.expect(x, heads, &ids, Direction::Forward).expect("reference"));
+        let q_got = if q_copied { q_out.read(&gpu) } else { q_in.read(&gpu) };
+        // Copied channels have no error; nor have those that are left alone in place.
+        assert_close(&q_got, &q_want.want, |i| q_want.bound[i]);
+        if q_copied {
+            assert_close(&k_in.read(&gpu), &k_want.want, |i| k_want.bound[i]);
+            continue;
+        }
+        let got = k_out.read(&gpu);
+        let mut written = vec![false; got.len()];
+        for index in 0..tokens * 2 * 24 {
+            let (token, head, channel) = (index / 48, index / 24 % 2, index % 24);
+            let (from, to) = (k.index(0, token, head, channel), cache.index(0, token, head, channel));
+            written[to] = true;
+            assert_close(&[got[to]], &[k_want.want[from]], |_| k_want.bound[from]);
+        }
+        let rest = got.iter().zip(&written).filter(|(_, written)| !**written);
+        assert!(rest.clone().count() > 0 && rest.clone().all(|(x, _)| x.to_bits() == poison::<bf16>().to_bits()));
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn what_is_written_shares_memory_with_nothing_else() {
+    let gpu = gpu();
+    let plan = RopePlan::<f32>::new(&gpu, &Rope::new(8, 10_000.0)).expect("a plan");
+    let heads = Heads::thd(2, 2, 8);
+    let x = Data::new(12).values::<f32>(64);
+    let buffer = gpu.stream().clone_htod(&x).expect("a copy");
+    let refused = |call: posenc::Result<()>, want: &str| assert_eq!(call.expect_err(want).to_string(), want);
+    let [mut q, mut k] = [0, 64].map(|bytes| Alias::<f32>::new(&buffer, bytes, 48));
+    refused(
+        plan.rotate(heads.of_mut(&mut q), heads.of_mut(&mut k), Positions::counted()),
+        "q (offset 0, strides [32, 16, 8]) and k (offset 16, strides [32, 16, 8]) may overlap in one buffer",
+    );
+    // Apart by their strides: keys behind the queries of each token.
+    let row = heads.row(32);
+    let [mut q, mut k] = [0, 64].map(|bytes| Alias::<f32>::new(&buffer, bytes, 48));
+    plan.rotate(row.of_mut(&mut q), row.of_mut(&mut k), Positions::counted()).expect("packed by addresses");
+    // An output on an input, by some elements.
+    let (from, mut to) = (Alias::<f32>::new(&buffer, 0, 32), Alias::<f32>::new(&buffer, 32, 32));
+    refused(
+        plan.rotate(heads.of(&from).to(heads.of_mut(&mut to)), None, Positions::counted()),
+        "q (offset 0, strides [32, 16, 8]) and q_out (offset 8, strides [32, 16, 8]) may overlap in one buffer",
+    );
+    // Ids, a table and its flag in the tensor.
+    let ids = Alias::<i32>::new(&buffer, 124, 2);
+    let mut q = Alias::<f32>::new(&buffer, 0, 32);
+    refused(
+        plan.rotate(heads.of_mut(&mut q), None, Positions::ids(posenc::Ids::I32(&ids))),
+        "q is written and shares memory with positions",
+    );
+    let (table, mut flag) = (Alias::<f32>::new(&buffer, 128, 32), Alias::<u32>::new(&buffer, 252, 1));
+    let values = TableValues::F32 { cos: &table, sin: None };
+    let table = Table { values, rows: 4, stride: 8, out_of_range: OutOfRange::Nan(Some(&mut flag)) };
+    let mut q = Alias::<f32>::new(&buffer, 0, 32);
+    refused(
+        plan.rotate(heads.of_mut(&mut q), None, Rotation { table: Some(table), ..Rotation::at(Positions::counted()) }),
+        "the flag is written and shares memory with cos",
+    );
 }
 
 /// The kernel's polynomial, in the same operations: f32 and fused multiply-adds have one meaning everywhere.
@@ -441,7 +594,7 @@ fn cosine_and_sine_are_within_1e_7_and_equal_bit_for_bit() {
             (0..heads.span().expect("small")).map(|i| f32::from(i % rotary < rotary / 2)).collect();
         let mut x = gpu.stream().clone_htod(&one_zero).expect("a copy");
         let ids = gpu.stream().clone_htod(&positions).expect("a copy");
-        plan.rotate(Operand::in_place(&mut x, heads), None, Positions::ids(&ids), Direction::Forward).expect("a call");
+        plan.rotate(heads.of_mut(&mut x), None, Positions::ids(&ids)).expect("a call");
         let got = gpu.stream().clone_dtoh(&x).expect("a copy");
         for (t, &position) in positions.iter().enumerate() {
             for pair in 0..rotary / 2 {
@@ -474,8 +627,8 @@ fn widths_give_the_same_bits() {
             for shift in [0, wide / 2, 1] {
                 let mut buffer = Guarded::new(gpu, &x, shift);
                 let mut view = buffer.view();
-                let q = Operand::in_place(&mut view, heads);
-                plan.rotate(q, None, Positions::ids(&ids), Direction::Forward).expect("a call");
+                let q = heads.of_mut(&mut view);
+                plan.rotate(q, None, Positions::ids(&ids)).expect("a call");
                 results.push(buffer.read(gpu));
                 if let Some(report) = last_launch() {
                     // Of f32, the narrowest access of the three is an element; of 16-bit types it is half a word.
@@ -505,7 +658,7 @@ fn turned(gpu: &Gpu, rope: &Rope, positions: &[i64]) -> Vec<(f32, f32)> {
     let one_zero: Vec<f32> = (0..positions.len() * 2 * pairs).map(|i| f32::from(i % (2 * pairs) < pairs)).collect();
     let mut x = gpu.stream().clone_htod(&one_zero).expect("a copy");
     let ids = gpu.stream().clone_htod(positions).expect("a copy");
-    plan.rotate(Operand::in_place(&mut x, heads), None, Positions::ids(&ids), Direction::Forward).expect("a call");
+    plan.rotate(heads.of_mut(&mut x), None, Positions::ids(&ids)).expect("a call");
     let x = gpu.stream().clone_dtoh(&x).expect("a copy");
     (0..positions.len() * pairs)
         .map(|i| {
@@ -587,13 +740,18 @@ fn tables_of_either_type_and_layout() {
             (true, false) => TableValues::Same { cos: &cos_same, sin: Some(&sin_same) },
         };
         let stride = if packed { 2 * pairs } else { pairs };
-        let table = Table { values, rows, stride, beyond: Beyond::Clamp };
+        let table = Table { values, rows, stride, out_of_range: OutOfRange::Clamp };
         let plan = RopePlan::<T>::new(gpu, &rope).expect("a plan");
         let ids = stream.clone_htod(&positions).expect("a copy");
         let mut buffer = Guarded::new(gpu, &x, 0);
         let mut view = buffer.view();
-        let q = Operand::in_place(&mut view, heads);
-        plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Inverse).expect("a call");
+        let q = heads.of_mut(&mut view);
+        plan.rotate(
+            q,
+            None,
+            Rotation { direction: Direction::Inverse, table: Some(table), ..Rotation::at(Positions::ids(&ids)) },
+        )
+        .expect("a call");
         assert_close(&buffer.read(gpu), &expected.want, |i| 2.0 * expected.bound[i]);
     }
     for (dim, rotary) in [(32, 32), (32, 16), (24, 12), (10, 6), (128, 128)] {
@@ -623,10 +781,10 @@ fn a_position_beyond_the_table_is_clamped_or_nan_and_reported() {
         let ids = stream.clone_htod(&positions).expect("a copy");
         let mut flag = stream.clone_htod(&[0u32]).expect("a copy");
         let mut buffer = Guarded::new(&gpu, &x, 0);
-        let table = Table { values: values(), rows: 4, stride: 8, beyond: Beyond::Nan(Some(&mut flag)) };
+        let table = Table { values: values(), rows: 4, stride: 8, out_of_range: OutOfRange::Nan(Some(&mut flag)) };
         let mut view = buffer.view();
-        let q = Operand::in_place(&mut view, heads);
-        plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Forward).expect("a call");
+        let q = heads.of_mut(&mut view);
+        plan.rotate(q, None, Rotation { table: Some(table), ..Rotation::at(Positions::ids(&ids)) }).expect("a call");
         let got = buffer.read(&gpu);
         let expected =
             rope.expect_by_table(&x, &heads, &positions, Direction::Forward, (&cos, &sin)).expect("reference");
@@ -637,10 +795,10 @@ fn a_position_beyond_the_table_is_clamped_or_nan_and_reported() {
     let mut buffer = Guarded::new(&gpu, &x, 0);
     let ids = stream.clone_htod(&[0i64, 0]).expect("a copy");
     let mut refuse = |rows: usize, stride: usize, want: &str| {
-        let table = Table { values: values(), rows, stride, beyond: Beyond::Clamp };
+        let table = Table { values: values(), rows, stride, out_of_range: OutOfRange::Clamp };
         let mut view = buffer.view();
-        let q = Operand::in_place(&mut view, heads);
-        let result = plan.rotate_by_table(table, q, None, Positions::ids(&ids), Direction::Forward);
+        let q = heads.of_mut(&mut view);
+        let result = plan.rotate(q, None, Rotation { table: Some(table), ..Rotation::at(Positions::ids(&ids)) });
         assert_eq!(result.expect_err(want).to_string(), want);
     };
     refuse(5, 8, "cos holds 32 elements, the shape needs 40");
@@ -681,10 +839,9 @@ fn offsets_beyond_31_bits() {
             assert_close(&got, &want.want[near.start + 24..near.end], |i| want.bound[near.start + 24 + i]);
         }
     };
-    plan.rotate(Operand::copy(&x, heads, &mut out, heads), None, Positions::ids(&ids), Direction::Forward)
-        .expect("a call");
+    plan.rotate(heads.of(&x).to(heads.of_mut(&mut out)), None, Positions::ids(&ids)).expect("a call");
     check(&out);
-    plan.rotate(Operand::in_place(&mut x, heads), None, Positions::ids(&ids), Direction::Forward).expect("a call");
+    plan.rotate(heads.of_mut(&mut x), None, Positions::ids(&ids)).expect("a call");
     check(&x);
 }
 
@@ -731,11 +888,11 @@ fn each_element_is_read_once_and_written_once() {
         let (mut q_x, mut k_x, mut q_y, mut k_y) = (alloc(&q), alloc(&k), alloc(&q), alloc(&k));
         let ids = stream.clone_htod(&(0..q.tokens as i32).collect::<Vec<_>>()).expect("a copy");
         if in_place {
-            let (q, k) = (Operand::in_place(&mut q_x, q), Operand::in_place(&mut k_x, k));
-            plan.rotate(q, Some(k), Positions::ids(&ids), Direction::Forward).expect("a call");
+            let (q, k) = (q.of_mut(&mut q_x), k.of_mut(&mut k_x));
+            plan.rotate(q, k, Positions::ids(&ids)).expect("a call");
         } else {
-            let (q, k) = (Operand::copy(&q_x, q, &mut q_y, q), Operand::copy(&k_x, k, &mut k_y, k));
-            plan.rotate(q, Some(k), Positions::ids(&ids), Direction::Forward).expect("a call");
+            let (q, k) = (q.of(&q_x).to(q.of_mut(&mut q_y)), k.of(&k_x).to(k.of_mut(&mut k_y)));
+            plan.rotate(q, k, Positions::ids(&ids)).expect("a call");
         }
         last_launch().expect("the emulator counts")
     };
@@ -785,13 +942,13 @@ fn every_source_of_angles_adds_exactly_its_own_bytes() {
                 "packed table in bf16" => Some((TableValues::Same { cos: &packed, sin: None }, 2 * pairs)),
                 _ => None,
             };
-            let (q, k) = (Operand::in_place(&mut q_x, q), Operand::in_place(&mut k_x, k));
+            let (q, k) = (q.of_mut(&mut q_x), k.of_mut(&mut k_x));
             let positions = Positions::ids(&ids);
             match table {
-                None => plan.rotate(q, Some(k), positions, Direction::Forward),
+                None => plan.rotate(q, k, positions),
                 Some((values, stride)) => {
-                    let table = Table { values, rows: 64, stride, beyond: Beyond::Clamp };
-                    plan.rotate_by_table(table, q, Some(k), positions, Direction::Forward)
+                    let table = Table { values, rows: 64, stride, out_of_range: OutOfRange::Clamp };
+                    plan.rotate(q, k, Rotation { table: Some(table), ..Rotation::at(positions) })
                 }
             }
             .expect("a call");
@@ -845,8 +1002,8 @@ fn a_call_can_be_captured_and_replayed() {
     stream.synchronize().expect("a stream");
 
     stream.begin_capture(CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).expect("a capture");
-    let q = Operand::in_place(&mut buffer, heads);
-    plan.rotate(q, None, Positions::ids(&ids), Direction::Forward).expect("a call");
+    let q = heads.of_mut(&mut buffer);
+    plan.rotate(q, None, Positions::ids(&ids)).expect("a call");
     let flags = CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = stream.end_capture(flags).expect("a graph").expect("a graph that is not empty");
 
@@ -898,9 +1055,9 @@ fn calls_that_do_not_fit_are_refused_and_write_nothing() {
     let heads = Heads::thd(2, 2, 8);
     let mut refuse = |q_heads: Heads, k_heads: Option<Heads>, want: &str| {
         let (mut q, mut k) = (q.view(), k.view());
-        let k = k_heads.map(|heads| Operand::in_place(&mut k, heads));
-        let q = Operand::in_place(&mut q, q_heads);
-        let error = plan.rotate(q, k, Positions::ids(&ids), Direction::Forward).expect_err(want);
+        let k = k_heads.map(|heads| Update::from(heads.of_mut(&mut k)));
+        let q = q_heads.of_mut(&mut q);
+        let error = plan.rotate(q, k, Positions::ids(&ids)).expect_err(want);
         assert_eq!(error.to_string(), want);
     };
     refuse(Heads::thd(2, 5, 8), None, "q holds 64 elements, the shape needs 80");
@@ -921,21 +1078,14 @@ fn calls_that_do_not_fit_are_refused_and_write_nothing() {
     );
 
     let mut view = q.view();
-    let error = plan
-        .rotate_packed(&mut view, heads, heads.at(4), Positions::ids(&ids), Direction::Forward)
-        .expect_err("an overlap");
+    let error = plan.rotate(heads.of_mut(&mut view), heads.at(4), Positions::ids(&ids)).expect_err("an overlap");
     assert_eq!(
         error.to_string(),
         "q (offset 0, strides [32, 16, 8]) and k (offset 4, strides [32, 16, 8]) may overlap in one buffer"
     );
     let mut out = stream.alloc_zeros::<f32>(64).expect("memory");
     let error = plan
-        .rotate(
-            Operand::copy(&k.view(), heads, &mut out, Heads::thd(2, 1, 8)),
-            None,
-            Positions::ids(&ids),
-            Direction::Forward,
-        )
+        .rotate(heads.of(&k.view()).to(Heads::thd(2, 1, 8).of_mut(&mut out)), None, Positions::ids(&ids))
         .expect_err("other sizes");
     assert_eq!(
         error.to_string(),
@@ -944,13 +1094,13 @@ fn calls_that_do_not_fit_are_refused_and_write_nothing() {
 
     if let Ok(other) = Gpu::open(1) {
         let mut elsewhere = other.stream().alloc_zeros::<f32>(64).expect("memory");
-        let q = Operand::in_place(&mut elsewhere, heads);
-        let error = plan.rotate(q, None, Positions::ids(&ids), Direction::Forward).expect_err("another context");
+        let q = heads.of_mut(&mut elsewhere);
+        let error = plan.rotate(q, None, Positions::ids(&ids)).expect_err("another context");
         assert_eq!(error.to_string(), "q lies in another CUDA context than the one this plan was made for");
     }
     // Nothing to do is nothing wrong.
-    let none = Operand::in_place(&mut view, Heads::thd(0, 2, 8));
-    plan.rotate(none, None, Positions::ids(&ids), Direction::Forward).expect("no tokens");
+    let none = Heads::thd(0, 2, 8).of_mut(&mut view);
+    plan.rotate(none, None, Positions::ids(&ids)).expect("no tokens");
     assert_eq!(q.read(&gpu), x);
     assert_eq!(k.read(&gpu), x);
 }

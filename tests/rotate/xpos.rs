@@ -2,8 +2,9 @@
 
 use half::{bf16, f16};
 use posenc::accuracy::assert_close;
-use posenc::rotate::{Angles, Axes, Operand, Side, XPos, XPosPlan};
-use posenc::{Direction, Gpu, Heads, Pairing, Positions, Rope, Scalar};
+use posenc::gpu::Update;
+use posenc::rotate::{Angles, Axes, OutOfRange, Rotation, Side, Table, TableValues, XPos};
+use posenc::{Direction, Gpu, Heads, Pairing, Positions, Rope, RopePlan, Scalar};
 use serde_json::Value;
 
 use crate::support::{Data, Guarded, gpu, last_launch, poison};
@@ -59,6 +60,41 @@ fn queries_and_keys_are_those_of_torchscale() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------- laws
+
+/// Rotation and factor are written out here from the paper (arXiv 2212.10554, algorithm 1), without any law of the crate.
+#[test]
+fn a_rotation_is_that_of_the_paper_written_out() {
+    let (rotary, offset, base, center) = (8, 1, 100.0f64, -3);
+    let heads = Heads::thd(3, 2, 11);
+    let positions = [-5i64, 0, 700];
+    let x: Vec<f32> = (0..66).map(|i| (i % 13) as f32 / 4.0 - 1.5).collect();
+    for pairing in [Pairing::Half, Pairing::Interleaved] {
+        let rope = Rope { pairing, offset, ..Rope::new(rotary, base) };
+        let xpos = XPos { center, ..XPos::new(rope) };
+        for (side, power) in [(Side::Query, 1.0), (Side::Key, -1.0)] {
+            for (direction, sign) in [(Direction::Forward, 1.0), (Direction::Inverse, -1.0)] {
+                let got = xpos.expect(&x, &heads, &positions, side, direction).expect("the reference");
+                let mut want: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+                for (row, &position) in (0..).zip(&positions).flat_map(|(t, p)| [(2 * t, p), (2 * t + 1, p)]) {
+                    for pair in 0..rotary / 2 {
+                        let (a, b) = if pairing == Pairing::Half { (pair, pair + 4) } else { (2 * pair, 2 * pair + 1) };
+                        let [a, b] = [a, b].map(|channel| row * 11 + offset + channel);
+                        let share = 2.0 * pair as f64 / rotary as f64;
+                        let angle = sign * position as f64 * base.powf(-share);
+                        let zeta = (share + 0.4) / 1.4;
+                        let factor = zeta.powf(power * (position - center) as f64 / 512.0);
+                        let (from_a, from_b) = (f64::from(x[a]), f64::from(x[b]));
+                        want[a] = factor * (from_a * angle.cos() - from_b * angle.sin());
+                        want[b] = factor * (from_a * angle.sin() + from_b * angle.cos());
+                    }
+                }
+                for (i, (got, want)) in got.want.iter().zip(&want).enumerate() {
+                    assert!((got - want).abs() < 1e-11, "{pairing:?} {side:?} {direction:?} {i}: {got} {want}");
+                }
+            }
+        }
+    }
+}
 
 fn score(xpos: &XPos, q_at: i64, k_at: i64) -> f64 {
     let heads = Heads::thd(1, 1, 8);
@@ -149,7 +185,7 @@ fn the_kernels_power_of_two_is_within_9_4e_8() {
 
 /// Rotates queries and keys of every element of two tensors in one call, and compares both with the reference.
 fn check<T: Scalar>(gpu: &Gpu, xpos: &XPos, q: Heads, k: Heads, copy: bool, shift: usize, data: &mut Data) {
-    let plan = XPosPlan::<T>::new(gpu, xpos).expect("a plan");
+    let plan = RopePlan::<T>::xpos(gpu, xpos).expect("a plan");
     let reach = i64::try_from(xpos.reach()).expect("small");
     // Factors of f16 from 2^-10 to 2^10, of the others from end to end.
     let span = if T::NAME == "f16" { reach / 12 } else { reach };
@@ -167,12 +203,12 @@ fn check<T: Scalar>(gpu: &Gpu, xpos: &XPos, q: Heads, k: Heads, copy: bool, shif
     {
         let [mut q_x, mut k_x] = x.each_mut().map(|x| x.view());
         let [mut q_y, mut k_y] = y.each_mut().map(|y| y.view());
-        let (q, k) = if copy {
-            (Operand::copy(&q_x, q, &mut q_y, q), Operand::copy(&k_x, k, &mut k_y, k))
+        let (q, k): (Update<T, Heads>, Update<T, Heads>) = if copy {
+            (q.of(&q_x).to(q.of_mut(&mut q_y)), k.of(&k_x).to(k.of_mut(&mut k_y)))
         } else {
-            (Operand::in_place(&mut q_x, q), Operand::in_place(&mut k_x, k))
+            (q.of_mut(&mut q_x).into(), k.of_mut(&mut k_x).into())
         };
-        plan.rotate(q, Some(k), Positions::ids(&ids), direction).expect("a call");
+        plan.rotate(q, k, Rotation { direction, ..Rotation::at(Positions::ids(&ids)) }).expect("a call");
     }
     for (i, (heads, side)) in [(q, Side::Query), (k, Side::Key)].into_iter().enumerate() {
         let want = xpos.expect(&inputs[i], &heads, &positions, side, direction).expect("reference");
@@ -189,14 +225,10 @@ fn check<T: Scalar>(gpu: &Gpu, xpos: &XPos, q: Heads, k: Heads, copy: bool, shif
                     })
                 })
             };
-            let [got, wanted, bound]: [Vec<f64>; 3] = [
-                (0..got.len()).filter(lies).map(|j| got[j].to_f64()).collect(),
-                (0..got.len()).filter(lies).map(|j| want.want[j]).collect(),
-                (0..got.len()).filter(lies).map(|j| want.bound[j]).collect(),
-            ];
-            for (j, (got, want)) in got.iter().zip(&wanted).enumerate() {
-                assert!((got - want).abs() <= bound[j], "{side:?} element {j} of {xpos:?}: {got:e}, {want:e}");
-            }
+            let at: Vec<usize> = (0..got.len()).filter(lies).collect();
+            let got: Vec<T> = at.iter().map(|&j| got[j]).collect();
+            let wanted: Vec<f64> = at.iter().map(|&j| want.want[j]).collect();
+            assert_close(&got, &wanted, |j| want.bound[at[j]]);
         } else {
             assert_close(&x[i].read(gpu), &want.want, |j| want.bound[j]);
         }
@@ -243,15 +275,15 @@ fn queries_and_keys_are_scaled_apart_in_one_kernel() {
 fn scaled_cosines_are_equal_bit_for_bit() {
     let gpu = gpu();
     let xpos = XPos { center: 100, ..XPos::new(Rope::new(64, 1e4)) };
-    let plan = XPosPlan::<f32>::new(&gpu, &xpos).expect("a plan");
+    let plan = RopePlan::<f32>::xpos(&gpu, &xpos).expect("a plan");
     let positions: Vec<i64> = (0..40).map(|i| 100 + (i - 20) * 1699).collect();
     let heads = Heads::thd(positions.len(), 1, 64);
     let one_zero: Vec<f32> = (0..40 * 64).map(|i| f32::from(i % 64 < 32)).collect();
     let stream = gpu.stream();
     let (mut q, mut k) = (stream.clone_htod(&one_zero).expect("a copy"), stream.clone_htod(&one_zero).expect("a copy"));
     let ids = stream.clone_htod(&positions).expect("a copy");
-    let (q_operand, k_operand) = (Operand::in_place(&mut q, heads), Operand::in_place(&mut k, heads));
-    plan.rotate(q_operand, Some(k_operand), Positions::ids(&ids), Direction::Forward).expect("a call");
+    let (q_operand, k_operand) = (heads.of_mut(&mut q), heads.of_mut(&mut k));
+    plan.rotate(q_operand, k_operand, Positions::ids(&ids)).expect("a call");
     let (q, k) = (stream.clone_dtoh(&q).expect("a copy"), stream.clone_dtoh(&k).expect("a copy"));
     for (t, &position) in positions.iter().enumerate() {
         for pair in 0..32 {
@@ -270,32 +302,36 @@ fn scaled_cosines_are_equal_bit_for_bit() {
 fn keys_alone_and_packed_ones_are_the_same() {
     let (gpu, mut data) = (gpu(), Data::new(72));
     let xpos = XPos { center: 2000, ..XPos::new(Rope::new(32, 1e4)) };
-    let plan = XPosPlan::<bf16>::new(&gpu, &xpos).expect("a plan");
+    let plan = RopePlan::<bf16>::xpos(&gpu, &xpos).expect("a plan");
     let (tokens, hq, hk, dim) = (6, 3, 1, 32);
     let row = (hq + 2 * hk) * dim;
     let (q, k) = (Heads::thd(tokens, hq, dim).row(row), Heads::thd(tokens, hk, dim).row(row).at(hq * dim));
     let x = data.values::<bf16>(tokens * row);
     let starts = gpu.stream().clone_htod(&[300i32]).expect("a copy");
     let mut packed = Guarded::new(&gpu, &x, 0);
-    plan.rotate_packed(&mut packed.view(), q, k, Positions::starts(&starts), Direction::Forward).expect("a call");
+    plan.rotate(q.of_mut(&mut packed.view()), k, Positions::starts(&starts)).expect("a call");
     let mut apart = Guarded::new(&gpu, &x, 0);
     {
         let mut view = apart.view();
-        plan.rotate(Operand::in_place(&mut view, q), None, Positions::starts(&starts), Direction::Forward)
-            .expect("a call");
+        plan.rotate(q.of_mut(&mut view), None, Positions::starts(&starts)).expect("a call");
     }
     {
         let mut view = apart.view();
-        plan.rotate_keys(Operand::in_place(&mut view, k), Positions::starts(&starts), Direction::Forward)
-            .expect("a call");
+        plan.rotate(
+            k.of_mut(&mut view),
+            None,
+            Rotation { xpos: Some(Side::Key), ..Rotation::at(Positions::starts(&starts)) },
+        )
+        .expect("a call");
     }
     assert_eq!(packed.read(&gpu), apart.read(&gpu));
     let positions: Vec<i64> = (300..306).collect();
     let want = xpos.expect(&x, &k, &positions, Side::Key, Direction::Forward).expect("reference");
     let got = packed.read(&gpu);
-    for i in (0..x.len()).filter(|&i| want.bound[i] > 0.0) {
-        assert!((got[i].to_f64() - want.want[i]).abs() <= want.bound[i]);
-    }
+    let at: Vec<usize> = (0..x.len()).filter(|&i| want.bound[i] > 0.0).collect();
+    let got: Vec<_> = at.iter().map(|&i| got[i]).collect();
+    let wanted: Vec<f64> = at.iter().map(|&i| want.want[i]).collect();
+    assert_close(&got, &wanted, |i| want.bound[at[i]]);
     if let Some(report) = last_launch() {
         assert_eq!(report.counters.bytes_written, (tokens * hk * dim * 2) as u64);
     }
@@ -307,12 +343,13 @@ fn a_token_out_of_reach_is_nan() {
     let gpu = gpu();
     let xpos = XPos::new(Rope::new(8, 1e4));
     let reach = i64::try_from(xpos.reach()).expect("small");
-    let plan = XPosPlan::<f32>::new(&gpu, &xpos).expect("a plan");
+    let plan = RopePlan::<f32>::xpos(&gpu, &xpos).expect("a plan");
     let positions = [reach, reach + 1, -reach, -reach - 1, i64::MAX, i64::MIN, 0];
     let heads = Heads::thd(positions.len(), 1, 10);
     let ids = gpu.stream().clone_htod(&positions).expect("a copy");
     let mut x = gpu.stream().clone_htod(&[1.5f32; 70]).expect("a copy");
-    plan.rotate_keys(Operand::in_place(&mut x, heads), Positions::ids(&ids), Direction::Forward).expect("a call");
+    plan.rotate(heads.of_mut(&mut x), None, Rotation { xpos: Some(Side::Key), ..Rotation::at(Positions::ids(&ids)) })
+        .expect("a call");
     let x = gpu.stream().clone_dtoh(&x).expect("a copy");
     for (token, row) in x.chunks_exact(10).enumerate() {
         let out = [1, 3, 4, 5].contains(&token);
@@ -330,13 +367,13 @@ fn each_element_is_read_once_and_written_once() {
         return;
     }
     let xpos = XPos::new(Rope::new(64, 1e4));
-    let plan = XPosPlan::<bf16>::new(&gpu, &xpos).expect("a plan");
+    let plan = RopePlan::<bf16>::xpos(&gpu, &xpos).expect("a plan");
     let (q, k) = (Heads::thd(32, 8, 128), Heads::thd(32, 2, 128));
     let alloc =
         |heads: &Heads| gpu.stream().clone_htod(&vec![bf16::ONE; heads.span().expect("small")]).expect("a copy");
     let (mut q_x, mut k_x) = (alloc(&q), alloc(&k));
-    let (q, k) = (Operand::in_place(&mut q_x, q), Operand::in_place(&mut k_x, k));
-    plan.rotate(q, Some(k), Positions::counted(), Direction::Forward).expect("a call");
+    let (q, k) = (q.of_mut(&mut q_x), k.of_mut(&mut k_x));
+    plan.rotate(q, k, Positions::counted()).expect("a call");
     let report = last_launch().expect("the emulator counts");
     let tensor = 32 * 10 * 64 * 2;
     assert_eq!(report.counters.bytes_written, tensor);
@@ -391,10 +428,39 @@ fn parameters_outside_the_law_are_refused() {
 #[ignore = "needs a device: cargo xtask test"]
 fn calls_that_do_not_fit_are_refused() {
     let gpu = gpu();
-    let plan = XPosPlan::<f32>::new(&gpu, &XPos::new(Rope::new(8, 1e4))).expect("a plan");
+    let plan = RopePlan::<f32>::xpos(&gpu, &XPos::new(Rope::new(8, 1e4))).expect("a plan");
     let mut x = Guarded::new(&gpu, &[poison::<f32>(); 16], 0);
     let mut view = x.view();
-    let keys = Operand::in_place(&mut view, Heads::thd(3, 1, 8));
-    let error = plan.rotate_keys(keys, Positions::counted(), Direction::Forward).expect_err("too short");
+    let keys = Heads::thd(3, 1, 8).of_mut(&mut view);
+    let error = plan
+        .rotate(keys, None, Rotation { xpos: Some(Side::Key), ..Rotation::at(Positions::counted()) })
+        .expect_err("too short");
     assert_eq!(error.to_string(), "k holds 16 elements, the shape needs 24");
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn options_that_do_not_go_with_xpos_are_refused() {
+    let gpu = gpu();
+    let heads = Heads::thd(2, 1, 8);
+    let mut x = gpu.stream().clone_htod(&[1f32; 16]).expect("a copy");
+    let mut y = gpu.stream().clone_htod(&[1f32; 16]).expect("a copy");
+    let cache = gpu.stream().clone_htod(&[1f32; 16]).expect("a copy");
+    let xpos = RopePlan::<f32>::xpos(&gpu, &XPos::new(Rope::new(8, 1e4))).expect("a plan");
+    let plain = RopePlan::<f32>::new(&gpu, &Rope::new(8, 1e4)).expect("a plan");
+    fn keys<'a>() -> Rotation<'a, f32> {
+        Rotation { xpos: Some(Side::Key), ..Rotation::at(Positions::counted()) }
+    }
+    let error = plain.rotate(heads.of_mut(&mut x), None, keys()).expect_err("no xPos");
+    assert_eq!(error.to_string(), "the rotation is of xPos's Key, the plan is not made of an XPos");
+    let error = xpos.rotate(heads.of_mut(&mut x), heads.of_mut(&mut y), keys()).expect_err("keys twice");
+    assert_eq!(error.to_string(), "the first tensor is keys, there are no others beside it");
+    let values = TableValues::F32 { cos: &cache, sin: None };
+    let table = Some(Table { values, rows: 2, stride: 8, out_of_range: OutOfRange::Clamp });
+    let by_table = Rotation { table, ..Rotation::at(Positions::counted()) };
+    let error = xpos.rotate(heads.of_mut(&mut x), None, by_table).expect_err("a table");
+    assert_eq!(error.to_string(), "the rotation has a table, which xPos's factors do not go with");
+    let moved = heads.of(&cache).to(heads.of_mut(&mut y));
+    let error = plain.rotate(moved, heads.at(0), Positions::counted()).expect_err("beside a copy");
+    assert_eq!(error.to_string(), "k lies in the buffer of q, which then is rotated in place");
 }

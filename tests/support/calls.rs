@@ -1,14 +1,15 @@
 //! Every operation that runs on a device, once, on a few tokens: what tests of all of them go through.
 
 use half::bf16;
+use posenc::attend::{DeviceInputs, GradOptions};
+use posenc::bias::{DistanceGradPlan, Fire, FireGradPlan};
 use posenc::embed::{
-    Counted, Fault, GradPlan, Grid, GridPlan, GridSize, Inputs, Learned, LearnedPlan, Norm, NormGrad, Resample,
-    ResamplePlan, Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens, Weights,
+    Counted, DeviceLookup, DeviceTables, ErrorFlag, Grid, GridPlan, GridSize, Learned, LearnedGradPlan, LearnedPlan,
+    Norm, NormGrad, Resample, ResamplePlan, Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens,
 };
-use posenc::rotate::{Beyond, Operand, Table, TableValues};
+use posenc::rotate::{OutOfRange, Rotation, Table, TableValues, XPos};
 use posenc::{
-    Alibi, Bias, BiasPlan, Direction, DistanceGradPlan, Fire, FireGradPlan, Gpu, GradOutputs, Heads, Id, Logits,
-    LogitsOperand, Places, Positions, Rope, RopePlan, Softmax, SoftmaxInputs, SoftmaxPlan, T5Bias,
+    Alibi, BiasPlan, Direction, Gpu, Heads, Id, Logits, Places, Positions, Rope, RopePlan, Softmax, SoftmaxPlan, T5Bias,
 };
 
 use super::Data;
@@ -65,6 +66,7 @@ pub fn every_operation(gpu: &Gpu, visit: &mut dyn Visit) {
     embed(&mut visitor);
     learned(&mut visitor);
     bias(&mut visitor);
+    attend(&mut visitor);
 }
 
 fn rotate(v: &mut Visitor<'_>) {
@@ -73,26 +75,24 @@ fn rotate(v: &mut Visitor<'_>) {
     let (mut q_x, mut k_x, mut q_y) = (v.data(32 * 128), v.data(8 * 128), v.zeros::<bf16>(32 * 128));
     let ids = v.upload(&[131_071i64]);
     let indptr = v.upload(&[0, 1]);
-    run!(v, "rope in place", q_x, {
-        let (q, k) = (Operand::in_place(&mut q_x, q), Operand::in_place(&mut k_x, k));
-        plan.rotate(q, Some(k), Positions::ids(&ids), Direction::Forward)
-    });
+    run!(v, "rope in place", q_x, { plan.rotate(q.of_mut(&mut q_x), k.of_mut(&mut k_x), Positions::ids(&ids)) });
     run!(v, "rope copied, packed sequences", q_y, {
-        let q = Operand::copy(&q_x, q, &mut q_y, q);
-        plan.rotate(q, None, Positions::packed(&indptr, 1), Direction::Inverse)
+        let back = Rotation { direction: Direction::Inverse, ..Rotation::at(Positions::packed(&indptr, 1)) };
+        plan.rotate(q.of(&q_x).to(q.of_mut(&mut q_y)), None, back)
     });
     let row = 48 * 128;
     let mut qkv = v.data(row);
     run!(v, "rope of packed queries, keys and values", qkv, {
-        let k = k.row(row).at(32 * 128);
-        plan.rotate_packed(&mut qkv, q.row(row), k, Positions::starts(&ids), Direction::Forward)
+        plan.rotate(q.row(row).of_mut(&mut qkv), k.row(row).at(32 * 128), Positions::starts(&ids))
     });
     let table = v.upload(&[0.5f32; 4 * 128]);
     run!(v, "rope by a table", q_x, {
         let values = TableValues::F32 { cos: &table, sin: None };
-        let table = Table { values, rows: 4, stride: 128, beyond: Beyond::Clamp };
-        plan.rotate_by_table(table, Operand::in_place(&mut q_x, q), None, Positions::ids(&ids), Direction::Forward)
+        let table = Some(Table { values, rows: 4, stride: 128, out_of_range: OutOfRange::Clamp });
+        plan.rotate(q.of_mut(&mut q_x), None, Rotation { table, ..Rotation::at(Positions::ids(&ids)) })
     });
+    let plan = RopePlan::<bf16>::xpos(v.gpu, &XPos::new(Rope::new(128, 10_000.0))).expect("a plan");
+    run!(v, "xPos", q_x, { plan.rotate(q.of_mut(&mut q_x), k.of_mut(&mut k_x), Positions::counted()) });
 }
 
 const DIM: usize = 64;
@@ -101,22 +101,24 @@ fn embed(v: &mut Visitor<'_>) {
     let tokens = Tokens::new(1, 4, DIM);
     let mut x = v.data(4 * DIM);
     let sinusoid = SinusoidPlan::<bf16>::new(v.gpu, &Sinusoid::new(DIM)).expect("a plan");
-    run!(v, "sinusoid written", x, sinusoid.write(&mut x, tokens, Positions::counted()));
-    run!(v, "sinusoid added", x, sinusoid.add(&mut x, tokens, Positions::counted(), 0.5));
+    run!(v, "sinusoid written", x, sinusoid.write(tokens.of_mut(&mut x), Positions::counted()));
+    run!(v, "sinusoid added", x, sinusoid.add(tokens.of_mut(&mut x), Positions::counted(), 0.5));
     let timestep = TimestepPlan::<bf16>::new(v.gpu, &Sinusoid::timestep(DIM)).expect("a plan");
     let t = v.upload(&[0.0f32, 0.25, 10.0, 999.0]);
-    run!(v, "timesteps", x, timestep.write(&mut x, &t, 4));
+    run!(v, "timesteps", x, timestep.write(tokens.of_mut(&mut x), &t));
     let grid = GridPlan::<bf16>::new(v.gpu, &Grid::columns_first(DIM)).expect("a plan");
     let size = GridSize::image(2, 2);
-    run!(v, "grid written", x, grid.write(&mut x, tokens, size));
-    run!(v, "grid added", x, grid.add(&mut x, tokens, size, 0.5));
+    run!(v, "grid written", x, grid.write(tokens.of_mut(&mut x), size));
+    run!(v, "grid added", x, grid.add(tokens.of_mut(&mut x), size, 0.5));
     let mask = v.upload(&[1u8, 1, 1, 0]);
-    run!(v, "grid counted over a mask", x, grid.write_masked(&mut x, &mask, 1, size, Counted::default()));
+    run!(v, "grid counted over a mask", x, {
+        grid.write_masked(tokens.of_mut(&mut x), &mask, size, Counted::default())
+    });
     let spec = Resample::new(size, GridSize::image(3, 3));
     let resample = ResamplePlan::<bf16>::new(v.gpu, &spec).expect("a plan");
-    let mut large = v.zeros::<bf16>(9 * DIM);
-    run!(v, "resampled", large, resample.write(&mut large, &x, DIM));
-    run!(v, "the gradient of resampling", x, resample.grad(&mut x, &large, DIM, false));
+    let (mut large, resampled) = (v.zeros::<bf16>(9 * DIM), Tokens::new(1, 9, DIM));
+    run!(v, "resampled", large, resample.write(resampled.of_mut(&mut large), tokens.of(&x)));
+    run!(v, "the gradient of resampling", x, resample.grad(tokens.of_mut(&mut x), resampled.of(&large), false));
 }
 
 fn learned(v: &mut Visitor<'_>) {
@@ -124,44 +126,41 @@ fn learned(v: &mut Visitor<'_>) {
     let tokens = Tokens::new(1, 4, DIM);
     let (token, position, gain, bias) = (v.data(8 * DIM), v.data(5 * DIM), v.data(DIM), v.data(DIM));
     let ids = v.upload(&[3i32, 1, 3, 7]);
-    let mut fault = Fault::new(v.gpu).expect("a flag");
-    let weights = Weights {
+    let mut flag = ErrorFlag::new(v.gpu).expect("a flag");
+    let tables = DeviceTables {
         token: Some(&token),
         position: Some(&position),
         gain: Some(&gain),
         bias: Some(&bias),
-        ..Weights::default()
+        ..DeviceTables::default()
     };
-    let inputs = Inputs { ids: Some(i32::ids(&ids)), ..Inputs::default() };
+    let lookup = DeviceLookup { ids: Some(i32::ids(&ids)), ..DeviceLookup::default() };
     let plan = LearnedPlan::<bf16>::new(v.gpu, &spec).expect("a plan");
     let mut x = v.zeros::<bf16>(4 * DIM);
-    run!(v, "learned tables", x, plan.gather(&mut x, tokens, &weights, &inputs, Some(&mut fault)));
+    run!(v, "learned tables", x, plan.gather(tokens.of_mut(&mut x), &tables, &lookup, Some(&mut flag)));
     let mut rows = v.zeros::<i64>(4);
-    run!(v, "rows of positions", rows, plan.rows(&mut rows, 1, 4, &inputs));
-    let plan = GradPlan::<bf16>::new(v.gpu, &spec).expect("a plan");
+    run!(v, "rows of positions", rows, plan.rows(&mut rows, 1, 4, &lookup));
+    let plan = LearnedGradPlan::<bf16>::new(v.gpu, &spec, tokens).expect("a plan");
     let grad = v.data(4 * DIM);
     let mut sum = v.zeros::<bf16>(4 * DIM);
-    let mut partials = v.zeros::<f32>(plan.partials(&tokens));
     let (mut gain_grad, mut bias_grad) = (v.zeros::<bf16>(DIM), v.zeros::<bf16>(DIM));
     run!(v, "the gradient of the sum", sum, {
-        let (sum, partials, fault) = (&mut sum, &mut partials, Some(&mut fault));
-        let out = NormGrad { sum, gain: None, bias: None, accumulate: false, partials, fault };
-        plan.norm(out, &grad, None, tokens, &weights, &inputs)
+        let out = NormGrad { flag: Some(&mut flag), ..NormGrad::new(tokens.of_mut(&mut sum)) };
+        plan.norm(out, tokens.of(&grad), None, &tables, &lookup)
     });
     run!(v, "the gradients of gain and bias", gain_grad, {
         let (gain, bias) = (Some(&mut gain_grad as _), Some(&mut bias_grad as _));
-        let out = NormGrad { sum: &mut sum, gain, bias, accumulate: false, partials: &mut partials, fault: None };
-        plan.norm(out, &grad, None, tokens, &weights, &inputs)
+        let out = NormGrad { gain, bias, ..NormGrad::new(tokens.of_mut(&mut sum)) };
+        plan.norm(out, tokens.of(&grad), None, &tables, &lookup)
     });
     let mut table = v.zeros::<bf16>(8 * DIM);
     run!(v, "the gradient of counted positions", table, {
-        plan.counted(&mut table, &grad, tokens, 0, TableGrad::new(5))
+        plan.counted(&mut table, tokens.of(&grad), 0, TableGrad::new(5))
     });
     let mut order = v.zeros::<u32>(4);
-    run!(v, "the order of ids", order, plan.order(&mut order, None, i32::ids(&ids), 4));
-    let mut partials = v.zeros::<f32>(plan.table_partials(&tokens));
+    run!(v, "the order of ids", order, plan.order(&mut order, i32::ids(&ids), 4));
     run!(v, "the gradient of a table", table, {
-        plan.table(&mut table, &mut partials, &grad, i32::ids(&ids), &order, tokens, TableGrad::new(8))
+        plan.table(&mut table, tokens.of(&grad), i32::ids(&ids), &order, TableGrad::new(8))
     });
 }
 
@@ -169,41 +168,44 @@ fn bias(v: &mut Visitor<'_>) {
     let shape = Logits::bhqk(1, 4, 2, 40);
     let len = 4 * 2 * 40;
     let mut x = v.data(len);
-    let slopes = Alibi::new(4).slopes().expect("slopes");
-    let alibi = BiasPlan::<bf16>::new(v.gpu, Bias::Slopes(&slopes)).expect("a plan");
-    run!(v, "ALiBi written", x, alibi.write(&mut x, &shape, &Places::last()));
+    let alibi = BiasPlan::<bf16>::new(v.gpu, &Alibi::new(4)).expect("a plan");
+    run!(v, "ALiBi written", x, alibi.write(shape.of_mut(&mut x), Places::bottom_right()));
     let spec = T5Bias::new(32, 128, true);
     let mut t5 = BiasPlan::<bf16>::t5(v.gpu, spec, 4).expect("a plan");
     let table = v.upload(&Data::new(1).values::<f32>(32 * 4));
     run!(v, "a T5 table taken", x, t5.set_table(&table));
-    run!(v, "T5 added", x, t5.add(&mut x, &shape, &Places::last()));
+    run!(v, "T5 added", x, t5.add(shape.of_mut(&mut x), Places::bottom_right()));
     let fire = Fire { in_weight: vec![1.0], in_bias: vec![0.0], ..Fire::new() };
     let fire = Fire { out_weight: vec![0.5; 4], out_bias: vec![0.0; 4], ..fire };
     let plan = BiasPlan::<bf16>::fire(v.gpu, &fire, 64).expect("a plan");
-    run!(v, "FIRE added", x, plan.add(&mut x, &shape, &Places::last()));
-    let softmax = SoftmaxPlan::<bf16>::new(v.gpu, &Softmax::causal(0.125)).expect("a plan");
-    let (mut p, mut lse, mut dots) = (v.zeros::<bf16>(len), v.zeros::<f32>(8), v.zeros::<f32>(8));
-    let sinks = v.upload(&[0.5f32; 4]);
-    let inputs = SoftmaxInputs { sinks: Some(&sinks), ..SoftmaxInputs::new(&alibi, Places::last()) };
-    run!(v, "softmax", p, { softmax.apply(LogitsOperand::Copy(&x, shape, &mut p, shape), &inputs, Some(&mut lse)) });
-    let mut dx = v.zeros::<bf16>(len);
-    run!(v, "the gradient of a softmax", dx, {
-        let outputs = GradOutputs { dots: Some(&mut dots), ..GradOutputs::default() };
-        softmax.grad((&p, shape), LogitsOperand::Copy(&x, shape, &mut dx, shape), &inputs, outputs)
-    });
-    let mut sink_grad = v.zeros::<f32>(4);
-    run!(v, "the gradient of sinks", sink_grad, softmax.sink_grad(&sinks, &lse, &dots, &shape, &mut sink_grad));
-    let decode = Logits::bhqk(1, 4, 1, 40_000);
-    let mut long = v.data(4 * 40_000);
-    run!(v, "a decode against 40000 keys", long, {
-        softmax.apply(LogitsOperand::InPlace(&mut long, decode), &inputs, None)
-    });
-    let plan = DistanceGradPlan::<bf16>::t5(v.gpu, spec, 4, &shape).expect("a plan");
+    run!(v, "FIRE added", x, plan.add(shape.of_mut(&mut x), Places::bottom_right()));
+    let plan = DistanceGradPlan::<bf16>::t5(v.gpu, spec, 4, shape).expect("a plan");
     let mut table = v.zeros::<f32>(32 * 4);
-    run!(v, "the gradient of T5's table", table, { plan.apply((&x, shape), &Places::last(), None, 1.0, &mut table) });
-    let plan = FireGradPlan::<bf16>::new(v.gpu, &fire, 64, &shape).expect("a plan");
+    run!(v, "the gradient of T5's table", table, { plan.apply(shape.of(&x), Places::bottom_right(), 1.0, &mut table) });
+    let plan = FireGradPlan::<bf16>::new(v.gpu, &fire, 64, shape).expect("a plan");
     let mut parameters = v.zeros::<f32>(plan.len());
     run!(v, "the gradient of FIRE", parameters, {
-        plan.apply((&x, shape), &Places::last(), None, 1.0, &mut parameters)
+        plan.apply(shape.of(&x), Places::bottom_right(), 1.0, &mut parameters)
     });
+}
+
+fn attend(v: &mut Visitor<'_>) {
+    let shape = Logits::bhqk(1, 4, 2, 40);
+    let len = 4 * 2 * 40;
+    let x = v.data(len);
+    let softmax = SoftmaxPlan::<bf16>::new(v.gpu, &Softmax::causal(0.125), &Alibi::new(4)).expect("a plan");
+    let (mut p, mut lse, mut dots) = (v.zeros::<bf16>(len), v.zeros::<f32>(8), v.zeros::<f32>(8));
+    let sinks = v.upload(&[0.5f32; 4]);
+    let inputs = DeviceInputs { sinks: Some(&sinks), ..DeviceInputs::default() };
+    run!(v, "softmax", p, softmax.apply_with_lse(shape.of(&x).to(shape.of_mut(&mut p)), &inputs, &mut lse));
+    let mut dx = v.zeros::<bf16>(len);
+    run!(v, "the gradient of a softmax", dx, {
+        let options = GradOptions { dots: Some(&mut dots), ..GradOptions::default() };
+        softmax.grad(shape.of(&p), shape.of(&x).to(shape.of_mut(&mut dx)), &inputs, options)
+    });
+    let mut sink_grad = v.zeros::<f32>(4);
+    run!(v, "the gradient of sinks", sink_grad, softmax.sink_grad(&sinks, &lse, &dots, shape, &mut sink_grad));
+    let decode = Logits::bhqk(1, 4, 1, 40_000);
+    let mut long = v.data(4 * 40_000);
+    run!(v, "a decode against 40000 keys", long, softmax.apply(decode.of_mut(&mut long), &inputs));
 }

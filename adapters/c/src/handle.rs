@@ -1,7 +1,8 @@
-//! What the functions of the header share: handles, versioned structs, the step from an element's number to its type.
+//! What the functions of the header share: handles, versioned structs, values of the caller.
 
 use posenc::Gpu;
 
+use crate::memory::Scope;
 use crate::{Failure, POSENC_ABI, PosencGpu, PosencStatus, guarded};
 
 /// A struct of the header that begins with `version` and `size`.
@@ -18,89 +19,69 @@ pub(crate) enum OfElement<A, B, C> {
     Bf16(C),
 }
 
-/// The type of a plan of one of the three element types.
-macro_rules! plans {
-    ($Plan:ident) => {
-        $crate::OfElement<$Plan<f32>, $Plan<half::f16>, $Plan<half::bf16>>
+/// Runs one expression on the plan, whatever its element type.
+macro_rules! each {
+    ($plans:expr, $plan:ident => $value:expr) => {
+        match $plans {
+            $crate::OfElement::F32($plan) => $value,
+            $crate::OfElement::F16($plan) => $value,
+            $crate::OfElement::Bf16($plan) => $value,
+        }
     };
 }
 
-/// Makes a plan of the element type that a number names: `make_plan!(element, T => RopePlan::<T>::new(gpu, &rope)?)`.
-macro_rules! make_plan {
-    ($element:expr, $T:ident => $plan:expr) => {
+/// Makes a plan of the element type that `element` names.
+macro_rules! plan_of {
+    ($element:expr, $plan:expr) => {
         match $element {
-            $crate::POSENC_F32 => {
-                type $T = f32;
-                $crate::OfElement::F32($plan)
-            }
-            $crate::POSENC_F16 => {
-                type $T = half::f16;
-                $crate::OfElement::F16($plan)
-            }
-            $crate::POSENC_BF16 => {
-                type $T = half::bf16;
-                $crate::OfElement::Bf16($plan)
-            }
+            $crate::POSENC_F32 => $crate::OfElement::F32($plan),
+            $crate::POSENC_F16 => $crate::OfElement::F16($plan),
+            $crate::POSENC_BF16 => $crate::OfElement::Bf16($plan),
             other => return Err($crate::unknown("element", other)),
         }
     };
 }
 
-/// Runs one body on the plan, whatever its element type.
-macro_rules! with_plan {
-    ($plans:expr, $plan:ident => $body:expr) => {
-        match $plans {
-            $crate::OfElement::F32($plan) => $body,
-            $crate::OfElement::F16($plan) => $body,
-            $crate::OfElement::Bf16($plan) => $body,
-        }
-    };
+pub(crate) use {each, plan_of};
+
+/// A handle of a plan.
+pub(crate) trait Handle {
+    /// Where its calls run.
+    fn gpu(&self) -> &Gpu;
 }
 
-pub(crate) use {make_plan, plans, with_plan};
-
-/// Makes a handle of a spec and puts it into `out`.
+/// Makes a handle and puts it into `out`.
 ///
 /// # Safety
 /// Pointers are null or point to what their types say, and `gpu` comes from `posenc_gpu_new`.
-pub(crate) unsafe fn make<S: Versioned, H>(
+pub(crate) unsafe fn make<H>(
     gpu: *const PosencGpu,
-    spec: *const S,
     out: *mut *mut H,
-    new: impl FnOnce(&Gpu, &S) -> Result<H, Failure>,
+    new: impl FnOnce(&Gpu) -> Result<H, Failure>,
 ) -> PosencStatus {
-    guarded(|| {
-        // SAFETY: as the caller promises.
-        let gpu = &unsafe { borrow("gpu", gpu) }?.gpu;
-        // SAFETY: as the caller promises.
-        let spec = unsafe { versioned("spec", spec) }?;
-        let out = place("out", out)?;
-        let made = Box::new(new(gpu, spec)?);
-        // SAFETY: `place` refused null, and the caller promises that it points to a pointer.
-        unsafe { out.write(Box::into_raw(made)) };
-        Ok(())
-    })
+    // SAFETY: as the caller promises.
+    unsafe { give(out, || Ok(Box::into_raw(Box::new(new(&borrow("gpu", gpu)?.gpu)?)))) }
 }
 
 /// Runs one verb of a handle.
 ///
 /// # Safety
 /// `handle` is null or comes from its constructor; `call` is null or points to what its type says.
-pub(crate) unsafe fn call<H, C: Versioned>(
+pub(crate) unsafe fn verb<H: Handle, C: Versioned>(
     name: &str,
     handle: *const H,
     call: *const C,
-    verb: impl FnOnce(&H, &C) -> Result<(), Failure>,
+    body: impl for<'a> FnOnce(&'a H, &'a C, &Scope<'a>) -> Result<(), Failure>,
 ) -> PosencStatus {
     guarded(|| {
         // SAFETY: as the caller promises.
-        let handle = unsafe { borrow(name, handle) }?;
-        // SAFETY: as the caller promises.
-        verb(handle, unsafe { versioned("call", call) }?)
+        let (handle, call) = unsafe { (borrow(name, handle)?, versioned("call", call)?) };
+        let mut slots = Scope::slots(handle.gpu());
+        body(handle, call, &Scope::new(handle.gpu(), &mut slots))
     })
 }
 
-/// Gives back what `Box::into_raw` gave out.
+/// Gives back what a constructor gave out.
 ///
 /// # Safety
 /// `handle` is null or comes from a constructor of this library and was not freed.
@@ -114,22 +95,22 @@ pub(crate) unsafe fn free<H>(handle: *mut H) -> PosencStatus {
     })
 }
 
+/// Writes a result for the caller.
+///
+/// # Safety
+/// `out` is null or points to a place for a `T`.
+pub(crate) unsafe fn give<T>(out: *mut T, value: impl FnOnce() -> Result<T, Failure>) -> PosencStatus {
+    guarded(|| {
+        let out = place("out", out)?;
+        // SAFETY: `place` refused null, and the caller promises that it points to a place for one.
+        unsafe { out.write(value()?) };
+        Ok(())
+    })
+}
+
 /// Refuses a null place for a result.
 pub(crate) fn place<T>(name: &str, pointer: *mut T) -> Result<*mut T, Failure> {
     if pointer.is_null() { Err(Failure::argument(format!("{name} is null"))) } else { Ok(pointer) }
-}
-
-/// Writes a number for the caller.
-///
-/// # Safety
-/// `out` is null or points to a number.
-pub(crate) unsafe fn give(out: *mut u64, number: impl FnOnce() -> Result<usize, Failure>) -> PosencStatus {
-    guarded(|| {
-        let number = number()?;
-        // SAFETY: `place` refuses null, and the caller promises that it points to a number.
-        unsafe { place("out", out)?.write(number as u64) };
-        Ok(())
-    })
 }
 
 /// Refuses a null pointer to something of the caller.
@@ -171,26 +152,31 @@ pub(crate) unsafe fn versioned<'a, T: Versioned>(name: &str, pointer: *const T) 
 /// `count` values of the caller in host memory; null is allowed where there are none.
 ///
 /// # Safety
-/// `pointer` is null or points to `count` values that live and do not change until the end of the call.
-pub(crate) unsafe fn slice<'a, T>(name: &str, pointer: *const T, count: usize) -> Result<&'a [T], Failure> {
+/// `pointer` is null or points to `count` values that do not change until the end of the call.
+pub(crate) unsafe fn list<T: Clone>(name: &str, pointer: *const T, count: u64) -> Result<Vec<T>, Failure> {
     if count == 0 {
-        return Ok(&[]);
+        return Ok(Vec::new());
     }
     place(name, pointer.cast_mut())?;
-    if count > isize::MAX as usize / size_of::<T>().max(1) {
+    if count > isize::MAX as u64 / size_of::<T>().max(1) as u64 {
         return Err(Failure::argument(format!("{name} counts {count} values, which no memory holds")));
     }
     // SAFETY: not null, and the caller promises as many values.
-    Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
+    Ok(unsafe { std::slice::from_raw_parts(pointer, count as usize) }.to_vec())
+}
+
+/// A text of the caller.
+///
+/// # Safety
+/// `text` is null or ends in a zero byte.
+pub(crate) unsafe fn text<'a>(name: &str, text: *const std::ffi::c_char) -> Result<&'a str, Failure> {
+    // SAFETY: not null, and the caller promises a text with its end.
+    let text = unsafe { std::ffi::CStr::from_ptr(place(name, text.cast_mut())?) };
+    text.to_str().map_err(|_| Failure::argument(format!("{name} is not UTF-8")))
 }
 
 pub(crate) fn unknown(name: &str, value: u32) -> Failure {
     Failure::argument(format!("{name} is {value}, the header has no such constant for it"))
-}
-
-pub(crate) fn size(name: &str, value: u64) -> Result<usize, Failure> {
-    usize::try_from(value)
-        .map_err(|_| Failure::argument(format!("{name} is {value}, this machine counts to {}", usize::MAX)))
 }
 
 /// A factor. A struct that was filled with zeros has it at 0, where it was forgotten, not meant.

@@ -1,224 +1,333 @@
-//! Memory of the caller on the device, and what lies there: buffers, ids, positions.
+//! Memory of the caller on the device, and what lies there: buffers, ids, positions, tensors.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop, sys};
-use posenc::gpu::Read;
-use posenc::{Gpu, Ids, Positions};
+use posenc::embed::Tokens;
+use posenc::gpu::{Read, Update, View, ViewMut, Write};
+use posenc::{Gpu, Heads, Ids, Logits, Place, Places, Positions};
 
-use crate::{Failure, size, switch, unknown};
+use crate::header::header;
+use crate::{Failure, switch, unknown};
 
-/// Integer types of positions and ids: 32 bits.
-pub const POSENC_I32: u32 = 0;
-/// 64 bits
-pub const POSENC_I64: u32 = 1;
-/// 32 bits without sign
-pub const POSENC_U32: u32 = 2;
+const _: () = assert!(size_of::<usize>() == 8, "CUDA's hosts have 64 bits: a u64 of the header is a usize");
 
-/// Position kinds: an id for each token, `[axes, batch, tokens]`.
-pub const POSENC_IDS: u32 = 0;
-/// One start for each sequence, `[axes, batch]`.
-pub const POSENC_STARTS: u32 = 1;
-/// Sequences packed into a batch of one; `indptr` holds `sequences + 1` first tokens, `ids` (or none) their first positions.
-pub const POSENC_PACKED: u32 = 2;
-/// Every sequence counts from 0; no ids are read.
-pub const POSENC_COUNTED: u32 = 3;
+header! {{}
+    constants u32 {
+        POSENC_I32 = 0: "Integer types of positions and ids: 32 bits.",
+        POSENC_I64 = 1: "64 bits",
+        POSENC_U32 = 2: "32 bits without sign",
+    }
+    constants u32 {
+        POSENC_IDS = 0: "Position kinds: an id for each token, `[axes, batch, tokens]`.",
+        POSENC_STARTS = 1: "One start for each sequence, `[axes, batch]`.",
+        POSENC_PACKED = 2: "Sequences packed into a batch of one (varlen): `indptr` holds `sequences + 1` first tokens \
+            (`cu_seqlens`), `ids` (or none) their first positions.",
+        POSENC_COUNTED = 3: "Every sequence counts from 0; no ids are read.",
+    }
+    kinds Place {
+        POSENC_PLACE_COUNTED = 0 => Counted: "Place of queries or keys: element `i` is at position `start + i`.",
+        POSENC_PLACE_BOTTOM_RIGHT = 1 => BottomRight: "The last query is at the last key's position (bottom-right \
+            aligned); of queries alone.",
+        POSENC_PLACE_IDS = 2 => Ids: "A position for each, `[batch, n]`, 32 bits.",
+    }
 
-/// Memory on the device.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct PosencBuffer {
-    /// address; 0: there is none, or it is empty
-    pub data: u64,
-    /// elements there
-    pub len: u64,
-}
+    /// Memory on the device.
+    struct PosencBuffer {
+        data: u64 => "address; 0: there is none, or it is empty",
+        len: u64 => "elements there",
+    }
+    /// Integers on the device.
+    struct PosencIds {
+        data: u64 => "address; 0: there are none",
+        len: u64 => "elements there",
+        element: u32 => "`POSENC_I32`, `POSENC_I64` or `POSENC_U32`",
+        reserved: u32 => "0",
+    }
+    /// Token positions of one call.
+    struct PosencPositions {
+        kind: u32 => "`POSENC_IDS`, `POSENC_STARTS`, `POSENC_PACKED` or `POSENC_COUNTED`",
+        shared: u32 => "1: one row of ids, or one start, for every sequence",
+        ids: PosencIds => "the ids, the starts, or the first positions of packed sequences",
+        axis_stride: u64 => "elements from one axis to the next; 0: they follow one another",
+        indptr: PosencBuffer => "`sequences + 1` 32-bit integers, of a packed batch",
+        sequences: u64 => "sequences of a packed batch",
+    }
 
-/// Integers on the device.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct PosencIds {
-    /// address; 0: there are none
-    pub data: u64,
-    /// elements there
-    pub len: u64,
-    /// `POSENC_I32`, `POSENC_I64` or `POSENC_U32`
-    pub element: u32,
-    /// 0
-    pub reserved: u32,
-}
+    /// The shape of embeddings `[batch, tokens, dim]`; the channels of a token are contiguous.
+    struct PosencTokens {
+        batch: u64 => "sequences",
+        tokens: u64 => "tokens of each",
+        dim: u64 => "channels of each token",
+        offset: u64 => "first element",
+        strides: [u64; 2] => "elements from one sequence and one token to the next",
+    }
+    /// The shape of `[batch, tokens, heads, dim]`; the channels of a head are contiguous.
+    struct PosencHeads {
+        batch: u64 => "sequences",
+        tokens: u64 => "tokens of each",
+        heads: u64 => "heads of each token",
+        dim: u64 => "channels of each head",
+        offset: u64 => "first element",
+        strides: [u64; 3] => "elements from one sequence, token and head to the next",
+    }
+    /// The shape of logits `[batch, heads, queries, keys]`; the keys of a row are contiguous.
+    struct PosencLogits {
+        batch: u64 => "sequences",
+        heads: u64 => "heads of each",
+        queries: u64 => "rows of each",
+        keys: u64 => "logits of each",
+        offset: u64 => "first element",
+        strides: [u64; 3] => "elements from one sequence, head and query to the next",
+    }
 
-/// Where the tokens of a call stand.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct PosencPositions {
-    /// `POSENC_IDS`, `POSENC_STARTS`, `POSENC_PACKED` or `POSENC_COUNTED`
-    pub kind: u32,
-    /// 1: one row of ids for every sequence
-    pub shared: u32,
-    /// the ids, or the starts
-    pub ids: PosencIds,
-    /// elements from one axis to the next; 0: they follow one another
-    pub axis_stride: u64,
-    /// `sequences + 1` 32-bit integers, of a packed batch
-    pub indptr: PosencBuffer,
-    /// sequences of a packed batch
-    pub sequences: u64,
+    /// Positions of queries or keys, and how many of them each sequence has.
+    struct PosencPlace {
+        kind: u32 => "`POSENC_PLACE_...`",
+        reserved: u32 => "0",
+        start: i64 => "of `POSENC_PLACE_COUNTED`",
+        ids: PosencBuffer => "of `POSENC_PLACE_IDS`: the positions, 32 bits",
+        lengths: PosencBuffer => "the lengths of the sequences, `[batch]`, 32 bits; none: all",
+    }
+    /// Positions of queries and keys.
+    struct PosencPlaces {
+        queries: PosencPlace => "queries",
+        keys: PosencPlace => "keys",
+        sequences: u64 => "sequences packed into a batch of one, in place of lengths; 0: they are not packed",
+        packed_queries: PosencBuffer => "their first queries and the end of the last, `[sequences + 1]`, 32 bits",
+        packed_keys: PosencBuffer => "their first keys and the end of the last, `[sequences + 1]`, 32 bits",
+    }
 }
 
 /// Memory of the caller on the device: an address and how many elements it holds.
 ///
 /// The caller's stream orders its use, so that there is no event to wait for or to record.
-pub(crate) struct Foreign<T> {
+#[derive(Clone, Copy)]
+pub(crate) struct Foreign<'a> {
     address: sys::CUdeviceptr,
     len: usize,
-    stream: Arc<CudaStream>,
-    element: std::marker::PhantomData<T>,
+    stream: &'a Arc<CudaStream>,
 }
 
-impl<T> Foreign<T> {
-    fn new(gpu: &Gpu, name: &str, address: u64, len: u64) -> Result<Self, Failure> {
-        // An empty tensor of other libraries has no address.
-        if address == 0 && len > 0 {
-            return Err(Failure::argument(format!("{name} is null")));
-        }
-        if !address.is_multiple_of(align_of::<T>() as u64) {
-            let align = align_of::<T>();
-            return Err(Failure::argument(format!(
-                "{name} lies at {address:#x}, its elements need multiples of {align}"
-            )));
-        }
-        let element = std::marker::PhantomData;
-        Ok(Self { address, len: size(name, len)?, stream: gpu.stream().clone(), element })
-    }
-}
-
-impl<T> DeviceSlice<T> for Foreign<T> {
+impl<T> DeviceSlice<T> for Foreign<'_> {
     fn len(&self) -> usize {
         self.len
     }
     fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
+        self.stream
     }
 }
 
-impl<T> DevicePtr<T> for Foreign<T> {
+impl<T> DevicePtr<T> for Foreign<'_> {
     fn device_ptr<'a>(&'a self, _: &'a CudaStream) -> (sys::CUdeviceptr, SyncOnDrop<'a>) {
         (self.address, SyncOnDrop::Sync(None))
     }
 }
 
-impl<T> DevicePtrMut<T> for Foreign<T> {
+impl<T> DevicePtrMut<T> for Foreign<'_> {
     fn device_ptr_mut<'a>(&'a mut self, _: &'a CudaStream) -> (sys::CUdeviceptr, SyncOnDrop<'a>) {
         (self.address, SyncOnDrop::Sync(None))
     }
 }
 
+/// The most buffers of one call.
+const MOST: usize = 24;
+
+/// Buffers of one call, for as long as it lasts.
+pub(crate) struct Scope<'a> {
+    gpu: &'a Gpu,
+    free: Cell<&'a mut [Foreign<'a>]>,
+}
+
+impl<'a> Scope<'a> {
+    /// Room for the buffers of a call.
+    pub(crate) fn slots(gpu: &'a Gpu) -> [Foreign<'a>; MOST] {
+        [Foreign { address: 0, len: 0, stream: gpu.stream() }; MOST]
+    }
+
+    pub(crate) fn new(gpu: &'a Gpu, slots: &'a mut [Foreign<'a>; MOST]) -> Self {
+        Self { gpu, free: Cell::new(slots) }
+    }
+
+    fn put<T>(&self, name: &str, address: u64, len: u64) -> Result<&'a mut Foreign<'a>, Failure> {
+        // An empty tensor of other libraries has no address.
+        if address == 0 && len > 0 {
+            return Err(Failure::argument(format!("{name} is null")));
+        }
+        let align = align_of::<T>();
+        if !address.is_multiple_of(align as u64) {
+            let text = format!("{name} lies at {address:#x}, its elements need multiples of {align}");
+            return Err(Failure::argument(text));
+        }
+        let Some((slot, rest)) = self.free.take().split_first_mut() else {
+            return Err(Failure::argument(format!("{name} is one buffer too many for a call")));
+        };
+        self.free.set(rest);
+        *slot = Foreign { address, len: len as usize, stream: self.gpu.stream() };
+        Ok(slot)
+    }
+}
+
 impl PosencBuffer {
-    /// The memory, which must be there.
-    pub(crate) fn get<T>(&self, gpu: &Gpu, name: &str) -> Result<Foreign<T>, Failure> {
-        Foreign::new(gpu, name, self.data, self.len)
+    /// The memory, to be read.
+    pub(crate) fn read<'a, T>(&self, scope: &Scope<'a>, name: &str) -> Result<Read<'a, T>, Failure> {
+        Ok(scope.put::<T>(name, self.data, self.len)?)
     }
 
-    /// The memory, if there is any.
-    pub(crate) fn optional<T>(&self, gpu: &Gpu, name: &str) -> Result<Option<Foreign<T>>, Failure> {
-        if self.data == 0 { Ok(None) } else { self.get(gpu, name).map(Some) }
+    /// The memory, to be written.
+    pub(crate) fn write<'s, 'a: 's, T>(&self, scope: &Scope<'a>, name: &str) -> Result<Write<'s, T>, Failure> {
+        Ok(scope.put::<T>(name, self.data, self.len)?)
+    }
+
+    /// The memory, if there is any, to be read.
+    pub(crate) fn read_some<'a, T>(&self, scope: &Scope<'a>, name: &str) -> Result<Option<Read<'a, T>>, Failure> {
+        if self.data == 0 { Ok(None) } else { self.read(scope, name).map(Some) }
+    }
+
+    /// The memory, if there is any, to be written.
+    pub(crate) fn write_some<'s, 'a: 's, T>(
+        &self,
+        scope: &Scope<'a>,
+        name: &str,
+    ) -> Result<Option<Write<'s, T>>, Failure> {
+        if self.data == 0 { Ok(None) } else { self.write(scope, name).map(Some) }
     }
 }
 
-/// As an argument of the crate.
-pub(crate) fn read<T>(buffer: &Option<Foreign<T>>) -> Option<Read<'_, T>> {
-    buffer.as_ref().map(|buffer| buffer as Read<'_, T>)
+/// The shape of the crate, and tensors of it.
+macro_rules! shape {
+    ($($Name:ident => $Shape:ident { $($size:ident),* })*) => {$(
+        impl $Name {
+            pub(crate) fn shape(&self) -> $Shape {
+                $Shape {
+                    $($size: self.$size as usize,)*
+                    offset: self.offset as usize,
+                    strides: self.strides.map(|stride| stride as usize),
+                }
+            }
+
+            /// A tensor of this shape, to be read.
+            pub(crate) fn of<'a, T>(
+                &self,
+                x: &PosencBuffer,
+                scope: &Scope<'a>,
+                name: &str,
+            ) -> Result<View<'a, T, $Shape>, Failure> {
+                Ok(self.shape().of(x.read(scope, name)?))
+            }
+
+            /// A tensor of this shape, if there is one, to be read.
+            #[allow(dead_code, reason = "heads are never optional")]
+            pub(crate) fn of_some<'a, T>(
+                &self,
+                x: &PosencBuffer,
+                scope: &Scope<'a>,
+                name: &str,
+            ) -> Result<Option<View<'a, T, $Shape>>, Failure> {
+                if x.data == 0 { Ok(None) } else { self.of(x, scope, name).map(Some) }
+            }
+
+            /// A tensor of this shape, to be written, or changed in place.
+            pub(crate) fn of_mut<'s, 'a: 's, T>(
+                &self,
+                x: &PosencBuffer,
+                scope: &Scope<'a>,
+                name: &str,
+            ) -> Result<ViewMut<'s, T, $Shape>, Failure> {
+                Ok(self.shape().of_mut(x.write(scope, name)?))
+            }
+
+            /// A tensor of this shape, changed in place unless there is an `out`.
+            #[allow(dead_code, reason = "embeddings are changed in place alone")]
+            pub(crate) fn update<'a, T>(
+                &self,
+                x: &PosencBuffer,
+                (out, out_shape): (&PosencBuffer, &Self),
+                scope: &Scope<'a>,
+                [name, out_name]: [&str; 2],
+            ) -> Result<Update<'a, T, $Shape>, Failure> {
+                if out.data == 0 {
+                    return Ok(self.of_mut(x, scope, name)?.into());
+                }
+                Ok(self.of(x, scope, name)?.to(out_shape.of_mut(out, scope, out_name)?))
+            }
+        }
+    )*};
 }
 
-/// As an argument of the crate that is written.
-pub(crate) fn write<T>(buffer: &mut Option<Foreign<T>>) -> Option<posenc::gpu::Write<'_, T>> {
-    buffer.as_mut().map(|buffer| buffer as posenc::gpu::Write<'_, T>)
-}
-
-/// Integers of one of their types.
-pub(crate) enum ForeignIds {
-    I32(Foreign<i32>),
-    I64(Foreign<i64>),
-    U32(Foreign<u32>),
+shape! {
+    PosencTokens => Tokens { batch, tokens, dim }
+    PosencHeads => Heads { batch, tokens, heads, dim }
+    PosencLogits => Logits { batch, heads, queries, keys }
 }
 
 impl PosencIds {
-    pub(crate) fn get(&self, gpu: &Gpu, name: &str) -> Result<ForeignIds, Failure> {
-        Ok(match self.element {
-            POSENC_I32 => ForeignIds::I32(Foreign::new(gpu, name, self.data, self.len)?),
-            POSENC_I64 => ForeignIds::I64(Foreign::new(gpu, name, self.data, self.len)?),
-            POSENC_U32 => ForeignIds::U32(Foreign::new(gpu, name, self.data, self.len)?),
+    pub(crate) fn get<'a>(&self, scope: &Scope<'a>, name: &str) -> Result<Ids<'a>, Failure> {
+        let Self { data, len, element, .. } = *self;
+        Ok(match element {
+            POSENC_I32 => Ids::I32(scope.put::<i32>(name, data, len)?),
+            POSENC_I64 => Ids::I64(scope.put::<i64>(name, data, len)?),
+            POSENC_U32 => Ids::U32(scope.put::<u32>(name, data, len)?),
             other => return Err(unknown("the type of integers", other)),
         })
     }
 
-    pub(crate) fn optional(&self, gpu: &Gpu, name: &str) -> Result<Option<ForeignIds>, Failure> {
-        if self.data == 0 { Ok(None) } else { self.get(gpu, name).map(Some) }
+    pub(crate) fn some<'a>(&self, scope: &Scope<'a>, name: &str) -> Result<Option<Ids<'a>>, Failure> {
+        if self.data == 0 { Ok(None) } else { self.get(scope, name).map(Some) }
     }
-}
-
-impl ForeignIds {
-    pub(crate) fn ids(&self) -> Ids<'_> {
-        match self {
-            Self::I32(ids) => Ids::I32(ids),
-            Self::I64(ids) => Ids::I64(ids),
-            Self::U32(ids) => Ids::U32(ids),
-        }
-    }
-}
-
-/// Buffers of positions, for as long as a call.
-pub(crate) struct ForeignPositions {
-    call: PosencPositions,
-    ids: Option<ForeignIds>,
-    indptr: Option<Foreign<i32>>,
 }
 
 impl PosencPositions {
-    pub(crate) fn get(&self, gpu: &Gpu) -> Result<ForeignPositions, Failure> {
-        let ids = match self.kind {
-            POSENC_IDS | POSENC_STARTS => Some(self.ids.get(gpu, "ids")?),
-            POSENC_PACKED => self.ids.optional(gpu, "ids")?,
-            POSENC_COUNTED => None,
+    pub(crate) fn get<'a>(&self, scope: &Scope<'a>) -> Result<Positions<Ids<'a>>, Failure> {
+        let mut positions = match self.kind {
+            POSENC_IDS => Positions::ids(self.ids.get(scope, "ids")?),
+            POSENC_STARTS => Positions::starts(self.ids.get(scope, "ids")?),
+            POSENC_COUNTED => Positions::counted(),
+            POSENC_PACKED => {
+                let indptr = Ids::I32(self.indptr.read(scope, "indptr")?);
+                let packed = Positions::packed(indptr, self.sequences as usize);
+                match self.ids.some(scope, "ids")? {
+                    None => packed,
+                    Some(first) => packed.starting_at(first),
+                }
+            }
             other => return Err(unknown("the kind of positions", other)),
         };
-        let indptr = if self.kind == POSENC_PACKED { Some(self.indptr.get(gpu, "indptr")?) } else { None };
-        Ok(ForeignPositions { call: *self, ids, indptr })
+        if self.axis_stride != 0 {
+            positions = positions.axis_stride(self.axis_stride as usize);
+        }
+        Ok(if switch("shared", self.shared)? { positions.shared() } else { positions })
     }
 }
 
-impl ForeignPositions {
-    pub(crate) fn positions(&self) -> Result<Positions<'_>, Failure> {
-        let mut positions = match (&self.indptr, &self.ids) {
-            (Some(indptr), ids) => {
-                let packed = Positions::packed(indptr, size("sequences", self.call.sequences)?);
-                match ids {
-                    None => packed,
-                    Some(ForeignIds::I32(ids)) => packed.from(ids),
-                    Some(ForeignIds::I64(ids)) => packed.from(ids),
-                    Some(ForeignIds::U32(ids)) => packed.from(ids),
-                }
-            }
-            (None, None) => Positions::counted(),
-            (None, Some(ids)) => {
-                let starts = self.call.kind == POSENC_STARTS;
-                match ids {
-                    ForeignIds::I32(ids) if starts => Positions::starts(ids),
-                    ForeignIds::I64(ids) if starts => Positions::starts(ids),
-                    ForeignIds::U32(ids) if starts => Positions::starts(ids),
-                    ForeignIds::I32(ids) => Positions::ids(ids),
-                    ForeignIds::I64(ids) => Positions::ids(ids),
-                    ForeignIds::U32(ids) => Positions::ids(ids),
-                }
-            }
+impl PosencPlace {
+    fn get<'a>(&self, scope: &Scope<'a>, name: &str) -> Result<Place<Read<'a, i32>>, Failure> {
+        match self.kind {
+            POSENC_PLACE_COUNTED => Ok(Place::Counted(self.start)),
+            POSENC_PLACE_BOTTOM_RIGHT => Ok(Place::BottomRight),
+            POSENC_PLACE_IDS => Ok(Place::Ids(self.ids.read(scope, name)?)),
+            other => Err(unknown("the kind of a place", other)),
+        }
+    }
+}
+
+impl PosencPlaces {
+    pub(crate) fn get<'a>(&self, scope: &Scope<'a>) -> Result<Places<Read<'a, i32>>, Failure> {
+        let packed = match self.sequences {
+            0 => None,
+            sequences => Some(posenc::Packed {
+                queries: self.packed_queries.read(scope, "packed_queries")?,
+                keys: self.packed_keys.read(scope, "packed_keys")?,
+                sequences: sequences as usize,
+            }),
         };
-        if self.call.axis_stride != 0 {
-            positions = positions.axis_stride(size("axis_stride", self.call.axis_stride)?);
-        }
-        if switch("shared", self.call.shared)? {
-            positions = positions.shared();
-        }
-        Ok(positions)
+        Ok(Places {
+            queries: self.queries.get(scope, "query positions")?,
+            keys: self.keys.get(scope, "key positions")?,
+            query_lengths: self.queries.lengths.read_some(scope, "query lengths")?,
+            key_lengths: self.keys.lengths.read_some(scope, "key lengths")?,
+            packed,
+        })
     }
 }

@@ -4,21 +4,34 @@ use std::cell::RefCell;
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::header::header;
+
 /// 0 for success, else one of the constants below.
 pub type PosencStatus = i32;
 
-/// Done.
-pub const POSENC_OK: PosencStatus = 0;
-/// A pointer is null, a struct has an unknown version or another size, a constant is unknown.
-pub const POSENC_ARGUMENT: PosencStatus = 1;
-/// A value, a length or a shape breaks a rule.
-pub const POSENC_VALUE: PosencStatus = 2;
-/// There is no driver, no device, or no kernel for it.
-pub const POSENC_DEVICE: PosencStatus = 3;
-/// The driver refused a call.
-pub const POSENC_DRIVER: PosencStatus = 4;
-/// A fault of this library.
-pub const POSENC_INTERNAL: PosencStatus = 5;
+header! {{}
+    constants PosencStatus {
+        POSENC_OK = 0: "Statuses: done.",
+        POSENC_ARGUMENT = 1: "A pointer is null, a struct has an unknown version or another size, a constant is unknown.",
+        POSENC_VALUE = 2: "A value, a length or a shape breaks a rule.",
+        POSENC_DEVICE = 3: "There is no driver, no device, or no kernel for it.",
+        POSENC_DRIVER = 4: "The driver refused a call.",
+        POSENC_INTERNAL = 5: "A bug of this library.",
+    }
+
+    /// The sentence to the last status of this thread that was not 0; empty if there was none. It stays until the thread's next
+    /// call that fails.
+    fn posenc_last_error() -> *const c_char {
+        LAST.with(|last| last.borrow().as_ptr())
+    }
+    /// Major version times 10000, minor times 100, patch.
+    fn posenc_version() -> u32 {
+        let part = |text: &str| text.bytes().fold(0u32, |sum, digit| sum * 10 + u32::from(digit - b'0'));
+        let [major, minor, patch] =
+            [env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"), env!("CARGO_PKG_VERSION_PATCH")].map(part);
+        major * 10_000 + minor * 100 + patch
+    }
+}
 
 /// Why a call failed.
 pub(crate) struct Failure {
@@ -64,20 +77,4 @@ pub(crate) fn guarded(body: impl FnOnce() -> Result<(), Failure>) -> PosencStatu
             status
         }
     }
-}
-
-/// The sentence to the last status of this thread that was not 0; empty if there was none. It stays until the thread's next
-/// call that fails.
-#[unsafe(no_mangle)]
-pub extern "C" fn posenc_last_error() -> *const c_char {
-    LAST.with(|last| last.borrow().as_ptr())
-}
-
-/// Major version times 10000, minor times 100, patch.
-#[unsafe(no_mangle)]
-pub extern "C" fn posenc_version() -> u32 {
-    let part = |text: &str| text.bytes().fold(0u32, |sum, digit| sum * 10 + u32::from(digit - b'0'));
-    let [major, minor, patch] =
-        [env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"), env!("CARGO_PKG_VERSION_PATCH")].map(part);
-    major * 10_000 + minor * 100 + patch
 }

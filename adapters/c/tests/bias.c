@@ -1,4 +1,4 @@
-/* Every operation of the bias room through posenc.h, against its formula in double, with its gradients. */
+/* Every operation of the rooms bias and attend through posenc.h, against its formula in double, with its gradients. */
 #include "device.h"
 
 enum { BATCH = 2, HEADS = 2, QUERIES = 5, KEYS = 6, ROWS = BATCH * HEADS * QUERIES, N = ROWS * KEYS };
@@ -19,13 +19,19 @@ static void check_bias(PosencBias *bias, const double *want) {
     PosencBiasCall call = POSENC_INIT(PosencBiasCall);
     call.x = BUFFER(x);
     call.shape = logits();
-    call.places.queries.kind = POSENC_PLACE_LAST;
+    call.places.queries.kind = POSENC_PLACE_BOTTOM_RIGHT;
     OK(posenc_bias_add(bias, &call));
     download(got, call.x, sizeof got);
     for (int i = 0; i < N; ++i) CHECK(near(got[i], x[i] + want[i], 4e-6));
     OK(posenc_bias_write(bias, &call));
     download(got, call.x, sizeof got);
     for (int i = 0; i < N; ++i) CHECK(near(got[i], want[i], 4e-6));
+    float gates[ROWS];
+    fill(gates, ROWS, 9);
+    call.gates = BUFFER(gates);
+    OK(posenc_bias_write(bias, &call));
+    download(got, call.x, sizeof got);
+    for (int i = 0; i < N; ++i) CHECK(near(got[i], gates[i / KEYS] * want[i], 8e-6));
     call.shape.heads = 1;
     REFUSED(posenc_bias_write(bias, &call), POSENC_VALUE, "the bias has 2 heads, the logits have 1");
     call.shape = logits();
@@ -77,6 +83,18 @@ static void biases(void) {
     check_bias(bias, want);
     alibi.heads = 3;
     REFUSED(posenc_bias_alibi_new(gpu, &alibi, POSENC_F32, &bias), POSENC_VALUE, "outside a model of 2 heads");
+
+    /* The same in MPT's rounding: a number per key, 0 at the last. */
+    PosencKeyOnlySpec library = POSENC_INIT(PosencKeyOnlySpec);
+    alibi.heads = HEADS;
+    library.alibi = alibi;
+    library.library = POSENC_KEY_ONLY_MPT;
+    library.keys = KEYS;
+    OK(posenc_bias_key_only_new(gpu, &library, POSENC_F32, &bias));
+    for (int i = 0; i < N; ++i) want[i] = (i % KEYS - (KEYS - 1)) * (head_of(i) ? 1.0 / 256 : 1.0 / 16);
+    check_bias(bias, want);
+    library.library = 4;
+    REFUSED(posenc_bias_key_only_new(gpu, &library, POSENC_F32, &bias), POSENC_ARGUMENT, "library is 4");
 
     const float left[HEADS] = {0.5f, 0.25f}, right[HEADS] = {2.0f, 3.0f};
     PosencSlopesSpec slopes = POSENC_INIT(PosencSlopesSpec);
@@ -199,7 +217,7 @@ static void softmaxes(void) {
     call.shape = call.out_shape = logits();
     call.out = BUFFER(out);
     call.inputs.bias = bias;
-    call.inputs.places.queries.kind = POSENC_PLACE_LAST;
+    call.inputs.places.queries.kind = POSENC_PLACE_BOTTOM_RIGHT;
     call.inputs.gates = BUFFER(gates);
     call.inputs.mask = BUFFER(mask);
     call.inputs.mask_shape = (PosencLogits){BATCH, 1, 1, KEYS, 0, {KEYS, KEYS, KEYS}};
@@ -267,7 +285,7 @@ static void softmaxes(void) {
     PosencSoftmaxCall decode = POSENC_INIT(PosencSoftmaxCall);
     decode.x = BUFFER(x);
     decode.shape = (PosencLogits){BATCH, HEADS, 1, KEYS, 0, {HEADS * KEYS, KEYS, KEYS}};
-    decode.inputs.places.queries.kind = POSENC_PLACE_LAST;
+    decode.inputs.places.queries.kind = POSENC_PLACE_BOTTOM_RIGHT;
     decode.inputs.places.keys.lengths = BUFFER(lengths);
     OK(posenc_softmax_apply(softmax, &decode));
     download(out, decode.x, sizeof out);
@@ -287,7 +305,7 @@ static void softmaxes(void) {
     packed.x = call.x;
     packed.shape = logits();
     packed.shape.batch = 1;
-    packed.inputs.places.queries.kind = POSENC_PLACE_LAST;
+    packed.inputs.places.queries.kind = POSENC_PLACE_BOTTOM_RIGHT;
     packed.inputs.places.sequences = 2;
     packed.inputs.places.packed_queries = BUFFER(first_queries);
     packed.inputs.places.packed_keys = BUFFER(first_keys);
@@ -313,7 +331,7 @@ static void softmaxes(void) {
     REFUSED(posenc_softmax_apply(softmax, &wrong), POSENC_ARGUMENT, "the kind of a place is 9");
     wrong = call;
     wrong.out.data = wrong.x.data;
-    REFUSED(posenc_softmax_apply(softmax, &wrong), POSENC_VALUE, "share memory");
+    REFUSED(posenc_softmax_apply(softmax, &wrong), POSENC_VALUE, "may overlap in one buffer");
     PosencSoftmax *half = NULL, *none = NULL;
     OK(posenc_softmax_new(gpu, &spec, POSENC_F16, &half));
     REFUSED(posenc_softmax_apply(half, &call), POSENC_ARGUMENT, "the bias is for f32, the logits are f16");
@@ -342,7 +360,7 @@ static void run_grad(PosencDistanceGrad *plan, PosencBuffer g, const double *wan
     PosencDistanceGradCall call = POSENC_INIT(PosencDistanceGradCall);
     call.grad = g;
     call.shape = logits();
-    call.places.queries.kind = POSENC_PLACE_LAST;
+    call.places.queries.kind = POSENC_PLACE_BOTTOM_RIGHT;
     call.out = (PosencBuffer){upload(got, sizeof got), len};
     call.factor = 2.0f;
     OK(posenc_distance_grad_apply(plan, &call));
@@ -357,7 +375,7 @@ static void distance_grads(void) {
     float g[N];
     fill(g, N, 8);
     PosencBuffer buffer = BUFFER(g);
-    PosencLogits room = logits();
+    PosencLogits max_shape = logits();
     PosencDistanceGrad *plan = NULL;
 
     PosencT5Spec t5 = POSENC_INIT(PosencT5Spec);
@@ -365,14 +383,14 @@ static void distance_grads(void) {
     t5.max_distance = 20;
     t5.heads = HEADS;
     t5.bidirectional = 1;
-    OK(posenc_distance_grad_t5_new(gpu, &t5, &room, POSENC_F32, &plan));
+    OK(posenc_distance_grad_t5_new(gpu, &t5, &max_shape, POSENC_F32, &plan));
     double table[BUCKETS * HEADS] = {0};
     for (int i = 0; i < N; ++i) table[bucket(distance_of(i)) * HEADS + head_of(i)] += g[i];
     run_grad(plan, buffer, table, BUCKETS * HEADS, 1e-4);
 
     PosencSlopesGradSpec slopes = POSENC_INIT(PosencSlopesGradSpec);
     slopes.heads = HEADS;
-    OK(posenc_distance_grad_slopes_new(gpu, &slopes, &room, POSENC_F32, &plan));
+    OK(posenc_distance_grad_slopes_new(gpu, &slopes, &max_shape, POSENC_F32, &plan));
     double sides[2 * HEADS] = {0};
     for (int i = 0; i < N; ++i) {
         int d = distance_of(i);
@@ -384,7 +402,7 @@ static void distance_grads(void) {
     row.heads = HEADS;
     row.first = LEAST;
     row.distances = COUNT;
-    OK(posenc_distance_grad_row_new(gpu, &row, &room, POSENC_F32, &plan));
+    OK(posenc_distance_grad_row_new(gpu, &row, &max_shape, POSENC_F32, &plan));
     double numbers[HEADS * COUNT] = {0};
     for (int i = 0; i < N; ++i) numbers[head_of(i) * COUNT + distance_of(i) - LEAST] += g[i];
     run_grad(plan, buffer, numbers, HEADS * COUNT, 1e-4);
@@ -396,7 +414,7 @@ static void distance_grads(void) {
     kerple.a = a;
     kerple.least = LEAST;
     kerple.most = KEYS;
-    OK(posenc_distance_grad_kerple_new(gpu, &kerple, &room, POSENC_F32, &plan));
+    OK(posenc_distance_grad_kerple_new(gpu, &kerple, &max_shape, POSENC_F32, &plan));
     double both[2 * HEADS] = {0};
     for (int i = 0; i < N; ++i) {
         int h = head_of(i), d = abs(distance_of(i));
@@ -406,7 +424,7 @@ static void distance_grads(void) {
     run_grad(plan, buffer, both, 2 * HEADS, 1e-3);
     PosencFireSpec fire = fire_spec();
     PosencFireGrad *network = NULL;
-    OK(posenc_fire_grad_new(gpu, &fire, &room, POSENC_F32, &network));
+    OK(posenc_fire_grad_new(gpu, &fire, &max_shape, POSENC_F32, &network));
     uint64_t len = 0;
     OK(posenc_fire_grad_len(network, &len));
     CHECK(len == 2 + 3 + 3 + HEADS * 3 + HEADS);
@@ -414,7 +432,7 @@ static void distance_grads(void) {
     PosencDistanceGradCall call = POSENC_INIT(PosencDistanceGradCall);
     call.grad = buffer;
     call.shape = logits();
-    call.places.queries.kind = POSENC_PLACE_LAST;
+    call.places.queries.kind = POSENC_PLACE_BOTTOM_RIGHT;
     call.out = BUFFER(got);
     call.factor = 1.0f;
     OK(posenc_fire_grad_apply(network, &call));
@@ -436,7 +454,7 @@ static void distance_grads(void) {
     REFUSED(posenc_fire_grad_apply(network, &call), POSENC_VALUE, "out holds 15 elements");
     OK(posenc_fire_grad_free(network));
 
-    REFUSED(posenc_distance_grad_t5_new(gpu, &t5, NULL, POSENC_F32, &plan), POSENC_ARGUMENT, "room is null");
+    REFUSED(posenc_distance_grad_t5_new(gpu, &t5, NULL, POSENC_F32, &plan), POSENC_ARGUMENT, "max_shape is null");
 }
 
 int main(void) {

@@ -79,7 +79,7 @@ static void timesteps(void) {
         PosencTimestepCall call = POSENC_INIT(PosencTimestepCall);
         call.out = BUFFER(got);
         call.t = (PosencBuffer){type ? upload(t, sizeof t) : upload(single, sizeof single), 3};
-        call.times = 3;
+        call.tokens = (PosencTokens){1, 3, DIM, 0, {3 * DIM, DIM}};
         call.t_element = type ? POSENC_F64 : POSENC_F32;
         OK(posenc_timestep_write(plan, &call));
         download(got, call.out, sizeof got);
@@ -124,7 +124,7 @@ static void grids(void) {
     PosencGridMaskedCall masked = POSENC_INIT(PosencGridMaskedCall);
     masked.out = call.x;
     masked.mask = BUFFER(mask);
-    masked.batch = BATCH;
+    masked.tokens = tokens();
     masked.rows = 2;
     masked.columns = 3;
     OK(posenc_grid_write_masked(plan, &masked));
@@ -172,20 +172,20 @@ static void learned(void) {
     spec.norm = POSENC_NORM_LAYER;
     spec.eps = 1e-5;
     PosencLearned *plan = NULL;
-    PosencFault *fault = NULL;
+    PosencErrorFlag *flag = NULL;
     OK(posenc_learned_new(gpu, &spec, POSENC_F32, &plan));
-    OK(posenc_fault_new(gpu, &fault));
+    OK(posenc_error_flag_new(gpu, &flag));
     memset(y, 0, sizeof y);
     PosencLearnedCall call = POSENC_INIT(PosencLearnedCall);
     call.x = BUFFER(y);
     call.tokens = tokens();
-    call.weights = (PosencWeights){BUFFER(token), BUFFER(position), BUFFER(types), BUFFER(gain), BUFFER(bias)};
-    call.inputs.ids = (PosencIds){upload(ids, sizeof ids), BATCH * TOKENS, POSENC_I64, 0};
-    call.inputs.types = (PosencIds){upload(kinds, sizeof kinds), BATCH * TOKENS, POSENC_I32, 0};
-    call.inputs.positions.kind = POSENC_COUNTED;
-    call.fault = fault;
+    call.tables = (PosencTables){BUFFER(token), BUFFER(position), BUFFER(types), BUFFER(gain), BUFFER(bias)};
+    call.lookup.ids = (PosencIds){upload(ids, sizeof ids), BATCH * TOKENS, POSENC_I64, 0};
+    call.lookup.types = (PosencIds){upload(kinds, sizeof kinds), BATCH * TOKENS, POSENC_I32, 0};
+    call.lookup.positions.kind = POSENC_COUNTED;
+    call.flag = flag;
     OK(posenc_learned_gather(plan, &call));
-    OK(posenc_fault_check(fault));
+    OK(posenc_error_flag_check(flag));
     download(got, call.x, sizeof got);
     for (int i = 0; i < N; ++i) CHECK(near(got[i], truth[i] * gain[i % DIM] + bias[i % DIM], 1e-5));
 
@@ -195,49 +195,43 @@ static void learned(void) {
     rows_call.rows = BUFFER(rows);
     rows_call.batch = BATCH;
     rows_call.tokens = TOKENS;
-    rows_call.inputs = call.inputs;
+    rows_call.lookup = call.lookup;
     OK(posenc_learned_rows(plan, &rows_call));
     download(rows, rows_call.rows, sizeof rows);
     for (int i = 0; i < BATCH * TOKENS; ++i) CHECK(rows[i] == i % TOKENS + 2);
 
     /* An id outside its table raises the flag, which is then down again. */
     PosencLearnedCall outside = call;
-    outside.weights.token.len = 5 * DIM;
+    outside.tables.token.len = 5 * DIM;
     OK(posenc_learned_gather(plan, &outside));
-    REFUSED(posenc_fault_check(fault), POSENC_VALUE, "token 4: its id lies outside the token table of 5 rows");
-    OK(posenc_fault_check(fault));
-    outside.weights.token.len = DIM + 1;
+    REFUSED(posenc_error_flag_check(flag), POSENC_VALUE, "token 4: its id lies outside the token table of 5 rows");
+    OK(posenc_error_flag_check(flag));
+    outside.tables.token.len = DIM + 1;
     REFUSED(posenc_learned_gather(plan, &outside), POSENC_VALUE, "its rows hold 12");
     outside = call;
-    outside.inputs.ids.data = 0;
+    outside.lookup.ids.data = 0;
     REFUSED(posenc_learned_gather(plan, &outside), POSENC_VALUE, "ids are missing");
-    outside.inputs.positions.kind = 9;
+    outside.lookup.positions.kind = 9;
     REFUSED(posenc_learned_gather(plan, &outside), POSENC_ARGUMENT, "the kind of positions is 9");
-    REFUSED(posenc_fault_check(NULL), POSENC_ARGUMENT, "fault is null");
+    REFUSED(posenc_error_flag_check(NULL), POSENC_ARGUMENT, "flag is null");
 
     /* Gradients: of the sum, of gain and bias, of the counted table, of the token table. */
     float g[N], zeros[N] = {0}, gain_grad[DIM] = {0}, bias_grad[DIM] = {0};
     fill(g, N, 8);
     PosencLearnedGrad *grad = NULL;
-    OK(posenc_learned_grad_new(gpu, &spec, POSENC_F32, &grad));
-    uint64_t partials = 0;
     PosencTokens shape = tokens();
-    OK(posenc_learned_grad_partials(grad, &shape, &partials));
-    CHECK(partials > 0 && partials % (2 * DIM) == 0);
+    OK(posenc_learned_grad_new(gpu, &spec, &shape, POSENC_F32, &grad));
     PosencNormGradCall norm = POSENC_INIT(PosencNormGradCall);
     norm.sum = BUFFER(zeros);
     norm.gain = BUFFER(gain_grad);
     norm.bias = BUFFER(bias_grad);
-    float *room = calloc(partials, sizeof *room);
-    norm.partials = (PosencBuffer){upload(room, partials * sizeof *room), partials};
-    free(room);
     norm.grad = BUFFER(g);
-    norm.tokens = shape;
-    norm.weights = call.weights;
-    norm.inputs = call.inputs;
-    norm.fault = fault;
+    norm.sum_tokens = norm.grad_tokens = shape;
+    norm.tables = call.tables;
+    norm.lookup = call.lookup;
+    norm.flag = flag;
     OK(posenc_learned_grad_norm(grad, &norm));
-    OK(posenc_fault_check(fault));
+    OK(posenc_error_flag_check(flag));
     float sum[N];
     download(sum, norm.sum, sizeof sum);
     for (int i = 0; i < BATCH * TOKENS; ++i) {
@@ -276,25 +270,21 @@ static void learned(void) {
     uint32_t order[BATCH * TOKENS] = {0};
     PosencOrderCall order_call = POSENC_INIT(PosencOrderCall);
     order_call.order = BUFFER(order);
-    order_call.ids = call.inputs.ids;
+    order_call.ids = call.lookup.ids;
     order_call.count = BATCH * TOKENS;
     OK(posenc_learned_grad_order(grad, &order_call));
     order_call.count = 2000;
     order_call.order.len = order_call.ids.len = 2000;
-    REFUSED(posenc_learned_grad_order(grad, &order_call), POSENC_VALUE, "between is missing");
+    REFUSED(posenc_learned_grad_order(grad, &order_call), POSENC_VALUE, "scratch memory");
     download(order, order_call.order, sizeof order);
     CHECK(order[0] == 11 && order[1] == 1 && order[2] == 3 && order[11] == 7);
     table.table = BUFFER(token_grad);
     table.rows = VOCABULARY;
-    table.ids = call.inputs.ids;
+    table.ids = call.lookup.ids;
     table.order = order_call.order;
     table.scale = 1.5;
     table.has_skipped = 1;
     table.skipped = 5;
-    OK(posenc_learned_grad_table_partials(grad, &shape, &partials));
-    room = calloc(partials, sizeof *room);
-    table.partials = (PosencBuffer){upload(room, partials * sizeof *room), partials};
-    free(room);
     OK(posenc_learned_grad_table(grad, &table));
     download(token_grad, table.table, sizeof token_grad);
     for (int row = 0; row < VOCABULARY; ++row) {
@@ -311,7 +301,7 @@ static void learned(void) {
     REFUSED(posenc_learned_grad_table(grad, &table), POSENC_ARGUMENT, "accumulate is 3");
     OK(posenc_learned_grad_free(grad));
     OK(posenc_learned_free(plan));
-    OK(posenc_fault_free(fault));
+    OK(posenc_error_flag_free(flag));
 }
 
 static void resampled(void) {
@@ -329,7 +319,8 @@ static void resampled(void) {
     PosencResampleCall call = POSENC_INIT(PosencResampleCall);
     call.table = BUFFER(table);
     call.resampled = BUFFER(out);
-    call.dim = DIM;
+    call.table_tokens = (PosencTokens){1, 3, DIM, 0, {3 * DIM, DIM}};
+    call.resampled_tokens = (PosencTokens){1, 5, DIM, 0, {5 * DIM, DIM}};
     OK(posenc_resample_write(plan, &call));
     download(out, call.resampled, sizeof out);
     const double weight[4] = {0.0, 0.25, 0.75, 1.0};
@@ -348,11 +339,14 @@ static void resampled(void) {
         for (int i = 0; i < 4; ++i) want += weight[i] * out[(i + 1) * DIM + c];
         CHECK(near(back[2 * DIM + c], want, 2e-6));
     }
-    call.dim = 0;
-    REFUSED(posenc_resample_write(plan, &call), POSENC_VALUE, "dim is 0");
+    call.table_tokens = (PosencTokens){1, 3, 6, 0, {18, 6}};
+    REFUSED(posenc_resample_write(plan, &call), POSENC_VALUE, "table has 6 channels and out 12, they must be equal");
     PosencResample *none = NULL;
     spec.filter = 4;
     REFUSED(posenc_resample_new(gpu, &spec, POSENC_F32, &none), POSENC_ARGUMENT, "filter is 4");
+    spec.filter = POSENC_BICUBIC;
+    spec.weighting = 2;
+    REFUSED(posenc_resample_new(gpu, &spec, POSENC_F32, &none), POSENC_ARGUMENT, "weighting is 2");
     OK(posenc_resample_free(plan));
 }
 

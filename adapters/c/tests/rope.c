@@ -1,6 +1,8 @@
 /* Rotates queries and keys through posenc.h and compares them with a rotation in double; then provokes every refusal. */
 #include "device.h"
 
+#include <unistd.h>
+
 enum { TOKENS = 5, Q_HEADS = 3, K_HEADS = 2, DIM = 24, ROTARY = 16, Q = TOKENS * Q_HEADS * DIM, K = TOKENS * K_HEADS * DIM };
 
 /* What the header promises, in double. */
@@ -24,6 +26,262 @@ static double worst(const float *before, const float *after, int heads, const in
 
 static PosencHeads heads(uint64_t count) {
     return (PosencHeads){1, TOKENS, count, DIM, 0, {TOKENS * count * DIM, count * DIM, DIM}};
+}
+
+/* The frequency of each pair, as a plan of `spec` turns position 1: queries of one head whose pairs are (1, 0). */
+static void frequencies_of(PosencRope *rope, PosencBuffer x, PosencBuffer y, const int64_t *position, int axes, double *turns) {
+    float unit[DIM] = {0}, got[DIM];
+    for (int i = 0; i < ROTARY / 2; ++i) unit[i] = 1.0f;
+    CHECK(to_device(x.data, unit, sizeof unit) == 0);
+    PosencRopeCall call = POSENC_INIT(PosencRopeCall);
+    call.q.x = x;
+    call.q.heads = (PosencHeads){1, 1, 1, DIM, 0, {DIM, DIM, DIM}};
+    call.q.out = y;
+    call.q.out_heads = call.q.heads;
+    call.positions.ids = (PosencIds){upload(position, axes * sizeof *position), axes, POSENC_I64, 0};
+    OK(posenc_rope_rotate(rope, &call));
+    download(got, y, sizeof got);
+    for (int i = 0; i < ROTARY / 2; ++i) turns[i] = atan2(got[i + ROTARY / 2], got[i]);
+}
+
+static PosencRopeSpec plain(void) {
+    PosencRopeSpec spec = POSENC_INIT(PosencRopeSpec);
+    spec.rotary = ROTARY;
+    spec.base = 10000.0;
+    spec.attention_factor = 1.0;
+    return spec;
+}
+
+/* Every scaling, by the frequency that it gives to a pair. */
+static void scalings(PosencBuffer x, PosencBuffer y, const float *q) {
+    double short_list[ROTARY / 2], long_list[ROTARY / 2], alpha = 3.0, got[ROTARY / 2];
+    for (int i = 0; i < ROTARY / 2; ++i) short_list[i] = 2.0 + i, long_list[i] = -4.0 - i;
+    for (uint32_t kind = POSENC_SCALING_NONE; kind <= POSENC_SCALING_PROPORTIONAL; ++kind) {
+        PosencRopeSpec spec = plain();
+        spec.scaling = kind;
+        spec.factor = 2.0;
+        spec.low = 1.0;
+        spec.high = 4.0;
+        spec.original_context = 64.0;
+        spec.exponent = 1.0;
+        spec.extrapolation = 1.0;
+        spec.length = 128;
+        spec.rotated = 3;
+        spec.divisors = short_list;
+        spec.long_divisors = long_list;
+        spec.divisor_count = ROTARY / 2;
+        PosencRope *rope = NULL;
+        OK(posenc_rope_new(gpu, &spec, POSENC_F32, &rope));
+        const int64_t one = 1;
+        frequencies_of(rope, x, y, &one, 1, got);
+        OK(posenc_rope_free(rope));
+        for (int i = 0; i < ROTARY / 2; ++i) {
+            double theta = pow(10000.0, -2.0 * i / ROTARY), turns = 64.0 * theta / 6.283185307179586, want = theta;
+            double blend = fmin(fmax((turns - 1.0) / 3.0, 0.0), 1.0);
+            double from = floor(ROTARY * log(64.0 / (6.283185307179586 * 4.0)) / (2.0 * log(10000.0)));
+            double to = ceil(ROTARY * log(64.0 / 6.283185307179586) / (2.0 * log(10000.0)));
+            double ramp = fmin(fmax((i - fmax(from, 0.0)) / (to - fmax(from, 0.0)), 0.0), 1.0);
+            switch (kind) {
+            case POSENC_SCALING_LINEAR: want = theta / 2.0; break;
+            case POSENC_SCALING_NTK: want = pow(10000.0 * pow(2.0, 16.0 / 14.0), -2.0 * i / ROTARY); break;
+            case POSENC_SCALING_LLAMA3: want = (1.0 - blend) * theta / 2.0 + blend * theta; break;
+            case POSENC_SCALING_YARN: want = theta * (1.0 - ramp) + theta / 2.0 * ramp; break;
+            case POSENC_SCALING_DIVISORS: want = theta / short_list[i]; break;
+            case POSENC_SCALING_NTK_MIXED: want = theta / pow(2.0, (i + 1) / 8.0); break;
+            case POSENC_SCALING_NTK_DYNAMIC:
+            case POSENC_SCALING_NTK_STEPPED: want = pow(10000.0 * pow(alpha, 16.0 / 14.0), -2.0 * i / ROTARY); break;
+            case POSENC_SCALING_LONGROPE: want = theta / long_list[i]; break;
+            case POSENC_SCALING_PROPORTIONAL: want = i < 3 ? theta / 2.0 : 0.0; break;
+            default: break;
+            }
+            if (!near(got[i], want, 1e-6)) fprintf(stderr, "scaling %u, pair %d\n", kind, i);
+            CHECK(near(got[i], want, 1e-6));
+        }
+    }
+    PosencRopeSpec spec = plain();
+    PosencRope *none = NULL;
+    spec.scaling = POSENC_SCALING_LONGROPE;
+    spec.original_context = 64.0;
+    spec.divisors = spec.long_divisors = short_list;
+    spec.divisor_count = ROTARY / 2;
+    REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &none), POSENC_VALUE, "depends on the length of the sequence");
+    spec.long_divisors = NULL;
+    REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &none), POSENC_ARGUMENT, "long_divisors is null");
+    spec.scaling = POSENC_SCALING_YARN;
+    spec.factor = 2.0;
+    spec.low = spec.high = 1.0;
+    REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &none), POSENC_ARGUMENT, "extrapolation is 0, it must be set");
+    spec.extrapolation = 1.0;
+    spec.ramp = 2;
+    REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &none), POSENC_ARGUMENT, "ramp is 2");
+    spec.scaling = 11;
+    REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &none), POSENC_ARGUMENT, "scaling is 11");
+    CHECK(near(posenc_yarn_mscale(40.0, 1.0), 0.1 * log(40.0) + 1.0, 1e-15));
+    CHECK(near(posenc_mla_logit_scale(40.0, 1.0), pow(0.1 * log(40.0) + 1.0, 2.0), 1e-15));
+    CHECK(near(posenc_longrope_attention_factor(32.0, 4096.0), sqrt(1.0 + log(32.0) / log(4096.0)), 1e-15));
+    CHECK(to_device(x.data, q, Q * sizeof *q) == 0);
+}
+
+/* Every form of axes: axis a stands at position 2 - a, and each pair shows its axis and its frequency. */
+static void several_axes(PosencBuffer x, PosencBuffer y, const float *q) {
+    static const struct {
+        uint32_t kind, count, sizes[4];
+        int axis[ROTARY / 2], rung[ROTARY / 2], ladder[ROTARY / 2];
+    } forms[] = {
+        {POSENC_AXES_ONE, 0, {0}, {0}, {0, 1, 2, 3, 4, 5, 6, 7}, {8, 8, 8, 8, 8, 8, 8, 8}},
+        {POSENC_AXES_SECTIONS, 2, {5, 3}, {0, 0, 0, 0, 0, 1, 1, 1}, {0, 1, 2, 3, 4, 5, 6, 7}, {8, 8, 8, 8, 8, 8, 8, 8}},
+        {POSENC_AXES_INTERLEAVED, 2, {5, 3}, {0, 1, 0, 1, 0, 1, 0, 0}, {0, 1, 2, 3, 4, 5, 6, 7}, {8, 8, 8, 8, 8, 8, 8, 8}},
+        {POSENC_AXES_LADDERS, 2, {5, 3}, {0, 0, 0, 0, 0, 1, 1, 1}, {0, 1, 2, 3, 4, 0, 1, 2}, {5, 5, 5, 5, 5, 3, 3, 3}},
+        {POSENC_AXES_HEIGHT_WIDTH_FIRST, 3, {2, 3, 3}, {1, 2, 1, 2, 1, 2, 0, 0}, {0, 1, 2, 3, 4, 5, 6, 7},
+         {8, 8, 8, 8, 8, 8, 8, 8}},
+        {POSENC_AXES_TABLE, 0, {0}, {1, 1, 0, 0, 1, 0, 1, 1}, {0, 1, 2, 3, 4, 5, 6, 7}, {8, 8, 8, 8, 8, 8, 8, 8}},
+        {POSENC_AXES_DEALT, 2, {0}, {0, 0, 0, 0, 1, 1, 1, 1}, {0, 2, 4, 6, 1, 3, 5, 7}, {8, 8, 8, 8, 8, 8, 8, 8}},
+    };
+    const int64_t positions[3] = {2, 1, 0};
+    double got[ROTARY / 2];
+    PosencRope *rope = NULL;
+    for (unsigned form = 0; form < sizeof forms / sizeof *forms; ++form) {
+        PosencRopeSpec spec = plain();
+        uint8_t table[ROTARY / 2];
+        int axes = 1;
+        spec.axes = forms[form].kind;
+        spec.axis_count = forms[form].count;
+        memcpy(spec.axis_sizes, forms[form].sizes, sizeof spec.axis_sizes);
+        for (int i = 0; i < ROTARY / 2; ++i) {
+            table[i] = (uint8_t)forms[form].axis[i];
+            if (table[i] >= axes) axes = table[i] + 1;
+        }
+        spec.axis_of_pair = table;
+        OK(posenc_rope_new(gpu, &spec, POSENC_F32, &rope));
+        frequencies_of(rope, x, y, positions, axes, got);
+        OK(posenc_rope_free(rope));
+        for (int i = 0; i < ROTARY / 2; ++i) {
+            double want = (2 - table[i]) * pow(10000.0, -(double)forms[form].rung[i] / forms[form].ladder[i]);
+            if (!near(got[i], want, 1e-6)) fprintf(stderr, "form %u, pair %d\n", form, i);
+            CHECK(near(got[i], want, 1e-6));
+        }
+    }
+    /* Two blocks of channels, each rotated in halves of its own: pair 0 is (0, 4), pair 4 is (8, 12). */
+    PosencRopeSpec spec = plain();
+    spec.axes = POSENC_AXES_BLOCKS;
+    spec.axis_count = 2;
+    OK(posenc_rope_new(gpu, &spec, POSENC_F32, &rope));
+    PosencRopeCall call = POSENC_INIT(PosencRopeCall);
+    float row[DIM];
+    CHECK(to_device(x.data, q, Q * sizeof *q) == 0);
+    call.q.x = x;
+    call.q.heads = (PosencHeads){1, 1, 1, DIM, 0, {DIM, DIM, DIM}};
+    call.q.out = y;
+    call.q.out_heads = call.q.heads;
+    call.positions.ids = (PosencIds){upload(positions, 2 * sizeof *positions), 2, POSENC_I64, 0};
+    OK(posenc_rope_rotate(rope, &call));
+    download(row, y, sizeof row);
+    CHECK(near(row[0], q[0] * cos(2.0) - q[4] * sin(2.0), 2e-6) && near(row[12], q[8] * sin(1.0) + q[12] * cos(1.0), 2e-6));
+    OK(posenc_rope_free(rope));
+    spec.axes = POSENC_AXES_HEIGHT_WIDTH_FIRST;
+    REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &rope), POSENC_ARGUMENT, "axis_count is 2, time, height and width are 3");
+    spec.axes = POSENC_AXES_SECTIONS;
+    spec.axis_count = 5;
+    REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &rope), POSENC_ARGUMENT, "axis_count is 5, at most 4 are allowed");
+    spec.axes = 8;
+    REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &rope), POSENC_ARGUMENT, "axes is 8");
+}
+
+/* Configs of models: what is understood, and a layer's plan. */
+static void models(PosencBuffer x, PosencBuffer y, const float *q) {
+    PosencModel *model = NULL;
+    const char *text = NULL;
+    uint64_t number = 0;
+    PosencLayer layer;
+    OK(posenc_model_from_hf("{\"model_type\": \"smollm3\", \"num_hidden_layers\": 4, \"hidden_size\": 48, "
+                            "\"num_attention_heads\": 2, \"rope_theta\": 5000, \"max_position_embeddings\": 2048}", &model));
+    OK(posenc_model_name(model, &text));
+    CHECK(strcmp(text, "smollm3") == 0);
+    OK(posenc_model_describe(model, &text));
+    CHECK(strstr(text, "smollm3, 4 layers, 2048 positions") == text);
+    OK(posenc_model_layers(model, &number));
+    CHECK(number == 4);
+    OK(posenc_model_context(model, &number));
+    CHECK(number == 2048);
+    OK(posenc_model_layer(model, 3, &layer));
+    CHECK(!layer.has_rope && layer.head == 24);
+    OK(posenc_model_layer(model, 0, &layer));
+    CHECK(layer.has_rope && layer.rotary == 24 && layer.logit_scale == 1.0);
+    CHECK(layer.query_scale.kind == POSENC_QUERY_SCALE_ONE && !layer.has_dual_chunk);
+    REFUSED(posenc_model_layer(model, 4, &layer), POSENC_VALUE, "layer 4 is asked for, the model has 4");
+    PosencRope *rope = NULL;
+    REFUSED(posenc_rope_of_model(gpu, model, 3, 2048, POSENC_F32, &rope), POSENC_ARGUMENT, "layer 3 has no RoPE");
+    OK(posenc_rope_of_model(gpu, model, 0, 2048, POSENC_F32, &rope));
+    float row[DIM];
+    const int64_t position = 7;
+    PosencRopeCall call = POSENC_INIT(PosencRopeCall);
+    call.q.x = x;
+    call.q.heads = (PosencHeads){1, 1, 1, DIM, 0, {DIM, DIM, DIM}};
+    call.q.out = y;
+    call.q.out_heads = call.q.heads;
+    call.positions.ids = (PosencIds){upload(&position, sizeof position), 1, POSENC_I64, 0};
+    OK(posenc_rope_rotate(rope, &call));
+    download(row, y, sizeof row);
+    CHECK(near(row[0], q[0] * cos(7.0) - q[12] * sin(7.0), 2e-6));
+    OK(posenc_rope_free(rope));
+    OK(posenc_model_free(model));
+
+    REFUSED(posenc_model_from_hf(NULL, &model), POSENC_ARGUMENT, "config is null");
+    REFUSED(posenc_model_from_hf("{\"model_type\": \"mine\"}", &model), POSENC_VALUE, "mine");
+    OK(posenc_model_from_hf_as("{\"model_type\": \"mine\", \"num_hidden_layers\": 1, \"hidden_size\": 48, "
+                               "\"num_attention_heads\": 2, \"rope_theta\": 5000}", "llama", &model));
+    OK(posenc_model_free(model));
+    OK(posenc_model_from_mistral("{\"dim\": 64, \"n_layers\": 2, \"head_dim\": 32, \"hidden_dim\": 128, \"n_heads\": 2, "
+                                 "\"n_kv_heads\": 1, \"rope_theta\": 10000, \"norm_eps\": 1e-5, \"vocab_size\": 8}", &model));
+    OK(posenc_model_free(model));
+
+    /* The head of a GGUF file: no tensors, five keys. */
+    char path[64];
+    snprintf(path, sizeof path, "posenc-c-%ld.gguf", (long)getpid());
+    FILE *file = fopen(path, "wb");
+    CHECK(file != NULL);
+    const uint32_t version = 3, string = 8, u32 = 4, f32 = 6, layers = 2, size = 48, heads_of = 2;
+    const uint64_t counts[2] = {0, 5};
+    const float theta = 5000.0f;
+    fwrite("GGUF", 1, 4, file);
+    fwrite(&version, 4, 1, file);
+    fwrite(counts, 8, 2, file);
+    struct {
+        const char *key;
+        const uint32_t *kind;
+        const void *value;
+    } keys[5] = {{"general.architecture", &string, "llama"}, {"llama.block_count", &u32, &layers},
+                 {"llama.embedding_length", &u32, &size}, {"llama.attention.head_count", &u32, &heads_of},
+                 {"llama.rope.freq_base", &f32, &theta}};
+    for (int i = 0; i < 5; ++i) {
+        uint64_t length = strlen(keys[i].key), five = 5;
+        fwrite(&length, 8, 1, file);
+        fwrite(keys[i].key, 1, length, file);
+        fwrite(keys[i].kind, 4, 1, file);
+        if (i == 0) fwrite(&five, 8, 1, file);
+        fwrite(keys[i].value, 1, i == 0 ? 5 : 4, file);
+    }
+    CHECK(fclose(file) == 0);
+    OK(posenc_model_from_gguf(path, &model));
+    OK(posenc_model_layer(model, 1, &layer));
+    CHECK(layer.has_rope && layer.rotary == 24);
+    OK(posenc_model_free(model));
+    CHECK(remove(path) == 0);
+    REFUSED(posenc_model_from_gguf(path, &model), POSENC_ARGUMENT, "cannot be opened");
+
+    double factor = 0.0;
+    PosencQueryScale scale = {POSENC_QUERY_SCALE_LLAMA4, 0, 0.1, 8192.0};
+    OK(posenc_query_scale_at(&scale, 8191, &factor));
+    CHECK(near(factor, 1.0 + 0.1 * log(2.0), 1e-15));
+    scale.kind = POSENC_QUERY_SCALE_MISTRAL;
+    OK(posenc_query_scale_at(&scale, 8191, &factor));
+    CHECK(factor == 1.0);
+    scale.kind = POSENC_QUERY_SCALE_LOG_N;
+    OK(posenc_query_scale_at(&scale, 8192 * 8192 - 1, &factor));
+    CHECK(near(factor, 2.0, 1e-15));
+    scale.kind = 4;
+    REFUSED(posenc_query_scale_at(&scale, 1, &factor), POSENC_ARGUMENT, "the kind of a query scale is 4");
+    OK(posenc_model_free(NULL));
 }
 
 int main(void) {
@@ -107,6 +365,11 @@ int main(void) {
         CHECK(memcmp(got + (3 * t + 2) * DIM, q + (3 * t + 2) * DIM, DIM * sizeof(float)) == 0);
     }
     CHECK(worst(from, two, 2, positions, 10000.0) < 2e-6);
+    packed.k.x.data += 4;
+    REFUSED(posenc_rope_rotate(rope, &packed), POSENC_ARGUMENT, "packed queries and keys have one address");
+    packed.k.x.data = 0;
+    packed.k.heads.offset = DIM - 1;
+    REFUSED(posenc_rope_rotate(rope, &packed), POSENC_VALUE, "may overlap in one buffer");
 
     /* A table that turns everything by a quarter, whatever the position. */
     float table[TOKENS * ROTARY];
@@ -157,15 +420,15 @@ int main(void) {
     /* xPos: at position p a query is the rotated one times zeta^(p / 512), a key times its inverse. */
     const int near_positions[TOKENS] = {0, 1, -7, 1000, 3000};
     PosencXPosSpec shrinking = POSENC_INIT(PosencXPosSpec);
-    PosencXPos *xpos = NULL;
+    PosencRope *xpos = NULL;
     shrinking.rope = spec;
     shrinking.gamma = 0.4;
     shrinking.scale_base = 512.0;
-    OK(posenc_xpos_new(gpu, &shrinking, POSENC_F32, &xpos));
+    OK(posenc_rope_xpos_new(gpu, &shrinking, POSENC_F32, &xpos));
     PosencRopeCall scaled = call;
     CHECK(to_device(q_x.data, q, sizeof q) == 0 && to_device(k_x.data, k, sizeof k) == 0);
     CHECK(to_device(ids.data, near_positions, sizeof near_positions) == 0);
-    OK(posenc_xpos_rotate(xpos, &scaled));
+    OK(posenc_rope_rotate(xpos, &scaled));
     float keys[K];
     download(got, q_x, sizeof q);
     download(keys, k_x, sizeof k);
@@ -182,19 +445,28 @@ int main(void) {
     }
     /* Keys alone are the same keys. */
     CHECK(to_device(k_x.data, k, sizeof k) == 0);
-    memset(&scaled.q, 0, sizeof scaled.q);
-    OK(posenc_xpos_rotate(xpos, &scaled));
+    scaled.q = scaled.k;
+    scaled.xpos = POSENC_XPOS_KEY;
+    REFUSED(posenc_rope_rotate(xpos, &scaled), POSENC_VALUE, "the first tensor is keys");
+    memset(&scaled.k, 0, sizeof scaled.k);
+    OK(posenc_rope_rotate(xpos, &scaled));
     download(got, k_x, sizeof k);
     CHECK(memcmp(got, keys, sizeof keys) == 0);
-    memset(&scaled.k, 0, sizeof scaled.k);
-    REFUSED(posenc_xpos_rotate(xpos, &scaled), POSENC_ARGUMENT, "q and k are null");
-    scaled = by_table;
-    REFUSED(posenc_xpos_rotate(xpos, &scaled), POSENC_ARGUMENT, "the call has a table");
+    REFUSED(posenc_rope_rotate(rope, &scaled), POSENC_VALUE, "the plan is not made of an XPos");
+    scaled.xpos = 5;
+    REFUSED(posenc_rope_rotate(xpos, &scaled), POSENC_ARGUMENT, "xpos is 5");
+    REFUSED(posenc_rope_rotate(xpos, &by_table), POSENC_VALUE, "the rotation has a table");
     shrinking.gamma = -1.0;
-    PosencXPos *nothing = NULL;
-    REFUSED(posenc_xpos_new(gpu, &shrinking, POSENC_F32, &nothing), POSENC_VALUE, "gamma is -1");
-    OK(posenc_xpos_free(xpos));
+    PosencRope *nothing = NULL;
+    REFUSED(posenc_rope_xpos_new(gpu, &shrinking, POSENC_F32, &nothing), POSENC_VALUE, "gamma is -1");
+    shrinking.rope.version = 2;
+    REFUSED(posenc_rope_xpos_new(gpu, &shrinking, POSENC_F32, &nothing), POSENC_ARGUMENT, "rope has version 2");
+    OK(posenc_rope_free(xpos));
     CHECK(to_device(ids.data, positions, sizeof positions) == 0);
+
+    scalings(q_x, q_y, q);
+    several_axes(q_x, q_y, q);
+    models(q_x, q_y, q);
 
     /* An empty tensor of other libraries has no address. */
     PosencRopeCall empty = call;
@@ -240,7 +512,7 @@ int main(void) {
     REFUSED(posenc_rope_rotate(rope, &wrong), POSENC_VALUE, "does not fit into 63 bits");
     wrong = copy;
     wrong.q.out.data = wrong.q.x.data;
-    REFUSED(posenc_rope_rotate(rope, &wrong), POSENC_VALUE, "share memory");
+    REFUSED(posenc_rope_rotate(rope, &wrong), POSENC_VALUE, "q_out");
     PosencRope *none = NULL;
     PosencRopeSpec odd = spec;
     odd.rotary = 7;

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::keys::{Keys, wrong};
 use super::{Layer, ModelRope, check_layers};
-use crate::rotate::{Pairing, QueryScale, Rope, Scaling, Yarn, mla_logit_scale};
-use crate::{Error, Result};
+use crate::rotate::{QueryScale, Rope, Scaling, Yarn, mla_logit_scale};
+use crate::{Error, Pairing, Result};
 
 impl ModelRope {
     /// The RoPE of every layer as Mistral's `params.json` states it.

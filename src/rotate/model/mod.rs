@@ -17,9 +17,9 @@ use std::fmt::Write;
 
 pub use gguf::{Gguf, GgufValue};
 
-use crate::rotate::positions::DualChunk;
-use crate::rotate::{Axes, Pairing, QueryScale, Ramp, Rope, Scaling};
-use crate::{Error, Result};
+use crate::position::DualChunk;
+use crate::rotate::{Axes, QueryScale, Ramp, Rope, Scaling};
+use crate::{Error, Pairing, Result};
 
 /// The RoPE of every layer of a model.
 ///
@@ -34,6 +34,7 @@ use crate::{Error, Result};
 /// # Ok::<(), posenc::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ModelRope {
     name: String,
     context: Option<u64>,
@@ -43,8 +44,9 @@ pub struct ModelRope {
     notes: Vec<String>,
 }
 
-/// What position does in one layer: a rotation or none, and the scales beside it.
+/// Positions in one layer: a rotation or none, and the scales beside it.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Layer {
     /// which layers these are, in the config's words
     pub label: String,
@@ -137,7 +139,7 @@ impl ModelRope {
         &self.kinds
     }
 
-    /// What position does in layer `index`, counted from 0.
+    /// Positions in layer `index`, counted from 0.
     ///
     /// # Errors
     /// [`Error::Value`] if the model has no such layer.
@@ -172,7 +174,7 @@ impl ModelRope {
         Self { kinds: self.kinds.iter().map(|kind| kind.at_length(length)).collect(), ..self.clone() }
     }
 
-    /// What was understood, for a person to read.
+    /// Summary for a person to read.
     pub fn describe(&self) -> String {
         let mut text = self.name.clone();
         if let Some(layers) = self.layers() {

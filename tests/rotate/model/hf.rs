@@ -4,7 +4,7 @@
 //! defaults in transformers 5.23.0, H = the model's page, P = params.json in vLLM 0.32.0 and mistral-common 1.13.1,
 //! M = mlx-lm 0.32.2.
 
-use posenc::rotate::positions::DualChunk;
+use posenc::position::DualChunk;
 use posenc::rotate::{Axes, Layer, QueryScale, Yarn};
 use posenc::{ModelRope, Pairing, Rope, Scaling};
 use serde_json::{Value, json};

@@ -28,12 +28,38 @@ pub fn run_all(steps: &mut Steps) -> Result<()> {
     steps.run("clippy", || {
         run(cargo(&tools).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
+    steps.run("features", features)?;
     steps.run("documentation", || {
         run(cargo(&tools).args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     steps.run("the oldest Rust", oldest_rust)?;
     steps.run("licences and sources", || deny(false))?;
     steps.run("package", || package(&tools))
+}
+
+/// Each feature of the crate builds alone, and the specs survive a round trip through serde.
+fn features() -> Result<()> {
+    for feature in ["", "cuda", "cpu", "models", "serde"] {
+        let mut check = Command::new(env!("CARGO"));
+        check.args([
+            "clippy",
+            "--quiet",
+            "--package",
+            "posenc",
+            "--lib",
+            "--no-default-features",
+            "--features",
+            feature,
+        ]);
+        run(check.args(["--", "-D", "warnings"]).env("POSENC_NVRTC", "/nowhere"))?;
+    }
+    // Without the feature `cpu` every operation on the CPU is its plain reference.
+    for (features, test) in [("serde,models", "serde"), ("models", "plain")] {
+        let mut tests = Command::new(env!("CARGO"));
+        tests.args(["test", "--quiet", "--package", "posenc", "--no-default-features", "--features", features]);
+        run(tests.args(["--test", test]).env("POSENC_NVRTC", "/nowhere"))?;
+    }
+    Ok(())
 }
 
 /// The package builds from itself alone, with and without NVRTC.

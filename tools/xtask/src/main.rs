@@ -3,6 +3,7 @@
 mod bench;
 mod bundle;
 mod check;
+mod cinstall;
 mod cuda;
 mod device;
 mod find;
@@ -45,7 +46,7 @@ enum Task {
         /// Use the emulator even where there is a GPU
         #[arg(long)]
         emulator: bool,
-        /// Only this room: embed, rotate or bias
+        /// Only this room: embed, rotate, bias or attend
         #[arg(long)]
         room: Option<String>,
         /// Only cases whose name contains this
@@ -56,7 +57,7 @@ enum Task {
         /// Without a GPU: compares every result at a small size, posenc on the emulator and the others on the CPU
         #[arg(long)]
         check: bool,
-        /// Only this room: embed, rotate or bias
+        /// Only this room: embed, rotate, bias or attend
         #[arg(long)]
         room: Option<String>,
     },
@@ -75,6 +76,8 @@ enum Task {
     Deny,
     /// Compares the public items with the newest published version, if there is one
     Semver,
+    /// Builds the C library and installs it with its header and files for pkg-config and CMake
+    CInstall(cinstall::Options),
     /// Fetches NVRTC, the assembler and the disassembler, and prints the environment that uses them
     Fetch,
     /// Builds tests, benches and the C library into one folder that needs only a driver to run
@@ -117,6 +120,7 @@ fn main() -> Result<()> {
         Task::Format => check::format(false),
         Task::Deny => check::deny(true),
         Task::Semver => check::semver(),
+        Task::CInstall(options) => cinstall::install(&options),
         Task::Fetch => {
             let tools = cuda::Tools::fetch()?;
             for (name, value) in tools.environment() {

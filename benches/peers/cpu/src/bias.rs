@@ -3,7 +3,8 @@
 use anyhow::Result;
 use candle_core::Tensor;
 use half::{bf16, f16};
-use posenc::{Alibi, Bias, Inputs, Logits, Places, Scalar, Softmax};
+use posenc::attend::Inputs;
+use posenc::{Alibi, Bias, Logits, Places, Scalar, Softmax};
 
 use crate::{Bench, Element, close, tensor, values};
 
@@ -13,7 +14,7 @@ const HEADS: usize = 16;
 fn dense<T: Element>(bias: Bias, queries: usize, keys: usize, causal: bool) -> Result<Tensor> {
     let shape = Logits::bhqk(1, HEADS, queries, keys);
     let mut values = vec![<T as Scalar>::from_f64(0.0); shape.elements()?];
-    bias.write(&mut values, &shape, &Places::last())?;
+    bias.write(&mut values, &shape, &Places::bottom_right())?;
     if causal {
         for (i, value) in values.iter_mut().enumerate() {
             let (query, key) = (i / keys % queries, i % keys);
@@ -34,12 +35,12 @@ fn alibi_add<T: Element>(bench: &Bench, queries: usize, keys: usize) -> Result<(
     let shape = Logits::bhqk(1, HEADS, queries, keys);
     let x: Vec<T> = values(shape.elements()?);
     let mut y = x.clone();
-    Bias::Slopes(&slopes).add(&mut y, &shape, &Places::last())?;
+    Bias::Slopes(&slopes).add(&mut y, &shape, &Places::bottom_right())?;
     let (input, bias) =
         (tensor(&x, &[1, HEADS, queries, keys])?, dense::<T>(Bias::Slopes(&slopes), queries, keys, false)?);
     let theirs = || -> Result<Tensor> { Ok((&input + &bias)?) };
     close(&theirs()?, &y, 4.0)?;
-    bench.row(&case, || Ok(Bias::Slopes(&slopes).add(&mut y, &shape, &Places::last())?), Some(|| theirs().map(drop)))
+    bench.row(&case, || Ok(Bias::Slopes(&slopes).add(&mut y, &shape, &Places::bottom_right())?), Some(|| theirs().map(drop)))
 }
 
 fn alibi_softmax<T: Element>(bench: &Bench, queries: usize, keys: usize) -> Result<()> {
@@ -50,7 +51,7 @@ fn alibi_softmax<T: Element>(bench: &Bench, queries: usize, keys: usize) -> Resu
     let slopes = Alibi::new(HEADS).slopes()?;
     let shape = Logits::bhqk(1, HEADS, queries, keys);
     let softmax = Softmax::causal(0.125);
-    let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::at(Places::last()) };
+    let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::default() };
     let x: Vec<T> = values(shape.elements()?);
     let mut y = x.clone();
     softmax.apply(&mut y, &shape, &inputs)?;

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 use half::{bf16, f16};
-use posenc::embed::{Filter, GridSize, Learned, Lookup, Norm, Resample, Sinusoid, Tables, Tokens};
+use posenc::Positions;
+use posenc::embed::{Filter, GridSize, HostLookup, HostTables, Learned, Norm, Resample, Sinusoid, Tokens};
 
 use crate::{Bench, Element, close, table, tensor, values};
 
@@ -17,16 +18,15 @@ fn sinusoid_add<T: Element>(bench: &Bench, batch: usize, tokens: usize) -> Resul
         return Ok(());
     }
     let spec = Sinusoid::new(DIM);
-    let positions: Vec<i64> = (0..tokens as i64).collect();
     let x: Vec<T> = values(batch * tokens * DIM);
     let shape = Tokens::new(batch, tokens, DIM);
     let mut y = x.clone();
-    spec.add(&mut y, &shape, &positions, 1.0)?;
+    spec.add(&mut y, &shape, Positions::counted(), 1.0)?;
     let input = tensor(&x, &[batch, tokens, DIM])?;
     let waves = table::<T>(tokens, DIM, |token, channel| spec.value(token as i64, channel))?;
     let theirs = || -> Result<Tensor> { Ok(input.broadcast_add(&waves)?) };
     close(&theirs()?, &y, 4.0)?;
-    bench.row(&case, || Ok(spec.add(&mut y, &shape, &positions, 1.0)?), Some(|| theirs().map(drop)))
+    bench.row(&case, || Ok(spec.add(&mut y, &shape, Positions::counted(), 1.0)?), Some(|| theirs().map(drop)))
 }
 
 /// A table that both have is added.
@@ -37,7 +37,7 @@ fn table_add<T: Element>(bench: &Bench, batch: usize, tokens: usize) -> Result<(
     }
     let (x, rows): (Vec<T>, Vec<T>) = (values(batch * tokens * DIM), values(tokens * DIM));
     let (spec, shape) = (Learned::new(DIM), Tokens::new(batch, tokens, DIM));
-    let (tables, lookup) = (Tables { position: &rows, ..Tables::default() }, Lookup::default());
+    let (tables, lookup) = (HostTables { position: Some(&rows), ..HostTables::default() }, HostLookup::default());
     let mut y = x.clone();
     spec.gather(&mut y, &shape, &tables, &lookup)?;
     let (input, rows) = (tensor(&x, &[batch, tokens, DIM])?, tensor(&rows, &[tokens, DIM])?);
@@ -99,13 +99,13 @@ fn learned<T: Element>(bench: &Bench, tokens: usize, bert: bool) -> Result<()> {
     let (kinds, gain, shift): (Vec<T>, Vec<T>, Vec<T>) = (values(2 * DIM), values(DIM), values(DIM));
     let ids: Vec<i64> = (0..tokens).map(|i| (i * 7919 % VOCABULARY) as i64).collect();
     let types: Vec<i64> = (0..tokens).map(|i| i64::from(i > tokens / 2)).collect();
-    let (mut spec, mut tables) =
-        (Learned::new(DIM), Tables { token: &token, position: &position, ..Tables::default() });
-    let mut lookup = Lookup { ids: &ids, ..Lookup::default() };
+    let mut spec = Learned::new(DIM);
+    let mut tables = HostTables { token: Some(&token), position: Some(&position), ..HostTables::default() };
+    let mut lookup = HostLookup { ids: Some(&ids), ..HostLookup::default() };
     if bert {
         spec.norm = Some(Norm::Layer { eps: 1e-5 });
-        tables = Tables { types: &kinds, gain: &gain, bias: &shift, ..tables };
-        lookup.types = &types;
+        tables = HostTables { types: Some(&kinds), gain: Some(&gain), bias: Some(&shift), ..tables };
+        lookup.types = Some(&types);
     }
     let shape = Tokens::new(1, tokens, DIM);
     let mut y: Vec<T> = values(tokens * DIM);

@@ -9,7 +9,7 @@ use std::io::{Read, Seek, SeekFrom};
 use super::super::keys::wrong;
 use crate::Result;
 
-/// What the metadata of a GGUF file says.
+/// Metadata of a GGUF file.
 ///
 /// # Example
 /// ```

@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 pub use self::file::{Gguf, GgufValue};
 use super::keys::wrong;
 use super::{Layer, ModelRope, check_layers};
+use crate::Pairing;
 use crate::Result;
-use crate::rotate::{Axes, Pairing, QueryScale, Rope, Scaling, Yarn, yarn_mscale};
+use crate::rotate::{Axes, QueryScale, Rope, Scaling, Yarn, yarn_mscale};
 
 /// How llama.cpp pairs channels, by architecture: `llama_model_rope_type` and `LLM_ARCH_NAMES` in its `src/llama-model.cpp` and
 /// `src/llama-arch.cpp`.

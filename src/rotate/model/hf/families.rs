@@ -4,7 +4,8 @@
 //! model's authors publish beside the weights. `tools/golden/rope_models.py` runs those classes; what they make of minimal
 //! configs is compared with this table.
 
-use crate::rotate::{Axes, Pairing};
+use crate::Pairing;
+use crate::rotate::Axes;
 
 /// Conventions of the model types that share them.
 #[derive(Clone, Copy, Debug)]

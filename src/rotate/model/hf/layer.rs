@@ -8,9 +8,10 @@ use super::families::{Form, GEMMA4, head};
 use super::layers::Kind;
 use super::scaling::{KNOWN, Parts};
 use super::{Reader, nested, rope_type};
+use crate::Pairing;
 use crate::Result;
-use crate::rotate::positions::DualChunk;
-use crate::rotate::{Axes, Pairing, QueryScale, Rope, Scaling};
+use crate::position::DualChunk;
+use crate::rotate::{Axes, QueryScale, Rope, Scaling};
 
 impl Reader<'_> {
     /// Channels of a query's head.

@@ -113,7 +113,7 @@ impl ModelRope {
         read(json, None)
     }
 
-    /// As [`ModelRope::from_hf`], for a model whose own type is not known but which rotates as `model_type` does: pairs and
+    /// [`ModelRope::from_hf`] for a model whose own type is not known but which rotates as `model_type` does: pairs and
     /// missing keys are that type's.
     ///
     /// # Errors

@@ -1,0 +1,313 @@
+//! Queries and keys are rotated: RoPE and xPos.
+
+use posenc::gpu::Read;
+use posenc::rotate::{Angles, Axes, Keys, OutOfRange, Ramp, Rotation, Side, Table, TableValues, XPos, Yarn};
+use posenc::{Direction, Pairing, Rope, RopePlan, Scalar, Scaling};
+
+use crate::header::{Coded, header};
+use crate::memory::Scope;
+use crate::{
+    Failure, POSENC_BF16, POSENC_F16, POSENC_F32, PosencBuffer, PosencGpu, PosencHeads, PosencPositions, PosencStatus,
+    list, switch, unknown, versioned,
+};
+
+header! {{}
+    constants u32 {
+        POSENC_SAME = 0: "`pairing_out`: a pair is written where it was read.",
+        POSENC_OTHER = 1: "It is written where the other pairing has it; out of place alone.",
+    }
+    kinds Angles {
+        POSENC_EXACT = 0 => Exact: "Angles: exact at every position.",
+        POSENC_HF_COMPAT = 1 => HfCompat: "The product of an f32 frequency and an f32 position, as Hugging Face's models \
+            compute it.",
+        POSENC_GIVEN = 2 => Given: "The same of given frequencies, a model's `inv_freq`; base and scaling are then not \
+            used.",
+    }
+    kinds Scaling {
+        POSENC_SCALING_NONE = 0 => None: "Scaling: none.",
+        POSENC_SCALING_LINEAR = 1 => Linear: "`factor`",
+        POSENC_SCALING_NTK = 2 => NtkStatic: "NTK-aware, fixed: `factor` is alpha",
+        POSENC_SCALING_LLAMA3 = 3 => Llama3: "`factor`, `low` and `high` (turns over the original context), \
+            `original_context`",
+        POSENC_SCALING_YARN = 4 => Yarn: "`factor`, `original_context`, `high` is beta_fast and `low` is beta_slow, \
+            `not_truncated`, `extrapolation`, `ramp`",
+        POSENC_SCALING_DIVISORS = 5 => Divisors: "`divisors`, one for each pair",
+        POSENC_SCALING_NTK_MIXED = 6 => NtkMixed: "`factor`, `exponent`: NTK in a mixed base",
+        POSENC_SCALING_NTK_DYNAMIC = 7 => DynamicNtk: "`factor`, `original_context`, `length`",
+        POSENC_SCALING_NTK_STEPPED = 8 => SteppedNtk: "`original_context`, `length`: Qwen's dynamic NTK by steps",
+        POSENC_SCALING_LONGROPE = 9 => LongRope: "`divisors` within `original_context`, `long_divisors` beyond it, one \
+            for each pair; `length`",
+        POSENC_SCALING_PROPORTIONAL = 10 => Proportional: "`factor`, and `rotated`: the pairs that turn",
+    }
+    codes Ramp {
+        POSENC_RAMP_PAIRS = 0 => Pairs: "Ramp of YaRN: linear in the pair's index, as in all implementations.",
+        POSENC_RAMP_TURNS = 1 => Turns: "linear in the pair's turns over the original context, as in the paper",
+    }
+    kinds Axes {
+        POSENC_AXES_ONE = 0 => One: "Axes: one position a token.",
+        POSENC_AXES_SECTIONS = 1 => Sections: "Runs of `axis_sizes` pairs, one ladder of frequencies: M-RoPE of Qwen2-VL.",
+        POSENC_AXES_INTERLEAVED = 2 => Interleaved: "Axes take turns: Qwen3-VL.",
+        POSENC_AXES_LADDERS = 3 => Ladders: "Runs of `axis_sizes` pairs, each with a ladder of its own: grids and volumes.",
+        POSENC_AXES_HEIGHT_WIDTH_FIRST = 4 => HeightWidthFirst: "`axis_sizes` of time, height and width; height and width \
+            alternate first: ERNIE 4.5-VL.",
+        POSENC_AXES_TABLE = 5 => Table: "`axis_of_pair`: the axis of each pair",
+        POSENC_AXES_DEALT = 6 => Dealt: "`axis_count` runs of equal size, the one ladder dealt out to them: Pixtral.",
+        POSENC_AXES_BLOCKS = 7 => Blocks: "`axis_count` blocks of channels of equal size, each rotated as a rotary part \
+            of its own: Gemma 4's vision tower.",
+    }
+    codes Side {
+        POSENC_XPOS_QUERY = 0 => Query: "`xpos`: the first tensor is queries.",
+        POSENC_XPOS_KEY = 1 => Key: "The first tensor is keys.",
+    }
+    kinds OutOfRange {
+        POSENC_OUT_OF_RANGE_CLAMP = 0 => Clamp: "A position outside the table takes the nearest row.",
+        POSENC_OUT_OF_RANGE_NAN = 1 => Nan: "It makes every rotated channel of the token NaN, and raises the flag.",
+    }
+
+    /// RoPE: what to compute.
+    versioned struct PosencRopeSpec {
+        rotary: u64 => "rotated channels of a head, even",
+        offset: u64 => "first rotated channel",
+        base: f64 => "theta",
+        attention_factor: f64 => "multiplies cosine and sine; 1 unless a scaling says otherwise",
+        pairing: u32 => "`POSENC_HALF` or `POSENC_INTERLEAVED`",
+        pairing_out: u32 => "where a pair is written, `POSENC_SAME` or `POSENC_OTHER`",
+        angles: u32 => "`POSENC_EXACT`, `POSENC_HF_COMPAT` or `POSENC_GIVEN`",
+        scaling: u32 => "`POSENC_SCALING_...`, which says what it reads of the fields below",
+        factor: f64 => "divides frequencies",
+        low: f64 => "turns over the original context below which a frequency is divided",
+        high: f64 => "turns over the original context above which a frequency is kept",
+        original_context: f64 => "tokens of the first training; the context of dynamic and stepped NTK",
+        exponent: f64 => "of mixed NTK",
+        extrapolation: f64 => "of YaRN: how much of a kept frequency is kept, 1 but in llama.cpp",
+        not_truncated: u32 => "of YaRN: 1: the ramp's ends are not rounded to whole pairs, as in GPT-OSS",
+        ramp: u32 => "of YaRN: `POSENC_RAMP_...`",
+        length: u64 => "tokens of the sequence, the new ones included; 0: not known, which a scaling that needs it refuses",
+        rotated: u64 => "of the proportional scaling: pairs that turn",
+        divisors: *const f64 => "divisors of the frequencies, in host memory",
+        long_divisors: *const f64 => "of LongRoPE: those beyond the original context, in host memory",
+        divisor_count: u64 => "how many divisors each list holds",
+        frequencies: *const f32 => "of `POSENC_GIVEN`: one f32 for each pair, in host memory",
+        axis_of_pair: *const u8 => "of `POSENC_AXES_TABLE`: the axis of each pair, in host memory",
+        axes: u32 => "`POSENC_AXES_...`",
+        axis_count: u32 => "sizes of axes, at most 4; axes of `POSENC_AXES_DEALT` and `POSENC_AXES_BLOCKS`",
+        axis_sizes: [u32; 4] => "pairs of each axis",
+    }
+    /// xPos: rotated queries shrink with their position, keys grow.
+    versioned struct PosencXPosSpec {
+        rope: PosencRopeSpec => "the rotation",
+        gamma: f64 => "the offset of zeta: 0.4 in the paper",
+        scale_base: f64 => "positions over which a pair shrinks by its zeta: 512 in the paper",
+        center: i64 => "the position where nothing shrinks",
+    }
+
+    /// Queries or keys, and where their rotation goes.
+    struct PosencOperand {
+        x: PosencBuffer => "read; no `data`: there are none",
+        heads: PosencHeads => "the shape of `x`",
+        out: PosencBuffer => "written; no `data`: `x` is rotated in place",
+        out_heads: PosencHeads => "the shape of `out`",
+    }
+    /// Cosines and sines of the caller, by position: row `p` holds one cosine, and one sine, for each pair.
+    struct PosencTable {
+        cos: PosencBuffer => "the cosines; no `data`: there is no table, angles come from the spec",
+        sin: PosencBuffer => "the sines; no `data`: they follow the cosines in each row",
+        rows: u64 => "positions that have a row",
+        stride: u64 => "elements from one row to the next",
+        element: u32 => "`POSENC_F32`, or the tensors' type",
+        out_of_range: u32 => "policy for positions outside the table: `POSENC_OUT_OF_RANGE_...`",
+        flag: PosencBuffer => "of `POSENC_OUT_OF_RANGE_NAN`: a 32-bit word that becomes 1; or no `data`",
+    }
+    /// One rotation.
+    versioned struct PosencRopeCall {
+        packed: u32 => "1: the keys lie in the buffer of `q.x`, which is rotated in place (packed QKV); `k.heads` alone \
+            is read of `k`",
+        inverse: u32 => "0 forward, 1 back: the inverse, and the gradient",
+        xpos: u32 => "which side of the score the first tensor is on, of xPos alone: `POSENC_XPOS_...`",
+        reserved: u32 => "0",
+        q: PosencOperand => "queries; keys alone of `POSENC_XPOS_KEY`",
+        k: PosencOperand => "keys, in place or copied whatever the queries are",
+        positions: PosencPositions => "token positions",
+        table: PosencTable => "cosines and sines in place of the spec's angles",
+    }
+
+    /// RoPE or xPos on a device, for one element type.
+    plan PosencRope(RopePlan);
+
+    /// Makes a plan: uploads the frequencies and loads the kernels for `element` (`POSENC_F32`, `POSENC_F16`, `POSENC_BF16`).
+    new posenc_rope_new(spec: PosencRopeSpec) -> PosencRope as RopePlan::new, |gpu| RopePlan::new(gpu, &spec.rope()?);
+
+    /// Makes a plan of xPos.
+    new posenc_rope_xpos_new(spec: PosencXPosSpec) -> PosencRope as RopePlan::xpos, |gpu| RopePlan::xpos(gpu, &spec.xpos()?);
+
+    free posenc_rope_free(rope: PosencRope);
+
+    /// Rotates queries, and keys if there are any, in one kernel.
+    verb posenc_rope_rotate(rope: PosencRope, call: PosencRopeCall) as RopePlan::rotate, |plan, scope| {
+        let PosencOperand { x, heads, out, out_heads } = &call.q;
+        let q = heads.update(x, (out, out_heads), scope, ["q", "q_out"])?;
+        plan.rotate(q, call.keys(scope)?, call.rotation(scope)?)
+    };
+}
+
+impl PosencRopeSpec {
+    /// # Safety
+    /// Pointers are null or point to as many values as the fields beside them say.
+    pub(crate) unsafe fn rope(&self) -> Result<Rope, Failure> {
+        let pairing = Pairing::of("pairing", self.pairing)?;
+        Ok(Rope {
+            rotary: self.rotary as usize,
+            offset: self.offset as usize,
+            pairing,
+            base: self.base,
+            // SAFETY: as the caller promises.
+            scaling: unsafe { self.scaling() }?,
+            attention_factor: self.attention_factor,
+            // SAFETY: as the caller promises.
+            axes: unsafe { self.axes() }?,
+            pairing_out: match self.pairing_out {
+                POSENC_SAME => None,
+                POSENC_OTHER if pairing == Pairing::Half => Some(Pairing::Interleaved),
+                POSENC_OTHER => Some(Pairing::Half),
+                other => return Err(unknown("pairing_out", other)),
+            },
+            angles: match self.angles {
+                POSENC_EXACT => Angles::Exact,
+                POSENC_HF_COMPAT => Angles::HfCompat,
+                // SAFETY: the caller promises one for each pair.
+                POSENC_GIVEN => Angles::Given(unsafe { list("frequencies", self.frequencies, self.rotary / 2) }?),
+                other => return Err(unknown("angles", other)),
+            },
+        })
+    }
+
+    /// # Safety
+    /// As [`PosencRopeSpec::rope`].
+    unsafe fn scaling(&self) -> Result<Scaling, Failure> {
+        let Self { factor, low, high, original_context, exponent, .. } = *self;
+        let length = (self.length != 0).then_some(self.length);
+        // SAFETY: as the caller promises.
+        let divisors = |name, pointer| unsafe { list(name, pointer, self.divisor_count) };
+        Ok(match self.scaling {
+            POSENC_SCALING_NONE => Scaling::None,
+            POSENC_SCALING_LINEAR => Scaling::Linear { factor },
+            POSENC_SCALING_NTK => Scaling::NtkStatic { alpha: factor },
+            POSENC_SCALING_NTK_MIXED => Scaling::NtkMixed { factor, exponent },
+            POSENC_SCALING_NTK_DYNAMIC => Scaling::DynamicNtk { factor, context: original_context, length },
+            POSENC_SCALING_NTK_STEPPED => Scaling::SteppedNtk { context: original_context, length },
+            POSENC_SCALING_YARN => Scaling::Yarn(Yarn {
+                factor,
+                original_context,
+                beta_fast: high,
+                beta_slow: low,
+                truncate: !switch("not_truncated", self.not_truncated)?,
+                extrapolation: crate::factor("extrapolation", self.extrapolation)?,
+                ramp: Ramp::of("ramp", self.ramp)?,
+            }),
+            POSENC_SCALING_LONGROPE => Scaling::LongRope {
+                short: divisors("divisors", self.divisors)?,
+                long: divisors("long_divisors", self.long_divisors)?,
+                original_context,
+                length,
+            },
+            POSENC_SCALING_LLAMA3 => Scaling::Llama3 { factor, low, high, original_context },
+            POSENC_SCALING_PROPORTIONAL => Scaling::Proportional { rotated: self.rotated as usize, factor },
+            POSENC_SCALING_DIVISORS => Scaling::Divisors(divisors("divisors", self.divisors)?),
+            other => return Err(unknown("scaling", other)),
+        })
+    }
+
+    /// # Safety
+    /// As [`PosencRopeSpec::rope`].
+    unsafe fn axes(&self) -> Result<Axes, Failure> {
+        let count = self.axis_count as usize;
+        let sizes = || match self.axis_sizes.get(..count) {
+            Some(sizes) => Ok(sizes.iter().map(|&size| size as usize).collect::<Vec<_>>()),
+            None => Err(Failure::argument(format!("axis_count is {count}, at most 4 are allowed"))),
+        };
+        Ok(match self.axes {
+            POSENC_AXES_ONE => Axes::One,
+            POSENC_AXES_SECTIONS => Axes::Sections(sizes()?),
+            POSENC_AXES_INTERLEAVED => Axes::Interleaved(sizes()?),
+            POSENC_AXES_LADDERS => Axes::Ladders(sizes()?),
+            POSENC_AXES_HEIGHT_WIDTH_FIRST => Axes::HeightWidthFirst(
+                sizes()?
+                    .try_into()
+                    .map_err(|_| Failure::argument(format!("axis_count is {count}, time, height and width are 3")))?,
+            ),
+            // SAFETY: the caller promises one for each pair.
+            POSENC_AXES_TABLE => Axes::Table(unsafe { list("axis_of_pair", self.axis_of_pair, self.rotary / 2) }?),
+            POSENC_AXES_DEALT => Axes::Dealt(count),
+            POSENC_AXES_BLOCKS => Axes::Blocks(count),
+            other => return Err(unknown("axes", other)),
+        })
+    }
+}
+
+impl PosencXPosSpec {
+    /// # Safety
+    /// As [`PosencRopeSpec::rope`].
+    unsafe fn xpos(&self) -> Result<XPos, Failure> {
+        // SAFETY: a reference to what lies in this struct, and as the caller promises.
+        let rope = unsafe { versioned("rope", &self.rope)?.rope() }?;
+        Ok(XPos { rope, gamma: self.gamma, scale_base: self.scale_base, center: self.center })
+    }
+}
+
+impl PosencRopeCall {
+    fn keys<'a, T: Scalar>(&self, scope: &Scope<'a>) -> Result<Keys<'a, T>, Failure> {
+        let PosencOperand { x, heads, out, out_heads } = &self.k;
+        Ok(match (switch("packed", self.packed)?, x.data, out.data) {
+            (true, data, _) if data != 0 && data != self.q.x.data => {
+                let text = "packed queries and keys have one address, these have two";
+                return Err(Failure::argument(text.into()));
+            }
+            (true, ..) => Keys::Beside(heads.shape()),
+            (false, 0, 0) => Keys::None,
+            (false, 0, _) => return Err(Failure::argument("k is null and k_out is not".into())),
+            _ => Keys::Apart(heads.update(x, (out, out_heads), scope, ["k", "k_out"])?),
+        })
+    }
+
+    fn rotation<'a, T: Scalar>(&self, scope: &Scope<'a>) -> Result<Rotation<'a, T>, Failure> {
+        let inverse = switch("inverse", self.inverse)?;
+        Ok(Rotation {
+            positions: self.positions.get(scope)?,
+            direction: if inverse { Direction::Inverse } else { Direction::Forward },
+            table: if self.table.cos.data == 0 { None } else { Some(self.table.get(scope)?) },
+            xpos: match Side::of("xpos", self.xpos)? {
+                Side::Query => None,
+                Side::Key => Some(Side::Key),
+            },
+        })
+    }
+}
+
+impl PosencTable {
+    fn get<'a, T: Scalar>(&self, scope: &Scope<'a>) -> Result<Table<'a, T>, Failure> {
+        fn both<'a, V>(table: &PosencTable, scope: &Scope<'a>) -> Result<(Read<'a, V>, Option<Read<'a, V>>), Failure> {
+            Ok((table.cos.read(scope, "cos")?, table.sin.read_some(scope, "sin")?))
+        }
+        let own = match T::NAME {
+            "f32" => POSENC_F32,
+            "f16" => POSENC_F16,
+            _ => POSENC_BF16,
+        };
+        let values = if self.element == POSENC_F32 {
+            let (cos, sin) = both(self, scope)?;
+            TableValues::F32 { cos, sin }
+        } else if self.element == own {
+            let (cos, sin) = both(self, scope)?;
+            TableValues::Same { cos, sin }
+        } else {
+            let text = format!("table.element is {}, it must be POSENC_F32 or the tensors' own ({own})", self.element);
+            return Err(Failure::argument(text));
+        };
+        let out_of_range = match self.out_of_range {
+            POSENC_OUT_OF_RANGE_CLAMP => OutOfRange::Clamp,
+            POSENC_OUT_OF_RANGE_NAN => OutOfRange::Nan(self.flag.write_some(scope, "flag")?),
+            other => return Err(unknown("out_of_range", other)),
+        };
+        Ok(Table { values, rows: self.rows as usize, stride: self.stride as usize, out_of_range })
+    }
+}

@@ -1,7 +1,0 @@
-//! Queries and keys are rotated.
-
-mod rope;
-mod xpos;
-
-pub use rope::*;
-pub use xpos::*;

@@ -1,0 +1,165 @@
+//! What the crate has, C has: every variant of every enum, and every method of every plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use posenc_c::{Kind, items};
+
+/// Enums that the header has in other words than constants of their own.
+const IN_OTHER_WORDS: [(&str, &str, &[&str]); 12] = [
+    ("Wave", "`cosine_first`", &["Sine", "Cosine"]),
+    ("Direction", "`inverse`", &["Forward", "Inverse"]),
+    ("Keys", "`k`, and `packed`", &["None", "Apart", "Beside"]),
+    ("Update", "`out` with its shape", &["InPlace", "Copy"]),
+    ("TableValues", "`element` of PosencTable", &["F32", "Same"]),
+    ("Ids", "`element` of PosencIds", &["I32", "I64", "U32"]),
+    ("Bias", "constructors of PosencBias", &["None", "Slopes", "Toeplitz", "Fire"]),
+    (
+        "Error",
+        "statuses",
+        &["Length", "Value", "Config", "Overflow", "Context", "NoDevice", "NoKernels", "Load", "Driver"],
+    ),
+    ("Pass", "integers that the caller computes", &["Near", "Far"]),
+    ("Part", "integers that the caller computes", &["Intra", "Successive", "Inter"]),
+    ("GgufValue", "a file, which posenc_model_from_gguf reads", &["Integer", "Float", "Bool", "Text", "List"]),
+    ("Host", "the crate on the CPU", &[]),
+];
+
+/// Methods that the header has in other words, or needs not.
+const METHODS_IN_OTHER_WORDS: [(&str, &[&str]); 5] = [
+    (
+        "gives back the spec, which the caller made",
+        &[
+            "RopePlan::rope",
+            "SinusoidPlan::sinusoid",
+            "TimestepPlan::sinusoid",
+            "GridPlan::grid",
+            "LearnedPlan::learned",
+            "ResamplePlan::resample",
+            "SoftmaxPlan::softmax",
+        ],
+    ),
+    ("follows from another method", &["DistanceGradPlan::is_empty", "FireGradPlan::is_empty"]),
+    ("posenc_learned_gather and posenc_error_flag_check", &["LearnedPlan::gather_checked"]),
+    ("a call brings its bias", &["SoftmaxPlan::bias", "SoftmaxPlan::bias_mut"]),
+    ("an argument, or posenc_model_layer", &["ModelRope::at_length", "ModelRope::kinds", "ModelRope::rope"]),
+];
+
+fn sources(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
+    for entry in std::fs::read_dir(folder).expect("the crate's source") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            let text = std::fs::read_to_string(&path).expect("a source file");
+            found.push((path, text));
+        }
+    }
+}
+
+fn crate_sources() -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src"), &mut found);
+    found
+}
+
+/// The identifier that a line begins with.
+fn word(line: &str) -> &str {
+    let end = line.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(line.len());
+    &line[..end]
+}
+
+/// The lines of a block that begins at the left margin, up to its closing brace.
+fn block<'a>(lines: &mut impl Iterator<Item = &'a str>, first: &str) -> Vec<&'a str> {
+    if first.ends_with('}') { Vec::new() } else { lines.take_while(|line| *line != "}").collect() }
+}
+
+#[test]
+fn every_variant_has_a_constant() {
+    let mut variants: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for item in items() {
+        let Kind::Codes { of, codes } = &item.kind else { continue };
+        let values: BTreeSet<_> = codes.iter().map(|code| code.2).collect();
+        assert_eq!(values.len(), codes.len(), "two constants of {of} have one value");
+        if !of.is_empty() {
+            variants.insert(of, codes.iter().map(|code| code.3).filter(|variant| !variant.is_empty()).collect());
+        }
+    }
+    for (name, _, list) in IN_OTHER_WORDS {
+        assert!(variants.insert(name, list.iter().copied().collect()).is_none(), "{name} has constants of its own");
+    }
+    let mut seen = BTreeSet::new();
+    for (path, text) in &crate_sources() {
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            let Some(rest) = line.strip_prefix("pub enum ") else { continue };
+            // Marks where memory is; they have no values.
+            let name = if word(rest) == "Device" { "Host" } else { word(rest) };
+            let own: BTreeSet<_> = block(&mut lines, line)
+                .iter()
+                .filter_map(|line| line.strip_prefix("    "))
+                .filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()))
+                .map(word)
+                .collect();
+            let Some(there) = variants.get(name) else {
+                panic!("{}: the header has no constants for {name}: {own:?}", path.display());
+            };
+            assert_eq!(there, &own, "the constants of {name} in the header, and its variants in {}", path.display());
+            seen.insert(name.to_string());
+        }
+    }
+    for name in variants.keys() {
+        assert!(seen.contains(*name), "the header has constants for {name}, which is no enum of the crate");
+    }
+}
+
+#[test]
+fn every_method_of_a_plan_has_a_function() {
+    let mut mirrored = BTreeSet::new();
+    for item in items() {
+        if let Kind::Function { mirrors, .. } = &item.kind {
+            mirrored.extend(mirrors.iter().copied());
+        }
+    }
+    let mut excused: BTreeSet<_> =
+        METHODS_IN_OTHER_WORDS.iter().flat_map(|(_, methods)| methods.iter().copied()).collect();
+    let mut methods = BTreeSet::new();
+    for (_, text) in &crate_sources() {
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            let plan = line.strip_prefix("impl<T: Scalar> ").map(word).filter(|name| name.ends_with("Plan"));
+            let of = if line == "impl ModelRope {" { Some("ModelRope") } else { plan };
+            let (Some(of), false) = (of, line.contains(" for ")) else { continue };
+            for line in block(&mut lines, line) {
+                let method = line.strip_prefix("    pub fn ").or_else(|| line.strip_prefix("    pub const fn "));
+                methods.extend(method.map(|method| format!("{of}::{}", word(method))));
+            }
+        }
+    }
+    assert!(methods.len() > 40, "{methods:?}");
+    for method in &methods {
+        let excuse = excused.remove(method.as_str());
+        assert!(
+            mirrored.contains(method.as_str()) != excuse,
+            "the header has no function for {method}, or a needless excuse"
+        );
+    }
+    assert!(excused.is_empty(), "no methods of the crate: {excused:?}");
+    for method in mirrored {
+        assert!(methods.contains(method), "a function stands for {method}, which the crate does not have");
+    }
+}
+
+/// A spec of the crate is written with all its fields, so that a new one does not compile until C has it.
+#[test]
+fn no_field_of_a_spec_is_left_to_a_default() {
+    let mut found = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    for (path, text) in found {
+        for line in text.lines() {
+            let rest = line.split("..").nth(1).unwrap_or_default();
+            let named = rest.starts_with(|c: char| c.is_ascii_uppercase()) && rest.contains("::");
+            assert!(!named, "{}: {line}", path.display());
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What `cargo xtask c-install` puts into a folder is found by pkg-config and CMake, and programs built against it run.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The folder of the built library: the test's own, or the one above it.
+fn library() -> PathBuf {
+    let own = std::env::current_exe().expect("the test's path");
+    let mut folders = own.ancestors().skip(1).take(2);
+    folders.find(|folder| folder.join("libposenc_c.so").exists()).expect("libposenc_c.so beside the test").into()
+}
+
+#[track_caller]
+fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{out}\n{err}", output.status);
+    output
+}
+
+fn is_there(program: &str) -> bool {
+    let there = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !there {
+        eprintln!("skipped: {program} is not installed (apt-get install cmake pkg-config)");
+    }
+    there
+}
+
+/// An install of the libraries that the tests were built with.
+struct Prefix(PathBuf);
+
+impl Prefix {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("posenc-c-{name}-{}", std::process::id()));
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut install = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+        install.current_dir(root).args(["xtask", "c-install", "--prefix"]).arg(folder.join("prefix"));
+        run(install.arg("--from").arg(library()));
+        Self(folder)
+    }
+}
+
+impl Drop for Prefix {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_cmake_project_builds_and_runs() {
+    if !is_there("cmake") {
+        return;
+    }
+    let prefix = Prefix::new("cmake");
+    let build = prefix.0.join("build");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cmake");
+    run(Command::new("cmake")
+        .arg("-S")
+        .arg(source)
+        .arg("-B")
+        .arg(&build)
+        .arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.0.join("prefix").display())));
+    run(Command::new("cmake").arg("--build").arg(&build));
+    let tests = run(Command::new("ctest").current_dir(&build).arg("--output-on-failure"));
+    assert!(String::from_utf8_lossy(&tests.stdout).contains("100% tests passed"), "{tests:?}");
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn pkg_config_gives_the_flags_of_both_libraries() {
+    if !is_there("pkg-config") {
+        return;
+    }
+    let prefix = Prefix::new("pkg-config");
+    let flags = |arguments: &[&str]| {
+        let mut command = Command::new("pkg-config");
+        command.env("PKG_CONFIG_PATH", prefix.0.join("prefix/lib/pkgconfig"));
+        let output = run(command.args(arguments).arg("posenc"));
+        String::from_utf8(output.stdout).expect("flags").split_whitespace().map(String::from).collect::<Vec<_>>()
+    };
+    assert_eq!(flags(&["--modversion"]), [env!("CARGO_PKG_VERSION")]);
+    assert!(flags(&["--static", "--libs"]).contains(&"-lpthread".to_string()));
+    let program = prefix.0.join("rotate");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cmake/rotate.c");
+    run(Command::new("cc")
+        .arg("-I")
+        .arg(source.with_file_name(".."))
+        .arg(&source)
+        .arg("-o")
+        .arg(&program)
+        .args(flags(&["--cflags", "--libs"]))
+        .args(["-ldl", "-lm"]));
+    let mut path = prefix.0.join("prefix/lib").into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default());
+    run(Command::new(program).env("LD_LIBRARY_PATH", path));
+}

@@ -1,0 +1,20 @@
+//! Attention probabilities: the softmax of the logits, with any [`Bias`](crate::Bias) of the room [`bias`](crate::bias), and
+//! its gradient.
+
+#[cfg(feature = "cpu")]
+mod cpu;
+mod inputs;
+mod softmax;
+mod softmax_grad;
+#[cfg(feature = "cuda")]
+mod work;
+
+#[cfg(feature = "cuda")]
+pub use inputs::DeviceInputs;
+pub use inputs::{Attended, HostInputs, Inputs};
+#[cfg(feature = "cuda")]
+pub use softmax::SoftmaxPlan;
+pub use softmax::{Order, Output, Softmax};
+#[cfg(feature = "cuda")]
+pub use softmax_grad::GradOptions;
+pub use softmax_grad::{ExpectedGrad, Gradient};

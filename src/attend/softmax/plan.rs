@@ -1,0 +1,214 @@
+//! The softmax on a device: one launch.
+
+use bytemuck::Zeroable;
+
+use super::{Order, Softmax};
+use crate::attend::DeviceInputs;
+use crate::attend::inputs::check_mask;
+use crate::attend::work::{HELD, PARTS, Room, Work, held_grad};
+use crate::bias::{AsBias, BiasInputs, BiasPlan, rows};
+use crate::gpu::args::{BiasArgs, LogitOrder, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxLaw};
+use crate::gpu::kernel::{SINK_GRAD, SOFTMAX, SOFTMAX_GRAD};
+use crate::gpu::{Call, Gpu, Kernel, Scratch, Update, Write, widest};
+use crate::shape::Shape;
+use crate::{Logits, Result, Scalar};
+
+// -------------------------------------------------------------------------------------------------------------- launch
+
+impl Softmax {
+    /// The law as kernels take it.
+    pub(in crate::attend) fn law(&self) -> SoftmaxLaw {
+        let limit = |side: Option<u32>| side.and_then(|n| i32::try_from(n).ok()).unwrap_or(i32::MAX);
+        let cap = self.softcap.unwrap_or(0.0);
+        SoftmaxLaw {
+            scale: self.scale,
+            cap,
+            inverse_cap: if cap == 0.0 { 0.0 } else { 1.0 / cap },
+            order: match self.order {
+                Order::SoftcapThenBias => LogitOrder::SOFTCAP_THEN_BIAS,
+                Order::BiasThenSoftcap => LogitOrder::BIAS_THEN_SOFTCAP,
+                Order::BiasThenScale => LogitOrder::BIAS_THEN_SCALE,
+            },
+            left: limit(self.left),
+            right: limit(self.right),
+            ..SoftmaxLaw::zeroed()
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// [`Softmax`] and a bias on a [`Gpu`], for one element type.
+///
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel, for a decode step against a long
+/// cache too: there several blocks share a row and meet once in scratch memory of the plan, in a cooperative launch. Where
+/// calls may run at the same time (in a capture, and on the per-thread default stream) such a call allocates its own in
+/// the stream's order.
+#[derive(Debug)]
+pub struct SoftmaxPlan<T> {
+    pub(in crate::attend) gpu: Gpu,
+    pub(in crate::attend) softmax: Softmax,
+    bias: BiasPlan<T>,
+    /// where blocks that share a row leave the sums of their chunks, and count who is there
+    pub(in crate::attend) scratch: Scratch,
+    kernel: Kernel<SoftmaxArgs>,
+    pub(in crate::attend) grad: Kernel<SoftmaxGradArgs>,
+    pub(in crate::attend) sink_grad: Kernel<SinkGradArgs>,
+    room: Room,
+    pub(in crate::attend) room_grad: Room,
+}
+
+impl<T: Scalar> SoftmaxPlan<T> {
+    /// Uploads the bias, loads the kernels, and allocates 512 KiB for the sums of shared rows.
+    ///
+    /// | argument | meaning |
+    /// |---|---|
+    /// | `bias` | `&Alibi`, `&Slopes`, `&Toeplitz`, a [`Bias`](crate::Bias), [`Bias::None`](crate::Bias::None), or a [`BiasPlan`] |
+    ///
+    /// # Errors
+    /// If the spec or the bias is refused, or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, softmax: &Softmax, bias: impl AsBias<T>) -> Result<Self> {
+        softmax.check()?;
+        let ([kernel], [grad]) = (gpu.load::<T, _, 1>(SOFTMAX)?, gpu.load::<T, _, 1>(SOFTMAX_GRAD)?);
+        let [sink_grad] = gpu.load::<T, _, 1>(SINK_GRAD)?;
+        Ok(Self {
+            gpu: gpu.clone(),
+            softmax: *softmax,
+            bias: bias.plan(gpu)?,
+            scratch: Scratch::new(gpu, gpu.multiprocessors() as usize, 2 * PARTS)?,
+            room: Room::of(gpu, &kernel, HELD)?,
+            room_grad: Room::of(gpu, &grad, held_grad::<T>())?,
+            kernel,
+            grad,
+            sink_grad,
+        })
+    }
+
+    /// The spec.
+    pub const fn softmax(&self) -> &Softmax {
+        &self.softmax
+    }
+
+    /// The plan's own bias.
+    pub const fn bias(&self) -> &BiasPlan<T> {
+        &self.bias
+    }
+
+    /// The plan's own bias, to be trained in place or to get a new table.
+    pub const fn bias_mut(&mut self) -> &mut BiasPlan<T> {
+        &mut self.bias
+    }
+
+    /// Hands in the bias, the plan's own or the call's.
+    pub(in crate::attend) fn hold_bias<'a, 'b: 'a>(
+        &'a self,
+        call: &mut Call<'a>,
+        shape: &Logits,
+        inputs: &DeviceInputs<'b, T>,
+    ) -> Result<BiasArgs> {
+        let of = BiasInputs { places: inputs.places, gates: inputs.gates };
+        inputs.bias.unwrap_or(&self.bias).hold(call, shape, of, self.softmax.window())
+    }
+
+    /// The softmax of every row, `p = exp(z - lse)` with `z = softcap(scale * s) + bias + mask` in the spec's order.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `logits` | `[batch, heads, queries, keys]` | `shape.of_mut(&mut x)` in place, `shape.of(&x).to(shape.of_mut(&mut y))` elsewhere |
+    /// | `inputs` | | positions, mask, sinks, gates, and a bias in place of the plan's own |
+    ///
+    /// Each logit that is not masked is read once and each probability written once where a row fits into a block's
+    /// shared memory, 4 bytes a key in steps of 8192 keys: 57344 keys on compute capability 9.0 and 10.0, 40960 on 8.0,
+    /// 24576 on 8.6, 8.9 and 12.0, 8192 on 7.5. Where there are fewer rows than multiprocessors, all blocks that the device
+    /// has at once share them, and the limit is theirs together: a row of 7 million keys on an H100. Longer rows are read
+    /// twice.
+    ///
+    /// # Accuracy
+    /// [`Softmax::error_bound`] and the rounding to `T`. The same bits on every device and for every alignment, number of
+    /// rows, and way of reading. Bit for bit equal are: a shard of heads or of sequences, a chunk of queries, and a row
+    /// whose tensor has more keys than it sees, be it by a longer cache, a causal mask, a window or a length. Rows of
+    /// which each device holds a part of the keys are put together by their `lse`, and are then equal within the bound,
+    /// not bit for bit.
+    ///
+    /// # Errors
+    /// If a buffer is too short, belongs to another context or shares memory with an output, if shapes do not go
+    /// together or written elements overlap, or gates come without a bias. Nothing is written then.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::{Alibi, Gpu, Logits, Softmax, SoftmaxPlan};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let softmax = Softmax::causal(1.0 / 128f32.sqrt());
+    /// let plan = SoftmaxPlan::<half::bf16>::new(&gpu, &softmax, &Alibi::new(32))?;
+    /// let mut logits = gpu.stream().alloc_zeros(32 * 7 * 7)?;
+    /// plan.apply(Logits::bhqk(1, 32, 7, 7).of_mut(&mut logits), &Default::default())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn apply<'a, 'b: 'a>(
+        &'a self,
+        logits: impl Into<Update<'a, T, Logits>>,
+        inputs: &DeviceInputs<'b, T>,
+    ) -> Result<()> {
+        self.run(logits.into(), inputs, None)
+    }
+
+    /// [`SoftmaxPlan::apply`], and the log-sum-exp of each row, sink included, written to `lse`, `[batch, heads, queries]`.
+    ///
+    /// # Errors
+    /// As [`SoftmaxPlan::apply`].
+    pub fn apply_with_lse<'a, 'b: 'a>(
+        &'a self,
+        logits: impl Into<Update<'a, T, Logits>>,
+        inputs: &DeviceInputs<'b, T>,
+        lse: Write<'a, f32>,
+    ) -> Result<()> {
+        self.run(logits.into(), inputs, Some(lse))
+    }
+
+    fn run<'a, 'b: 'a>(
+        &'a self,
+        logits: Update<'a, T, Logits>,
+        inputs: &DeviceInputs<'b, T>,
+        lse: Option<Write<'a, f32>>,
+    ) -> Result<()> {
+        let mut call = self.gpu.call();
+        let x = call.update(["logits", "probabilities"], logits, SIZES)?;
+        let shape = x.x.shape;
+        let mut args = SoftmaxArgs {
+            bias: self.hold_bias(&mut call, &shape, inputs)?,
+            law: self.softmax.law(),
+            x: x.x.at,
+            y: x.y.at,
+            sinks: call.read_some("sinks", inputs.sinks, shape.heads)?,
+            lse: call.write_some("lse", lse, shape.rows()?)?,
+            x_strides: shape.strides.map(|stride| stride as i64),
+            y_strides: x.y.shape.strides.map(|stride| stride as i64),
+            ..SoftmaxArgs::zeroed()
+        };
+        let mut mask_steps = 0;
+        if let Some(mask) = inputs.mask {
+            check_mask(mask.shape(), &shape)?;
+            let mask = call.view("mask", mask)?;
+            // Strides stand still where a size is 1.
+            let dims = mask.shape.strided().dims;
+            args.mask_strides = [0, 1, 2].map(|i| if dims[i].0 == 1 { 0 } else { dims[i].1 as i64 });
+            args.mask = mask.at;
+            mask_steps = mask.steps;
+        }
+        if shape.batch == 0 || shape.queries == 0 {
+            return Ok(());
+        }
+        let aligned = if widest(x.steps()) < 16 { 0 } else { 1 + u32::from(widest(mask_steps) == 16) };
+        let rows = rows(&shape)?;
+        let work = Work::of(rows, shape.keys, &self.room);
+        args.team = work.team(rows, aligned);
+        if work.share > 1 {
+            (args.counters, args.parts) = call.scratch(&self.scratch)?;
+        }
+        call.launch(&self.kernel, &work.launch(work.held.max(1), HELD, args))
+    }
+}
+
+/// Names of the sizes of logits.
+pub(in crate::attend) const SIZES: &str = "batch, heads, queries, keys";

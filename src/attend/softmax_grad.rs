@@ -1,0 +1,201 @@
+//! The gradient of the softmax: back through the probabilities, the softcap and the scale.
+//!
+//! ```text
+//! dz = p * (dp - sum over keys of p * dp)
+//! ```
+
+#[cfg(feature = "cuda")]
+mod plan;
+
+#[cfg(feature = "cuda")]
+pub use plan::GradOptions;
+
+use crate::attend::softmax::bias;
+use crate::attend::{Inputs, Order, Softmax};
+use crate::shape::Shape;
+use crate::{Logits, Result, Scalar};
+
+// ----------------------------------------------------------------------------------------------------------------- law
+
+impl Softmax {
+    /// The derivatives of [`Softmax::logit`] by the logit and by the bias.
+    pub fn derivatives(&self, s: f64, bias: f64) -> [f64; 2] {
+        let scale = f64::from(self.scale);
+        let slope = self.softcap.map_or(1.0, |cap| {
+            let tanh = (self.before_softcap(s, bias) / f64::from(cap)).tanh();
+            1.0 - tanh * tanh
+        });
+        let by_bias = match self.order {
+            Order::SoftcapThenBias => 1.0,
+            Order::BiasThenSoftcap => slope,
+            Order::BiasThenScale => slope * scale,
+        };
+        [slope * scale, by_bias]
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- reference
+
+/// The gradients of a softmax.
+#[derive(Clone, Debug)]
+pub struct Gradient {
+    /// of the logits, laid out as they are
+    pub logits: Vec<f64>,
+    /// of the bias at every query and key, laid out as the logits
+    pub bias: Vec<f64>,
+    /// of the sinks, `[heads]`
+    pub sinks: Vec<f64>,
+}
+
+/// Expected result of a softmax's gradient.
+#[derive(Clone, Debug)]
+pub struct ExpectedGrad {
+    /// of the logits, laid out as they are
+    pub logits: Vec<f64>,
+    /// the error allowed at each
+    pub logits_bound: Vec<f64>,
+    /// of the bias, laid out as the logits
+    pub bias: Vec<f64>,
+    /// the error allowed at each
+    pub bias_bound: Vec<f64>,
+    /// the sum of probability and gradient of each row, `[batch, heads, queries]`
+    pub dots: Vec<f64>,
+    /// the error allowed at each
+    pub dots_bound: Vec<f64>,
+}
+
+impl Softmax {
+    /// The gradients of the logits, the bias and the sinks on the CPU, in f64, from the gradient of the probabilities.
+    ///
+    /// ```text
+    /// dz = p * (dp - sum over keys of p * dp)
+    /// dsink = -p(sink) * sum over keys of p * dp
+    /// ```
+    ///
+    /// and `dz` goes back through bias, softcap and scale. The rows of `dz` sum to zero where there is no sink.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `logits` | `shape` | the logits before the softmax |
+    /// | `grad` | `shape` | the gradient of the probabilities |
+    /// | `inputs` | | as in the softmax |
+    ///
+    /// # Errors
+    /// If the spec, the shape or an input is refused.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::attend::Inputs;
+    /// use posenc::{Logits, Softmax};
+    /// // Both probabilities are 1/2, and the scale is a factor of the logits' gradient alone.
+    /// let got = Softmax::new(2.0).grad(&[0.0f32; 2], &[1.0, 0.0], &Logits::bhqk(1, 1, 1, 2), &Inputs::default())?;
+    /// assert_eq!((got.bias, got.logits), (vec![0.25, -0.25], vec![0.5, -0.5]));
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn grad<T: Scalar>(&self, logits: &[T], grad: &[T], shape: &Logits, inputs: &Inputs<T>) -> Result<Gradient> {
+        self.check()?;
+        shape.check("logits", logits.len())?;
+        shape.check("grad", grad.len())?;
+        inputs.check(shape, self.window())?;
+        let size = logits.len();
+        let mut out = Gradient { logits: vec![0.0; size], bias: vec![0.0; size], sinks: vec![0.0; shape.heads] };
+        for at @ [batch, head, query] in shape.each_row() {
+            let row = self.row(logits, shape, inputs, at);
+            if row.lse == f64::NEG_INFINITY {
+                continue;
+            }
+            let index = |key: usize| shape.index(batch, head, query, key);
+            let seen = || (0..shape.keys).map(|key| (key, row.probability(key))).filter(|&(_, p)| p != 0.0);
+            let dot: f64 = seen().map(|(key, p)| p * grad[index(key)].to_f64()).sum();
+            for (key, p) in seen() {
+                let dz = p * (grad[index(key)].to_f64() - dot);
+                let [by_logit, by_bias] = self.derivatives(logits[index(key)].to_f64(), bias(shape, inputs, at, key));
+                out.logits[index(key)] = dz * by_logit;
+                out.bias[index(key)] = dz * by_bias;
+            }
+            if inputs.sinks.is_some() {
+                out.sinks[head] -= (inputs.sink(head) - row.lse).exp() * dot;
+            }
+        }
+        Ok(out)
+    }
+
+    /// The gradients that a kernel computes, in f64 from the probabilities as they were rounded, and the error allowed at
+    /// each element.
+    ///
+    /// ```text
+    /// dz = p * (dp - dot),  |error of dz| <= p * (e + 2^-24 * |dp - dot|) + 2^-24 * |dz|
+    /// e = (20 + 3 * keys / 8192) * 2^-24 * sum over keys of |p * dp|
+    /// ```
+    ///
+    /// and a rounding for each factor behind it: the softcap's slope `1 - tanh^2` is within `20 * 2^-24`.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `probabilities` | `shape` | what the softmax gave |
+    /// | `grad` | `shape` | the gradient of the probabilities |
+    /// | `logits` | `shape` | before the softmax; used with a softcap alone |
+    ///
+    /// # Errors
+    /// If the spec, the shape or an input is refused.
+    pub fn expect_grad<T: Scalar>(
+        &self,
+        probabilities: &[T],
+        grad: &[T],
+        logits: &[T],
+        shape: &Logits,
+        inputs: &Inputs<T>,
+    ) -> Result<ExpectedGrad> {
+        self.check()?;
+        for (name, x) in [("probabilities", probabilities), ("grad", grad), ("logits", logits)] {
+            shape.check(name, x.len())?;
+        }
+        inputs.check(shape, self.window())?;
+        let eps = f32::ROUNDOFF;
+        let zeros = || vec![0.0; grad.len()];
+        let mut out = ExpectedGrad {
+            logits: zeros(),
+            logits_bound: zeros(),
+            bias: zeros(),
+            bias_bound: zeros(),
+            dots: Vec::new(),
+            dots_bound: Vec::new(),
+        };
+        for at @ [batch, head, query] in shape.each_row() {
+            let row = self.row(logits, shape, inputs, at);
+            let errors = self.row_errors(logits, shape, inputs, at, &row);
+            let index = |key: usize| shape.index(batch, head, query, key);
+            let p = |key: usize| probabilities[index(key)].to_f64();
+            let dp = |key: usize| grad[index(key)].to_f64();
+            let seen: Vec<usize> = (0..shape.keys).filter(|&key| p(key) != 0.0 && !row.is_masked(key)).collect();
+            let dot: f64 = seen.iter().map(|&key| p(key) * dp(key)).sum();
+            let size: f64 = seen.iter().map(|&key| (p(key) * dp(key)).abs()).sum();
+            let dot_error = (20.0 + 3.0 * (shape.keys / 8192) as f64) * eps * size;
+            out.dots.push(dot);
+            out.dots_bound.push(dot_error);
+            for key in seen {
+                let [by_logit, by_bias] = self.derivatives(logits[index(key)].to_f64(), bias(shape, inputs, at, key));
+                let dz = p(key) * (dp(key) - dot);
+                let error = p(key) * (dot_error + eps * (dp(key) - dot).abs()) + eps * dz.abs();
+                // The slope is a difference from 1 and carries the logit's own error too.
+                let slope = self.softcap.map_or(0.0, |cap| 20.0 * eps + 2.0 * errors[key] / f64::from(cap));
+                let scale = f64::from(self.scale).abs();
+                let bound = |by: f64, most: f64| {
+                    let value = (dz * by).abs();
+                    let error = error * by.abs() + dz.abs() * slope * most + 3.0 * eps * value;
+                    crate::accuracy::rounded::<T>(dz * by, error)
+                };
+                let by_bias_most = match self.order {
+                    Order::SoftcapThenBias => 0.0,
+                    Order::BiasThenSoftcap => 1.0,
+                    Order::BiasThenScale => scale,
+                };
+                out.logits[index(key)] = dz * by_logit;
+                out.logits_bound[index(key)] = bound(by_logit, scale);
+                out.bias[index(key)] = dz * by_bias;
+                out.bias_bound[index(key)] = bound(by_bias, by_bias_most);
+            }
+        }
+        Ok(out)
+    }
+}

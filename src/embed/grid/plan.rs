@@ -1,0 +1,317 @@
+//! [`Grid`] on a device.
+
+use std::marker::PhantomData;
+
+use bytemuck::Zeroable;
+use cudarc::driver::CudaSlice;
+
+use super::{Axis, Counted, Grid, GridSize, check_tokens};
+use crate::embed::launch::{blocks, check_contiguous, fitting, small, spread};
+use crate::embed::{Tokens, Wave, check_scale};
+use crate::gpu::args::{Divisor, GridArgs, MaskedArgs};
+use crate::gpu::kernel::{GRID, GRID_MASKED};
+use crate::gpu::{Kernel, Launch, Read, ViewMut};
+use crate::shape::product;
+use crate::{Error, Gpu, Result, Scalar};
+
+// -------------------------------------------------------------------------------------------------------------- launch
+
+impl Grid {
+    /// Rate and phase of every channel, and its axis as the kernel knows it.
+    fn channels(&self) -> (Vec<u64>, Vec<u8>) {
+        const QUARTER: u64 = 1 << 62;
+        let mut channels = Vec::with_capacity(2 * self.dim());
+        let mut axes = Vec::with_capacity(self.dim());
+        for channel in 0..self.dim() {
+            let (axis, inner) = self.channel(channel);
+            let Axis { along, sinusoid } = &self.axes[axis];
+            match sinusoid.channel(inner) {
+                None => {
+                    channels.extend([0, 0]);
+                    axes.push(3);
+                }
+                Some((pair, wave)) => {
+                    let rate = sinusoid.rate(pair);
+                    let start = rate.wrapping_mul(sinusoid.offset as u64);
+                    channels.extend([rate, if wave == Wave::Cosine { start.wrapping_add(QUARTER) } else { start }]);
+                    axes.push(*along as u8);
+                }
+            }
+        }
+        (channels, axes)
+    }
+
+    /// Turns and offset of every channel, and its axis and wave as the masked kernel knows them.
+    fn masked_channels(&self) -> (Vec<f64>, Vec<u8>) {
+        let mut channels = Vec::with_capacity(3 * self.dim());
+        let mut axes = Vec::with_capacity(self.dim());
+        for channel in 0..self.dim() {
+            let (axis, inner) = self.channel(channel);
+            let Axis { along, sinusoid } = &self.axes[axis];
+            match sinusoid.channel(inner) {
+                None => {
+                    channels.extend([0.0; 3]);
+                    axes.push(3);
+                }
+                Some((pair, wave)) => {
+                    let turns = sinusoid.turns(pair);
+                    channels.extend([turns.hi, turns.lo, sinusoid.offset as f64]);
+                    let axis = *along as u8 + if wave == Wave::Cosine { 4 } else { 0 };
+                    // The angle of the channel before it: a pair's waves side by side are made at once.
+                    let [own, before] = [channel, channel.saturating_sub(1)].map(|at| &channels[3 * at..3 * at + 3]);
+                    let same = channel > 0 && own == before && axes[channel - 1] % 4 == axis % 4;
+                    axes.push(axis + if same { 8 } else { 0 });
+                }
+            }
+        }
+        (channels, axes)
+    }
+
+    /// The grid and the arguments that shapes decide, for accesses of `width` elements; tensors and channels are still missing.
+    fn launch(&self, tokens: &Tokens, size: GridSize, width: usize, multiprocessors: u32) -> Result<Launch<GridArgs>> {
+        let units = self.dim().div_ceil(width);
+        let spread = spread(units, tokens.batch, tokens.tokens, true, multiprocessors)?;
+        let (rows, columns) = (small("rows", size.rows)?, small("columns", size.columns)?);
+        let args = GridArgs {
+            strides: tokens.strides.map(|stride| stride as i64),
+            tokens: small("tokens", tokens.tokens)?,
+            rows,
+            columns,
+            by_rows: Divisor::new(rows),
+            by_columns: Divisor::new(columns),
+            batch: small("sequences", tokens.batch)?,
+            batches_per_thread: spread.batches_per_thread,
+            groups: spread.groups,
+            dim: small("channels", self.dim())?,
+            ..GridArgs::zeroed()
+        };
+        Ok(Launch::new(spread.grid, spread.block, args))
+    }
+
+    /// [`Grid::launch`] for coordinates that are counted over a mask: a warp for each token, whose threads count together.
+    fn masked_launch(&self, images: &Tokens, size: GridSize, counted: Counted) -> Result<Launch<MaskedArgs>> {
+        let (blocks, block) = blocks(32, images.tokens)?;
+        small("tokens", images.tokens)?;
+        let args = MaskedArgs {
+            centre: counted.centre,
+            scale: counted.scale,
+            rows: small("rows", size.rows)?,
+            columns: small("columns", size.columns)?,
+            batch: small("images", images.batch)?,
+            dim: small("channels", self.dim())?,
+            normalize: u32::from(counted.normalize),
+            ..MaskedArgs::zeroed()
+        };
+        Ok(Launch::new([blocks, small("images", images.batch.min(65535))?, 1], block, args))
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// [`Grid`] on a [`Gpu`], for one element type: its channels are uploaded, its kernels loaded.
+///
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; sizes may change from call to call.
+#[derive(Debug)]
+pub struct GridPlan<T> {
+    gpu: Gpu,
+    spec: Grid,
+    channels: CudaSlice<u64>,
+    axes: CudaSlice<u8>,
+    masked_channels: CudaSlice<f64>,
+    masked_axes: CudaSlice<u8>,
+    kernels: [Kernel<GridArgs>; 2],
+    masked: [Kernel<MaskedArgs>; 2],
+    element: PhantomData<T>,
+}
+
+impl<T: Scalar> GridPlan<T> {
+    /// Uploads the channels and loads the kernels.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, spec: &Grid) -> Result<Self> {
+        spec.check()?;
+        let (channels, axes) = spec.channels();
+        let (masked_channels, masked_axes) = spec.masked_channels();
+        Ok(Self {
+            gpu: gpu.clone(),
+            spec: spec.clone(),
+            channels: gpu.upload(&channels)?,
+            axes: gpu.upload(&axes)?,
+            masked_channels: gpu.upload(&masked_channels)?,
+            masked_axes: gpu.upload(&masked_axes)?,
+            kernels: gpu.load::<T, _, 2>(GRID)?,
+            masked: gpu.load::<T, _, 2>(GRID_MASKED)?,
+            element: PhantomData,
+        })
+    }
+
+    /// The spec.
+    pub const fn grid(&self) -> &Grid {
+        &self.spec
+    }
+
+    /// Writes the grid's table, once for every sequence of `out`.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `out` | `[batch, tokens, dim]` | written; its number of tokens is the grid's |
+    /// | `size` | | frames, rows and columns |
+    ///
+    /// # Accuracy
+    /// [`Grid::error_bound`] and the rounding to `T`. The same bits on every device, for every shape and alignment.
+    ///
+    /// # Errors
+    /// If a shape is refused, or a buffer is too short or belongs to another context. Nothing is written then.
+    ///
+    /// # Source
+    /// MAE (arXiv 2111.06377), `get_2d_sincos_pos_embed`.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::Gpu;
+    /// use posenc::embed::{Grid, GridPlan, GridSize, Tokens};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = GridPlan::<f32>::new(&gpu, &Grid::columns_first(768))?;
+    /// // Behind a class token, whose row stays zero.
+    /// let mut table = gpu.stream().alloc_zeros(197 * 768)?;
+    /// plan.write(Tokens::new(1, 196, 768).at(768).of_mut(&mut table), GridSize::image(14, 14))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn write<'a>(&'a self, out: ViewMut<'a, T, Tokens>, size: GridSize) -> Result<()> {
+        self.run("out", out, size, None)
+    }
+
+    /// `x = x * scale + grid` in place.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `x` | `[batch, tokens, dim]` | embeddings; their number of tokens is the grid's |
+    /// | `size` | | frames, rows and columns |
+    /// | `scale` | | multiplies `x` |
+    ///
+    /// # Accuracy
+    /// [`Grid::add_error_bound`] and the rounding to `T`. The same bits on every device, for every shape and alignment.
+    ///
+    /// # Errors
+    /// As [`GridPlan::write`], and if `scale` is refused.
+    ///
+    /// # Source
+    /// MAE (arXiv 2111.06377), `get_2d_sincos_pos_embed`.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::Gpu;
+    /// use posenc::embed::{Grid, GridPlan, GridSize, Tokens};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = GridPlan::<f32>::new(&gpu, &Grid::columns_first(768))?;
+    /// let mut x = gpu.stream().alloc_zeros(8 * 196 * 768)?;
+    /// plan.add(Tokens::new(8, 196, 768).of_mut(&mut x), GridSize::image(14, 14), 1.0)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn add<'a>(&'a self, x: ViewMut<'a, T, Tokens>, size: GridSize, scale: f64) -> Result<()> {
+        check_scale(scale)?;
+        self.run("x", x, size, Some(scale as f32))
+    }
+
+    /// Writes a table per image whose coordinates are counted over a padding mask.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `out` | `[batch, rows * columns, dim]`, contiguous | written, masked tokens too |
+    /// | `mask` | `[batch, rows * columns]` | not 0 for a token of the image |
+    /// | `size` | | rows and columns; one frame |
+    /// | `counted` | | how counts become coordinates |
+    ///
+    /// Channels at a coordinate that turns more than 2^48 times become NaN.
+    ///
+    /// # Accuracy
+    /// [`Sinusoid::time_error_bound`] at coordinates in f64, and the rounding to `T`.
+    ///
+    /// # Errors
+    /// If a shape, the size or `counted` is refused, the grid has frames, or a buffer is too short, belongs to another
+    /// context or shares memory with `out`. Nothing is written then.
+    ///
+    /// # Source
+    /// DETR (arXiv 2005.12872), `PositionEmbeddingSine`.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::Gpu;
+    /// use posenc::embed::{Counted, Grid, GridPlan, GridSize, Tokens};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = GridPlan::<f32>::new(&gpu, &Grid::detr(256, 10_000.0))?;
+    /// let mask = gpu.stream().clone_htod(&[1u8; 2 * 25 * 34])?;
+    /// let mut out = gpu.stream().alloc_zeros(2 * 25 * 34 * 256)?;
+    /// let images = Tokens::new(2, 25 * 34, 256).of_mut(&mut out);
+    /// plan.write_masked(images, &mask, GridSize::image(25, 34), Counted::default())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn write_masked<'a>(
+        &'a self,
+        out: ViewMut<'a, T, Tokens>,
+        mask: Read<'a, u8>,
+        size: GridSize,
+        counted: Counted,
+    ) -> Result<()> {
+        counted.check()?;
+        self.spec.check_image(size)?;
+        if size.rows >= 1 << 24 || size.columns >= 1 << 24 {
+            return Err(Error::Value(format!(
+                "the grid has {} rows and {} columns, each must be below 2^24 to be counted",
+                size.rows, size.columns
+            )));
+        }
+        let (dim, shape) = (self.spec.dim(), out.shape);
+        shape.check_dim("out", dim)?;
+        check_tokens("out", &shape, size)?;
+        check_contiguous("out", &shape)?;
+        let mut call = self.gpu.call();
+        let mask = call.read("mask", mask, product("batch x tokens", &[shape.batch, shape.tokens])?)?;
+        let out = call.view_mut("out", out)?;
+        if shape.is_empty() {
+            return Ok(());
+        }
+        let (kernel, _) = fitting::<T, _>(&self.masked, out.steps | (dim * size_of::<T>()) as u64);
+        let mut launch = self.spec.masked_launch(&shape, size, counted)?;
+        launch.args = MaskedArgs {
+            x: out.at,
+            mask,
+            channels: call.table("channels", &self.masked_channels)?,
+            axes: call.table("axes", &self.masked_axes)?,
+            ..launch.args
+        };
+        call.launch(kernel, &launch)
+    }
+
+    fn run<'a>(
+        &'a self,
+        name: &'static str,
+        x: ViewMut<'a, T, Tokens>,
+        size: GridSize,
+        scale: Option<f32>,
+    ) -> Result<()> {
+        let (dim, shape) = (self.spec.dim(), x.shape);
+        shape.check_dim(name, dim)?;
+        let mut call = self.gpu.call();
+        let x = call.view_mut(name, x)?;
+        check_tokens(name, &shape, size)?;
+        if shape.is_empty() {
+            return Ok(());
+        }
+        let (kernel, width) = fitting::<T, _>(&self.kernels, x.steps | (dim * size_of::<T>()) as u64);
+        let mut launch = self.spec.launch(&shape, size, width, self.gpu.multiprocessors())?;
+        launch.args = GridArgs {
+            x: x.at,
+            channels: call.table("channels", &self.channels)?,
+            axes: call.table("axes", &self.axes)?,
+            scale: scale.unwrap_or(1.0),
+            add: u32::from(scale.is_some()),
+            ..launch.args
+        };
+        call.launch(kernel, &launch)
+    }
+}

@@ -1,0 +1,138 @@
+//! Arguments of `kernels/attend`.
+
+use super::{BiasArgs, In, Out, args, codes, sizes, words};
+
+codes! {
+    /// In which order scale, softcap and bias act.
+    LogitOrder {
+        /// `softcap(scale * s) + bias`
+        SOFTCAP_THEN_BIAS = 0,
+        /// `softcap(scale * s + bias)`
+        BIAS_THEN_SOFTCAP = 1,
+        /// `softcap(scale * (s + bias))`
+        BIAS_THEN_SCALE = 2,
+    }
+}
+
+sizes! {
+    /// keys of a chunk, the unit of a row's sums
+    CHUNK: int = 8192,
+}
+
+args! {
+    /// Scale, softcap, order and window: a part of the arguments of `attend/softmax` and `attend/softmax_grad`.
+    SoftmaxLaw {
+        /// multiplies the logit
+        scale: f32,
+        /// the softcap, 0 for none
+        cap: f32,
+        /// 1 / cap
+        inverse_cap: f32,
+        /// in which order they act
+        order: LogitOrder,
+        /// a key may lie this far before its query; 2^31 - 1: any distance
+        left: i32,
+        /// a key may lie this far after its query; 2^31 - 1: any distance
+        right: i32,
+    }
+
+    /// How rows are cut among threads and blocks: a part of the arguments of `attend/softmax` and `attend/softmax_grad`.
+    TeamArgs {
+        /// rows, `batch * heads * queries`
+        rows: u32,
+        /// chunks of 8192 keys of a row
+        chunks: u32,
+        /// 1: the rows of all tensors, but for a mask, begin at a multiple of 16 bytes; 2: those of the mask too
+        aligned: u32,
+        /// chunks that a block's shared memory holds
+        held: u32,
+        /// threads of a row are 2^lanes_log
+        lanes_log: u32,
+        /// packs of eight keys that a thread has of a chunk, 1 to 8
+        packs: u32,
+        /// blocks that share a row
+        share: u32,
+    }
+
+    /// `attend/softmax`.
+    SoftmaxArgs {
+        /// the bias
+        bias: BiasArgs,
+        /// scale, softcap, order, window
+        law: SoftmaxLaw,
+        /// logits
+        x: In,
+        /// probabilities; `x` itself in place
+        y: Out,
+        /// added last, of the logits' type; null: nothing
+        mask: In,
+        /// f32 `[heads]`; null: none
+        sinks: In,
+        /// f32 `[rows]`; null: not wanted
+        lse: Out,
+        /// f32 `[rows, chunks, 2]`: maximum and sum of each chunk of a shared row
+        parts: Out,
+        /// elements from one batch, head and query to the next
+        x_strides: [i64; 3],
+        /// the same of `y`
+        y_strides: [i64; 3],
+        /// the same of `mask`; 0 shares it
+        mask_strides: [i64; 3],
+        /// u32 `[rows]`: blocks that have met; 0 between calls
+        counters: Out,
+        /// how rows are cut
+        team: TeamArgs,
+    }
+
+    /// `attend/softmax_grad`.
+    SoftmaxGradArgs {
+        /// positions and lengths; with a softcap the bias too
+        bias: BiasArgs,
+        /// scale, softcap, order, window
+        law: SoftmaxLaw,
+        /// probabilities
+        p: In,
+        /// gradient of the probabilities
+        dp: In,
+        /// logits before the softmax; null without a softcap
+        x: In,
+        /// gradient of the logits; `dp` itself in place
+        dx: Out,
+        /// gradient of the bias, laid out as `dx`; null: not wanted
+        dbias: Out,
+        /// f32 `[rows]`, the sum of p * dp; null: not wanted
+        dots: Out,
+        /// elements from one batch, head and query to the next
+        p_strides: [i64; 3],
+        /// the same of `dp`
+        dp_strides: [i64; 3],
+        /// the same of `x`
+        x_strides: [i64; 3],
+        /// the same of `dx` and `dbias`
+        dx_strides: [i64; 3],
+        /// f32 `[rows, chunks]`: the sum of each chunk of a shared row
+        parts: Out,
+        /// u32 `[rows]`: blocks that have met; 0 between calls
+        counters: Out,
+        /// how rows are cut
+        team: TeamArgs,
+    }
+
+    /// `attend/softmax_grad`: `sink_grad`.
+    SinkGradArgs {
+        /// f32 `[heads]`
+        sinks: In,
+        /// f32 `[batch, heads, queries]`
+        lse: In,
+        /// f32 `[batch, heads, queries]`
+        dots: In,
+        /// f32 `[heads]`
+        grad: Out,
+        /// sequences
+        batch: u32,
+        /// heads
+        heads: u32,
+        /// rows of a head
+        queries: u32,
+    }
+}

@@ -1,0 +1,188 @@
+//! Arguments of `kernels/bias`.
+
+use super::{Divisor, In, Out, args, codes, sizes, words};
+
+codes! {
+    /// The form of a bias.
+    BiasKind {
+        /// nothing is added
+        NONE = 0,
+        /// a slope for each side of the query
+        SLOPES = 1,
+        /// a number for each distance
+        ROW = 2,
+        /// FIRE's network of the normalised distance
+        FIRE = 3,
+    }
+}
+
+sizes! {
+    /// keys that a thread takes at once
+    KEYS: int = 8,
+}
+
+args! {
+    /// A bias of the room `bias`, and where queries and keys sit: a part of the arguments of its kernels.
+    BiasArgs {
+        /// i32 positions `[batch, queries]`, or null: queries follow `query_start`
+        query_positions: In,
+        /// i32 positions `[batch, keys]`, or null: keys follow `key_start`
+        key_positions: In,
+        /// i32 queries of each sequence, or null: all; of packed sequences the first query of each, and the end
+        query_lengths: In,
+        /// i32 keys of each sequence, or null: all; of packed sequences the first key of each, and the end
+        key_lengths: In,
+        /// slopes of the past, a row, or FIRE's logarithms of distances
+        values: In,
+        /// slopes of the future, or FIRE's slopes
+        more: In,
+        /// FIRE's intercepts
+        intercepts: In,
+        /// FIRE's breaks
+        breaks: In,
+        /// f32 `[batch, heads, queries]` that multiply the bias, or null
+        gates: In,
+        /// heads from one sequence's slopes to the next; 0 shares them
+        slopes_stride: i64,
+        /// position of query 0
+        query_start: i32,
+        /// position of key 0
+        key_start: i32,
+        /// distance of the row's first number
+        first: i32,
+        /// numbers of the row, or of FIRE's logarithms
+        count: i32,
+        /// breaks of FIRE's lines
+        break_count: u32,
+        /// its form
+        kind: BiasKind,
+        /// 1: the last query of a sequence sits at its last key
+        last: u32,
+        /// 1: slopes and rows take the key's position instead of its distance
+        key_only: u32,
+        /// FIRE's least normaliser
+        least_norm: f32,
+        /// FIRE's addition to the normaliser
+        eps: f32,
+        /// sequences
+        batch: u32,
+        /// heads
+        heads: u32,
+        /// rows of a head
+        queries: u32,
+        /// keys of a row
+        keys: u32,
+        /// packed sequences; 0: none are
+        sequences: u32,
+        /// divides by `queries`
+        by_queries: Divisor,
+        /// divides by `heads`
+        by_heads: Divisor,
+    }
+
+    /// `bias/toeplitz`: `apply`.
+    ToeplitzArgs {
+        /// the bias
+        bias: BiasArgs,
+        /// written
+        x: Out,
+        /// elements from one batch, head and query to the next
+        strides: [i64; 3],
+        /// rows, `batch * heads * queries`
+        rows: u32,
+        /// 1: all rows begin at a multiple of 16 bytes
+        aligned: u32,
+        /// 1: the bias is added to what is there
+        add: u32,
+    }
+
+    /// `bias/toeplitz`: `row`, from a T5 table.
+    ToeplitzRowArgs {
+        /// f32 `[buckets, heads]`
+        table: In,
+        /// u16 bucket of each distance
+        lookup: In,
+        /// f32 `[heads, distances]`
+        row: Out,
+        /// heads
+        heads: u32,
+        /// distances
+        count: u32,
+    }
+
+    /// Arguments that gradients of a bias's parameters share: a part of the arguments of `bias/distance_grad` and `bias/fire_grad`.
+    BiasGradArgs {
+        /// the bias where the gradient needs it, positions, lengths, gates
+        bias: BiasArgs,
+        /// gradient of the bias
+        grad: In,
+        /// f32, what blocks leave to the last one
+        sums: Out,
+        /// u32 `[heads + 1]`: blocks of each head that are done, and heads; 0 between calls
+        counters: Out,
+        /// f32, the parameters' gradients
+        out: Out,
+        /// elements from one batch, head and query to the next
+        strides: [i64; 3],
+        /// rows that one split sums, counted over sequences
+        rows: u32,
+        /// splits
+        splits: u32,
+        /// 1: all rows begin at a multiple of 16 bytes
+        aligned: u32,
+        /// multiplies every output
+        factor: f32,
+    }
+
+    /// twice that, the second half for compensation.
+    DistanceGradArgs {
+        /// the gradient, its sums and the outputs
+        call: BiasGradArgs,
+        /// i32 `[outputs, 2]`, the first and last distance of each output
+        intervals: In,
+        /// f32 `[outputs, heads, weighted]`, or null: 1, or the distance
+        weights: In,
+        /// elements from one output to the next
+        output_stride: i64,
+        /// elements from one head to the next
+        head_stride: i64,
+        /// the least distance of the call, or of the bins
+        first: i32,
+        /// distances of the call, or bins
+        distances: u32,
+        /// the least distance of `weights`
+        weights_first: i32,
+        /// distances of `weights`
+        weighted: u32,
+        /// numbers per head
+        outputs: u32,
+        /// 1: each sum is multiplied by minus its distance's size
+        by_distance: u32,
+        /// 1: sums are of outputs, 0: of distances
+        of_outputs: u32,
+    }
+
+    /// `bias/fire_grad`. Sums are f32 `[2, splits, heads, lines, 4]`, the second half for compensation.
+    FireGradArgs {
+        /// FIRE, the gradient, its sums and the outputs
+        call: BiasGradArgs,
+        /// f32 `[reach + 1]`, `n / (1 + c n)`
+        bends: In,
+        /// i32 `[width, 2]`, the first and last line on which each ramp is up
+        ramps: In,
+        /// f32 `[width]`
+        in_weight: In,
+        /// f32 `[width]`
+        in_bias: In,
+        /// f32 `[heads, width]`
+        out_weight: In,
+        /// ramps
+        width: u32,
+        /// the first position that is not before the threshold
+        threshold: i32,
+        /// the bend at the threshold
+        least_bend: f32,
+        /// turns a sum of slope times x before the threshold into the threshold's gradient
+        threshold_factor: f32,
+    }
+}

@@ -1,0 +1,93 @@
+//! Arguments of `kernels/rotate`.
+
+use super::{In, Out, PositionArgs, args, codes, words};
+
+codes! {
+    /// Policy for positions outside the cos/sin table.
+    OutOfRange {
+        /// the nearest row
+        CLAMP = 0,
+        /// NaN
+        NAN = 1,
+    }
+}
+
+args! {
+    /// Queries or keys, before and after their rotation. A part of other arguments.
+    HeadsArgs {
+        /// read
+        x: In,
+        /// written; `x` itself in place
+        y: Out,
+        /// elements from one batch, token and head to the next in `x`
+        x_strides: [i64; 3],
+        /// the same of `y`
+        y_strides: [i64; 3],
+    }
+
+    /// `rotate/rope`.
+    RopeArgs {
+        /// queries
+        q: HeadsArgs,
+        /// keys
+        k: HeadsArgs,
+        /// token positions
+        at: PositionArgs,
+        /// turns per position of each pair in units of 2^-64; frequencies in f32; or cosines by row
+        rates: In,
+        /// sines by row
+        sines: In,
+        /// set to 1 if a position lies outside the table; null: no report
+        flag: Out,
+        /// axis of each pair; null with one axis
+        axes: In,
+        /// xPos: exponents of two per position of each pair in units of 2^-56, the queries' and then the keys'
+        exponents: In,
+        /// elements from one row to the next in a table
+        table_stride: i64,
+        /// rows of a table
+        table_rows: i64,
+        /// xPos: the position where nothing is scaled
+        center: i64,
+        /// xPos: the largest distance from it at which every factor is in range
+        reach: i64,
+        /// tokens of each sequence, or of the packed batch
+        tokens: u32,
+        /// sequences
+        batch: u32,
+        /// query heads
+        q_heads: u32,
+        /// key heads; 0: there are no keys
+        k_heads: u32,
+        /// heads that one thread walks
+        heads_per_thread: u32,
+        /// pairs of a head
+        pairs: u32,
+        /// pairs of a block of channels that is rotated for itself; `pairs` if there is one
+        block: u32,
+        /// first rotated channel
+        offset: u32,
+        /// channels beside the rotated ones that queries or keys copy; 0 where both are in place
+        copied: u32,
+        /// 1: pairs lie side by side in the input
+        interleaved: u32,
+        /// multiplies cosine and sine
+        factor: f32,
+        /// multiplies the sine: 1 forward, -1 inverse
+        sign: f32,
+        /// 1: pairs lie side by side in the output
+        interleaved_out: u32,
+        /// 1: queries copy them
+        q_copied: u32,
+        /// 1: keys copy them
+        k_copied: u32,
+        /// 1: a table holds f32, 0: the tensors' type
+        table_is_f32: u32,
+        /// 1: rows of a table allow the accesses of the tensors' width
+        table_aligned: u32,
+        /// what a position outside the table gives
+        out_of_range: OutOfRange,
+        /// 1: `rates` holds frequencies
+        compat: u32,
+    }
+}

@@ -1,0 +1,113 @@
+//! The list of kernels: file, entry and argument struct meet here and nowhere else.
+//!
+//! build.rs reads it too: an entry that its file does not define, an entry that is missing here, or one whose struct differs
+//! from the source's ends the build.
+
+use std::marker::PhantomData;
+
+use super::args::{
+    Args, DistanceGradArgs, FieldLayout, FireGradArgs, GridArgs, LearnedArgs, MaskedArgs, ResampleArgs, RopeArgs,
+    SinkGradArgs, SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs, TableGradArgs, TimestepArgs, ToeplitzArgs,
+    ToeplitzRowArgs,
+};
+
+/// An entry of a kernel file, which takes one `A`.
+#[derive(Debug)]
+pub struct Entry<A> {
+    /// the kernel file, such as `rotate/rope`
+    pub file: &'static str,
+    /// its name there, such as `rope_wide`; in the module it ends in the element type
+    pub name: &'static str,
+    takes: PhantomData<fn(A)>,
+}
+
+impl<A> Clone for Entry<A> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<A> Copy for Entry<A> {}
+
+/// One kernel of the list.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// the kernel file
+    pub file: &'static str,
+    /// the entry
+    pub entry: &'static str,
+    /// the struct that it takes, by its name in C++
+    pub args: &'static str,
+    /// bytes of that struct
+    pub size: usize,
+    /// its fields
+    pub fields: Vec<FieldLayout>,
+}
+
+macro_rules! entries {
+    ($($(#[$doc:meta])* $list:ident: $args:ty = $file:literal [$($name:literal),+ $(,)?];)*) => {
+        $(
+            $(#[$doc])*
+            #[allow(dead_code, reason = "build.rs compiles this file too")]
+            pub const $list: [Entry<$args>; [$($name),+].len()] =
+                [$(Entry { file: $file, name: $name, takes: PhantomData }),+];
+        )*
+
+        /// Every kernel of the crate.
+        pub fn kernels() -> Vec<Listed> {
+            vec![$($(Listed {
+                file: $file,
+                entry: $name,
+                args: <$args>::NAME,
+                size: size_of::<$args>(),
+                fields: <$args>::layout(),
+            }),+),*]
+        }
+    };
+}
+
+entries! {
+    /// 16-byte and 8-byte accesses.
+    ROPE: RopeArgs = "rotate/rope" ["rope_wide", "rope_mid"];
+    /// 16-byte accesses, pairs in blocks of channels.
+    ROPE_BLOCKS: RopeArgs = "rotate/rope_sources" ["rope_blocks_wide"];
+    /// 16-byte accesses, angles as products in f32.
+    ROPE_COMPAT: RopeArgs = "rotate/rope_sources" ["rope_compat_wide"];
+    /// 16-byte and 8-byte accesses, cosines and sines from a table.
+    ROPE_TABLE: RopeArgs = "rotate/rope_sources" ["rope_table_wide", "rope_table_mid"];
+    /// 16-byte accesses, xPos.
+    ROPE_XPOS: RopeArgs = "rotate/rope_sources" ["rope_xpos_wide"];
+    /// Accesses of one element, for every source of angles.
+    ROPE_ONE: RopeArgs = "rotate/rope_sources" ["rope_one"];
+
+    SINUSOID: SinusoidArgs = "embed/sinusoid" ["sinusoid_wide", "sinusoid_one"];
+    TIMESTEP: TimestepArgs = "embed/timestep" ["timestep_wide", "timestep_one"];
+    GRID: GridArgs = "embed/grid" ["grid_wide", "grid_one"];
+    GRID_MASKED: MaskedArgs = "embed/grid_masked" ["grid_masked_wide", "grid_masked_one"];
+    RESAMPLE: ResampleArgs = "embed/resample" ["resample_wide", "resample_one"];
+    /// Wide accesses without a norm; with one, for rows that shared memory holds; narrow accesses for all.
+    LEARNED: LearnedArgs = "embed/learned" ["learned_wide", "learned_norm", "learned_narrow"];
+    LEARNED_ROWS: LearnedArgs = "embed/learned" ["learned_rows"];
+    NORM_GRAD: LearnedArgs = "embed/norm_grad" ["norm_grad_wide", "norm_grad_narrow"];
+    VECTORS_GRAD: TableGradArgs = "embed/table_grad" ["vectors_grad"];
+    COUNTED_GRAD: TableGradArgs = "embed/table_grad" ["counted_grad_wide", "counted_grad_narrow"];
+    SORTED_GRAD: TableGradArgs = "embed/table_grad" ["sorted_grad_wide", "sorted_grad_narrow"];
+    SORTED_REST: TableGradArgs = "embed/table_grad" ["sorted_rest_wide", "sorted_rest_narrow"];
+    ORDER: TableGradArgs = "embed/table_grad" ["order_tile", "order_merge"];
+
+    BIAS: ToeplitzArgs = "bias/toeplitz" ["apply"];
+    BIAS_ROW: ToeplitzRowArgs = "bias/toeplitz" ["row"];
+    /// Sums along diagonals, and in bins where positions are given one by one.
+    DISTANCE_GRAD: DistanceGradArgs = "bias/distance_grad" ["distance_grad", "distance_grad_bins"];
+    FIRE_GRAD: FireGradArgs = "bias/fire_grad" ["fire_grad"];
+
+    SOFTMAX: SoftmaxArgs = "attend/softmax" ["softmax"];
+    SOFTMAX_GRAD: SoftmaxGradArgs = "attend/softmax_grad" ["grad"];
+    SINK_GRAD: SinkGradArgs = "attend/softmax_grad" ["sink_grad"];
+}
+
+/// The structs of all kernels by their names, for the macro `KERNEL` of `kernels/common/index.cuh`.
+#[allow(dead_code, reason = "used by build.rs alone")]
+pub fn header() -> String {
+    kernels().iter().map(|kernel| format!("using {}_args = {};\n", kernel.entry, kernel.args)).collect()
+}

@@ -1,0 +1,90 @@
+//! Scratch memory: what the blocks of a call leave for one another.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::{CudaSlice, CudaStream, result, sys};
+
+use super::device::Gpu;
+use super::driver;
+use crate::{Error, Result};
+
+/// The scratch memory of a plan: counters, which are 0 between calls, and numbers, which no call finds as it left them.
+///
+/// Calls of one stream follow one another on the device, so that they share the plan's own memory. Where they may run side by
+/// side, in graphs and on the per-thread default stream (which is another stream in every thread), each call allocates its own
+/// in the stream's order and frees it behind its launch; in a capture both become nodes of the graph.
+pub(crate) struct Scratch {
+    words: CudaSlice<u32>,
+    counters: usize,
+    busy: Mutex<()>,
+}
+
+/// Scratch memory of one call.
+pub(super) enum Lent<'a> {
+    /// the plan's, which no other thread launches with meanwhile
+    Plan { _busy: MutexGuard<'a, ()> },
+    /// its own
+    Own { address: sys::CUdeviceptr, stream: Arc<CudaStream> },
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        if let Self::Own { address, stream } = self {
+            // SAFETY: allocated by `lend` on this stream and freed once, behind the launch that uses it. An error has no one to
+            // go to: the context is gone, and its memory with it.
+            let _ = unsafe { result::free_async(*address, stream.cu_stream()) };
+        }
+    }
+}
+
+impl Scratch {
+    /// Room for `counters` counters and `numbers` numbers of 32 bits.
+    pub(crate) fn new(gpu: &Gpu, counters: usize, numbers: usize) -> Result<Self> {
+        // Numbers begin at a line of the cache.
+        let counters = counters.next_multiple_of(32);
+        let words = counters.saturating_add(numbers).max(1);
+        Ok(Self { words: gpu.zeros(words)?, counters, busy: Mutex::new(()) })
+    }
+
+    /// Refuses a call that needs more than there is; `call` says what it is.
+    pub(crate) fn check(&self, numbers: usize, call: impl FnOnce() -> String) -> Result<()> {
+        let there = self.words.len() - self.counters;
+        if numbers > there {
+            return Err(Error::Value(format!(
+                "{} needs {numbers} numbers of scratch memory, the plan was made with {there}",
+                call()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Memory for one call: its address, its bytes, and what the call keeps until its launch is done.
+    pub(super) fn lend(&self, gpu: &Gpu) -> Result<(sys::CUdeviceptr, u64, Lent<'_>)> {
+        let (stream, bytes) = (gpu.stream(), self.words.len() * size_of::<u32>());
+        if !gpu.runs_beside_itself()? {
+            let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            let (address, _) = cudarc::driver::DevicePtr::device_ptr(&self.words, stream);
+            return Ok((address, bytes as u64, Lent::Plan { _busy: busy }));
+        }
+        stream.context().bind_to_thread().map_err(driver::error("cuCtxSetCurrent"))?;
+        // SAFETY: the stream is alive; the address goes to one launch behind this and is freed behind it.
+        let address =
+            unsafe { result::malloc_async(stream.cu_stream(), bytes) }.map_err(driver::error("cuMemAllocAsync"))?;
+        let lent = Lent::Own { address, stream: stream.clone() };
+        // SAFETY: as many bytes were just allocated there.
+        unsafe { result::memset_d8_async(address, 0, self.counters * size_of::<u32>(), stream.cu_stream()) }
+            .map_err(driver::error("cuMemsetD8Async"))?;
+        Ok((address, bytes as u64, lent))
+    }
+
+    /// Bytes before the numbers.
+    pub(super) const fn counter_bytes(&self) -> u64 {
+        (self.counters * size_of::<u32>()) as u64
+    }
+}
+
+impl std::fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Scratch({} words)", self.words.len())
+    }
+}

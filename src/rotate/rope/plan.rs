@@ -1,0 +1,578 @@
+//! [`Rope`] on a device: one launch for queries and keys.
+
+use bytemuck::Zeroable;
+use cudarc::driver::CudaSlice;
+
+use super::{Angles, Direction, Rope};
+use crate::gpu::args::RopeArgs;
+use crate::gpu::kernel::{ROPE, ROPE_BLOCKS, ROPE_COMPAT, ROPE_ONE, ROPE_TABLE, ROPE_XPOS};
+use crate::gpu::{Call, Gpu, Kernel, Launch, Update, Updated, ViewMut, widest};
+use crate::position::{Ids, Positions};
+use crate::rotate::table::Table;
+use crate::rotate::xpos::{Side, XPos};
+use crate::{Error, Heads, Pairing, Result, Scalar};
+
+// -------------------------------------------------------------------------------------------------------------- launch
+
+/// What a launch is decided from, beside the spec.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    q: Heads,
+    k: Option<Heads>,
+    /// elements of an access
+    width: usize,
+    multiprocessors: u32,
+}
+
+/// Threads of a block; the kernel's launch bounds allow 256.
+const THREADS: usize = 128;
+/// Threads that one multiprocessor holds at the kernel's register count.
+const RESIDENT_THREADS: usize = 1280;
+/// Cost of making a pair's angles, in units of rotating it in one head.
+const ANGLE_COST: usize = 1;
+
+impl Rope {
+    /// The union of the sizes that decide how wide a thread's accesses may be, in elements; `copied` where channels beside the
+    /// rotated ones are copied from heads of `dim`.
+    fn sizes(&self, dim: usize, copied: bool) -> usize {
+        (self.pairs() / self.axes.blocks()) | self.offset | if copied { dim } else { 0 }
+    }
+
+    /// The grid and the arguments that shapes decide; tensors, tables and positions are still missing.
+    pub(crate) fn launch(&self, cut: &Cut) -> Result<Launch<RopeArgs>> {
+        let Cut { q, k, width, multiprocessors } = *cut;
+        let small = |what: &str, n: usize| {
+            let small = u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32);
+            small.ok_or_else(|| Error::Value(format!("{n} {what} in one call, a kernel counts to {}", i32::MAX)))
+        };
+
+        // Lanes of a token, tokens of a block, and how many threads share a token's heads.
+        let lanes = (self.pairs() / width).clamp(1, THREADS);
+        let rows = (THREADS / lanes).min(q.tokens.next_power_of_two()).max(1);
+        let heads = q.heads + k.map_or(0, |k| k.heads);
+        let blocks_of = |per_thread: usize| {
+            let walkers = heads.div_ceil(per_thread);
+            let groups = (THREADS / (lanes * rows)).clamp(1, walkers).min(64);
+            (walkers.div_ceil(groups), groups)
+        };
+        // Few heads a thread spread a short call over the device; many make angles once for all of them. The cheapest
+        // is the one whose waves of blocks, times the work of one thread, come out least.
+        let resident = multiprocessors as usize * (RESIDENT_THREADS / THREADS);
+        let cost = |per_thread: usize| {
+            let (splits, _) = blocks_of(per_thread);
+            let blocks = q.tokens.div_ceil(rows).saturating_mul(splits).saturating_mul(q.batch);
+            blocks.div_ceil(resident).saturating_mul(per_thread + ANGLE_COST)
+        };
+        let per_thread = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
+            .into_iter()
+            .filter(|&walkers| walkers <= heads)
+            .map(|walkers| heads.div_ceil(walkers))
+            .chain([1])
+            .filter(|&n| blocks_of(n).0 <= 65535)
+            .min_by_key(|&n| cost(n))
+            .unwrap_or(heads);
+        let (splits, groups) = blocks_of(per_thread);
+
+        let args = RopeArgs {
+            tokens: small("tokens", q.tokens)?,
+            batch: small("sequences", q.batch)?,
+            q_heads: small("query heads", q.heads)?,
+            k_heads: small("key heads", k.map_or(0, |k| k.heads))?,
+            heads_per_thread: small("heads of a thread", per_thread)?,
+            pairs: small("pairs", self.pairs())?,
+            block: small("pairs of a block", self.pairs() / self.axes.blocks())?,
+            offset: small("channels before the rotary part", self.offset)?,
+            interleaved: u32::from(self.pairing == Pairing::Interleaved),
+            interleaved_out: u32::from(self.written() == Pairing::Interleaved),
+            factor: self.attention_factor as f32,
+            ..RopeArgs::zeroed()
+        };
+        let grid = [
+            small("blocks of tokens", q.tokens.div_ceil(rows))?,
+            small("blocks of heads", splits)?,
+            small("sequences", q.batch.min(65535))?,
+        ];
+        let block = [small("lanes", lanes)?, small("rows", rows)?, small("groups", groups)?];
+        Ok(Launch::new(grid, block, args))
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plan
+
+/// Keys of one call, beside its queries.
+#[derive(Debug)]
+pub enum Keys<'a, T> {
+    /// there are none
+    None,
+    /// a tensor of their own
+    Apart(Update<'a, T, Heads>),
+    /// in the buffer of the queries, which is rotated in place: packed QKV
+    Beside(Heads),
+}
+
+impl<'a, T> From<ViewMut<'a, T, Heads>> for Keys<'a, T> {
+    fn from(k: ViewMut<'a, T, Heads>) -> Self {
+        Self::Apart(k.into())
+    }
+}
+
+impl<'a, T> From<Update<'a, T, Heads>> for Keys<'a, T> {
+    fn from(k: Update<'a, T, Heads>) -> Self {
+        Self::Apart(k)
+    }
+}
+
+impl<'a, T> From<Option<Update<'a, T, Heads>>> for Keys<'a, T> {
+    fn from(k: Option<Update<'a, T, Heads>>) -> Self {
+        k.map_or(Self::None, Self::Apart)
+    }
+}
+
+impl<T> From<Heads> for Keys<'_, T> {
+    fn from(k: Heads) -> Self {
+        Self::Beside(k)
+    }
+}
+
+/// Options of one rotation. Token positions alone become a forward rotation by the plan's own angles.
+///
+/// | field | meaning |
+/// |---|---|
+/// | `positions` | token positions, any integers |
+/// | `direction` | forward; or inverse, which is also the gradient |
+/// | `table` | cosines and sines in place of the plan's own; `attention_factor` multiplies them too |
+/// | `xpos` | for a plan of [`XPos`]: which side of the score the first tensor is on. `None`: queries |
+#[derive(Debug)]
+pub struct Rotation<'a, T> {
+    /// token positions
+    pub positions: Positions<Ids<'a>>,
+    /// forward or inverse
+    pub direction: Direction,
+    /// cosines and sines of the caller
+    pub table: Option<Table<'a, T>>,
+    /// which side of the score the first tensor is on
+    pub xpos: Option<Side>,
+}
+
+impl<'a, T> Rotation<'a, T> {
+    /// A forward rotation by the plan's own angles.
+    pub const fn at(positions: Positions<Ids<'a>>) -> Self {
+        Self { positions, direction: Direction::Forward, table: None, xpos: None }
+    }
+}
+
+impl<'a, T> From<Positions<Ids<'a>>> for Rotation<'a, T> {
+    fn from(positions: Positions<Ids<'a>>) -> Self {
+        Self::at(positions)
+    }
+}
+
+/// [`Rope`] or [`XPos`] on a [`Gpu`], for one element type: its rates are uploaded, its kernels loaded.
+///
+/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; token counts may change from call
+/// to call. It can be captured in a CUDA graph ([`Gpu::new`] shows how), which reads the plan's tables: the plan must outlive
+/// it.
+#[derive(Debug)]
+pub struct RopePlan<T> {
+    gpu: Gpu,
+    rope: Rope,
+    rates: Rates,
+    axes: Option<CudaSlice<u8>>,
+    xpos: Option<XPosTable>,
+    own: Kernels,
+    by_table: Kernels,
+    element: std::marker::PhantomData<T>,
+}
+
+#[derive(Debug)]
+enum Rates {
+    Exact(CudaSlice<u64>),
+    Compat(CudaSlice<f32>),
+}
+
+/// The kernels of one source of angles, by their accesses: 16 bytes, 8 bytes where odd sizes are common enough, one element.
+#[derive(Debug)]
+struct Kernels {
+    wide: Kernel<RopeArgs>,
+    mid: Option<Kernel<RopeArgs>>,
+    one: Kernel<RopeArgs>,
+}
+
+impl Kernels {
+    /// The widest kernel whose accesses divide `steps`, in bytes, and the elements of one of them.
+    fn fitting<T>(&self, steps: u64) -> (&Kernel<RopeArgs>, usize) {
+        match (widest(steps), &self.mid) {
+            (16, _) => (&self.wide, 16 / size_of::<T>()),
+            (8, Some(mid)) => (mid, 8 / size_of::<T>()),
+            _ => (&self.one, 1),
+        }
+    }
+}
+
+impl<T: Scalar> RopePlan<T> {
+    /// Uploads the rates and loads the kernels.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn new(gpu: &Gpu, rope: &Rope) -> Result<Self> {
+        rope.check()?;
+        let pairs = 0..rope.pairs();
+        let [one] = gpu.load::<T, _, 1>(ROPE_ONE)?;
+        let single = |[wide]: [Kernel<RopeArgs>; 1]| Kernels { wide, mid: None, one: one.clone() };
+        let double = |[wide, mid]: [Kernel<RopeArgs>; 2]| Kernels { wide, mid: Some(mid), one: one.clone() };
+        let (rates, own) = match rope.angles {
+            Angles::Exact => {
+                let rates: Vec<u64> = pairs.map(|pair| rope.rate(pair)).collect();
+                let blocks = rope.axes.blocks() > 1;
+                let own =
+                    if blocks { single(gpu.load::<T, _, 1>(ROPE_BLOCKS)?) } else { double(gpu.load::<T, _, 2>(ROPE)?) };
+                (Rates::Exact(gpu.upload(&rates)?), own)
+            }
+            Angles::HfCompat | Angles::Given(_) => {
+                let rates: Vec<f32> = pairs.map(|pair| rope.compat_frequency(pair)).collect();
+                (Rates::Compat(gpu.upload(&rates)?), single(gpu.load::<T, _, 1>(ROPE_COMPAT)?))
+            }
+        };
+        Ok(Self {
+            gpu: gpu.clone(),
+            rope: rope.clone(),
+            rates,
+            axes: rope.axes.table(rope.pairs()).map(|table| gpu.upload(&table)).transpose()?,
+            xpos: None,
+            own,
+            by_table: double(gpu.load::<T, _, 2>(ROPE_TABLE)?),
+            element: std::marker::PhantomData,
+        })
+    }
+
+    /// xPos: [`RopePlan::new`] of its rope, and its exponents.
+    ///
+    /// # Errors
+    /// If the spec is refused, or the kernels cannot be loaded.
+    pub fn xpos(gpu: &Gpu, xpos: &XPos) -> Result<Self> {
+        let table = XPosTable::new(gpu, xpos)?;
+        let plan = Self::new(gpu, &xpos.rope)?;
+        let [wide] = gpu.load::<T, _, 1>(ROPE_XPOS)?;
+        let own = Kernels { wide, mid: None, one: plan.own.one.clone() };
+        Ok(Self { own, xpos: Some(table), ..plan })
+    }
+
+    /// The spec.
+    pub const fn rope(&self) -> &Rope {
+        &self.rope
+    }
+
+    /// Rotates queries, and keys if they are given, in one kernel.
+    ///
+    /// `a' = a cos - b sin`, `b' = a sin + b cos` for every pair `(a, b)`, cos and sin of `position * frequency(pair)`; with
+    /// [`XPos`] times `zeta^(+-(position - center) / scale_base)`, `+` for queries, `-` for keys.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `q` | `[batch, tokens, heads, dim]` in any order | queries: `heads.of_mut(&mut q)` in place, `heads.of(&q).to(heads.of_mut(&mut y))` elsewhere |
+    /// | `k` | the same batch, tokens and dim | keys, with heads and strides of their own: a tensor, `None`, or a shape in the buffer of `q` |
+    /// | `rotation` | | [`Positions`], or a [`Rotation`] with options |
+    ///
+    /// Channels outside the rotary part are not touched in place, and copied otherwise. One of `q` and `k` may be rotated in
+    /// place and the other elsewhere. Packed QKV is one buffer with two shapes:
+    ///
+    /// | layout of the buffer | `q` | `k` |
+    /// |---|---|---|
+    /// | `[tokens, (hq + 2 hk) * dim]` | `Heads::thd(tokens, hq, dim).row(row)` | `Heads::thd(tokens, hk, dim).row(row).at(hq * dim)` |
+    ///
+    /// # Accuracy
+    /// [`Rope::error_bound`] and the rounding to `T`, at every position from -2^31 to 2^31 - 1; around the table's values with a
+    /// table, [`XPos::error_bound`] with xPos. The same bits on every device, for every layout and alignment.
+    ///
+    /// # Errors
+    /// If a buffer is too short, belongs to another context or shares memory with what is written, if shapes do not go
+    /// together or written elements overlap, or the table is refused. Nothing is written then.
+    ///
+    /// # Source
+    /// RoFormer (arXiv 2104.09864), equation 34. xPos: Sun et al. 2022 (arXiv 2212.10554), algorithm 1.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::{Gpu, Heads, Positions, Rope, RopePlan};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = RopePlan::<half::bf16>::new(&gpu, &Rope::new(128, 10_000.0))?;
+    /// let stream = gpu.stream();
+    /// let mut q = stream.alloc_zeros(7 * 32 * 128)?;
+    /// let mut k = stream.alloc_zeros(7 * 8 * 128)?;
+    /// let ids = stream.clone_htod(&[0, 1, 2, 3, 4, 5, 6])?;
+    /// let (q_heads, k_heads) = (Heads::thd(7, 32, 128), Heads::thd(7, 8, 128));
+    /// plan.rotate(q_heads.of_mut(&mut q), k_heads.of_mut(&mut k), Positions::ids(&ids))?;
+    ///
+    /// // Packed: 7 tokens of 32 queries, 8 keys and 8 values.
+    /// let (row, mut qkv) = (48 * 128, stream.alloc_zeros(7 * 48 * 128)?);
+    /// plan.rotate(q_heads.row(row).of_mut(&mut qkv), k_heads.row(row).at(32 * 128), Positions::counted())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// Back, with cosines and sines from vLLM's cache, whose rows have 64 cosines and then 64 sines:
+    ///
+    /// ```no_run
+    /// use posenc::rotate::{OutOfRange, Rotation, Table, TableValues};
+    /// use posenc::{Direction, Gpu, Heads, Positions, Rope, RopePlan};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let plan = RopePlan::<half::bf16>::new(&gpu, &Rope::new(128, 10_000.0))?;
+    /// let cache = gpu.stream().alloc_zeros(4096 * 128)?;
+    /// let values = TableValues::F32 { cos: &cache, sin: None };
+    /// let table = Table { values, rows: 4096, stride: 128, out_of_range: OutOfRange::Clamp };
+    /// let mut q = gpu.stream().alloc_zeros(7 * 32 * 128)?;
+    /// let back = Rotation {
+    ///     direction: Direction::Inverse,
+    ///     table: Some(table),
+    ///     ..Rotation::at(Positions::counted())
+    /// };
+    /// plan.rotate(Heads::thd(7, 32, 128).of_mut(&mut q), None, back)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn rotate<'a>(
+        &'a self,
+        q: impl Into<Update<'a, T, Heads>>,
+        k: impl Into<Keys<'a, T>>,
+        rotation: impl Into<Rotation<'a, T>>,
+    ) -> Result<()> {
+        let (q, k, rotation) = (q.into(), k.into(), rotation.into());
+        let side = match (&self.xpos, rotation.xpos) {
+            (None, Some(side)) => {
+                return Err(Error::Value(format!(
+                    "the rotation is of xPos's {side:?}, the plan is not made of an XPos"
+                )));
+            }
+            (Some(_), _) if rotation.table.is_some() => {
+                return Err(Error::Value("the rotation has a table, which xPos's factors do not go with".into()));
+            }
+            (_, side) => side.unwrap_or(Side::Query),
+        };
+        let names = if side == Side::Key { ["k", "k_out"] } else { ["q", "q_out"] };
+        let shape = *q.shape();
+        self.check_moves(matches!(q, Update::InPlace(_)))?;
+        self.rope.check_head(shape.dim)?;
+        match &k {
+            Keys::None => {}
+            Keys::Apart(_) | Keys::Beside(_) if side == Side::Key => {
+                return Err(Error::Value("the first tensor is keys, there are no others beside it".into()));
+            }
+            Keys::Apart(k) => {
+                self.check_moves(matches!(k, Update::InPlace(_)))?;
+                check_pair(&shape, k.shape())?;
+            }
+            Keys::Beside(k) => {
+                if matches!(q, Update::Copy(..)) {
+                    return Err(Error::Value("k lies in the buffer of q, which then is rotated in place".into()));
+                }
+                check_pair(&shape, k)?;
+            }
+        }
+
+        const SIZES: &str = "batch, tokens, heads, dim";
+        let mut call = self.gpu.call();
+        let q = call.update(names, q, SIZES)?;
+        let k = match k {
+            Keys::None => None,
+            Keys::Apart(k) => Some(call.update(["k", "k_out"], k, SIZES)?),
+            Keys::Beside(k) => Some(call.beside::<T, _>("k", &q, k)?),
+        };
+        if shape.is_empty() {
+            return Ok(());
+        }
+        let copied = !q.in_place || k.as_ref().is_some_and(|k| !k.in_place);
+        let sizes = (self.rope.sizes(shape.dim, copied) * size_of::<T>()) as u64;
+        let kernels = if rotation.table.is_some() { &self.by_table } else { &self.own };
+        let (kernel, width) = kernels.fitting::<T>(q.steps() | k.as_ref().map_or(0, Updated::steps) | sizes);
+        let cut =
+            Cut { q: shape, k: k.as_ref().map(|k| k.x.shape), width, multiprocessors: self.gpu.multiprocessors() };
+        let mut launch = self.rope.launch(&cut)?;
+        let args = &mut launch.args;
+        // Below 2^31, as pairs and offset are.
+        args.copied = if copied { (shape.dim - self.rope.rotary) as u32 } else { 0 };
+        for (tensor, x) in [(&mut args.q, Some(&q)), (&mut args.k, k.as_ref())] {
+            let Some(x) = x else { continue };
+            (tensor.x, tensor.y) = (x.x.at, x.y.at);
+            tensor.x_strides = x.x.shape.strides.map(|stride| stride as i64);
+            tensor.y_strides = x.y.shape.strides.map(|stride| stride as i64);
+        }
+        args.q_copied = u32::from(!q.in_place);
+        args.k_copied = u32::from(k.as_ref().is_some_and(|k| !k.in_place));
+        args.at = rotation.positions.hold(&mut call, self.rope.axes.count(), shape.batch, shape.tokens)?;
+        args.sign = if rotation.direction == Direction::Forward { 1.0 } else { -1.0 };
+        if let Some(axes) = &self.axes {
+            args.axes = call.table("axes", axes)?;
+        }
+        match (rotation.table, &self.rates) {
+            (Some(table), _) => table.hold(&mut call, &self.rope, width, args)?,
+            (None, Rates::Exact(rates)) => args.rates = call.table("rates", rates)?,
+            (None, Rates::Compat(rates)) => {
+                args.rates = call.table("rates", rates)?;
+                args.compat = 1;
+            }
+        }
+        if let Some(xpos) = &self.xpos {
+            xpos.hold(&mut call, side, args)?;
+        }
+        call.launch(kernel, &launch)
+    }
+
+    /// Refuses pairs that move in place: one thread's store would fall on another thread's load.
+    fn check_moves(&self, in_place: bool) -> Result<()> {
+        let rope = &self.rope;
+        if !in_place || rope.written() == rope.pairing {
+            return Ok(());
+        }
+        Err(Error::Value(format!(
+            "pairing is {:?} and pairing_out {:?}: pairs move, so the rotation cannot be in place",
+            rope.pairing,
+            rope.written()
+        )))
+    }
+}
+
+/// Refuses keys that do not go with the queries.
+fn check_pair(q: &Heads, k: &Heads) -> Result<()> {
+    let differ = |what: &str, q: usize, k: usize| {
+        if q == k { Ok(()) } else { Err(Error::Value(format!("q has {q} {what} and k {k}, they must be equal"))) }
+    };
+    differ("sequences", q.batch, k.batch)?;
+    differ("tokens", q.tokens, k.tokens)?;
+    differ("channels", q.dim, k.dim)
+}
+
+/// The exponents of a spec on the device.
+#[derive(Debug)]
+struct XPosTable {
+    /// of the queries' factors, and of the keys'
+    exponents: CudaSlice<i64>,
+    pairs: usize,
+    center: i64,
+    reach: i64,
+}
+
+impl XPosTable {
+    fn new(gpu: &Gpu, xpos: &XPos) -> Result<Self> {
+        xpos.check()?;
+        let pairs = xpos.rope.pairs();
+        let queries: Vec<i64> = (0..pairs).map(|pair| xpos.exponent(pair)).collect();
+        let keys: Vec<i64> = queries.iter().map(|exponent| -exponent).collect();
+        let exponents = gpu.upload(&[queries, keys].concat())?;
+        Ok(Self { exponents, pairs, center: xpos.center, reach: xpos.reach() as i64 })
+    }
+
+    /// Hands in the exponents of a call whose first tensor is on `side`.
+    fn hold<'a>(&'a self, call: &mut Call<'a>, side: Side, args: &mut RopeArgs) -> Result<()> {
+        let first = if side == Side::Query { 0 } else { self.pairs };
+        args.exponents = call.table("exponents", &self.exponents)?.offset((first * size_of::<i64>()) as u64);
+        args.center = self.center;
+        args.reach = self.reach;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::Shape;
+
+    /// A cut for elements of `element` bytes, in tensors at multiples of `alignment` bytes.
+    fn cut(rope: &Rope, q: Heads, k: Option<Heads>, copied: bool, [alignment, element]: [usize; 2]) -> Cut {
+        let sizes = rope.sizes(q.dim, copied) | q.strided().steps() | k.map_or(0, |k| k.strided().steps());
+        let bytes = widest((alignment | (sizes * element)) as u64);
+        Cut { q, k, width: if bytes >= 8 { bytes / element } else { 1 }, multiprocessors: 132 }
+    }
+
+    /// How often the kernel's index arithmetic reaches each of `n` things from threads that begin at `starts` and take `step`
+    /// of them.
+    fn reached(n: usize, starts: impl Iterator<Item = usize>, step: usize) -> bool {
+        let mut count = vec![0u8; n];
+        for start in starts.filter(|&start| start < n) {
+            count[start..(start + step).min(n)].iter_mut().for_each(|count| *count += 1);
+        }
+        count.iter().all(|&count| count == 1)
+    }
+
+    /// Whether each (token, head, first pair) is reached once. A thread's token, its heads and its pairs depend on coordinates
+    /// of their own, so that each is reached once where each token, each head and each group of pairs is.
+    fn covered(launch: &Launch<RopeArgs>, width: usize) -> bool {
+        let a = &launch.args;
+        let [grid_x, grid_y, _] = launch.grid.map(|n| n as usize);
+        let [lanes, rows, groups] = launch.block.map(|n| n as usize);
+        let (heads, per_thread) = ((a.q_heads + a.k_heads) as usize, a.heads_per_thread as usize);
+        let pair_groups = a.pairs as usize / width;
+        let tokens = (0..grid_x).flat_map(|x| (0..rows).map(move |y| x * rows + y));
+        let firsts = (0..grid_y).flat_map(|y| (0..groups).map(move |z| (y * groups + z) * per_thread));
+        let pairs = (0..lanes).flat_map(|lane| (lane..pair_groups).step_by(lanes));
+        reached(a.tokens as usize, tokens, 1) && reached(heads, firsts, per_thread) && reached(pair_groups, pairs, 1)
+    }
+
+    #[test]
+    fn every_token_count_is_covered_once_without_idle_blocks() {
+        for (rotary, dim, hq, hk, in_place) in [
+            (128, 128, 32, 8, true),
+            (128, 128, 8, 1, true),
+            (64, 64, 71, 1, true),
+            (24, 96, 64, 64, true),
+            (64, 256, 16, 2, false),
+            (576, 576, 128, 0, true),
+        ] {
+            let rope = Rope::new(rotary, 10_000.0);
+            for tokens in 1..=4096 {
+                let (q, k) = (Heads::thd(tokens, hq, dim), Heads::thd(tokens, hk, dim));
+                let cut = cut(&rope, q, (hk > 0).then_some(k), !in_place, [16, 2]);
+                let (launch, width) = (rope.launch(&cut).unwrap(), cut.width);
+                launch.check("rope").unwrap();
+                assert!(covered(&launch, width), "{tokens} tokens, {hq} and {hk} heads: {launch:?}");
+                // Threads without a token or a head: at most as many as those with.
+                let threads: u64 = launch.grid.iter().chain(&launch.block).map(|&n| u64::from(n)).product();
+                let walks = (hq + hk).div_ceil(launch.args.heads_per_thread as usize);
+                let busy = (tokens * walks * (rotary / 2 / width).min(THREADS)) as u64;
+                assert!(threads <= 2 * busy, "{tokens} tokens: {threads} threads for {busy}, {launch:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn few_tokens_spread_their_heads_and_many_walk_them() {
+        let rope = Rope::new(128, 10_000.0);
+        let launch = |tokens| {
+            let (q, k) = (Heads::thd(tokens, 32, 128), Heads::thd(tokens, 8, 128));
+            rope.launch(&cut(&rope, q, Some(k), false, [16, 2])).unwrap()
+        };
+        assert_eq!(launch(1).args.heads_per_thread, 1);
+        assert_eq!(launch(1 << 20).args.heads_per_thread, 40);
+        // Half a million blocks of one sequence, and more sequences than a grid is deep.
+        let deep = Heads::bthd(70_000, 1, 4, 128);
+        assert_eq!(rope.launch(&cut(&rope, deep, None, false, [16, 2])).unwrap().grid[2], 65535);
+    }
+
+    #[test]
+    fn width_follows_sizes_strides_and_addresses() {
+        let width = |rope: &Rope, q: Heads, in_place: bool, alignment: usize, element: usize| {
+            cut(rope, q, None, !in_place, [alignment, element]).width * element
+        };
+        let rope = Rope::new(64, 10_000.0);
+        let q = Heads::thd(3, 2, 64);
+        assert_eq!(width(&rope, q, true, 16, 2), 16);
+        assert_eq!(width(&rope, q, true, 8, 2), 8);
+        assert_eq!(width(&rope, q, true, 4, 2), 2);
+        assert_eq!(width(&rope, q.row(132), true, 16, 2), 8);
+        assert_eq!(width(&rope, q.row(132), true, 16, 4), 16);
+        assert_eq!(width(&rope, q.at(1), true, 16, 4), 4);
+        // 24 of 96 channels, GPT-NeoX-20B: 12 pairs are three accesses of 8 bytes.
+        assert_eq!(width(&Rope::new(24, 10_000.0), Heads::thd(3, 64, 96), true, 16, 2), 8);
+        // What is copied beside the rotary part counts out of place alone.
+        assert_eq!(width(&rope, Heads::thd(3, 1, 70), false, 16, 2), 2);
+        // A stride that is never taken does not count.
+        assert_eq!(width(&rope, Heads { strides: [1, 1, 64], ..Heads::thd(1, 2, 64) }, true, 16, 2), 16);
+    }
+
+    #[test]
+    fn more_tokens_than_a_kernel_counts_are_refused() {
+        let error = Rope::new(2, 1e4)
+            .launch(&Cut { q: Heads::thd(1 << 31, 1, 2), k: None, width: 1, multiprocessors: 132 })
+            .unwrap_err();
+        assert_eq!(error.to_string(), "2147483648 tokens in one call, a kernel counts to 2147483647");
+    }
+}

@@ -1,0 +1,10 @@
+//! The `attend` room: the softmax of attention logits and its gradient.
+
+#[path = "../support/biases.rs"]
+mod biases;
+mod libraries;
+mod overlap;
+mod softmax;
+mod softmax_grad;
+#[path = "../support/mod.rs"]
+mod support;
