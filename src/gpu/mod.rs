@@ -1,7 +1,7 @@
 //! The device: contexts, images of the kernels, buffers and launches. All the `unsafe` of the crate is in this room, but for the
 //! calls of f16's instructions (`cpu::f16`) and the prefetch (`cpu::ahead`).
 //!
-//! A plan opens a [`Call`], hands in every buffer, and launches. The layers, each built on those before it: `driver`, `args`,
+//! A plan opens a `Call`, hands in every buffer, and launches. The layers, each built on those before it: `driver`, `args`,
 //! `kernel`, `modules`, `device`, `launch`, `tensor`, `scratch`, `call`.
 
 #[allow(dead_code, reason = "a field's layout is read by tests and by build.rs")]

@@ -98,7 +98,7 @@ impl<T: Scalar> FireGradPlan<T> {
         self.len() == 0
     }
 
-    /// Writes the gradient of the parameters, in the order of [`FireGrad::flat`], from what
+    /// Writes the gradient of the parameters, in the order of [`FireGrad::flat`](crate::bias::FireGrad::flat), from what
     /// [`DistanceGradPlan::apply`](crate::bias::DistanceGradPlan::apply) takes.
     ///
     /// # Accuracy

@@ -228,7 +228,7 @@ impl<T: Scalar> GridPlan<T> {
     /// Channels at a coordinate that turns more than 2^48 times become NaN.
     ///
     /// # Accuracy
-    /// [`Sinusoid::time_error_bound`] at coordinates in f64, and the rounding to `T`.
+    /// [`Sinusoid::time_error_bound`](crate::embed::Sinusoid::time_error_bound) at coordinates in f64, and the rounding to `T`.
     ///
     /// # Errors
     /// If a shape, the size or `counted` is refused, the grid has frames, or a buffer is too short, belongs to another
