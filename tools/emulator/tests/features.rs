@@ -455,34 +455,15 @@ fn dependent_launches_and_their_attributes() {
     let mut o = d.stream.alloc_zeros::<u32>(32).unwrap();
     {
         let (address, _guard) = o.device_ptr_mut(&d.stream);
-        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
-        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        attribute.value.programmaticStreamSerializationAllowed = 1;
-        let config = sys::CUlaunchConfig {
-            gridDimX: 1,
-            gridDimY: 1,
-            gridDimZ: 1,
-            blockDimX: 32,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: 0,
-            hStream: std::ptr::null_mut(),
-            attrs: &mut attribute,
-            numAttrs: 1,
-        };
-        let mut params = [std::ptr::from_ref(&address) as *mut std::ffi::c_void];
+        let mut attribute = support::overlap();
         for _ in 0..2 {
-            unsafe { sys::cuLaunchKernelEx(&config, f.cu_function(), params.as_mut_ptr(), std::ptr::null_mut()) }
-                .result()
-                .unwrap();
+            unsafe { support::launch_with(&f, address, std::ptr::null_mut(), &mut [attribute]) }.result().unwrap();
         }
         attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
         attribute.value.clusterDim.x = 2;
         attribute.value.clusterDim.y = 1;
         attribute.value.clusterDim.z = 1;
-        let config = sys::CUlaunchConfig { attrs: &mut attribute, ..config };
-        let code =
-            unsafe { sys::cuLaunchKernelEx(&config, f.cu_function(), params.as_mut_ptr(), std::ptr::null_mut()) };
+        let code = unsafe { support::launch_with(&f, address, std::ptr::null_mut(), &mut [attribute]) };
         assert_eq!(code, CUresult::CUDA_ERROR_NOT_SUPPORTED);
     }
     assert_eq!(d.stream.clone_dtoh(&o).unwrap(), [2; 32]);

@@ -6,9 +6,8 @@
 mod support;
 
 use cudarc::driver::{CudaFunction, CudaStream, result, sys};
-use std::ffi::c_void;
 use std::sync::Arc;
-use support::Device;
+use support::{Device, launch_with, overlap};
 
 /// Kernels over 32 words at `p`: one that reads, one that writes, and those that do it before and behind their wait.
 const PTX: &str = "
@@ -78,26 +77,8 @@ impl Place {
 
     /// One block of 32 threads; `overlaps`: with the attribute of programmatic stream serialization.
     fn launch(&self, f: &CudaFunction, on: &impl Handle, overlaps: bool) {
-        let mut at = self.at;
-        let mut params = [(&raw mut at).cast::<c_void>()];
-        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
-        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        attribute.value.programmaticStreamSerializationAllowed = 1;
-        let config = sys::CUlaunchConfig {
-            gridDimX: 1,
-            gridDimY: 1,
-            gridDimZ: 1,
-            blockDimX: 32,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: 0,
-            hStream: on.handle(),
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(overlaps),
-        };
-        unsafe { sys::cuLaunchKernelEx(&config, f.cu_function(), params.as_mut_ptr(), std::ptr::null_mut()) }
-            .result()
-            .unwrap();
+        let attributes = &mut [overlap()][..usize::from(overlaps)];
+        unsafe { launch_with(f, self.at, on.handle(), attributes) }.result().unwrap();
     }
 
     /// What is wrong with all that ran.

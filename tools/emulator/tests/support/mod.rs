@@ -81,6 +81,42 @@ impl Device {
     }
 }
 
+/// The attribute of programmatic stream serialization: the launch may overlap the one before it.
+pub fn overlap() -> sys::CUlaunchAttribute {
+    // SAFETY: plain data.
+    let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+    attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attribute.value.programmaticStreamSerializationAllowed = 1;
+    attribute
+}
+
+/// One block of 32 threads of a kernel that takes one address, with these attributes.
+///
+/// # Safety
+/// The kernel may use what lies at the address.
+pub unsafe fn launch_with(
+    f: &CudaFunction,
+    mut address: u64,
+    stream: sys::CUstream,
+    attributes: &mut [sys::CUlaunchAttribute],
+) -> sys::CUresult {
+    let mut params = [(&raw mut address).cast::<std::ffi::c_void>()];
+    let config = sys::CUlaunchConfig {
+        gridDimX: 1,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: 32,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: 0,
+        hStream: stream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
+    };
+    // SAFETY: the caller answers for the address; parameter and attributes live until the driver has copied them.
+    unsafe { sys::cuLaunchKernelEx(&config, f.cu_function(), params.as_mut_ptr(), std::ptr::null_mut()) }
+}
+
 /// A context that is not the primary one.
 pub fn private_context(ordinal: usize) -> Arc<CudaContext> {
     result::init().expect("cuInit");
