@@ -120,9 +120,11 @@ mod sealed {
     impl Sealed for super::Heads {}
     impl Sealed for super::Tokens {}
     impl Sealed for super::Logits {}
+    impl Sealed for super::Numbers {}
 }
 
-/// The sizes and strides of a tensor: [`Heads`], [`Tokens`](crate::embed::Tokens) or [`Logits`]. Sealed.
+/// The sizes and strides of a tensor: [`Heads`], [`Tokens`](crate::embed::Tokens), [`Logits`] or
+/// [`Numbers`](crate::bias::Numbers). Sealed.
 pub trait Shape: sealed::Sealed + Copy + std::fmt::Debug + PartialEq {
     #[doc(hidden)]
     fn strided(&self) -> Strided;
@@ -424,6 +426,85 @@ shape!(
             return Err(Error::Value(format!("{name} has 0 heads, there must be at least 1")));
         }
         of.check_counts(name)
+    }
+);
+
+/// Numbers that a term of a bias reads, `[batch, heads, rows, entries]` in any order of memory. A size of 1 serves every
+/// sequence, head or row.
+///
+/// Number `(b, h, r, e)` lies at `offset + b * strides[0] + h * strides[1] + r * strides[2] + e * strides[3]`.
+///
+/// ```
+/// use posenc::bias::Numbers;
+/// // Swin's table as the model stores it, [169, 3].
+/// assert_eq!(Numbers::table(169, 3).index(0, 2, 0, 100), 302);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Numbers {
+    /// sequences, or 1
+    pub batch: usize,
+    /// heads, or 1
+    pub heads: usize,
+    /// queries or keys, or 1
+    pub rows: usize,
+    /// numbers of a row
+    pub entries: usize,
+    /// first element
+    pub offset: usize,
+    /// elements from one batch, head, row and entry to the next
+    pub strides: [usize; 4],
+}
+
+impl Numbers {
+    /// A table `[entries, heads]`, contiguous: how models store the biases of windows and buckets.
+    pub const fn table(entries: usize, heads: usize) -> Self {
+        Self { batch: 1, heads, rows: 1, entries, offset: 0, strides: [0, 1, 0, heads] }
+    }
+
+    /// A table `[heads, entries]`, contiguous.
+    pub const fn by_head(heads: usize, entries: usize) -> Self {
+        Self::rows(1, heads, 1, entries)
+    }
+
+    /// `[batch, heads, rows, entries]`, contiguous: products of states and a table, or a dense bias.
+    pub const fn rows(batch: usize, heads: usize, rows: usize, entries: usize) -> Self {
+        // Saturating: an overflow here is found, with its numbers, by `span`.
+        let head = rows.saturating_mul(entries);
+        Self { batch, heads, rows, entries, offset: 0, strides: [heads.saturating_mul(head), head, entries, 1] }
+    }
+
+    /// Index of number `(batch, head, row, entry)` in the buffer.
+    pub const fn index(&self, batch: usize, head: usize, row: usize, entry: usize) -> usize {
+        let [b, h, r, e] = self.strides;
+        self.offset + batch * b + head * h + row * r + entry * e
+    }
+
+    /// The index of a number, where a size of 1 serves all.
+    pub(crate) fn shared_index(&self, batch: usize, head: usize, row: usize, entry: usize) -> usize {
+        let own = |size: usize, at: usize| if size == 1 { 0 } else { at };
+        self.index(own(self.batch, batch), own(self.heads, head), own(self.rows, row), own(self.entries, entry))
+    }
+}
+
+shape!(
+    Numbers,
+    "numbers of a term",
+    "batch x heads x rows x entries",
+    |of: &Numbers| [
+        (of.batch, of.strides[0]),
+        (of.heads, of.strides[1]),
+        (of.rows, of.strides[2]),
+        (of.entries, of.strides[3])
+    ],
+    |of: &Numbers, name: &str| {
+        if of.heads > 0 && of.entries > 0 && of.entries <= i32::MAX as usize {
+            return Ok(());
+        }
+        Err(Error::Value(format!(
+            "{name} has {} heads and {} entries, both must be at least 1 and the entries below 2^31",
+            of.heads, of.entries
+        )))
     }
 );
 

@@ -7,6 +7,9 @@
 #include "bias/form/slopes.cuh"
 
 struct RowBias : BiasState {
+    // The keys on one side of the query may have one number, or one slope: `Sides`.
+    static constexpr bool SIDED = true;
+
     __device__ RowBias(const BiasArgs& args, const Row& row) {
         if (args.kind == BiasKind::FIRE) {
             as<FireBias>().start(args, row);

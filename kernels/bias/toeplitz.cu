@@ -8,42 +8,12 @@
 // write and add: blockDim.x threads walk one row, eight keys each at a time; blockDim.y rows a block. Rounded once,
 // from float; keys of another packed sequence than the query's get -inf. Bytes: each element is written once, and read
 // once by `add`; slopes and rows come from a cache. row: one thread per number.
+#include "bias/apply.cuh"
 #include "bias/forms.cuh"
-#include "common/exp.cuh"
-#include "common/keys.cuh"
 
 #define BOUNDS __launch_bounds__(256, 4)
 
-extern "C" __global__ void BOUNDS KERNEL(apply) {
-    unsigned index = blockIdx.x * blockDim.y + threadIdx.y;
-    if (index >= args.rows) return;
-    wait_for_predecessor();
-    Row row(args.bias, index);
-    RowBias bias(args.bias, row);
-    T::Bits* x = static_cast<T::Bits*>(args.x) + row.offset(args.strides);
-    int keys = args.bias.keys;
-    // 64 bits: the last step may leave 32.
-    for (long long at = threadIdx.x * KEYS; at < keys; at += blockDim.x * KEYS) {
-        int key = static_cast<int>(at);
-        int count = min(KEYS, keys - key);
-        float value[KEYS];
-        bias.of(args.bias, row, key, count, value);
-        if (args.bias.sequences) {
-            // Packed sequences do not see each other.
-#pragma unroll
-            for (int i = 0; i < KEYS; ++i) {
-                if (key + i < row.first || key + i >= row.keys) value[i] = -infinity();
-            }
-        }
-        if (args.add) {
-            float logit[KEYS];
-            load_keys(x + key, count, args.aligned, 0.0f, logit);
-#pragma unroll
-            for (int i = 0; i < KEYS; ++i) value[i] += logit[i];
-        }
-        store_keys(x + key, count, args.aligned, value);
-    }
-}
+extern "C" __global__ void BOUNDS KERNEL(apply) { apply<RowBias>(args); }
 
 extern "C" __global__ void BOUNDS KERNEL(row) {
     unsigned distance = blockIdx.x * blockDim.x + threadIdx.x;

@@ -2,7 +2,7 @@
 
 use crate::bias::Bias;
 #[cfg(feature = "cuda")]
-use crate::bias::BiasPlan;
+use crate::bias::{BiasPlan, DeviceTermInputs};
 #[cfg(feature = "cuda")]
 use crate::gpu::View;
 #[cfg(feature = "cuda")]
@@ -14,7 +14,7 @@ use crate::{Error, Logits, Result, Scalar};
 
 /// The types of bias and mask in each [`Memory`].
 pub trait Attended: Memory {
-    /// [`Bias`] on the CPU. On the device a [`BiasPlan`](crate::BiasPlan), or `None` for the softmax plan's own.
+    /// [`Bias`] on the CPU, [`DeviceBias`] on the device.
     type Bias<'a, T: 'a>: Copy;
     /// A slice with its shape on the CPU, a [`View`](crate::gpu::View) on the device.
     type Mask<'a, T: 'a>: Copy;
@@ -34,11 +34,65 @@ impl Attended for Host {
 
 #[cfg(feature = "cuda")]
 impl Attended for Device {
-    type Bias<'a, T: 'a> = Option<&'a BiasPlan<T>>;
+    type Bias<'a, T: 'a> = DeviceBias<'a, T>;
     type Mask<'a, T: 'a> = View<'a, T, Logits>;
 
-    fn default_bias<'a, T: 'a>() -> Option<&'a BiasPlan<T>> {
-        None
+    fn default_bias<'a, T: 'a>() -> DeviceBias<'a, T> {
+        DeviceBias::default()
+    }
+}
+
+/// The bias of one softmax call on the device. The default is the softmax plan's own, which reads nothing of the call.
+///
+/// | field | meaning |
+/// |---|---|
+/// | `plan` | in place of the softmax plan's own |
+/// | `terms` | what each term of a bias of terms reads; empty for other biases |
+#[cfg(feature = "cuda")]
+pub struct DeviceBias<'a, T> {
+    /// in place of the softmax plan's own
+    pub plan: Option<&'a BiasPlan<T>>,
+    /// what each term reads
+    pub terms: &'a [DeviceTermInputs<'a>],
+}
+
+#[cfg(feature = "cuda")]
+impl<'a, T> DeviceBias<'a, T> {
+    /// The softmax plan's own terms, and what they read.
+    #[must_use]
+    pub const fn terms(terms: &'a [DeviceTermInputs<'a>]) -> Self {
+        Self { plan: None, terms }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<'a, T> From<&'a BiasPlan<T>> for DeviceBias<'a, T> {
+    fn from(plan: &'a BiasPlan<T>) -> Self {
+        Self { plan: Some(plan), terms: &[] }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<T> Default for DeviceBias<'_, T> {
+    fn default() -> Self {
+        Self::terms(&[])
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<T> Clone for DeviceBias<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<T> Copy for DeviceBias<'_, T> {}
+
+#[cfg(feature = "cuda")]
+impl<T> std::fmt::Debug for DeviceBias<'_, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DeviceBias").field("plan", &self.plan.is_some()).field("terms", &self.terms).finish()
     }
 }
 
@@ -48,7 +102,7 @@ impl Attended for Device {
 ///
 /// | field | shape | meaning |
 /// |---|---|---|
-/// | `bias` | | any [`Bias`]; on the device a [`BiasPlan`](crate::BiasPlan) in place of the softmax plan's own |
+/// | `bias` | | any [`Bias`]; on the device [`DeviceBias`]: a plan in place of the softmax plan's own, and what terms read |
 /// | `places` | | positions of queries and keys, and how many of them there are |
 /// | `mask` | `[batch or 1, heads or 1, queries or 1, keys]` | added last; -inf masks |
 /// | `sinks` | `[heads]` | a logit without a key, neither scaled nor biased: it takes its share of the sum |

@@ -9,9 +9,9 @@ mod softmax_grad;
 #[cfg(feature = "cuda")]
 mod work;
 
-#[cfg(feature = "cuda")]
-pub use inputs::DeviceInputs;
 pub use inputs::{Attended, HostInputs, Inputs};
+#[cfg(feature = "cuda")]
+pub use inputs::{DeviceBias, DeviceInputs};
 #[cfg(feature = "cuda")]
 pub use softmax::SoftmaxPlan;
 pub use softmax::{Order, Output, Softmax};

@@ -14,6 +14,7 @@ pub use plan::SoftmaxPlan;
 #[cfg(feature = "cpu")]
 use crate::attend::cpu;
 use crate::attend::inputs::Inputs;
+use crate::bias::Pair;
 use crate::shape::Shape;
 use crate::{Error, Logits, Result, Scalar};
 
@@ -321,9 +322,9 @@ impl Softmax {
                 return 0.0;
             }
             let bias = bias(shape, inputs, at, key);
-            let places = (inputs.places.query(shape, batch, query), inputs.places.key(shape, batch, key));
+            let pair = Pair::of(shape, &inputs.places, at, key);
             let rounding = if gate == 1.0 { 0.0 } else { bias.abs() * f32::ROUNDOFF };
-            let bias_error = gate.abs() * inputs.bias.error_bound(batch, head, places.0, places.1) + rounding;
+            let bias_error = gate.abs() * inputs.bias.error_of(shape, &pair) + rounding;
             let s = x[shape.index(batch, head, query, key)].to_f64();
             self.logit_error(s, bias, bias_error) + f32::ROUNDOFF * row.z[key].abs()
         };
@@ -333,9 +334,7 @@ impl Softmax {
 
 /// The bias of a key, times the row's gate.
 pub(super) fn bias<T: Scalar>(shape: &Logits, inputs: &Inputs<T>, at: [usize; 3], key: usize) -> f64 {
-    let [batch, head, query] = at;
-    let (query, key) = (inputs.places.query(shape, batch, query), inputs.places.key(shape, batch, key));
-    inputs.gate(shape, at) * inputs.bias.at(batch, head, query, key)
+    inputs.gate(shape, at) * inputs.bias.of(shape, &Pair::of(shape, &inputs.places, at, key))
 }
 
 /// A row of logits on the way to probabilities.

@@ -128,7 +128,7 @@ impl Softmax {
     /// e = (20 + 3 * keys / 8192) * 2^-24 * sum over keys of |p * dp|
     /// ```
     ///
-    /// and a rounding for each factor behind it: the softcap's slope `1 - tanh^2` is within `20 * 2^-24`.
+    /// and a rounding for each factor behind it, `2^-147` at the least: the softcap's slope `1 - tanh^2` is within `20 * 2^-24`.
     ///
     /// | argument | shape | meaning |
     /// |---|---|---|
@@ -182,7 +182,8 @@ impl Softmax {
                 let scale = f64::from(self.scale).abs();
                 let bound = |by: f64, most: f64| {
                     let value = (dz * by).abs();
-                    let error = error * by.abs() + dz.abs() * slope * most + 3.0 * eps * value;
+                    // Products below 2^-126 are rounded to multiples of 2^-149.
+                    let error = error * by.abs() + dz.abs() * slope * most + 3.0 * eps * value + f64::exp2(-147.0);
                     crate::accuracy::rounded::<T>(dz * by, error)
                 };
                 let by_bias_most = match self.order {

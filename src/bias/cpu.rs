@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use crate::bias::Bias;
+use crate::bias::terms::Pair;
 use crate::cpu::Part;
 use crate::cpu::vector::{through, wide};
 use crate::position::{Place, Places};
@@ -167,7 +168,7 @@ pub(crate) fn merge<X>(
     let (Place::Counted(start), None) = (places.keys, places.packed) else {
         for (key, x) in keys.zip(row) {
             let apart = places.packed.is_some() && !places.meet(shape, batch, query, key);
-            let value = || bias.at(batch, head, at, places.key(shape, batch, key));
+            let value = || bias.of(shape, &Pair::of(shape, places, [batch, head, query], key));
             with.value(x, if apart { f64::NEG_INFINITY } else { value() });
         }
         return;
@@ -192,8 +193,9 @@ pub(crate) fn merge<X>(
             with.each(&mut row[low..high], &values[skip..skip + (high - low)]);
             with.same(&mut row[high..], f64::from(values[count - 1]));
         }
-        Bias::Fire(_) => {
-            keys.zip(row).for_each(|(key, x)| with.value(x, bias.at(batch, head, at, start + key as i64)));
+        Bias::Fire(_) | Bias::Terms(_) => {
+            let pair = |key: usize| Pair { batch, head, query, key, at: [at, start + key as i64] };
+            keys.zip(row).for_each(|(key, x)| with.value(x, bias.of(shape, &pair(key))));
         }
     }
 }

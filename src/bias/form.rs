@@ -6,11 +6,12 @@ mod plan;
 #[cfg(feature = "cuda")]
 pub use plan::{AsBias, BiasInputs, BiasPlan};
 #[cfg(feature = "cuda")]
-pub(crate) use plan::{hold_places, rows};
+pub(crate) use plan::{Held, hold_places, rows};
 
 #[cfg(feature = "cpu")]
 use crate::bias::cpu;
-use crate::bias::{Fire, Slopes, Toeplitz};
+use crate::bias::terms::Pair;
+use crate::bias::{Fire, Slopes, Terms, Toeplitz};
 use crate::position::Places;
 use crate::shape::Shape;
 use crate::{Error, Logits, Result, Scalar};
@@ -29,6 +30,17 @@ pub enum Bias<'a> {
     Toeplitz(&'a Toeplitz),
     /// FIRE
     Fire(&'a Fire),
+    /// a sum of terms: windows, products of states and a table, given indices, endpoints
+    Terms(Terms<'a>),
+}
+
+/// Expected result of a bias: [`Bias::expect`].
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// the true numbers
+    pub want: Vec<f64>,
+    /// the error allowed at each in f32, before it is rounded to an element type
+    pub bound: Vec<f64>,
 }
 
 /// A window without ends.
@@ -36,9 +48,10 @@ pub(crate) const ALL: (i64, i64) = (i64::MIN, i64::MAX);
 
 impl Bias<'_> {
     /// Refuses a bias for another number of heads or sequences, and a row that lacks a distance of the call.
-    pub(crate) fn check<A>(&self, shape: &Logits, places: &Places<A>, window: (i64, i64)) -> Result<()> {
+    pub(crate) fn check(&self, shape: &Logits, places: &Places<&[i32]>, window: (i64, i64)) -> Result<()> {
         let heads = match self {
             Self::None => return Ok(()),
+            Self::Terms(terms) => return terms.check(shape, places),
             Self::Slopes(slopes) => {
                 slopes.check()?;
                 check_sequences(slopes.batch, shape)?;
@@ -80,17 +93,13 @@ fn check_sequences(batch: usize, shape: &Logits) -> Result<()> {
 // ----------------------------------------------------------------------------------------------------------------- law
 
 impl Bias<'_> {
-    /// The bias of `head` of sequence `batch` for a query and a key at these positions.
+    /// The bias of `head` of sequence `batch` for a query and a key at these positions. Terms take them for the places in the
+    /// tensor too.
     ///
     /// # Panics
     /// If there is no such head or sequence.
     pub fn at(&self, batch: usize, head: usize, query: i64, key: i64) -> f64 {
-        match self {
-            Self::None => 0.0,
-            Self::Slopes(slopes) => slopes.bias(batch, head, key - query),
-            Self::Toeplitz(row) => row.bias(head, key - query),
-            Self::Fire(fire) => fire.bias(head, query, key),
-        }
+        self.of(&Self::shape(batch, head, query, key), &pair(batch, head, query, key))
     }
 
     /// The largest error of [`Bias::at`] when an f32 kernel computes it, before it is rounded to an element type.
@@ -100,16 +109,48 @@ impl Bias<'_> {
     /// | `None`, `Toeplitz` | 0: the number itself is added |
     /// | `Slopes` | `\|bias\| * 2 * 2^-24` |
     /// | `Fire` | [`Fire::error_bound`] |
+    /// | `Terms` | `(terms + 3) * 2^-24` of the sum of the terms' sizes; 0 for one that is a number itself |
     ///
     /// # Panics
     /// If there is no such head or sequence.
     pub fn error_bound(&self, batch: usize, head: usize, query: i64, key: i64) -> f64 {
+        self.error_of(&Self::shape(batch, head, query, key), &pair(batch, head, query, key))
+    }
+
+    /// The least tensor that has a pair.
+    fn shape(batch: usize, head: usize, query: i64, key: i64) -> Logits {
+        let size = |at: i64| usize::try_from(at).map_or(1, |at| at + 1);
+        Logits::bhqk(batch + 1, head + 1, size(query), size(key))
+    }
+
+    /// The bias of a pair of a call.
+    pub(crate) fn of(&self, shape: &Logits, pair: &Pair) -> f64 {
+        let Pair { batch, head, at: [query, key], .. } = *pair;
+        match self {
+            Self::None => 0.0,
+            Self::Slopes(slopes) => slopes.bias(batch, head, key - query),
+            Self::Toeplitz(row) => row.bias(head, key - query),
+            Self::Fire(fire) => fire.bias(head, query, key),
+            Self::Terms(terms) => terms.value(shape, pair),
+        }
+    }
+
+    /// [`Bias::error_bound`] of a pair of a call.
+    pub(crate) fn error_of(&self, shape: &Logits, pair: &Pair) -> f64 {
+        let Pair { batch, head, at: [query, key], .. } = *pair;
         match self {
             Self::None | Self::Toeplitz(_) => 0.0,
             Self::Slopes(slopes) => Slopes::error_bound(slopes.bias(batch, head, key - query)),
             Self::Fire(fire) => fire.error_bound(head, fire.input(query, key)).unwrap_or(f64::INFINITY),
+            Self::Terms(terms) => terms.error_bound(shape, pair),
         }
     }
+}
+
+/// A pair that lies where it sits.
+fn pair(batch: usize, head: usize, query: i64, key: i64) -> Pair {
+    let index = |at: i64| usize::try_from(at).unwrap_or(0);
+    Pair { batch, head, query: index(query), key: index(key), at: [query, key] }
 }
 
 // ----------------------------------------------------------------------------------------------------------- reference
@@ -163,6 +204,32 @@ impl Bias<'_> {
         self.put("logits", logits, true, shape, places)
     }
 
+    /// The bias in f64 and the error allowed at each element when an f32 kernel computes it, both laid out as `shape`; 0 in between.
+    /// Across packed sequences the bias is -inf.
+    ///
+    /// # Errors
+    /// As [`Bias::write`].
+    pub fn expect(&self, shape: &Logits, places: &Places<&[i32]>) -> Result<Expected> {
+        let len = shape.span()?;
+        shape.check_written("out", len)?;
+        places.check(shape)?;
+        self.check(shape, places, ALL)?;
+        let mut out = Expected { want: vec![0.0; len], bound: vec![0.0; len] };
+        for [batch, head, query] in shape.each_row() {
+            for key in 0..shape.keys {
+                let index = shape.index(batch, head, query, key);
+                if places.packed.is_some() && !places.meet(shape, batch, query, key) {
+                    out.want[index] = f64::NEG_INFINITY;
+                    continue;
+                }
+                let pair = Pair::of(shape, places, [batch, head, query], key);
+                out.want[index] = self.of(shape, &pair);
+                out.bound[index] = self.error_of(shape, &pair);
+            }
+        }
+        Ok(out)
+    }
+
     fn put<T: Scalar>(
         &self,
         name: &'static str,
@@ -195,7 +262,7 @@ impl Bias<'_> {
                 let value = if places.packed.is_some() && !places.meet(shape, batch, query, key) {
                     f64::NEG_INFINITY
                 } else {
-                    self.at(batch, head, places.query(shape, batch, query), places.key(shape, batch, key))
+                    self.of(shape, &Pair::of(shape, places, [batch, head, query], key))
                 };
                 (shape.index(batch, head, query, key), value)
             })

@@ -12,13 +12,16 @@ mod distance_grad;
 mod fire;
 mod fire_grad;
 mod form;
+mod integers;
 mod kerple;
 mod sandwich;
 #[cfg(feature = "cuda")]
 mod sums;
 mod t5;
+mod terms;
 mod toeplitz;
 
+pub use crate::shape::Numbers;
 pub use alibi::{Alibi, KeyOnly, Sides, Slopes, SlopesGrad};
 pub use distance_grad::DistanceGrad;
 #[cfg(feature = "cuda")]
@@ -27,14 +30,21 @@ pub use fire::{Fire, FireLines};
 pub use fire_grad::FireGrad;
 #[cfg(feature = "cuda")]
 pub use fire_grad::FireGradPlan;
-pub use form::Bias;
-#[cfg(feature = "cuda")]
-pub(crate) use form::rows;
 #[cfg(feature = "cuda")]
 pub use form::{AsBias, BiasInputs, BiasPlan};
+pub use form::{Bias, Expected};
+#[cfg(feature = "cuda")]
+pub(crate) use form::{Held, rows};
 pub use kerple::{Kerple, KerpleGrad, KerpleKind};
 pub use sandwich::Sandwich;
 pub use t5::T5Bias;
+pub(crate) use terms::Pair;
+#[cfg(feature = "cuda")]
+pub use terms::{AnyNumbers, DeviceTermInputs};
+pub use terms::{
+    By, Coordinates, Distances, Index, Indices, MOST_TERMS, Outside, ShiftedWindows, Sign, Term, TermData, TermInputs,
+    Terms, Window, WindowAxes,
+};
 pub use toeplitz::Toeplitz;
 
 /// `kernels/bias/bias.cuh`: the biases of this room as functions for other people's attention kernels.

@@ -63,7 +63,7 @@ impl<T: Scalar> Sums<T> {
             return Err(Error::Value(format!("the logits have {} heads, a gradient takes 65535", shape.heads)));
         }
         let bias = match &self.bias {
-            Some(bias) => bias.hold(&mut call, shape, inputs, ALL)?,
+            Some(bias) => bias.hold(&mut call, shape, inputs, ALL)?.bias,
             None => hold_places(&mut call, shape, &inputs)?,
         };
         let args = BiasGradArgs {

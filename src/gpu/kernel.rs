@@ -6,9 +6,9 @@
 use std::marker::PhantomData;
 
 use super::args::{
-    Args, DistanceGradArgs, FieldLayout, FireGradArgs, GridArgs, LearnedArgs, MaskedArgs, ResampleArgs, RopeArgs,
-    SinkGradArgs, SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs, TableGradArgs, TimestepArgs, ToeplitzArgs,
-    ToeplitzRowArgs,
+    ApplyTermsArgs, Args, DistanceGradArgs, FieldLayout, FireGradArgs, GridArgs, LearnedArgs, MaskedArgs, ResampleArgs,
+    RopeArgs, SinkGradArgs, SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxTermsArgs,
+    TableGradArgs, TimestepArgs, ToeplitzArgs, ToeplitzRowArgs,
 };
 
 /// An entry of a kernel file, which takes one `A`.
@@ -97,12 +97,15 @@ entries! {
 
     BIAS: ToeplitzArgs = "bias/toeplitz" ["apply"];
     BIAS_ROW: ToeplitzRowArgs = "bias/toeplitz" ["row"];
+    BIAS_TERMS: ApplyTermsArgs = "bias/terms" ["apply_terms"];
     /// Sums along diagonals, and in bins where positions are given one by one.
     DISTANCE_GRAD: DistanceGradArgs = "bias/distance_grad" ["distance_grad", "distance_grad_bins"];
     FIRE_GRAD: FireGradArgs = "bias/fire_grad" ["fire_grad"];
 
     SOFTMAX: SoftmaxArgs = "attend/softmax" ["softmax"];
     SOFTMAX_GRAD: SoftmaxGradArgs = "attend/softmax_grad" ["grad"];
+    SOFTMAX_TERMS: SoftmaxTermsArgs = "attend/softmax_terms" ["softmax_terms"];
+    SOFTMAX_GRAD_TERMS: SoftmaxGradTermsArgs = "attend/softmax_grad_terms" ["grad_terms"];
     SINK_GRAD: SinkGradArgs = "attend/softmax_grad" ["sink_grad"];
 }
 

@@ -2,6 +2,7 @@
 
 use cudarc::driver::{DevicePtr, DevicePtrMut};
 
+use crate::bias::Numbers;
 use crate::shape::Shape;
 use crate::{Heads, Logits, Tokens};
 
@@ -102,7 +103,7 @@ macro_rules! tensor {
     )*};
 }
 
-tensor!(Heads, Logits, Tokens);
+tensor!(Heads, Logits, Numbers, Tokens);
 
 impl<T, S: std::fmt::Debug> std::fmt::Debug for View<'_, T, S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -8,3 +8,6 @@ mod softmax;
 mod softmax_grad;
 #[path = "../support/mod.rs"]
 mod support;
+mod terms;
+#[path = "../support/terms.rs"]
+mod terms_support;

@@ -1,13 +1,14 @@
 use half::{bf16, f16};
 use posenc::accuracy::assert_close;
-use posenc::attend::{DeviceInputs, GradOptions, HostInputs, Inputs, Order};
-use posenc::bias::{Sides, Slopes};
+use posenc::attend::{DeviceBias, DeviceInputs, GradOptions, HostInputs, Inputs, Order};
+use posenc::bias::{DeviceTermInputs, Sides, Slopes};
 use posenc::gpu::Read;
 use posenc::{Alibi, Bias, BiasPlan, Gpu, Logits, Place, Places, Scalar, Softmax, SoftmaxPlan, T5Bias};
 
 use crate::biases::{Buffers, Context, Host, Numbers, double, each_form, fire, plan};
 use crate::softmax_grad::check_grad;
 use crate::support::{Data, Guarded, gpu, last_launch};
+use crate::terms_support::{Own, TermBuffers, buffers as term_buffers};
 
 /// Every order, softcap and window.
 pub fn all(softmax: Softmax) -> Vec<Softmax> {
@@ -84,7 +85,7 @@ fn rows_sum_to_one_and_rows_without_keys_are_zero() {
 // -------------------------------------------------------------------------------------------- kernel against reference
 
 /// Probabilities and log-sum-exp of one call on the device.
-pub fn run<T: Scalar>(
+pub fn run<T: Own>(
     gpu: &Gpu,
     softmax: &Softmax,
     logits: &[T],
@@ -93,6 +94,8 @@ pub fn run<T: Scalar>(
     shift: usize,
 ) -> (Vec<T>, Vec<f32>) {
     let buffers = Buffers::new(gpu, &inputs.places);
+    let terms = term_buffers::<T>(gpu, inputs.bias, shift % 2 == 1);
+    let terms: Vec<DeviceTermInputs> = terms.iter().map(TermBuffers::device).collect();
     let upload = |values: Option<&[f32]>| gpu.stream().clone_htod(values.unwrap_or(&[0.0])).unwrap();
     let (sinks, gates) = (upload(inputs.sinks), upload(inputs.gates));
     let mask = inputs.mask.map(|(mask, shape)| (gpu.stream().clone_htod(mask).unwrap(), shape));
@@ -100,6 +103,7 @@ pub fn run<T: Scalar>(
         mask: mask.as_ref().map(|(mask, shape)| shape.of(mask)),
         sinks: inputs.sinks.map(|_| &sinks as Read<f32>),
         gates: inputs.gates.map(|_| &gates as Read<f32>),
+        bias: DeviceBias::terms(&terms),
         ..DeviceInputs::at(buffers.places(&inputs.places))
     };
     let mut x = Guarded::new(gpu, logits, shift);
@@ -110,7 +114,7 @@ pub fn run<T: Scalar>(
 }
 
 #[track_caller]
-fn check<T: Scalar>(gpu: &Gpu, softmax: &Softmax, logits: &[T], shape: &Logits, inputs: &HostInputs<T>, shift: usize) {
+pub fn check<T: Own>(gpu: &Gpu, softmax: &Softmax, logits: &[T], shape: &Logits, inputs: &HostInputs<T>, shift: usize) {
     let want = softmax.expect(logits, shape, inputs).unwrap();
     let (got, lse) = run(gpu, softmax, logits, shape, inputs, shift);
     let _context = Context(|| format!("{} {softmax:?} {shape:?} {:?}", T::NAME, inputs.places));
@@ -168,7 +172,7 @@ fn the_kernel_is_the_reference_for_every_spec_form_and_place() {
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn the_kernel_is_the_reference_for_aligned_rows_of_every_spec() {
-    fn each_call<T: Scalar>(gpu: &Gpu) {
+    fn each_call<T: Own>(gpu: &Gpu) {
         let mut data = Data::new(4);
         let shape = Logits::bhqk(2, 2, 3, 61).row(64);
         let slopes = Alibi { sides: Sides::Signed, ..Alibi::new(2) }.slopes().unwrap();
@@ -629,7 +633,10 @@ fn what_breaks_a_call_on_the_device_is_refused() {
     };
     let plain = DeviceInputs::<f32>::default;
     assert_eq!(text(plain(), Logits::bhqk(1, 2, 3, 4)), "logits holds 16 elements, the shape needs 24");
-    assert_eq!(text(DeviceInputs { bias: Some(&other), ..plain() }, shape), "the bias has 3 heads, the logits have 2");
+    assert_eq!(
+        text(DeviceInputs { bias: (&other).into(), ..plain() }, shape),
+        "the bias has 3 heads, the logits have 2"
+    );
     assert_eq!(
         text(DeviceInputs { sinks: Some(&sinks), ..plain() }, shape),
         "sinks holds 1 elements, the shape needs 2"
@@ -656,7 +663,7 @@ fn what_breaks_a_call_on_the_device_is_refused() {
         let slopes = Alibi::new(2).slopes().unwrap();
         for bias in [Bias::Slopes(&slopes), Bias::None] {
             let bias = BiasPlan::<f32>::new(&elsewhere, bias).unwrap();
-            let inputs = DeviceInputs { bias: Some(&bias), ..plain() };
+            let inputs = DeviceInputs { bias: (&bias).into(), ..plain() };
             for error in [
                 plan.apply(shape.of_mut(&mut x), &inputs).unwrap_err(),
                 plan.grad(shape.of(&p), shape.of_mut(&mut x), &inputs, GradOptions::default()).unwrap_err(),
@@ -695,7 +702,8 @@ fn a_plan_owns_its_bias_and_a_call_may_bring_another() {
     let logits: Vec<f32> = Data::new(1).values(shape.elements().unwrap());
     let check = |plan: &SoftmaxPlan<f32>, call: Option<&BiasPlan<f32>>, bias: Bias| {
         let mut x = gpu.stream().clone_htod(&logits).unwrap();
-        plan.apply(shape.of_mut(&mut x), &Inputs { bias: call, ..Inputs::default() }).unwrap();
+        plan.apply(shape.of_mut(&mut x), &Inputs { bias: DeviceBias { plan: call, terms: &[] }, ..Inputs::default() })
+            .unwrap();
         let inputs = HostInputs { bias, ..HostInputs::default() };
         let want = plan.softmax().expect(&logits, &shape, &inputs).unwrap();
         assert_close(&gpu.stream().clone_dtoh(&x).unwrap(), &want.want, |i| want.bound[i]);

@@ -1,13 +1,14 @@
 use half::{bf16, f16};
 use posenc::accuracy::{assert_close, rounded};
-use posenc::attend::{DeviceInputs, GradOptions, HostInputs, Inputs};
-use posenc::bias::{DistanceGrad, Toeplitz};
+use posenc::attend::{DeviceBias, DeviceInputs, GradOptions, HostInputs, Inputs};
+use posenc::bias::{DeviceTermInputs, DistanceGrad, Toeplitz};
 use posenc::gpu::Read;
 use posenc::{Alibi, Bias, Gpu, Logits, Places, Scalar, Softmax, SoftmaxPlan, T5Bias};
 
 use crate::biases::{Buffers, Context, Host, Numbers, plan};
 use crate::softmax::{all, bits, run};
 use crate::support::{Data, Guarded, gpu};
+use crate::terms_support::{Own, TermBuffers, buffers as term_buffers};
 
 // ---------------------------------------------------------------------------------------------------------------- laws
 
@@ -88,7 +89,7 @@ fn bucket_gradients_of_a_head_sum_to_zero() {
 // -------------------------------------------------------------------------------------------- kernel against reference
 
 /// The gradient on the device against the one of the reference, from the same probabilities.
-pub fn check_grad<T: Scalar>(
+pub fn check_grad<T: Own>(
     gpu: &Gpu,
     softmax: &Softmax,
     shape: &Logits,
@@ -103,9 +104,12 @@ pub fn check_grad<T: Scalar>(
     softmax.apply(&mut p, shape, inputs).unwrap();
     let want = softmax.expect_grad(&p, &dp, &logits, shape, inputs).unwrap();
     let buffers = Buffers::new(gpu, &inputs.places);
+    let terms = term_buffers::<T>(gpu, inputs.bias, shift % 2 == 1);
+    let terms: Vec<DeviceTermInputs> = terms.iter().map(TermBuffers::device).collect();
     let gates = gpu.stream().clone_htod(inputs.gates.unwrap_or(&[0.0])).unwrap();
     let call = DeviceInputs::<T> {
         gates: inputs.gates.map(|_| &gates as Read<f32>),
+        bias: DeviceBias::terms(&terms),
         ..DeviceInputs::at(buffers.places(&inputs.places))
     };
     let (mut p, mut x) = (Guarded::new(gpu, &p, shift), Guarded::new(gpu, &logits, shift));

@@ -12,4 +12,7 @@ mod sandwich;
 #[path = "../support/mod.rs"]
 mod support;
 mod t5;
+mod terms;
+#[path = "../support/terms.rs"]
+mod terms_support;
 mod toeplitz;

@@ -1,6 +1,6 @@
 //! The softmax of attention with its bias, and its gradients.
 
-use posenc::attend::{GradOptions, Inputs, Order};
+use posenc::attend::{DeviceBias, GradOptions, Inputs, Order};
 use posenc::{Bias, Device, Scalar, Softmax, SoftmaxPlan};
 
 use crate::header::{Coded, header};
@@ -131,7 +131,7 @@ impl PosencInputs {
     unsafe fn backward<'a, T: Scalar>(&self, scope: &Scope<'a>) -> Result<Inputs<'a, T, Device>, Failure> {
         Ok(Inputs {
             // SAFETY: as the caller promises.
-            bias: unsafe { self.bias.as_ref() }.map(PosencBias::of).transpose()?,
+            bias: DeviceBias { plan: unsafe { self.bias.as_ref() }.map(PosencBias::of).transpose()?, terms: &[] },
             places: self.places.get(scope)?,
             mask: None,
             sinks: None,

@@ -246,7 +246,7 @@ header! {{}
 }
 
 fn inputs<'a>(places: &PosencPlaces, gates: &PosencBuffer, scope: &Scope<'a>) -> Result<BiasInputs<'a>, Failure> {
-    Ok(BiasInputs { places: places.get(scope)?, gates: gates.read_some(scope, "gates")? })
+    Ok(BiasInputs { places: places.get(scope)?, gates: gates.read_some(scope, "gates")?, terms: &[] })
 }
 
 fn plan<T: Scalar>(gpu: &Gpu, bias: Bias<'_>, key_only: u32) -> Result<BiasPlan<T>, Failure> {

@@ -6,9 +6,11 @@ use super::{Order, Softmax};
 use crate::attend::DeviceInputs;
 use crate::attend::inputs::check_mask;
 use crate::attend::work::{HELD, PARTS, Room, Work, held_grad};
-use crate::bias::{AsBias, BiasInputs, BiasPlan, rows};
-use crate::gpu::args::{BiasArgs, LogitOrder, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxLaw};
-use crate::gpu::kernel::{SINK_GRAD, SOFTMAX, SOFTMAX_GRAD};
+use crate::bias::{AsBias, BiasInputs, BiasPlan, Held, rows};
+use crate::gpu::args::{
+    Args, LogitOrder, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxLaw, SoftmaxTermsArgs,
+};
+use crate::gpu::kernel::{Entry, SINK_GRAD, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_GRAD_TERMS, SOFTMAX_TERMS};
 use crate::gpu::{Call, Gpu, Kernel, Scratch, Update, Write, widest};
 use crate::shape::Shape;
 use crate::{Logits, Result, Scalar};
@@ -51,11 +53,26 @@ pub struct SoftmaxPlan<T> {
     bias: BiasPlan<T>,
     /// where blocks that share a row leave the sums of their chunks, and count who is there
     pub(in crate::attend) scratch: Scratch,
-    kernel: Kernel<SoftmaxArgs>,
-    pub(in crate::attend) grad: Kernel<SoftmaxGradArgs>,
+    kernel: Roomy<SoftmaxArgs>,
+    terms_kernel: Roomy<SoftmaxTermsArgs>,
+    pub(in crate::attend) grad: Roomy<SoftmaxGradArgs>,
+    pub(in crate::attend) terms_grad: Roomy<SoftmaxGradTermsArgs>,
     pub(in crate::attend) sink_grad: Kernel<SinkGradArgs>,
-    room: Room,
-    pub(in crate::attend) room_grad: Room,
+}
+
+/// A kernel, and what the device has room for when it runs it.
+#[derive(Debug)]
+pub(in crate::attend) struct Roomy<A> {
+    pub(in crate::attend) kernel: Kernel<A>,
+    pub(in crate::attend) room: Room,
+}
+
+impl<A: Args> Roomy<A> {
+    /// Loads it; a key that waits in shared memory takes `key` bytes.
+    fn load<T: Scalar>(gpu: &Gpu, entry: [Entry<A>; 1], key: u32) -> Result<Self> {
+        let [kernel] = gpu.load::<T, _, 1>(entry)?;
+        Ok(Self { room: Room::of(gpu, &kernel, key)?, kernel })
+    }
 }
 
 impl<T: Scalar> SoftmaxPlan<T> {
@@ -63,23 +80,22 @@ impl<T: Scalar> SoftmaxPlan<T> {
     ///
     /// | argument | meaning |
     /// |---|---|
-    /// | `bias` | `&Alibi`, `&Slopes`, `&Toeplitz`, a [`Bias`](crate::Bias), [`Bias::None`](crate::Bias::None), or a [`BiasPlan`] |
+    /// | `bias` | `&Alibi`, `&Slopes`, `&Toeplitz`, a [`&Term`](crate::bias::Term) or several, a [`Bias`](crate::Bias), [`Bias::None`](crate::Bias::None), or a [`BiasPlan`] |
     ///
     /// # Errors
     /// If the spec or the bias is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, softmax: &Softmax, bias: impl AsBias<T>) -> Result<Self> {
         softmax.check()?;
-        let ([kernel], [grad]) = (gpu.load::<T, _, 1>(SOFTMAX)?, gpu.load::<T, _, 1>(SOFTMAX_GRAD)?);
         let [sink_grad] = gpu.load::<T, _, 1>(SINK_GRAD)?;
         Ok(Self {
             gpu: gpu.clone(),
             softmax: *softmax,
             bias: bias.plan(gpu)?,
             scratch: Scratch::new(gpu, gpu.multiprocessors() as usize, 2 * PARTS)?,
-            room: Room::of(gpu, &kernel, HELD)?,
-            room_grad: Room::of(gpu, &grad, held_grad::<T>())?,
-            kernel,
-            grad,
+            kernel: Roomy::load::<T>(gpu, SOFTMAX, HELD)?,
+            terms_kernel: Roomy::load::<T>(gpu, SOFTMAX_TERMS, HELD)?,
+            grad: Roomy::load::<T>(gpu, SOFTMAX_GRAD, held_grad::<T>())?,
+            terms_grad: Roomy::load::<T>(gpu, SOFTMAX_GRAD_TERMS, held_grad::<T>())?,
             sink_grad,
         })
     }
@@ -105,9 +121,9 @@ impl<T: Scalar> SoftmaxPlan<T> {
         call: &mut Call<'a>,
         shape: &Logits,
         inputs: &DeviceInputs<'b, T>,
-    ) -> Result<BiasArgs> {
-        let of = BiasInputs { places: inputs.places, gates: inputs.gates };
-        inputs.bias.unwrap_or(&self.bias).hold(call, shape, of, self.softmax.window())
+    ) -> Result<Held> {
+        let of = BiasInputs { places: inputs.places, gates: inputs.gates, terms: inputs.bias.terms };
+        inputs.bias.plan.unwrap_or(&self.bias).hold(call, shape, of, self.softmax.window())
     }
 
     /// The softmax of every row, `p = exp(z - lse)` with `z = softcap(scale * s) + bias + mask` in the spec's order.
@@ -175,8 +191,9 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let mut call = self.gpu.call();
         let x = call.update(["logits", "probabilities"], logits, SIZES)?;
         let shape = x.x.shape;
+        let Held { bias, terms } = self.hold_bias(&mut call, &shape, inputs)?;
         let mut args = SoftmaxArgs {
-            bias: self.hold_bias(&mut call, &shape, inputs)?,
+            bias,
             law: self.softmax.law(),
             x: x.x.at,
             y: x.y.at,
@@ -200,13 +217,20 @@ impl<T: Scalar> SoftmaxPlan<T> {
             return Ok(());
         }
         let aligned = if widest(x.steps()) < 16 { 0 } else { 1 + u32::from(widest(mask_steps) == 16) };
-        let rows = rows(&shape)?;
-        let work = Work::of(rows, shape.keys, &self.room);
+        let (rows, room) = (rows(&shape)?, if terms.is_none() { &self.kernel.room } else { &self.terms_kernel.room });
+        let work = Work::of(rows, shape.keys, room);
         args.team = work.team(rows, aligned);
         if work.share > 1 {
             (args.counters, args.parts) = call.scratch(&self.scratch)?;
         }
-        call.launch(&self.kernel, &work.launch(work.held.max(1), HELD, args))
+        let held = work.held.max(1);
+        match terms {
+            None => call.launch(&self.kernel.kernel, &work.launch(held, HELD, args)),
+            Some(terms) => {
+                let args = SoftmaxTermsArgs { call: args, terms, ..SoftmaxTermsArgs::zeroed() };
+                call.launch(&self.terms_kernel.kernel, &work.launch(held, HELD, args))
+            }
+        }
     }
 }
 

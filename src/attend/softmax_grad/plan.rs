@@ -5,8 +5,8 @@ use bytemuck::Zeroable;
 use crate::attend::DeviceInputs;
 use crate::attend::softmax::plan::{SIZES, SoftmaxPlan};
 use crate::attend::work::{Work, held_grad};
-use crate::bias::rows;
-use crate::gpu::args::{SinkGradArgs, SoftmaxGradArgs};
+use crate::bias::{Held, rows};
+use crate::gpu::args::{SinkGradArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs};
 use crate::gpu::{Launch, Read, Update, View, Write, check_same, widest};
 use crate::{Error, Logits, Result, Scalar};
 
@@ -77,8 +77,9 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let grad = call.update(["grad", "logits_grad"], grad.into(), SIZES)?;
         let (shape, out_shape) = (grad.x.shape, grad.y.shape);
         check_same("probabilities", &p.shape, "grad", &shape, SIZES)?;
+        let Held { bias, terms } = self.hold_bias(&mut call, &shape, inputs)?;
         let mut args = SoftmaxGradArgs {
-            bias: self.hold_bias(&mut call, &shape, inputs)?,
+            bias,
             law: self.softmax.law(),
             p: p.at,
             dp: grad.x.at,
@@ -109,13 +110,21 @@ impl<T: Scalar> SoftmaxPlan<T> {
             return Ok(());
         }
         let aligned = u32::from(widest(steps) == 16);
-        let rows = rows(&shape)?;
-        let work = Work::of(rows, shape.keys, &self.room_grad);
+        // Only a softcap's slope asks for the bias.
+        let terms = terms.filter(|_| self.softmax.softcap.is_some());
+        let (rows, room) = (rows(&shape)?, if terms.is_none() { &self.grad.room } else { &self.terms_grad.room });
+        let work = Work::of(rows, shape.keys, room);
         args.team = work.team(rows, aligned);
         if work.share > 1 {
             (args.counters, args.parts) = call.scratch(&self.scratch)?;
         }
-        call.launch(&self.grad, &work.launch(work.held, held_grad::<T>(), args))
+        match terms {
+            None => call.launch(&self.grad.kernel, &work.launch(work.held, held_grad::<T>(), args)),
+            Some(terms) => {
+                let args = SoftmaxGradTermsArgs { call: args, terms, ..SoftmaxGradTermsArgs::zeroed() };
+                call.launch(&self.terms_grad.kernel, &work.launch(work.held, held_grad::<T>(), args))
+            }
+        }
     }
 
     /// The gradient of the sinks, in one kernel: `-sum over rows of exp(sink - lse) * dot`.

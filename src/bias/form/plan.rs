@@ -4,9 +4,12 @@ use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
 use super::{ALL, Bias, check_heads, check_sequences};
-use crate::bias::{Alibi, Fire, Slopes, T5Bias, Toeplitz};
-use crate::gpu::args::{BiasArgs, BiasKind, Divisor, KEYS, Out, ToeplitzArgs, ToeplitzRowArgs};
-use crate::gpu::kernel::{BIAS, BIAS_ROW};
+use crate::bias::terms::plan::{TermPlan, hold_terms};
+use crate::bias::{Alibi, DeviceTermInputs, Fire, Slopes, T5Bias, Term, Toeplitz};
+use crate::gpu::args::{
+    ApplyTermsArgs, Args, BiasArgs, BiasKind, Divisor, KEYS, Out, TermsArgs, ToeplitzArgs, ToeplitzRowArgs,
+};
+use crate::gpu::kernel::{BIAS, BIAS_ROW, BIAS_TERMS};
 use crate::gpu::{Call, Gpu, Kernel, Launch, Placed, Read, ViewMut, widest};
 use crate::position::{Place, Places};
 use crate::shape::product;
@@ -17,13 +20,18 @@ use crate::{Error, Logits, Result, Scalar};
 /// Threads of a block.
 const THREADS: u32 = 256;
 
-/// Writes the bias over the rows of `x`, or adds it.
-fn launch(x: &Placed<Out, Logits>, bias: BiasArgs, add: bool) -> Result<Launch<ToeplitzArgs>> {
+/// Writes the bias over the rows of `x`, or adds it; `args` makes the kernel's arguments of what all forms share.
+fn launch<A: Args>(
+    x: &Placed<Out, Logits>,
+    bias: BiasArgs,
+    add: bool,
+    args: impl FnOnce(ToeplitzArgs) -> A,
+) -> Result<Launch<A>> {
     let rows = rows(&x.shape)?;
     // Enough lanes for one step over a row, the rest of the block on other rows.
     let lanes = x.shape.keys.div_ceil(KEYS).next_power_of_two().clamp(1, THREADS as usize) as u32;
     let per_block = THREADS / lanes;
-    let args = ToeplitzArgs {
+    let call = ToeplitzArgs {
         bias,
         x: x.at,
         strides: x.shape.strides.map(|stride| stride as i64),
@@ -32,7 +40,7 @@ fn launch(x: &Placed<Out, Logits>, bias: BiasArgs, add: bool) -> Result<Launch<T
         add: u32::from(add),
         ..ToeplitzArgs::zeroed()
     };
-    Ok(Launch::new([rows.div_ceil(per_block), 1, 1], [lanes, per_block, 1], args))
+    Ok(Launch::new([rows.div_ceil(per_block), 1, 1], [lanes, per_block, 1], args(call)))
 }
 
 /// The rows of a call: a grid has a dimension for them.
@@ -51,17 +59,20 @@ pub(crate) fn rows(shape: &Logits) -> Result<u32> {
 /// |---|---|---|
 /// | `places` | | positions of queries and keys |
 /// | `gates` | `[batch, heads, queries]` | multiply the bias: WavLM's. Refused where there is no bias |
+/// | `terms` | | what each term of a bias of terms reads; empty for other biases |
 #[derive(Clone, Copy)]
 pub struct BiasInputs<'a> {
     /// positions of queries and keys
     pub places: Places<Read<'a, i32>>,
     /// multiply the bias
     pub gates: Option<Read<'a, f32>>,
+    /// what each term reads
+    pub terms: &'a [DeviceTermInputs<'a>],
 }
 
 impl<'a> From<Places<Read<'a, i32>>> for BiasInputs<'a> {
     fn from(places: Places<Read<'a, i32>>) -> Self {
-        Self { places, gates: None }
+        Self { places, gates: None, terms: &[] }
     }
 }
 
@@ -78,10 +89,11 @@ impl std::fmt::Debug for BiasInputs<'_> {
 }
 
 /// What a [`BiasPlan`] may be made of: [`&Alibi`](Alibi), [`&Slopes`](Slopes), [`&Toeplitz`](Toeplitz), a [`Bias`] that is
-/// not FIRE, or a plan that is ready.
+/// not FIRE, a [`&Term`](Term) or several, or a plan that is ready.
 #[diagnostic::on_unimplemented(
     message = "a bias on the device cannot be made of `{Self}`",
-    note = "it is made of &Alibi, &Slopes, &Toeplitz, Bias or BiasPlan<T>; FIRE needs its largest position: BiasPlan::fire"
+    note = "it is made of &Alibi, &Slopes, &Toeplitz, &Term, &[Term], Bias or BiasPlan<T>; FIRE needs its largest position: \
+            BiasPlan::fire"
 )]
 pub trait AsBias<T> {
     #[doc(hidden)]
@@ -111,7 +123,26 @@ impl<T: Scalar> AsBias<T> for Bias<'_> {
                 BiasPlan::with(gpu, row.heads, form)
             }
             Self::Fire(_) => Err(Error::Value("FIRE needs its largest position: use BiasPlan::fire".into())),
+            Self::Terms(terms) => terms.terms.plan(gpu),
         }
+    }
+}
+
+impl<T: Scalar> AsBias<T> for &[Term] {
+    fn plan(self, gpu: &Gpu) -> Result<BiasPlan<T>> {
+        BiasPlan::with(gpu, 0, Form::Terms(TermPlan::all(gpu, self)?))
+    }
+}
+
+impl<T: Scalar, const N: usize> AsBias<T> for &[Term; N] {
+    fn plan(self, gpu: &Gpu) -> Result<BiasPlan<T>> {
+        self.as_slice().plan(gpu)
+    }
+}
+
+impl<T: Scalar> AsBias<T> for &Term {
+    fn plan(self, gpu: &Gpu) -> Result<BiasPlan<T>> {
+        std::slice::from_ref(self).plan(gpu)
     }
 }
 
@@ -145,6 +176,7 @@ pub struct BiasPlan<T> {
     key_only: bool,
     kernel: Kernel<ToeplitzArgs>,
     row_kernel: Kernel<ToeplitzRowArgs>,
+    terms_kernel: Kernel<ApplyTermsArgs>,
     element: std::marker::PhantomData<T>,
 }
 
@@ -154,6 +186,15 @@ enum Form {
     Slopes { left: CudaSlice<f32>, right: CudaSlice<f32>, batch: usize },
     Row { row: CudaSlice<f32>, first: i64, count: usize, saturates: bool, buckets: Option<Buckets> },
     Fire { logs: CudaSlice<f32>, lines: [CudaSlice<f32>; 3], breaks: usize, least_norm: f32, eps: f32 },
+    Terms(Vec<TermPlan>),
+}
+
+/// A bias that a call holds.
+pub(crate) struct Held {
+    /// positions, gates, and the bias where it is no sum of terms
+    pub bias: BiasArgs,
+    /// the terms
+    pub terms: Option<TermsArgs>,
 }
 
 /// T5's buckets, by which a table becomes a row.
@@ -184,7 +225,9 @@ impl<T: Scalar> BiasPlan<T> {
     pub fn key_only(gpu: &Gpu, bias: Bias) -> Result<Self> {
         match bias {
             Bias::Slopes(_) | Bias::Toeplitz(_) => Ok(Self { key_only: true, ..Self::new(gpu, bias)? }),
-            Bias::None | Bias::Fire(_) => Err(Error::Value("a key-only bias is made of slopes or of a row".into())),
+            Bias::None | Bias::Fire(_) | Bias::Terms(_) => {
+                Err(Error::Value("a key-only bias is made of slopes or of a row".into()))
+            }
         }
     }
 
@@ -228,8 +271,8 @@ impl<T: Scalar> BiasPlan<T> {
 
     fn with(gpu: &Gpu, heads: usize, form: Form) -> Result<Self> {
         let ([kernel], [row_kernel]) = (gpu.load::<T, _, 1>(BIAS)?, gpu.load::<T, _, 1>(BIAS_ROW)?);
-        let element = std::marker::PhantomData;
-        Ok(Self { gpu: gpu.clone(), heads, form, key_only: false, kernel, row_kernel, element })
+        let ([terms_kernel], element) = (gpu.load::<T, _, 1>(BIAS_TERMS)?, std::marker::PhantomData);
+        Ok(Self { gpu: gpu.clone(), heads, form, key_only: false, kernel, row_kernel, terms_kernel, element })
     }
 
     /// The slopes on the device, those of the past and those of the future, to be read or trained in place; `None` for other
@@ -345,11 +388,17 @@ impl<T: Scalar> BiasPlan<T> {
     ) -> Result<()> {
         let mut call = self.gpu.call();
         let x = call.view_mut(name, x)?;
-        let bias = self.hold(&mut call, &x.shape, inputs, ALL)?;
+        let Held { bias, terms } = self.hold(&mut call, &x.shape, inputs, ALL)?;
         if x.shape.is_empty() {
             return Ok(());
         }
-        call.launch(&self.kernel, &launch(&x, bias, add)?)
+        match terms {
+            None => call.launch(&self.kernel, &launch(&x, bias, add, |call| call)?),
+            Some(terms) => {
+                let args = |call| ApplyTermsArgs { call, terms, ..ApplyTermsArgs::zeroed() };
+                call.launch(&self.terms_kernel, &launch(&x, bias, add, args)?)
+            }
+        }
     }
 
     /// Hands in the bias, its positions and its gates: what every kernel that reads a bias takes. `window` holds the distances
@@ -360,12 +409,17 @@ impl<T: Scalar> BiasPlan<T> {
         shape: &Logits,
         inputs: BiasInputs<'a>,
         window: (i64, i64),
-    ) -> Result<BiasArgs> {
+    ) -> Result<Held> {
         let places = &inputs.places;
-        if !matches!(self.form, Form::None) {
-            check_heads(self.heads, shape)?;
-        } else if inputs.gates.is_some() {
-            return Err(Error::Value("gates multiply a bias, and there is none".into()));
+        match &self.form {
+            Form::None if inputs.gates.is_some() => {
+                return Err(Error::Value("gates multiply a bias, and there is none".into()));
+            }
+            Form::None | Form::Terms(_) => {}
+            _ => check_heads(self.heads, shape)?,
+        }
+        if !matches!(self.form, Form::Terms(_)) && !inputs.terms.is_empty() {
+            return Err(Error::Value("the call brings inputs of terms, the bias has none".into()));
         }
         call.gpu().check_context("the bias", self.gpu.stream())?;
         let mut args = hold_places(call, shape, &inputs)?;
@@ -373,6 +427,10 @@ impl<T: Scalar> BiasPlan<T> {
         // Counts lie within 2^31, as the checks of a bias say.
         match &self.form {
             Form::None => {}
+            Form::Terms(terms) => {
+                let terms = Some(hold_terms::<T>(terms, call, shape, places, inputs.terms)?);
+                return Ok(Held { bias: args, terms });
+            }
             Form::Slopes { left, right, batch } => {
                 check_sequences(*batch, shape)?;
                 args.kind = BiasKind::SLOPES;
@@ -410,13 +468,13 @@ impl<T: Scalar> BiasPlan<T> {
                 args.breaks = call.table("breaks", breaks)?;
             }
         }
-        Ok(args)
+        Ok(Held { bias: args, terms: None })
     }
 }
 
 /// Hands in positions and gates, without a bias.
 pub(crate) fn hold_places<'a>(call: &mut Call<'a>, shape: &Logits, inputs: &BiasInputs<'a>) -> Result<BiasArgs> {
-    let BiasInputs { places, gates } = *inputs;
+    let BiasInputs { places, gates, .. } = *inputs;
     places.check_starts(shape)?;
     let ids = |place: Place<Read<'a, i32>>| if let Place::Ids(ids) = place { Some(ids) } else { None };
     // Starts lie within 2^30; sizes and rows within 2^31, as the shape's checks say.

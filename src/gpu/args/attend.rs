@@ -1,6 +1,6 @@
 //! Arguments of `kernels/attend`.
 
-use super::{BiasArgs, In, Out, args, codes, sizes, words};
+use super::{BiasArgs, In, Out, TermsArgs, args, codes, sizes, words};
 
 codes! {
     /// In which order scale, softcap and bias act.
@@ -116,6 +116,22 @@ args! {
         counters: Out,
         /// how rows are cut
         team: TeamArgs,
+    }
+
+    /// `attend/softmax_terms`.
+    SoftmaxTermsArgs {
+        /// all but what is added
+        call: SoftmaxArgs,
+        /// what is added
+        terms: TermsArgs,
+    }
+
+    /// `attend/softmax_grad_terms`.
+    SoftmaxGradTermsArgs {
+        /// all but what is added
+        call: SoftmaxGradArgs,
+        /// with a softcap: what is added
+        terms: TermsArgs,
     }
 
     /// `attend/softmax_grad`: `sink_grad`.

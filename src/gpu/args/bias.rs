@@ -14,11 +14,39 @@ codes! {
         /// FIRE's network of the normalised distance
         FIRE = 3,
     }
+
+    /// What decides which number a term reads.
+    TermKind {
+        /// query and key themselves
+        WHOLE = 0,
+        /// their distance
+        DISTANCE = 1,
+        /// their coordinates in a window
+        GRID = 2,
+        /// whether a shifted window has them in two regions
+        SHIFTED = 3,
+        /// an index for each pair
+        GIVEN = 4,
+        /// a number of the query less one of the key
+        ENDPOINTS = 5,
+    }
+
+    /// The type of given indices.
+    IndexType {
+        /// 8 bits
+        U8 = 0,
+        /// 16 bits
+        U16 = 1,
+        /// 32 bits, signed
+        I32 = 2,
+    }
 }
 
 sizes! {
     /// keys that a thread takes at once
     KEYS: int = 8,
+    /// terms of a bias
+    TERMS: int = 4,
 }
 
 args! {
@@ -94,6 +122,94 @@ args! {
         aligned: u32,
         /// 1: the bias is added to what is there
         add: u32,
+    }
+
+    /// Queries or keys of a window: a part of [`TermArgs`].
+    WindowArgs {
+        /// tokens of the window, those before it included
+        tokens: u32,
+        /// tokens of a row of the window
+        width: u32,
+        /// divides by `width`
+        by_width: Divisor,
+        /// multiplies the coordinates: a step of strided queries, 0 where they play no part
+        scale: i32,
+    }
+
+    /// One term of a bias: a number of an array, chosen by query and key. A part of other arguments.
+    TermArgs {
+        /// the array; endpoints: of the queries
+        values: In,
+        /// entries by distance, as u16; given indices; or endpoints of the keys
+        more: In,
+        /// i32 coordinates `[batch, queries]` in place of positions, or null
+        query_at: In,
+        /// i32 coordinates `[batch, keys]` in place of positions, or null
+        key_at: In,
+        /// elements of `values` from one batch, head, query, key and entry to the next
+        strides: [i64; 5],
+        /// of given indices from one batch and row to the next; of the keys' endpoints from one batch, head and key
+        more_strides: [i64; 3],
+        /// of endpoints: elements to the second float of the queries' and the keys'; 0: there is none
+        second: [i64; 2],
+        /// what decides
+        kind: TermKind,
+        /// 1: `values` holds f32, 0: the logits' type
+        values_f32: u32,
+        /// type of given indices
+        index_type: IndexType,
+        /// multiplies the number; the number itself between two regions
+        factor: f32,
+        /// the first distance
+        first: i32,
+        /// distances; columns of given indices
+        count: i32,
+        /// rows of given indices
+        rows: i32,
+        /// entries of `values`
+        entries: i32,
+        /// 1: distances are query - key
+        reversed: u32,
+        /// 1: nothing is added outside the distances, 0: the nearest entry
+        zero_outside: u32,
+        /// queries
+        query: WindowArgs,
+        /// keys
+        key: WindowArgs,
+        /// tokens before a window
+        prefix: u32,
+        /// entry of a pair of a token before the window and one in it, of the reverse, and of two before it; -1: nothing
+        prefix_entry: i32,
+        /// entries from one row, and one column, of a difference of coordinates to the next
+        steps: [i32; 2],
+        /// the entry of the difference 0
+        origin: i32,
+        /// 1: differences count by their size
+        absolute: u32,
+        /// windows of an image, and in a row of it
+        windows: [u32; 2],
+        /// rows and columns of a window
+        window: [i32; 2],
+        /// the first row, and column, of the image's last window
+        last: [i32; 2],
+        /// the first row, and column, of what was shifted around
+        wrapped: [i32; 2],
+    }
+
+    /// A bias as a sum of terms. A part of other arguments.
+    TermsArgs {
+        /// the terms
+        terms: [TermArgs; TERMS],
+        /// how many
+        count: u32,
+    }
+
+    /// `bias/terms`: `apply_terms`.
+    ApplyTermsArgs {
+        /// positions, and the tensor
+        call: ToeplitzArgs,
+        /// what is added
+        terms: TermsArgs,
     }
 
     /// `bias/toeplitz`: `row`, from a T5 table.

@@ -108,6 +108,9 @@ impl<F: Field, const N: usize> Field for [F; N] {
     fn declare(name: &str) -> String {
         F::declare(&format!("{name}[{N}]"))
     }
+    fn addresses(&self, show: &mut dyn FnMut(u64)) {
+        self.iter().for_each(|field| field.addresses(show));
+    }
 }
 
 /// One field of one struct.

@@ -1,0 +1,150 @@
+use half::{bf16, f16};
+use posenc::accuracy::{assert_close, rounded};
+use posenc::bias::{BiasInputs, DeviceTermInputs};
+use posenc::gpu::Read;
+use posenc::{BiasPlan, Gpu, Logits, Packed, Place, Places};
+
+use crate::biases::{Buffers, Context, Host};
+use crate::support::{Data, Guarded, gpu};
+use crate::terms_support::{Own, TermBuffers, TermCase, buffers as term_buffers, each_terms};
+
+// -------------------------------------------------------------------------------------------- kernel against reference
+
+/// Writes or adds the terms on the device.
+fn run<T: Own>(
+    gpu: &Gpu,
+    case: &TermCase,
+    x: &[T],
+    shape: &Logits,
+    (places, gates): (&Host, Option<&[f32]>),
+    add: bool,
+    own: bool,
+) -> Vec<T> {
+    let buffers = Buffers::new(gpu, places);
+    let host = case.inputs();
+    let data: Vec<TermBuffers<T>> = term_buffers(gpu, case.bias(&host), own);
+    let terms: Vec<DeviceTermInputs> = data.iter().map(TermBuffers::device).collect();
+    let gates = gates.map(|gates| gpu.stream().clone_htod(gates).unwrap());
+    let inputs = BiasInputs {
+        gates: gates.as_ref().map(|gates| gates as Read<f32>),
+        terms: &terms,
+        ..buffers.places(places).into()
+    };
+    let mut x = Guarded::new(gpu, x, 1);
+    let plan = BiasPlan::<T>::new(gpu, &case.terms[..]).unwrap();
+    let call = if add { BiasPlan::add } else { BiasPlan::write };
+    call(&plan, shape.of_mut(&mut x.view()), inputs).unwrap();
+    x.read(gpu)
+}
+
+/// The reference: each pair's terms in f64.
+fn check<T: Own>(gpu: &Gpu, case: &TermCase, shape: &Logits, places: &Host, gates: Option<&[f32]>, own: bool) {
+    let _context = Context(|| format!("{} {} {shape:?} {places:?}", T::NAME, case.name));
+    let len = shape.span().unwrap();
+    let before: Vec<T> = Data::new(5).values(len);
+    for add in [false, true] {
+        let got = run(gpu, case, &before, shape, (places, gates), add, own);
+        let inputs = case.inputs();
+        let expected = case.bias(&inputs).expect(shape, places).unwrap();
+        let (mut want, mut bound) = (before.iter().map(|x| x.to_f64()).collect::<Vec<_>>(), vec![0.0; len]);
+        for row in 0..shape.batch * shape.heads * shape.queries {
+            let (query, head) = (row % shape.queries, row / shape.queries % shape.heads);
+            let first = shape.index(row / shape.queries / shape.heads, head, query, 0);
+            let gate = gates.map_or(1.0, |gates| f64::from(gates[row]));
+            for index in first..first + shape.keys {
+                let value = gate * expected.want[index];
+                let old = if add { want[index] } else { 0.0 };
+                want[index] = old + value;
+                let steps =
+                    f64::from(u8::from(gates.is_some())) * value.abs() + f64::from(u8::from(add)) * want[index].abs();
+                let error = gate.abs() * expected.bound[index] + f32::EPSILON as f64 / 2.0 * steps;
+                bound[index] = if value.is_finite() { rounded::<T>(want[index], error) } else { 0.0 };
+            }
+        }
+        assert_close(&got, &want, |i| bound[i]);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_kernel_is_the_reference_for_every_term() {
+    let gpu = gpu();
+    let mut data = Data::new(11);
+    for (heads, keys) in [(1, 13), (3, 9)] {
+        let shape = Logits::bhqk(2, heads, 12, keys).row(keys + 3);
+        let gates: Vec<f32> = data.values(2 * heads * 12);
+        let mut ids = |count: usize| (0..count).map(|_| data.below(16) as i32 - 1).collect::<Vec<_>>();
+        let (queries, key_ids) = (ids(24), ids(2 * keys));
+        let hosts = [
+            Host::counted(1, 0),
+            Host::counted(2, 1),
+            Places { query_lengths: Some(&[12, 7]), key_lengths: Some(&[5, 9]), ..Host::counted(1, 0) },
+            Places { queries: Place::Ids(&queries), keys: Place::Ids(&key_ids), ..Host::counted(0, 0) },
+        ];
+        for case in each_terms(&shape, 3 + heads as u64) {
+            // Signed windows with a class token have 14 tokens, the least of all.
+            for (i, places) in hosts.iter().enumerate() {
+                check::<f32>(&gpu, &case, &shape, places, None, true);
+                check::<f16>(&gpu, &case, &shape, places, None, i % 2 == 0);
+                check::<bf16>(
+                    &gpu,
+                    &case,
+                    &shape,
+                    places,
+                    (case.name != "shifted out").then_some(&gates[..]),
+                    i % 2 == 1,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn packed_sequences_are_those_apart() {
+    let gpu = gpu();
+    let (firsts, key_firsts) = ([0, 5, 5, 12], [0, 6, 8, 16]);
+    let shape = Logits::bhqk(1, 2, 12, 16);
+    let packed = Places {
+        packed: Some(Packed { queries: &firsts[..], keys: &key_firsts[..], sequences: 3 }),
+        ..Host::counted(0, 0)
+    };
+    for case in each_terms(&shape, 8) {
+        check::<f32>(&gpu, &case, &shape, &packed, None, true);
+        check::<bf16>(&gpu, &case, &shape, &packed, None, false);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn shards_of_queries_are_slices_of_the_whole() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(2, 2, 12, 13);
+    for case in each_terms(&shape, 21) {
+        // Rows of queries move with the shard, and so do coordinates.
+        if case.terms.iter().any(|term| !matches!(term.index, posenc::bias::Index::Window(_))) {
+            continue;
+        }
+        let zeros = vec![0.0f32; shape.elements().unwrap()];
+        let whole = run(&gpu, &case, &zeros, &shape, (&Host::counted(0, 0), None), false, false);
+        let part = Logits { queries: 5, ..shape }.at(shape.index(0, 0, 4, 0));
+        let mut data = case.clone();
+        for data in &mut data.data {
+            if let Some((_, numbers)) = &mut data.numbers
+                && numbers.rows > 1
+            {
+                *numbers = posenc::bias::Numbers { rows: 5, ..numbers.at(numbers.index(0, 0, 4, 0)) };
+            }
+        }
+        let got = run(&gpu, &data, &zeros, &part, (&Host::counted(4, 0), None), false, false);
+        for batch in 0..2 {
+            for head in 0..2 {
+                for query in 0..5 {
+                    let index = shape.index(batch, head, query + 4, 0);
+                    assert_eq!(part.index(batch, head, query, 0), index);
+                    assert_eq!(got[index..index + 13], whole[index..index + 13], "{} {query}", case.name);
+                }
+            }
+        }
+    }
+}
