@@ -47,6 +47,12 @@ from transformers.models.inkling.configuration_inkling import InklingTextConfig
 from transformers.models.inkling.modeling_inkling import InklingAttention, InklingRelativeLogits
 from transformers.models.inkling2.configuration_inkling2 import Inkling2TextConfig
 from transformers.models.inkling2.modeling_inkling2 import Inkling2FullAttention, Inkling2SlidingAttention
+from transformers.models.nemotron_asr_streaming.configuration_nemotron_asr_streaming import (
+    NemotronAsrStreamingEncoderConfig,
+)
+from transformers.models.nemotron_asr_streaming.modeling_nemotron_asr_streaming import (
+    NemotronAsrStreamingEncoderAttention,
+)
 from transformers.models.parakeet.modeling_parakeet import ParakeetEncoderAttention
 from transformers.models.phi4_multimodal.configuration_phi4_multimodal import Phi4MultimodalAudioConfig
 from transformers.models.phi4_multimodal.modeling_phi4_multimodal import Phi4MultimodalAudioRelativeAttentionBias
@@ -207,9 +213,9 @@ def vits():
             "vits",
             "transformers VitsAttention",
             "r = j-i+W where |j-i| <= W, else both terms are 0 (not clamped): scores = q_i.(k_j + Ek[r]) / sqrt(D); "
-            "output_i = sum_j p_ij (v_j + Ev[r]); tables [2W+1, D] shared by heads; gradients of sum(upstream*output): "
-            "Ev'[r] = sum p_ij upstream_i, dS = p*(dP - sum p*dP) with dP_ij = upstream_i.(v_j + Ev[r]), "
-            "Ek'[r] = sum dS_ij q_i/sqrt(D)",
+            "output_i = sum_j p_ij (v_j + Ev[r]); tables [2W+1, D] shared by heads; gradients of "
+            "sum(upstream*output): Ev'[r] = sum p_ij upstream_i, dS = p*(dP - sum p*dP) with dP_ij = upstream_i.(v_j "
+            "+ Ev[r]), Ek'[r] = sum dS_ij q_i/sqrt(D)",
             precision,
             {"heads": HEADS, "dim": DIM, "tokens": tokens, "batch": batch, "window": window},
             q=q,
@@ -229,8 +235,8 @@ def vits():
 
 
 CONFORMER = (
-    "R [2T-1, heads, D], row t stands for distance i-j = T-1-t: "
-    "scores = ((q_i+u).k_j + (q_i+v).R[T-1-i+j]) / sqrt(D), u and v per head; "
+    "R [2T-1, heads, D], row t stands for distance i-j = T-1-t: scores = ((q_i+u).k_j + (q_i+v).R[T-1-i+j]) / "
+    "sqrt(D), u_bias and v_bias are u and v [heads, D]; "
 )
 
 
@@ -273,14 +279,14 @@ def conformers():
         {"heads": HEADS, "dim": DIM, "tokens": tokens, "batch": batch},
         q=q,
         k=k,
-        u=module.bias_u,
-        v=module.bias_v,
+        u_bias=module.bias_u,
+        v_bias=module.bias_v,
         r=r.reshape(rows, HEADS, DIM),
         scores=scores,
         upstream=upstream,
         r_gradient=gradients[0].reshape(rows, HEADS, DIM),
-        u_gradient=gradients[1],
-        v_gradient=gradients[2],
+        u_bias_gradient=gradients[1],
+        v_bias_gradient=gradients[2],
         q_gradient=split(gradients[3]),
         k_gradient=split(gradients[4]),
     )
@@ -321,11 +327,53 @@ def conformers():
             {"heads": HEADS, "dim": DIM, "tokens": tokens, "batch": batch},
             q=q,
             k=k,
-            u=module.pos_bias_u,
-            v=module.pos_bias_v,
+            u_bias=module.pos_bias_u,
+            v_bias=module.pos_bias_v,
             r=r.reshape(rows, HEADS, DIM),
             scores=inputs[0],
         )
+
+
+def streaming():
+    """A chunk of queries behind cached frames."""
+    queries, keys, batch = 3, 8, 1
+    rows = 2 * keys - 1
+    config = NemotronAsrStreamingEncoderConfig(
+        hidden_size=HEADS * DIM, num_attention_heads=HEADS, num_key_value_heads=HEADS
+    )
+    config._attn_implementation = "eager"
+    module = fill(NemotronAsrStreamingEncoderAttention(config, 0))
+    flat, (q, k, v) = given_qkv(batch, keys)
+    new = [x[:, -queries:] for x in flat]
+    cached = [x[:, :, :-queries] for x in (k, v)]
+
+    class Cache:
+        def update(self, *states, **_):
+            return [torch.cat(pair, 2) for pair in zip(cached, states[:2], strict=True)]
+
+    r = draw(1, rows, HEADS * DIM)
+    module.q_proj, module.k_proj, module.v_proj = map(Given, new)
+    module.relative_k_proj, module.o_proj = Given(r), torch.nn.Identity()
+    with softmax_inputs() as inputs:
+        module(torch.zeros(batch, queries, HEADS * DIM), None, cache=Cache())
+    q, r = numpy(q)[:, :, -queries:], r.reshape(rows, HEADS, DIM)
+    u, v = numpy(module.bias_u)[:, None], numpy(module.bias_v)[:, None]
+    law = (products(q + u, k) + relative(q + v, numpy(r)[keys - 1 - distance(queries, keys)])) / math.sqrt(DIM)
+    return case(
+        "nemotron_asr_streaming",
+        "nemotron asr streaming, cached fastconformer",
+        "transformers NemotronAsrStreamingEncoderAttention with cached frames",
+        "R [2*Lk-1, heads, D], row t stands for Lk-1-t; row of (i, j): Lq-1-i+j, that is distance i+Lk-Lq-j, i from "
+        "0; scores = ((q_i+u).k_j + (q_i+v).R[row]) / sqrt(D), later keys too",
+        near(inputs[0], law),
+        {"heads": HEADS, "dim": DIM, "queries": queries, "keys": keys, "batch": batch},
+        q=q,
+        k=k,
+        u_bias=module.bias_u,
+        v_bias=module.bias_v,
+        r=r,
+        scores=inputs[0],
+    )
 
 
 def xlnet():
@@ -395,8 +443,7 @@ def xlnet():
             "row t of R (Lk+Lq rows, uni Lk+1) stands for Lk-t; with i counted from Lk-Lq the row is Lk - (i-j); "
             "scores = ((q_i+u).k_j + (q_i+v).R[Lk-(i-j)] + (q_i+w).seg[s_i != s_j]) / sqrt(D), u = r_w_bias, v = "
             "r_r_bias, w = r_s_bias; all three terms are scaled; uni has no row for j > i: masked, 0 here; distances "
-            "are "
-            "clamped to [-clamp, clamp] if clamp > 0 (after bi_data negates those of the batch's second half)",
+            "are clamped to [-clamp, clamp] if clamp > 0 (after bi_data negates those of the batch's second half)",
             precision,
             {
                 "heads": HEADS,
@@ -410,9 +457,9 @@ def xlnet():
             q=at(q),
             k=at(k),
             v=at(v),
-            u=attention.r_w_bias,
-            w=attention.r_s_bias,
-            r_bias=attention.r_r_bias,
+            u_bias=attention.r_w_bias,
+            w_bias=attention.r_s_bias,
+            v_bias=attention.r_r_bias,
             segment_table=attention.seg_embed,
             segments=segments.T,
             embedding=embedding.transpose(0, 1),
@@ -464,34 +511,20 @@ def funnel():
         "funnel",
         "transformers FunnelRelMultiheadAttention, relative_shift and factorized agree",
         "scores = ((q_i+u).k_j + c_ij*((q_i+v).R(i-j) + (q_i+w).seg[same])) / sqrt(D), c_ij = 0 where i or j is the "
-        "class "
-        "token 0, else 1; seg row 1 is the same segment, segment 2 (class) is the same as any; R = W_r of (sin, cos) "
-        "halves of i-j",
+        "class token 0, else 1; seg row 1 is the same segment, segment 2 (class) is the same as any; R = W_r of (sin, "
+        "cos) halves of i-j",
         near(scores[0], law, 1e-6),
         {"heads": HEADS, "dim": DIM, "tokens": tokens, "batch": batch},
         q=q,
         k=k,
-        u=module.r_w_bias,
-        v=module.r_r_bias,
-        w=module.r_s_bias,
+        u_bias=module.r_w_bias,
+        v_bias=module.r_r_bias,
+        w_bias=module.r_s_bias,
         segment_table=module.seg_embed,
         segments=kinds,
         weight_r=module.r_kernel,
         r=r,
         scores=scores[0],
-    )
-
-
-def banded(name, model, source, law, tokens, past, right, precision, dense, arrays, sizes):
-    return case(
-        name,
-        model,
-        source,
-        law,
-        precision,
-        {"heads": HEADS, "dim": DIM, "tokens": tokens, "past": past, "right": right} | sizes,
-        **arrays,
-        **dense,
     )
 
 
@@ -581,9 +614,8 @@ def gemma_audio():
             + ("k' = k * ln(1+e)/ln 2; " if name == "gemma4" else "k' = k; ")
             + "scores = cap*tanh((q'_i.k'_j + q'_i.R[past-(i-j)])/cap), R row t for distance past-t; keys "
             + (
-                "0 <= i-j < past: the mask stops one short of R's first row (R has (chunk+past+right)//2 + 1 rows "
-                "and is right "
-                "only where past = (chunk+past+right)//2, as here and in the models)"
+                "0 <= i-j < past: the mask stops one short of R's first row (R has (chunk+past+right)//2 + 1 rows and "
+                "is right only where past = (chunk+past+right)//2, as here and in the models)"
                 if name == "gemma4"
                 else "-right <= i-j <= past"
             )
@@ -658,8 +690,7 @@ def granite_speech():
         "granite speech",
         "transformers GraniteSpeechConformerAttention",
         "keys of the query's own block only, block = position // context; there scores = q_i.(k_j + E[i-j+M]) / "
-        "sqrt(D), "
-        "E [2M+1, D] shared by heads, |i-j| < context <= M so nothing is clamped; other scores are 0 here",
+        "sqrt(D), E [2M+1, D] shared by heads, |i-j| < context <= M so nothing is clamped; other scores are 0 here",
         precision,
         {"heads": HEADS, "dim": DIM, "tokens": tokens, "batch": batch, "context": context, "reach": reach},
         q=short(q),
@@ -699,9 +730,8 @@ def log_buckets():
             "deberta v2, v3",
             "transformers deberta_v2 make_log_bucket_position",
             "m = buckets/2, M = reach: r for |r| <= m, else sign(r)*(m + the least t with (|r|/m)^(m-1) <= "
-            "((M-1)/m)^t), "
-            "that is m + ceil(ln(|r|/m)/ln((M-1)/m)*(m-1)); not bounded; runs [bucket, count] over distances from "
-            "`first`",
+            "((M-1)/m)^t), that is m + ceil(ln(|r|/m)/ln((M-1)/m)*(m-1)); not bounded; runs [bucket, count] over "
+            "distances from `first`",
             0,
             {"buckets": buckets, "reach": reach, "first": first},
             runs=np.array(runs),
@@ -729,7 +759,7 @@ def deberta():
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        module = fill(DebertaAttention(config))
+        module = fill(DebertaAttention(config), 0.25)
         qkv = draw(batch, tokens, 3 * hidden)
         module.in_proj = Given(qkv)
         q, k, _ = module.transpose_for_scores(qkv).chunk(3, -1)
@@ -756,9 +786,8 @@ def deberta():
             "deberta",
             "transformers deberta DisentangledSelfAttention",
             "S = min(max(Lq,Lk), M); Kr, Qr of rows E[M-S..M+S] (pos_proj without, pos_q_proj with a constant); q "
-            "holds "
-            "q_bias, k none; index = clamp(i-j+S, 0, 2S-1); scores = (q_i.k_j + q_i.Kr[index] + k_j.Qr[index]) / "
-            "sqrt(D*(1+n)), n of c2p, p2c; c2p and p2c apart here are scaled",
+            "holds q_bias, k none; index = clamp(i-j+S, 0, 2S-1); scores = (q_i.k_j + q_i.Kr[index] + k_j.Qr[index]) "
+            "/ sqrt(D*(1+n)), n of c2p, p2c; c2p and p2c apart here are scaled",
             precision,
             {"heads": HEADS, "dim": DIM, "tokens": tokens, "batch": batch, "reach": reach, "span": span},
             **arrays,
@@ -784,7 +813,7 @@ def deberta():
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        module = fill(DebertaV2Attention(config))
+        module = fill(DebertaV2Attention(config), 0.25)
         span = buckets if buckets > 0 else reach
         states, embedding = draw(batch, tokens, hidden), draw(2 * span, hidden).requires_grad_()
         split_rows = lambda x: x.view(2 * span, HEADS, DIM)  # noqa: B023, E731
@@ -831,11 +860,9 @@ def deberta():
             "deberta v2, v3",
             f"transformers deberta_v2 DisentangledSelfAttention, share_att_key={share}",
             "S = buckets, or M without buckets; r = log bucket of i-j (i-j without buckets); index = clamp(r+S, 0, "
-            "2S-1); "
-            "Kr, Qr of E[0..2S], with their constants (share_att_key: key_proj, query_proj); scores = (q_i.k_j + "
-            "q_i.Kr[index] + k_j.Qr[index]) / sqrt(D*(1+n)), n of c2p, p2c; c2p and p2c apart here are scaled; "
-            "transformers "
-            "raises for Lq != Lk (known bad: in p2c buckets and M change places and the index is Lk x Lk)",
+            "2S-1); Kr, Qr of E[0..2S], with their constants (share_att_key: key_proj, query_proj); scores = (q_i.k_j "
+            "+ q_i.Kr[index] + k_j.Qr[index]) / sqrt(D*(1+n)), n of c2p, p2c; c2p and p2c apart here are scaled; "
+            "transformers raises for Lq != Lk (known bad: in p2c buckets and M change places and the index is Lk x Lk)",
             precision,
             {
                 "heads": HEADS,
@@ -856,9 +883,9 @@ def inkling():
     tokens, batch, heads, groups, width = 9, 1, 4, 2, 3
     law_text = (
         "n = i-j: scores = tau_i*(q_i.k_j/D + (0 <= n < extent ? r_i.W[:,n] : 0)), r [batch, tokens, heads, width], W "
-        "[width, extent] shared by heads, q and k after their norms, query head h reads key head h//(heads/key_heads); "
-        "full layers: tau_i = 1 + alpha*ln(max(1, (i+1)/floor)) if a floor is set, else 1; sliding layers: 1, extent = "
-        "their window; before the causal mask"
+        "[width, extent] shared by heads, q and k after their norms, query head h reads key head "
+        "h//(heads/key_heads); full layers: tau_i = 1 + alpha*ln(max(1, (i+1)/floor)) if a floor is set, else 1; "
+        "sliding layers: 1, extent = their window; before the causal mask"
     )
     for name, floor in (("full", None), ("full_scaled", 3), ("sliding", 3)):
         config = InklingTextConfig(
@@ -1018,10 +1045,8 @@ def inkling2():
             f"transformers Inkling2{name.capitalize()}Attention",
             "n = i-j; r = x*min(1, threshold/(|x|+1e-6))*tau_i with x = r0*scale per head, tau_i = 1 + "
             "alpha*ln(max(1, (i+1)/floor)) in full layers, 1 in sliding ones; q as given is after its own norm and "
-            "tau: "
-            "scores = q_i.k_j/sqrt(D) + (0 <= n < extent ? r_i.W[:,n] : 0), causal (0 here where j > i); the sink of "
-            "each "
-            "query and head is one more score without a value",
+            "tau: scores = q_i.k_j/sqrt(D) + (0 <= n < extent ? r_i.W[:,n] : 0), causal (0 here where j > i); the "
+            "sink of each query and head is one more score without a value",
             precision,
             {
                 "heads": heads,
@@ -1086,6 +1111,7 @@ write(
         wav2vec2_bert(),
         *vits(),
         *conformers(),
+        streaming(),
         *xlnet(),
         funnel(),
         *gemma_audio(),

@@ -125,16 +125,15 @@ def transfo_xl():
             "transformer-xl",
             "transformers RelPartialLearnableMultiHeadAttn, PositionalEmbedding",
             "R [Lk, heads, D], row t stands for Lk-1-t, clamped above by clamp if clamp > 0, embedding (sin, cos) "
-            "halves; "
-            "row for (i, j): j + Lq-1-i (i from 0), that is distance i+Lk-Lq-j; scores = ((q_i+u).k_j + "
+            "halves; row for (i, j): j + Lq-1-i (i from 0), that is distance i+Lk-Lq-j; scores = ((q_i+u).k_j + "
             "(q_i+v).R[row]) / sqrt(D); keys after the query have no row (the library holds garbage there): masked, 0 "
             "here",
             precision,
             {"heads": HEADS, "dim": DIM, "queries": queries, "keys": keys, "batch": batch, "clamp": clamp},
             q=q,
             k=k,
-            u=module.r_w_bias,
-            v=module.r_r_bias,
+            u_bias=module.r_w_bias,
+            v_bias=module.r_r_bias,
             embedding=embedding[:, 0],
             weight_r=module.r_net.weight,
             r=r,
@@ -173,9 +172,9 @@ def graphormer():
         "graphormer",
         "graphormer",
         "transformers GraphormerGraphAttnBias, multi_hop",
-        "token 0 is the graph's: bias = 2*base (added twice) + (i = 0 or j = 0: virtual[h], else spatial_table[spatial"
-        "[i-1,j-1], h] + edge), edge = sum over hops n < N of (mean over features of edge_table[edges[i-1,j-1,n,f]]) "
-        "weights[n] / clamp(max(spatial-1, 1), 0, N), N = multi_hop_max_dist = 2",
+        "token 0 is the graph's: bias = 2*base (added twice) + (i = 0 or j = 0: virtual[h], else "
+        "spatial_table[spatial[i-1,j-1], h] + edge), edge = sum over hops n < N of (mean over features of "
+        "edge_table[edges[i-1,j-1,n,f]]) weights[n] / clamp(max(spatial-1, 1), 0, N), N = multi_hop_max_dist = 2",
         near(bias, law, 1e-7),
         {"heads": heads, "nodes": nodes, "graphs": graphs},
         base=base,

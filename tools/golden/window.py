@@ -118,9 +118,8 @@ def split(size, window, shift):
 
 MASK = (
     "windows row-major over the rolled image, whose pixel p is the original's (p + shift) mod size; only windows of "
-    "the "
-    "last row (column) are split, by local y >= Wh - shift_y (local x >= Ww - shift_x); mask = -100 between the parts, "
-    "else 0; an axis with shift 0 is not split; added to the scores after bias and scale"
+    "the last row (column) are split, by local y >= Wh - shift_y (local x >= Ww - shift_x); mask = -100 between the "
+    "parts, else 0; an axis with shift 0 is not split; added to the scores after bias and scale"
 )
 
 
@@ -186,8 +185,8 @@ def swin_attention():
         "swin_attention_shifted",
         "swin",
         "transformers SwinAttention with SwinLayer.get_attn_mask",
-        "scores[b,h] = q k^T / sqrt(D) + bias[h] + mask[b % windows]; b = image * windows + window; "
-        "output [b, tokens, heads*D] before its projection, softmax in f32",
+        "scores[b,h] = q k^T / sqrt(D) + bias[h] + mask[b % windows]; b = image * windows + window; output before its "
+        "projection, softmax in f32",
         precision,
         {"heads": heads, "dim": dim, "window": window, "size": size, "shift": [1, 1], "images": images},
         q=q,
@@ -196,7 +195,7 @@ def swin_attention():
         table=table,
         mask=mask,
         scores=inputs[0],
-        output=output,
+        output=heads_of(output),
     )
 
 
@@ -212,8 +211,8 @@ def log_coordinates(window, pretrained, mode="swin"):
 
 
 COORDINATES = (
-    "c(d) = sign(d)*log2(1 + 8*|d|/R)/3 with R = max((pretrained if pretrained > 0 else W) - 1, 1) of the axis, "
-    "d = -(W-1)..W-1; coordinates[dy+Wh-1, dx+Ww-1] = (c(dy), c(dx)); table = 16*sigmoid(w2 relu(w1 c + b1)); "
+    "c(d) = sign(d)*log2(1 + 8*|d|/R)/3 with R = max((pretrained if pretrained > 0 else W) - 1, 1) of the axis, d = "
+    "-(W-1)..W-1; coordinates[dy+Wh-1, dx+Ww-1] = (c(dy), c(dx)); table = 16*sigmoid(w2 relu(w1 c + b1)); "
 )
 
 
@@ -283,7 +282,7 @@ def swin_v2():
             k=k,
             v=v,
             scores=scores,
-            output=output,
+            output=heads_of(output),
         )
         if masked:
             arrays["mask"] = mask
@@ -318,8 +317,7 @@ def swin_v2():
             )
             law += (
                 "; gradients of sum(upstream*scores): table_gradient (of the table after sigmoid) sums batch and "
-                "pairs, "
-                "the network gets table_gradient*table*(1 - table/16), a clamped logit_scale gets 0"
+                "pairs, the network gets table_gradient*table*(1 - table/16), a clamped logit_scale gets 0"
             )
         name = f"swin_v2_{source}_{window[0]}x{window[1]}" + ("_masked" if masked else "")
         name += "_pretrained" if pretrained[0] else ""
@@ -383,8 +381,8 @@ def beit_index(window):
 
 
 BEIT = (
-    "n = (2*Wh-1)*(2*Ww-1); token 0 is the class token: index[0,j] = n, index[i,0] = n+1, index[0,0] = n+2, "
-    "else Swin's of tokens i-1, j-1; bias[h,i,j] = table[index[i,j], h]"
+    "n = (2*Wh-1)*(2*Ww-1); token 0 is the class token: index[0,j] = n, index[i,0] = n+1, index[0,0] = n+2, else "
+    "Swin's of tokens i-1, j-1; bias[h,i,j] = table[index[i,j], h]"
 )
 
 
@@ -519,8 +517,8 @@ def levit():
                 "tiny_vit": "timm tiny_vit Attention",
                 "timm_levit": "timm levit Attention",
             }[source],
-            "index[i,j] = |yi-yj|*Ww + |xi-xj| (the order of first appearance is this); "
-            "bias[h,i,j] = table[h, index]; table [heads, Wh*Ww]",
+            "index[i,j] = |yi-yj|*Ww + |xi-xj| (the order of first appearance is this); bias[h,i,j] = table[h, "
+            "index]; table [heads, Wh*Ww]",
             precision,
             {"heads": heads, "window": window},
             index=index,
@@ -553,8 +551,7 @@ def levit():
             "levit",
             "transformers LevitAttentionSubsample" if source == "levit" else "timm levit AttentionDownsample",
             "queries = (size-1)//stride + 1 per axis; index[i,j] = |yi*stride-yj|*W + |xi*stride-xj|, W the keys' "
-            "width; "
-            "bias[h,i,j] = table[h, index]; table [heads, H*W] of the keys' grid",
+            "width; bias[h,i,j] = table[h, index]; table [heads, H*W] of the keys' grid",
             precision,
             {"heads": heads, "keys": size, "queries": queries, "stride": stride},
             index=index,
@@ -585,8 +582,7 @@ def linear(table, to):
 
 DECOMPOSED = (
     "row(i,j) = floor(i*max(K/Q,1) + (K-1-j)*max(Q/K,1)) per axis, Q queries, K keys, into a table of 2*max(Q,K)-1 "
-    "rows; "
-    "added to the scores: q_i.Rh[row(yi,yj)] + q_i.Rw[row(xi,xj)] with q as projected, not scaled"
+    "rows; added to the scores: q_i.Rh[row(yi,yj)] + q_i.Rw[row(xi,xj)] with q as projected, not scaled"
 )
 
 
@@ -790,9 +786,8 @@ def resized_tables():
     span = lambda window: (2 * window[0] - 1, 2 * window[1] - 1)
     geometry = (
         "per axis: old row r sits at +-(1 + q + .. + q^(n-1)), n = |r - L//2|, new row at r' - L'//2; q by bisection "
-        "of "
-        "[1.01, 1.5] to 1e-6 so that (1 - q^(L//2))/(1 - q) reaches L'//2, q the last midpoint tried; linear between, "
-        "ends held; "
+        "of [1.01, 1.5] to 1e-6 so that (1 - q^(L//2))/(1 - q) reaches L'//2, q the last midpoint tried; linear "
+        "between, ends held; "
     )
     for old, new, extra in (((2, 2), (3, 3), 3), ((3, 3), (4, 5), 0), ((3, 4), (5, 4), 0), ((4, 4), (2, 3), 0)):
         table = draw(span(old)[0] * span(old)[1] + extra, heads)
@@ -852,8 +847,7 @@ def resized_tables():
             "levit, tinyvit",
             "timm resize_rel_pos_bias_table_levit",
             "bicubic with antialias: A = -0.5, support 2*max(L/L', 1), taps cut at the border, weights normalised; "
-            "square "
-            "windows; here the table is [Wh*Ww, heads], the models hold [heads, Wh*Ww]",
+            "square windows; here the table is [Wh*Ww, heads], the models hold [heads, Wh*Ww]",
             near(result, law, 1e-6),
             {"heads": heads, "window": (old, old), "to": (new, new)},
             table=table,
@@ -894,11 +888,9 @@ def layoutlmv2():
         "layoutlmv2",
         "layoutlmv2",
         "transformers LayoutLMv2Encoder",
-        "T5's bidirectional bucket of key minus query, n buckets, reach D: b = |d| below n/4, else "
-        "min(n/4 + floor(ln(4|d|/n)/ln(4D/n)*n/4), n/2-1); + n/2 if d > 0; 1-D of position ids (32, 128), 2-D of the "
-        "left "
-        "edge x0 and the lower edge y1 (64, 256); bias_2d = table_x[bucket(xj-xi)] + table_y[bucket(yj-yi)]; both "
-        "biases "
+        "T5's bidirectional bucket of key minus query, n buckets, reach D: b = |d| below n/4, else min(n/4 + "
+        "floor(ln(4|d|/n)/ln(4D/n)*n/4), n/2-1); + n/2 if d > 0; 1-D of position ids (32, 128), 2-D of the left edge "
+        "x0 and the lower edge y1 (64, 256); bias_2d = table_x[bucket(xj-xi)] + table_y[bucket(yj-yi)]; both biases "
         "are added to q.k/sqrt(D)",
         precision,
         {"heads": heads, "tokens": tokens},
