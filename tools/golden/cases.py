@@ -8,6 +8,7 @@ float32 once, when it is written: a number reads back to that float32. A case is
 
 import contextlib
 import datetime
+import importlib.metadata
 import json
 import sys
 
@@ -113,7 +114,7 @@ def case(name, model, source, law, precision, sizes, **arrays):
 def write(script, packages, cases):
     meta = {
         "script": f"tools/golden/{script}",
-        "versions": {package.__name__: package.__version__ for package in packages},
+        "versions": {package.__name__: importlib.metadata.version(package.__name__) for package in packages},
         "date": datetime.date.today().isoformat(),
     }
     assert len({x["name"] for x in cases}) == len(cases)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+import x_transformers
 from cases import DRAWS, Given, case, draw, fill, near, numpy, softmax, softmax_inputs, write
 from transformers import (
     DebertaConfig,
@@ -60,6 +61,7 @@ from transformers.models.speecht5.modeling_speecht5 import SpeechT5Attention, Sp
 from transformers.models.vits.modeling_vits import VitsAttention
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertSelfAttention
 from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import Wav2Vec2ConformerSelfAttention
+from x_transformers.x_transformers import CoPE, DataDependentAlibi
 
 HEADS, DIM = 2, 4
 
@@ -1103,9 +1105,84 @@ def phi4():
         )
 
 
+def forget():
+    """A bias of differences of sums of log gates."""
+    tokens, batch = 7, 2
+    log_gate = lambda x: -np.log1p(np.exp(-numpy(x)))
+    for causal in (True, False):
+        logits = draw(batch, tokens, HEADS * (1 if causal else 2)).requires_grad_()
+        module = DataDependentAlibi(4, HEADS, causal=causal)
+        module.to_forget_gates[0] = Given(logits)
+        bias = module(torch.zeros(batch, tokens, 4))
+        sums = np.cumsum(log_gate(logits), 1).transpose(0, 2, 1)
+        forward, backward = sums[:, :HEADS], sums[:, -HEADS:]
+        n = distance(tokens)
+        law = forward[..., :, None] - forward[..., None, :]
+        if not causal:
+            law = np.where(n >= 0, law, backward[..., None, :] - backward[..., :, None])
+        precision = near(bias, law)
+        upstream = draw(*bias.shape) * torch.tensor(n >= 0 if causal else n > -tokens)
+        (gradient,) = torch.autograd.grad((upstream * bias).sum(), logits)
+        given = numpy(upstream)
+        parts = [given * (n >= 0)] if causal else [given * (n > 0), -given * (n < 0)]
+        back = np.concatenate([x.sum(-1) - x.sum(-2) for x in parts], 1)
+        back = np.cumsum(back[..., ::-1], -1)[..., ::-1].transpose(0, 2, 1) / (1 + np.exp(numpy(logits)))
+        near(gradient, back)
+        yield case(
+            f"forget_{'causal' if causal else 'both_ways'}",
+            "forgetting transformer",
+            "x-transformers DataDependentAlibi",
+            "F_i = sum over t <= i of ln(sigmoid(f_t)), per head; bias[h,i,j] = F_i - F_j, that is the sum over j < t "
+            "<= i "
+            + (
+                "(keys after the query are to be masked; upstream is 0 there)"
+                if causal
+                else "where j <= i; where j > i: G_j - G_i of the gates in the second half of the heads of f"
+            )
+            + "; not scaled; gradient of sum(upstream*bias): d_i = sum_j upstream_ij - sum_i' upstream_i'i, then f_t' = "
+            "(1 - sigmoid(f_t)) * sum over i >= t of d_i",
+            precision,
+            {"heads": HEADS, "tokens": tokens, "batch": batch, "causal": causal},
+            f=logits,
+            bias=bias,
+            upstream=upstream,
+            f_gradient=gradient,
+        )
+
+
+def cope():
+    tokens, batch, reach = 7, 1, 4
+    module = fill(CoPE(DIM, HEADS, reach))
+    q = draw(batch, HEADS, tokens, DIM)
+    logits = draw(batch, HEADS, tokens, tokens)
+    past = torch.tensor(distance(tokens) >= 0)
+    bias = module(q, torch.where(past, logits, -1e300))
+    gates = np.where(numpy(past), 1 / (1 + np.exp(-numpy(logits))), 0)
+    place = np.minimum(np.cumsum(gates[..., ::-1], -1)[..., ::-1], reach - 1)
+    low, high = np.floor(place).astype(int), np.ceil(place).astype(int)
+    each = np.einsum("bhid,pd->bhip", numpy(q), numpy(module.pos_emb))
+    at = lambda index: np.take_along_axis(each, index, -1)
+    law = at(high) * (place - low) + at(low) * (1 - place + low)
+    return case(
+        "cope",
+        "cope",
+        "x-transformers CoPE",
+        "g_ij = sigmoid(logits_ij) where j <= i, else 0; p_ij = min(sum over j <= t <= i of g_it, M-1); bias = "
+        "(1-w)*q_i.E[floor p] + w*q_i.E[ceil p], w = p - floor p, E [M, D] shared by heads; logits are the scores "
+        "before it; keys after the query: q_i.E[0], to be masked",
+        near(bias, law),
+        {"heads": HEADS, "dim": DIM, "tokens": tokens, "batch": batch, "reach": reach},
+        q=q,
+        logits=logits,
+        table=module.pos_emb,
+        place=place,
+        bias=bias,
+    )
+
+
 write(
     "content.py",
-    (torch, transformers),
+    (torch, transformers, x_transformers),
     [
         speecht5(),
         wav2vec2_bert(),
@@ -1121,5 +1198,7 @@ write(
         *inkling(),
         *inkling2(),
         *phi4(),
+        *forget(),
+        cope(),
     ],
 )
