@@ -1139,8 +1139,8 @@ def forget():
                 if causal
                 else "where j <= i; where j > i: G_j - G_i of the gates in the second half of the heads of f"
             )
-            + "; not scaled; gradient of sum(upstream*bias): d_i = sum_j upstream_ij - sum_i' upstream_i'i, then f_t' = "
-            "(1 - sigmoid(f_t)) * sum over i >= t of d_i",
+            + "; not scaled; gradient of sum(upstream*bias): d_i = sum_j upstream_ij - sum_i' upstream_i'i, then f_t' "
+            "= (1 - sigmoid(f_t)) * sum over i >= t of d_i",
             precision,
             {"heads": HEADS, "tokens": tokens, "batch": batch, "causal": causal},
             f=logits,
