@@ -14,6 +14,7 @@ mod fire_grad;
 mod form;
 mod integers;
 mod kerple;
+mod layer;
 mod sandwich;
 #[cfg(feature = "cuda")]
 mod sums;
@@ -36,6 +37,7 @@ pub use form::{Bias, Expected};
 #[cfg(feature = "cuda")]
 pub(crate) use form::{Held, rows};
 pub use kerple::{Kerple, KerpleGrad, KerpleKind};
+pub use layer::{Relative, RelativeLayer, Segments};
 pub use sandwich::Sandwich;
 pub use t5::T5Bias;
 pub(crate) use terms::Pair;
@@ -43,7 +45,7 @@ pub(crate) use terms::Pair;
 pub use terms::{AnyNumbers, DeviceTermInputs};
 pub use terms::{
     By, Coordinates, Distances, Index, Indices, MOST_TERMS, Outside, ShiftedWindows, Sign, Term, TermData, TermInputs,
-    Terms, Window, WindowAxes,
+    Terms, Window, WindowAxes, decomposed_rows,
 };
 pub use toeplitz::Toeplitz;
 

@@ -3,10 +3,13 @@
 mod alibi;
 #[path = "../support/biases.rs"]
 mod biases;
+#[path = "../support/cases.rs"]
+mod cases;
 mod distance_grad;
 mod fire;
 mod header;
 mod kerple;
+mod layer;
 mod overlap;
 mod sandwich;
 #[path = "../support/mod.rs"]
@@ -16,3 +19,4 @@ mod terms;
 #[path = "../support/terms.rs"]
 mod terms_support;
 mod toeplitz;
+mod window;

@@ -78,7 +78,7 @@ impl Distances {
     ///
     /// | who | `left`, `right` |
     /// |---|---|
-    /// | Shaw (arXiv 1803.02155), VITS | `k`, `k` |
+    /// | Shaw (arXiv 1803.02155) | `k`, `k` |
     /// | Wav2Vec2-BERT, SeamlessM4T v2 | 64, 8 |
     ///
     /// ```
@@ -87,6 +87,22 @@ impl Distances {
     /// ```
     pub const fn shaw(left: usize, right: usize) -> Self {
         Self::new(Sign::KeyMinusQuery, -(left as i64), left.saturating_add(right).saturating_add(1))
+    }
+
+    /// VITS: Shaw's entries up to `window` on both sides, nothing beyond, for keys and for values.
+    pub const fn vits(window: usize) -> Self {
+        Self::shaw(window, window).or_zero()
+    }
+
+    /// SpeechT5: `clamp(query - key, -max_length, max_length - 1) + max_length`.
+    pub const fn speecht5(max_length: usize) -> Self {
+        Self::deberta_v1(max_length)
+    }
+
+    /// The audio encoders of Gemma 3n and Gemma 4: row `past - (query - key)`, nothing beyond `past` keys before the query and
+    /// `right` after it. Their chunks are a way to compute this band, not another law.
+    pub const fn gemma_audio(past: usize, right: usize) -> Self {
+        Self::shaw(past, right).or_zero()
     }
 
     /// `query - key + max_positions - 1`: BERT's `relative_key` and `relative_key_query`.
