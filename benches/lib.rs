@@ -19,6 +19,8 @@ mod rope;
 mod sinusoid;
 #[path = "attend/softmax.rs"]
 mod softmax;
+#[path = "attend/terms.rs"]
+mod terms;
 #[path = "embed/timestep.rs"]
 mod timestep;
 #[path = "bias/toeplitz.rs"]
@@ -46,7 +48,7 @@ pub fn cases(room: &str) -> Vec<Case> {
         ],
         "rotate" => vec![rope::cases()],
         "bias" => vec![toeplitz::cases(), distance_grad::cases()],
-        "attend" => vec![softmax::cases()],
+        "attend" => vec![softmax::cases(), terms::cases()],
         _ => panic!("{room} is none of {ROOMS:?}"),
     };
     operations.into_iter().flatten().collect()

@@ -28,7 +28,8 @@ struct TermQuery {
     __device__ TermQuery(const TermArgs& term, const BiasArgs& args, const Row& row) {
         at = row.at;
         if (term.query_at) {
-            at = static_cast<const int*>(term.query_at)[static_cast<long long>(row.batch) * args.queries + row.query];
+            const int* given = static_cast<const int*>(term.query_at);
+            at = coordinate(given[static_cast<long long>(row.batch) * args.queries + row.query]);
         }
         y = x = state = 0;
         if (term.kind == TermKind::GRID || term.kind == TermKind::SHIFTED) {
@@ -36,6 +37,9 @@ struct TermQuery {
             if (term.kind == TermKind::SHIFTED) at = region(term, row, y, x);
         }
     }
+
+    // Coordinates count as those within 2^30, where positions lie too, so that no difference leaves 32 bits.
+    static __device__ int coordinate(int at) { return max(-(1 << 30), min(at, 1 << 30)); }
 
     // Row and column of a token; what `state` says of it.
     static __device__ int place(const TermArgs& term, const WindowArgs& window, int token, int& y, int& x) {
@@ -62,10 +66,9 @@ struct TermQuery {
     // The entry for a key at `position`; -1: nothing is added.
     __device__ int entry(const TermArgs& term, const Row& row, int position) const {
         if (term.kind == TermKind::DISTANCE) {
-            long long distance = static_cast<long long>(position) - at;
-            long long n = (term.reversed ? -distance : distance) - term.first;
-            if (term.zero_outside && (n < 0 || n >= term.count)) return -1;
-            int near = static_cast<int>(max(0ll, min(n, term.count - 1ll)));
+            int distance = term.reversed ? at - position : position - at, last = term.first + (term.count - 1);
+            if (term.zero_outside && (distance < term.first || distance > last)) return -1;
+            int near = max(term.first, min(distance, last)) - term.first;
             return term.more ? static_cast<const unsigned short*>(term.more)[near] : near;
         }
         if (term.kind == TermKind::GRID) {
@@ -115,7 +118,11 @@ struct TermsBias {
         const int* given = args.key_positions ? row.key_positions(args) : nullptr;
         if (term.key_at) given = static_cast<const int*>(term.key_at) + static_cast<long long>(row.batch) * args.keys;
 #pragma unroll
-        for (int i = 0; i < KEYS; ++i) at[i] = given ? (i < count ? given[key + i] : 0) : row.key_start + key + i;
+        for (int i = 0; i < KEYS; ++i) at[i] = given && i < count ? given[key + i] : row.key_start + key + i;
+        if (term.key_at) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) at[i] = TermQuery::coordinate(at[i]);
+        }
     }
 
     // The bias of the `count` keys from `key` on, 1 to 8 of them; the others get anything.
@@ -139,10 +146,13 @@ struct TermsBias {
             const long long (&strides)[5] = term.strides;
             long long base = row.batch * strides[0] + row.head * strides[1] + row.query * strides[2] + key * strides[3];
             float value[KEYS];
+            bool follow = !args.key_positions && !term.key_at && count == KEYS;
+            if (!follow || !neighbours(term, query, at[0], base, value)) {
 #pragma unroll
-            for (int i = 0; i < KEYS; ++i) {
-                int entry = i < count ? query.entry(term, row, at[i]) : -1;
-                value[i] = entry < 0 ? 0.0f : number(term, term.values, base + i * strides[3] + entry * strides[4]);
+                for (int i = 0; i < KEYS; ++i) {
+                    int entry = i < count ? query.entry(term, row, at[i]) : -1;
+                    value[i] = entry < 0 ? 0.0f : number(term, term.values, base + i * strides[3] + entry * strides[4]);
+                }
             }
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) bias[i] = fmaf(term.factor, value[i], bias[i]);
@@ -154,6 +164,42 @@ struct TermsBias {
     }
 
 private:
+    // Eight keys that follow one another, if their entries do so too, all lie outside, or all lie inside a window.
+    static __device__ bool neighbours(const TermArgs& term, const TermQuery& query, int position, long long base,
+                                      float (&value)[KEYS]) {
+        if (term.kind == TermKind::GRID) return inside(term, query, position, base, value);
+        if (term.kind == TermKind::WHOLE) {
+            return term.strides[3] == 1 && load_run(term, base, base, base + KEYS, false, value);
+        }
+        if (term.kind != TermKind::DISTANCE) return false;
+        // The distances of the first key and of the last.
+        int first = term.reversed ? query.at - position : position - query.at;
+        int low = term.reversed ? first - (KEYS - 1) : first, high = low + (KEYS - 1);
+        int last = term.first + (term.count - 1);
+        if (term.zero_outside && (low > last || high < term.first)) {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) value[i] = 0.0f;
+            return true;
+        }
+        if (term.strides[3] != 0 || low < term.first || high > last) return false;
+        int entry = low - term.first;
+        if (term.more) {
+            // Entries that never fall and never skip one: equal, or one after another, if their ends are.
+            if (!term.smooth) return false;
+            const unsigned short* lookup = static_cast<const unsigned short*>(term.more) + entry;
+            entry = lookup[0];
+            int rise = lookup[KEYS - 1] - entry;
+            if (rise == 0) {
+                float one = number(term, term.values, base + entry * term.strides[4]);
+#pragma unroll
+                for (int i = 0; i < KEYS; ++i) value[i] = one;
+                return true;
+            }
+            if (rise != KEYS - 1) return false;
+        }
+        return term.strides[4] == 1 && load_run(term, base + entry, base, base + term.entries, term.reversed, value);
+    }
+
     static __device__ void shifted(const TermArgs& term, const Row& row, const TermQuery& query, const int (&at)[KEYS],
                                    float (&bias)[KEYS]) {
 #pragma unroll
@@ -181,5 +227,72 @@ private:
             if (term.second[1]) value += second - number(term, term.more, index + term.second[1]);
             bias[i] = fmaf(term.factor, value, bias[i]);
         }
+    }
+
+    // Eight keys that all lie in the window: a division for the first of them.
+    static __device__ bool inside(const TermArgs& term, const TermQuery& query, int position, long long base,
+                                  float (&value)[KEYS]) {
+        int first = position - static_cast<int>(term.prefix), tokens = static_cast<int>(term.key.tokens - term.prefix);
+        if (query.state != 1 || first < 0 || first > tokens - KEYS) return false;
+        int y, x, scale = term.key.scale;
+        TermQuery::place(term, term.key, position, y, x);
+        int end = static_cast<int>(term.key.width) * scale;
+#pragma unroll
+        for (int i = 0; i < KEYS; ++i) {
+            int dy = query.y + y, dx = query.x + x;
+            if (term.absolute) dy = abs(dy), dx = abs(dx);
+            long long entry = dy * term.steps[0] + dx * term.steps[1] + term.origin;
+            value[i] = number(term, term.values, base + i * term.strides[3] + entry * term.strides[4]);
+            x += scale;
+            if (x == end) x = 0, y += scale;
+        }
+        return true;
+    }
+
+    // The eight numbers from element `index` on, backwards if `reversed`, by aligned accesses of 16 bytes; false if one
+    // of these would leave the elements from `begin` to below `end`.
+    static __device__ bool load_run(const TermArgs& term, long long index, long long begin, long long end,
+                                    bool reversed, float (&value)[KEYS]) {
+        float run[KEYS];
+        bool there = term.values_f32 ? load_words<f32>(term.values, index, begin, end, run)
+                                     : load_words<T>(term.values, index, begin, end, run);
+#pragma unroll
+        for (int i = 0; i < KEYS; ++i) value[i] = reversed ? run[KEYS - 1 - i] : run[i];
+        return there;
+    }
+
+    template <class E>
+    static __device__ bool load_words(const void* values, long long index, long long begin, long long end,
+                                      float (&run)[KEYS]) {
+        constexpr int SIZE = sizeof(typename E::Bits), PACKS = KEYS * SIZE / 16 + 1, WORDS = KEYS * SIZE / 4;
+        long long start = reinterpret_cast<long long>(values), from = start + index * SIZE, aligned = from & ~15ll;
+        unsigned skip = static_cast<unsigned>(from - aligned);
+        // Without a rest the last access is not needed.
+        long long bytes = skip ? PACKS * 16 : (PACKS - 1) * 16;
+        if (aligned < start + begin * SIZE || aligned + bytes > start + end * SIZE) return false;
+        unsigned word[4 * PACKS];
+        const uint4* at = reinterpret_cast<const uint4*>(aligned);
+#pragma unroll
+        for (int i = 0; i < PACKS; ++i) {
+            uint4 pack = i + 1 < PACKS || skip ? at[i] : make_uint4(0, 0, 0, 0);
+            word[4 * i] = pack.x, word[4 * i + 1] = pack.y, word[4 * i + 2] = pack.z, word[4 * i + 3] = pack.w;
+        }
+        // By two words, by one, and by half a word.
+#pragma unroll
+        for (int i = 0; i < WORDS + 2; ++i) word[i] = skip & 8 ? word[i + 2] : word[i];
+#pragma unroll
+        for (int i = 0; i < WORDS + 1; ++i) word[i] = skip & 4 ? word[i + 1] : word[i];
+        if constexpr (SIZE == 2) {
+#pragma unroll
+            for (int i = 0; i < WORDS; ++i) {
+                unsigned both = __funnelshift_r(word[i], word[i + 1], (skip & 2) * 8);
+                run[2 * i] = E::widen(static_cast<typename E::Bits>(both & 0xffff));
+                run[2 * i + 1] = E::widen(static_cast<typename E::Bits>(both >> 16));
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) run[i] = E::widen(word[i]);
+        }
+        return true;
     }
 };

@@ -16,7 +16,7 @@ pub use window::{Coordinates, ShiftedWindows, Window, WindowAxes, decomposed_row
 
 #[cfg(feature = "cuda")]
 use crate::gpu::Read;
-use crate::position::{Place, Places};
+use crate::position::{LIMIT, Place, Places};
 use crate::shape::{Numbers, Shape};
 use crate::{Error, Logits, Result, Scalar};
 
@@ -332,7 +332,7 @@ pub enum Indices<U8, U16, I32> {
 /// | `numbers` | [`Numbers`] | the array; [`Index::Endpoints`]: of the queries, `[batch or 1, heads or 1, queries, 1 or 2]`, the second entry a second float |
 /// | `key_numbers` | [`Numbers`] | [`Index::Endpoints`]: of the keys |
 /// | `indices` | `[batch or 1, rows, columns]` | [`Index::Given`]: an index that the array does not hold gives nothing |
-/// | `query_at`, `key_at` | `[batch, queries]`, `[batch, keys]` | coordinates in place of positions: LayoutLM's boxes |
+/// | `query_at`, `key_at` | `[batch, queries]`, `[batch, keys]` | coordinates in place of positions: LayoutLM's boxes. Those beyond 2^30 count as 2^30 |
 ///
 /// A query or key reads its own row by its place in the tensor of the call; distances, windows and given indices go by position.
 #[derive(Clone, Copy)]
@@ -463,7 +463,7 @@ impl TermInputs<'_> {
     fn value(&self, term: &Term, shape: &Logits, pair: &Pair) -> f64 {
         let Pair { batch, head, query, key, at } = *pair;
         let coordinate = |own: Option<&[i32]>, size: usize, index: usize, position: i64| {
-            own.map_or(position, |own| i64::from(own[batch * size + index]))
+            own.map_or(position, |own| i64::from(own[batch * size + index]).clamp(-LIMIT, LIMIT))
         };
         let at =
             [coordinate(self.query_at, shape.queries, query, at[0]), coordinate(self.key_at, shape.keys, key, at[1])];

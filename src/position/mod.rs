@@ -4,6 +4,7 @@ mod maps;
 mod places;
 
 pub use maps::*;
+pub(crate) use places::LIMIT;
 pub use places::{Packed, Place, Places};
 
 #[cfg(feature = "cuda")]

@@ -162,6 +162,9 @@ impl TermPlan {
                 args.kind = TermKind::DISTANCE;
                 args.first = distances.first as i32;
                 args.count = distances.count as i32;
+                args.entries = distances.entries as i32;
+                args.smooth =
+                    u32::from(distances.lookup.windows(2).all(|pair| pair[1] == pair[0] || pair[1] == pair[0] + 1));
                 args.reversed = u32::from(distances.sign == Sign::QueryMinusKey);
                 args.zero_outside = u32::from(distances.outside == Outside::Zero);
                 if let Some(lookup) = &self.lookup {

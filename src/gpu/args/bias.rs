@@ -172,6 +172,8 @@ args! {
         reversed: u32,
         /// 1: nothing is added outside the distances, 0: the nearest entry
         zero_outside: u32,
+        /// 1: entries by distance never fall and never skip one
+        smooth: u32,
         /// queries
         query: WindowArgs,
         /// keys
