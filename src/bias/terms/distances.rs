@@ -86,7 +86,7 @@ impl Distances {
     /// assert_eq!([-70, -1, 9].map(|distance| Distances::shaw(64, 8).entry(0, distance)), [Some(0), Some(63), Some(72)]);
     /// ```
     pub const fn shaw(left: usize, right: usize) -> Self {
-        Self::new(Sign::KeyMinusQuery, -(left as i64), left.saturating_add(right).saturating_add(1))
+        Self::new(Sign::KeyMinusQuery, past(left, 0), left.saturating_add(right).saturating_add(1))
     }
 
     /// VITS: Shaw's entries up to `window` on both sides, nothing beyond, for keys and for values.
@@ -107,25 +107,24 @@ impl Distances {
 
     /// `query - key + max_positions - 1`: BERT's `relative_key` and `relative_key_query`.
     pub const fn bert(max_positions: usize) -> Self {
-        let first = 1 - max_positions as i64;
-        Self::new(Sign::QueryMinusKey, first, max_positions.saturating_mul(2).saturating_sub(1))
+        Self::new(Sign::QueryMinusKey, past(max_positions, 1), max_positions.saturating_mul(2).saturating_sub(1))
     }
 
     /// Transformer-XL with memories: row `t` of the table of sinusoids is the distance `keys - 1 - t` into the past. Keys of the
     /// future get nothing: the original's shift leaves numbers of the next row there, which its mask hides.
     pub const fn transformer_xl(keys: usize) -> Self {
-        Self::new(Sign::KeyMinusQuery, 1 - keys as i64, keys).or_zero()
+        Self::new(Sign::KeyMinusQuery, past(keys, 1), keys).or_zero()
     }
 
     /// XLNet, both directions: row `t` is the distance `keys - t` into the past, `keys + queries` rows. Of one direction
     /// (`attn_type = "uni"`) the first `keys + 1` rows are used.
     pub const fn xlnet(queries: usize, keys: usize) -> Self {
-        Self::new(Sign::KeyMinusQuery, -(keys as i64), keys.saturating_add(queries))
+        Self::new(Sign::KeyMinusQuery, past(keys, 0), keys.saturating_add(queries))
     }
 
     /// Conformer, Parakeet, Wav2Vec2-Conformer: `2 * tokens - 1` rows from the distance `tokens - 1` into the past on.
     pub const fn conformer(tokens: usize) -> Self {
-        Self::new(Sign::KeyMinusQuery, 1 - tokens as i64, tokens.saturating_mul(2).saturating_sub(1))
+        Self::new(Sign::KeyMinusQuery, past(tokens, 1), tokens.saturating_mul(2).saturating_sub(1))
     }
 
     /// Inkling's band: `query - key` from 0 to below `extent`, nothing outside.
@@ -140,7 +139,7 @@ impl Distances {
 
     /// DeBERTa v1: `clamp(query - key + span, 0, 2 * span - 1)`, with `span = min(max(queries, keys), max_positions)`.
     pub const fn deberta_v1(span: usize) -> Self {
-        Self::new(Sign::QueryMinusKey, -(span as i64), span.saturating_mul(2))
+        Self::new(Sign::QueryMinusKey, past(span, 0), span.saturating_mul(2))
     }
 
     /// DeBERTa v2 and v3: logarithmic buckets of `query - key`, `clamp(bucket + buckets, 0, 2 * buckets - 1)`.
@@ -253,6 +252,11 @@ impl Distances {
     }
 }
 
+/// `nearer - n`; saturating, so that `check` refuses what no i64 holds.
+const fn past(n: usize, nearer: i64) -> i64 {
+    nearer.saturating_sub_unsigned(n as u64)
+}
+
 /// `n^(mid - 1) * mid^step <= reach^step * mid^(mid - 1)`
 fn within(n: usize, mid: usize, reach: usize, step: usize) -> bool {
     let common = divisor(step, mid - 1);
@@ -289,6 +293,13 @@ mod tests {
             refused(Distances::inkling(0)),
             "a term has 0 distances from 0, there must be at least 1 and all within 2^30"
         );
+        for n in [1 << 63, usize::MAX] {
+            for distances in
+                [Distances::shaw(n, 0), Distances::bert(n), Distances::xlnet(0, n), Distances::conformer(n)]
+            {
+                assert!(refused(distances).ends_with("there must be at least 1 and all within 2^30"));
+            }
+        }
         assert_eq!(
             refused(Distances { entries: 7, ..Distances::shaw(1, 1) }),
             "a term has 3 distances and 7 entries: without a lookup both must be equal"
