@@ -75,6 +75,8 @@ uint32_t posenc_version(void);
 #define POSENC_I32 0 /* Integer types of positions and ids: 32 bits. */
 #define POSENC_I64 1 /* 64 bits */
 #define POSENC_U32 2 /* 32 bits without sign */
+#define POSENC_U16 3 /* 16 bits without sign; of given indices alone */
+#define POSENC_U8 4 /* 8 bits without sign; of given indices alone */
 
 #define POSENC_IDS 0 /* Position kinds: an id for each token, `[axes, batch, tokens]`. */
 #define POSENC_STARTS 1 /* One start for each sequence, `[axes, batch]`. */
@@ -98,7 +100,7 @@ typedef struct PosencBuffer {
 typedef struct PosencIds {
     uint64_t data; /* address; 0: there are none */
     uint64_t len; /* elements there */
-    uint32_t element; /* `POSENC_I32`, `POSENC_I64` or `POSENC_U32` */
+    uint32_t element; /* `POSENC_I32`, `POSENC_I64` or `POSENC_U32`, unless the field says otherwise */
     uint32_t reserved; /* 0 */
 } PosencIds;
 
@@ -140,6 +142,17 @@ typedef struct PosencLogits {
     uint64_t offset; /* first element */
     uint64_t strides[3]; /* elements from one sequence, head and query to the next */
 } PosencLogits;
+
+/* The shape of numbers that a term of a bias reads, `[batch, heads, rows, entries]` in any order of memory. A size
+   of 1 serves every sequence, head or row. */
+typedef struct PosencNumbers {
+    uint64_t batch; /* sequences, or 1 */
+    uint64_t heads; /* heads, or 1 */
+    uint64_t rows; /* queries or keys, or 1 */
+    uint64_t entries; /* numbers of a row */
+    uint64_t offset; /* first element */
+    uint64_t strides[4]; /* elements from one sequence, head, row and entry to the next */
+} PosencNumbers;
 
 /* Positions of queries or keys, and how many of them each sequence has. */
 typedef struct PosencPlace {
@@ -762,6 +775,152 @@ PosencStatus posenc_resample_write(const PosencResample *resample, const PosencR
 /* The gradient of the table from that of the resampled one, in one kernel. */
 PosencStatus posenc_resample_grad(const PosencResample *resample, const PosencResampleCall *call);
 
+#define POSENC_TERM_WHOLE 0 /* Kinds of terms, by what chooses the number: query and key themselves (a dense bias). */
+#define POSENC_TERM_DISTANCE 1 /* the distance: `distances` */
+#define POSENC_TERM_WINDOW 2 /* coordinates in a window: `window` */
+/* the mask of shifted windows: `shifted`; reads no numbers, adds `factor` between regions */
+#define POSENC_TERM_SHIFTED 3
+#define POSENC_TERM_GIVEN 4 /* an index for each pair of positions: `given` */
+#define POSENC_TERM_ENDPOINTS 5 /* a number of the query less one of the key */
+#define POSENC_TERM_DEBERTA 6 /* DeBERTa v2's and v3's logarithmic buckets of the distance: `deberta` */
+
+#define POSENC_BY_TABLE 0 /* Rows of a term's numbers: none, a table that all queries and keys read. */
+#define POSENC_BY_QUERIES 1 /* a row for each query: products of the queries' states and a table */
+#define POSENC_BY_KEYS 2 /* a row for each key */
+
+#define POSENC_KEY_MINUS_QUERY 0 /* Signs of a term's distance: `key - query`. */
+#define POSENC_QUERY_MINUS_KEY 1 /* `query - key` */
+
+#define POSENC_OUTSIDE_CLAMP 0 /* Distances without an entry: the number of the nearest distance that has one. */
+#define POSENC_OUTSIDE_ZERO 1 /* nothing is added */
+
+/* Coordinates that choose an entry of a window: `query - key` (Swin, BEiT). */
+#define POSENC_COORDINATES_QUERY_MINUS_KEY 0
+#define POSENC_COORDINATES_KEY_MINUS_QUERY 1 /* `key - query`: MaxViT */
+#define POSENC_COORDINATES_ABSOLUTE 2 /* `|query - key|`: LeViT, TinyViT */
+#define POSENC_COORDINATES_KEY 3 /* the key's own: SAM's and ViTDet's products with resized tables */
+
+#define POSENC_WINDOW_BOTH 0 /* Axes of a window that choose an entry: rows and columns. */
+#define POSENC_WINDOW_ROWS 1 /* rows alone */
+#define POSENC_WINDOW_COLUMNS 2 /* columns alone */
+
+/* Entries by distance: entry `lookup[clamp(distance - first, 0, count - 1)]`. */
+typedef struct PosencDistances {
+    uint32_t sign; /* which difference is the distance: `POSENC_KEY_MINUS_QUERY` or `POSENC_QUERY_MINUS_KEY` */
+    uint32_t outside; /* what other distances get: `POSENC_OUTSIDE_...` */
+    int64_t first; /* the distance of the first entry */
+    uint64_t count; /* distances that have an entry */
+    uint64_t entries; /* numbers of a row; without a lookup as many as distances */
+    const uint16_t *lookup; /* the entry of each distance, `[count]` in host memory; null: each has its own */
+} PosencDistances;
+
+/* DeBERTa v2's and v3's logarithmic buckets of `query - key`: `2 * buckets` entries. */
+typedef struct PosencDeberta {
+    uint64_t buckets; /* 256 in deberta-v3-base */
+    uint64_t max_positions; /* 512 in deberta-v3-base */
+} PosencDeberta;
+
+/* Entries by coordinates in a window of tokens, row after row. Positions are tokens of the window. */
+typedef struct PosencWindow {
+    uint64_t height; /* rows of keys */
+    uint64_t width; /* keys of a row */
+    uint64_t stride; /* a step of the queries' window on the keys': 2 where LeViT halves a grid, else 1 */
+    uint64_t prefix; /* class and register tokens before the window */
+    uint32_t coordinates; /* `POSENC_COORDINATES_...` */
+    uint32_t axes; /* `POSENC_WINDOW_...` */
+    /* 1: three more entries, for a token before the window against one in it, the reverse, and both before it (BEiT) */
+    uint32_t prefix_entries;
+    uint32_t reserved; /* 0 */
+} PosencWindow;
+
+/* The mask of shifted windows: sequence `b` is window `b % windows` of its image. */
+typedef struct PosencShiftedWindows {
+    uint64_t height; /* rows of the image */
+    uint64_t width; /* tokens of a row */
+    uint64_t window[2]; /* rows and columns of a window */
+    uint64_t shift[2]; /* rows and columns of the shift; 0: an axis is not shifted */
+} PosencShiftedWindows;
+
+/* Given indices. */
+typedef struct PosencGiven {
+    uint64_t rows; /* positions of queries that have a row */
+    uint64_t columns; /* positions of keys that have a column */
+    uint64_t entries; /* numbers of a table */
+} PosencGiven;
+
+/* One term of a bias, filled in by `posenc_term_...` or field by field; `kind` says which of its structs is read. */
+typedef struct PosencTerm {
+    uint32_t kind; /* `POSENC_TERM_...` */
+    uint32_t by; /* rows of the numbers: `POSENC_BY_...` */
+    float factor; /* multiplies the number: 1. The mask of shifted windows: -100 or -inf */
+    uint32_t reserved; /* 0 */
+    PosencDistances distances; /* of `POSENC_TERM_DISTANCE` */
+    PosencDeberta deberta; /* of `POSENC_TERM_DEBERTA` */
+    PosencWindow window; /* of `POSENC_TERM_WINDOW` */
+    PosencShiftedWindows shifted; /* of `POSENC_TERM_SHIFTED` */
+    PosencGiven given; /* of `POSENC_TERM_GIVEN` */
+} PosencTerm;
+
+/* What one term of a call reads. */
+typedef struct PosencTermInputs {
+    uint32_t element; /* type of `numbers` and `key_numbers`: `POSENC_F32`, or the logits' type */
+    uint32_t reserved; /* 0 */
+    /* the array; of endpoints the queries' numbers, `[batch or 1, heads or 1, queries, 1 or 2]` */
+    PosencBuffer numbers;
+    PosencNumbers numbers_shape; /* its shape */
+    PosencBuffer key_numbers; /* the keys' numbers, of `POSENC_TERM_ENDPOINTS` alone */
+    PosencNumbers key_numbers_shape; /* their shape */
+    /* `[batch or 1, rows, columns]` of `POSENC_U8`, `POSENC_U16` or `POSENC_I32`, of `POSENC_TERM_GIVEN` alone */
+    PosencIds indices;
+    PosencBuffer query_at; /* coordinates in place of the queries' positions, `[batch, queries]`, 32 bits; or none */
+    PosencBuffer key_at; /* coordinates in place of the keys' positions, `[batch, keys]`, 32 bits; or none */
+} PosencTermInputs;
+
+/* Swin: a table by `query - key` in a window. */
+PosencStatus posenc_term_swin(uint64_t height, uint64_t width, PosencTerm *out);
+
+/* BEiT: Swin's entries, one class token and three entries for it. */
+PosencStatus posenc_term_beit(uint64_t height, uint64_t width, PosencTerm *out);
+
+/* MaxViT and CoAtNet: a table by `key - query` in a window. */
+PosencStatus posenc_term_maxvit(uint64_t height, uint64_t width, PosencTerm *out);
+
+/* LeViT and TinyViT: a table by `|query - key|` in a window; `stride` is 2 where LeViT halves the grid, else 1. */
+PosencStatus posenc_term_levit(uint64_t height, uint64_t width, uint64_t stride, PosencTerm *out);
+
+/* One axis of decomposed positions (SAM, ViTDet, MViTv2), `POSENC_WINDOW_ROWS` or `POSENC_WINDOW_COLUMNS`: the
+   queries' products, by the key's coordinate. */
+PosencStatus posenc_term_decomposed(uint64_t height, uint64_t width, uint32_t axes, PosencTerm *out);
+
+/* Shaw's clipped distances, `clip(key - query, -left, right) + left`, of the queries' products. */
+PosencStatus posenc_term_shaw(uint64_t left, uint64_t right, PosencTerm *out);
+
+/* BERT's `relative_key`: `query - key + max_positions - 1`, of the queries' products. */
+PosencStatus posenc_term_bert(uint64_t max_positions, PosencTerm *out);
+
+/* Transformer-XL: `keys` rows, from the distance `keys - 1` into the past on, of the queries' products. */
+PosencStatus posenc_term_transformer_xl(uint64_t keys, PosencTerm *out);
+
+/* XLNet: `keys + queries` rows, from the distance `keys` into the past on, of the queries' products. */
+PosencStatus posenc_term_xlnet(uint64_t queries, uint64_t keys, PosencTerm *out);
+
+/* Conformer: `2 * tokens - 1` rows, from the distance `tokens - 1` into the past on, of the queries' products. */
+PosencStatus posenc_term_conformer(uint64_t tokens, PosencTerm *out);
+
+/* Inkling's band: `query - key` from 0 to below `extent`, nothing outside, of the queries' products. */
+PosencStatus posenc_term_inkling(uint64_t extent, PosencTerm *out);
+
+/* DeBERTa v1: `clamp(query - key + span, 0, 2 * span - 1)`, of the queries' products; `by = POSENC_BY_KEYS` makes
+   the keys' term of it. */
+PosencStatus posenc_term_deberta_v1(uint64_t span, PosencTerm *out);
+
+/* DeBERTa v2 and v3: logarithmic buckets of `query - key`, `2 * buckets` entries, of the queries' products; `by =
+   POSENC_BY_KEYS` makes the keys' term of it. */
+PosencStatus posenc_term_deberta(uint64_t buckets, uint64_t max_positions, PosencTerm *out);
+
+/* Gives the numbers of a term's row: `entries` of its shape. 0 where a term has none of its own, as a dense bias. */
+PosencStatus posenc_term_entries(const PosencTerm *term, uint64_t *out);
+
 #define POSENC_SIDES_SYMMETRIC 0 /* Keys of the future: `-slope * |distance|` on both sides. */
 #define POSENC_SIDES_SIGNED 1 /* `slope * distance`: the future is rewarded. */
 #define POSENC_SIDES_HALVES 2 /* The first half of the heads sees the past alone, the second half the future alone. */
@@ -858,6 +1017,14 @@ typedef struct PosencSandwichSpec {
     int64_t most; /* the largest distance of a call */
 } PosencSandwichSpec;
 
+/* A sum of terms. */
+typedef struct PosencTermsSpec {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencTermsSpec)` */
+    const PosencTerm *terms; /* `[count]` in host memory */
+    uint64_t count; /* terms: 1 to 4 */
+} PosencTermsSpec;
+
 /* FIRE. */
 typedef struct PosencFireSpec {
     uint32_t version; /* `POSENC_ABI` */
@@ -882,6 +1049,8 @@ typedef struct PosencBiasCall {
     PosencLogits shape; /* the shape of `x` */
     PosencPlaces places; /* positions of queries and keys */
     PosencBuffer gates; /* `[batch, heads, queries]` of f32, multiply the bias; or none */
+    const PosencTermInputs *terms; /* what each term of a sum of terms reads, `[term_count]` in host memory */
+    uint64_t term_count; /* as many as the bias has; 0 for other biases */
 } PosencBiasCall;
 
 /* One call that takes a T5 table from the device. */
@@ -939,6 +1108,13 @@ PosencStatus posenc_bias_sandwich_new(
 PosencStatus posenc_bias_fire_new(
     const PosencGpu *gpu,
     const PosencFireSpec *spec,
+    uint32_t element,
+    PosencBias **out);
+
+/* Makes a plan of a sum of terms; a call brings what they read. */
+PosencStatus posenc_bias_terms_new(
+    const PosencGpu *gpu,
+    const PosencTermsSpec *spec,
     uint32_t element,
     PosencBias **out);
 
@@ -1070,6 +1246,8 @@ typedef struct PosencSoftmaxSpec {
 typedef struct PosencInputs {
     const PosencBias *bias; /* the bias, made for the same element type; null: none */
     PosencPlaces places; /* positions of queries and keys */
+    const PosencTermInputs *terms; /* what each term of a sum of terms reads, `[term_count]` in host memory */
+    uint64_t term_count; /* as many as the bias has; 0 for other biases */
     PosencBuffer gates; /* `[batch, heads, queries]` of f32, multiply the bias; or none */
     PosencBuffer mask; /* added last, -inf masks; or none. A gradient does not read it */
     PosencLogits mask_shape; /* the shape of `mask`: each size but the keys' may be 1 */

@@ -5,7 +5,10 @@ use posenc::{Bias, Device, Scalar, Softmax, SoftmaxPlan};
 
 use crate::header::{Coded, header};
 use crate::memory::Scope;
-use crate::{Failure, PosencBias, PosencBuffer, PosencGpu, PosencLogits, PosencPlaces, PosencStatus, factor, switch};
+use crate::{
+    Failure, PosencBias, PosencBuffer, PosencGpu, PosencLogits, PosencPlaces, PosencStatus, PosencTermInputs, factor,
+    switch, term_inputs,
+};
 
 header! {{}
     codes Order {
@@ -29,6 +32,8 @@ header! {{}
     struct PosencInputs {
         bias: *const PosencBias => "the bias, made for the same element type; null: none",
         places: PosencPlaces => "positions of queries and keys",
+        terms: *const PosencTermInputs => "what each term of a sum of terms reads, `[term_count]` in host memory",
+        term_count: u64 => "as many as the bias has; 0 for other biases",
         gates: PosencBuffer => "`[batch, heads, queries]` of f32, multiply the bias; or none",
         mask: PosencBuffer => "added last, -inf masks; or none. A gradient does not read it",
         mask_shape: PosencLogits => "the shape of `mask`: each size but the keys' may be 1",
@@ -118,7 +123,7 @@ impl PosencSoftmaxSpec {
 
 impl PosencInputs {
     /// # Safety
-    /// `bias` is null or comes from a constructor.
+    /// `bias` is null or comes from a constructor; `terms` is null or points to `term_count` of them.
     unsafe fn forward<'a, T: Scalar>(&self, scope: &Scope<'a>) -> Result<Inputs<'a, T, Device>, Failure> {
         // SAFETY: as the caller promises.
         let inputs = unsafe { self.backward(scope) }?;
@@ -129,9 +134,12 @@ impl PosencInputs {
     /// # Safety
     /// As [`PosencInputs::forward`].
     unsafe fn backward<'a, T: Scalar>(&self, scope: &Scope<'a>) -> Result<Inputs<'a, T, Device>, Failure> {
+        // SAFETY: as the caller promises.
+        let plan = unsafe { self.bias.as_ref() }.map(PosencBias::of).transpose()?;
+        // SAFETY: as the caller promises.
+        let terms = unsafe { term_inputs(self.terms, self.term_count, scope) }?;
         Ok(Inputs {
-            // SAFETY: as the caller promises.
-            bias: DeviceBias { plan: unsafe { self.bias.as_ref() }.map(PosencBias::of).transpose()?, terms: &[] },
+            bias: DeviceBias { plan, terms },
             places: self.places.get(scope)?,
             mask: None,
             sinks: None,

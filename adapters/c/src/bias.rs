@@ -6,15 +6,15 @@ use std::ops::RangeInclusive;
 use cudarc::driver::DevicePtr;
 use posenc::bias::{
     Alibi, Bias, BiasInputs, BiasPlan, DistanceGradPlan, Fire, FireGradPlan, Kerple, KerpleKind, KeyOnly, Sandwich,
-    Sides, Slopes, T5Bias, Toeplitz,
+    Sides, Slopes, T5Bias, Term, Toeplitz,
 };
 use posenc::{Gpu, Scalar};
 
 use crate::header::{Coded, header};
 use crate::memory::Scope;
 use crate::{
-    Failure, OfElement, PosencBuffer, PosencGpu, PosencLogits, PosencPlaces, PosencStatus, borrow, borrow_mut, each,
-    factor, give, guarded, list, switch, versioned,
+    Failure, OfElement, PosencBuffer, PosencGpu, PosencLogits, PosencPlaces, PosencStatus, PosencTerm,
+    PosencTermInputs, borrow, borrow_mut, each, factor, give, guarded, list, slice, switch, term_inputs, versioned,
 };
 
 header! {{}
@@ -98,6 +98,11 @@ header! {{}
         least: i64 => "the smallest distance of a call",
         most: i64 => "the largest distance of a call",
     }
+    /// A sum of terms.
+    versioned struct PosencTermsSpec {
+        terms: *const PosencTerm => "`[count]` in host memory",
+        count: u64 => "terms: 1 to 4",
+    }
     /// FIRE.
     versioned struct PosencFireSpec {
         c: f64 => "stretches distances",
@@ -118,6 +123,8 @@ header! {{}
         shape: PosencLogits => "the shape of `x`",
         places: PosencPlaces => "positions of queries and keys",
         gates: PosencBuffer => "`[batch, heads, queries]` of f32, multiply the bias; or none",
+        terms: *const PosencTermInputs => "what each term of a sum of terms reads, `[term_count]` in host memory",
+        term_count: u64 => "as many as the bias has; 0 for other biases",
     }
     /// One call that takes a T5 table from the device.
     versioned struct PosencSetTableCall {
@@ -154,14 +161,17 @@ header! {{}
     /// Makes a plan of FIRE's bias.
     new posenc_bias_fire_new(spec: PosencFireSpec) -> PosencBias as BiasPlan::fire,
         |gpu| BiasPlan::fire(gpu, &spec.fire()?, spec.reach as usize);
+    /// Makes a plan of a sum of terms; a call brings what they read.
+    new posenc_bias_terms_new(spec: PosencTermsSpec) -> PosencBias as BiasPlan::new,
+        |gpu| BiasPlan::new(gpu, &spec.terms()?[..]);
     free posenc_bias_free(bias: PosencBias);
     /// Writes the bias of every query and key, in one kernel.
     verb posenc_bias_write(bias: PosencBias, call: PosencBiasCall) as BiasPlan::write, |plan, scope| {
-        plan.write(call.shape.of_mut(&call.x, scope, "out")?, inputs(&call.places, &call.gates, scope)?)
+        plan.write(call.shape.of_mut(&call.x, scope, "out")?, call.inputs(scope)?)
     };
     /// Adds the bias to logits in place, in one kernel.
     verb posenc_bias_add(bias: PosencBias, call: PosencBiasCall) as BiasPlan::add, |plan, scope| {
-        plan.add(call.shape.of_mut(&call.x, scope, "logits")?, inputs(&call.places, &call.gates, scope)?)
+        plan.add(call.shape.of_mut(&call.x, scope, "logits")?, call.inputs(scope)?)
     };
     /// Takes a new T5 table from the device, in one kernel; the plan was made without one. No other call uses `bias` at the
     /// same time.
@@ -357,6 +367,27 @@ impl PosencKerpleSpec {
         // SAFETY: as the caller promises.
         let (p, a) = unsafe { (list("p", self.p, self.heads)?, list("a", self.a, self.heads)?) };
         Ok(Kerple { kind, p, a })
+    }
+}
+
+impl PosencTermsSpec {
+    /// # Safety
+    /// `terms` is null or points to `count` terms, each as [`PosencTerm::term`] asks.
+    unsafe fn terms(&self) -> Result<Vec<Term>, Failure> {
+        // SAFETY: as the caller promises.
+        let terms = unsafe { slice("terms", self.terms, self.count) }?;
+        // SAFETY: as the caller promises.
+        terms.iter().map(|term| unsafe { term.term() }).collect()
+    }
+}
+
+impl PosencBiasCall {
+    /// # Safety
+    /// `terms` is null or points to `term_count` of them.
+    unsafe fn inputs<'a>(&self, scope: &Scope<'a>) -> Result<BiasInputs<'a>, Failure> {
+        // SAFETY: as the caller promises.
+        let terms = unsafe { term_inputs(self.terms, self.term_count, scope) }?;
+        Ok(BiasInputs { terms, ..inputs(&self.places, &self.gates, scope)? })
     }
 }
 

@@ -149,20 +149,29 @@ pub(crate) unsafe fn versioned<'a, T: Versioned>(name: &str, pointer: *const T) 
     unsafe { borrow(name, pointer) }
 }
 
+/// A copy of `count` values of the caller in host memory; null is allowed where there are none.
+///
+/// # Safety
+/// As [`slice`].
+pub(crate) unsafe fn list<T: Clone>(name: &str, pointer: *const T, count: u64) -> Result<Vec<T>, Failure> {
+    // SAFETY: as the caller promises.
+    Ok(unsafe { slice(name, pointer, count) }?.to_vec())
+}
+
 /// `count` values of the caller in host memory; null is allowed where there are none.
 ///
 /// # Safety
 /// `pointer` is null or points to `count` values that do not change until the end of the call.
-pub(crate) unsafe fn list<T: Clone>(name: &str, pointer: *const T, count: u64) -> Result<Vec<T>, Failure> {
+pub(crate) unsafe fn slice<'a, T>(name: &str, pointer: *const T, count: u64) -> Result<&'a [T], Failure> {
     if count == 0 {
-        return Ok(Vec::new());
+        return Ok(&[]);
     }
     place(name, pointer.cast_mut())?;
     if count > isize::MAX as u64 / size_of::<T>().max(1) as u64 {
         return Err(Failure::argument(format!("{name} counts {count} values, which no memory holds")));
     }
     // SAFETY: not null, and the caller promises as many values.
-    Ok(unsafe { std::slice::from_raw_parts(pointer, count as usize) }.to_vec())
+    Ok(unsafe { std::slice::from_raw_parts(pointer, count as usize) })
 }
 
 /// A text of the caller.

@@ -44,9 +44,20 @@ pub enum Kind {
 }
 
 /// A Rust enum without data, whose variants have codes in the header.
-pub(crate) trait Coded: Sized {
+pub(crate) trait Coded: Copy + PartialEq + 'static {
+    /// Every code with its variant.
+    const CODES: &'static [(u32, Self)];
+
     /// The variant of a code; `field` is the argument that holds it.
-    fn of(field: &str, code: u32) -> Result<Self, crate::Failure>;
+    fn of(field: &str, code: u32) -> Result<Self, crate::Failure> {
+        let found = Self::CODES.iter().find(|(own, _)| *own == code);
+        found.map(|(_, variant)| *variant).ok_or_else(|| crate::unknown(field, code))
+    }
+
+    /// The code of a variant; one that no variant has if the header has none for it.
+    fn code(self) -> u32 {
+        Self::CODES.iter().find(|(_, variant)| *variant == self).map_or(u32::MAX, |(code, _)| *code)
+    }
 }
 
 /// States a part of the header. Afterwards `ITEMS` lists it, in order.
@@ -81,12 +92,7 @@ macro_rules! header {
     };
     ({$($items:expr,)*} codes $Enum:ident {$($CODE:ident = $code:literal => $Variant:ident: $doc:literal,)*} $($rest:tt)*) => {
         impl $crate::header::Coded for $Enum {
-            fn of(field: &str, code: u32) -> Result<Self, $crate::Failure> {
-                match code {
-                    $($CODE => Ok(Self::$Variant),)*
-                    other => Err($crate::unknown(field, other)),
-                }
-            }
+            const CODES: &'static [(u32, Self)] = &[$(($CODE, Self::$Variant)),*];
         }
         header! {{$($items,)*} kinds $Enum {$($CODE = $code => $Variant: $doc,)*} $($rest)*}
     };

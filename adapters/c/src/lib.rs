@@ -14,6 +14,7 @@ mod memory;
 mod model;
 mod rotate;
 mod status;
+mod terms;
 
 use cudarc::driver::sys;
 use posenc::{Gpu, Pairing};
@@ -30,6 +31,7 @@ pub use memory::*;
 pub use model::*;
 pub use rotate::*;
 pub use status::*;
+pub use terms::*;
 
 /// The driver's stream.
 pub type PosencStream = sys::CUstream;
@@ -74,7 +76,6 @@ header! {{}
 /// Every item of the header, in order: for the tests that write it and ask what is missing.
 #[doc(hidden)]
 pub fn items() -> impl Iterator<Item = &'static Item> {
-    [ITEMS, status::ITEMS, memory::ITEMS, rotate::ITEMS, model::ITEMS, embed::ITEMS, bias::ITEMS, attend::ITEMS]
-        .into_iter()
-        .flatten()
+    let parts = [memory::ITEMS, rotate::ITEMS, model::ITEMS, embed::ITEMS, terms::ITEMS, bias::ITEMS, attend::ITEMS];
+    [ITEMS, status::ITEMS].into_iter().chain(parts).flatten()
 }

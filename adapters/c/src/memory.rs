@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop, sys};
+use posenc::bias::{DeviceTermInputs, MOST_TERMS, Numbers};
 use posenc::embed::Tokens;
 use posenc::gpu::{Read, Update, View, ViewMut, Write};
 use posenc::{Gpu, Heads, Ids, Logits, Place, Places, Positions};
@@ -18,6 +19,8 @@ header! {{}
         POSENC_I32 = 0: "Integer types of positions and ids: 32 bits.",
         POSENC_I64 = 1: "64 bits",
         POSENC_U32 = 2: "32 bits without sign",
+        POSENC_U16 = 3: "16 bits without sign; of given indices alone",
+        POSENC_U8 = 4: "8 bits without sign; of given indices alone",
     }
     constants u32 {
         POSENC_IDS = 0: "Position kinds: an id for each token, `[axes, batch, tokens]`.",
@@ -42,7 +45,7 @@ header! {{}
     struct PosencIds {
         data: u64 => "address; 0: there are none",
         len: u64 => "elements there",
-        element: u32 => "`POSENC_I32`, `POSENC_I64` or `POSENC_U32`",
+        element: u32 => "`POSENC_I32`, `POSENC_I64` or `POSENC_U32`, unless the field says otherwise",
         reserved: u32 => "0",
     }
     /// Token positions of one call.
@@ -80,6 +83,17 @@ header! {{}
         keys: u64 => "logits of each",
         offset: u64 => "first element",
         strides: [u64; 3] => "elements from one sequence, head and query to the next",
+    }
+
+    /// The shape of numbers that a term of a bias reads, `[batch, heads, rows, entries]` in any order of memory. A size of 1
+    /// serves every sequence, head or row.
+    struct PosencNumbers {
+        batch: u64 => "sequences, or 1",
+        heads: u64 => "heads, or 1",
+        rows: u64 => "queries or keys, or 1",
+        entries: u64 => "numbers of a row",
+        offset: u64 => "first element",
+        strides: [u64; 4] => "elements from one sequence, head, row and entry to the next",
     }
 
     /// Positions of queries or keys, and how many of them each sequence has.
@@ -131,23 +145,38 @@ impl<T> DevicePtrMut<T> for Foreign<'_> {
     }
 }
 
-/// The most buffers of one call.
-const MOST: usize = 24;
+/// The most buffers of one call: its own, and those of its terms.
+const MOST: usize = 24 + 5 * MOST_TERMS;
+
+/// Room for what a call reads and writes, so that it allocates nothing.
+pub(crate) struct Slots<'a> {
+    buffers: [Foreign<'a>; MOST],
+    terms: [DeviceTermInputs<'a>; MOST_TERMS],
+}
 
 /// Buffers of one call, for as long as it lasts.
 pub(crate) struct Scope<'a> {
     gpu: &'a Gpu,
     free: Cell<&'a mut [Foreign<'a>]>,
+    terms: Cell<&'a mut [DeviceTermInputs<'a>]>,
 }
 
 impl<'a> Scope<'a> {
     /// Room for the buffers of a call.
-    pub(crate) fn slots(gpu: &'a Gpu) -> [Foreign<'a>; MOST] {
-        [Foreign { address: 0, len: 0, stream: gpu.stream() }; MOST]
+    pub(crate) fn slots(gpu: &'a Gpu) -> Slots<'a> {
+        let none = Foreign { address: 0, len: 0, stream: gpu.stream() };
+        Slots { buffers: [none; MOST], terms: [DeviceTermInputs::default(); MOST_TERMS] }
     }
 
-    pub(crate) fn new(gpu: &'a Gpu, slots: &'a mut [Foreign<'a>; MOST]) -> Self {
-        Self { gpu, free: Cell::new(slots) }
+    pub(crate) fn new(gpu: &'a Gpu, slots: &'a mut Slots<'a>) -> Self {
+        Self { gpu, free: Cell::new(&mut slots.buffers), terms: Cell::new(&mut slots.terms) }
+    }
+
+    /// Room for what `count` terms read; a call asks once.
+    pub(crate) fn terms(&self, count: u64) -> Result<&'a mut [DeviceTermInputs<'a>], Failure> {
+        let most =
+            || Failure::argument(format!("the call brings inputs of {count} terms, a bias has at most {MOST_TERMS}"));
+        self.terms.take().get_mut(..count as usize).ok_or_else(most)
     }
 
     fn put<T>(&self, name: &str, address: u64, len: u64) -> Result<&'a mut Foreign<'a>, Failure> {
@@ -229,6 +258,7 @@ macro_rules! shape {
             }
 
             /// A tensor of this shape, to be written, or changed in place.
+            #[allow(dead_code, reason = "numbers of a term are read alone")]
             pub(crate) fn of_mut<'s, 'a: 's, T>(
                 &self,
                 x: &PosencBuffer,
@@ -239,7 +269,7 @@ macro_rules! shape {
             }
 
             /// A tensor of this shape, changed in place unless there is an `out`.
-            #[allow(dead_code, reason = "embeddings are changed in place alone")]
+            #[allow(dead_code, reason = "embeddings are changed in place alone, numbers of a term are read")]
             pub(crate) fn update<'a, T>(
                 &self,
                 x: &PosencBuffer,
@@ -260,6 +290,7 @@ shape! {
     PosencTokens => Tokens { batch, tokens, dim }
     PosencHeads => Heads { batch, tokens, heads, dim }
     PosencLogits => Logits { batch, heads, queries, keys }
+    PosencNumbers => Numbers { batch, heads, rows, entries }
 }
 
 impl PosencIds {

@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 use posenc_c::{Kind, items};
 
 /// Enums that the header has in other words than constants of their own.
-const IN_OTHER_WORDS: [(&str, &str, &[&str]); 12] = [
+const IN_OTHER_WORDS: [(&str, &str, &[&str]); 14] = [
     ("Wave", "`cosine_first`", &["Sine", "Cosine"]),
     ("Direction", "`inverse`", &["Forward", "Inverse"]),
     ("Keys", "`k`, and `packed`", &["None", "Apart", "Beside"]),
     ("Update", "`out` with its shape", &["InPlace", "Copy"]),
     ("TableValues", "`element` of PosencTable", &["F32", "Same"]),
     ("Ids", "`element` of PosencIds", &["I32", "I64", "U32"]),
-    ("Bias", "constructors of PosencBias", &["None", "Slopes", "Toeplitz", "Fire"]),
+    ("Bias", "constructors of PosencBias", &["None", "Slopes", "Toeplitz", "Fire", "Terms"]),
+    ("Indices", "`element` of PosencIds", &["U8", "U16", "I32"]),
+    ("AnyNumbers", "`element` of PosencTermInputs", &["F32", "F16", "Bf16"]),
     (
         "Error",
         "statuses",

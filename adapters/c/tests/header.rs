@@ -70,7 +70,7 @@ const WIDTH: usize = 120;
 fn c_type(ty: &str) -> String {
     let ty = &ty.replace("* ", "*");
     let number = match ty.as_str() {
-        "u8" | "u32" | "u64" | "i32" | "i64" => {
+        "u8" | "u16" | "u32" | "u64" | "i32" | "i64" => {
             format!("{}int{}_t ", if ty.starts_with('u') { "u" } else { "" }, &ty[1..])
         }
         "f32" => "float ".into(),
