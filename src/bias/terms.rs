@@ -257,14 +257,14 @@ impl Term {
 
     /// Refuses positions beyond a window, as far as the host can tell, and sequences that are no whole images.
     fn check_places<A>(&self, shape: &Logits, places: &Places<A>, own: [bool; 2]) -> Result<()> {
-        if let Index::Shifted(windows) = &self.index {
-            if !shape.batch.is_multiple_of(windows.windows()) {
-                return Err(Error::Value(format!(
-                    "the call has {} sequences, shifted windows come in images of {}",
-                    shape.batch,
-                    windows.windows()
-                )));
-            }
+        if let Index::Shifted(windows) = &self.index
+            && !shape.batch.is_multiple_of(windows.windows())
+        {
+            return Err(Error::Value(format!(
+                "the call has {} sequences, shifted windows come in images of {}",
+                shape.batch,
+                windows.windows()
+            )));
         }
         let (queries, keys) = match &self.index {
             Index::Window(window) => (window.queries(), window.keys()),
