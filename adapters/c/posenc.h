@@ -841,7 +841,7 @@ typedef struct PosencShiftedWindows {
     uint64_t shift[2]; /* rows and columns of the shift; 0: an axis is not shifted */
 } PosencShiftedWindows;
 
-/* Given indices. */
+/* Sizes of given indices, and of the table that they read. */
 typedef struct PosencGiven {
     uint64_t rows; /* positions of queries that have a row */
     uint64_t columns; /* positions of keys that have a column */
@@ -918,7 +918,7 @@ PosencStatus posenc_term_deberta_v1(uint64_t span, PosencTerm *out);
    POSENC_BY_KEYS` makes the keys' term of it. */
 PosencStatus posenc_term_deberta(uint64_t buckets, uint64_t max_positions, PosencTerm *out);
 
-/* Gives the numbers of a term's row: `entries` of its shape. 0 where a term has none of its own, as a dense bias. */
+/* Gives how many numbers a row of the term has, `entries` of its shape; 0 for a dense bias, a mask and endpoints. */
 PosencStatus posenc_term_entries(const PosencTerm *term, uint64_t *out);
 
 #define POSENC_SIDES_SYMMETRIC 0 /* Keys of the future: `-slope * |distance|` on both sides. */

@@ -156,6 +156,25 @@ def softmaxes_with_alibi(c, driver, gpu):
     c.bias_free(bias)
 
 
+def writes_a_table_of_a_window(c, driver, gpu):
+    heads, side = 2, 2
+    tokens, entries = side * side, (2 * side - 1) ** 2
+    table = values(entries * heads)
+    term = c.term_swin(side, side)
+    assert c.term_entries(term) == entries
+    bias = c.bias_terms_new(gpu, c.TermsSpec(terms=ctypes.addressof(term), count=1), c.F32)
+    shape = c.Numbers(batch=1, heads=heads, rows=1, entries=entries, strides=[0, 1, 0, heads])
+    reads = c.TermInputs(numbers=c.Buffer(data=driver.upload(floats(table)), len=len(table)), numbers_shape=shape)
+    out = c.Buffer(data=driver.upload(floats([0.0] * heads * tokens**2)), len=heads * tokens**2)
+    call = c.BiasCall(x=out, shape=c.logits(1, heads, tokens, tokens), terms=ctypes.addressof(reads), term_count=1)
+    c.bias_write(bias, call)
+    entry = lambda q, k: (q // side - k // side + side - 1) * (2 * side - 1) + q % side - k % side + side - 1
+    pairs = [(q, k) for q in range(tokens) for k in range(tokens)]
+    want = [table[entry(q, k) * heads + head] for head in range(heads) for q, k in pairs]
+    assert driver.read(out.data, out.len) == want
+    c.bias_free(bias)
+
+
 def main(library, header):
     driver = Driver()
     c = posenc.Library(library, header)
@@ -166,6 +185,7 @@ def main(library, header):
     reads_a_models_config(c, gpu)
     adds_a_sinusoid(c, driver, gpu)
     softmaxes_with_alibi(c, driver, gpu)
+    writes_a_table_of_a_window(c, driver, gpu)
     c.gpu_free(gpu)
     print("all is well")
 

@@ -82,7 +82,7 @@ header! {{}
         window: [u64; 2] => "rows and columns of a window",
         shift: [u64; 2] => "rows and columns of the shift; 0: an axis is not shifted",
     }
-    /// Given indices.
+    /// Sizes of given indices, and of the table that they read.
     struct PosencGiven {
         rows: u64 => "positions of queries that have a row",
         columns: u64 => "positions of keys that have a column",
@@ -172,7 +172,7 @@ header! {{}
     fn posenc_term_deberta(buckets: u64, max_positions: u64, out: *mut PosencTerm) -> PosencStatus {
         give(out, || deberta(PosencDeberta { buckets, max_positions }))
     }
-    /// Gives the numbers of a term's row: `entries` of its shape. 0 where a term has none of its own, as a dense bias.
+    /// Gives how many numbers a row of the term has, `entries` of its shape; 0 for a dense bias, a mask and endpoints.
     fn posenc_term_entries(term: *const PosencTerm, out: *mut u64) -> PosencStatus {
         give(out, || Ok(entries(&borrow("term", term)?.term()?.index) as u64))
     }
