@@ -156,7 +156,7 @@ impl Term {
         }
         let rows = matches!(self.index, Index::Distance(_) | Index::Window(_) | Index::Given { .. });
         if self.by != By::Table && !rows {
-            return Err(Error::Value(format!("a term by {:?} has no rows of {:?}", self.index, self.by)));
+            return Err(Error::Value(format!("a term by {} has no rows of {:?}", self.name(), self.by)));
         }
         let masks = matches!(self.index, Index::Shifted(_)) && self.factor == f32::NEG_INFINITY;
         if !self.factor.is_finite() && !masks {

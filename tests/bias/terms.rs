@@ -1,11 +1,14 @@
 use half::{bf16, f16};
 use posenc::accuracy::{assert_close, rounded};
-use posenc::bias::{BiasInputs, DeviceTermInputs};
+use posenc::bias::{
+    BiasInputs, By, DeviceTermInputs, Distances, Index, Indices, Numbers, ShiftedWindows, Term, TermInputs, Terms,
+    Window,
+};
 use posenc::gpu::Read;
-use posenc::{BiasPlan, Gpu, Logits, Packed, Place, Places};
+use posenc::{Alibi, Bias, BiasPlan, Gpu, Logits, Packed, Place, Places};
 
 use crate::biases::{Buffers, Context, Host};
-use crate::support::{Data, Guarded, gpu};
+use crate::support::{Alias, Data, Guarded, gpu};
 use crate::terms_support::{Own, TermBuffers, TermCase, buffers as term_buffers, each_terms};
 
 // -------------------------------------------------------------------------------------------- kernel against reference
@@ -147,4 +150,123 @@ fn shards_of_queries_are_slices_of_the_whole() {
             }
         }
     }
+}
+
+// ------------------------------------------------------------------------------------------------------------ refusals
+
+/// What a call on the device refuses, and the reference with the same words.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn broken_terms_and_inputs_are_refused() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(2, 2, 9, 9);
+    let host = |terms: &[Term], inputs: &[TermInputs], places: &Host| {
+        Bias::Terms(Terms { terms, inputs }).expect(&shape, places).unwrap_err().to_string()
+    };
+    let zeros = [0.0f32; 2 * 2 * 9 * 9 + 200];
+    let check = |term: &Term, inputs: &TermInputs, places: &Host, want: &str| {
+        assert_eq!(host(std::slice::from_ref(term), &[*inputs], places), want);
+        let buffer = TermBuffers::<f32>::new(&gpu, inputs, false);
+        let mut x = gpu.stream().alloc_zeros::<f32>(324).unwrap();
+        let plan = BiasPlan::<f32>::new(&gpu, term).unwrap();
+        let buffers = Buffers::new(&gpu, places);
+        let call = BiasInputs { terms: &[buffer.device()], ..buffers.places(places).into() };
+        assert_eq!(plan.add(shape.of_mut(&mut x), call).unwrap_err().to_string(), want);
+    };
+    let counted = Host::counted(0, 0);
+    let of = |numbers: Numbers| TermInputs::of((&zeros[..], numbers));
+    let swin = Term::table(Window::swin(3, 3));
+    let good = of(Numbers::table(25, 2));
+    check(
+        &swin,
+        &of(Numbers::table(24, 2)),
+        &counted,
+        "the numbers of a term are [1, 2, 1, 24], they must be [2 or 1, 2 or 1, 1, 25]",
+    );
+    check(
+        &swin,
+        &of(Numbers::table(25, 3)),
+        &counted,
+        "the numbers of a term are [1, 3, 1, 25], they must be [2 or 1, 2 or 1, 1, 25]",
+    );
+    check(&swin, &good, &Host::counted(0, 1), "the call has keys at positions 1 to 9, a term by coordinates has 9");
+    check(
+        &swin,
+        &good,
+        &Host::counted(-1, 0),
+        "the call has queries at positions -1 to 7, a term by coordinates has 9",
+    );
+    check(&swin, &TermInputs::default(), &counted, "a term by coordinates needs numbers, there are none");
+    check(
+        &swin,
+        &TermInputs { key_numbers: good.numbers, ..good },
+        &counted,
+        "a term by coordinates reads no key_numbers",
+    );
+    let image = ShiftedWindows { height: 9, width: 3, window: [3, 3], shift: [1, 1] };
+    let shifted = Term::shifted(image, -100.0);
+    check(&shifted, &TermInputs::default(), &counted, "the call has 2 sequences, shifted windows come in images of 3");
+    check(&shifted, &good, &counted, "a term by shifted windows reads no numbers");
+    let shaw = Term::queries(Distances::shaw(2, 2));
+    check(
+        &shaw,
+        &of(Numbers::rows(1, 1, 8, 5)),
+        &counted,
+        "the numbers of a term are [1, 1, 8, 5], they must be [2 or 1, 2 or 1, 9, 5]",
+    );
+    let short = TermInputs::of((&zeros[..44], Numbers::rows(1, 1, 9, 5)));
+    check(&shaw, &short, &counted, "the numbers of a term holds 44 elements, the shape needs 45");
+    let coordinates = TermInputs { query_at: Some(&[0; 17]), ..of(Numbers::rows(1, 1, 9, 5)) };
+    check(&shaw, &coordinates, &counted, "query_at holds 17 elements, the shape needs 18");
+    let given = Term::table(Index::Given { rows: 9, columns: 9, entries: 4 });
+    let table = of(Numbers::table(4, 2));
+    check(&given, &table, &counted, "a term by given indices needs indices, there are none");
+    check(
+        &given,
+        &TermInputs { indices: Some(Indices::U8(&[0; 80])), ..table },
+        &counted,
+        "there are 80 given indices, 9 x 9 are 81, for 2 sequences 162",
+    );
+    check(
+        &Term::whole(),
+        &of(Numbers::rows(1, 2, 3, 9)),
+        &counted,
+        "the numbers of a term are [1, 2, 3, 9], they must be [2 or 1, 2 or 1, 9 or 1, 9 or 1]",
+    );
+    let ends = of(Numbers::rows(2, 2, 9, 1));
+    check(&Term::endpoints(), &ends, &counted, "a term by endpoints needs key_numbers, there are none");
+    check(
+        &Term::endpoints(),
+        &TermInputs { key_numbers: Some((&zeros[..], Numbers::rows(2, 2, 9, 3))), ..ends },
+        &counted,
+        "the keys' ends are [2, 2, 9, 3], they must be [2 or 1, 2 or 1, 9, 1 or 2]",
+    );
+
+    let made = |terms: &[Term]| BiasPlan::<f32>::new(&gpu, terms).unwrap_err().to_string();
+    assert_eq!(made(&[]), "a bias has 0 terms, there must be 1 to 4");
+    assert_eq!(made(&[const { Term::whole() }; 5]), "a bias has 5 terms, there must be 1 to 4");
+    assert_eq!(made(&[Term { factor: f32::NAN, ..swin.clone() }]), "the factor of a term is NaN, it must be finite");
+    assert_eq!(made(&[Term { by: By::Keys, ..Term::whole() }]), "a term by query and key has no rows of Keys");
+    assert_eq!(host(&[swin.clone(), shaw], &[good], &counted), "the call brings inputs of 1 terms, the bias has 2");
+
+    // Numbers of a type that is neither f32 nor the logits' own.
+    let half = gpu.stream().alloc_zeros::<f16>(50).unwrap();
+    let inputs = [DeviceTermInputs::of(Numbers::table(25, 2).of(&half))];
+    let mut x = gpu.stream().alloc_zeros::<bf16>(324).unwrap();
+    let plan = BiasPlan::<bf16>::new(&gpu, &swin).unwrap();
+    let call = BiasInputs { terms: &inputs, ..Places::counted(0, 0).into() };
+    let error = plan.write(shape.of_mut(&mut x), call).unwrap_err();
+    assert_eq!(error.to_string(), "the numbers of a term are f16, they must be f32 or bf16");
+    // Inputs of terms for a bias that has none.
+    let alibi = BiasPlan::<bf16>::new(&gpu, &Alibi::new(2)).unwrap();
+    let error = alibi.write(shape.of_mut(&mut x), call).unwrap_err();
+    assert_eq!(error.to_string(), "the call brings inputs of terms, the bias has none");
+    // Numbers that are written over.
+    let mut x = gpu.stream().alloc_zeros::<f32>(324).unwrap();
+    let table = Alias::<f32>::new(&x, 0, 50);
+    let inputs = [DeviceTermInputs::of(Numbers::table(25, 2).of(&table))];
+    let plan = BiasPlan::<f32>::new(&gpu, &swin).unwrap();
+    let call = BiasInputs { terms: &inputs, ..Places::counted(0, 0).into() };
+    let error = plan.write(shape.of_mut(&mut x), call).unwrap_err().to_string();
+    assert!(error.contains("may overlap") || error.contains("shares memory"), "{error}");
 }

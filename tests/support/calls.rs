@@ -1,8 +1,8 @@
 //! Every operation that runs on a device, once, on a few tokens: what tests of all of them go through.
 
 use half::bf16;
-use posenc::attend::{DeviceInputs, GradOptions};
-use posenc::bias::{DistanceGradPlan, Fire, FireGradPlan};
+use posenc::attend::{DeviceBias, DeviceInputs, GradOptions};
+use posenc::bias::{BiasInputs, DeviceTermInputs, DistanceGradPlan, Distances, Fire, FireGradPlan, Numbers, Term};
 use posenc::embed::{
     Counted, DeviceLookup, DeviceTables, ErrorFlag, Grid, GridPlan, GridSize, Learned, LearnedGradPlan, LearnedPlan,
     Norm, NormGrad, Resample, ResamplePlan, Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens,
@@ -179,6 +179,14 @@ fn bias(v: &mut Visitor<'_>) {
     let fire = Fire { out_weight: vec![0.5; 4], out_bias: vec![0.0; 4], ..fire };
     let plan = BiasPlan::<bf16>::fire(v.gpu, &fire, 64).expect("a plan");
     run!(v, "FIRE added", x, plan.add(shape.of_mut(&mut x), Places::bottom_right()));
+    let band = Term::queries(Distances::inkling(8));
+    let numbers = Numbers::rows(1, 4, 2, 8);
+    let products = v.data(4 * 2 * 8);
+    let terms = [DeviceTermInputs::of(numbers.of(&products))];
+    let plan = BiasPlan::<bf16>::new(v.gpu, &band).expect("a plan");
+    run!(v, "a term added", x, {
+        plan.add(shape.of_mut(&mut x), BiasInputs { terms: &terms, ..Places::bottom_right().into() })
+    });
     let plan = DistanceGradPlan::<bf16>::t5(v.gpu, spec, 4, shape).expect("a plan");
     let mut table = v.zeros::<f32>(32 * 4);
     run!(v, "the gradient of T5's table", table, { plan.apply(shape.of(&x), Places::bottom_right(), 1.0, &mut table) });
@@ -205,6 +213,16 @@ fn attend(v: &mut Visitor<'_>) {
     });
     let mut sink_grad = v.zeros::<f32>(4);
     run!(v, "the gradient of sinks", sink_grad, softmax.sink_grad(&sinks, &lse, &dots, shape, &mut sink_grad));
+    let products = v.data(4 * 2 * 8);
+    let terms = [DeviceTermInputs::of(Numbers::rows(1, 4, 2, 8).of(&products))];
+    let capped = Softmax { softcap: Some(2.0), ..Softmax::causal(0.125) };
+    let banded = SoftmaxPlan::<bf16>::new(v.gpu, &capped, &Term::queries(Distances::inkling(8))).expect("a plan");
+    let of_terms = DeviceInputs { bias: DeviceBias::terms(&terms), ..DeviceInputs::default() };
+    run!(v, "a softmax with a term", p, banded.apply(shape.of(&x).to(shape.of_mut(&mut p)), &of_terms));
+    run!(v, "the gradient of a softmax with a term", dx, {
+        let options = GradOptions { logits: Some(shape.of(&x)), ..GradOptions::default() };
+        banded.grad(shape.of(&p), shape.of(&x).to(shape.of_mut(&mut dx)), &of_terms, options)
+    });
     let decode = Logits::bhqk(1, 4, 1, 40_000);
     let mut long = v.data(4 * 40_000);
     run!(v, "a decode against 40000 keys", long, softmax.apply(decode.of_mut(&mut long), &inputs));
