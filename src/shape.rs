@@ -7,35 +7,63 @@ use crate::{Error, Result};
 /// `a * b` of sizes, or an error that names the product. The limit is 63 bits, so that a kernel's signed offsets hold it.
 #[inline]
 pub(crate) fn product(what: &str, factors: &[usize]) -> Result<usize> {
-    factors
-        .iter()
-        .try_fold(1usize, |product, &factor| product.checked_mul(factor))
-        .filter(|&product| product <= i64::MAX as usize)
-        .ok_or_else(|| Error::Overflow(format!("{what} ({})", join(factors))))
+    match factors.iter().try_fold(1usize, |product, &factor| product.checked_mul(factor)) {
+        Some(product) if product <= i64::MAX as usize => Ok(product),
+        _ => Err(too_large(what, factors)),
+    }
 }
 
-fn join(factors: &[usize]) -> String {
-    factors.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
+#[cold]
+fn too_large(what: &str, factors: &[usize]) -> Error {
+    let factors = factors.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
+    Error::Overflow(format!("{what} ({factors})"))
 }
 
 /// One past the last element that `dims` of `(size, stride)` reach from `offset`; 0 when a size is 0.
+#[inline]
 pub(crate) fn span(what: &str, offset: usize, dims: &[(usize, usize)]) -> Result<usize> {
     if dims.iter().any(|&(size, _)| size == 0) {
         return Ok(0);
     }
+    let reach = |last: usize, &(size, stride): &(usize, usize)| last.checked_add((size - 1).checked_mul(stride)?);
+    // Each sum is as large as the one before it, so that the last one answers for all.
+    match dims.iter().try_fold(offset, reach) {
+        Some(last) if last < i64::MAX as usize => Ok(last + 1),
+        _ => Err(too_far(what, offset, dims)),
+    }
+}
+
+/// The first product or sum of [`span`] that does not fit.
+#[cold]
+fn too_far(what: &str, offset: usize, dims: &[(usize, usize)]) -> Error {
     let mut last = offset;
     for &(size, stride) in dims {
-        let step = product(what, &[size - 1, stride])?;
-        last = last
-            .checked_add(step)
-            .filter(|&last| last < i64::MAX as usize)
-            .ok_or_else(|| Error::Overflow(format!("the reach of {what}")))?;
+        match product(what, &[size - 1, stride]) {
+            Ok(step) if last.saturating_add(step) < i64::MAX as usize => last += step,
+            Ok(_) => break,
+            Err(error) => return error,
+        }
     }
-    Ok(last + 1)
+    Error::Overflow(format!("the reach of {what}"))
 }
 
 /// Refuses dimensions of which two different indices meet at one element.
-pub(crate) fn distinct<const N: usize>(what: &str, mut dims: [(usize, usize); N]) -> Result<()> {
+#[inline]
+pub(crate) fn distinct<const N: usize>(what: &str, dims: [(usize, usize); N]) -> Result<()> {
+    // Nearly all tensors lie in the order of their dimensions, which then need no sorting.
+    let mut taken = dims.iter().rev().filter(|&&(size, _)| size != 1);
+    let reach = taken.try_fold(1usize, |reach, &(size, stride)| {
+        let step = size.checked_sub(1)?.checked_mul(stride)?;
+        if stride < reach { None } else { reach.checked_add(step) }
+    });
+    match reach {
+        Some(reach) if reach <= i64::MAX as usize => Ok(()),
+        _ => distinct_sorted(what, dims),
+    }
+}
+
+/// [`distinct`] of dimensions in any order.
+fn distinct_sorted<const N: usize>(what: &str, mut dims: [(usize, usize); N]) -> Result<()> {
     if dims.iter().any(|&(size, _)| size == 0) {
         return Ok(());
     }
@@ -63,11 +91,13 @@ pub struct Strided {
 }
 
 impl Strided {
+    #[inline]
     pub(crate) fn span(&self) -> Result<usize> {
         span(self.what, self.offset, &self.dims)
     }
 
     /// The union of the offset and of every stride that is taken: a power of two divides all where it divides this.
+    #[inline]
     pub(crate) fn steps(&self) -> usize {
         let outer = self.dims.iter().take(3).filter(|(size, _)| *size > 1);
         outer.fold(self.offset, |all, &(_, stride)| all | stride)
@@ -133,33 +163,37 @@ pub trait Shape: sealed::Sealed + Copy + std::fmt::Debug + PartialEq {
     #[doc(hidden)]
     fn check_sizes(&self, name: &str) -> Result<()>;
 
-    /// Refuses sizes outside the shape's rules, and a buffer of `len` elements that is too short.
+    /// Refuses sizes outside the shape's rules, and a buffer of `len` elements that is too short. Returns the span.
     #[doc(hidden)]
-    fn check(&self, name: &'static str, len: usize) -> Result<()> {
+    #[inline]
+    fn check(&self, name: &'static str, len: usize) -> Result<usize> {
         self.check_sizes(name)?;
         let need = self.strided().span()?;
-        if len < need { Err(Error::Length { name, got: len, need }) } else { Ok(()) }
+        if len < need { Err(Error::Length { name, got: len, need }) } else { Ok(need) }
     }
 
     /// [`Shape::check`] for a tensor that is written: its elements must not overlap.
     #[doc(hidden)]
-    fn check_written(&self, name: &'static str, len: usize) -> Result<()> {
-        self.check(name, len)?;
-        distinct(name, self.strided().dims)
+    #[inline]
+    fn check_written(&self, name: &'static str, len: usize) -> Result<usize> {
+        let span = self.check(name, len)?;
+        distinct(name, self.strided().dims)?;
+        Ok(span)
     }
 }
 
-/// `elements`, `span`, `at` and the core of a shape.
+/// `elements`, `span`, `at` and the core of a shape of `$rank` dimensions.
 macro_rules! shape {
-    ($Shape:ident, $what:literal, $sizes:literal, $dims:expr, $check:expr) => {
+    ($Shape:ident, $what:literal, $sizes:literal, $rank:literal, $dims:expr, $check:expr) => {
         impl $Shape {
             #[doc = concat!("Elements of the tensor, `", $sizes, "`.")]
             ///
             /// # Errors
             /// If the product does not fit into 63 bits.
+            #[inline]
             pub fn elements(&self) -> Result<usize> {
                 let sizes = $dims(self).map(|(size, _)| size);
-                product($sizes, &sizes)
+                product($sizes, &sizes[4 - $rank..])
             }
 
             /// Elements that a buffer must hold: one past the last element that the tensor reaches, 0 for an empty tensor.
@@ -178,13 +212,12 @@ macro_rules! shape {
         }
 
         impl Shape for $Shape {
+            #[inline]
             fn strided(&self) -> Strided {
-                let dims = $dims(self);
-                let mut all = [(1, 0); 4];
-                all[4 - dims.len()..].copy_from_slice(&dims);
-                Strided { what: $what, offset: self.offset, dims: all }
+                Strided { what: $what, offset: self.offset, dims: $dims(self) }
             }
 
+            #[inline]
             fn check_sizes(&self, name: &str) -> Result<()> {
                 $check(self, name)?;
                 self.elements().map(|_| ())
@@ -249,7 +282,8 @@ shape!(
     Tokens,
     "a tensor of embeddings",
     "batch x tokens x dim",
-    |of: &Tokens| [(of.batch, of.strides[0]), (of.tokens, of.strides[1]), (of.dim, 1)],
+    3,
+    |of: &Tokens| [(1, 0), (of.batch, of.strides[0]), (of.tokens, of.strides[1]), (of.dim, 1)],
     |_: &Tokens, _: &str| Ok::<(), Error>(())
 );
 
@@ -328,6 +362,7 @@ shape!(
     Heads,
     "a tensor of heads",
     "batch x tokens x heads x dim",
+    4,
     |of: &Heads| [(of.batch, of.strides[0]), (of.tokens, of.strides[1]), (of.heads, of.strides[2]), (of.dim, 1)],
     |of: &Heads, name: &str| {
         if of.heads > 0 && of.dim > 0 {
@@ -420,6 +455,7 @@ shape!(
     Logits,
     "a tensor of logits",
     "batch x heads x queries x keys",
+    4,
     |of: &Logits| [(of.batch, of.strides[0]), (of.heads, of.strides[1]), (of.queries, of.strides[2]), (of.keys, 1)],
     |of: &Logits, name: &str| {
         if of.heads == 0 {

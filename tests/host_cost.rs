@@ -6,7 +6,7 @@ mod support;
 
 use support::calls::{Visit, every_operation};
 
-/// What a call may take. About 1 microsecond is seen on the emulator, overflow checks included.
+/// What a call may take. 0.1 to 0.7 microseconds are seen on the emulator, overflow checks included.
 const LIMIT: Duration = Duration::from_micros(3);
 
 struct Cost;

@@ -49,13 +49,19 @@ impl<T: Scalar> Sums<T> {
         Ok(Self { gpu: gpu.clone(), bias, heads, scratch: Scratch::new(gpu, heads + 1, sums)? })
     }
 
-    /// Opens a call: the gradient of the bias, positions and gates.
-    pub(super) fn open<'a>(
+    /// Opens a call.
+    #[inline]
+    pub(super) fn call(&self) -> Call<'_> {
+        self.gpu.call()
+    }
+
+    /// Hands in the gradient of the bias, positions and gates.
+    pub(super) fn read<'a>(
         &'a self,
+        call: &mut Call<'a>,
         grad: View<'a, T, Logits>,
         inputs: BiasInputs<'a>,
-    ) -> Result<(Call<'a>, BiasGradArgs)> {
-        let mut call = self.gpu.call();
+    ) -> Result<BiasGradArgs> {
         let grad = call.view("grad", grad)?;
         let shape = &grad.shape;
         check_heads(self.heads, shape)?;
@@ -63,17 +69,16 @@ impl<T: Scalar> Sums<T> {
             return Err(Error::Value(format!("the logits have {} heads, a gradient takes 65535", shape.heads)));
         }
         let bias = match &self.bias {
-            Some(bias) => bias.hold(&mut call, shape, inputs, ALL)?.bias,
-            None => hold_places(&mut call, shape, &inputs)?,
+            Some(bias) => bias.hold(call, shape, inputs, ALL)?.bias,
+            None => hold_places(call, shape, &inputs)?,
         };
-        let args = BiasGradArgs {
+        Ok(BiasGradArgs {
             bias,
             grad: grad.at,
             strides: shape.strides.map(|stride| stride as i64),
             aligned: u32::from(widest(grad.steps) == 16),
             ..BiasGradArgs::zeroed()
-        };
-        Ok((call, args))
+        })
     }
 
     /// Hands in `out`, which gets `factor` times `numbers` sums, and the memory between the blocks of `cut`.

@@ -1,10 +1,11 @@
 //! One call: every buffer that it uses, checked as it is handed in, and the launch that uses them all.
 
-use cudarc::driver::{CudaSlice, CudaStream, DeviceSlice, SyncOnDrop};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, SyncOnDrop, sys};
 
 use super::args::{Args, In, Out};
 use super::device::Gpu;
 use super::launch::{Kernel, Launch};
+use super::list::List;
 use super::scratch::{Lent, Scratch};
 use super::tensor::{Read, Update, View, ViewMut, Write};
 use crate::shape::{Shape, Strided};
@@ -12,6 +13,8 @@ use crate::{Error, Result};
 
 /// The most buffers of one call.
 const MOST: usize = 24;
+/// The most tensors of one call.
+const MOST_TENSORS: usize = 8;
 
 /// What one call holds: addresses and byte ranges of its buffers, and cudarc's order of events around their use, until the
 /// launch is done.
@@ -20,9 +23,10 @@ const MOST: usize = 24;
 /// anything else the call holds.
 pub(crate) struct Call<'a> {
     gpu: &'a Gpu,
-    ranges: [Option<Range>; MOST],
-    orders: [Option<SyncOnDrop<'a>>; MOST],
-    count: usize,
+    context: sys::CUcontext,
+    ranges: List<Range, MOST>,
+    orders: List<SyncOnDrop<'a>, MOST>,
+    tensors: List<Tensor, MOST_TENSORS>,
     scratch: Option<Lent<'a>>,
 }
 
@@ -33,8 +37,18 @@ struct Range {
     start: u64,
     end: u64,
     written: bool,
-    /// the element's bytes and the shape of a tensor, counted from `base`
-    strided: Option<(u64, u64, Strided)>,
+    /// which of the call's tensors it is
+    tensor: Option<usize>,
+}
+
+/// Where the elements of a tensor lie.
+#[derive(Clone, Copy, Debug)]
+struct Tensor {
+    /// the address that its shape counts from
+    base: u64,
+    /// bytes of an element
+    width: u64,
+    strided: Strided,
 }
 
 /// A tensor of a call: where its first element lies, its shape, and what decides how wide its accesses may be.
@@ -55,7 +69,13 @@ pub(crate) struct Updated<S> {
     buffer: (u64, usize),
 }
 
-impl<S> Updated<S> {
+impl<S: Copy> Updated<S> {
+    /// A tensor that is changed in place, in a buffer of an address and a length.
+    const fn in_place(y: Placed<Out, S>, buffer: (u64, usize)) -> Self {
+        let x = Placed { at: y.at.as_in(), shape: y.shape, steps: y.steps };
+        Self { x, y, in_place: true, buffer }
+    }
+
     /// What decides how wide the accesses to both may be.
     pub(crate) const fn steps(&self) -> u64 {
         self.x.steps | self.y.steps
@@ -69,12 +89,13 @@ pub(crate) const fn widest(steps: u64) -> usize {
 }
 
 /// Refuses two tensors of different sizes; `sizes` names them.
+#[inline]
 pub(crate) fn check_same<S: Shape>(name: &str, x: &S, other_name: &str, other: &S, sizes: &str) -> Result<()> {
-    let count = sizes.split(", ").count();
     let of = |shape: &S| shape.strided().dims.map(|(size, _)| size);
     if of(x) == of(other) {
         return Ok(());
     }
+    let count = sizes.split(", ").count();
     Err(Error::Value(format!(
         "{name} has the sizes {:?} and {other_name} {:?} ({sizes}), they must be equal",
         &of(x)[4 - count..],
@@ -84,8 +105,16 @@ pub(crate) fn check_same<S: Shape>(name: &str, x: &S, other_name: &str, other: &
 
 impl Gpu {
     /// Opens a call.
+    #[inline]
     pub(crate) fn call(&self) -> Call<'_> {
-        Call { gpu: self, ranges: [const { None }; MOST], orders: [const { None }; MOST], count: 0, scratch: None }
+        Call {
+            gpu: self,
+            context: self.stream().context().cu_ctx(),
+            ranges: List::new(),
+            orders: List::new(),
+            tensors: List::new(),
+            scratch: None,
+        }
     }
 }
 
@@ -95,45 +124,69 @@ impl<'a> Call<'a> {
         self.gpu
     }
 
+    #[inline]
     fn check(&self, name: &'static str, got: usize, need: usize, stream: &CudaStream) -> Result<()> {
         if got < need {
             return Err(Error::Length { name, got, need });
         }
-        self.gpu.check_context(name, stream)
+        self.check_context(name, stream)
     }
 
-    fn held(&self) -> impl Iterator<Item = &Range> {
-        self.ranges[..self.count].iter().flatten()
+    #[inline]
+    fn check_context(&self, name: &'static str, stream: &CudaStream) -> Result<()> {
+        if stream.context().cu_ctx() == self.context { Ok(()) } else { Err(Error::Context(name)) }
     }
 
     /// Adds a range, after a look at all that are there.
-    fn hold(&mut self, range: Range) -> Result<()> {
-        for other in self.held().filter(|other| range.written || other.written) {
+    fn hold(&mut self, name: &'static str, [start, end]: [u64; 2], written: bool, tensor: Option<usize>) -> Result<()> {
+        for other in self.ranges.iter().filter(|other| written || other.written) {
             // Nothing meets an empty range, wherever it lies.
-            if range.start.max(other.start) < range.end.min(other.end) {
-                apart(other, &range)?;
+            if start.max(other.start) < end.min(other.end) {
+                self.check_apart(other, &Range { name, start, end, written, tensor })?;
             }
         }
-        let place = self.ranges.get_mut(self.count);
-        *place.ok_or_else(|| Error::Value(format!("{} is one buffer too many for a call", range.name)))? = Some(range);
-        self.count += 1;
-        Ok(())
+        match self.ranges.push(Range { name, start, end, written, tensor }) {
+            Some(_) => Ok(()),
+            None => Err(one_too_many(name)),
+        }
     }
 
-    fn order(&mut self, order: SyncOnDrop<'a>) {
-        self.orders[self.count - 1] = Some(order);
+    #[cold]
+    fn check_apart(&self, first: &Range, second: &Range) -> Result<()> {
+        apart(first, second, [first, second].map(|of| Some(self.tensors[of.tensor?])))
+    }
+
+    /// Adds the range of a tensor of `span` elements; returns where the tensor begins, and its steps.
+    fn hold_tensor<S: Shape>(
+        &mut self,
+        name: &'static str,
+        [base, width]: [u64; 2],
+        shape: &S,
+        span: usize,
+        written: bool,
+    ) -> Result<(u64, u64)> {
+        let strided = shape.strided();
+        let steps = base | (strided.steps() as u64).wrapping_mul(width);
+        // A tensor without elements may have an offset beyond its buffer.
+        let start = if span == 0 { base } else { base.wrapping_add(strided.offset as u64 * width) };
+        let end = base.saturating_add((span as u64).saturating_mul(width));
+        match self.tensors.push(Tensor { base, width, strided }) {
+            None => Err(one_too_many(name)),
+            tensor => self.hold(name, [start, end], written, tensor).map(|()| (start, steps)),
+        }
     }
 
     /// A buffer to be read, which must hold `need` elements.
     pub(crate) fn read<V>(&mut self, name: &'static str, buffer: Read<'a, V>, need: usize) -> Result<In> {
         self.check(name, buffer.len(), need, buffer.stream())?;
         let (start, order) = buffer.device_ptr(self.gpu.stream());
-        self.hold(Range { name, start, end: end::<V>(start, need), written: false, strided: None })?;
-        self.order(order);
+        self.hold(name, [start, end::<V>(start, need)], false, None)?;
+        self.orders.push(order);
         Ok(In::new(start))
     }
 
     /// [`Call::read`] of a buffer that may be missing: then the kernel gets null.
+    #[inline]
     pub(crate) fn read_some<V>(&mut self, name: &'static str, buffer: Option<Read<'a, V>>, need: usize) -> Result<In> {
         buffer.map_or(Ok(In::NULL), |buffer| self.read(name, buffer, need))
     }
@@ -142,12 +195,13 @@ impl<'a> Call<'a> {
     pub(crate) fn write<V>(&mut self, name: &'static str, buffer: Write<'a, V>, need: usize) -> Result<Out> {
         self.check(name, buffer.len(), need, buffer.stream())?;
         let (start, order) = buffer.device_ptr_mut(self.gpu.stream());
-        self.hold(Range { name, start, end: end::<V>(start, need), written: true, strided: None })?;
-        self.order(order);
+        self.hold(name, [start, end::<V>(start, need)], true, None)?;
+        self.orders.push(order);
         Ok(Out::new(start))
     }
 
     /// [`Call::write`] of a buffer that may be missing: then the kernel gets null.
+    #[inline]
     pub(crate) fn write_some<V>(
         &mut self,
         name: &'static str,
@@ -158,30 +212,48 @@ impl<'a> Call<'a> {
     }
 
     /// A table of the plan.
+    #[inline]
     pub(crate) fn table<V>(&mut self, name: &'static str, table: &'a CudaSlice<V>) -> Result<In> {
-        self.read(name, table, DeviceSlice::len(table))
+        self.check_context(name, table.stream())?;
+        let (start, order) = table.device_ptr(self.gpu.stream());
+        self.hold(name, [start, end::<V>(start, table.len())], false, None)?;
+        self.orders.push(order);
+        Ok(In::new(start))
     }
 
     /// A tensor to be read.
     pub(crate) fn view<T, S: Shape>(&mut self, name: &'static str, x: View<'a, T, S>) -> Result<Placed<In, S>> {
-        let View { buffer, shape } = x;
-        shape.check(name, buffer.len())?;
-        self.gpu.check_context(name, buffer.stream())?;
-        let (start, order) = buffer.device_ptr(self.gpu.stream());
-        self.hold(tensor::<T>(name, start, &shape.strided(), false)?)?;
-        self.order(order);
-        Ok(placed::<T, _, _>(start, shape, In::new))
+        let span = x.shape.check(name, x.buffer.len())?;
+        self.place(name, x, span)
     }
 
     /// A tensor to be written, or changed in place.
     pub(crate) fn view_mut<T, S: Shape>(&mut self, name: &'static str, x: ViewMut<'a, T, S>) -> Result<Placed<Out, S>> {
+        let span = x.shape.check_written(name, x.buffer.len())?;
+        self.place_mut(name, x, span)
+    }
+
+    fn place<T, S: Shape>(&mut self, name: &'static str, x: View<'a, T, S>, span: usize) -> Result<Placed<In, S>> {
+        let View { buffer, shape } = x;
+        self.check_context(name, buffer.stream())?;
+        let (base, order) = buffer.device_ptr(self.gpu.stream());
+        let (at, steps) = self.hold_tensor(name, [base, size_of::<T>() as u64], &shape, span, false)?;
+        self.orders.push(order);
+        Ok(Placed { at: In::new(at), shape, steps })
+    }
+
+    fn place_mut<T, S: Shape>(
+        &mut self,
+        name: &'static str,
+        x: ViewMut<'a, T, S>,
+        span: usize,
+    ) -> Result<Placed<Out, S>> {
         let ViewMut { buffer, shape } = x;
-        shape.check_written(name, buffer.len())?;
-        self.gpu.check_context(name, buffer.stream())?;
-        let (start, order) = buffer.device_ptr_mut(self.gpu.stream());
-        self.hold(tensor::<T>(name, start, &shape.strided(), true)?)?;
-        self.order(order);
-        Ok(placed::<T, _, _>(start, shape, Out::new))
+        self.check_context(name, buffer.stream())?;
+        let (base, order) = buffer.device_ptr_mut(self.gpu.stream());
+        let (at, steps) = self.hold_tensor(name, [base, size_of::<T>() as u64], &shape, span, true)?;
+        self.orders.push(order);
+        Ok(Placed { at: Out::new(at), shape, steps })
     }
 
     /// A tensor to be changed in place, or read and written elsewhere. `sizes` names the sizes of both.
@@ -195,17 +267,16 @@ impl<'a> Call<'a> {
             Update::InPlace(x) => {
                 let len = x.buffer.len();
                 let y = self.view_mut(name, x)?;
-                let x = Placed { at: y.at.as_in(), shape: y.shape, steps: y.steps };
-                let offset = (y.shape.strided().offset as u64).wrapping_mul(size_of::<T>() as u64);
-                let start = y.at.address().wrapping_sub(offset);
-                Ok(Updated { x, y, in_place: true, buffer: (start, len) })
+                let base = self.tensors.last().map_or(0, |tensor| tensor.base);
+                Ok(Updated::in_place(y, (base, len)))
             }
             Update::Copy(x, y) => {
-                x.shape.check(name, x.buffer.len())?;
-                y.shape.check_written(out_name, y.buffer.len())?;
+                // Both lengths before the sizes: a short buffer is what the caller must know first.
+                let span = x.shape.check(name, x.buffer.len())?;
+                let out_span = y.shape.check_written(out_name, y.buffer.len())?;
                 check_same(name, &x.shape, out_name, &y.shape, sizes)?;
-                let x = self.view(name, x)?;
-                let y = self.view_mut(out_name, y)?;
+                let x = self.place(name, x, span)?;
+                let y = self.place_mut(out_name, y, out_span)?;
                 Ok(Updated { x, y, in_place: false, buffer: (0, 0) })
             }
         }
@@ -213,29 +284,28 @@ impl<'a> Call<'a> {
 
     /// A tensor in the buffer of one that is changed in place, to be changed in place too.
     pub(crate) fn beside<T, S: Shape>(&mut self, name: &'static str, x: &Updated<S>, shape: S) -> Result<Updated<S>> {
-        let (start, len) = x.buffer;
-        shape.check_written(name, len)?;
-        self.hold(tensor::<T>(name, start, &shape.strided(), true)?)?;
-        let y = placed::<T, _, _>(start, shape, Out::new);
-        let x = Placed { at: y.at.as_in(), shape, steps: y.steps };
-        Ok(Updated { x, y, in_place: true, buffer: (start, len) })
+        let (base, len) = x.buffer;
+        let span = shape.check_written(name, len)?;
+        let (at, steps) = self.hold_tensor(name, [base, size_of::<T>() as u64], &shape, span, true)?;
+        Ok(Updated::in_place(Placed { at: Out::new(at), shape, steps }, x.buffer))
     }
 
     /// Scratch memory of the plan: its counters and its numbers. A call takes it once.
     pub(crate) fn scratch(&mut self, scratch: &'a Scratch) -> Result<(Out, Out)> {
         let (start, bytes, lent) = scratch.lend(self.gpu)?;
-        self.hold(Range { name: "scratch memory", start, end: start + bytes, written: true, strided: None })?;
+        self.hold("scratch memory", [start, start + bytes], true, None)?;
         self.scratch = Some(lent);
         let counters = Out::new(start);
         Ok((counters, counters.offset(scratch.counter_bytes())))
     }
 
     /// Puts one kernel into the stream. A call may launch several, one after another.
+    #[inline]
     pub(crate) fn launch<A: Args>(&self, kernel: &Kernel<A>, launch: &Launch<A>) -> Result<()> {
         let mut stray = None;
         launch.args.addresses(&mut |address| {
             // One past the end belongs to a tensor without elements.
-            let inside = || self.held().any(|range| (range.start..=range.end).contains(&address));
+            let inside = || self.ranges.iter().any(|range| (range.start..=range.end).contains(&address));
             if address != 0 && !inside() {
                 stray = Some(address);
             }
@@ -252,44 +322,28 @@ impl<'a> Call<'a> {
     }
 }
 
+#[inline]
 fn end<V>(start: u64, len: usize) -> u64 {
     start.saturating_add((len as u64).saturating_mul(size_of::<V>() as u64))
 }
 
-/// The range of a tensor that its shape's check has passed.
-fn tensor<T>(name: &'static str, start: u64, strided: &Strided, written: bool) -> Result<Range> {
-    let width = size_of::<T>() as u64;
-    let span = strided.span()?;
-    let end = end::<T>(start, span);
-    Ok(Range {
-        name,
-        start: if span == 0 { end } else { start + strided.offset as u64 * width },
-        end,
-        written,
-        strided: Some((start, width, *strided)),
-    })
+#[cold]
+fn one_too_many(name: &str) -> Error {
+    Error::Value(format!("{name} is one buffer too many for a call"))
 }
 
-fn placed<T, Address, S: Shape>(start: u64, shape: S, address: impl Fn(u64) -> Address) -> Placed<Address, S> {
-    let (width, strided) = (size_of::<T>() as u64, shape.strided());
-    // A tensor without elements may have an offset beyond its buffer.
-    let empty = strided.dims.iter().any(|&(size, _)| size == 0);
-    let at = if empty { start } else { start.wrapping_add(strided.offset as u64 * width) };
-    Placed { at: address(at), shape, steps: start | (strided.steps() as u64).wrapping_mul(width) }
-}
-
-/// Refuses two ranges that meet, unless their shapes prove that no element does.
-fn apart(first: &Range, second: &Range) -> Result<()> {
-    if let (Some((base, width, a)), Some((other, other_width, b))) = (first.strided, second.strided)
-        && width == other_width
-        && base.abs_diff(other).is_multiple_of(width)
+/// Refuses two ranges that meet, unless they are of tensors whose shapes prove that no element does.
+fn apart(first: &Range, second: &Range, tensors: [Option<Tensor>; 2]) -> Result<()> {
+    if let [Some(a), Some(b)] = tensors
+        && a.width == b.width
+        && a.base.abs_diff(b.base).is_multiple_of(a.width)
     {
-        let origin = base.min(other);
-        let from = |base: u64, of: Strided| {
+        let origin = a.base.min(b.base);
+        let from = |Tensor { base, width, strided }: Tensor| {
             let skip = usize::try_from((base - origin) / width).unwrap_or(usize::MAX);
-            Strided { offset: of.offset.saturating_add(skip), ..of }
+            Strided { offset: strided.offset.saturating_add(skip), ..strided }
         };
-        return from(base, a).check_apart(first.name, &from(other, b), second.name);
+        return from(a).check_apart(first.name, &from(b), second.name);
     }
     let (written, other) = if second.written { (second, first) } else { (first, second) };
     Err(Error::Value(format!("{} is written and shares memory with {}", written.name, other.name)))
@@ -311,16 +365,17 @@ mod tests {
     #[test]
     fn tensors_of_one_buffer_are_apart_where_their_strides_prove_it() {
         let row = 48 * 64;
-        let range = |name, base: u64, heads: Heads| tensor::<f32>(name, base, &heads.strided(), true).unwrap();
-        let q = range("q", 4096, Heads::bthd(3, 5, 32, 64).row(row));
+        let range = |name, written| Range { name, start: 0, end: 0, written, tensor: None };
+        let tensor = |base: u64, heads: Heads| Some(Tensor { base, width: 4, strided: heads.strided() });
+        let (q, k) = (range("q", true), range("k", true));
+        let queries = tensor(4096, Heads::bthd(3, 5, 32, 64).row(row));
         // The same keys by an offset, and by an address of their own.
-        let k = Heads::bthd(3, 5, 8, 64).row(row);
-        apart(&q, &range("k", 4096, k.at(32 * 64))).unwrap();
-        apart(&q, &range("k", 4096 + 4 * 32 * 64, k)).unwrap();
-        let error = apart(&q, &range("k", 4096 + 4 * 31 * 64, k)).unwrap_err();
+        let keys = Heads::bthd(3, 5, 8, 64).row(row);
+        apart(&q, &k, [queries, tensor(4096, keys.at(32 * 64))]).unwrap();
+        apart(&q, &k, [queries, tensor(4096 + 4 * 32 * 64, keys)]).unwrap();
+        let error = apart(&q, &k, [queries, tensor(4096 + 4 * 31 * 64, keys)]).unwrap_err();
         assert!(error.to_string().ends_with("may overlap in one buffer"), "{error}");
-        let mask = Range { name: "mask", written: false, strided: None, ..q };
-        let error = apart(&mask, &q).unwrap_err();
+        let error = apart(&range("mask", false), &q, [None, queries]).unwrap_err();
         assert_eq!(error.to_string(), "q is written and shares memory with mask");
     }
 }

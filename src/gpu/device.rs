@@ -110,6 +110,7 @@ impl Gpu {
     }
 
     /// The engine's stream.
+    #[inline]
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.shared.stream
     }
@@ -132,6 +133,7 @@ impl Gpu {
     }
 
     /// Refuses what belongs to a stream of another context.
+    #[inline]
     pub(crate) fn check_context(&self, name: &'static str, stream: &CudaStream) -> Result<()> {
         if stream.context().cu_ctx() != self.stream().context().cu_ctx() {
             return Err(Error::Context(name));
@@ -140,6 +142,7 @@ impl Gpu {
     }
 
     /// Whether launches may start before the one ahead of them has ended.
+    #[inline]
     pub(super) fn overlaps(&self) -> bool {
         self.overlap && self.shared.capability.0 >= 9
     }

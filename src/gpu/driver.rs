@@ -32,6 +32,7 @@ pub(super) fn reason(error: DriverError) -> String {
     format!("{}: {}", text(error.error_name()), text(error.error_string()))
 }
 
+#[inline]
 pub(super) fn error(call: &'static str) -> impl Fn(DriverError) -> Error {
     move |error| Error::Driver { call, reason: reason(error) }
 }

@@ -38,6 +38,7 @@ impl<A> Launch<A> {
     }
 
     /// Refuses a grid or block beyond what every device takes.
+    #[inline]
     pub(crate) fn check(&self, name: &str) -> Result<()> {
         let in_range = self.grid.iter().zip(MAX_GRID).all(|(&blocks, most)| (1..=most).contains(&blocks));
         let threads = self.block.iter().map(|&n| u64::from(n)).product::<u64>();
@@ -126,10 +127,10 @@ impl Gpu {
         launch.check(kernel.name)?;
         let stream = self.stream();
         stream.context().bind_to_thread().map_err(driver::error("cuCtxSetCurrent"))?;
-        let mut args = launch.args;
-        let mut pointers = [std::ptr::from_mut(&mut args).cast::<c_void>()];
+        // The driver only reads them, through a pointer that C does not call const.
+        let mut pointers = [std::ptr::from_ref(&launch.args).cast_mut().cast::<c_void>()];
         let ([x, y, z], [block_x, block_y, block_z]) = (launch.grid, launch.block);
-        let mut attributes: [sys::CUlaunchAttribute; 2] = [no_attribute(), no_attribute()];
+        let mut attributes = [NO_ATTRIBUTE; 2];
         let mut count = 0;
         if launch.cooperative {
             attributes[count].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
@@ -163,7 +164,5 @@ impl Gpu {
     }
 }
 
-fn no_attribute() -> sys::CUlaunchAttribute {
-    // SAFETY: a C struct of an enum with a zero variant (CU_LAUNCH_ATTRIBUTE_IGNORE), padding and a union of plain data.
-    unsafe { std::mem::zeroed() }
-}
+// SAFETY: a C struct of an enum with a zero variant (CU_LAUNCH_ATTRIBUTE_IGNORE), padding and a union of plain data.
+const NO_ATTRIBUTE: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };

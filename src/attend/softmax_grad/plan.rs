@@ -171,7 +171,8 @@ impl<T: Scalar> SoftmaxPlan<T> {
         grad: Write<'a, f32>,
     ) -> Result<()> {
         shape.check_counts("logits")?;
-        let (mut call, rows) = (self.gpu.call(), rows(&shape)? as usize);
+        let rows = rows(&shape)? as usize;
+        let mut call = self.gpu.call();
         let args = SinkGradArgs {
             sinks: call.read("sinks", sinks, shape.heads)?,
             lse: call.read("lse", lse, rows)?,

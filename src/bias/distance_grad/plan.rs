@@ -300,7 +300,8 @@ impl<T: Scalar> DistanceGradPlan<T> {
         out: Write<'a, f32>,
     ) -> Result<()> {
         let (shape, inputs, target) = (*grad.shape(), inputs.into(), &self.target);
-        let (mut call, mut args) = self.sums.open(grad, inputs)?;
+        let mut call = self.sums.call();
+        let mut args = self.sums.read(&mut call, grad, inputs)?;
         let plan = Summation::of(&shape, &inputs.places, target)?;
         self.sums.write(&mut call, &mut args, (out, self.len()), factor, &plan.cut)?;
         let mut args = DistanceGradArgs {

@@ -130,7 +130,8 @@ impl<T: Scalar> FireGradPlan<T> {
         out: Write<'a, f32>,
     ) -> Result<()> {
         let (shape, tables) = (*grad.shape(), &self.tables);
-        let (mut call, mut args) = self.sums.open(grad, inputs.into())?;
+        let mut call = self.sums.call();
+        let mut args = self.sums.read(&mut call, grad, inputs.into())?;
         let cut = cut(&shape, self.lines)?;
         self.sums.write(&mut call, &mut args, (out, self.len()), factor, &cut)?;
         let args = FireGradArgs {

@@ -8,7 +8,7 @@ use bytemuck::Zeroable;
 use crate::embed::launch::{THREADS, blocks, fitting, small};
 use crate::embed::learned::{hold, shared_room};
 use crate::embed::{DeviceLookup, DeviceTables, ErrorFlag, Learned, Norm, Tokens, check_scale};
-use crate::gpu::args::{Divisor, LearnedArgs, ORDER_CHUNK, ORDER_TILE, ORDER_WAYS, TableGradArgs};
+use crate::gpu::args::{Divisor, LearnedArgs, ORDER_CHUNK, ORDER_TILE, ORDER_WAYS, Out, TableGradArgs};
 use crate::gpu::kernel::{COUNTED_GRAD, NORM_GRAD, ORDER, SORTED_GRAD, SORTED_REST, VECTORS_GRAD};
 use crate::gpu::{Kernel, Launch, Read, Scratch, View, ViewMut, Write, check_same, widest};
 use crate::shape::product;
@@ -443,8 +443,9 @@ impl<T: Scalar> LearnedGradPlan<T> {
         let mut call = self.gpu.call();
         let order = call.write("order", order, count)?;
         let (ids, id_type) = ids.hold(&mut call, "ids", count)?;
-        self.scratch.check(order_numbers(count), || format!("the order of {count} ids"))?;
-        let (_, between) = call.scratch(&self.scratch)?;
+        let numbers = order_numbers(count);
+        self.scratch.check(numbers, || format!("the order of {count} ids"))?;
+        let between = if numbers > 0 { call.scratch(&self.scratch)?.1 } else { Out::NULL };
         if count == 0 {
             return Ok(());
         }

@@ -209,18 +209,14 @@ impl<T: Scalar> ResamplePlan<T> {
         let (kernel, width) = fitting::<T, _>(&self.kernels, steps);
         let mut launch = spec.launch(dim, width, transposed)?;
         let [rows, columns] = &self.taps[usize::from(transposed)];
-        launch.args = ResampleArgs {
-            out: out.at,
-            table: table.at,
-            row_spans: call.table("row spans", &rows.spans)?,
-            row_weights: call.table("row weights", &rows.weights)?,
-            column_spans: call.table("column spans", &columns.spans)?,
-            column_weights: call.table("column weights", &columns.weights)?,
-            row_taps: rows.most,
-            column_taps: columns.most,
-            accumulate: u32::from(accumulate),
-            ..launch.args
-        };
+        let args = &mut launch.args;
+        (args.out, args.table) = (out.at, table.at);
+        (args.row_taps, args.column_taps) = (rows.most, columns.most);
+        args.row_spans = call.table("row spans", &rows.spans)?;
+        args.row_weights = call.table("row weights", &rows.weights)?;
+        args.column_spans = call.table("column spans", &columns.spans)?;
+        args.column_weights = call.table("column weights", &columns.weights)?;
+        args.accumulate = u32::from(accumulate);
         call.launch(kernel, &launch)
     }
 }

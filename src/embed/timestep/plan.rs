@@ -123,13 +123,10 @@ impl<T: Scalar> TimestepPlan<T> {
         let sizes = (spec.dim | spec.sizes()) * size_of::<T>();
         let (kernel, width) = fitting::<T, _>(&self.kernels, out.steps | sizes as u64);
         let mut launch = spec.time_launch(times, row, width)?;
-        launch.args = TimestepArgs {
-            x: out.at,
-            t,
-            turns: call.table("turns", &self.turns)?,
-            double_time: u32::from(size_of::<F>() == 8),
-            ..launch.args
-        };
+        let args = &mut launch.args;
+        (args.x, args.t) = (out.at, t);
+        args.turns = call.table("turns", &self.turns)?;
+        args.double_time = u32::from(size_of::<F>() == 8);
         call.launch(kernel, &launch)
     }
 }

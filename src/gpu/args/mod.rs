@@ -31,16 +31,19 @@ macro_rules! address {
     ($($Address:ident),*) => {$(
         #[allow(dead_code, reason = "build.rs compiles this file too, and makes no addresses")]
         impl $Address {
+            #[inline]
             pub(super) const fn new(address: u64) -> Self {
                 Self(address)
             }
             /// The address `bytes` further on.
+            #[inline]
             pub(crate) const fn offset(self, bytes: u64) -> Self {
                 Self(self.0.wrapping_add(bytes))
             }
             /// No buffer; the kernel does not follow it.
             pub const NULL: Self = Self(0);
             /// The address, for alignment and overlap.
+            #[inline]
             pub const fn address(self) -> u64 {
                 self.0
             }
@@ -53,6 +56,7 @@ address!(In, Out);
 #[allow(dead_code, reason = "build.rs compiles this file too, and makes no addresses")]
 impl Out {
     /// The same address, to be read.
+    #[inline]
     pub const fn as_in(self) -> In {
         In(self.0)
     }
@@ -64,7 +68,8 @@ pub trait Field {
     fn declare(name: &str) -> String;
 
     /// Shows every device address in it.
-    fn addresses(&self, _: &mut dyn FnMut(u64)) {}
+    #[inline]
+    fn addresses(&self, _: &mut impl FnMut(u64)) {}
 }
 
 macro_rules! fields {
@@ -92,7 +97,8 @@ macro_rules! address_fields {
             fn declare(name: &str) -> String {
                 format!(concat!($cxx, " {}"), name)
             }
-            fn addresses(&self, show: &mut dyn FnMut(u64)) {
+            #[inline]
+            fn addresses(&self, show: &mut impl FnMut(u64)) {
                 show(self.0);
             }
         }
@@ -201,7 +207,8 @@ macro_rules! args {
                 fn declare(name: &str) -> String {
                     format!(concat!(stringify!($name), " {}"), name)
                 }
-                fn addresses(&self, show: &mut dyn FnMut(u64)) {
+                #[inline]
+                fn addresses(&self, show: &mut impl FnMut(u64)) {
                     $(super::Field::addresses(&self.$field, show);)*
                 }
             }
