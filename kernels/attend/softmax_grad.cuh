@@ -57,8 +57,10 @@ __device__ __forceinline__ void softmax_grad(const SoftmaxGradArgs& args, const 
     const SoftmaxLaw& law = args.law;
     const T::Bits* p_row = static_cast<const T::Bits*>(args.p) + row.offset(args.p_strides);
     const T::Bits* dp_row = static_cast<const T::Bits*>(args.dp) + row.offset(args.dp_strides);
+    // Read once: the barriers between the packs would have it read again for each.
+    int packs = args.team.packs;
     // uint4 of a chunk
-    unsigned room = args.team.packs * 2 * Stage::WORDS * blockDim.x;
+    unsigned room = packs * 2 * Stage::WORDS * blockDim.x;
     int chunks = place.end - place.first;
     bool again = chunks > static_cast<int>(args.team.held);
     float dot = 0.0f;
@@ -81,7 +83,7 @@ __device__ __forceinline__ void softmax_grad(const SoftmaxGradArgs& args, const 
         }
         PackSum sum;
 #pragma unroll 1
-        for (int j = 0; j < static_cast<int>(args.team.packs); ++j) {
+        for (int j = 0; j < packs; ++j) {
             int at = (place.first + slot) * CHUNK + static_cast<int>(j * team.lanes + team.lane) * KEYS;
             if (at >= static_cast<int>(args.bias.keys)) break;
             float p[KEYS], dp[KEYS], dbias[KEYS];

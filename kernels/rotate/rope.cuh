@@ -76,6 +76,9 @@ struct Walk {
 
     // `first` and `last` count the heads of both tensors, queries first.
     __device__ Walk(const RopeArgs& args, bool keys, unsigned batch, unsigned token, unsigned first, unsigned last) {
+        // `y` through the struct that is chosen, the rest field by field: every other mixture that was tried takes more
+        // registers on some architecture, or more instructions.
+        const HeadsArgs& of = keys ? args.k : args.q;
         const long long* in = keys ? args.k.x_strides : args.q.x_strides;
         const long long* out = keys ? args.k.y_strides : args.q.y_strides;
         unsigned from = keys ? max(first, args.q_heads) : first;
@@ -85,7 +88,7 @@ struct Walk {
         x_step = in[2];
         y_step = out[2];
         x = static_cast<const T::Bits*>(keys ? args.k.x : args.q.x) + batch * in[0] + token * in[1] + own * x_step;
-        y = static_cast<T::Bits*>(keys ? args.k.y : args.q.y) + batch * out[0] + token * out[1] + own * y_step;
+        y = static_cast<T::Bits*>(of.y) + batch * out[0] + token * out[1] + own * y_step;
     }
 
     __device__ void next() {
