@@ -527,6 +527,7 @@ shape!(
     Numbers,
     "numbers of a term",
     "batch x heads x rows x entries",
+    4,
     |of: &Numbers| [
         (of.batch, of.strides[0]),
         (of.heads, of.strides[1]),

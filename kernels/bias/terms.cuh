@@ -54,8 +54,8 @@ struct TermQuery {
 
     // The region of the image that a token of a shifted window comes from.
     static __device__ int region(const TermArgs& term, const Row& row, int y, int x) {
-        unsigned window = row.batch % term.windows[0];
-        unsigned line = window / term.windows[1];
+        unsigned window = row.batch - divide(row.batch, term.by_image) * term.windows[0];
+        unsigned line = divide(window, term.by_row);
         int iy = static_cast<int>(line) * term.window[0] + y;
         int ix = static_cast<int>(window - line * term.windows[1]) * term.window[1] + x;
         int vertical = (iy >= term.last[0]) + (iy >= term.wrapped[0]);

@@ -1,20 +1,20 @@
 //! One call: every buffer that it uses, checked as it is handed in, and the launch that uses them all.
 
+use arrayvec::ArrayVec;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, SyncOnDrop, sys};
 
 use super::args::{Args, In, Out};
 use super::device::Gpu;
 use super::launch::{Kernel, Launch};
-use super::list::List;
 use super::scratch::{Lent, Scratch};
 use super::tensor::{Read, Update, View, ViewMut, Write};
 use crate::shape::{Shape, Strided};
 use crate::{Error, Result};
 
-/// The most buffers of one call.
-const MOST: usize = 24;
-/// The most tensors of one call.
-const MOST_TENSORS: usize = 8;
+/// The most buffers of one call: a softmax with four terms of five buffers each has 36.
+const MOST: usize = 40;
+/// The most tensors of one call: three of a softmax, and two of each of four terms.
+const MOST_TENSORS: usize = 12;
 
 /// What one call holds: addresses and byte ranges of its buffers, and cudarc's order of events around their use, until the
 /// launch is done.
@@ -24,9 +24,9 @@ const MOST_TENSORS: usize = 8;
 pub(crate) struct Call<'a> {
     gpu: &'a Gpu,
     context: sys::CUcontext,
-    ranges: List<Range, MOST>,
-    orders: List<SyncOnDrop<'a>, MOST>,
-    tensors: List<Tensor, MOST_TENSORS>,
+    ranges: ArrayVec<Range, MOST>,
+    orders: ArrayVec<SyncOnDrop<'a>, MOST>,
+    tensors: ArrayVec<Tensor, MOST_TENSORS>,
     scratch: Option<Lent<'a>>,
 }
 
@@ -110,9 +110,9 @@ impl Gpu {
         Call {
             gpu: self,
             context: self.stream().context().cu_ctx(),
-            ranges: List::new(),
-            orders: List::new(),
-            tensors: List::new(),
+            ranges: ArrayVec::new(),
+            orders: ArrayVec::new(),
+            tensors: ArrayVec::new(),
             scratch: None,
         }
     }
@@ -145,10 +145,7 @@ impl<'a> Call<'a> {
                 self.check_apart(other, &Range { name, start, end, written, tensor })?;
             }
         }
-        match self.ranges.push(Range { name, start, end, written, tensor }) {
-            Some(_) => Ok(()),
-            None => Err(one_too_many(name)),
-        }
+        self.ranges.try_push(Range { name, start, end, written, tensor }).map_err(|_| one_too_many(name))
     }
 
     #[cold]
@@ -170,10 +167,9 @@ impl<'a> Call<'a> {
         // A tensor without elements may have an offset beyond its buffer.
         let start = if span == 0 { base } else { base.wrapping_add(strided.offset as u64 * width) };
         let end = base.saturating_add((span as u64).saturating_mul(width));
-        match self.tensors.push(Tensor { base, width, strided }) {
-            None => Err(one_too_many(name)),
-            tensor => self.hold(name, [start, end], written, tensor).map(|()| (start, steps)),
-        }
+        let tensor = self.tensors.len();
+        self.tensors.try_push(Tensor { base, width, strided }).map_err(|_| one_too_many(name))?;
+        self.hold(name, [start, end], written, Some(tensor)).map(|()| (start, steps))
     }
 
     /// A buffer to be read, which must hold `need` elements.

@@ -2,7 +2,7 @@
 //! calls of f16's instructions (`cpu::f16`) and the prefetch (`cpu::ahead`).
 //!
 //! A plan opens a `Call`, hands in every buffer, and launches. The layers, each built on those before it: `driver`, `args`,
-//! `kernel`, `modules`, `device`, `launch`, `tensor`, `scratch`, `list`, `call`.
+//! `kernel`, `modules`, `device`, `launch`, `tensor`, `scratch`, `call`.
 
 #[allow(dead_code, reason = "a field's layout is read by tests and by build.rs")]
 pub(crate) mod args;
@@ -11,7 +11,6 @@ mod device;
 mod driver;
 pub(crate) mod kernel;
 mod launch;
-mod list;
 mod modules;
 mod scratch;
 mod tensor;

@@ -176,7 +176,8 @@ impl TermPlan {
                 args.kind = TermKind::SHIFTED;
                 (args.query, args.key) =
                     (side(windows.tokens(), windows.window[1], 1), side(windows.tokens(), windows.window[1], 1));
-                args.windows = [windows.windows() as u32, (windows.width / windows.window[1]) as u32];
+                let [image, row] = [windows.windows() as u32, (windows.width / windows.window[1]) as u32];
+                (args.windows, args.by_image, args.by_row) = ([image, row], Divisor::new(image), Divisor::new(row));
                 args.window = windows.window.map(|size| size as i32);
                 let (last, wrapped) = windows.bounds();
                 (args.last, args.wrapped) = (last.map(|at| at as i32), wrapped.map(|at| at as i32));

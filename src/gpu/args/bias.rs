@@ -190,6 +190,10 @@ args! {
         absolute: u32,
         /// windows of an image, and in a row of it
         windows: [u32; 2],
+        /// divides by the windows of an image
+        by_image: Divisor,
+        /// divides by the windows in a row of it
+        by_row: Divisor,
         /// rows and columns of a window
         window: [i32; 2],
         /// the first row, and column, of the image's last window

@@ -114,7 +114,7 @@ impl<F: Field, const N: usize> Field for [F; N] {
     fn declare(name: &str) -> String {
         F::declare(&format!("{name}[{N}]"))
     }
-    fn addresses(&self, show: &mut dyn FnMut(u64)) {
+    fn addresses(&self, show: &mut impl FnMut(u64)) {
         self.iter().for_each(|field| field.addresses(show));
     }
 }
