@@ -25,6 +25,22 @@ __device__ __forceinline__ float posenc_toeplitz(const float* row, int first, in
     return row[(near < last ? near : last) - first];
 }
 
+// The entry of a distance in a table of `count` relative positions from `first` on (Shaw, Transformer-XL, Conformer,
+// DeBERTa, Inkling): the nearest one outside, or -1 if nothing is added there. Where a model counts query - key, hand
+// in that. DeBERTa's buckets are a second look-up.
+__device__ __forceinline__ int posenc_distance_entry(int distance, int first, int count, bool zero_outside) {
+    int last = first + (count - 1);
+    if (zero_outside && (distance < first || distance > last)) return -1;
+    int near = distance > first ? distance : first;
+    return (near < last ? near : last) - first;
+}
+
+// The entry of a difference of rows and columns in the table of a window of height x width tokens: query - key for Swin
+// and BEiT, key - query for MaxViT.
+__device__ __forceinline__ int posenc_window_entry(int dy, int dx, int height, int width) {
+    return (dy + height - 1) * (2 * width - 1) + dx + width - 1;
+}
+
 // FIRE's input: the normalised distance. `logs[n]` is ln(c n + 1) for n below `count`; a query's factor is
 // posenc_fire_factor, once per query.
 __device__ __forceinline__ float posenc_fire_factor(const float* logs, int count, float least_norm, float eps,

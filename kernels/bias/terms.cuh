@@ -15,6 +15,7 @@
 //
 // A new kind is a code in TermKind, a line here, and a branch in `entry`.
 #pragma once
+#include "bias/bias.cuh"
 #include "bias/row.cuh"
 #include "common/keys.cuh"
 
@@ -66,10 +67,9 @@ struct TermQuery {
     // The entry for a key at `position`; -1: nothing is added.
     __device__ int entry(const TermArgs& term, const Row& row, int position) const {
         if (term.kind == TermKind::DISTANCE) {
-            int distance = term.reversed ? at - position : position - at, last = term.first + (term.count - 1);
-            if (term.zero_outside && (distance < term.first || distance > last)) return -1;
-            int near = max(term.first, min(distance, last)) - term.first;
-            return term.more ? static_cast<const unsigned short*>(term.more)[near] : near;
+            int distance = term.reversed ? at - position : position - at;
+            int near = posenc_distance_entry(distance, term.first, term.count, term.zero_outside != 0);
+            return term.more && near >= 0 ? static_cast<const unsigned short*>(term.more)[near] : near;
         }
         if (term.kind == TermKind::GRID) {
             int key_y = 0, key_x = 0;

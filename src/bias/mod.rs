@@ -58,6 +58,8 @@ pub use toeplitz::Toeplitz;
 /// |---|---|---|
 /// | `posenc_alibi(left, right, distance)` | slopes of one head | [`Slopes`] |
 /// | `posenc_toeplitz(row, first, count, distance)` | one head's row: T5, KERPLE, Sandwich | [`Toeplitz`] |
+/// | `posenc_distance_entry(distance, first, count, zero_outside)` | the entry of a table by distance | [`Distances`] |
+/// | `posenc_window_entry(dy, dx, height, width)` | the entry of a window's table | [`Window`] |
 /// | `posenc_fire_factor(logs, count, least_norm, eps, query)` | once per query | [`Fire::logs`], [`Fire::least_norm`] |
 /// | `posenc_fire_input(logs, count, factor, distance)` | | [`Fire::logs`] |
 /// | `posenc_fire_line(breaks, count, input)` | | [`Fire::lines`] |

@@ -3,13 +3,13 @@
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use posenc::accuracy::assert_close;
-use posenc::bias::DEVICE_HEADER;
+use posenc::bias::{DEVICE_HEADER, Distances, Window};
 use posenc::{Alibi, Bias, T5Bias};
 
 use crate::biases::fire;
 use crate::support::{Data, gpu};
 
-// One block a query, one thread a key: three biases of one head.
+// One block a query, one thread a key: three biases of one head and two entries of tables.
 const KERNEL: &str = r#"
 extern "C" __global__ void foreign(float slope, const float* row, int first, int count, const float* logs, int logs_count,
                                    float least_norm, float eps, const float* breaks, unsigned break_count,
@@ -18,7 +18,10 @@ extern "C" __global__ void foreign(float slope, const float* row, int first, int
     int distance = static_cast<int>(threadIdx.x) - query;
     float factor = posenc_fire_factor(logs, logs_count, least_norm, eps, query);
     float input = posenc_fire_input(logs, logs_count, factor, distance);
-    float* at = out + 3 * (blockIdx.x * blockDim.x + threadIdx.x);
+    float* at = out + 5 * (blockIdx.x * blockDim.x + threadIdx.x);
+    at[3] = static_cast<float>(posenc_distance_entry(-distance, 0, 99, true));
+    int own = query % 12, other = threadIdx.x % 12;
+    at[4] = static_cast<float>(posenc_window_entry(own / 4 - other / 4, own % 4 - other % 4, 3, 4));
     at[0] = posenc_alibi(slope, slope, distance);
     at[1] = posenc_toeplitz(row, first, count, distance);
     at[2] = posenc_fire(breaks, break_count, slopes, intercepts, input);
@@ -39,6 +42,9 @@ fn the_header_includes_nothing_and_names_its_functions() {
     assert!(!DEVICE_HEADER.contains("#include"));
     for name in ["posenc_alibi", "posenc_toeplitz", "posenc_fire_factor", "posenc_fire_input", "posenc_fire"] {
         assert!(DEVICE_HEADER.contains(&format!("float {name}(")), "{name}");
+    }
+    for name in ["posenc_distance_entry", "posenc_window_entry"] {
+        assert!(DEVICE_HEADER.contains(&format!("int {name}(")), "{name}");
     }
 }
 
@@ -72,7 +78,7 @@ fn a_foreign_kernel_computes_the_reference() {
     let (row_gpu, logs_gpu, breaks) =
         (upload(&row.values[head * distances..(head + 1) * distances]), upload(&logs), upload(&lines.breaks));
     let (line_slopes, intercepts) = (upload(&lines.slopes[own.clone()]), upload(&lines.intercepts[own]));
-    let mut out = upload(&vec![f32::NAN; 3 * queries * keys]);
+    let mut out = upload(&vec![f32::NAN; 5 * queries * keys]);
     let (slope, first, distances) = (slopes.left[head], row.first as i32, distances as i32);
     let (logs_count, least_norm, eps, break_count) =
         (logs.len() as i32, fire.least_norm(), fire.eps as f32, lines.breaks.len() as u32);
@@ -93,6 +99,9 @@ fn a_foreign_kernel_computes_the_reference() {
             want.push(bias.at(0, head, query, key));
             bound.push(bias.error_bound(0, head, query, key));
         }
+        want.push(Distances::inkling(99).entry(query, key).map_or(-1.0, |entry| entry as f64));
+        want.push(Window::swin(3, 4).entry(query % 12, key % 12).unwrap() as f64);
+        bound.extend([0.0, 0.0]);
     }
     assert_close(&got, &want, |i| bound[i]);
 }
