@@ -2,6 +2,6 @@
 #include "attend/softmax_grad.cuh"
 #include "bias/terms.cuh"
 
-extern "C" __global__ void __launch_bounds__(256, 3) KERNEL(grad_terms) {
+extern "C" __global__ void __launch_bounds__(256, 2) KERNEL(grad_terms) {
     softmax_grad<TermsBias>(args.call, args.terms);
 }

@@ -2,6 +2,6 @@
 #include "attend/softmax.cuh"
 #include "bias/terms.cuh"
 
-extern "C" __global__ void __launch_bounds__(256, 3) KERNEL(softmax_terms) {
+extern "C" __global__ void __launch_bounds__(256, 2) KERNEL(softmax_terms) {
     softmax<TermsBias>(args.call, args.terms);
 }

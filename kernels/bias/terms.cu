@@ -5,4 +5,4 @@
 #include "bias/apply.cuh"
 #include "bias/terms.cuh"
 
-extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(apply_terms) { apply<TermsBias>(args.call, args.terms); }
+extern "C" __global__ void __launch_bounds__(256, 3) KERNEL(apply_terms) { apply<TermsBias>(args.call, args.terms); }
