@@ -1,7 +1,7 @@
 //! Every spec as JSON and back.
 
 use posenc::attend::Order;
-use posenc::bias::{Kerple, KerpleKind, Sandwich, Slopes};
+use posenc::bias::{Kerple, KerpleKind, Sandwich, Slopes, Swin2Bias};
 use posenc::embed::{Frequencies, GridSize, Norm, Rows};
 use posenc::position::DualChunk;
 use posenc::rotate::{Angles, Axes, QueryScale, Yarn};
@@ -41,6 +41,7 @@ fn every_spec_survives_json() {
     round_trip(&Kerple { kind: KerpleKind::Log, p: vec![0.5], a: vec![2.0] });
     round_trip(&Sandwich::new(8));
     round_trip(&Fire::new());
+    round_trip(&Swin2Bias::new([16, 16], 512, 4).pretrained([12, 12]));
     round_trip(&Toeplitz::from_law(2, -2..=0, |head, distance| head as f64 + distance as f64).expect("a row"));
     round_trip(&Softmax { order: Order::BiasThenScale, softcap: Some(50.0), ..Softmax::causal(0.125) });
     round_trip(&Places::<Vec<i32>>::bottom_right());

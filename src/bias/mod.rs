@@ -18,6 +18,7 @@ mod layer;
 mod sandwich;
 #[cfg(feature = "cuda")]
 mod sums;
+mod swin2;
 mod t5;
 mod terms;
 mod toeplitz;
@@ -39,6 +40,9 @@ pub(crate) use form::{Held, rows};
 pub use kerple::{Kerple, KerpleGrad, KerpleKind};
 pub use layer::{Relative, RelativeLayer, Segments};
 pub use sandwich::Sandwich;
+#[cfg(feature = "cuda")]
+pub use swin2::{DeviceSwin2Weights, Swin2GradOut, Swin2Plan};
+pub use swin2::{HostSwin2Weights, LogCoordinates, Swin2Bias, Swin2Grad, Swin2Table, Swin2Weights, swin2_logit_scale};
 pub use t5::T5Bias;
 pub(crate) use terms::Pair;
 #[cfg(feature = "cuda")]

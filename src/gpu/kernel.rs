@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use super::args::{
     ApplyTermsArgs, Args, DistanceGradArgs, FieldLayout, FireGradArgs, GridArgs, LearnedArgs, MaskedArgs, ResampleArgs,
     RopeArgs, SinkGradArgs, SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxTermsArgs,
-    TableGradArgs, TimestepArgs, ToeplitzArgs, ToeplitzRowArgs,
+    Swin2Args, Swin2GradArgs, TableGradArgs, TimestepArgs, ToeplitzArgs, ToeplitzRowArgs,
 };
 
 /// An entry of a kernel file, which takes one `A`.
@@ -101,6 +101,8 @@ entries! {
     /// Sums along diagonals, and in bins where positions are given one by one.
     DISTANCE_GRAD: DistanceGradArgs = "bias/distance_grad" ["distance_grad", "distance_grad_bins"];
     FIRE_GRAD: FireGradArgs = "bias/fire_grad" ["fire_grad"];
+    SWIN2: Swin2Args = "bias/swin2" ["swin2"];
+    SWIN2_GRAD: Swin2GradArgs = "bias/swin2" ["swin2_grad"];
 
     SOFTMAX: SoftmaxArgs = "attend/softmax" ["softmax"];
     SOFTMAX_GRAD: SoftmaxGradArgs = "attend/softmax_grad" ["grad"];

@@ -14,9 +14,12 @@ mod overlap;
 mod sandwich;
 #[path = "../support/mod.rs"]
 mod support;
+mod swin2;
 mod t5;
 mod terms;
 #[path = "../support/terms.rs"]
 mod terms_support;
 mod toeplitz;
 mod window;
+#[path = "../support/window.rs"]
+mod window_golden;

@@ -2,7 +2,7 @@
 
 use half::bf16;
 use posenc::attend::{DeviceBias, DeviceInputs, GradOptions};
-use posenc::bias::{BiasInputs, DeviceTermInputs, DistanceGradPlan, Distances, Fire, FireGradPlan, Numbers, Term};
+use posenc::bias::{BiasInputs, DeviceTermInputs, DistanceGradPlan, Distances, Fire, FireGradPlan, Numbers, Term, DeviceSwin2Weights, Swin2Bias, Swin2GradOut, Swin2Plan};
 use posenc::embed::{
     Counted, DeviceLookup, DeviceTables, ErrorFlag, Grid, GridPlan, GridSize, Learned, LearnedGradPlan, LearnedPlan,
     Norm, NormGrad, Resample, ResamplePlan, Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens,
@@ -194,6 +194,20 @@ fn bias(v: &mut Visitor<'_>) {
     let mut parameters = v.zeros::<f32>(plan.len());
     run!(v, "the gradient of FIRE", parameters, {
         plan.apply(shape.of(&x), Places::bottom_right(), 1.0, &mut parameters)
+    });
+    swin2(v);
+}
+
+fn swin2(v: &mut Visitor<'_>) {
+    let plan = Swin2Plan::<bf16>::new(v.gpu, &Swin2Bias::new([3, 3], 40, 4)).expect("a plan");
+    let (w1, b1, w2) = (v.data(80), v.data(40), v.data(160));
+    let weights = DeviceSwin2Weights { w1: &w1, b1: &b1, w2: &w2, b2: None };
+    let mut table = v.zeros::<f32>(25 * 4);
+    run!(v, "Swin v2's table", table, plan.write(weights, &mut table));
+    let (mut w1_grad, mut b1_grad, mut w2_grad) = (v.zeros::<f32>(80), v.zeros::<f32>(40), v.zeros::<f32>(160));
+    run!(v, "the gradient of Swin v2's network", w2_grad, {
+        let out = Swin2GradOut { w1: &mut w1_grad, b1: &mut b1_grad, w2: &mut w2_grad, b2: None };
+        plan.grad(weights, &table, out)
     });
 }
 

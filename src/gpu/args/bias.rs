@@ -307,4 +307,52 @@ args! {
         /// turns a sum of slope times x before the threshold into the threshold's gradient
         threshold_factor: f32,
     }
+
+    /// Network of Swin v2's continuous position bias: a part of the arguments of `bias/swin2`.
+    Swin2Net {
+        /// `[hidden, 2]`
+        w1: In,
+        /// `[hidden]`
+        b1: In,
+        /// `[heads, hidden]`
+        w2: In,
+        /// `[heads]`, or null
+        b2: In,
+        /// f32 `[entries, 2]`
+        coordinates: In,
+        /// rows of the table
+        entries: u32,
+        /// outputs
+        heads: u32,
+        /// hidden units
+        hidden: u32,
+        /// multiplies the sigmoid; 0: there is none
+        limit: f32,
+    }
+
+    /// `bias/swin2`: `swin2`.
+    Swin2Args {
+        /// the network
+        net: Swin2Net,
+        /// f32 `[entries, heads]`, gradient of the table; null: the table is written
+        grad: In,
+        /// f32 `[entries, heads]`: the table, or the gradient of the network's outputs
+        out: Out,
+    }
+
+    /// `bias/swin2`: `swin2_grad`.
+    Swin2GradArgs {
+        /// the network
+        net: Swin2Net,
+        /// f32 `[entries, heads]`, gradient of the network's outputs
+        outer: In,
+        /// f32 `[hidden, 2]`
+        w1_grad: Out,
+        /// f32 `[hidden]`
+        b1_grad: Out,
+        /// f32 `[heads, hidden]`
+        w2_grad: Out,
+        /// f32 `[heads]`; null: not wanted
+        b2_grad: Out,
+    }
 }
