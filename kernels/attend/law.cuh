@@ -3,30 +3,38 @@
 //     SOFTCAP_THEN_BIAS   z = softcap(scale * s) + bias
 //     BIAS_THEN_SOFTCAP   z = softcap(scale * s + bias)
 //     BIAS_THEN_SCALE     z = softcap(scale * (s + bias))       softcap(x) = cap * tanh(x / cap)
+//
+// `scale` is the law's, times that of the row's head where heads have their own: one number for each row.
 #pragma once
 #include "args.cuh"
 #include "common/exp.cuh"
 
+// What multiplies the logits of a head.
+__device__ __forceinline__ float scale_of(const SoftmaxLaw& law, unsigned head) {
+    return law.scales ? law.scale * static_cast<const float*>(law.scales)[head] : law.scale;
+}
+
 // From eight logits and their biases to what the softcap takes: x becomes that. `late`: the bias comes after the
 // softcap.
-__device__ __forceinline__ void before_softcap(const SoftmaxLaw& law, bool late, const float (&bias)[KEYS],
+__device__ __forceinline__ void before_softcap(const SoftmaxLaw& law, float scale, bool late, const float (&bias)[KEYS],
                                                float (&x)[KEYS]) {
     if (law.order == LogitOrder::BIAS_THEN_SCALE) {
 #pragma unroll
-        for (int i = 0; i < KEYS; ++i) x[i] = (x[i] + bias[i]) * law.scale;
+        for (int i = 0; i < KEYS; ++i) x[i] = (x[i] + bias[i]) * scale;
     } else if (late) {
 #pragma unroll
-        for (int i = 0; i < KEYS; ++i) x[i] *= law.scale;
+        for (int i = 0; i < KEYS; ++i) x[i] *= scale;
     } else {
 #pragma unroll
-        for (int i = 0; i < KEYS; ++i) x[i] = fmaf(x[i], law.scale, bias[i]);
+        for (int i = 0; i < KEYS; ++i) x[i] = fmaf(x[i], scale, bias[i]);
     }
 }
 
 // To what is exponentiated, the mask still missing: x becomes z.
-__device__ __forceinline__ void logits_of(const SoftmaxLaw& law, const float (&bias)[KEYS], float (&x)[KEYS]) {
+__device__ __forceinline__ void logits_of(const SoftmaxLaw& law, float scale, const float (&bias)[KEYS],
+                                          float (&x)[KEYS]) {
     bool late = law.cap != 0.0f && law.order == LogitOrder::SOFTCAP_THEN_BIAS;
-    before_softcap(law, late, bias, x);
+    before_softcap(law, scale, late, bias, x);
     if (law.cap == 0.0f) return;
 #pragma unroll
     for (int i = 0; i < KEYS; ++i) x[i] = law.cap * tanh_fixed(x[i] * law.inverse_cap);
@@ -36,22 +44,22 @@ __device__ __forceinline__ void logits_of(const SoftmaxLaw& law, const float (&b
 }
 
 // From the gradients of eight z through the softcap, of which `x` holds what it took: dx becomes those of the logits.
-__device__ __forceinline__ void softcap_gradients(const SoftmaxLaw& law, const float (&x)[KEYS], float (&dz)[KEYS],
-                                                  float (&dx)[KEYS]) {
+__device__ __forceinline__ void softcap_gradients(const SoftmaxLaw& law, float scale, const float (&x)[KEYS],
+                                                  float (&dz)[KEYS], float (&dx)[KEYS]) {
 #pragma unroll
     for (int i = 0; i < KEYS; ++i) {
         float t = tanh_fixed(x[i] * law.inverse_cap);
         // A masked logit may be infinite; its gradient is 0 all the same.
         float slope = dz[i] == 0.0f ? 0.0f : dz[i] * fmaf(-t, t, 1.0f);
-        dx[i] = slope * law.scale;
+        dx[i] = slope * scale;
         if (law.order == LogitOrder::BIAS_THEN_SOFTCAP) dz[i] = slope;
     }
 }
 
 // The same without a softcap.
-__device__ __forceinline__ void scale_gradients(const SoftmaxLaw& law, const float (&dz)[KEYS], float (&dx)[KEYS]) {
+__device__ __forceinline__ void scale_gradients(float scale, const float (&dz)[KEYS], float (&dx)[KEYS]) {
 #pragma unroll
-    for (int i = 0; i < KEYS; ++i) dx[i] = dz[i] * law.scale;
+    for (int i = 0; i < KEYS; ++i) dx[i] = dz[i] * scale;
 }
 
 // The gradients of the biases, from those of the logits and from what the softcap left of those of z.

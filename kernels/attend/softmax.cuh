@@ -4,6 +4,7 @@
 // x, y     [batch, heads, queries, keys] by strides in elements (64 bits), keys contiguous; in place or apart
 // mask     the same with strides of its own, 0 where it is shared
 // sinks    f32 [heads]
+// scales   f32 [heads], of the law
 // lse      f32 [batch, heads, queries]
 //
 // One kernel for rows of every length, a team of threads a row: 1 to 32 lanes of a warp, so that a warp has several
@@ -108,7 +109,8 @@ template <class Bias> struct Logits {
         } else {
             load_keys(x(args) + key, count, false, 0.0f, z);
         }
-        logits_of(args.law, value, z);
+        // Read for each pack, from a cache: held for the row it would be one register too many.
+        logits_of(args.law, scale_of(args.law, row.head), value, z);
         if (args.mask) {
             const T::Bits* mask = static_cast<const T::Bits*>(args.mask) + row.offset(args.mask_strides);
             load_keys(mask + key, count, args.team.aligned == 2, 0.0f, value);
@@ -190,7 +192,7 @@ __device__ __forceinline__ float make_sides(const SoftmaxArgs& args, const Logit
     begin[1] = packs.below(args, max(min(sides.right, high), low));
     end[0] = packs.below(args, max(min(sides.left, high), low));
     end[1] = packs.below(args, high);
-    float most = -infinity();
+    float most = -infinity(), scale = scale_of(args.law, logits.row.head);
 #pragma unroll 1
     for (int side = 0; side < 2; ++side) {
         int pack = side ? begin[1] : begin[0];
@@ -201,10 +203,10 @@ __device__ __forceinline__ float make_sides(const SoftmaxArgs& args, const Logit
         at.skip(pack);
         if (args.bias.kind == BiasKind::SLOPES) {
             float slope = side ? -logits.bias.right : logits.bias.left;
-            most = fmaxf(most, load_side<true>(args.law.scale, at, distance, Packs::step(args), count, slope));
+            most = fmaxf(most, load_side<true>(scale, at, distance, Packs::step(args), count, slope));
         } else {
             float value = side ? logits.bias.right : logits.bias.left;
-            most = fmaxf(most, load_side<false>(args.law.scale, at, distance, Packs::step(args), count, value));
+            most = fmaxf(most, load_side<false>(scale, at, distance, Packs::step(args), count, value));
         }
     }
     return most;

@@ -39,20 +39,22 @@ struct Unit {
     __device__ float at(float2 c) const { return at_least(fmaf(by_row, c.x, fmaf(by_column, c.y, bias)), 0.0f); }
 };
 
-// Of 32 numbers of each lane, lane i gets the sum of all lanes' i-th: 31 shuffles, as a tree.
-__device__ __forceinline__ float transposed_sum(float (&x)[32]) {
-    unsigned lane = threadIdx.x % 32;
+// Of N numbers of each lane, lane i gets the sum of all lanes' i-th, for N neighbouring lanes: N - 1 shuffles, as a
+// tree.
+template <int N> __device__ __forceinline__ float transposed_sum(const float (&x)[N]) {
+    bool upper = threadIdx.x & (N / 2);
+    float y[N / 2];
 #pragma unroll
-    for (int apart = 16; apart; apart /= 2) {
-        bool upper = lane & apart;
-#pragma unroll
-        for (int i = 0; i < apart; ++i) {
-            float send = upper ? x[i] : x[i + apart];
-            float keep = upper ? x[i + apart] : x[i];
-            x[i] = keep + __shfl_xor_sync(ALL_LANES, send, apart);
-        }
+    for (int i = 0; i < N / 2; ++i) {
+        float send = upper ? x[i] : x[i + N / 2];
+        float keep = upper ? x[i + N / 2] : x[i];
+        y[i] = keep + __shfl_xor_sync(ALL_LANES, send, N / 2);
     }
-    return x[0];
+    if constexpr (N == 2) {
+        return y[0];
+    } else {
+        return transposed_sum(y);
+    }
 }
 
 // limit * sigmoid(z), or its derivative: from e = exp(-|z|), so that nothing cancels.

@@ -62,6 +62,7 @@ fn row<T: Scalar>(
     mask: &mut [f64],
 ) -> f64 {
     let [batch, head, query] = at;
+    let softmax = &softmax.of_head(inputs, head);
     let keys = seen(softmax, shape, inputs, at);
     let sink = if inputs.places.has(shape, batch, query) { inputs.sink(head) } else { f64::NEG_INFINITY };
     // Whole vectors; what lies behind the row adds nothing.
@@ -233,6 +234,7 @@ mod tests {
                     is_reference(&softmax, &x, &inputs);
                     let gates = (!matches!(bias, Bias::None)).then_some(&gates[..]);
                     is_reference(&softmax, &x, &Inputs { sinks: Some(&sinks), gates, ..inputs });
+                    is_reference(&softmax, &x, &Inputs { scales: Some(&[0.5, -1.0, 2.5, 0.0]), ..inputs });
                     let mask = Some((&mask[..], Logits::bhqk(2, 1, 3, 13)));
                     is_reference(&softmax, &x, &Inputs { mask, ..inputs });
                 }

@@ -96,7 +96,7 @@ impl<T> std::fmt::Debug for DeviceBias<'_, T> {
     }
 }
 
-/// Bias, positions, mask, sinks and gates of one softmax call, on the CPU ([`Host`]) or on the device
+/// Bias, positions, mask, sinks, gates and scales of one softmax call, on the CPU ([`Host`]) or on the device
 /// ([`Device`](crate::Device)); [`HostInputs`] and [`DeviceInputs`] name both. The default is bottom-right aligned and has
 /// nothing else.
 ///
@@ -107,6 +107,7 @@ impl<T> std::fmt::Debug for DeviceBias<'_, T> {
 /// | `mask` | `[batch or 1, heads or 1, queries or 1, keys]` | added last; -inf masks |
 /// | `sinks` | `[heads]` | a logit without a key, neither scaled nor biased: it takes its share of the sum |
 /// | `gates` | `[batch, heads, queries]` | multiply the bias: WavLM's, `gate_a * (gate_b * const - 1) + 2`. Refused where there is no bias |
+/// | `scales` | `[heads]` | multiply the spec's `scale`, head by head: cosine attention, see [`swin2_logit_scale`](crate::bias::swin2_logit_scale) |
 ///
 /// ```
 /// use posenc::attend::Inputs;
@@ -129,6 +130,8 @@ pub struct Inputs<'a, T: 'a, M: Attended = Host> {
     pub sinks: Option<M::Slice<'a, f32>>,
     /// multiply the bias
     pub gates: Option<M::Slice<'a, f32>>,
+    /// multiply the spec's scale
+    pub scales: Option<M::Slice<'a, f32>>,
 }
 
 /// [`Inputs`] on the CPU.
@@ -141,7 +144,7 @@ impl<'a, T, M: Attended> Inputs<'a, T, M> {
     /// Positions, and nothing else.
     #[must_use]
     pub fn at(places: Places<M::Slice<'a, i32>>) -> Self {
-        Self { bias: M::default_bias(), places, mask: None, sinks: None, gates: None }
+        Self { bias: M::default_bias(), places, mask: None, sinks: None, gates: None, scales: None }
     }
 }
 
@@ -163,7 +166,8 @@ impl<T, M: Attended> std::fmt::Debug for Inputs<'_, T, M> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut debug = f.debug_struct("Inputs");
         debug.field("mask", &self.mask.is_some()).field("sinks", &self.sinks.map(M::len));
-        debug.field("gates", &self.gates.map(M::len)).finish_non_exhaustive()
+        debug.field("gates", &self.gates.map(M::len)).field("scales", &self.scales.map(M::len));
+        debug.finish_non_exhaustive()
     }
 }
 
@@ -192,6 +196,21 @@ impl<T: Scalar> Inputs<'_, T, Host> {
             if let Some(head) = sinks.iter().position(|sink| sink.is_nan() || *sink == f32::INFINITY) {
                 return Err(Error::Value(format!("the sink of head {head} is {}, it must be below inf", sinks[head])));
             }
+        }
+        Ok(())
+    }
+
+    /// Refuses scales that do not fit the logits, or whose product with `scale` is not finite.
+    pub(super) fn check_scales(&self, shape: &Logits, scale: f32) -> Result<()> {
+        let Some(scales) = self.scales else { return Ok(()) };
+        if scales.len() != shape.heads {
+            return Err(Error::Value(format!("there are {} scales for {} heads", scales.len(), shape.heads)));
+        }
+        if let Some(head) = scales.iter().position(|own| !(own * scale).is_finite()) {
+            return Err(Error::Value(format!(
+                "the scale of head {head} is {} times {scale}, the product must be finite",
+                scales[head]
+            )));
         }
         Ok(())
     }

@@ -20,7 +20,8 @@ use crate::{Error, Logits, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
 
-/// Order of scale, softcap and bias; mask and sink always come last.
+/// Order of scale, softcap and bias; mask and sink always come last. `scale` is the spec's, times the head's own where the call
+/// brings [`Inputs::scales`].
 ///
 /// | order | `z` before the mask | who |
 /// |---|---|---|
@@ -44,7 +45,7 @@ pub enum Order {
 ///
 /// | field | unit | meaning |
 /// |---|---|---|
-/// | `scale` | | multiplies the logit; 1 for T5, `1 / sqrt(dim)` elsewhere |
+/// | `scale` | | multiplies the logit; 1 for T5 and with [`Inputs::scales`], `1 / sqrt(dim)` elsewhere |
 /// | `softcap` | logits | `softcap(x) = cap * tanh(x / cap)`, above 0; `None`: nothing |
 /// | `order` | | see [`Order`] |
 /// | `left` | positions | a key may lie this far before its query; `None`: any distance |
@@ -105,6 +106,18 @@ impl Softmax {
             return Err(Error::Value(format!("softcap is {cap}, it must be finite and above 0")));
         }
         Ok(())
+    }
+
+    /// Refuses what [`Softmax::check`] does, and inputs that do not fit the logits.
+    pub(super) fn check_call<T: Scalar>(&self, shape: &Logits, inputs: &Inputs<T>) -> Result<()> {
+        self.check()?;
+        inputs.check(shape, self.window())?;
+        inputs.check_scales(shape, self.scale)
+    }
+
+    /// The spec of one head: its scale times the head's own, rounded to f32 as in a kernel.
+    pub(super) fn of_head<T: Scalar>(&self, inputs: &Inputs<T>, head: usize) -> Self {
+        Self { scale: inputs.scales.map_or(self.scale, |scales| self.scale * scales[head]), ..*self }
     }
 
     /// The least and the largest distance inside the window.
@@ -196,7 +209,7 @@ impl Softmax {
     /// |---|---|---|
     /// | `logits` | `shape` | logits, then probabilities |
     /// | `shape` | | sizes and strides of `logits` |
-    /// | `inputs` | | bias, positions, mask, sinks, gates |
+    /// | `inputs` | | bias, positions, mask, sinks, gates, scales |
     ///
     /// Rows are shared out among rayon's threads. The result does not depend on their number.
     ///
@@ -225,8 +238,7 @@ impl Softmax {
     /// ```
     pub fn apply<T: Scalar>(&self, logits: &mut [T], shape: &Logits, inputs: &Inputs<T>) -> Result<Vec<f32>> {
         shape.check_written("logits", logits.len())?;
-        self.check()?;
-        inputs.check(shape, self.window())?;
+        self.check_call(shape, inputs)?;
         #[cfg(feature = "cpu")]
         return Ok(cpu::softmax(self, logits, shape, inputs));
         #[cfg(not(feature = "cpu"))]
@@ -251,9 +263,8 @@ impl Softmax {
     /// # Errors
     /// As [`Softmax::apply`].
     pub fn expect<T: Scalar>(&self, logits: &[T], shape: &Logits, inputs: &Inputs<T>) -> Result<Output> {
-        self.check()?;
         shape.check("logits", logits.len())?;
-        inputs.check(shape, self.window())?;
+        self.check_call(shape, inputs)?;
         let mut output = Output {
             want: logits.iter().map(|x| x.to_f64()).collect(),
             bound: vec![0.0; logits.len()],
@@ -288,6 +299,7 @@ impl Softmax {
     /// The row of sequence, head and query `at`.
     pub(super) fn row<T: Scalar>(&self, x: &[T], shape: &Logits, inputs: &Inputs<T>, at: [usize; 3]) -> Row {
         let [batch, head, query] = at;
+        let own = self.of_head(inputs, head);
         let (places, mask) = (&inputs.places, inputs.mask_of(at));
         let position = places.query(shape, batch, query);
         let z = |key: usize| {
@@ -295,7 +307,7 @@ impl Softmax {
             if !places.meet(shape, batch, query, key) || !self.sees(distance) {
                 return f64::NEG_INFINITY;
             }
-            let z = self.logit(x[shape.index(batch, head, query, key)].to_f64(), bias(shape, inputs, at, key));
+            let z = own.logit(x[shape.index(batch, head, query, key)].to_f64(), bias(shape, inputs, at, key));
             z + mask.map_or(0.0, |(mask, first)| mask[first + key].to_f64())
         };
         let z: Vec<f64> = (0..shape.keys).map(z).collect();
@@ -316,7 +328,7 @@ impl Softmax {
         row: &Row,
     ) -> Vec<f64> {
         let [batch, head, query] = at;
-        let gate = inputs.gate(shape, at);
+        let (own, gate) = (self.of_head(inputs, head), inputs.gate(shape, at));
         let error = |key: usize| {
             if row.is_masked(key) {
                 return 0.0;
@@ -326,7 +338,7 @@ impl Softmax {
             let rounding = if gate == 1.0 { 0.0 } else { bias.abs() * f32::ROUNDOFF };
             let bias_error = gate.abs() * inputs.bias.error_of(shape, &pair) + rounding;
             let s = x[shape.index(batch, head, query, key)].to_f64();
-            self.logit_error(s, bias, bias_error) + f32::ROUNDOFF * row.z[key].abs()
+            own.logit_error(s, bias, bias_error) + f32::ROUNDOFF * row.z[key].abs()
         };
         (0..shape.keys).map(error).collect()
     }

@@ -20,17 +20,26 @@ use crate::{Logits, Result, Scalar};
 impl Softmax {
     /// The derivatives of [`Softmax::logit`] by the logit and by the bias.
     pub fn derivatives(&self, s: f64, bias: f64) -> [f64; 2] {
-        let scale = f64::from(self.scale);
-        let slope = self.softcap.map_or(1.0, |cap| {
-            let tanh = (self.before_softcap(s, bias) / f64::from(cap)).tanh();
-            1.0 - tanh * tanh
-        });
+        let (scale, slope) = (f64::from(self.scale), self.softcap_slope(s, bias));
         let by_bias = match self.order {
             Order::SoftcapThenBias => 1.0,
             Order::BiasThenSoftcap => slope,
             Order::BiasThenScale => slope * scale,
         };
         [slope * scale, by_bias]
+    }
+
+    /// The softcap's derivative.
+    fn softcap_slope(&self, s: f64, bias: f64) -> f64 {
+        self.softcap.map_or(1.0, |cap| {
+            let tanh = (self.before_softcap(s, bias) / f64::from(cap)).tanh();
+            1.0 - tanh * tanh
+        })
+    }
+
+    /// The derivative of [`Softmax::logit`] by the scale.
+    fn by_scale(&self, s: f64, bias: f64) -> f64 {
+        self.softcap_slope(s, bias) * if self.order == Order::BiasThenScale { s + bias } else { s }
     }
 }
 
@@ -45,6 +54,8 @@ pub struct Gradient {
     pub bias: Vec<f64>,
     /// of the sinks, `[heads]`
     pub sinks: Vec<f64>,
+    /// of the scales of heads, `[heads]`; zeros where there are none
+    pub scales: Vec<f64>,
 }
 
 /// Expected result of a softmax's gradient.
@@ -65,11 +76,12 @@ pub struct ExpectedGrad {
 }
 
 impl Softmax {
-    /// The gradients of the logits, the bias and the sinks on the CPU, in f64, from the gradient of the probabilities.
+    /// The gradients of the logits, the bias, the sinks and the scales of heads on the CPU, in f64, from the gradient of the probabilities.
     ///
     /// ```text
     /// dz = p * (dp - sum over keys of p * dp)
     /// dsink = -p(sink) * sum over keys of p * dp
+    /// dscales[head] = sum over rows and keys of dz * scale * s * (1 - tanh^2)        s + bias with Order::BiasThenScale
     /// ```
     ///
     /// and `dz` goes back through bias, softcap and scale. The rows of `dz` sum to zero where there is no sink.
@@ -93,12 +105,11 @@ impl Softmax {
     /// # Ok::<(), posenc::Error>(())
     /// ```
     pub fn grad<T: Scalar>(&self, logits: &[T], grad: &[T], shape: &Logits, inputs: &Inputs<T>) -> Result<Gradient> {
-        self.check()?;
         shape.check("logits", logits.len())?;
         shape.check("grad", grad.len())?;
-        inputs.check(shape, self.window())?;
-        let size = logits.len();
-        let mut out = Gradient { logits: vec![0.0; size], bias: vec![0.0; size], sinks: vec![0.0; shape.heads] };
+        self.check_call(shape, inputs)?;
+        let [mut logits_grad, mut bias_grad] = [(); 2].map(|()| vec![0.0; logits.len()]);
+        let [mut sinks, mut scales] = [(); 2].map(|()| vec![0.0; shape.heads]);
         for at @ [batch, head, query] in shape.each_row() {
             let row = self.row(logits, shape, inputs, at);
             if row.lse == f64::NEG_INFINITY {
@@ -107,17 +118,22 @@ impl Softmax {
             let index = |key: usize| shape.index(batch, head, query, key);
             let seen = || (0..shape.keys).map(|key| (key, row.probability(key))).filter(|&(_, p)| p != 0.0);
             let dot: f64 = seen().map(|(key, p)| p * grad[index(key)].to_f64()).sum();
+            let own = self.of_head(inputs, head);
             for (key, p) in seen() {
                 let dz = p * (grad[index(key)].to_f64() - dot);
-                let [by_logit, by_bias] = self.derivatives(logits[index(key)].to_f64(), bias(shape, inputs, at, key));
-                out.logits[index(key)] = dz * by_logit;
-                out.bias[index(key)] = dz * by_bias;
+                let (s, bias) = (logits[index(key)].to_f64(), bias(shape, inputs, at, key));
+                let [by_logit, by_bias] = own.derivatives(s, bias);
+                logits_grad[index(key)] = dz * by_logit;
+                bias_grad[index(key)] = dz * by_bias;
+                if inputs.scales.is_some() {
+                    scales[head] += dz * f64::from(self.scale) * own.by_scale(s, bias);
+                }
             }
             if inputs.sinks.is_some() {
-                out.sinks[head] -= (inputs.sink(head) - row.lse).exp() * dot;
+                sinks[head] -= (inputs.sink(head) - row.lse).exp() * dot;
             }
         }
-        Ok(out)
+        Ok(Gradient { logits: logits_grad, bias: bias_grad, sinks, scales })
     }
 
     /// The gradients that a kernel computes, in f64 from the probabilities as they were rounded, and the error allowed at
@@ -146,11 +162,10 @@ impl Softmax {
         shape: &Logits,
         inputs: &Inputs<T>,
     ) -> Result<ExpectedGrad> {
-        self.check()?;
         for (name, x) in [("probabilities", probabilities), ("grad", grad), ("logits", logits)] {
             shape.check(name, x.len())?;
         }
-        inputs.check(shape, self.window())?;
+        self.check_call(shape, inputs)?;
         let eps = f32::ROUNDOFF;
         let zeros = || vec![0.0; grad.len()];
         let mut out = ExpectedGrad {
@@ -164,6 +179,7 @@ impl Softmax {
         for at @ [batch, head, query] in shape.each_row() {
             let row = self.row(logits, shape, inputs, at);
             let errors = self.row_errors(logits, shape, inputs, at, &row);
+            let own = self.of_head(inputs, head);
             let index = |key: usize| shape.index(batch, head, query, key);
             let p = |key: usize| probabilities[index(key)].to_f64();
             let dp = |key: usize| grad[index(key)].to_f64();
@@ -174,12 +190,12 @@ impl Softmax {
             out.dots.push(dot);
             out.dots_bound.push(dot_error);
             for key in seen {
-                let [by_logit, by_bias] = self.derivatives(logits[index(key)].to_f64(), bias(shape, inputs, at, key));
+                let [by_logit, by_bias] = own.derivatives(logits[index(key)].to_f64(), bias(shape, inputs, at, key));
                 let dz = p(key) * (dp(key) - dot);
                 let error = p(key) * (dot_error + eps * (dp(key) - dot).abs()) + eps * dz.abs();
                 // The slope is a difference from 1 and carries the logit's own error too.
                 let slope = self.softcap.map_or(0.0, |cap| 20.0 * eps + 2.0 * errors[key] / f64::from(cap));
-                let scale = f64::from(self.scale).abs();
+                let scale = f64::from(own.scale).abs();
                 let bound = |by: f64, most: f64| {
                     let value = (dz * by).abs();
                     // Products below 2^-126 are rounded to multiples of 2^-149.

@@ -4,6 +4,7 @@
 mod biases;
 mod libraries;
 mod overlap;
+mod scales;
 mod softmax;
 mod softmax_grad;
 #[path = "../support/mod.rs"]
@@ -11,3 +12,5 @@ mod support;
 mod terms;
 #[path = "../support/terms.rs"]
 mod terms_support;
+#[path = "../support/window.rs"]
+mod window_golden;

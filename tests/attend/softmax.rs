@@ -97,12 +97,13 @@ pub fn run<T: Own>(
     let terms = term_buffers::<T>(gpu, inputs.bias, shift % 2 == 1);
     let terms: Vec<DeviceTermInputs> = terms.iter().map(TermBuffers::device).collect();
     let upload = |values: Option<&[f32]>| gpu.stream().clone_htod(values.unwrap_or(&[0.0])).unwrap();
-    let (sinks, gates) = (upload(inputs.sinks), upload(inputs.gates));
+    let (sinks, gates, scales) = (upload(inputs.sinks), upload(inputs.gates), upload(inputs.scales));
     let mask = inputs.mask.map(|(mask, shape)| (gpu.stream().clone_htod(mask).unwrap(), shape));
     let call = DeviceInputs::<T> {
         mask: mask.as_ref().map(|(mask, shape)| shape.of(mask)),
         sinks: inputs.sinks.map(|_| &sinks as Read<f32>),
         gates: inputs.gates.map(|_| &gates as Read<f32>),
+        scales: inputs.scales.map(|_| &scales as Read<f32>),
         bias: DeviceBias::terms(&terms),
         ..DeviceInputs::at(buffers.places(&inputs.places))
     };
@@ -155,7 +156,7 @@ fn the_kernel_is_the_reference_for_every_spec_form_and_place() {
                     mask: (turn % 3 == 0).then_some((&mask[..], Logits::bhqk(1, 1, 3, 21))),
                     sinks: (turn % 2 == 0).then_some(&sinks[..]),
                     gates: (turn % 5 == 0 && !matches!(bias, Bias::None)).then_some(&gates[..]),
-                    places: positions,
+                    ..HostInputs::at(positions)
                 };
                 check(&gpu, &softmax, &logits, &shape, &inputs, turn % 3);
                 if heads == 6 {

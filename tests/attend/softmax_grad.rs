@@ -106,9 +106,11 @@ pub fn check_grad<T: Own>(
     let buffers = Buffers::new(gpu, &inputs.places);
     let terms = term_buffers::<T>(gpu, inputs.bias, shift % 2 == 1);
     let terms: Vec<DeviceTermInputs> = terms.iter().map(TermBuffers::device).collect();
-    let gates = gpu.stream().clone_htod(inputs.gates.unwrap_or(&[0.0])).unwrap();
+    let [gates, scales] =
+        [inputs.gates, inputs.scales].map(|values| gpu.stream().clone_htod(values.unwrap_or(&[0.0])).unwrap());
     let call = DeviceInputs::<T> {
         gates: inputs.gates.map(|_| &gates as Read<f32>),
+        scales: inputs.scales.map(|_| &scales as Read<f32>),
         bias: DeviceBias::terms(&terms),
         ..DeviceInputs::at(buffers.places(&inputs.places))
     };

@@ -144,6 +144,7 @@ impl PosencInputs {
             mask: None,
             sinks: None,
             gates: self.gates.read_some(scope, "gates")?,
+            scales: None,
         })
     }
 }

@@ -126,12 +126,22 @@ impl<T: Scalar> SoftmaxPlan<T> {
         inputs.bias.plan.unwrap_or(&self.bias).hold(call, shape, of, self.softmax.window())
     }
 
+    /// The law of a call: the spec, and the scales of heads.
+    pub(in crate::attend) fn hold_law<'a, 'b: 'a>(
+        &'a self,
+        call: &mut Call<'a>,
+        shape: &Logits,
+        inputs: &DeviceInputs<'b, T>,
+    ) -> Result<SoftmaxLaw> {
+        Ok(SoftmaxLaw { scales: call.read_some("scales", inputs.scales, shape.heads)?, ..self.softmax.law() })
+    }
+
     /// The softmax of every row, `p = exp(z - lse)` with `z = softcap(scale * s) + bias + mask` in the spec's order.
     ///
     /// | argument | shape | meaning |
     /// |---|---|---|
     /// | `logits` | `[batch, heads, queries, keys]` | `shape.of_mut(&mut x)` in place, `shape.of(&x).to(shape.of_mut(&mut y))` elsewhere |
-    /// | `inputs` | | positions, mask, sinks, gates, and a bias in place of the plan's own |
+    /// | `inputs` | | positions, mask, sinks, gates, scales, and a bias in place of the plan's own |
     ///
     /// Each logit that is not masked is read once and each probability written once where a row fits into a block's
     /// shared memory, 4 bytes a key in steps of 8192 keys: 57344 keys on compute capability 9.0 and 10.0, 40960 on 8.0,
@@ -192,9 +202,10 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let x = call.update(["logits", "probabilities"], logits, SIZES)?;
         let shape = x.x.shape;
         let Held { bias, terms } = self.hold_bias(&mut call, &shape, inputs)?;
+        let law = self.hold_law(&mut call, &shape, inputs)?;
         let mut args = SoftmaxArgs {
             bias,
-            law: self.softmax.law(),
+            law,
             x: x.x.at,
             y: x.y.at,
             sinks: call.read_some("sinks", inputs.sinks, shape.heads)?,

@@ -78,9 +78,10 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let (shape, out_shape) = (grad.x.shape, grad.y.shape);
         check_same("probabilities", &p.shape, "grad", &shape, SIZES)?;
         let Held { bias, terms } = self.hold_bias(&mut call, &shape, inputs)?;
+        let law = self.hold_law(&mut call, &shape, inputs)?;
         let mut args = SoftmaxGradArgs {
             bias,
-            law: self.softmax.law(),
+            law,
             p: p.at,
             dp: grad.x.at,
             dx: grad.y.at,
