@@ -14,6 +14,7 @@ mod cpu;
 mod double;
 pub mod embed;
 mod error;
+mod filter;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 mod memory;

@@ -15,6 +15,7 @@ mod form;
 mod integers;
 mod kerple;
 mod layer;
+mod resize;
 mod sandwich;
 #[cfg(feature = "cuda")]
 mod sums;
@@ -39,6 +40,7 @@ pub use form::{Bias, Expected};
 pub(crate) use form::{Held, rows};
 pub use kerple::{Kerple, KerpleGrad, KerpleKind};
 pub use layer::{Relative, RelativeLayer, Segments};
+pub use resize::{TableResize, decomposed_axis, decomposed_row};
 pub use sandwich::Sandwich;
 #[cfg(feature = "cuda")]
 pub use swin2::{DeviceSwin2Weights, Swin2GradOut, Swin2Plan};

@@ -10,8 +10,8 @@ use crate::cpu::vector::{
     add_three, add_two, gather as gather_from, narrow, sin_cos_of_turns, sum_of_three, through, waves, wide, widen,
 };
 use crate::cpu::{Kept, Lines, Part, ask_for};
-use crate::embed::resample::Taps;
 use crate::embed::{GridSize, HostTables, Learned, Norm, Row, Sinusoid, Tokens, Wave};
+use crate::filter::Taps;
 use crate::{Pairing, Scalar};
 
 /// Elements below which a thread is not worth its start, about 20 microseconds of work: of waves, which are made, and of

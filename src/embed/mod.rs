@@ -14,6 +14,7 @@ mod resample;
 mod sinusoid;
 mod timestep;
 
+pub use crate::filter::{Filter, Taps};
 #[cfg(feature = "cuda")]
 pub use grid::GridPlan;
 pub use grid::{Along, Axis, Blocks, Counted, Grid, GridSize};
@@ -24,7 +25,7 @@ pub use learned::{Gradients, HostLookup, HostTables, Learned, Lookup, Norm, Row,
 pub use learned_grad::{LearnedGradPlan, NormGrad, TableGrad};
 #[cfg(feature = "cuda")]
 pub use resample::ResamplePlan;
-pub use resample::{Filter, Resample, Taps, Weighting};
+pub use resample::{Resample, Weighting};
 #[cfg(feature = "cuda")]
 pub use sinusoid::SinusoidPlan;
 pub use sinusoid::{Frequencies, Odd, Sinusoid, Wave};

@@ -11,6 +11,7 @@ mod header;
 mod kerple;
 mod layer;
 mod overlap;
+mod resize;
 mod sandwich;
 #[path = "../support/mod.rs"]
 mod support;

@@ -130,7 +130,7 @@ impl Window {
     }
 
     /// Entries along rows and along columns; 1 where an axis plays no part.
-    fn sides(&self) -> [usize; 2] {
+    pub(in crate::bias) fn sides(&self) -> [usize; 2] {
         let side = |keys: usize| match self.coordinates {
             Coordinates::QueryMinusKey | Coordinates::KeyMinusQuery => keys.saturating_mul(2).saturating_sub(1),
             Coordinates::Absolute | Coordinates::Key => keys,

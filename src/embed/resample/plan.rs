@@ -5,9 +5,10 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
-use super::{Resample, Taps};
+use super::Resample;
 use crate::embed::launch::{blocks, check_contiguous, fitting, small};
 use crate::embed::{Along, GridSize, Tokens};
+use crate::filter::Taps;
 use crate::gpu::args::ResampleArgs;
 use crate::gpu::kernel::RESAMPLE;
 use crate::gpu::{Kernel, Launch, View, ViewMut};
