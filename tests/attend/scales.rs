@@ -124,8 +124,8 @@ fn gradients_of_scales_are_those_of_finite_differences() {
             assert!((grad.scales[head] - want).abs() < 1e-5, "{softmax:?} {head}: {} and {want}", grad.scales[head]);
         }
         // The logits' own, from those of a spec with the head's scale.
-        for head in 0..2 {
-            let own = Softmax { scale: softmax.scale * scales[head], ..softmax };
+        for (head, scale) in scales.iter().enumerate() {
+            let own = Softmax { scale: softmax.scale * scale, ..softmax };
             let inputs = HostInputs { bias: Bias::Slopes(&slopes), ..HostInputs::default() };
             let want = own.grad(&logits, &weights, &shape, &inputs).unwrap();
             for at in [head * 15..(head + 1) * 15, (2 + head) * 15..(3 + head) * 15] {
