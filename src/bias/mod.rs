@@ -51,7 +51,7 @@ pub(crate) use terms::Pair;
 pub use terms::{AnyNumbers, DeviceTermInputs};
 pub use terms::{
     By, Coordinates, Distances, Index, Indices, MOST_TERMS, Outside, ShiftedWindows, Sign, Term, TermData, TermInputs,
-    Terms, Window, WindowAxes, decomposed_rows,
+    Terms, Window, WindowAxes,
 };
 pub use toeplitz::Toeplitz;
 

@@ -179,14 +179,17 @@ impl Window {
 /// The row of a table of `2 * max(queries, keys) - 1` relative positions that a query and a key read on one axis:
 /// `floor(query * max(keys / queries, 1) + (keys - 1 - key) * max(queries / keys, 1))`.
 ///
-/// timm and Hugging Face make it in f32, where the product may fall below an integer that it equals: where neither size divides the
-/// other, some of their rows are one less.
+/// In f32, as timm and Hugging Face compute it, whose product may fall below an integer that it equals: of the sizes up to 32, 60
+/// pairs of which none divides the other have rows that are one below the exact floor, such as 8 queries and 6 keys.
 ///
 /// # Panics
-/// If a size is 0 or the key lies beyond `keys`.
-pub const fn decomposed_row(query: usize, key: usize, queries: usize, keys: usize) -> usize {
-    let back = keys - 1 - key;
-    if keys >= queries { query * keys / queries + back } else { query + back * queries / keys }
+/// If a size is 0.
+pub fn decomposed_row(query: usize, key: usize, queries: usize, keys: usize) -> usize {
+    // Numbers of Python in f64, tensors in f32.
+    let ratio = |a: usize, b: usize| (a as f64 / b as f64).max(1.0);
+    let (by_query, by_key) = (ratio(keys, queries), ratio(queries, keys));
+    let shift = ((keys - 1) as f64 * by_key) as f32;
+    (query as f32 * by_query as f32 - key as f32 * by_key as f32 + shift).max(0.0) as usize
 }
 
 /// Relative positions of one axis, `[queries, keys, dim]`: a query's product with a pair's gives SAM's, ViTDet's and MViTv2's

@@ -12,7 +12,7 @@ mod window;
 pub use distances::{Distances, Outside, Sign};
 #[cfg(feature = "cuda")]
 pub use plan::AnyNumbers;
-pub use window::{Coordinates, ShiftedWindows, Window, WindowAxes, decomposed_rows};
+pub use window::{Coordinates, ShiftedWindows, Window, WindowAxes};
 
 #[cfg(feature = "cuda")]
 use crate::gpu::Read;

@@ -348,41 +348,6 @@ impl ShiftedWindows {
     }
 }
 
-/// The row of a table of `2 * max(queries, keys) - 1` relative positions for each query and key along one axis of decomposed
-/// positions, `[queries, keys]`: SAM, ViTDet, MViTv2, where queries and keys may be grids of two sizes.
-///
-/// ```text
-/// row(i, j) = floor(i * max(keys / queries, 1) + (keys - 1 - j) * max(queries / keys, 1))
-/// ```
-///
-/// In f32, as the libraries compute it: of the grids up to 32, 60 pairs of sizes of which none divides the other are one below
-/// the exact floor somewhere, such as 8 queries and 6 keys.
-///
-/// # Errors
-/// If a size is 0 or above 4096.
-///
-/// # Source
-/// MViTv2 (arXiv 2112.01526), section 4.1, and `get_rel_pos` of its authors' code.
-///
-/// ```
-/// # use posenc::bias::decomposed_rows;
-/// assert_eq!(decomposed_rows(2, 2)?, [1, 0, 2, 1]);
-/// # Ok::<(), posenc::Error>(())
-/// ```
-pub fn decomposed_rows(queries: usize, keys: usize) -> Result<Vec<usize>> {
-    if [queries, keys].iter().any(|size| !(1..=4096).contains(size)) {
-        return Err(Error::Value(format!(
-            "decomposed positions of {queries} queries and {keys} keys, both must lie within 1 to 4096"
-        )));
-    }
-    // Numbers of Python in f64, tensors in f32.
-    let ratio = |a: usize, b: usize| (a as f64 / b as f64).max(1.0);
-    let (by_query, by_key) = (ratio(keys, queries), ratio(queries, keys));
-    let shift = ((keys - 1) as f64 * by_key) as f32;
-    let row = |i: usize, j: usize| (i as f32 * by_query as f32 - j as f32 * by_key as f32 + shift).max(0.0) as usize;
-    Ok((0..queries).flat_map(|i| (0..keys).map(move |j| row(i, j))).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
