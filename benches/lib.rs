@@ -21,6 +21,8 @@ mod sinusoid;
 mod softmax;
 #[path = "attend/terms.rs"]
 mod terms;
+#[path = "bias/terms_grad.rs"]
+mod terms_grad;
 #[path = "embed/timestep.rs"]
 mod timestep;
 #[path = "bias/toeplitz.rs"]
@@ -47,7 +49,7 @@ pub fn cases(room: &str) -> Vec<Case> {
             resample::cases(),
         ],
         "rotate" => vec![rope::cases()],
-        "bias" => vec![toeplitz::cases(), distance_grad::cases()],
+        "bias" => vec![toeplitz::cases(), distance_grad::cases(), terms_grad::cases()],
         "attend" => vec![softmax::cases(), terms::cases()],
         _ => panic!("{room} is none of {ROOMS:?}"),
     };

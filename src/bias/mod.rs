@@ -48,10 +48,10 @@ pub use swin2::{HostSwin2Weights, LogCoordinates, Swin2Bias, Swin2Grad, Swin2Tab
 pub use t5::T5Bias;
 pub(crate) use terms::Pair;
 #[cfg(feature = "cuda")]
-pub use terms::{AnyNumbers, DeviceTermInputs};
+pub use terms::{AnyNumbers, DeviceTermInputs, TermGradPlan};
 pub use terms::{
-    By, Coordinates, Distances, Index, Indices, MOST_TERMS, Outside, ShiftedWindows, Sign, Term, TermData, TermInputs,
-    Terms, Window, WindowAxes,
+    By, Coordinates, Distances, Index, Indices, MOST_TERMS, Outside, ShiftedWindows, Sign, Term, TermData, TermGrad,
+    TermInputs, Terms, Window, WindowAxes,
 };
 pub use toeplitz::Toeplitz;
 

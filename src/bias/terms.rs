@@ -5,11 +5,15 @@
 //! ```
 
 mod distances;
+mod grad;
 #[cfg(feature = "cuda")]
 pub(super) mod plan;
 mod window;
 
 pub use distances::{Distances, Outside, Sign};
+pub use grad::TermGrad;
+#[cfg(feature = "cuda")]
+pub use grad::TermGradPlan;
 #[cfg(feature = "cuda")]
 pub use plan::AnyNumbers;
 pub use window::{Coordinates, ShiftedWindows, Window, WindowAxes};
@@ -193,18 +197,19 @@ impl Term {
         )))
     }
 
-    /// Refuses ends of another size.
-    fn check_ends(name: &str, numbers: &Numbers, shape: &Logits, rows: usize) -> Result<()> {
+    /// Refuses ends of another size, or of more floats than `floats`.
+    fn check_ends(name: &str, numbers: &Numbers, shape: &Logits, [rows, floats]: [usize; 2]) -> Result<()> {
         let fits = |size: usize, of: usize| size == 1 || size == of;
         if fits(numbers.batch, shape.batch)
             && fits(numbers.heads, shape.heads)
             && numbers.rows == rows
-            && matches!(numbers.entries, 1 | 2)
+            && (1..=floats).contains(&numbers.entries)
         {
             return Ok(());
         }
+        let floats = if floats == 1 { "1" } else { "1 or 2" };
         Err(Error::Value(format!(
-            "{name} are [{}, {}, {}, {}], they must be [{} or 1, {} or 1, {rows}, 1 or 2]",
+            "{name} are [{}, {}, {}, {}], they must be [{} or 1, {} or 1, {rows}, {floats}]",
             numbers.batch, numbers.heads, numbers.rows, numbers.entries, shape.batch, shape.heads
         )))
     }
@@ -222,25 +227,28 @@ impl Term {
     /// Refuses what the call brings and the term does not read, and the reverse.
     fn check_inputs<N, U8, U16, I32>(&self, inputs: &TermData<N, U8, U16, I32>) -> Result<()> {
         let reads_numbers = !matches!(self.index, Index::Shifted(_));
+        self.check_input("numbers", inputs.numbers.is_some(), Some(reads_numbers))?;
+        self.check_input("key_numbers", inputs.key_numbers.is_some(), Some(matches!(self.index, Index::Endpoints)))?;
+        self.check_other_inputs(inputs)
+    }
+
+    /// [`Term::check_inputs`] of what decides the entry.
+    fn check_other_inputs<N, U8, U16, I32>(&self, inputs: &TermData<N, U8, U16, I32>) -> Result<()> {
         let places = matches!(self.index, Index::Distance(_) | Index::Window(_) | Index::Given { .. });
-        for (what, there, wanted) in [
-            ("numbers", inputs.numbers.is_some(), Some(reads_numbers)),
-            ("key_numbers", inputs.key_numbers.is_some(), Some(matches!(self.index, Index::Endpoints))),
-            ("indices", inputs.indices.is_some(), Some(matches!(self.index, Index::Given { .. }))),
-            ("query_at", inputs.query_at.is_some(), (!places).then_some(false)),
-            ("key_at", inputs.key_at.is_some(), (!places).then_some(false)),
-        ] {
-            match wanted {
-                Some(true) if !there => {
-                    return Err(Error::Value(format!("a term by {} needs {what}, there are none", self.name())));
-                }
-                Some(false) if there => {
-                    return Err(Error::Value(format!("a term by {} reads no {what}", self.name())));
-                }
-                _ => {}
+        self.check_input("indices", inputs.indices.is_some(), Some(matches!(self.index, Index::Given { .. })))?;
+        self.check_input("query_at", inputs.query_at.is_some(), (!places).then_some(false))?;
+        self.check_input("key_at", inputs.key_at.is_some(), (!places).then_some(false))
+    }
+
+    /// `wanted`: whether there must be one, or `None` where there may.
+    fn check_input(&self, what: &str, there: bool, wanted: Option<bool>) -> Result<()> {
+        match wanted {
+            Some(true) if !there => {
+                Err(Error::Value(format!("a term by {} needs {what}, there are none", self.name())))
             }
+            Some(false) if there => Err(Error::Value(format!("a term by {} reads no {what}", self.name()))),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The index in words.
@@ -432,19 +440,25 @@ impl Pair {
 impl TermInputs<'_> {
     fn check(&self, term: &Term, shape: &Logits, places: &Places<&[i32]>) -> Result<()> {
         term.check_inputs(self)?;
-        term.check_places(shape, places, [self.query_at.is_some(), self.key_at.is_some()])?;
+        self.check_index(term, shape, places)?;
         if let Some((values, numbers)) = &self.numbers {
             numbers.check("the numbers of a term", values.len())?;
             if matches!(term.index, Index::Endpoints) {
-                Term::check_ends("the queries' ends", numbers, shape, shape.queries)?;
+                Term::check_ends("the queries' ends", numbers, shape, [shape.queries, 2])?;
             } else {
                 term.check_numbers(numbers, shape)?;
             }
         }
         if let Some((values, numbers)) = &self.key_numbers {
             numbers.check("the keys' ends", values.len())?;
-            Term::check_ends("the keys' ends", numbers, shape, shape.keys)?;
+            Term::check_ends("the keys' ends", numbers, shape, [shape.keys, 2])?;
         }
+        Ok(())
+    }
+
+    /// The part of the check that is not about numbers.
+    fn check_index(&self, term: &Term, shape: &Logits, places: &Places<&[i32]>) -> Result<()> {
+        term.check_places(shape, places, [self.query_at.is_some(), self.key_at.is_some()])?;
         for (name, at, size) in [("query_at", self.query_at, shape.queries), ("key_at", self.key_at, shape.keys)] {
             let need = shape.batch.saturating_mul(size);
             if let Some(at) = at
@@ -461,12 +475,7 @@ impl TermInputs<'_> {
 
     /// What a term adds.
     fn value(&self, term: &Term, shape: &Logits, pair: &Pair) -> f64 {
-        let Pair { batch, head, query, key, at } = *pair;
-        let coordinate = |own: Option<&[i32]>, size: usize, index: usize, position: i64| {
-            own.map_or(position, |own| i64::from(own[batch * size + index]).clamp(-LIMIT, LIMIT))
-        };
-        let at =
-            [coordinate(self.query_at, shape.queries, query, at[0]), coordinate(self.key_at, shape.keys, key, at[1])];
+        let Pair { batch, head, query, key, .. } = *pair;
         let row = match term.by {
             By::Table => 0,
             By::Queries => query,
@@ -487,19 +496,36 @@ impl TermInputs<'_> {
             Index::Whole => self.numbers.as_ref().map_or(0.0, |(values, numbers)| {
                 factor * f64::from(values[numbers.shared_index(batch, head, query, key)])
             }),
-            Index::Distance(distances) => factor * number(distances.entry(at[0], at[1])),
-            Index::Window(window) => factor * number(window.entry(at[0], at[1])),
-            Index::Shifted(windows) => {
-                if windows.apart(batch, at[0], at[1]) {
-                    factor
-                } else {
-                    0.0
-                }
+            Index::Distance(_) | Index::Window(_) | Index::Given { .. } => {
+                factor * number(self.entry(term, shape, pair))
             }
-            Index::Given { rows, columns, entries } => {
-                factor * number(self.given([*rows, *columns, *entries], batch, at))
+            Index::Shifted(windows) => {
+                let at = self.at(shape, pair);
+                if windows.apart(batch, at[0], at[1]) { factor } else { 0.0 }
             }
             Index::Endpoints => factor * (end(&self.numbers, query) - end(&self.key_numbers, key)),
+        }
+    }
+
+    /// Positions of a query and a key, or their coordinates.
+    fn at(&self, shape: &Logits, pair: &Pair) -> [i64; 2] {
+        let Pair { batch, query, key, at, .. } = *pair;
+        let coordinate = |own: Option<&[i32]>, size: usize, index: usize, position: i64| {
+            own.map_or(position, |own| i64::from(own[batch * size + index]).clamp(-LIMIT, LIMIT))
+        };
+        [coordinate(self.query_at, shape.queries, query, at[0]), coordinate(self.key_at, shape.keys, key, at[1])]
+    }
+
+    /// The entry of a query and a key in their row; `None`: nothing is added. Endpoints have rows of one entry.
+    fn entry(&self, term: &Term, shape: &Logits, pair: &Pair) -> Option<usize> {
+        let at = self.at(shape, pair);
+        match &term.index {
+            Index::Whole => Some(pair.key),
+            Index::Distance(distances) => distances.entry(at[0], at[1]),
+            Index::Window(window) => window.entry(at[0], at[1]),
+            Index::Shifted(_) => None,
+            Index::Given { rows, columns, entries } => self.given([*rows, *columns, *entries], pair.batch, at),
+            Index::Endpoints => Some(0),
         }
     }
 

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use super::args::{
     ApplyTermsArgs, Args, DistanceGradArgs, FieldLayout, FireGradArgs, GridArgs, LearnedArgs, MaskedArgs, ResampleArgs,
     RopeArgs, SinkGradArgs, SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxTermsArgs,
-    Swin2Args, Swin2GradArgs, TableGradArgs, TimestepArgs, ToeplitzArgs, ToeplitzRowArgs,
+    Swin2Args, Swin2GradArgs, TableGradArgs, TermGradArgs, TimestepArgs, ToeplitzArgs, ToeplitzRowArgs,
 };
 
 /// An entry of a kernel file, which takes one `A`.
@@ -100,6 +100,9 @@ entries! {
     BIAS_TERMS: ApplyTermsArgs = "bias/terms" ["apply_terms"];
     /// Sums along diagonals, and in bins where positions are given one by one.
     DISTANCE_GRAD: DistanceGradArgs = "bias/distance_grad" ["distance_grad", "distance_grad_bins"];
+    /// One for each form of the numbers.
+    TERM_GRAD: TermGradArgs = "bias/terms_grad"
+        ["term_grad_table", "term_grad_queries", "term_grad_keys", "term_grad_columns", "term_grad_whole"];
     FIRE_GRAD: FireGradArgs = "bias/fire_grad" ["fire_grad"];
     SWIN2: Swin2Args = "bias/swin2" ["swin2"];
     SWIN2_GRAD: Swin2GradArgs = "bias/swin2" ["swin2_grad"];

@@ -18,6 +18,7 @@ mod support;
 mod swin2;
 mod t5;
 mod terms;
+mod terms_grad;
 #[path = "../support/terms.rs"]
 mod terms_support;
 mod toeplitz;

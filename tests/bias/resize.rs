@@ -110,7 +110,8 @@ fn rows_of_decomposed_positions_are_the_f32_of_the_libraries() {
             if keys >= queries { query * keys / queries + back } else { query + back * queries / keys }
         };
         let pairs = (0..queries).flat_map(|query| (0..keys).map(move |key| (query, key)));
-        let differs = pairs.filter(|&(query, key)| exact(query, key) != decomposed_row(query, key, queries, keys)).count();
+        let differs =
+            pairs.filter(|&(query, key)| exact(query, key) != decomposed_row(query, key, queries, keys)).count();
         if differs > 0 {
             differing.extend([queries as f64, keys as f64, differs as f64]);
         }

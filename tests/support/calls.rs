@@ -2,7 +2,10 @@
 
 use half::bf16;
 use posenc::attend::{DeviceBias, DeviceInputs, GradOptions};
-use posenc::bias::{BiasInputs, DeviceTermInputs, DistanceGradPlan, Distances, Fire, FireGradPlan, Numbers, Term, DeviceSwin2Weights, Swin2Bias, Swin2GradOut, Swin2Plan};
+use posenc::bias::{
+    BiasInputs, DeviceSwin2Weights, DeviceTermInputs, DistanceGradPlan, Distances, Fire, FireGradPlan, Numbers,
+    Swin2Bias, Swin2GradOut, Swin2Plan, Term, TermGradPlan, Window,
+};
 use posenc::embed::{
     Counted, DeviceLookup, DeviceTables, ErrorFlag, Grid, GridPlan, GridSize, Learned, LearnedGradPlan, LearnedPlan,
     Norm, NormGrad, Resample, ResamplePlan, Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens,
@@ -196,6 +199,7 @@ fn bias(v: &mut Visitor<'_>) {
         plan.apply(shape.of(&x), Places::bottom_right(), 1.0, &mut parameters)
     });
     swin2(v);
+    terms_grad(v);
 }
 
 fn swin2(v: &mut Visitor<'_>) {
@@ -208,6 +212,28 @@ fn swin2(v: &mut Visitor<'_>) {
     run!(v, "the gradient of Swin v2's network", w2_grad, {
         let out = Swin2GradOut { w1: &mut w1_grad, b1: &mut b1_grad, w2: &mut w2_grad, b2: None };
         plan.grad(weights, &table, out)
+    });
+}
+
+/// Every form of a term's numbers; tables and rows of keys from several blocks each.
+fn terms_grad(v: &mut Visitor<'_>) {
+    let shape = Logits::bhqk(12, 2, 49, 49);
+    let (x, places) = (v.data(12 * 2 * 49 * 49), Places::counted(0, 0));
+    let plan = |term: Term| TermGradPlan::<bf16>::new(v.gpu, &term, shape).expect("a plan");
+    let (table, shaw) = (plan(Term::table(Window::swin(7, 7))), Distances::shaw(8, 4));
+    let (queries, keys, whole) = (plan(Term::queries(shaw.clone())), plan(Term::keys(shaw)), plan(Term::whole()));
+    let mut out = v.zeros::<f32>(12 * 2 * 49 * 13);
+    run!(v, "the gradient of a window's table", out, {
+        table.apply(shape.of(&x), places, 1.0, Numbers::table(169, 2), &mut out)
+    });
+    run!(v, "the gradient of rows of queries", out, {
+        queries.apply(shape.of(&x), places, 1.0, Numbers::rows(12, 2, 49, 13), &mut out)
+    });
+    run!(v, "the gradient of rows of keys", out, {
+        keys.apply(shape.of(&x), places, 1.0, Numbers::rows(1, 2, 49, 13), &mut out)
+    });
+    run!(v, "the gradient of a pair bias", out, {
+        whole.apply(shape.of(&x), places, 1.0, Numbers::rows(1, 2, 49, 49), &mut out)
     });
 }
 

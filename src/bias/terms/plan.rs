@@ -103,7 +103,7 @@ impl TermPlan {
         if let Some(numbers) = inputs.numbers {
             let endpoints = matches!(term.index, Index::Endpoints);
             if endpoints {
-                Term::check_ends("the queries' ends", numbers.shape(), shape, shape.queries)?;
+                Term::check_ends("the queries' ends", numbers.shape(), shape, [shape.queries, 2])?;
             } else {
                 term.check_numbers(numbers.shape(), shape)?;
             }
@@ -122,7 +122,7 @@ impl TermPlan {
             }
         }
         if let Some(numbers) = inputs.key_numbers {
-            Term::check_ends("the keys' ends", numbers.shape(), shape, shape.keys)?;
+            Term::check_ends("the keys' ends", numbers.shape(), shape, [shape.keys, 2])?;
             let (placed, is_f32) = numbers.hold::<T>(call, "the keys' ends")?;
             if is_f32 != (args.values_f32 == 1) {
                 return Err(Error::Value("the ends of queries and keys are of two types".into()));

@@ -47,6 +47,12 @@ sizes! {
     KEYS: int = 8,
     /// terms of a bias
     TERMS: int = 4,
+    /// keys of a row that a warp stages in shared memory for the gradient of a term
+    GRAD_STEP: int = 256,
+    /// numbers of a tile that a block transposes for the gradient of a term
+    GRAD_TILE: unsigned = 1024,
+    /// shared memory of such a tile, in numbers: at most 128 rows, each with one more
+    GRAD_TILE_SPACE: unsigned = 1152,
 }
 
 args! {
@@ -354,5 +360,41 @@ args! {
         w2_grad: Out,
         /// f32 `[heads]`; null: not wanted
         b2_grad: Out,
+    }
+
+    /// `bias/terms_grad`. Sums are f32 `[items, parts, left]`; counters one for each item.
+    TermGradArgs {
+        /// positions, the gradient, partial sums and the output; `rows` of a warp's, or a block's, part; `splits`: parts of an item
+        call: BiasGradArgs,
+        /// what decides the entry
+        term: TermArgs,
+        /// elements from one batch, head, row and entry of the output to the next
+        out_strides: [i64; 4],
+        /// divides by the parts
+        by_parts: Divisor,
+        /// heads of the output
+        heads: u32,
+        /// sequences times heads that one batch and head of the output is the sum of
+        members: u32,
+        /// heads of them
+        head_members: u32,
+        /// entries of a row of the output
+        entries: u32,
+        /// entries that a warp or a block has bins for
+        chunk: u32,
+        /// chunks of a row
+        chunks: u32,
+        /// rows of the output that have a warp, or lanes, of their own
+        items: u32,
+        /// keys of a block, a power of two
+        keys: u32,
+        /// blocks of a row's keys
+        key_blocks: u32,
+        /// numbers of a warp's shared memory
+        space: u32,
+        /// numbers that a block leaves
+        left: u32,
+        /// 1: rows of the output begin at a multiple of 16 bytes, and entries are neighbours
+        out_aligned: u32,
     }
 }
