@@ -1,7 +1,7 @@
 //! Every spec as JSON and back.
 
-use posenc::attend::Order;
-use posenc::bias::{Kerple, KerpleKind, Sandwich, Slopes, Swin2Bias};
+use posenc::attend::{Order, RelativeValues};
+use posenc::bias::{GateSums, Kerple, KerpleKind, Sandwich, Slopes, Swin2Bias};
 use posenc::embed::{Frequencies, GridSize, Norm, Rows};
 use posenc::position::DualChunk;
 use posenc::rotate::{Angles, Axes, QueryScale, Yarn};
@@ -43,6 +43,8 @@ fn every_spec_survives_json() {
     round_trip(&Fire::new());
     round_trip(&Swin2Bias::new([16, 16], 512, 4).pretrained([12, 12]));
     round_trip(&Toeplitz::from_law(2, -2..=0, |head, distance| head as f64 + distance as f64).expect("a row"));
+    round_trip(&GateSums::logits());
+    round_trip(&RelativeValues::vits(4));
     round_trip(&Softmax { order: Order::BiasThenScale, softcap: Some(50.0), ..Softmax::causal(0.125) });
     round_trip(&Places::<Vec<i32>>::bottom_right());
     round_trip(&Heads::bthd(2, 3, 4, 64));

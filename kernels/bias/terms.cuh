@@ -19,6 +19,13 @@
 #include "bias/row.cuh"
 #include "common/keys.cuh"
 
+// The entry of a query and a key at these positions; -1: nothing is added.
+__device__ __forceinline__ int entry_by_distance(const TermArgs& term, int query, int key) {
+    int near = posenc_distance_entry(term.reversed ? query - key : key - query, term.first, term.count,
+                                     term.zero_outside != 0);
+    return term.more && near >= 0 ? static_cast<const unsigned short*>(term.more)[near] : near;
+}
+
 // One query, as a term sees it.
 struct TermQuery {
     // its position, or its coordinate
@@ -66,11 +73,7 @@ struct TermQuery {
 
     // The entry for a key at `position`; -1: nothing is added.
     __device__ int entry(const TermArgs& term, const Row& row, int position) const {
-        if (term.kind == TermKind::DISTANCE) {
-            int distance = term.reversed ? at - position : position - at;
-            int near = posenc_distance_entry(distance, term.first, term.count, term.zero_outside != 0);
-            return term.more && near >= 0 ? static_cast<const unsigned short*>(term.more)[near] : near;
-        }
+        if (term.kind == TermKind::DISTANCE) return entry_by_distance(term, at, position);
         if (term.kind == TermKind::GRID) {
             int key_y = 0, key_x = 0;
             int key = place(term, term.key, position, key_y, key_x);

@@ -4,6 +4,7 @@
 #[cfg(feature = "cpu")]
 mod cpu;
 mod inputs;
+mod relative_values;
 mod softmax;
 mod softmax_grad;
 #[cfg(feature = "cuda")]
@@ -12,6 +13,9 @@ mod work;
 pub use inputs::{Attended, HostInputs, Inputs};
 #[cfg(feature = "cuda")]
 pub use inputs::{DeviceBias, DeviceInputs};
+#[cfg(feature = "cuda")]
+pub use relative_values::{RelativeTableGradPlan, RelativeValuesPlan};
+pub use relative_values::{RelativeValues, RelativeValuesGrad};
 #[cfg(feature = "cuda")]
 pub use softmax::SoftmaxPlan;
 pub use softmax::{Order, Output, Softmax};

@@ -12,6 +12,7 @@ mod distance_grad;
 mod fire;
 mod fire_grad;
 mod form;
+mod gate_sums;
 mod integers;
 mod kerple;
 mod layer;
@@ -37,7 +38,10 @@ pub use fire_grad::FireGradPlan;
 pub use form::{AsBias, BiasInputs, BiasPlan};
 pub use form::{Bias, Expected};
 #[cfg(feature = "cuda")]
-pub(crate) use form::{Held, rows};
+pub(crate) use form::{Held, hold_places, rows};
+#[cfg(feature = "cuda")]
+pub use gate_sums::GateSumsPlan;
+pub use gate_sums::{GateSums, Gates};
 pub use kerple::{Kerple, KerpleGrad, KerpleKind};
 pub use layer::{Relative, RelativeLayer, Segments};
 pub use resize::{TableResize, decomposed_axis, decomposed_row};
@@ -47,6 +51,8 @@ pub use swin2::{DeviceSwin2Weights, Swin2GradOut, Swin2Plan};
 pub use swin2::{HostSwin2Weights, LogCoordinates, Swin2Bias, Swin2Grad, Swin2Table, Swin2Weights, swin2_logit_scale};
 pub use t5::T5Bias;
 pub(crate) use terms::Pair;
+#[cfg(feature = "cuda")]
+pub(crate) use terms::plan::TermPlan;
 #[cfg(feature = "cuda")]
 pub use terms::{AnyNumbers, DeviceTermInputs, TermGradPlan};
 pub use terms::{

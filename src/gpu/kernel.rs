@@ -6,9 +6,10 @@
 use std::marker::PhantomData;
 
 use super::args::{
-    ApplyTermsArgs, Args, DistanceGradArgs, FieldLayout, FireGradArgs, GridArgs, LearnedArgs, MaskedArgs, ResampleArgs,
-    RopeArgs, SinkGradArgs, SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxTermsArgs,
-    Swin2Args, Swin2GradArgs, TableGradArgs, TermGradArgs, TimestepArgs, ToeplitzArgs, ToeplitzRowArgs,
+    ApplyTermsArgs, Args, DistanceGradArgs, FieldLayout, FireGradArgs, GateGradArgs, GateSumsArgs, GridArgs,
+    LearnedArgs, MaskedArgs, RelativeTableGradArgs, RelativeValuesArgs, ResampleArgs, RopeArgs, SinkGradArgs,
+    SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxTermsArgs, Swin2Args, Swin2GradArgs,
+    TableGradArgs, TermGradArgs, TimestepArgs, ToeplitzArgs, ToeplitzRowArgs,
 };
 
 /// An entry of a kernel file, which takes one `A`.
@@ -106,11 +107,16 @@ entries! {
     FIRE_GRAD: FireGradArgs = "bias/fire_grad" ["fire_grad"];
     SWIN2: Swin2Args = "bias/swin2" ["swin2"];
     SWIN2_GRAD: Swin2GradArgs = "bias/swin2" ["swin2_grad"];
+    GATE_SUMS: GateSumsArgs = "bias/gate_sums" ["gate_sums"];
+    GATE_SUMS_GRAD: GateGradArgs = "bias/gate_sums" ["gate_sums_grad"];
 
     SOFTMAX: SoftmaxArgs = "attend/softmax" ["softmax"];
     SOFTMAX_GRAD: SoftmaxGradArgs = "attend/softmax_grad" ["grad"];
     SOFTMAX_TERMS: SoftmaxTermsArgs = "attend/softmax_terms" ["softmax_terms"];
     SOFTMAX_GRAD_TERMS: SoftmaxGradTermsArgs = "attend/softmax_grad_terms" ["grad_terms"];
+    /// Values, and the gradient of the probabilities.
+    RELATIVE_VALUES: RelativeValuesArgs = "attend/relative_values" ["relative_values", "relative_values_grad"];
+    RELATIVE_TABLE_GRAD: RelativeTableGradArgs = "attend/relative_table_grad" ["relative_table_grad"];
     SINK_GRAD: SinkGradArgs = "attend/softmax_grad" ["sink_grad"];
 }
 

@@ -2,8 +2,10 @@
 
 #[path = "../support/biases.rs"]
 mod biases;
+mod forget;
 mod libraries;
 mod overlap;
+mod relative_values;
 mod scales;
 mod softmax;
 mod softmax_grad;

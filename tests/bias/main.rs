@@ -7,6 +7,7 @@ mod biases;
 mod cases;
 mod distance_grad;
 mod fire;
+mod gate_sums;
 mod header;
 mod kerple;
 mod layer;

@@ -1,10 +1,12 @@
 //! Every operation that runs on a device, once, on a few tokens: what tests of all of them go through.
 
 use half::bf16;
-use posenc::attend::{DeviceBias, DeviceInputs, GradOptions};
+use posenc::attend::{
+    DeviceBias, DeviceInputs, GradOptions, RelativeTableGradPlan, RelativeValues, RelativeValuesPlan,
+};
 use posenc::bias::{
-    BiasInputs, DeviceSwin2Weights, DeviceTermInputs, DistanceGradPlan, Distances, Fire, FireGradPlan, Numbers,
-    Swin2Bias, Swin2GradOut, Swin2Plan, Term, TermGradPlan, Window,
+    BiasInputs, DeviceSwin2Weights, DeviceTermInputs, DistanceGradPlan, Distances, Fire, FireGradPlan, GateSums,
+    GateSumsPlan, Numbers, Swin2Bias, Swin2GradOut, Swin2Plan, Term, TermGradPlan, Window,
 };
 use posenc::embed::{
     Counted, DeviceLookup, DeviceTables, ErrorFlag, Grid, GridPlan, GridSize, Learned, LearnedGradPlan, LearnedPlan,
@@ -69,7 +71,9 @@ pub fn every_operation(gpu: &Gpu, visit: &mut dyn Visit) {
     embed(&mut visitor);
     learned(&mut visitor);
     bias(&mut visitor);
+    gates(&mut visitor);
     attend(&mut visitor);
+    relative_values(&mut visitor);
 }
 
 fn rotate(v: &mut Visitor<'_>) {
@@ -266,4 +270,34 @@ fn attend(v: &mut Visitor<'_>) {
     let decode = Logits::bhqk(1, 4, 1, 40_000);
     let mut long = v.data(4 * 40_000);
     run!(v, "a decode against 40000 keys", long, softmax.apply(decode.of_mut(&mut long), &inputs));
+}
+
+fn gates(v: &mut Visitor<'_>) {
+    let plan = GateSumsPlan::<bf16>::new(v.gpu, GateSums::logits()).expect("a plan");
+    let (shape, pairs) = (Numbers::rows(1, 4, 40, 1), Numbers::rows(1, 4, 40, 2));
+    let (x, mut sums, mut state) = (v.data(160), v.zeros::<f32>(320), v.zeros::<u64>(8));
+    run!(v, "prefix sums of gates", sums, plan.write(shape.of(&x), pairs.of_mut(&mut sums), Some(&mut state)));
+    let ends = v.upload(&Data::new(3).values::<f32>(160));
+    let mut grad = v.zeros::<f32>(160);
+    run!(v, "the gradient of gates", grad, {
+        plan.grad(shape.of(&x), shape.of(&ends), shape.of(&ends), shape.of_mut(&mut grad))
+    });
+}
+
+fn relative_values(v: &mut Visitor<'_>) {
+    let (shape, heads) = (Logits::bhqk(1, 4, 2, 40), Heads::bthd(1, 2, 4, DIM));
+    let numbers = Numbers::rows(1, 1, 9, DIM);
+    let (p, table, mut z, mut dp) = (v.data(320), v.data(9 * DIM), v.data(8 * DIM), v.data(320));
+    let spec = RelativeValues::vits(4);
+    let plan = RelativeValuesPlan::<bf16>::new(v.gpu, &spec).expect("a plan");
+    let places = Places::bottom_right;
+    run!(v, "relative values", z, plan.add(shape.of(&p), numbers.of(&table), heads.of_mut(&mut z), places()));
+    run!(v, "the gradient of relative values", dp, {
+        plan.grad(heads.of(&z), numbers.of(&table), shape.of_mut(&mut dp), places(), true)
+    });
+    let plan = RelativeTableGradPlan::<bf16>::new(v.gpu, &spec, 1, DIM, shape).expect("a plan");
+    let mut grad = v.zeros::<f32>(plan.len());
+    run!(v, "the gradient of a table of relative values", grad, {
+        plan.apply(shape.of(&p), heads.of(&z), places(), &mut grad)
+    });
 }

@@ -51,7 +51,11 @@ impl<'a> AnyNumbers<'a> {
     }
 
     /// Hands in the array; true if it holds f32.
-    fn hold<T: Scalar>(self, call: &mut Call<'a>, name: &'static str) -> Result<(Placed<In, Numbers>, bool)> {
+    pub(crate) fn hold<T: Scalar>(
+        self,
+        call: &mut Call<'a>,
+        name: &'static str,
+    ) -> Result<(Placed<In, Numbers>, bool)> {
         let (placed, is_f32, type_name) = match self {
             Self::F32(view) => (call.view(name, view)?, true, f32::NAME),
             Self::F16(view) => (call.view(name, view)?, false, f16::NAME),

@@ -1,6 +1,6 @@
 //! Arguments of `kernels/attend`.
 
-use super::{BiasArgs, In, Out, TermsArgs, args, codes, sizes, words};
+use super::{BiasArgs, Divisor, In, Out, TermArgs, TermsArgs, args, codes, sizes, words};
 
 codes! {
     /// In which order scale, softcap and bias act.
@@ -17,6 +17,12 @@ codes! {
 sizes! {
     /// keys of a chunk, the unit of a row's sums
     CHUNK: int = 8192,
+    /// rows of a warp, in sums of relative values
+    VALUE_ROWS: int = 4,
+    /// channels of a warp
+    VALUE_CHANNELS: int = 128,
+    /// entries of a block, in the gradient of a table of relative values
+    VALUE_ENTRIES: int = 32,
 }
 
 args! {
@@ -152,5 +158,87 @@ args! {
         heads: u32,
         /// rows of a head
         queries: u32,
+    }
+
+    /// `attend/relative_values`.
+    RelativeValuesArgs {
+        /// positions and lengths
+        bias: BiasArgs,
+        /// which entry, and the table
+        term: TermArgs,
+        /// probabilities; null: their gradient is made
+        p: In,
+        /// gradient of the probabilities
+        dp: Out,
+        /// values
+        z: Out,
+        /// gradient of the values
+        dz: In,
+        /// of `p` or `dp`: elements from one batch, head and query to the next
+        p_strides: [i64; 3],
+        /// of `z` or `dz`: elements from one batch, query and head to the next
+        z_strides: [i64; 3],
+        /// of the table: elements from one channel to the next
+        channel_stride: i64,
+        /// channels
+        dim: u32,
+        /// 1: all rows of `p` or `dp` begin at a multiple of 16 bytes
+        aligned: u32,
+        /// 1: the gradient is added to what is there
+        add: u32,
+        /// 1: a lookup, or positions of keys given one by one
+        bins: u32,
+        /// rows of a warp, at most
+        rows: u32,
+        /// rows that follow one another and share a table
+        group_rows: u32,
+        /// warps of such rows
+        group_warps: u32,
+        /// warps of the call
+        warps: u32,
+        /// entries that shared memory holds for a warp
+        tile: u32,
+        /// divides by `group_warps`
+        by_group: Divisor,
+    }
+
+    /// `attend/relative_table_grad`.
+    RelativeTableGradArgs {
+        /// positions and lengths
+        bias: BiasArgs,
+        /// which entry; no table
+        term: TermArgs,
+        /// probabilities
+        p: In,
+        /// gradient of the values
+        dz: In,
+        /// f32 `[heads or 1, splits, entries, dim]`; unused with one split
+        sums: Out,
+        /// u32 of each tile of entries and channels: blocks that are done; 0 between calls
+        counters: Out,
+        /// f32 `[heads or 1, entries, dim]`
+        out: Out,
+        /// of `p`: elements from one batch, head and query to the next
+        p_strides: [i64; 3],
+        /// of `dz`: elements from one batch, query and head to the next
+        z_strides: [i64; 3],
+        /// channels
+        dim: u32,
+        /// 1: all rows of `p` begin at a multiple of 16 bytes
+        aligned: u32,
+        /// 1: a lookup, or positions of keys given one by one
+        bins: u32,
+        /// 1: each head has a table
+        by_head: u32,
+        /// rows of a table
+        group_rows: u32,
+        /// rows of a split
+        split_rows: u32,
+        /// splits
+        splits: u32,
+        /// tiles of entries
+        tiles: u32,
+        /// tiles of channels
+        channel_tiles: u32,
     }
 }

@@ -53,6 +53,8 @@ sizes! {
     GRAD_TILE: unsigned = 1024,
     /// shared memory of such a tile, in numbers: at most 128 rows, each with one more
     GRAD_TILE_SPACE: unsigned = 1152,
+    /// tokens that a thread takes at once in sums of gates
+    GATE_ITEMS: int = 4,
 }
 
 args! {
@@ -396,5 +398,57 @@ args! {
         left: u32,
         /// 1: rows of the output begin at a multiple of 16 bytes, and entries are neighbours
         out_aligned: u32,
+    }
+
+    /// `bias/gate_sums`: `gate_sums`.
+    GateSumsArgs {
+        /// logarithms or logits of gates, f32 or of the module's type
+        gates: In,
+        /// f32 pairs
+        out: Out,
+        /// u64 `[batch, heads, 2]`; null: the tokens are a whole sequence
+        state: Out,
+        /// elements from one batch, head and token to the next
+        gates_strides: [i64; 3],
+        /// the same of `out`
+        out_strides: [i64; 3],
+        /// elements to the second float of a pair
+        second: i64,
+        /// heads
+        heads: u32,
+        /// tokens of a row
+        tokens: u32,
+        /// 1: `gates` holds f32, 0: the module's type
+        gates_f32: u32,
+        /// 1: `gates` holds logits, 0: logarithms
+        logits: u32,
+    }
+
+    /// `bias/gate_sums`: `gate_sums_grad`.
+    GateGradArgs {
+        /// as in [`GateSumsArgs`]
+        gates: In,
+        /// f32, gradient of the sums as ends of queries
+        query_grad: In,
+        /// f32, gradient of the sums as ends of keys
+        key_grad: In,
+        /// f32, gradient of what `gates` holds
+        out: Out,
+        /// elements from one batch, head and token to the next
+        gates_strides: [i64; 3],
+        /// the same of `query_grad`
+        query_strides: [i64; 3],
+        /// the same of `key_grad`
+        key_strides: [i64; 3],
+        /// the same of `out`
+        out_strides: [i64; 3],
+        /// heads
+        heads: u32,
+        /// tokens of a row
+        tokens: u32,
+        /// 1: `gates` holds f32, 0: the module's type
+        gates_f32: u32,
+        /// 1: `gates` holds logits, 0: logarithms
+        logits: u32,
     }
 }
