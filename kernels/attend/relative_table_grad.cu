@@ -7,7 +7,8 @@
 // A block has 32 entries, 128 channels and a split of the rows, and takes 32 rows at a time: first their weights in
 // shared memory, then sums of products in registers, four entries and four channels of each thread. Sums of 32 rows are
 // added with compensation, and so are the splits, in their order. Bytes: each key that has an entry is read once for
-// each 128 channels; with a lookup or positions of their own once for each 32 entries too.
+// each 128 channels; with a lookup or positions of their own once for each 32 entries too. dz is read by each warp,
+// once for four entries, which the cache serves.
 #include "attend/relative_values.cuh"
 
 namespace {

@@ -268,7 +268,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(term_grad_table) {
     bins.clear(chunk.count);
     // Rows of the group, queries first.
     unsigned first = (share.part * warps + warp) * args.call.rows;
-    unsigned member = first / bias.queries, query = first - member * bias.queries;
+    unsigned member = divide(first, bias.by_queries), query = first - member * bias.queries;
 #pragma unroll 1
     for (unsigned rows = args.call.rows; rows && member < args.members; --rows) {
         add_row(args, group.row(args, member, query), chunk, bins, staged);
@@ -301,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(term_grad_queries) {
     if (item >= args.items) return;
     wait_for_predecessor();
     unsigned index = item / args.chunks;
-    unsigned number = index / args.call.bias.queries;
+    unsigned number = divide(index, args.call.bias.by_queries);
     unsigned query = index - number * args.call.bias.queries;
     Group group(args, number);
     Chunk chunk(args, item - index * args.chunks);
@@ -451,8 +451,8 @@ extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(term_grad_keys) {
     float* bins = numbers + GRAD_TILE_SPACE;
     for (unsigned i = threadIdx.x; i < 2 * args.keys * args.chunk; i += 256) bins[i] = 0.0f;
     // Rows of the group, queries first.
-    unsigned first = share.part * args.call.rows, rows = args.call.rows, most = GRAD_TILE / args.keys;
-    tile.member = first / bias.queries;
+    unsigned first = share.part * args.call.rows, rows = args.call.rows, most = GRAD_TILE >> (__ffs(args.keys) - 1);
+    tile.member = divide(first, bias.by_queries);
     tile.query = first - tile.member * bias.queries;
 #pragma unroll 1
     while (rows && tile.member < args.members) {
@@ -506,7 +506,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(term_grad_columns) {
     int count = min(KEYS, static_cast<int>(bias.keys) - key);
     // Rows of the group, queries first: a warp has every eighth of the part.
     unsigned first = share.part * args.call.rows + warp;
-    unsigned member = first / bias.queries, query = first - member * bias.queries;
+    unsigned member = divide(first, bias.by_queries), query = first - member * bias.queries;
     Sum sums[KEYS];
 #pragma unroll 1
     for (unsigned i = warp; i < args.call.rows && member < args.members; i += 8) {
@@ -551,7 +551,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(term_grad_whole) {
     unsigned index = blockIdx.x * blockDim.y + threadIdx.y;
     if (index >= args.items) return;
     wait_for_predecessor();
-    unsigned number = index / bias.queries, query = index - number * bias.queries;
+    unsigned number = divide(index, bias.by_queries), query = index - number * bias.queries;
     Group group(args, number);
     // 64 bits: the last step may leave 32.
 #pragma unroll 1
@@ -575,8 +575,13 @@ extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(term_grad_whole) {
         float y[KEYS];
 #pragma unroll
         for (int i = 0; i < KEYS; ++i) y[i] = sums[i].total * args.call.factor;
-        if (args.out_aligned) {
-            store_keys<f32>(reinterpret_cast<unsigned*>(out), count, true, y);
+        if (args.out_aligned && count == KEYS) {
+#pragma unroll
+            for (int i = 0; i < KEYS; i += 4) {
+                uint4 raw =
+                    make_uint4(f32::narrow(y[i]), f32::narrow(y[i + 1]), f32::narrow(y[i + 2]), f32::narrow(y[i + 3]));
+                store_wide(out + i, raw);
+            }
         } else {
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) {

@@ -370,6 +370,18 @@ fn long_rows_of_any_layout_give_the_same_bits() {
     }
 }
 
+/// Rows of grad and of the output that begin at multiples of 16 bytes and fill whole packs, steps and blocks.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn gradients_of_terms_of_aligned_rows_are_the_reference() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(1, 4, 128, 256);
+    for case in large(&shape) {
+        check::<f32>(&gpu, &case, &shape, &With::of(Host::counted(0, 0)));
+        check::<bf16>(&gpu, &case, &shape, &With::of(Host::counted(0, 0)));
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------- laws
 
 #[test]
