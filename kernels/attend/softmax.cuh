@@ -109,8 +109,12 @@ template <class Bias> struct Logits {
         } else {
             load_keys(x(args) + key, count, false, 0.0f, z);
         }
-        // Read for each pack, from a cache: held for the row it would be one register too many.
-        logits_of(args.law, scale_of(args.law, row.head), value, z);
+        // Apart, and read for each pack, from a cache: one more register for all rows would be one too many.
+        if (args.law.scales) {
+            logits_of(args.law, scale_of(args.law, row.head), value, z);
+        } else {
+            logits_of(args.law, args.law.scale, value, z);
+        }
         if (args.mask) {
             const T::Bits* mask = static_cast<const T::Bits*>(args.mask) + row.offset(args.mask_strides);
             load_keys(mask + key, count, args.team.aligned == 2, 0.0f, value);
