@@ -10,7 +10,8 @@
 #include "common/exp.cuh"
 
 // What multiplies the logits of a head.
-__device__ __forceinline__ float scale_of(const SoftmaxLaw& law, unsigned head) {
+template <class Bias> __device__ __forceinline__ float scale_of(const SoftmaxLaw& law, unsigned head) {
+    if constexpr (!Bias::SCALED) return law.scale;
     return law.scales ? law.scale * static_cast<const float*>(law.scales)[head] : law.scale;
 }
 

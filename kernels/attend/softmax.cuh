@@ -109,12 +109,7 @@ template <class Bias> struct Logits {
         } else {
             load_keys(x(args) + key, count, false, 0.0f, z);
         }
-        // Apart, and read for each pack, from a cache: one more register for all rows would be one too many.
-        if (args.law.scales) {
-            logits_of(args.law, scale_of(args.law, row.head), value, z);
-        } else {
-            logits_of(args.law, args.law.scale, value, z);
-        }
+        logits_of(args.law, scale_of<Bias>(args.law, row.head), value, z);
         if (args.mask) {
             const T::Bits* mask = static_cast<const T::Bits*>(args.mask) + row.offset(args.mask_strides);
             load_keys(mask + key, count, args.team.aligned == 2, 0.0f, value);
@@ -196,7 +191,7 @@ __device__ __forceinline__ float make_sides(const SoftmaxArgs& args, const Logit
     begin[1] = packs.below(args, max(min(sides.right, high), low));
     end[0] = packs.below(args, max(min(sides.left, high), low));
     end[1] = packs.below(args, high);
-    float most = -infinity(), scale = scale_of(args.law, logits.row.head);
+    float most = -infinity(), scale = args.law.scale;
 #pragma unroll 1
     for (int side = 0; side < 2; ++side) {
         int pack = side ? begin[1] : begin[0];

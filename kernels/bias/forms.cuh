@@ -9,6 +9,8 @@
 struct RowBias : BiasState {
     // The keys on one side of the query may have one number, or one slope: `Sides`.
     static constexpr bool SIDED = true;
+    // Heads have no scales of their own: a branch for each pack and code for both.
+    static constexpr bool SCALED = false;
 
     __device__ RowBias(const BiasArgs& args, const Row& row) {
         if (args.kind == BiasKind::FIRE) {

@@ -105,6 +105,7 @@ struct TermQuery {
 // The sum of the terms of one row; its functions are those of RowBias.
 struct TermsBias {
     static constexpr bool SIDED = false;
+    static constexpr bool SCALED = true;
 
     const TermsArgs& terms;
 

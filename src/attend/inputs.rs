@@ -107,7 +107,7 @@ impl<T> std::fmt::Debug for DeviceBias<'_, T> {
 /// | `mask` | `[batch or 1, heads or 1, queries or 1, keys]` | added last; -inf masks |
 /// | `sinks` | `[heads]` | a logit without a key, neither scaled nor biased: it takes its share of the sum |
 /// | `gates` | `[batch, heads, queries]` | multiply the bias: WavLM's, `gate_a * (gate_b * const - 1) + 2`. Refused where there is no bias |
-/// | `scales` | `[heads]` | multiply the spec's `scale`, head by head: cosine attention, see [`swin2_logit_scale`](crate::bias::swin2_logit_scale) |
+/// | `scales` | `[heads]` | multiply the spec's `scale`, head by head: cosine attention, see [`swin2_logit_scale`](crate::bias::swin2_logit_scale). On the device with a bias of terms, or none |
 ///
 /// ```
 /// use posenc::attend::Inputs;

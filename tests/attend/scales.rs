@@ -6,7 +6,7 @@ use posenc::bias::{
     Numbers, ShiftedWindows, Swin2Bias, Swin2Weights, Term, TermInputs, Terms, Window, swin2_logit_scale,
 };
 use posenc::gpu::Read;
-use posenc::{Alibi, Bias, Gpu, Logits, Places, Softmax, SoftmaxPlan, T5Bias};
+use posenc::{Alibi, Bias, Gpu, Logits, Places, Softmax, SoftmaxPlan};
 use serde_json::Value;
 
 use crate::biases::{Context, Host};
@@ -158,23 +158,27 @@ fn check_each<T: Own>(gpu: &Gpu, shape: &Logits, bias: Bias, scales: &[f32], pla
 fn the_kernel_is_the_reference_for_scales_of_heads() {
     let gpu = gpu();
     let scales = [1.5f32, -0.25, 8.0];
-    let slopes = Alibi::new(3).slopes().unwrap();
-    let row = T5Bias::new(8, 12, true).row(&Data::new(1).values::<f32>(24), 3).unwrap();
     let table: Vec<f32> = Data::new(2).values::<bf16>(25 * 3).into_iter().map(bf16::to_f32).collect();
     let read = [TermInputs::of((&table[..], Numbers::table(25, 3)))];
     let terms = Terms { terms: &[Term::table(Window::swin(3, 3))], inputs: &read };
     // Aligned rows, whose packs of one side are made apart, and others.
     for shape in [Logits::bhqk(2, 3, 3, 61).row(64), Logits::bhqk(1, 3, 2, 21)] {
-        for bias in [Bias::None, Bias::Slopes(&slopes), Bias::Toeplitz(&row)] {
-            check_each::<f32>(&gpu, &shape, bias, &scales, Host::counted(shape.keys as i64 - 9, 0));
-            check_each::<bf16>(&gpu, &shape, bias, &scales, Host::counted(5, 0));
-        }
+        check_each::<f32>(&gpu, &shape, Bias::None, &scales, Host::counted(shape.keys as i64 - 9, 0));
+        check_each::<bf16>(&gpu, &shape, Bias::None, &scales, Host::counted(5, 0));
     }
     check_each::<f32>(&gpu, &Logits::bhqk(2, 3, 9, 9), Bias::Terms(terms), &scales, Host::counted(0, 0));
     check_each::<bf16>(&gpu, &Logits::bhqk(2, 3, 9, 9), Bias::Terms(terms), &scales, Host::counted(0, 0));
     // Several blocks share a row.
     let shape = Logits::bhqk(1, 3, 1, 9000);
-    check_each::<bf16>(&gpu, &shape, Bias::Slopes(&slopes), &scales, Host::bottom_right());
+    check_each::<bf16>(&gpu, &shape, Bias::None, &scales, Host::bottom_right());
+    let plan = SoftmaxPlan::<f32>::new(&gpu, &Softmax::new(1.0), &Alibi::new(3)).unwrap();
+    let (mut x, scales) = (gpu.stream().alloc_zeros(12).unwrap(), gpu.stream().clone_htod(&scales).unwrap());
+    let inputs = DeviceInputs { scales: Some(&scales), ..DeviceInputs::default() };
+    let error = plan.apply(Logits::bhqk(1, 3, 2, 2).of_mut(&mut x), &inputs).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "scales of heads go with a bias of terms or none on the device: a row of distances is a term too"
+    );
 }
 
 #[test]
@@ -182,16 +186,11 @@ fn the_kernel_is_the_reference_for_scales_of_heads() {
 fn a_scale_of_one_changes_no_bit_and_any_is_that_of_the_spec() {
     fn each<T: Own>(gpu: &Gpu) {
         let shape = Logits::bhqk(2, 2, 3, 100);
-        let slopes = Alibi::new(2).slopes().unwrap();
         let logits: Vec<T> = Data::new(8).values(shape.elements().unwrap());
         for softmax in all(Softmax::new(1.0)) {
             let got = |scale: f32, own: f32, scaled: bool| {
                 let scales = [own; 2];
-                let inputs = HostInputs {
-                    bias: Bias::Slopes(&slopes),
-                    scales: scaled.then_some(&scales[..]),
-                    ..HostInputs::<T>::default()
-                };
+                let inputs = HostInputs { scales: scaled.then_some(&scales[..]), ..HostInputs::<T>::default() };
                 let (p, lse) = run(gpu, &Softmax { scale, ..softmax }, &logits, &shape, &inputs, 0);
                 (bits(&p), bits(&lse))
             };

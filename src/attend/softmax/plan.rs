@@ -8,12 +8,13 @@ use crate::attend::inputs::check_mask;
 use crate::attend::work::{HELD, PARTS, Room, Work, held_grad};
 use crate::bias::{AsBias, BiasInputs, BiasPlan, Held, rows};
 use crate::gpu::args::{
-    Args, LogitOrder, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxLaw, SoftmaxTermsArgs,
+    Args, BiasKind, LogitOrder, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxLaw,
+    SoftmaxTermsArgs, TermsArgs,
 };
 use crate::gpu::kernel::{Entry, SINK_GRAD, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_GRAD_TERMS, SOFTMAX_TERMS};
 use crate::gpu::{Call, Gpu, Kernel, Scratch, Update, Write, widest};
 use crate::shape::Shape;
-use crate::{Logits, Result, Scalar};
+use crate::{Error, Logits, Result, Scalar};
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
@@ -115,25 +116,27 @@ impl<T: Scalar> SoftmaxPlan<T> {
         &mut self.bias
     }
 
-    /// Hands in the bias, the plan's own or the call's.
+    /// Hands in the bias, the plan's own or the call's, and the law with the scales of heads. Terms and scales have a kernel of
+    /// their own: without terms, it adds none.
     pub(in crate::attend) fn hold_bias<'a, 'b: 'a>(
         &'a self,
         call: &mut Call<'a>,
         shape: &Logits,
         inputs: &DeviceInputs<'b, T>,
-    ) -> Result<Held> {
+    ) -> Result<(Held, SoftmaxLaw)> {
         let of = BiasInputs { places: inputs.places, gates: inputs.gates, terms: inputs.bias.terms };
-        inputs.bias.plan.unwrap_or(&self.bias).hold(call, shape, of, self.softmax.window())
-    }
-
-    /// The law of a call: the spec, and the scales of heads.
-    pub(in crate::attend) fn hold_law<'a, 'b: 'a>(
-        &'a self,
-        call: &mut Call<'a>,
-        shape: &Logits,
-        inputs: &DeviceInputs<'b, T>,
-    ) -> Result<SoftmaxLaw> {
-        Ok(SoftmaxLaw { scales: call.read_some("scales", inputs.scales, shape.heads)?, ..self.softmax.law() })
+        let mut held = inputs.bias.plan.unwrap_or(&self.bias).hold(call, shape, of, self.softmax.window())?;
+        let scales = call.read_some("scales", inputs.scales, shape.heads)?;
+        if inputs.scales.is_some() && held.terms.is_none() {
+            if held.bias.kind != BiasKind::NONE {
+                return Err(Error::Value(
+                    "scales of heads go with a bias of terms or none on the device: a row of distances is a term too"
+                        .into(),
+                ));
+            }
+            held.terms = Some(TermsArgs::zeroed());
+        }
+        Ok((held, SoftmaxLaw { scales, ..self.softmax.law() }))
     }
 
     /// The softmax of every row, `p = exp(z - lse)` with `z = softcap(scale * s) + bias + mask` in the spec's order.
@@ -201,8 +204,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let mut call = self.gpu.call();
         let x = call.update(["logits", "probabilities"], logits, SIZES)?;
         let shape = x.x.shape;
-        let Held { bias, terms } = self.hold_bias(&mut call, &shape, inputs)?;
-        let law = self.hold_law(&mut call, &shape, inputs)?;
+        let (Held { bias, terms }, law) = self.hold_bias(&mut call, &shape, inputs)?;
         let mut args = SoftmaxArgs {
             bias,
             law,

@@ -77,8 +77,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let grad = call.update(["grad", "logits_grad"], grad.into(), SIZES)?;
         let (shape, out_shape) = (grad.x.shape, grad.y.shape);
         check_same("probabilities", &p.shape, "grad", &shape, SIZES)?;
-        let Held { bias, terms } = self.hold_bias(&mut call, &shape, inputs)?;
-        let law = self.hold_law(&mut call, &shape, inputs)?;
+        let (Held { bias, terms }, law) = self.hold_bias(&mut call, &shape, inputs)?;
         let mut args = SoftmaxGradArgs {
             bias,
             law,
@@ -111,8 +110,8 @@ impl<T: Scalar> SoftmaxPlan<T> {
             return Ok(());
         }
         let aligned = u32::from(widest(steps) == 16);
-        // Only a softcap's slope asks for the bias.
-        let terms = terms.filter(|_| self.softmax.softcap.is_some());
+        // Only a softcap's slope asks for the bias, and scales for the kernel of terms.
+        let terms = terms.filter(|_| self.softmax.softcap.is_some() || inputs.scales.is_some());
         let (rows, room) = (rows(&shape)?, if terms.is_none() { &self.grad.room } else { &self.terms_grad.room });
         let work = Work::of(rows, shape.keys, room);
         args.team = work.team(rows, aligned);
