@@ -41,16 +41,16 @@ fn models() -> Vec<Model> {
         let conformer = Distances::conformer(tokens);
         push("conformer", Term::queries(conformer), shape, own(&shape, tokens, 2 * tokens - 1));
         if let Ok(deberta) = Distances::deberta(256, 512) {
-            push("deberta-v3 keys", Term::keys(deberta), shape, own(&shape, tokens, 512));
+            push("deberta-v3-keys", Term::keys(deberta), shape, own(&shape, tokens, 512));
         }
-        push("bert keys", Term::keys(Distances::bert(512)), shape, own(&shape, tokens, 1023));
-        push("pair bias", Term::whole(), shape, Numbers::rows(1, 8, tokens, tokens));
+        push("bert-keys", Term::keys(Distances::bert(512)), shape, own(&shape, tokens, 1023));
+        push("alphafold", Term::whole(), shape, Numbers::rows(1, 8, tokens, tokens));
     }
     let sam = Logits::bhqk(1, 2, 196, 196);
-    push("sam rows", Term::queries(Window::decomposed(14, 14, WindowAxes::Rows)), sam, own(&sam, 196, 14));
+    push("sam-rows", Term::queries(Window::decomposed(14, 14, WindowAxes::Rows)), sam, own(&sam, 196, 14));
     let forget = Logits::bhqk(1, 8, 256, 256);
     push("forget", Term::endpoints(), forget, own(&forget, 256, 1));
-    let keys = Model { of_keys: true, ..Model::new("forget keys", Term::endpoints(), forget, own(&forget, 256, 1)) };
+    let keys = Model { of_keys: true, ..Model::new("forget-keys", Term::endpoints(), forget, own(&forget, 256, 1)) };
     models.push(keys);
     models
 }
