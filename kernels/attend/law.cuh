@@ -9,12 +9,6 @@
 #include "args.cuh"
 #include "common/exp.cuh"
 
-// What multiplies the logits of a head.
-template <class Bias> __device__ __forceinline__ float scale_of(const SoftmaxLaw& law, unsigned head) {
-    if constexpr (!Bias::SCALED) return law.scale;
-    return law.scales ? law.scale * static_cast<const float*>(law.scales)[head] : law.scale;
-}
-
 // From eight logits and their biases to what the softcap takes: x becomes that. `late`: the bias comes after the
 // softcap.
 __device__ __forceinline__ void before_softcap(const SoftmaxLaw& law, float scale, bool late, const float (&bias)[KEYS],

@@ -4,7 +4,7 @@
 // x, y     [batch, heads, queries, keys] by strides in elements (64 bits), keys contiguous; in place or apart
 // mask     the same with strides of its own, 0 where it is shared
 // sinks    f32 [heads]
-// scales   f32 [heads], of the law
+// scales   f32 [heads], with terms
 // lse      f32 [batch, heads, queries]
 //
 // One kernel for rows of every length, a team of threads a row: 1 to 32 lanes of a warp, so that a warp has several
@@ -109,7 +109,7 @@ template <class Bias> struct Logits {
         } else {
             load_keys(x(args) + key, count, false, 0.0f, z);
         }
-        logits_of(args.law, scale_of<Bias>(args.law, row.head), value, z);
+        logits_of(args.law, bias.scale(args.law, row), value, z);
         if (args.mask) {
             const T::Bits* mask = static_cast<const T::Bits*>(args.mask) + row.offset(args.mask_strides);
             load_keys(mask + key, count, args.team.aligned == 2, 0.0f, value);
@@ -178,39 +178,6 @@ __device__ __forceinline__ float load_side(float scale, Stage at, int distance, 
     return most;
 }
 
-// The packs whose keys may all be seen and need no other work than the scale and the bias of one side, as load_side
-// does them: those from begin[side] to end[side]. The largest logit of them.
-template <class Bias>
-__device__ __forceinline__ float make_sides(const SoftmaxArgs& args, const Logits<Bias>& logits, const Packs& packs,
-                                            const Stage& stage, int (&begin)[2], int (&end)[2]) {
-    bool easy =
-        args.team.aligned && args.law.cap == 0.0f && args.law.order != LogitOrder::BIAS_THEN_SCALE && !args.mask;
-    int low = logits.low, high = easy ? max(logits.high - (KEYS - 1), low) : low;
-    Sides sides(args.bias, logits.row);
-    begin[0] = packs.below(args, low);
-    begin[1] = packs.below(args, max(min(sides.right, high), low));
-    end[0] = packs.below(args, max(min(sides.left, high), low));
-    end[1] = packs.below(args, high);
-    float most = -infinity(), scale = args.law.scale;
-#pragma unroll 1
-    for (int side = 0; side < 2; ++side) {
-        int pack = side ? begin[1] : begin[0];
-        int count = side ? end[1] - begin[1] : end[0] - begin[0];
-        if (count <= 0) continue;
-        int distance = packs.key_of(args, pack) + RowBias::shift(args.bias, logits.row);
-        Stage at = stage;
-        at.skip(pack);
-        if (args.bias.kind == BiasKind::SLOPES) {
-            float slope = side ? -logits.bias.right : logits.bias.left;
-            most = fmaxf(most, load_side<true>(scale, at, distance, Packs::step(args), count, slope));
-        } else {
-            float value = side ? logits.bias.right : logits.bias.left;
-            most = fmaxf(most, load_side<false>(scale, at, distance, Packs::step(args), count, value));
-        }
-    }
-    return most;
-}
-
 // Leaves the exponentials of a chunk in the stage, of those packs of which some key may be seen. Two packs at most are
 // worked on together: what lies between waits in shared memory.
 template <class Bias>
@@ -227,10 +194,32 @@ __device__ __forceinline__ Part make(const SoftmaxArgs& args, const Logits<Bias>
     }
     fetched();
 
+    // Packs whose keys may all be seen and need no other work than the scale and the bias of one side.
+    bool easy = Bias::SIDED && args.team.aligned && args.law.cap == 0.0f &&
+                args.law.order != LogitOrder::BIAS_THEN_SCALE && !args.mask;
+    int low = logits.low, high = easy ? max(logits.high - (KEYS - 1), low) : low;
+    Sides sides(args.bias, logits.row);
+    int begin[2] = {packs.below(args, low), packs.below(args, max(min(sides.right, high), low))};
+    int end[2] = {packs.below(args, max(min(sides.left, high), low)), packs.below(args, high)};
     float most = -infinity();
-    // Packs of one side of the query, of which begin[side] to end[side] are done with.
-    int begin[2] = {0, 0}, end[2] = {0, 0};
-    if constexpr (Bias::SIDED) most = make_sides(args, logits, packs, stage, begin, end);
+    if constexpr (Bias::SIDED) {
+#pragma unroll 1
+        for (int side = 0; side < 2; ++side) {
+            int pack = side ? begin[1] : begin[0];
+            int count = side ? end[1] - begin[1] : end[0] - begin[0];
+            if (count <= 0) continue;
+            int distance = packs.key_of(args, pack) + RowBias::shift(args.bias, logits.row);
+            at = stage;
+            at.skip(pack);
+            if (args.bias.kind == BiasKind::SLOPES) {
+                float slope = side ? -logits.bias.right : logits.bias.left;
+                most = fmaxf(most, load_side<true>(args.law.scale, at, distance, Packs::step(args), count, slope));
+            } else {
+                float value = side ? logits.bias.right : logits.bias.left;
+                most = fmaxf(most, load_side<false>(args.law.scale, at, distance, Packs::step(args), count, value));
+            }
+        }
+    }
     float x[KEYS];
 #pragma unroll 1
     for (int i = packs.first;; ++i) {

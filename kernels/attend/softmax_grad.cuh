@@ -120,11 +120,11 @@ __device__ __forceinline__ void softmax_grad(const SoftmaxGradArgs& args, const 
                 float x[KEYS], bias[KEYS];
                 Bias(args.bias, row, terms...).of(args.bias, row, at, there, bias);
                 load_keys(logits + at, there, args.team.aligned, 0.0f, x);
-                float scale = scale_of<Bias>(law, row.head);
+                float scale = Bias::scale(law, row, terms...);
                 before_softcap(law, scale, law.order == LogitOrder::SOFTCAP_THEN_BIAS, bias, x);
                 softcap_gradients(law, scale, x, dbias, dp);
             } else {
-                scale_gradients(scale_of<Bias>(law, row.head), dbias, dp);
+                scale_gradients(Bias::scale(law, row, terms...), dbias, dp);
             }
             long long to = row.offset(args.dx_strides) + at;
             store_keys(static_cast<T::Bits*>(args.dx) + to, there, args.team.aligned, dp);

@@ -9,8 +9,6 @@
 struct RowBias : BiasState {
     // The keys on one side of the query may have one number, or one slope: `Sides`.
     static constexpr bool SIDED = true;
-    // Heads have no scales of their own: a branch for each pack and code for both.
-    static constexpr bool SCALED = false;
 
     __device__ RowBias(const BiasArgs& args, const Row& row) {
         if (args.kind == BiasKind::FIRE) {
@@ -23,6 +21,9 @@ struct RowBias : BiasState {
             left = right = 0.0f;
         }
     }
+
+    // What multiplies the logits of a head: heads have scales of their own in kernels of terms alone.
+    static __device__ float scale(const SoftmaxLaw& law, const Row&) { return law.scale; }
 
     // What a key's index lacks of its distance, or of its position where that is all the bias knows.
     static __device__ int shift(const BiasArgs& args, const Row& row) {

@@ -105,11 +105,17 @@ struct TermQuery {
 // The sum of the terms of one row; its functions are those of RowBias.
 struct TermsBias {
     static constexpr bool SIDED = false;
-    static constexpr bool SCALED = true;
 
     const TermsArgs& terms;
 
     __device__ TermsBias(const BiasArgs&, const Row&, const TermsArgs& terms) : terms(terms) {}
+
+    // What multiplies the logits of a head. Read for each pack, from a cache: held for the row it would be one more
+    // register.
+    __device__ float scale(const SoftmaxLaw& law, const Row& row) const { return scale(law, row, terms); }
+    static __device__ float scale(const SoftmaxLaw& law, const Row& row, const TermsArgs& terms) {
+        return terms.scales ? law.scale * static_cast<const float*>(terms.scales)[row.head] : law.scale;
+    }
 
     static __device__ float number(const TermArgs& term, const void* values, long long index) {
         return term.values_f32 ? static_cast<const float*>(values)[index]

@@ -116,27 +116,25 @@ impl<T: Scalar> SoftmaxPlan<T> {
         &mut self.bias
     }
 
-    /// Hands in the bias, the plan's own or the call's, and the law with the scales of heads. Terms and scales have a kernel of
-    /// their own: without terms, it adds none.
+    /// Hands in the bias, the plan's own or the call's, and the scales of heads. Terms and scales have a kernel of their own: without
+    /// terms, it adds none.
     pub(in crate::attend) fn hold_bias<'a, 'b: 'a>(
         &'a self,
         call: &mut Call<'a>,
         shape: &Logits,
         inputs: &DeviceInputs<'b, T>,
-    ) -> Result<(Held, SoftmaxLaw)> {
+    ) -> Result<Held> {
         let of = BiasInputs { places: inputs.places, gates: inputs.gates, terms: inputs.bias.terms };
-        let mut held = inputs.bias.plan.unwrap_or(&self.bias).hold(call, shape, of, self.softmax.window())?;
-        let scales = call.read_some("scales", inputs.scales, shape.heads)?;
-        if inputs.scales.is_some() && held.terms.is_none() {
-            if held.bias.kind != BiasKind::NONE {
-                return Err(Error::Value(
-                    "scales of heads go with a bias of terms or none on the device: a row of distances is a term too"
-                        .into(),
-                ));
-            }
-            held.terms = Some(TermsArgs::zeroed());
+        let held = inputs.bias.plan.unwrap_or(&self.bias).hold(call, shape, of, self.softmax.window())?;
+        let Some(scales) = inputs.scales else { return Ok(held) };
+        if held.terms.is_none() && held.bias.kind != BiasKind::NONE {
+            return Err(Error::Value(
+                "scales of heads go with a bias of terms or none on the device: a row of distances is a term too"
+                    .into(),
+            ));
         }
-        Ok((held, SoftmaxLaw { scales, ..self.softmax.law() }))
+        let scales = call.read("scales", scales, shape.heads)?;
+        Ok(Held { terms: Some(TermsArgs { scales, ..held.terms.unwrap_or(TermsArgs::zeroed()) }), ..held })
     }
 
     /// The softmax of every row, `p = exp(z - lse)` with `z = softcap(scale * s) + bias + mask` in the spec's order.
@@ -204,10 +202,10 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let mut call = self.gpu.call();
         let x = call.update(["logits", "probabilities"], logits, SIZES)?;
         let shape = x.x.shape;
-        let (Held { bias, terms }, law) = self.hold_bias(&mut call, &shape, inputs)?;
+        let Held { bias, terms } = self.hold_bias(&mut call, &shape, inputs)?;
         let mut args = SoftmaxArgs {
             bias,
-            law,
+            law: self.softmax.law(),
             x: x.x.at,
             y: x.y.at,
             sinks: call.read_some("sinks", inputs.sinks, shape.heads)?,

@@ -77,10 +77,10 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let grad = call.update(["grad", "logits_grad"], grad.into(), SIZES)?;
         let (shape, out_shape) = (grad.x.shape, grad.y.shape);
         check_same("probabilities", &p.shape, "grad", &shape, SIZES)?;
-        let (Held { bias, terms }, law) = self.hold_bias(&mut call, &shape, inputs)?;
+        let Held { bias, terms } = self.hold_bias(&mut call, &shape, inputs)?;
         let mut args = SoftmaxGradArgs {
             bias,
-            law,
+            law: self.softmax.law(),
             p: p.at,
             dp: grad.x.at,
             dx: grad.y.at,

@@ -28,8 +28,6 @@ sizes! {
 args! {
     /// Scale, softcap, order and window: a part of the arguments of `attend/softmax` and `attend/softmax_grad`.
     SoftmaxLaw {
-        /// f32 `[heads]` that multiply `scale`; null: none
-        scales: In,
         /// multiplies the logit
         scale: f32,
         /// the softcap, 0 for none

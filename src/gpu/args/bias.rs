@@ -214,6 +214,8 @@ args! {
     TermsArgs {
         /// the terms
         terms: [TermArgs; TERMS],
+        /// f32 `[heads]` that multiply the softmax's scale; null: 1
+        scales: In,
         /// how many
         count: u32,
     }
