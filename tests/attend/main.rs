@@ -2,6 +2,8 @@
 
 #[path = "../support/biases.rs"]
 mod biases;
+#[path = "../support/cases.rs"]
+mod cases;
 mod forget;
 mod libraries;
 mod overlap;
@@ -14,5 +16,3 @@ mod support;
 mod terms;
 #[path = "../support/terms.rs"]
 mod terms_support;
-#[path = "../support/window.rs"]
-mod window_golden;

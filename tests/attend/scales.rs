@@ -7,14 +7,13 @@ use posenc::bias::{
 };
 use posenc::gpu::Read;
 use posenc::{Alibi, Bias, Gpu, Logits, Places, Softmax, SoftmaxPlan};
-use serde_json::Value;
 
 use crate::biases::{Context, Host};
+use crate::cases::{Case, assert_near, case};
 use crate::softmax::{all, bits, check, run};
 use crate::softmax_grad::check_grad;
 use crate::support::{Data, gpu};
 use crate::terms_support::Own;
-use crate::window_golden::{assert_near, case, floats, pair, singles, size};
 
 // -------------------------------------------------------------------------------------------------------------- values
 
@@ -28,9 +27,9 @@ fn unit(x: &[f64], dim: usize) -> Vec<f64> {
 }
 
 /// The cosines of queries and keys of a case, `[batch, heads, tokens, tokens]`.
-fn cosines(case: &Value, tokens: usize) -> Vec<f32> {
-    let dim = size(case, "dim");
-    let (q, k) = (unit(&floats(case, "q"), dim), unit(&floats(case, "k"), dim));
+fn cosines(case: &Case, tokens: usize) -> Vec<f32> {
+    let dim = case.size("dim");
+    let (q, k) = (unit(&case.f64s("q"), dim), unit(&case.f64s("k"), dim));
     let of_head = |(q, k): (&[f64], &[f64])| -> Vec<f32> {
         let dot = |q: &[f64], k: &[f64]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() as f32;
         q.chunks(dim).flat_map(|q| k.chunks(dim).map(move |k| dot(q, k))).collect()
@@ -42,16 +41,16 @@ fn cosines(case: &Value, tokens: usize) -> Vec<f32> {
 /// Cosine attention end to end on the CPU: network, table, mask, scales, softmax.
 fn check_golden(name: &str, masked: Option<f32>) {
     let _context = Context(|| name.into());
-    let case = case(name);
-    let (window, heads, batch) = (pair(case, "window"), size(case, "heads"), size(case, "batch"));
+    let case = &case(name);
+    let (window, heads, batch) = (case.pair("window"), case.size("heads"), case.size("batch"));
     let tokens = window[0] * window[1];
-    let spec = Swin2Bias::new(window, size(case, "hidden"), heads);
-    let pretrained = pair(case, "pretrained");
+    let spec = Swin2Bias::new(window, case.size("hidden"), heads);
+    let pretrained = case.pair("pretrained");
     let spec = if pretrained == [0, 0] { spec } else { spec.pretrained(pretrained) };
-    let (w1, b1, w2) = (singles(case, "w1"), singles(case, "b1"), singles(case, "w2"));
+    let (w1, b1, w2) = (case.f32s("w1"), case.f32s("b1"), case.f32s("w2"));
     let table = spec.table(&Swin2Weights { w1: &w1[..], b1: &b1[..], w2: &w2[..], b2: None }).unwrap();
     let table: Vec<f32> = table.iter().map(|&x| x as f32).collect();
-    let scales: Vec<f32> = singles(case, "logit_scale").into_iter().map(swin2_logit_scale).collect();
+    let scales: Vec<f32> = case.f32s("logit_scale").into_iter().map(swin2_logit_scale).collect();
     let shifted = ShiftedWindows { height: 2 * window[0], width: window[1], window, shift: [1, 0] };
     let terms = [Term::table(Window::swin(window[0], window[1])), Term::shifted(shifted, masked.unwrap_or(0.0))];
     let read = [TermInputs::of((&table[..], Numbers::table(spec.entries(), heads))), TermInputs::default()];
@@ -60,7 +59,7 @@ fn check_golden(name: &str, masked: Option<f32>) {
     let inputs = HostInputs { bias, scales: Some(&scales), ..HostInputs::at(Places::counted(0, 0)) };
     let mut p = cosines(case, tokens);
     Softmax::new(1.0).apply(&mut p, &Logits::bhqk(batch, heads, tokens, tokens), &inputs).unwrap();
-    let want = floats(case, "scores");
+    let want = case.f64s("scores");
     let want = want.chunks(tokens).flat_map(|row| {
         let max = row.iter().fold(f64::MIN, |max, z| max.max(*z));
         let sum: f64 = row.iter().map(|z| (z - max).exp()).sum();
@@ -81,11 +80,11 @@ fn cosine_attention_is_that_of_the_implementations() {
 
 #[test]
 fn gradients_of_logit_scales_are_those_of_torch() {
-    let case = case("swin_v2_timm_3x4_pretrained");
-    let (heads, tokens) = (size(case, "heads"), 12);
-    let (cosines, upstream) = (cosines(case, tokens), floats(case, "upstream"));
-    let logit_scale = singles(case, "logit_scale");
-    let want = floats(case, "logit_scale_gradient");
+    let case = &case("swin_v2_timm_3x4_pretrained");
+    let (heads, tokens) = (case.size("heads"), 12);
+    let (cosines, upstream) = (cosines(case, tokens), case.f64s("upstream"));
+    let logit_scale = case.f32s("logit_scale");
+    let want = case.f64s("logit_scale_gradient");
     for head in 0..heads {
         let own = head * tokens * tokens..(head + 1) * tokens * tokens;
         let by_scale: f64 = cosines[own.clone()].iter().zip(&upstream[own]).map(|(s, dz)| f64::from(*s) * dz).sum();

@@ -24,5 +24,3 @@ mod terms_grad;
 mod terms_support;
 mod toeplitz;
 mod window;
-#[path = "../support/window.rs"]
-mod window_golden;

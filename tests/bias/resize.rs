@@ -1,22 +1,22 @@
 use posenc::bias::{Coordinates, Numbers, TableResize, Window, decomposed_axis, decomposed_row};
 
 use crate::biases::Context;
-use crate::window_golden::{assert_near, case, floats, pair, size};
+use crate::cases::{assert_near, case};
 
 // -------------------------------------------------------------------------------------------------------------- values
 
 /// A table `[entries, heads]` of a case against the library's.
 fn check(name: &str, window: fn(usize, usize) -> Window, resize: TableResize, error: f64) {
     let _context = Context(|| name.into());
-    let case = case(name);
-    let [height, width] = pair(case, "window");
-    let (window, heads) = (window(height, width), size(case, "heads"));
+    let case = &case(name);
+    let [height, width] = case.pair("window");
+    let (window, heads) = (window(height, width), case.size("heads"));
     // f32 tables: those of the cases are held by it.
-    let table: Vec<f32> = floats(case, "table").into_iter().map(|x| x as f32).collect();
+    let table: Vec<f32> = case.f64s("table").into_iter().map(|x| x as f32).collect();
     let numbers = Numbers::table(window.entries(), heads);
-    let got = window.resize(&table, &numbers, pair(case, "to"), resize).unwrap();
+    let got = window.resize(&table, &numbers, case.pair("to"), resize).unwrap();
     let got: Vec<f64> = got.into_iter().map(f64::from).collect();
-    assert_near(&got, &floats(case, "resized"), error);
+    assert_near(&got, &case.f64s("resized"), error);
 }
 
 #[test]
@@ -37,11 +37,11 @@ fn tables_are_resized_as_the_implementations_do() {
 
 #[test]
 fn a_table_by_head_is_read_by_its_strides() {
-    let case = case("resize_geometric_maxvit_tf");
-    let ([height, width], heads) = (pair(case, "window"), size(case, "heads"));
+    let case = &case("resize_geometric_maxvit_tf");
+    let ([height, width], heads) = (case.pair("window"), case.size("heads"));
     let window = Window::maxvit(height, width);
-    let table: Vec<f32> = floats(case, "table").into_iter().map(|x| x as f32).collect();
-    let to = pair(case, "to");
+    let table: Vec<f32> = case.f64s("table").into_iter().map(|x| x as f32).collect();
+    let to = case.pair("to");
     let numbers = Numbers::by_head(heads, window.entries());
     let got = window.resize(&table, &numbers, to, TableResize::Geometric).unwrap();
     // The result is [entries, heads], the library's [heads, rows, columns].
@@ -50,7 +50,7 @@ fn a_table_by_head_is_read_by_its_strides() {
         .flat_map(|head| (0..entries).map(move |entry| entry * heads + head))
         .map(|at| got[at].into())
         .collect();
-    assert_near(&by_head, &floats(case, "resized"), 2e-7);
+    assert_near(&by_head, &case.f64s("resized"), 2e-7);
 }
 
 #[test]
@@ -64,18 +64,18 @@ fn decomposed_positions_are_those_of_the_implementations() {
         "decomposed_5x2_to_3x2_tables_7_3",
     ] {
         let _context = Context(|| name.into());
-        let case = case(name);
-        let (queries, keys, dim) = (pair(case, "queries"), pair(case, "keys"), size(case, "dim"));
+        let case = &case(name);
+        let (queries, keys, dim) = (case.pair("queries"), case.pair("keys"), case.size("dim"));
         let mut axes = Vec::new();
         for (axis, side) in ["height", "width"].into_iter().enumerate() {
             let (queries, keys) = (queries[axis], keys[axis]);
             let rows: Vec<f64> = (0..queries)
                 .flat_map(|query| (0..keys).map(move |key| decomposed_row(query, key, queries, keys) as f64))
                 .collect();
-            assert_eq!(rows, floats(case, &format!("rows_{side}")));
-            let table: Vec<f32> = floats(case, &format!("table_{side}")).into_iter().map(|x| x as f32).collect();
+            assert_eq!(rows, case.f64s(&format!("rows_{side}")));
+            let table: Vec<f32> = case.f64s(&format!("table_{side}")).into_iter().map(|x| x as f32).collect();
             let got = decomposed_axis(&table, dim, queries, keys).unwrap();
-            let resized = floats(case, &format!("resized_{side}"));
+            let resized = case.f64s(&format!("resized_{side}"));
             let want: Vec<f64> =
                 rows.iter().flat_map(|row| resized[*row as usize * dim..][..dim].iter().copied()).collect();
             let got: Vec<f64> = got.into_iter().map(f64::from).collect();
@@ -83,7 +83,7 @@ fn decomposed_positions_are_those_of_the_implementations() {
             axes.push(got);
         }
         // And the bias, from products of queries and positions.
-        let (q, bias) = (floats(case, "q"), floats(case, "bias"));
+        let (q, bias) = (case.f64s("q"), case.f64s("bias"));
         let (tokens, all_keys) = (queries[0] * queries[1], keys[0] * keys[1]);
         for (index, want) in bias.iter().enumerate() {
             let (token, key) = (index / all_keys % tokens, index % all_keys);
@@ -100,9 +100,9 @@ fn decomposed_positions_are_those_of_the_implementations() {
 
 #[test]
 fn rows_of_decomposed_positions_are_the_f32_of_the_libraries() {
-    let case = case("decomposed_rounding");
+    let case = &case("decomposed_rounding");
     let rows: Vec<f64> = (0..48).map(|at| decomposed_row(at / 6, at % 6, 8, 6) as f64).collect();
-    assert_eq!(rows, floats(case, "rows_8_6"));
+    assert_eq!(rows, case.f64s("rows_8_6"));
     let mut differing = Vec::new();
     for (queries, keys) in (1..=32).flat_map(|queries| (1..=32).map(move |keys| (queries, keys))) {
         let exact = |query: usize, key: usize| {
@@ -116,7 +116,7 @@ fn rows_of_decomposed_positions_are_the_f32_of_the_libraries() {
             differing.extend([queries as f64, keys as f64, differs as f64]);
         }
     }
-    assert_eq!(differing, floats(case, "differs"));
+    assert_eq!(differing, case.f64s("differs"));
 }
 
 // ---------------------------------------------------------------------------------------------------------------- laws

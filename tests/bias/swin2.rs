@@ -4,11 +4,10 @@ use posenc::accuracy::assert_close;
 use posenc::bias::{LogCoordinates, Swin2Bias, Swin2GradOut, Swin2Plan, Swin2Weights, Term, TermInputs, Terms, Window};
 use posenc::gpu::Read;
 use posenc::{Bias, Device, Gpu, Logits, Places, Scalar};
-use serde_json::Value;
 
 use crate::biases::Context;
+use crate::cases::{Case, assert_near, case};
 use crate::support::{Data, Guarded, gpu};
-use crate::window_golden::{assert_near, case, floats, pair, singles, size};
 
 // -------------------------------------------------------------------------------------------------------------- values
 
@@ -40,11 +39,11 @@ impl<T: Scalar> Net<T> {
     }
 }
 
-fn golden_spec(case: &Value) -> (Swin2Bias, Net<f32>) {
-    let b2 = case.get("b2").map(|_| singles(case, "b2"));
-    let net = Net { w1: singles(case, "w1"), b1: singles(case, "b1"), w2: singles(case, "w2"), b2 };
-    let spec = Swin2Bias::new(pair(case, "window"), size(case, "hidden"), size(case, "heads"));
-    let spec = if pair(case, "pretrained") == [0, 0] { spec } else { spec.pretrained(pair(case, "pretrained")) };
+fn golden_spec(case: &Case) -> (Swin2Bias, Net<f32>) {
+    let b2 = case.has("b2").then(|| case.f32s("b2"));
+    let net = Net { w1: case.f32s("w1"), b1: case.f32s("b1"), w2: case.f32s("w2"), b2 };
+    let spec = Swin2Bias::new(case.pair("window"), case.size("hidden"), case.size("heads"));
+    let spec = if case.pair("pretrained") == [0, 0] { spec } else { spec.pretrained(case.pair("pretrained")) };
     (spec, net)
 }
 
@@ -59,15 +58,15 @@ fn tables_are_those_of_the_implementations() {
         "log_mlp_cr",
     ] {
         let _context = Context(|| name.into());
-        let case = case(name);
+        let case = &case(name);
         let (mut spec, net) = golden_spec(case);
         if name == "log_mlp_cr" {
             spec = Swin2Bias { coordinates: LogCoordinates::Absolute, limit: None, ..spec };
         }
         // They have coordinates in f32.
-        assert_near(&spec.coordinates().concat(), &floats(case, "coordinates"), 3e-7);
+        assert_near(&spec.coordinates().concat(), &case.f64s("coordinates"), 3e-7);
         let table = spec.table(&net.host()).unwrap();
-        assert_near(&table, &floats(case, "table"), 3e-6);
+        assert_near(&table, &case.f64s("table"), 3e-6);
         // And the bias of every pair of a window, through the term that reads the table.
         let [height, width] = spec.window;
         let table: Vec<f32> = table.iter().map(|&x| x as f32).collect();
@@ -80,19 +79,19 @@ fn tables_are_those_of_the_implementations() {
         let mut bias = vec![0.0f32; spec.heads * tokens * tokens];
         let shape = Logits::bhqk(1, spec.heads, tokens, tokens);
         Bias::Terms(terms).write(&mut bias, &shape, &Places::counted(0, 0)).unwrap();
-        assert_near(&bias.iter().map(|&x| f64::from(x)).collect::<Vec<_>>(), &floats(case, "bias"), 3e-6);
+        assert_near(&bias.iter().map(|&x| f64::from(x)).collect::<Vec<_>>(), &case.f64s("bias"), 3e-6);
     }
 }
 
 #[test]
 fn gradients_are_those_of_torch() {
-    let case = case("swin_v2_timm_3x4_pretrained");
+    let case = &case("swin_v2_timm_3x4_pretrained");
     let (spec, net) = golden_spec(case);
-    let grad = spec.grad(&net.host(), &singles(case, "table_gradient")).unwrap();
+    let grad = spec.grad(&net.host(), &case.f32s("table_gradient")).unwrap();
     for (got, key) in [(grad.w1, "w1_gradient"), (grad.b1, "b1_gradient"), (grad.w2, "w2_gradient")] {
         let _context = Context(|| key.into());
         // The gradient of the table is rounded to f32 here, coordinates are there.
-        assert_near(&got, &floats(case, key), 1e-5);
+        assert_near(&got, &case.f64s(key), 1e-5);
     }
 }
 

@@ -16,6 +16,20 @@ pub fn window() -> Vec<Case> {
     cases(include_str!("../golden/window.json"))
 }
 
+/// One case of windows, by its name.
+pub fn case(name: &str) -> Case {
+    window().into_iter().find(|case| case.name() == name).unwrap_or_else(|| panic!("no case {name}"))
+}
+
+/// Each number within `error` of the truth, relative to 1 and to itself.
+#[track_caller]
+pub fn assert_near(got: &[f64], want: &[f64], error: f64) {
+    assert_eq!(got.len(), want.len());
+    for (index, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((got - want).abs() <= error * (1.0 + want.abs()), "element {index}: {got} and {want}");
+    }
+}
+
 /// Of both files of biases that read the content.
 pub fn content() -> Vec<Case> {
     let [new, old] = [include_str!("../golden/content.json"), include_str!("../golden/content_old.json")].map(cases);
