@@ -25,6 +25,9 @@ mod kernel;
 /// Architectures that cubins are made for, with the lowest PTX version that their instructions need: a driver accepts
 /// PTX up to its own version, so a lower one loads on older drivers.
 const ARCHITECTURES: [(u32, &str); 5] = [(75, "6.3"), (80, "7.0"), (90, "7.8"), (100, "8.6"), (120, "8.7")];
+/// Architectures whose PTX ships beside the cubins: a device without a cubin takes the newest one that it has the instructions of,
+/// so that one of a later generation copies asynchronously, reduces in one instruction and may overlap its launches.
+const SHIPPED_PTX: [u32; 3] = [75, 80, 90];
 /// Counts changes of what this script makes of a source, so that older images are not taken for new ones.
 const IMAGE_FORMAT: u32 = 5;
 const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
@@ -63,11 +66,11 @@ fn main() -> Result<()> {
         ensure!(there, "the list of kernels names {}, there is no kernels/{}.cu", listed.entry, listed.file);
     }
     let wanted = wanted_architectures()?;
-    // The lowest PTX runs everywhere; all of it is wanted where every code path is to be run without its device.
+    // All PTX is wanted where every code path is to be run without its device.
     let all_ptx = std::env::var("POSENC_PTX").is_ok_and(|value| value == "all");
     let known: Vec<_> = ARCHITECTURES
         .into_iter()
-        .map(|(sm, ptx_version)| Target { sm, ptx_version, ptx: all_ptx })
+        .map(|(sm, ptx_version)| Target { sm, ptx_version, ptx: all_ptx || SHIPPED_PTX.contains(&sm) })
         .filter(|target| nvrtc.knows(target.sm))
         .collect();
     let is_wanted = |target: &&Target| wanted.is_empty() || wanted.contains(&target.sm);

@@ -93,3 +93,32 @@ fn a_device_that_does_not_exist_is_named() {
         "{error}"
     );
 }
+
+/// A device of a generation that has no cubin runs the newest PTX that it has the instructions of.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_device_newer_than_every_image_runs_the_newest_ptx() {
+    if Gpu::open(0).is_ok() && emulator::attach().is_none() {
+        return; // a real device does not change its generation
+    }
+    if !is_inner() {
+        for capability in ["11.0", "13.0"] {
+            let text = run("a_device_newer_than_every_image_runs_the_newest_ptx", &[("EMULATOR_CC", capability)]);
+            assert!(text.contains(&format!("rotated at {capability}")), "{text}");
+        }
+        return;
+    }
+    let gpu = Gpu::open(0).expect("a device");
+    let (major, minor) = gpu.capability();
+    let heads = posenc::Heads::thd(3, 2, 64);
+    let rope = Rope::new(64, 10_000.0);
+    let start: Vec<f32> = (0..3 * 2 * 64).map(|i| (i % 17) as f32 / 8.0 - 1.0).collect();
+    let mut x = gpu.stream().clone_htod(&start).expect("a buffer");
+    let plan = RopePlan::<f32>::new(&gpu, &rope).expect("a plan");
+    plan.rotate(heads.of_mut(&mut x), None, posenc::Positions::counted()).expect("a rotation");
+    let got = gpu.stream().clone_dtoh(&x).expect("a copy");
+    let mut want = start;
+    rope.rotate(&mut want, &heads, &[0, 1, 2], posenc::Direction::Forward).expect("a rotation");
+    assert!(got.iter().zip(&want).all(|(got, want)| (got - want).abs() < 1e-6));
+    println!("rotated at {major}.{minor}");
+}
