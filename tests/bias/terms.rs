@@ -118,38 +118,46 @@ fn packed_sequences_are_those_apart() {
     }
 }
 
+/// Shards of context and of tensor parallelism: rows of products go with their queries, tables with their heads.
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
-fn shards_of_queries_are_slices_of_the_whole() {
+fn shards_of_queries_and_of_heads_are_slices_of_the_whole() {
     let gpu = gpu();
-    let shape = Logits::bhqk(2, 2, 12, 13);
-    for case in each_terms(&shape, 21) {
-        // Rows of queries move with the shard, and so do coordinates.
-        if case.terms.iter().any(|term| !matches!(term.index, posenc::bias::Index::Window(_))) {
-            continue;
-        }
-        let zeros = vec![0.0f32; shape.elements().unwrap()];
+    let shape = Logits::bhqk(2, 3, 12, 13);
+    let zeros = vec![0.0f32; shape.elements().unwrap()];
+    // Coordinates are one array for all queries of a call.
+    for case in each_terms(&shape, 21).into_iter().filter(|case| case.name != "boxes") {
         let whole = run(&gpu, &case, &zeros, &shape, (&Host::counted(0, 0), None), false, false);
-        let part = Logits { queries: 5, ..shape }.at(shape.index(0, 0, 4, 0));
-        let mut data = case.clone();
-        for data in &mut data.data {
-            if let Some((_, numbers)) = &mut data.numbers
-                && numbers.rows > 1
-            {
-                *numbers = posenc::bias::Numbers { rows: 5, ..numbers.at(numbers.index(0, 0, 4, 0)) };
-            }
-        }
-        let got = run(&gpu, &data, &zeros, &part, (&Host::counted(4, 0), None), false, false);
-        for batch in 0..2 {
-            for head in 0..2 {
-                for query in 0..5 {
-                    let index = shape.index(batch, head, query + 4, 0);
-                    assert_eq!(part.index(batch, head, query, 0), index);
-                    assert_eq!(got[index..index + 13], whole[index..index + 13], "{} {query}", case.name);
+        let shard = |part: Logits, first: [usize; 2], start: i64| {
+            let mut case = case.clone();
+            for (term, data) in case.terms.iter().zip(&mut case.data) {
+                let by_query = term.by == By::Queries || matches!(term.index, Index::Whole | Index::Endpoints);
+                if let Some((_, numbers)) = &mut data.numbers {
+                    cut(numbers, first, part, by_query);
+                }
+                if let Some((_, numbers)) = &mut data.key_numbers {
+                    cut(numbers, first, part, false);
                 }
             }
-        }
+            let got = run(&gpu, &case, &zeros, &part, (&Host::counted(start, 0), None), false, false);
+            for (batch, head, query) in
+                (0..2).flat_map(|b| (0..part.heads).flat_map(move |h| (0..part.queries).map(move |i| (b, h, i))))
+            {
+                let index = shape.index(batch, head + first[0], query + first[1], 0);
+                assert_eq!(part.index(batch, head, query, 0), index);
+                assert_eq!(got[index..index + 13], whole[index..index + 13], "{} {head} {query}", case.name);
+            }
+        };
+        shard(Logits { queries: 5, ..shape }.at(shape.index(0, 0, 4, 0)), [0, 4], 4);
+        shard(Logits { heads: 2, ..shape }.at(shape.index(0, 1, 0, 0)), [1, 0], 0);
     }
+}
+
+/// The numbers of a shard that begins at a head and a query.
+fn cut(numbers: &mut Numbers, [head, query]: [usize; 2], part: Logits, by_query: bool) {
+    let heads = if numbers.heads == 1 { (0, 1) } else { (head, part.heads) };
+    let rows = if by_query && numbers.rows > 1 { (query, part.queries) } else { (0, numbers.rows) };
+    *numbers = Numbers { heads: heads.1, rows: rows.1, ..numbers.at(numbers.index(0, heads.0, rows.0, 0)) };
 }
 
 // ------------------------------------------------------------------------------------------------------------ refusals
