@@ -895,6 +895,16 @@ PosencStatus posenc_term_decomposed(uint64_t height, uint64_t width, uint32_t ax
 /* Shaw's clipped distances, `clip(key - query, -left, right) + left`, of the queries' products. */
 PosencStatus posenc_term_shaw(uint64_t left, uint64_t right, PosencTerm *out);
 
+/* VITS: Shaw's entries up to `window` on both sides, nothing beyond, of the queries' products. */
+PosencStatus posenc_term_vits(uint64_t window, PosencTerm *out);
+
+/* SpeechT5: `clamp(query - key, -max_length, max_length - 1) + max_length`, of the queries' products. */
+PosencStatus posenc_term_speecht5(uint64_t max_length, PosencTerm *out);
+
+/* The audio encoders of Gemma 3n and Gemma 4: row `past - (query - key)`, nothing beyond `past` keys before the
+   query and `right` after it, of the queries' products. */
+PosencStatus posenc_term_gemma_audio(uint64_t past, uint64_t right, PosencTerm *out);
+
 /* BERT's `relative_key`: `query - key + max_positions - 1`, of the queries' products. */
 PosencStatus posenc_term_bert(uint64_t max_positions, PosencTerm *out);
 
@@ -920,6 +930,49 @@ PosencStatus posenc_term_deberta(uint64_t buckets, uint64_t max_positions, Posen
 
 /* Gives how many numbers a row of the term has, `entries` of its shape; 0 for a dense bias, a mask and endpoints. */
 PosencStatus posenc_term_entries(const PosencTerm *term, uint64_t *out);
+
+#define POSENC_RESIZE_BILINEAR 0 /* Interpolation of a window's table: linear (Hugging Face's BEiT). */
+#define POSENC_RESIZE_BICUBIC 1 /* cubic, A = -0.75: timm's simple resize, Swin's own code */
+#define POSENC_RESIZE_BICUBIC_ANTIALIAS 2 /* cubic, A = -0.5, antialiased: timm's LeViT */
+#define POSENC_RESIZE_GEOMETRIC 3 /* linear between geometric distances: timm's resize of BEiT */
+
+/* One table of a window at another size, in host memory. */
+typedef struct PosencWindowResizeCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencWindowResizeCall)` */
+    PosencWindow window; /* the window of `table`: `window` of a term that `posenc_term_swin` and others fill in */
+    uint64_t to[2]; /* rows and columns of the new window */
+    uint32_t resize; /* `POSENC_RESIZE_...` */
+    uint32_t element; /* type of `table` and `out` */
+    const void *table; /* the table, in host memory */
+    uint64_t table_len; /* elements there */
+    PosencNumbers table_shape; /* its shape, `[1, heads, 1, entries]` */
+    void *out; /* `[entries, heads]` of the new window in host memory, written */
+    uint64_t out_len; /* elements there */
+} PosencWindowResizeCall;
+
+/* Relative positions of one axis of decomposed positions (SAM, ViTDet, MViTv2), in host memory. */
+typedef struct PosencDecomposedAxisCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencDecomposedAxisCall)` */
+    const void *table; /* `[length, dim]` in host memory; resized where `length` is not `2 * max(queries, keys) - 1` */
+    uint64_t table_len; /* elements there */
+    uint64_t dim; /* channels of a head */
+    uint64_t queries; /* queries along the axis */
+    uint64_t keys; /* keys along the axis */
+    uint32_t element; /* type of `table` and `out` */
+    uint32_t reserved; /* 0 */
+    void *out; /* `[queries, keys, dim]` in host memory, written */
+    uint64_t out_len; /* elements there */
+} PosencDecomposedAxisCall;
+
+/* Resizes the table of a window, once for each resolution, on the host. The new window's term differs in `height`
+   and `width`. */
+PosencStatus posenc_window_resize(const PosencWindowResizeCall *call);
+
+/* Gives each query and key of an axis its row of the table, on the host: a query's products with a pair's row are
+   the numbers of a term that `posenc_term_decomposed` fills in. */
+PosencStatus posenc_decomposed_axis(const PosencDecomposedAxisCall *call);
 
 #define POSENC_SIDES_SYMMETRIC 0 /* Keys of the future: `-slope * |distance|` on both sides. */
 #define POSENC_SIDES_SIGNED 1 /* `slope * distance`: the future is rewarded. */
@@ -1224,6 +1277,173 @@ PosencStatus posenc_fire_grad_len(const PosencFireGrad *grad, uint64_t *out);
 /* Writes the gradient of the parameters, in one kernel. */
 PosencStatus posenc_fire_grad_apply(const PosencFireGrad *grad, const PosencDistanceGradCall *call);
 
+/* The term whose numbers have a gradient. */
+typedef struct PosencTermGradSpec {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencTermGradSpec)` */
+    PosencTerm term; /* as `posenc_term_...` fills it in */
+} PosencTermGradSpec;
+
+/* One call for the gradient of a term's numbers. */
+typedef struct PosencTermGradCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencTermGradCall)` */
+    PosencBuffer grad; /* the gradient of every logit after the bias */
+    PosencLogits shape; /* its shape */
+    PosencPlaces places; /* positions of queries and keys */
+    PosencBuffer gates; /* `[batch, heads, queries]` of f32: those that multiplied the bias; or none */
+    PosencTermInputs inputs; /* the term's indices or coordinates, without its numbers; zeros where it has neither */
+    PosencBuffer out; /* f32, written */
+    /* its shape, that of the numbers: a size of 1 sums over that dimension. Endpoints have one entry */
+    PosencNumbers out_shape;
+    /* multiplies the sums, the term's own factor on top: 1; `1 / scale` if `grad` is that of the logits */
+    float factor;
+    uint32_t reserved; /* 0 */
+} PosencTermGradCall;
+
+/* Gradients of a term's numbers on a device, for one element type of logits. Its calls follow one another in the
+   stream. */
+typedef struct PosencTermGrad PosencTermGrad;
+
+/* Makes a plan for the numbers of a term; `max_shape` is the shape of the largest call. */
+PosencStatus posenc_term_grad_new(
+    const PosencGpu *gpu,
+    const PosencTermGradSpec *spec,
+    const PosencLogits *max_shape,
+    uint32_t element,
+    PosencTermGrad **out);
+
+/* Frees it; null is allowed. */
+PosencStatus posenc_term_grad_free(PosencTermGrad *grad);
+
+/* Writes the gradient of the numbers, in one kernel; of `POSENC_TERM_ENDPOINTS` that of the queries' numbers. */
+PosencStatus posenc_term_grad_apply(const PosencTermGrad *grad, const PosencTermGradCall *call);
+
+/* Writes the gradient of the keys' numbers of `POSENC_TERM_ENDPOINTS`, which are subtracted, in one kernel. */
+PosencStatus posenc_term_grad_apply_keys(const PosencTermGrad *grad, const PosencTermGradCall *call);
+
+/* Coordinates of Swin v2's network: `sign(d) * log2(1 + 8 * |d| / (size - 1)) / log2(8)` of a distance `d = query -
+   key` on an axis. */
+#define POSENC_LOG_COORDINATES_RELATIVE 0
+#define POSENC_LOG_COORDINATES_ABSOLUTE 1 /* `sign(d) * ln(1 + |d|)`: timm's Swin v2 CR and MaxViT RW */
+
+/* Swin v2's continuous position bias: a network of log-spaced coordinates writes the table of a window. */
+typedef struct PosencSwin2Spec {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencSwin2Spec)` */
+    uint64_t window[2]; /* rows and columns */
+    /* rows and columns of the pretraining window, the `size` of `POSENC_LOG_COORDINATES_RELATIVE`; 0: `window` */
+    uint64_t pretrained[2];
+    uint32_t coordinates; /* `POSENC_LOG_COORDINATES_...` */
+    float limit; /* the table is `limit * sigmoid(z)` of the network's output: 16 in Swin v2; 0: `z` itself */
+    uint64_t hidden; /* width of the hidden layer: 512 in Swin v2 */
+    uint64_t heads; /* outputs of the network */
+} PosencSwin2Spec;
+
+/* The network's weights or their gradients, as `torch.nn.Linear` stores weights. */
+typedef struct PosencSwin2Weights {
+    PosencBuffer w1; /* `[hidden, 2]`: of rows and columns */
+    PosencBuffer b1; /* `[hidden]` */
+    PosencBuffer w2; /* `[heads, hidden]` */
+    PosencBuffer b2; /* `[heads]`; none in Swin v2 */
+} PosencSwin2Weights;
+
+/* One call that writes a table. */
+typedef struct PosencSwin2Call {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencSwin2Call)` */
+    PosencSwin2Weights weights; /* the weights, of the plan's element type */
+    PosencBuffer table; /* `[entries, heads]` of f32, written: numbers of a term that `posenc_term_swin` fills in */
+} PosencSwin2Call;
+
+/* One call for the gradient of the weights. */
+typedef struct PosencSwin2GradCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencSwin2GradCall)` */
+    PosencSwin2Weights weights; /* the weights, of the plan's element type */
+    PosencBuffer table_grad; /* `[entries, heads]` of f32: the gradient of the table */
+    PosencSwin2Weights out; /* f32, written; without `b2` where it is not wanted */
+} PosencSwin2GradCall;
+
+/* Swin v2's network on a device, for weights of one element type. Its calls follow one another in the stream. */
+typedef struct PosencSwin2 PosencSwin2;
+
+/* Makes a plan: uploads the coordinates and loads the kernels for `element`. */
+PosencStatus posenc_swin2_new(const PosencGpu *gpu, const PosencSwin2Spec *spec, uint32_t element, PosencSwin2 **out);
+
+/* Frees it; null is allowed. */
+PosencStatus posenc_swin2_free(PosencSwin2 *swin2);
+
+/* Writes the table, in one kernel. */
+PosencStatus posenc_swin2_write(const PosencSwin2 *swin2, const PosencSwin2Call *call);
+
+/* Writes the gradient of the weights from that of the table, in two kernels. */
+PosencStatus posenc_swin2_grad(const PosencSwin2 *swin2, const PosencSwin2GradCall *call);
+
+/* Swin v2's factor of cosine attention, `exp(min(logit_scale, ln 100))`: one of `scales` of a softmax call. */
+float posenc_swin2_logit_scale(float logit_scale);
+
+#define POSENC_GATES_LOGS 0 /* Numbers of gates: their logarithms, at most 0. */
+#define POSENC_GATES_LOGITS 1 /* `x`, of the gate `ln(sigmoid(x))`: the output of a projection */
+
+/* Prefix sums of log gates along the tokens of each head, as two floats each. */
+typedef struct PosencGateSumsSpec {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencGateSumsSpec)` */
+    uint32_t gates; /* `POSENC_GATES_...` */
+    uint32_t reserved; /* 0 */
+} PosencGateSumsSpec;
+
+/* One call that writes sums. */
+typedef struct PosencGateSumsCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencGateSumsCall)` */
+    uint32_t element; /* type of `gates`: `POSENC_F32`, or the plan's */
+    uint32_t reserved; /* 0 */
+    PosencBuffer gates; /* the gates */
+    PosencNumbers gates_shape; /* their shape, `[batch, heads, tokens, 1]` */
+    PosencBuffer out; /* f32, written: `numbers` and `key_numbers` of `POSENC_TERM_ENDPOINTS` */
+    PosencNumbers out_shape; /* its shape, `[batch, heads, tokens, 2]` */
+    /* `[batch, heads, 2]` of 64 bits, changed in place: the sums of the tokens before, 0 at the start of a sequence,
+       become those with these tokens; none: a whole sequence */
+    PosencBuffer state;
+} PosencGateSumsCall;
+
+/* One call for the gradient of the gates' numbers. */
+typedef struct PosencGateSumsGradCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencGateSumsGradCall)` */
+    uint32_t element; /* type of `gates`: `POSENC_F32`, or the plan's */
+    uint32_t reserved; /* 0 */
+    PosencBuffer gates; /* as in the sums; logarithms are not read */
+    PosencNumbers gates_shape; /* their shape, `[batch, heads, tokens, 1]` */
+    PosencBuffer query_grad; /* f32: the gradient of the sums as queries' numbers, of `posenc_term_grad_apply` */
+    PosencNumbers query_grad_shape; /* its shape, `[batch, heads, tokens, 1]` */
+    PosencBuffer key_grad; /* f32: as keys' numbers, of `posenc_term_grad_apply_keys` */
+    PosencNumbers key_grad_shape; /* its shape, `[batch, heads, tokens, 1]` */
+    PosencBuffer grad; /* f32, written */
+    PosencNumbers grad_shape; /* its shape, `[batch, heads, tokens, 1]` */
+} PosencGateSumsGradCall;
+
+/* Prefix sums of log gates on a device, for gates of f32 or of one element type. */
+typedef struct PosencGateSums PosencGateSums;
+
+/* Makes a plan: loads the kernels for `element`. */
+PosencStatus posenc_gate_sums_new(
+    const PosencGpu *gpu,
+    const PosencGateSumsSpec *spec,
+    uint32_t element,
+    PosencGateSums **out);
+
+/* Frees it; null is allowed. */
+PosencStatus posenc_gate_sums_free(PosencGateSums *sums);
+
+/* Writes the sums, in one kernel. */
+PosencStatus posenc_gate_sums_write(const PosencGateSums *sums, const PosencGateSumsCall *call);
+
+/* Writes the gradient of the gates' numbers, in one kernel. */
+PosencStatus posenc_gate_sums_grad(const PosencGateSums *sums, const PosencGateSumsGradCall *call);
+
 #define POSENC_SOFTCAP_THEN_BIAS 0 /* Orders of scale, softcap and bias: `softcap(scale * s) + bias`. */
 #define POSENC_BIAS_THEN_SOFTCAP 1 /* `softcap(scale * s + bias)` */
 #define POSENC_BIAS_THEN_SCALE 2 /* `softcap(scale * (s + bias))` */
@@ -1242,7 +1462,7 @@ typedef struct PosencSoftmaxSpec {
     uint32_t reserved; /* 0 */
 } PosencSoftmaxSpec;
 
-/* Bias, mask, sinks and gates of one softmax call. */
+/* Bias, mask, sinks, gates and scales of one softmax call. */
 typedef struct PosencInputs {
     const PosencBias *bias; /* the bias, made for the same element type; null: none */
     PosencPlaces places; /* positions of queries and keys */
@@ -1252,6 +1472,8 @@ typedef struct PosencInputs {
     PosencBuffer mask; /* added last, -inf masks; or none. A gradient does not read it */
     PosencLogits mask_shape; /* the shape of `mask`: each size but the keys' may be 1 */
     PosencBuffer sinks; /* `[heads]` of f32, logits without keys; or none. A gradient does not read them */
+    /* `[heads]` of f32, multiply `scale` (cosine attention, `posenc_swin2_logit_scale`); or none */
+    PosencBuffer scales;
 } PosencInputs;
 
 /* One call. */
@@ -1262,7 +1484,7 @@ typedef struct PosencSoftmaxCall {
     PosencLogits shape; /* their shape */
     PosencBuffer out; /* probabilities; none: in place */
     PosencLogits out_shape; /* their shape */
-    PosencInputs inputs; /* bias, places, mask, sinks, gates */
+    PosencInputs inputs; /* bias, places, mask, sinks, gates, scales */
     PosencBuffer lse; /* `[batch, heads, queries]` of f32, written: the log-sum-exp; or none */
 } PosencSoftmaxCall;
 
@@ -1316,6 +1538,107 @@ PosencStatus posenc_softmax_grad(const PosencSoftmax *softmax, const PosencSoftm
 
 /* The gradient of the sinks, in one kernel. */
 PosencStatus posenc_softmax_sink_grad(const PosencSoftmax *softmax, const PosencSinkGradCall *call);
+
+/* Shaw's relative positions on the value side: each key adds the vector of a table that its distance chooses. */
+typedef struct PosencRelativeValuesSpec {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencRelativeValuesSpec)` */
+    /* the entry of each distance: `distances` of a term that `posenc_term_shaw` or `posenc_term_vits` fills in */
+    PosencDistances distances;
+} PosencRelativeValuesSpec;
+
+/* One call that adds to values. */
+typedef struct PosencRelativeValuesCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencRelativeValuesCall)` */
+    PosencBuffer probabilities; /* what the softmax gave */
+    PosencLogits shape; /* their shape */
+    PosencBuffer table; /* the vectors of the entries */
+    PosencNumbers table_shape; /* their shape, `[1, heads or 1, entries, dim]` */
+    uint32_t element; /* type of `table`: `POSENC_F32`, or the plan's */
+    uint32_t reserved; /* 0 */
+    PosencBuffer z; /* the values, changed in place */
+    PosencHeads z_shape; /* their shape, `[batch, queries, heads, dim]` */
+    PosencPlaces places; /* positions of queries and keys */
+} PosencRelativeValuesCall;
+
+/* One call for the gradient of the probabilities. */
+typedef struct PosencRelativeValuesGradCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencRelativeValuesGradCall)` */
+    PosencBuffer dz; /* the gradient of the values */
+    PosencHeads dz_shape; /* its shape, `[batch, queries, heads, dim]` */
+    PosencBuffer table; /* the vectors of the entries */
+    PosencNumbers table_shape; /* their shape, `[1, heads or 1, entries, dim]` */
+    uint32_t element; /* type of `table`: `POSENC_F32`, or the plan's */
+    uint32_t add; /* 1: added to what is there; 0: written */
+    PosencBuffer dp; /* the gradient of the probabilities */
+    PosencLogits dp_shape; /* its shape */
+    PosencPlaces places; /* positions of queries and keys */
+} PosencRelativeValuesGradCall;
+
+/* The table whose gradient is wanted. */
+typedef struct PosencRelativeTableGradSpec {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencRelativeTableGradSpec)` */
+    PosencDistances distances; /* as in `PosencRelativeValuesSpec` */
+    uint64_t heads; /* heads of the table; 1: all share it */
+    uint64_t dim; /* channels of a head */
+} PosencRelativeTableGradSpec;
+
+/* One call for the gradient of the table. */
+typedef struct PosencRelativeTableGradCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencRelativeTableGradCall)` */
+    PosencBuffer probabilities; /* what the softmax gave */
+    PosencLogits shape; /* their shape */
+    PosencBuffer dz; /* the gradient of the values */
+    PosencHeads dz_shape; /* its shape, `[batch, queries, heads, dim]` */
+    PosencPlaces places; /* positions of queries and keys */
+    PosencBuffer out; /* `[heads or 1, entries, dim]` of f32, written */
+} PosencRelativeTableGradCall;
+
+/* Relative positions on the value side on a device, for one element type. */
+typedef struct PosencRelativeValues PosencRelativeValues;
+
+/* Makes a plan: loads the kernels for `element`. */
+PosencStatus posenc_relative_values_new(
+    const PosencGpu *gpu,
+    const PosencRelativeValuesSpec *spec,
+    uint32_t element,
+    PosencRelativeValues **out);
+
+/* Frees it; null is allowed. */
+PosencStatus posenc_relative_values_free(PosencRelativeValues *values);
+
+/* Adds the sum over keys of probability and vector to every value, in one kernel. */
+PosencStatus posenc_relative_values_add(const PosencRelativeValues *values, const PosencRelativeValuesCall *call);
+
+/* Writes or adds the gradient of the probabilities, in one kernel. */
+PosencStatus posenc_relative_values_grad(const PosencRelativeValues *values, const PosencRelativeValuesGradCall *call);
+
+/* The gradient of the table of relative values on a device, for one element type. Its calls follow one another in
+   the stream. */
+typedef struct PosencRelativeTableGrad PosencRelativeTableGrad;
+
+/* Makes a plan; `max_shape` is the shape of the probabilities of the largest call. */
+PosencStatus posenc_relative_table_grad_new(
+    const PosencGpu *gpu,
+    const PosencRelativeTableGradSpec *spec,
+    const PosencLogits *max_shape,
+    uint32_t element,
+    PosencRelativeTableGrad **out);
+
+/* Frees it; null is allowed. */
+PosencStatus posenc_relative_table_grad_free(PosencRelativeTableGrad *grad);
+
+/* Gives the number of gradient values. */
+PosencStatus posenc_relative_table_grad_len(const PosencRelativeTableGrad *grad, uint64_t *out);
+
+/* Writes the gradient of the table, in one kernel. */
+PosencStatus posenc_relative_table_grad_apply(
+    const PosencRelativeTableGrad *grad,
+    const PosencRelativeTableGradCall *call);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -134,3 +134,12 @@ class Library:
         """[batch, heads, queries, keys]"""
         strides = [heads * queries * keys, queries * keys, keys]
         return self.Logits(batch=batch, heads=heads, queries=queries, keys=keys, strides=strides)
+
+    def numbers(self, batch, heads, rows, entries):
+        """[batch, heads, rows, entries]"""
+        strides = [heads * rows * entries, rows * entries, entries, 1]
+        return self.Numbers(batch=batch, heads=heads, rows=rows, entries=entries, strides=strides)
+
+    def table(self, entries, heads):
+        """[entries, heads]: the table of a window, as models store it."""
+        return self.Numbers(batch=1, heads=heads, rows=1, entries=entries, strides=[0, 1, 0, heads])

@@ -163,7 +163,7 @@ def writes_a_table_of_a_window(c, driver, gpu):
     term = c.term_swin(side, side)
     assert c.term_entries(term) == entries
     bias = c.bias_terms_new(gpu, c.TermsSpec(terms=ctypes.addressof(term), count=1), c.F32)
-    shape = c.Numbers(batch=1, heads=heads, rows=1, entries=entries, strides=[0, 1, 0, heads])
+    shape = c.table(entries, heads)
     reads = c.TermInputs(numbers=c.Buffer(data=driver.upload(floats(table)), len=len(table)), numbers_shape=shape)
     out = c.Buffer(data=driver.upload(floats([0.0] * heads * tokens**2)), len=heads * tokens**2)
     call = c.BiasCall(x=out, shape=c.logits(1, heads, tokens, tokens), terms=ctypes.addressof(reads), term_count=1)
@@ -173,6 +173,43 @@ def writes_a_table_of_a_window(c, driver, gpu):
     want = [table[entry(q, k) * heads + head] for head in range(heads) for q, k in pairs]
     assert driver.read(out.data, out.len) == want
     c.bias_free(bias)
+    # The gradient of the table, from a gradient of the logits.
+    grad = values(len(want))
+    plan = c.term_grad_new(gpu, c.TermGradSpec(term=term), call.shape, c.F32)
+    read = c.Buffer(data=driver.upload(floats(grad)), len=len(grad))
+    out = c.Buffer(data=driver.upload(floats(table)), len=len(table))
+    c.term_grad_apply(plan, c.TermGradCall(grad=read, shape=call.shape, out=out, out_shape=shape, factor=1.0))
+    sums = [0.0] * len(table)
+    for i, each in enumerate(grad):
+        q, k = pairs[i % len(pairs)]
+        sums[entry(q, k) * heads + i // len(pairs)] += each
+    close(driver.read(out.data, out.len), sums)
+    c.term_grad_free(plan)
+
+
+def adds_relative_values(c, driver, gpu):
+    n, window, dim = 5, 2, 4
+    entries = 2 * window + 1
+    p, table, z = values(n * n), values(entries * dim), values(n * dim)
+    plan = c.relative_values_new(gpu, c.RelativeValuesSpec(distances=c.term_vits(window).distances), c.F32)
+    p_buffer, table_buffer, z_buffer = (c.Buffer(data=driver.upload(floats(x)), len=len(x)) for x in (p, table, z))
+    call = c.RelativeValuesCall(probabilities=p_buffer, shape=c.logits(1, 1, n, n), table=table_buffer, z=z_buffer)
+    call.table_shape, call.z_shape = c.numbers(1, 1, entries, dim), c.heads(n, 1, dim)
+    c.relative_values_add(plan, call)
+    near = lambda q: range(max(0, q - window), min(n, q + window + 1))
+    vector = lambda q, k, i: p[q * n + k] * table[(k - q + window) * dim + i]
+    want = [z[q * dim + i] + sum(vector(q, k, i) for k in near(q)) for q in range(n) for i in range(dim)]
+    close(driver.read(z_buffer.data, len(z)), want)
+    c.relative_values_free(plan)
+
+
+def resizes_a_table(c):
+    table, out = (ctypes.c_float * 3)(0.0, 5.0, 10.0), (ctypes.c_float * 5)()
+    call = c.WindowResizeCall(window=c.term_swin(1, 2).window, to=[1, 3], table_len=3, table_shape=c.table(3, 1))
+    call.table, call.out, call.out_len = ctypes.addressof(table), ctypes.addressof(out), 5
+    c.window_resize(call)
+    assert list(out) == [0.0, 2.0, 5.0, 8.0, 10.0], list(out)
+    assert c.swin2_logit_scale(9.0) == 100.0
 
 
 def main(library, header):
@@ -186,6 +223,8 @@ def main(library, header):
     adds_a_sinusoid(c, driver, gpu)
     softmaxes_with_alibi(c, driver, gpu)
     writes_a_table_of_a_window(c, driver, gpu)
+    adds_relative_values(c, driver, gpu)
+    resizes_a_table(c)
     c.gpu_free(gpu)
     print("all is well")
 

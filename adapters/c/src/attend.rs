@@ -28,7 +28,7 @@ header! {{}
         right: u32 => "see `has_right`",
         reserved: u32 => "0",
     }
-    /// Bias, mask, sinks and gates of one softmax call.
+    /// Bias, mask, sinks, gates and scales of one softmax call.
     struct PosencInputs {
         bias: *const PosencBias => "the bias, made for the same element type; null: none",
         places: PosencPlaces => "positions of queries and keys",
@@ -38,6 +38,7 @@ header! {{}
         mask: PosencBuffer => "added last, -inf masks; or none. A gradient does not read it",
         mask_shape: PosencLogits => "the shape of `mask`: each size but the keys' may be 1",
         sinks: PosencBuffer => "`[heads]` of f32, logits without keys; or none. A gradient does not read them",
+        scales: PosencBuffer => "`[heads]` of f32, multiply `scale` (cosine attention, `posenc_swin2_logit_scale`); or none",
     }
     /// One call.
     versioned struct PosencSoftmaxCall {
@@ -45,7 +46,7 @@ header! {{}
         shape: PosencLogits => "their shape",
         out: PosencBuffer => "probabilities; none: in place",
         out_shape: PosencLogits => "their shape",
-        inputs: PosencInputs => "bias, places, mask, sinks, gates",
+        inputs: PosencInputs => "bias, places, mask, sinks, gates, scales",
         lse: PosencBuffer => "`[batch, heads, queries]` of f32, written: the log-sum-exp; or none",
     }
     /// One call for the gradients of logits and bias.
@@ -144,7 +145,7 @@ impl PosencInputs {
             mask: None,
             sinks: None,
             gates: self.gates.read_some(scope, "gates")?,
-            scales: None,
+            scales: self.scales.read_some(scope, "scales")?,
         })
     }
 }

@@ -8,12 +8,17 @@
 mod attend;
 mod bias;
 mod embed;
+mod gate_sums;
 mod handle;
 mod header;
 mod memory;
 mod model;
+mod relative_values;
+mod resize;
 mod rotate;
 mod status;
+mod swin2;
+mod term_grad;
 mod terms;
 
 use cudarc::driver::sys;
@@ -24,13 +29,18 @@ use header::header;
 pub use attend::*;
 pub use bias::*;
 pub use embed::*;
+pub use gate_sums::*;
 pub(crate) use handle::*;
 #[doc(hidden)]
 pub use header::{Item, Kind};
 pub use memory::*;
 pub use model::*;
+pub use relative_values::*;
+pub use resize::*;
 pub use rotate::*;
 pub use status::*;
+pub use swin2::*;
+pub use term_grad::*;
 pub use terms::*;
 
 /// The driver's stream.
@@ -76,6 +86,7 @@ header! {{}
 /// Every item of the header, in order: for the tests that write it and ask what is missing.
 #[doc(hidden)]
 pub fn items() -> impl Iterator<Item = &'static Item> {
-    let parts = [memory::ITEMS, rotate::ITEMS, model::ITEMS, embed::ITEMS, terms::ITEMS, bias::ITEMS, attend::ITEMS];
-    [ITEMS, status::ITEMS].into_iter().chain(parts).flatten()
+    let first = [ITEMS, status::ITEMS, memory::ITEMS, rotate::ITEMS, model::ITEMS, embed::ITEMS];
+    let bias = [terms::ITEMS, resize::ITEMS, bias::ITEMS, term_grad::ITEMS, swin2::ITEMS, gate_sums::ITEMS];
+    first.into_iter().chain(bias).chain([attend::ITEMS, relative_values::ITEMS]).flatten()
 }

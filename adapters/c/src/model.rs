@@ -120,15 +120,15 @@ header! {{}
     }
 
     /// YaRN's factor on cosine and sine, `attention_factor` of its spec: `0.1 mscale ln(factor) + 1`; 1 up to a factor of 1.
-    fn posenc_yarn_mscale(factor: f64, mscale: f64) -> f64 {
+    fn posenc_yarn_mscale(factor: f64, mscale: f64) -> f64 as rotate::yarn_mscale {
         yarn_mscale(factor, mscale)
     }
     /// DeepSeek's factor on the logits beside `1 / sqrt(head)`: the square of `posenc_yarn_mscale`.
-    fn posenc_mla_logit_scale(factor: f64, mscale_all_dim: f64) -> f64 {
+    fn posenc_mla_logit_scale(factor: f64, mscale_all_dim: f64) -> f64 as rotate::mla_logit_scale {
         mla_logit_scale(factor, mscale_all_dim)
     }
     /// LongRoPE's factor on cosine and sine: `sqrt(1 + ln(factor) / ln(original_context))`; 1 up to a factor of 1.
-    fn posenc_longrope_attention_factor(factor: f64, original_context: f64) -> f64 {
+    fn posenc_longrope_attention_factor(factor: f64, original_context: f64) -> f64 as rotate::longrope_attention_factor {
         longrope_attention_factor(factor, original_context)
     }
 }

@@ -115,65 +115,78 @@ header! {{}
     }
 
     /// Swin: a table by `query - key` in a window.
-    fn posenc_term_swin(height: u64, width: u64, out: *mut PosencTerm) -> PosencStatus {
+    fn posenc_term_swin(height: u64, width: u64, out: *mut PosencTerm) -> PosencStatus as Window::swin {
         give(out, || filled(&Term::table(Window::swin(height as usize, width as usize))))
     }
     /// BEiT: Swin's entries, one class token and three entries for it.
-    fn posenc_term_beit(height: u64, width: u64, out: *mut PosencTerm) -> PosencStatus {
+    fn posenc_term_beit(height: u64, width: u64, out: *mut PosencTerm) -> PosencStatus as Window::beit {
         give(out, || filled(&Term::table(Window::beit(height as usize, width as usize))))
     }
     /// MaxViT and CoAtNet: a table by `key - query` in a window.
-    fn posenc_term_maxvit(height: u64, width: u64, out: *mut PosencTerm) -> PosencStatus {
+    fn posenc_term_maxvit(height: u64, width: u64, out: *mut PosencTerm) -> PosencStatus as Window::maxvit {
         give(out, || filled(&Term::table(Window::maxvit(height as usize, width as usize))))
     }
     /// LeViT and TinyViT: a table by `|query - key|` in a window; `stride` is 2 where LeViT halves the grid, else 1.
-    fn posenc_term_levit(height: u64, width: u64, stride: u64, out: *mut PosencTerm) -> PosencStatus {
+    fn posenc_term_levit(height: u64, width: u64, stride: u64, out: *mut PosencTerm) -> PosencStatus as Window::levit {
         give(out, || filled(&Term::table(Window::levit(height as usize, width as usize, stride as usize))))
     }
     /// One axis of decomposed positions (SAM, ViTDet, MViTv2), `POSENC_WINDOW_ROWS` or `POSENC_WINDOW_COLUMNS`: the queries'
     /// products, by the key's coordinate.
-    fn posenc_term_decomposed(height: u64, width: u64, axes: u32, out: *mut PosencTerm) -> PosencStatus {
+    fn posenc_term_decomposed(height: u64, width: u64, axes: u32, out: *mut PosencTerm) -> PosencStatus as Window::decomposed {
         give(out, || {
             let axes = WindowAxes::of("axes", axes)?;
             filled(&Term::queries(Window::decomposed(height as usize, width as usize, axes)))
         })
     }
     /// Shaw's clipped distances, `clip(key - query, -left, right) + left`, of the queries' products.
-    fn posenc_term_shaw(left: u64, right: u64, out: *mut PosencTerm) -> PosencStatus {
+    fn posenc_term_shaw(left: u64, right: u64, out: *mut PosencTerm) -> PosencStatus as Distances::shaw {
         give(out, || filled(&Term::queries(Distances::shaw(left as usize, right as usize))))
     }
+    /// VITS: Shaw's entries up to `window` on both sides, nothing beyond, of the queries' products.
+    fn posenc_term_vits(window: u64, out: *mut PosencTerm) -> PosencStatus as Distances::vits {
+        give(out, || filled(&Term::queries(Distances::vits(window as usize))))
+    }
+    /// SpeechT5: `clamp(query - key, -max_length, max_length - 1) + max_length`, of the queries' products.
+    fn posenc_term_speecht5(max_length: u64, out: *mut PosencTerm) -> PosencStatus as Distances::speecht5 {
+        give(out, || filled(&Term::queries(Distances::speecht5(max_length as usize))))
+    }
+    /// The audio encoders of Gemma 3n and Gemma 4: row `past - (query - key)`, nothing beyond `past` keys before the query and
+    /// `right` after it, of the queries' products.
+    fn posenc_term_gemma_audio(past: u64, right: u64, out: *mut PosencTerm) -> PosencStatus as Distances::gemma_audio {
+        give(out, || filled(&Term::queries(Distances::gemma_audio(past as usize, right as usize))))
+    }
     /// BERT's `relative_key`: `query - key + max_positions - 1`, of the queries' products.
-    fn posenc_term_bert(max_positions: u64, out: *mut PosencTerm) -> PosencStatus {
+    fn posenc_term_bert(max_positions: u64, out: *mut PosencTerm) -> PosencStatus as Distances::bert {
         give(out, || filled(&Term::queries(Distances::bert(max_positions as usize))))
     }
     /// Transformer-XL: `keys` rows, from the distance `keys - 1` into the past on, of the queries' products.
-    fn posenc_term_transformer_xl(keys: u64, out: *mut PosencTerm) -> PosencStatus {
+    fn posenc_term_transformer_xl(keys: u64, out: *mut PosencTerm) -> PosencStatus as Distances::transformer_xl {
         give(out, || filled(&Term::queries(Distances::transformer_xl(keys as usize))))
     }
     /// XLNet: `keys + queries` rows, from the distance `keys` into the past on, of the queries' products.
-    fn posenc_term_xlnet(queries: u64, keys: u64, out: *mut PosencTerm) -> PosencStatus {
+    fn posenc_term_xlnet(queries: u64, keys: u64, out: *mut PosencTerm) -> PosencStatus as Distances::xlnet {
         give(out, || filled(&Term::queries(Distances::xlnet(queries as usize, keys as usize))))
     }
     /// Conformer: `2 * tokens - 1` rows, from the distance `tokens - 1` into the past on, of the queries' products.
-    fn posenc_term_conformer(tokens: u64, out: *mut PosencTerm) -> PosencStatus {
+    fn posenc_term_conformer(tokens: u64, out: *mut PosencTerm) -> PosencStatus as Distances::conformer {
         give(out, || filled(&Term::queries(Distances::conformer(tokens as usize))))
     }
     /// Inkling's band: `query - key` from 0 to below `extent`, nothing outside, of the queries' products.
-    fn posenc_term_inkling(extent: u64, out: *mut PosencTerm) -> PosencStatus {
+    fn posenc_term_inkling(extent: u64, out: *mut PosencTerm) -> PosencStatus as Distances::inkling {
         give(out, || filled(&Term::queries(Distances::inkling(extent as usize))))
     }
     /// DeBERTa v1: `clamp(query - key + span, 0, 2 * span - 1)`, of the queries' products; `by = POSENC_BY_KEYS` makes the
     /// keys' term of it.
-    fn posenc_term_deberta_v1(span: u64, out: *mut PosencTerm) -> PosencStatus {
+    fn posenc_term_deberta_v1(span: u64, out: *mut PosencTerm) -> PosencStatus as Distances::deberta_v1 {
         give(out, || filled(&Term::queries(Distances::deberta_v1(span as usize))))
     }
     /// DeBERTa v2 and v3: logarithmic buckets of `query - key`, `2 * buckets` entries, of the queries' products;
     /// `by = POSENC_BY_KEYS` makes the keys' term of it.
-    fn posenc_term_deberta(buckets: u64, max_positions: u64, out: *mut PosencTerm) -> PosencStatus {
+    fn posenc_term_deberta(buckets: u64, max_positions: u64, out: *mut PosencTerm) -> PosencStatus as Distances::deberta {
         give(out, || deberta(PosencDeberta { buckets, max_positions }))
     }
     /// Gives how many numbers a row of the term has, `entries` of its shape; 0 for a dense bias, a mask and endpoints.
-    fn posenc_term_entries(term: *const PosencTerm, out: *mut u64) -> PosencStatus {
+    fn posenc_term_entries(term: *const PosencTerm, out: *mut u64) -> PosencStatus as Window::entries {
         give(out, || Ok(entries(&borrow("term", term)?.term()?.index) as u64))
     }
 }
@@ -259,7 +272,7 @@ impl From<&Window> for PosencWindow {
 impl PosencDistances {
     /// # Safety
     /// `lookup` is null or points to `count` entries.
-    unsafe fn distances(&self) -> Result<Distances, Failure> {
+    pub(crate) unsafe fn distances(&self) -> Result<Distances, Failure> {
         // SAFETY: as the caller promises.
         let lookup = |count| unsafe { list("lookup", self.lookup, count) };
         Ok(Distances {
@@ -280,7 +293,7 @@ impl PosencDeberta {
 }
 
 impl PosencWindow {
-    fn window(&self) -> Result<Window, Failure> {
+    pub(crate) fn window(&self) -> Result<Window, Failure> {
         Ok(Window {
             height: self.height as usize,
             width: self.width as usize,
@@ -347,7 +360,8 @@ impl PosencTermInputs {
     }
 }
 
-fn any_numbers<'a>(
+/// Numbers of f32 or of the call's element type.
+pub(crate) fn any_numbers<'a>(
     element: u32,
     x: &PosencBuffer,
     shape: &PosencNumbers,

@@ -1,4 +1,5 @@
-//! C programs, one for each room and one for biases of terms, compiled by the machine's compiler and linked to the library, run on the device.
+//! C programs, one for each room, one for biases of terms and one for their gradients and what goes with them, compiled by the
+//! machine's compiler and linked to the library, run on the device.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +11,7 @@ fn library() -> PathBuf {
     folders.find(|folder| folder.join("libposenc_c.so").exists()).expect("libposenc_c.so beside the test").into()
 }
 
-const ROOMS: [&str; 4] = ["embed", "rope", "bias", "terms"];
+const ROOMS: [&str; 5] = ["embed", "rope", "bias", "terms", "relative"];
 
 fn compile(room: &str, kind: &str, link: &[&str]) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

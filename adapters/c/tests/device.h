@@ -61,6 +61,16 @@ static int near(double got, double want, double most) {
     return 0;
 }
 
+/* [batch, heads, rows, entries], contiguous. */
+static inline PosencNumbers rows(uint64_t batch, uint64_t heads, uint64_t rows, uint64_t entries) {
+    return (PosencNumbers){batch, heads, rows, entries, 0, {heads * rows * entries, rows * entries, entries, 1}};
+}
+
+/* [entries, heads], contiguous: a table as models store it. */
+static inline PosencNumbers table(uint64_t heads, uint64_t entries) {
+    return (PosencNumbers){1, heads, 1, entries, 0, {0, 1, 0, heads}};
+}
+
 static void open_device(void) {
     void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL), *context, *found[9];
     CHECK(driver != NULL);

@@ -76,6 +76,7 @@ fn c_type(ty: &str) -> String {
         "f32" => "float ".into(),
         "f64" => "double ".into(),
         "c_char" => "char ".into(),
+        "c_void" => "void ".into(),
         _ => String::new(),
     };
     if !number.is_empty() {

@@ -13,16 +13,6 @@ static int head_of(int i) { return i / (TOKENS * TOKENS) % HEADS; }
 static int query_of(int i) { return i / TOKENS % TOKENS; }
 static int key_of(int i) { return i % TOKENS; }
 
-/* [batch, heads, rows, entries], contiguous. */
-static PosencNumbers rows(uint64_t batch, uint64_t heads, uint64_t rows, uint64_t entries) {
-    return (PosencNumbers){batch, heads, rows, entries, 0, {heads * rows * entries, rows * entries, entries, 1}};
-}
-
-/* [entries, heads], contiguous: a table as models store it. */
-static PosencNumbers table(uint64_t heads, uint64_t entries) {
-    return (PosencNumbers){1, heads, 1, entries, 0, {0, 1, 0, heads}};
-}
-
 /* What a term reads, as numbers of f32. */
 static PosencTermInputs inputs_of(const float *numbers, int n, PosencNumbers shape) {
     PosencTermInputs inputs;
@@ -87,6 +77,9 @@ static int levit(int q, int k) { return abs(2 * (q / 4) - k / 8) * 8 + abs(2 * (
 static int decomposed_rows(int q, int k) { return (void)q, k / 4; }
 static int decomposed_columns(int q, int k) { return (void)q, k % 4; }
 static int shaw(int q, int k) { return clamp(k - q, -3, 2) + 3; }
+static int vits(int q, int k) { return abs(q - k) > 4 ? -1 : k - q + 4; }
+static int speecht5(int q, int k) { return clamp(q - k, -8, 7) + 8; }
+static int gemma_audio(int q, int k) { return q - k > 3 || k - q > 1 ? -1 : 3 - (q - k); }
 static int bert(int q, int k) { return q - k + 15; }
 static int transformer_xl(int q, int k) { return k > q ? -1 : k - q + TOKENS - 1; }
 static int xlnet(int q, int k) { return k - q + TOKENS; }
@@ -142,6 +135,12 @@ static void every_named_encoding(void) {
     check_named(term, 4, decomposed_columns);
     OK(posenc_term_shaw(3, 2, &term));
     check_named(term, 6, shaw);
+    OK(posenc_term_vits(4, &term));
+    check_named(term, 9, vits);
+    OK(posenc_term_speecht5(8, &term));
+    check_named(term, 16, speecht5);
+    OK(posenc_term_gemma_audio(3, 1, &term));
+    check_named(term, 5, gemma_audio);
     OK(posenc_term_bert(16, &term));
     check_named(term, 31, bert);
     OK(posenc_term_transformer_xl(TOKENS, &term));
