@@ -16,6 +16,7 @@ mod gate_sums;
 mod integers;
 mod kerple;
 mod layer;
+mod products;
 mod resize;
 mod sandwich;
 #[cfg(feature = "cuda")]
@@ -44,6 +45,9 @@ pub use gate_sums::GateSumsPlan;
 pub use gate_sums::{GateSums, Gates};
 pub use kerple::{Kerple, KerpleGrad, KerpleKind};
 pub use layer::{Relative, RelativeLayer, Segments};
+#[cfg(feature = "cuda")]
+pub use products::RelativeProductsPlan;
+pub use products::{ProductInputs, RelativeProducts};
 pub use resize::{TableResize, decomposed_axis, decomposed_row};
 pub use sandwich::Sandwich;
 #[cfg(feature = "cuda")]

@@ -7,9 +7,9 @@ use std::marker::PhantomData;
 
 use super::args::{
     ApplyTermsArgs, Args, DistanceGradArgs, FieldLayout, FireGradArgs, GateGradArgs, GateSumsArgs, GridArgs,
-    LearnedArgs, MaskedArgs, RelativeTableGradArgs, RelativeValuesArgs, ResampleArgs, RopeArgs, SinkGradArgs,
-    SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxTermsArgs, Swin2Args, Swin2GradArgs,
-    TableGradArgs, TermGradArgs, TimestepArgs, ToeplitzArgs, ToeplitzRowArgs,
+    LearnedArgs, MaskedArgs, ProductsArgs, RelativeTableGradArgs, RelativeValuesArgs, ResampleArgs, RopeArgs,
+    SinkGradArgs, SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxTermsArgs, Swin2Args,
+    Swin2GradArgs, TableGradArgs, TermGradArgs, TimestepArgs, ToeplitzArgs, ToeplitzRowArgs,
 };
 
 /// An entry of a kernel file, which takes one `A`.
@@ -99,6 +99,8 @@ entries! {
     BIAS: ToeplitzArgs = "bias/toeplitz" ["apply"];
     BIAS_ROW: ToeplitzRowArgs = "bias/toeplitz" ["row"];
     BIAS_TERMS: ApplyTermsArgs = "bias/terms" ["apply_terms"];
+    /// Of the queries' states, and of the keys'.
+    PRODUCTS: ProductsArgs = "bias/products" ["products_queries", "products_keys"];
     /// Sums along diagonals, and in bins where positions are given one by one.
     DISTANCE_GRAD: DistanceGradArgs = "bias/distance_grad" ["distance_grad", "distance_grad_bins"];
     /// One for each form of the numbers.

@@ -12,6 +12,7 @@ mod header;
 mod kerple;
 mod layer;
 mod overlap;
+mod products;
 mod resize;
 mod sandwich;
 #[path = "../support/mod.rs"]

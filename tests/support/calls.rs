@@ -6,7 +6,8 @@ use posenc::attend::{
 };
 use posenc::bias::{
     BiasInputs, DeviceSwin2Weights, DeviceTermInputs, DistanceGradPlan, Distances, Fire, FireGradPlan, GateSums,
-    GateSumsPlan, Numbers, Swin2Bias, Swin2GradOut, Swin2Plan, Term, TermGradPlan, Window,
+    GateSumsPlan, Numbers, RelativeProducts, RelativeProductsPlan, Swin2Bias, Swin2GradOut, Swin2Plan, Term,
+    TermGradPlan, Window,
 };
 use posenc::embed::{
     Counted, DeviceLookup, DeviceTables, ErrorFlag, Grid, GridPlan, GridSize, Learned, LearnedGradPlan, LearnedPlan,
@@ -193,6 +194,13 @@ fn bias(v: &mut Visitor<'_>) {
     let plan = BiasPlan::<bf16>::new(v.gpu, &band).expect("a plan");
     run!(v, "a term added", x, {
         plan.add(shape.of_mut(&mut x), BiasInputs { terms: &terms, ..Places::bottom_right().into() })
+    });
+    let relative = RelativeProducts::queries(Distances::inkling(8));
+    let plan = RelativeProductsPlan::<bf16>::new(v.gpu, &relative).expect("a plan");
+    let (states, table, added) = (v.data(2 * 4 * 16), v.data(8 * 16), v.upload(&[0.5f32; 4 * 16]));
+    run!(v, "products of states and a table added", x, {
+        let (states, table) = (Heads::thd(2, 4, 16).of(&states), Numbers::rows(1, 1, 8, 16).of(&table));
+        plan.add(shape.of_mut(&mut x), states, Some(&added), table, Places::bottom_right())
     });
     let plan = DistanceGradPlan::<bf16>::t5(v.gpu, spec, 4, shape).expect("a plan");
     let mut table = v.zeros::<f32>(32 * 4);

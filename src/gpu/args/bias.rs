@@ -55,6 +55,12 @@ sizes! {
     GRAD_TILE_SPACE: unsigned = 1152,
     /// tokens that a thread takes at once in sums of gates
     GATE_ITEMS: int = 4,
+    /// states of a tile of products, and columns
+    PRODUCT_TILE: int = 64,
+    /// rows of a table that a tile of products meets: distances, rounded up to a power of two
+    PRODUCT_BAND: int = 128,
+    /// floats of shared memory that a warp of a tile has for its products: 16 rows of 48, and 8 more against bank conflicts
+    PRODUCT_STAGED: int = 896,
 }
 
 args! {
@@ -226,6 +232,52 @@ args! {
         call: ToeplitzArgs,
         /// what is added
         terms: TermsArgs,
+    }
+
+    /// `bias/products`.
+    ProductsArgs {
+        /// positions, and the tensor
+        call: ToeplitzArgs,
+        /// `[batch, tokens, heads, width]`, of queries or keys
+        states: In,
+        /// f32 `[heads, width]`, added to the states, or null
+        state_bias: In,
+        /// `[batch or 1, heads or 1, entries, width]`
+        table: In,
+        /// u16, the entry of each distance, or null
+        lookup: In,
+        /// elements of `states` from one batch, token and head to the next
+        state_strides: [i64; 3],
+        /// elements of `table` from one batch, head, entry and channel to the next
+        table_strides: [i64; 4],
+        /// channels
+        width: u32,
+        /// 16-byte packs of a row that shared memory holds at once
+        packs: u32,
+        /// tiles of 64 columns that a block walks
+        walk: u32,
+        /// walks of a row of tiles
+        walks: u32,
+        /// divides by `walks`
+        by_walks: Divisor,
+        /// tiles of 64 states
+        row_tiles: u32,
+        /// divides by `row_tiles`
+        by_row_tiles: Divisor,
+        /// multiplies the product
+        factor: f32,
+        /// the first distance
+        first: i32,
+        /// distances
+        count: i32,
+        /// 1: distances are query - key
+        reversed: u32,
+        /// 1: nothing is added outside the distances, 0: the nearest entry
+        zero_outside: u32,
+        /// 1: states lie side by side at multiples of 16 bytes
+        wide_states: u32,
+        /// 1: rows of the table do so too
+        wide_table: u32,
     }
 
     /// `bias/toeplitz`: `row`, from a T5 table.
