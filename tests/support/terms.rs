@@ -219,7 +219,8 @@ pub fn each_terms(shape: &Logits, seed: u64) -> Vec<TermCase> {
         case("shifted out", terms(f32::NEG_INFINITY), vec![table, TermValues::default()]);
     }
 
-    let (rows, columns, entries) = (16, 18, 9);
+    // Positions one by one reach beyond both.
+    let (rows, columns, entries) = (14, 14, 9);
     let given = Index::Given { rows, columns, entries };
     let mut ids = |count: usize, most: usize| (0..count).map(|_| data.below(most) as i32).collect::<Vec<_>>();
     let (shared, own) = (ids(rows * columns, entries), ids(batch * rows * columns, entries + 2));
