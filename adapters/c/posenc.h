@@ -1322,6 +1322,53 @@ PosencStatus posenc_term_grad_apply(const PosencTermGrad *grad, const PosencTerm
 /* Writes the gradient of the keys' numbers of `POSENC_TERM_ENDPOINTS`, which are subtracted, in one kernel. */
 PosencStatus posenc_term_grad_apply_keys(const PosencTermGrad *grad, const PosencTermGradCall *call);
 
+/* Products of queries' or keys' states with a table of relative positions: the numbers that a term by queries or
+   keys reads, made where they are added and never stored. */
+typedef struct PosencRelativeProductsSpec {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencRelativeProductsSpec)` */
+    /* a term of distances, as `posenc_term_shaw` to `posenc_term_deberta` fill it in: the row of the table, whose
+       states are multiplied (`by`), and `factor` */
+    PosencTerm term;
+} PosencRelativeProductsSpec;
+
+/* One call that adds products to logits, or writes them. */
+typedef struct PosencRelativeProductsCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencRelativeProductsCall)` */
+    PosencBuffer x; /* the logits, changed in place, or written */
+    PosencLogits shape; /* their shape */
+    PosencBuffer states; /* states of the queries, or of the keys, of the plan's element type */
+    PosencHeads states_shape; /* their shape, `[batch, tokens, heads, width]` */
+    PosencBuffer bias; /* `v`, `[heads, width]` of f32, added to the states: Transformer-XL's; or none */
+    PosencBuffer table; /* the table, of the plan's element type */
+    PosencNumbers table_shape; /* its shape, `[batch or 1, heads or 1, entries, width]` */
+    PosencPlaces places; /* positions of queries and keys */
+} PosencRelativeProductsCall;
+
+/* Products of states and a table on a device, for one element type. */
+typedef struct PosencRelativeProducts PosencRelativeProducts;
+
+/* Makes a plan: uploads the lookup, if there is one, and loads the kernels for `element`. */
+PosencStatus posenc_relative_products_new(
+    const PosencGpu *gpu,
+    const PosencRelativeProductsSpec *spec,
+    uint32_t element,
+    PosencRelativeProducts **out);
+
+/* Frees it; null is allowed. */
+PosencStatus posenc_relative_products_free(PosencRelativeProducts *products);
+
+/* Adds the products to logits, in one kernel. */
+PosencStatus posenc_relative_products_add(
+    const PosencRelativeProducts *products,
+    const PosencRelativeProductsCall *call);
+
+/* Writes the products of every query and key, in one kernel. */
+PosencStatus posenc_relative_products_write(
+    const PosencRelativeProducts *products,
+    const PosencRelativeProductsCall *call);
+
 /* Coordinates of Swin v2's network: `sign(d) * log2(1 + 8 * |d| / (size - 1)) / log2(8)` of a distance `d = query -
    key` on an axis. */
 #define POSENC_LOG_COORDINATES_RELATIVE 0

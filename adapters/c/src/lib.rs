@@ -13,6 +13,7 @@ mod handle;
 mod header;
 mod memory;
 mod model;
+mod products;
 mod relative_values;
 mod resize;
 mod rotate;
@@ -35,6 +36,7 @@ pub(crate) use handle::*;
 pub use header::{Item, Kind};
 pub use memory::*;
 pub use model::*;
+pub use products::*;
 pub use relative_values::*;
 pub use resize::*;
 pub use rotate::*;
@@ -87,6 +89,7 @@ header! {{}
 #[doc(hidden)]
 pub fn items() -> impl Iterator<Item = &'static Item> {
     let first = [ITEMS, status::ITEMS, memory::ITEMS, rotate::ITEMS, model::ITEMS, embed::ITEMS];
-    let bias = [terms::ITEMS, resize::ITEMS, bias::ITEMS, term_grad::ITEMS, swin2::ITEMS, gate_sums::ITEMS];
+    let bias =
+        [terms::ITEMS, resize::ITEMS, bias::ITEMS, term_grad::ITEMS, products::ITEMS, swin2::ITEMS, gate_sums::ITEMS];
     first.into_iter().chain(bias).chain([attend::ITEMS, relative_values::ITEMS]).flatten()
 }

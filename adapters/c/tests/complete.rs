@@ -29,7 +29,7 @@ const IN_OTHER_WORDS: [(&str, &str, &[&str]); 14] = [
 ];
 
 /// Methods that the header has in other words, or needs not.
-const METHODS_IN_OTHER_WORDS: [(&str, &[&str]); 9] = [
+const METHODS_IN_OTHER_WORDS: [(&str, &[&str]); 8] = [
     (
         "gives back the spec, which the caller made",
         &[
@@ -56,10 +56,6 @@ const METHODS_IN_OTHER_WORDS: [(&str, &[&str]); 9] = [
     ),
     ("posenc_decomposed_axis, and integers that the caller computes", &["bias::decomposed_row", "embed::order"]),
     ("posenc_learned_gather and posenc_error_flag_check", &["LearnedPlan::gather_checked"]),
-    (
-        "a term by queries or keys, of products that the caller has stored",
-        &["RelativeProductsPlan::new", "RelativeProductsPlan::add", "RelativeProductsPlan::write"],
-    ),
     ("a call brings its bias", &["SoftmaxPlan::bias", "SoftmaxPlan::bias_mut"]),
     ("an argument, or posenc_model_layer", &["ModelRope::at_length", "ModelRope::kinds", "ModelRope::rope"]),
 ];

@@ -1,5 +1,5 @@
-/* Gradients of terms, Swin v2's network, gates of a forgetting attention, relative values, scales of heads and resized tables
-   through posenc.h, against their formulas in double, and what is refused. */
+/* Gradients of terms, products of states and a table, Swin v2's network, gates of a forgetting attention, relative values,
+   scales of heads and resized tables through posenc.h, against their formulas in double, and what is refused. */
 #include "device.h"
 
 enum { BATCH = 2, HEADS = 2, TOKENS = 12, ROWS = BATCH * HEADS * TOKENS, N = ROWS * TOKENS, MOST = ROWS * 48 };
@@ -25,10 +25,33 @@ static void add(Sums *sums, int at, double x) {
     sums->size[at] += fabs(x);
 }
 
-static void check_sums(const Sums *want, PosencBuffer got, double most) {
+/* Results of f32 or bf16. */
+static void check_sums_of(const Sums *want, PosencBuffer got, uint32_t element, double most) {
     static float out[MOST];
-    download(out, got, got.len * sizeof(float));
-    for (uint64_t i = 0; i < got.len; ++i) CHECK(near(out[i], want->sum[i], most * want->size[i] + 1e-30));
+    static uint16_t halves[MOST];
+    if (element == POSENC_BF16) download(halves, got, got.len * sizeof halves[0]);
+    else download(out, got, got.len * sizeof out[0]);
+    for (uint64_t i = 0; i < got.len; ++i) {
+        uint32_t bits = (uint32_t)halves[i] << 16;
+        if (element == POSENC_BF16) memcpy(&out[i], &bits, sizeof bits);
+        CHECK(near(out[i], want->sum[i], most * want->size[i] + 1e-30));
+    }
+}
+
+static void check_sums(const Sums *want, PosencBuffer got, double most) { check_sums_of(want, got, POSENC_F32, most); }
+
+/* Numbers of f32, or of bf16, whose values they then become. */
+static PosencBuffer numbers_of(float *x, int n, uint32_t element) {
+    static uint16_t halves[MOST];
+    for (int i = 0; i < n && element == POSENC_BF16; ++i) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        halves[i] = (uint16_t)(bits >> 16);
+        bits &= 0xffff0000u;
+        memcpy(&x[i], &bits, sizeof bits);
+    }
+    if (element == POSENC_BF16) return (PosencBuffer){upload(halves, (size_t)n * sizeof halves[0]), (uint64_t)n};
+    return (PosencBuffer){upload(x, (size_t)n * sizeof x[0]), (uint64_t)n};
 }
 
 /* A buffer of `n` numbers that no result has. */
@@ -164,6 +187,110 @@ static void refused_gradients_of_terms(void) {
     OK(posenc_term_grad_free(grad));
 }
 
+/* -------------------------------------------------------------------------------------- products of states and a table */
+
+enum { CHANNELS = 20, STATES = BATCH * TOKENS * HEADS * CHANNELS, BUCKETS = 8, POSITIONS = 12 };
+
+/* The entry of pair `i`. */
+static int conformer(int i) { return key_of(i) - query_of(i) + TOKENS - 1; }
+static int deberta(int i) {
+    int n = query_of(i) - key_of(i), mid = BUCKETS / 2, size = abs(n);
+    double share = log((double)size / mid) / log((POSITIONS - 1.0) / mid);
+    if (size > mid) n = (n < 0 ? -1 : 1) * (mid + (int)ceil(share * (mid - 1)));
+    return clamp(n + BUCKETS, 0, 2 * BUCKETS - 1);
+}
+
+/* Adds `factor * (a + v) . R` of every pair. */
+static void add_products(const PosencTerm *term, Reads entry, uint64_t entries, const float *a, const float *v,
+                         const float *vectors, Sums *want) {
+    for (int i = 0; i < N; ++i) {
+        int token = term->by == POSENC_BY_KEYS ? key_of(i) : query_of(i);
+        int state = ((batch_of(i) * TOKENS + token) * HEADS + head_of(i)) * CHANNELS;
+        int row = (head_of(i) * (int)entries + entry(i)) * CHANNELS;
+        for (int c = 0; c < CHANNELS; ++c) {
+            double sum = (double)a[state + c] + (v == NULL ? 0.0 : v[head_of(i) * CHANNELS + c]);
+            add(want, i, term->factor * sum * vectors[row + c]);
+        }
+    }
+}
+
+static void refused_products(const PosencRelativeProducts *products, PosencRelativeProductsCall call) {
+    const PosencRelativeProductsCall good = call;
+#define REFUSED_PRODUCTS(status, part) REFUSED(posenc_relative_products_add(products, &call), status, part), call = good
+    call.bias = (PosencBuffer){call.states.data, HEADS * CHANNELS - 1};
+    REFUSED_PRODUCTS(POSENC_VALUE, "bias holds 39 elements, the shape needs 40");
+    call.table_shape.rows -= 1;
+    REFUSED_PRODUCTS(POSENC_VALUE, "the table is [1, 2, ");
+    call.states_shape.tokens -= 1;
+    REFUSED_PRODUCTS(POSENC_VALUE, "states are [2, 11, 2, 20], they must be [2, 12, 2, at most 65536]");
+    call.states.data = call.x.data;
+    REFUSED_PRODUCTS(POSENC_VALUE, "states");
+    call.table.data = 0;
+    REFUSED_PRODUCTS(POSENC_ARGUMENT, "table is null");
+}
+
+static void check_products(PosencTerm term, Reads entry, int has_v, uint32_t element) {
+    static float x[N], a[STATES], vectors[HEADS * (2 * TOKENS) * CHANNELS];
+    float v[HEADS * CHANNELS];
+    uint64_t entries = 0;
+    OK(posenc_term_entries(&term, &entries));
+    fill(x, N, 60);
+    fill(a, STATES, 61);
+    fill(vectors, HEADS * (2 * TOKENS) * CHANNELS, 62);
+    fill(v, HEADS * CHANNELS, 63);
+    PosencRelativeProductsSpec spec = POSENC_INIT(PosencRelativeProductsSpec);
+    spec.term = term;
+    PosencRelativeProducts *products = NULL;
+    OK(posenc_relative_products_new(gpu, &spec, element, &products));
+    PosencRelativeProductsCall call = POSENC_INIT(PosencRelativeProductsCall);
+    call.x = numbers_of(x, N, element);
+    call.shape = logits();
+    call.states = numbers_of(a, STATES, element);
+    call.states_shape = (PosencHeads){
+        BATCH, TOKENS, HEADS, CHANNELS, 0, {TOKENS * HEADS * CHANNELS, HEADS * CHANNELS, CHANNELS}};
+    if (has_v) call.bias = BUFFER(v);
+    call.table = numbers_of(vectors, HEADS * (int)entries * CHANNELS, element);
+    call.table_shape = rows(1, HEADS, entries, CHANNELS);
+
+    /* bf16 rounds a sum with v, and the result, to 8 bits. */
+    double most = element == POSENC_F32 ? 3e-6 : (has_v ? 2.0 : 1.0) / 256.0 + 1e-5;
+    static Sums want;
+    memset(&want, 0, sizeof want);
+    add_products(&term, entry, entries, a, has_v ? v : NULL, vectors, &want);
+    PosencRelativeProductsCall write = call;
+    write.x = empty(N);
+    OK(posenc_relative_products_write(products, &write));
+    check_sums_of(&want, write.x, element, most);
+    for (int i = 0; i < N; ++i) add(&want, i, x[i]);
+    OK(posenc_relative_products_add(products, &call));
+    check_sums_of(&want, call.x, element, most);
+    refused_products(products, call);
+    OK(posenc_relative_products_free(products));
+}
+
+static void products_of_states(void) {
+    PosencTerm term;
+    for (uint32_t element = POSENC_F32; element <= POSENC_BF16; element += POSENC_BF16) {
+        OK(posenc_term_conformer(TOKENS, &term));
+        term.factor = 0.125f;
+        check_products(term, conformer, 1, element);
+        OK(posenc_term_deberta(BUCKETS, POSITIONS, &term));
+        term.by = POSENC_BY_KEYS;
+        term.factor = -0.75f;
+        check_products(term, deberta, 0, element);
+    }
+    PosencRelativeProductsSpec spec = POSENC_INIT(PosencRelativeProductsSpec);
+    PosencRelativeProducts *products = NULL;
+#define REFUSED_SPEC(status, part) REFUSED(posenc_relative_products_new(gpu, &spec, POSENC_F32, &products), status, part)
+    OK(posenc_term_decomposed(3, 4, POSENC_WINDOW_ROWS, &spec.term));
+    REFUSED_SPEC(POSENC_ARGUMENT, "the kind of a term of products is 2, it must be POSENC_TERM_DISTANCE");
+    OK(posenc_term_shaw(3, 2, &spec.term));
+    spec.term.by = POSENC_BY_TABLE;
+    REFUSED_SPEC(POSENC_VALUE, "products are by Table, they must be by Queries or Keys");
+    spec.term.factor = 0.0f;
+    REFUSED_SPEC(POSENC_ARGUMENT, "factor is 0, it must be set");
+}
+
 /* ------------------------------------------------------------------------------------------------------------- Swin v2 */
 
 enum { HIDDEN = 5, NET_HEADS = 3, ENTRIES = 5 * 7, WEIGHTS = 4 };
@@ -219,20 +346,6 @@ static PosencSwin2Spec swin2_spec(void) {
     return spec;
 }
 
-/* Weights of f32, or of bf16, whose values they then become. */
-static PosencBuffer weights_of(float *w, int n, uint32_t element) {
-    uint16_t halves[NET_HEADS * HIDDEN];
-    for (int i = 0; i < n && element == POSENC_BF16; ++i) {
-        uint32_t bits;
-        memcpy(&bits, &w[i], sizeof bits);
-        halves[i] = (uint16_t)(bits >> 16);
-        bits &= 0xffff0000u;
-        memcpy(&w[i], &bits, sizeof bits);
-    }
-    if (element == POSENC_BF16) return (PosencBuffer){upload(halves, (size_t)n * sizeof halves[0]), (uint64_t)n};
-    return (PosencBuffer){upload(w, (size_t)n * sizeof w[0]), (uint64_t)n};
-}
-
 static void check_swin2(PosencSwin2Spec spec, int has_b2, uint32_t element) {
     float w[WEIGHTS][NET_HEADS * HIDDEN], g[ENTRIES * NET_HEADS], got[ENTRIES * NET_HEADS];
     PosencSwin2Call call = POSENC_INIT(PosencSwin2Call);
@@ -241,7 +354,7 @@ static void check_swin2(PosencSwin2Spec spec, int has_b2, uint32_t element) {
     PosencBuffer *out[WEIGHTS] = {&grad.out.w1, &grad.out.b1, &grad.out.w2, &grad.out.b2};
     for (int i = 0; i < WEIGHTS - !has_b2; ++i) {
         fill(w[i], sizes[i], 10 + i);
-        *weights[i] = weights_of(w[i], sizes[i], element);
+        *weights[i] = numbers_of(w[i], sizes[i], element);
         *out[i] = empty((uint64_t)sizes[i]);
     }
     fill(g, ENTRIES * NET_HEADS, 14);
@@ -743,6 +856,7 @@ int main(void) {
     open_device();
     gradients_of_terms();
     refused_gradients_of_terms();
+    products_of_states();
     networks_of_swin2();
     refused_networks();
     scales_of_heads();
