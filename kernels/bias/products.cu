@@ -12,7 +12,7 @@
 // which a step to the next tile replaces 64. A warp multiplies its 16 states with the 79 rows that they meet, ten
 // columns of mma.sync, lays the band of 16 x 80 sums into shared memory of its own, half of the columns at a time, and
 // reads it along its diagonals, eight neighbouring keys a lane. Tiles outside a band that ends in zeros are passed
-// over, and of tiles whose distances all have the first entry, or the last, one row is multiplied.
+// over; where all distances have the first entry, or the last, two columns take the place of ten.
 //
 // Where positions are given one by one, and where a tile has several packed sequences, each pair's row of the table is
 // read for itself: the same steps on the same operands, one row of 16 used.

@@ -508,15 +508,21 @@ fn bytes_are_those_of_logits_states_and_rows() {
     let shape = Logits::bhqk(1, heads, tokens, tokens);
     let logits = (heads * tokens * tokens) as u64;
     for by in [By::Queries, By::Keys] {
-        for (index, tiles) in [(Distances::conformer(tokens), 16u64), (Distances::inkling(64), 7)] {
+        // Tiles that are not skipped, rows of the table that each stages, and matrix instructions of a warp in each: four steps of
+        // one load of states, five loads of rows and ten products; where all distances are one entry, one load and two products.
+        for (index, start, tiles, rows, matrix) in [
+            (Distances::conformer(tokens), 0, 16u64, 128, 4 * (1 + 5 + 10)),
+            (Distances::inkling(64), 0, 7, 128, 4 * (1 + 5 + 10)),
+            (Distances::shaw(64, 8), 10_000, 16, 16, 4 * (1 + 1 + 2)),
+        ] {
             let spec = RelativeProducts { by, ..RelativeProducts::queries(index) };
             let inputs = Inputs::<bf16>::of(&mut data, &spec, &shape, width, (true, false));
             let zeros = vec![bf16::ZERO; shape.span().unwrap()];
-            run(&gpu, &spec, &zeros, &shape, &inputs, &Host::counted(0, 0), (true, 0));
+            run(&gpu, &spec, &zeros, &shape, &inputs, &Host::counted(start, 0), (true, 0));
             let Some(report) = last_launch() else { return };
             let tiles = tiles * heads as u64;
             let (count, row) = (report.counters, 2 * width as u64);
-            let most = tiles * (64 * 64 * 2 + (64 + 128) * row);
+            let most = tiles * (64 * 64 * 2 + (64 + rows) * row);
             println!(
                 "{by:?} {}: {:.2} bytes read and {:.2} written a logit of a tile, {:.2} matrix instructions, {:.2} instructions and \
                  {:.2} bank conflicts of a warp a tile",
@@ -530,6 +536,8 @@ fn bytes_are_those_of_logits_states_and_rows() {
             assert!(count.bytes_read <= most, "{by:?}: {} bytes are read, {most} may be", count.bytes_read);
             assert_eq!(count.bytes_written, tiles * 64 * 64 * 2, "{by:?}");
             assert!(count.bytes_written <= 2 * logits);
+            let matrix = if gpu.capability() >= (8, 0) { 4 * 32 * matrix } else { 0 };
+            assert!(count.matrix <= tiles * matrix, "{by:?}: {} matrix instructions", count.matrix / 32);
             assert_eq!(count.local_bytes_read + count.local_bytes_written, 0);
         }
     }
