@@ -297,6 +297,29 @@ fn every_layout_is_the_reference() {
     }
 }
 
+/// Rows whose last 16 bytes are not all channels: what lies behind the channels is not read into a product.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn what_lies_between_rows_is_not_multiplied() {
+    let gpu = gpu();
+    let (heads, width, row) = (2, 18, 24);
+    let shape = Logits::bhqk(1, heads, 20, 33);
+    for by in [By::Queries, By::Keys] {
+        let spec = RelativeProducts { by, ..RelativeProducts::queries(Distances::shaw(9, 4)) };
+        let entries = spec.index.entries;
+        let tokens = if by == By::Keys { 33 } else { 20 };
+        let states = Heads { strides: [0, heads * row, row], ..Heads::thd(tokens, heads, width) };
+        let table = Numbers { strides: [0, entries * row, row, 1], ..Numbers::rows(1, heads, entries, width) };
+        for with_bias in [false, true] {
+            let mut inputs = Inputs::<bf16>::new(&mut Data::new(14), states, table, with_bias);
+            for values in [&mut inputs.states.0, &mut inputs.table.0] {
+                values.iter_mut().enumerate().filter(|(i, _)| i % row >= width).for_each(|(_, x)| *x = bf16::NAN);
+            }
+            check(&gpu, &spec, &shape, &inputs, &Host::counted(5, 0), 0);
+        }
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------------ equality
 
 /// `count` queries and keys from the given ones on, of sequence `batch` alone: the same memory, other offsets.
