@@ -220,7 +220,7 @@ fn ptx_assembles_at_its_lowered_version() {
     std::fs::remove_dir_all(&folder).expect("the folder goes");
 }
 
-/// Machine code of every kernel for one architecture stays below its share of 6 MiB, as it lies in the crate.
+/// Machine code of every kernel for one architecture stays below its share of 7 MiB, as it lies in the crate.
 #[test]
 fn machine_code_is_small() {
     let mut bytes = BTreeMap::<u32, usize>::new();
@@ -229,6 +229,6 @@ fn machine_code_is_small() {
     }
     for (sm, bytes) in bytes {
         println!("sm_{sm}: {bytes} bytes");
-        assert!(bytes < (6 << 20) / 5, "the cubins of sm_{sm} are {bytes} bytes, five architectures may have 6 MiB");
+        assert!(bytes < (7 << 20) / 5, "the cubins of sm_{sm} are {bytes} bytes, five architectures may have 7 MiB");
     }
 }

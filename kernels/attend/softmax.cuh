@@ -315,6 +315,8 @@ __device__ __forceinline__ void softmax(const SoftmaxArgs& args, const Terms&...
     Part part = {0.0f, 0.0f};
     int chunks = place.end - place.first;
     bool again = chunks > static_cast<int>(args.team.held);
+    // Read once: the barriers between would have it read again.
+    unsigned share = args.team.share;
     Packs packs;
 #pragma unroll 1
     for (int i = 0; i < 2 * chunks; ++i) {
@@ -329,22 +331,22 @@ __device__ __forceinline__ void softmax(const SoftmaxArgs& args, const Terms&...
             if (chunks > 1 && !again && threadIdx.x == 0) largest[slot] = part.max;
         }
         if (first) {
-            if (args.team.share == 1) {
+            if (share == 1) {
                 whole.add(part);
             } else if (threadIdx.x == 0) {
                 parts_of(args, place)[place.first + slot] = make_float2(part.max, part.sum);
             }
             continue;
         }
-        if (slot == 0 && args.team.share > 1 && threadIdx.x == 0) {
-            meet(static_cast<unsigned*>(args.counters) + place.row, args.team.share);
+        if (slot == 0 && share > 1 && threadIdx.x == 0) {
+            meet(static_cast<unsigned*>(args.counters) + place.row, share);
             const float2* parts = parts_of(args, place);
             for (unsigned k = 0; k < args.team.chunks; ++k) whole.add({parts[k].x, parts[k].y});
             space.row = make_float2(whole.max, whole.sum);
         }
         if (slot == 0 && args.team.chunks > 1) {
             __syncthreads();
-            if (args.team.share > 1) whole = {space.row.x, space.row.y};
+            if (share > 1) whole = {space.row.x, space.row.y};
         }
         if (chunks > 1 && !again) part.max = largest[slot];
         if (place.live) finish(args, logits, packs, stage, factor(whole, part.max));
