@@ -270,5 +270,13 @@ pub fn each_terms(shape: &Logits, seed: u64) -> Vec<TermCase> {
     };
     let of = [axis(&mut data, false), axis(&mut data, true), axis(&mut data, true)];
     case("boxes", vec![Term::table(deberta.clone()), Term::table(deberta.clone()), Term::table(deberta)], of.to_vec());
+    // Coordinates that do not follow one another, of distances that do.
+    let clipped = Distances::shaw(12, 12);
+    let of = TermValues {
+        query_at: Some((0..batch * queries).map(|_| data.below(20) as i32).collect()),
+        key_at: Some((0..batch * keys).map(|_| data.below(20) as i32).collect()),
+        ..TermValues::of(&mut data, Numbers::by_head(heads, clipped.entries))
+    };
+    case("boxes", vec![Term::table(clipped)], vec![of]);
     cases
 }
