@@ -64,7 +64,8 @@ impl<'a> AnyNumbers<'a> {
         if is_f32 || type_name == T::NAME {
             return Ok((placed, is_f32));
         }
-        Err(Error::Value(format!("{name} are {type_name}, they must be f32 or {}", T::NAME)))
+        let own = if T::NAME == f32::NAME { String::new() } else { format!(" or {}", T::NAME) };
+        Err(Error::Value(format!("{name} are {type_name}, they must be f32{own}")))
     }
 }
 
