@@ -6,7 +6,7 @@ use posenc::bias::{
     AnyNumbers, DeviceTermInputs, Distances, Index, Indices, Numbers, Outside, ShiftedWindows, Sign, Term, TermInputs,
     Terms, Window, WindowAxes,
 };
-use posenc::{Bias, Gpu, Logits, Scalar};
+use posenc::{Bias, Gpu, Logits, Scalar, T5Bias};
 
 use crate::support::Data;
 
@@ -155,6 +155,14 @@ impl TermCase {
     }
 }
 
+/// Entries that fall and rise with the distance.
+fn t5() -> Distances {
+    let spec = T5Bias::new(32, 128, true);
+    let (first, lookup) = (*spec.distances().start(), spec.lookup().unwrap());
+    let distances = Distances::new(Sign::KeyMinusQuery, first, lookup.len());
+    Distances { entries: spec.buckets, lookup, ..distances }
+}
+
 /// Every kind of term, for a call of this shape whose positions lie within those of its windows: 12 queries and keys of a window
 /// of 3 x 4, two of them before it.
 pub fn each_terms(shape: &Logits, seed: u64) -> Vec<TermCase> {
@@ -177,6 +185,9 @@ pub fn each_terms(shape: &Logits, seed: u64) -> Vec<TermCase> {
         ("inkling", Distances::inkling(4)),
         ("band", Distances { outside: Outside::Zero, ..Distances::new(Sign::KeyMinusQuery, -2, 5) }),
         ("deberta", deberta.clone()),
+        // Packs whose entries follow one another, and others that skip or repeat some.
+        ("deberta of 32", Distances::deberta(16, 40).unwrap()),
+        ("t5", t5()),
     ];
     for (name, distances) in distances {
         let by_query = Term::queries(distances.clone());
