@@ -9,7 +9,7 @@ use posenc::{Alibi, Bias, BiasPlan, Gpu, Logits, Packed, Place, Places};
 
 use crate::biases::{Buffers, Context, Host};
 use crate::support::{Alias, Data, Guarded, gpu};
-use crate::terms_support::{Own, TermBuffers, TermCase, buffers as term_buffers, each_terms};
+use crate::terms_support::{Own, TermBuffers, TermCase, TermValues, buffers as term_buffers, each_terms};
 
 // -------------------------------------------------------------------------------------------- kernel against reference
 
@@ -115,6 +115,22 @@ fn packed_sequences_are_those_apart() {
     for case in each_terms(&shape, 8) {
         check::<f32>(&gpu, &case, &shape, &packed, None, true);
         check::<bf16>(&gpu, &case, &shape, &packed, None, false);
+    }
+}
+
+/// Lengths of their own may leave keys beyond a window, in the middle of eight that are read together.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn keys_beyond_a_window_get_nothing() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(1, 2, 3, 20);
+    let window = Window::swin(2, 4);
+    let numbers = TermValues::of(&mut Data::new(7), Numbers::table(window.entries(), 2));
+    let case = TermCase { name: "swin", terms: vec![Term::table(window)], data: vec![numbers] };
+    for start in -3..6 {
+        let places = Places { key_lengths: Some(&[2][..]), ..Places::counted(2, start) };
+        check::<f32>(&gpu, &case, &shape, &places, None, false);
+        check::<bf16>(&gpu, &case, &shape, &places, None, true);
     }
 }
 
