@@ -134,6 +134,23 @@ fn keys_beyond_a_window_get_nothing() {
     }
 }
 
+/// The last numbers of an array lie in an access of 16 bytes that would leave it.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_end_of_an_array_is_not_read_over() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(1, 1, 1, 8);
+    for tokens in 9..14 {
+        let distances = Distances::conformer(tokens);
+        let numbers = TermValues::of(&mut Data::new(7), Numbers::rows(1, 1, 1, distances.entries));
+        let case = TermCase { name: "conformer", terms: vec![Term::queries(distances)], data: vec![numbers] };
+        for start in tokens as i64 - 12..tokens as i64 - 7 {
+            check::<f32>(&gpu, &case, &shape, &Host::counted(0, start), None, false);
+            check::<bf16>(&gpu, &case, &shape, &Host::counted(0, start), None, true);
+        }
+    }
+}
+
 /// Shards of context and of tensor parallelism: rows of products go with their queries, tables with their heads.
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
