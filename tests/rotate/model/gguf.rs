@@ -383,8 +383,9 @@ fn file() -> Vec<u8> {
 fn a_gguf_file_is_read() {
     let gguf = Gguf::read(Cursor::new(file())).unwrap();
     assert_eq!(gguf.divisors["rope_freqs.weight"], [1.0, 1.0, 2.5, 8.0]);
-    assert_eq!(gguf.keys["tokenizer.ggml.scores"], GgufValue::List(vec![float(0.5)]));
-    assert!(!gguf.keys.contains_key("tokenizer.ggml.tokens"));
+    for passed_over in ["tokenizer.ggml.scores", "tokenizer.ggml.tokens"] {
+        assert!(!gguf.keys.contains_key(passed_over), "{passed_over}");
+    }
     let model = ModelRope::from_gguf(&gguf).unwrap();
     assert_eq!(model.rope().unwrap(), &spec(8, 0, Interleaved, 5e5, Scaling::Divisors(vec![1.0, 1.0, 2.5, 8.0])));
 }
@@ -411,6 +412,116 @@ fn damaged_gguf_files_are_refused() {
         message(b"GGUF\x01\0\0\0"),
         "the GGUF file has version 1, this crate reads little-endian versions 2 and 3"
     );
+}
+
+/// A file of keys (their type and bytes) and tensors (their elements), the data of all of them at one place.
+fn file_of(keys: &[(&str, u32, Vec<u8>)], tensors: &[(&str, u64)]) -> Vec<u8> {
+    let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+    bytes.extend((tensors.len() as u64).to_le_bytes());
+    bytes.extend((keys.len() as u64).to_le_bytes());
+    let name = |name: &str| [&(name.len() as u64).to_le_bytes(), name.as_bytes()].concat();
+    for (key, kind, value) in keys {
+        bytes.extend([&name(key)[..], &kind.to_le_bytes(), value].concat());
+    }
+    for (tensor, elements) in tensors {
+        bytes.extend([&name(tensor)[..], &1u32.to_le_bytes(), &elements.to_le_bytes(), &[0; 12]].concat());
+    }
+    bytes.resize(bytes.len().next_multiple_of(32), 0);
+    let elements = tensors.iter().map(|&(_, elements)| elements).max().unwrap_or(0);
+    bytes.extend(1f32.to_le_bytes().repeat(usize::try_from(elements).unwrap().min(1 << 20)));
+    bytes
+}
+
+/// A list: the type of its values, how many it says it has, their bytes.
+fn list(kind: u32, count: u64, bytes: &[u8]) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &count.to_le_bytes(), bytes].concat()
+}
+
+fn llama_of(head: u32) -> [(&'static str, u32, Vec<u8>); 2] {
+    let llama = [&5u64.to_le_bytes()[..], b"llama"].concat();
+    [("general.architecture", 8, llama), ("llama.attention.key_length", 4, head.to_le_bytes().to_vec())]
+}
+
+fn refusal(bytes: Vec<u8>) -> String {
+    Gguf::read(Cursor::new(bytes)).unwrap_err().to_string()
+}
+
+#[test]
+fn what_a_gguf_file_names_twice_is_refused() {
+    let scores = list(6, 1, &[0; 4]);
+    for (name, kind, value) in [("llama.block_count", 4, vec![2, 0, 0, 0]), ("tokenizer.ggml.scores", 9, scores)] {
+        let twice = [(name, kind, value.clone()), ("general.alignment", 4, vec![32, 0, 0, 0]), (name, kind, value)];
+        assert_eq!(
+            refusal(file_of(&twice, &[])),
+            format!("the GGUF file holds the key {name} twice, each must be there once")
+        );
+    }
+    for name in ["rope_freqs.weight", "token_embd.weight"] {
+        assert_eq!(
+            refusal(file_of(&llama_of(8), &[(name, 4), ("output.weight", 4), (name, 4)])),
+            format!("the GGUF file holds the tensor {name} twice, each must be there once")
+        );
+    }
+    // Each name used to read 4 MB once more.
+    let file = file_of(&[], &[("rope_freqs.weight", 1 << 15); 1000]);
+    assert_eq!(refusal(file), "the GGUF file holds the tensor rope_freqs.weight twice, each must be there once");
+}
+
+#[test]
+fn divisors_longer_than_half_a_head_are_refused_before_they_are_read() {
+    let whole = file_of(&llama_of(8), &[("rope_freqs.weight", 4)]);
+    assert_eq!(Gguf::read(Cursor::new(whole)).unwrap().divisors["rope_freqs.weight"], [1.0; 4]);
+    let (size, heads) = (512u32.to_le_bytes().to_vec(), 8u32.to_le_bytes().to_vec());
+    let [llama, _] = llama_of(0);
+    let shared = [llama, ("llama.embedding_length", 4, size), ("llama.attention.head_count", 4, heads)];
+    let longest = u32::MAX;
+    for (keys, half) in [(&llama_of(8)[..], 4u64), (&shared[..], 32), (&llama_of(longest)[..], 1 << 15), (&[], 1 << 15)]
+    {
+        for elements in [half + 1, 1 << 20, 1 << 60] {
+            let file = file_of(keys, &[("rope_freqs.weight", elements)]);
+            assert_eq!(refusal(file), format!("rope_freqs.weight holds {elements} divisors, half a head has {half}"));
+        }
+    }
+}
+
+#[test]
+fn lists_that_no_key_asks_for_are_passed_over() {
+    let sizes = [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8];
+    for (kind, size) in (0u32..).zip(sizes).filter(|&(_, size)| size > 0) {
+        let count = 1u64 << 19;
+        let values = list(kind, count, &vec![0; size << 19]);
+        let after = ("llama.block_count", 4, vec![2, 0, 0, 0]);
+        let gguf = file_of(&[("tokenizer.ggml.scores", 9, values.clone()), after], &[]);
+        let gguf = Gguf::read(Cursor::new(gguf)).unwrap();
+        assert_eq!(gguf.keys.into_iter().collect::<Vec<_>>(), [("llama.block_count".into(), int(2))], "type {kind}");
+        // A list that is asked for is no shorter in the file: it is kept up to a length that no model has.
+        assert_eq!(
+            refusal(file_of(&[("llama.attention.head_count", 9, values)], &[])),
+            "llama.attention.head_count holds a list of 524288 values after 0 in lists before it, they must be at most \
+             262144 together"
+        );
+    }
+    // Several lists, and lists in a list, count together.
+    let short = list(0, 1 << 17, &[0; 1 << 17]);
+    let nested = list(9, 2, &[&short[..], &short].concat());
+    let keys = ["a.rope.x", "a.rope.y", "a.rope.z"].map(|key| (key, 9, short.clone()));
+    let too_many = |key: &str, before: u64| {
+        format!(
+            "{key} holds a list of 131072 values after {before} in lists before it, they must be at most 262144 together"
+        )
+    };
+    assert_eq!(refusal(file_of(&keys, &[])), too_many("a.rope.z", 1 << 18));
+    assert_eq!(refusal(file_of(&[("a.rope.x", 9, nested)], &[])), too_many("a.rope.x", (1 << 17) + 2));
+    for kind in [0, 12] {
+        let endless = list(kind, 1 << 60, &[0; 8]);
+        assert_eq!(
+            refusal(file_of(&[("tokenizer.x", 9, endless)], &[])),
+            format!(
+                "the GGUF file ends or fails in a list of {} bytes at byte 59",
+                if kind == 0 { 1u64 << 60 } else { 1 << 63 }
+            )
+        );
+    }
 }
 
 #[test]
