@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::attend::softmax::as_in_f32;
 use crate::attend::{Inputs, Order, Softmax};
 use crate::bias::Bias;
 use crate::bias::cpu::{At, merge, part};
@@ -72,7 +73,7 @@ fn row<T: Scalar>(
     let zero = T::from_f32(0.0);
     x[..keys.start].fill(zero);
     x[keys.end..].fill(zero);
-    let max = largest(z).max(sink);
+    let max = as_in_f32(largest(z).max(sink));
     if max == f64::NEG_INFINITY && !z.iter().any(|z| z.is_nan()) {
         x.fill(zero);
         return max;
@@ -82,7 +83,7 @@ fn row<T: Scalar>(
         // A logit of NaN or inf: no number has a share but where the mask leaves none.
         logits(softmax, x, shape, inputs, at, keys.clone(), [z, mask]);
         for (x, z) in x[keys.clone()].iter_mut().zip(&*z) {
-            *x = if *z == f64::NEG_INFINITY { zero } else { T::from_f64(f64::NAN) };
+            *x = if as_in_f32(*z) == f64::NEG_INFINITY { zero } else { T::from_f64(f64::NAN) };
         }
         return f64::NAN;
     }
@@ -261,7 +262,12 @@ mod tests {
         x[SHAPE.index(0, 1, 1, 5)] = f32::INFINITY;
         x[SHAPE.index(1, 2, 2, 7)] = f32::NEG_INFINITY;
         x[SHAPE.index(1, 3, 0, 0)..][..13].fill(f32::NEG_INFINITY);
-        for softmax in softmaxes() {
+        // Numbers that a scale makes infinite in f32: all keys of one row, one key of others.
+        x[SHAPE.index(0, 2, 0, 0)..][..13].fill(f32::MIN);
+        x[SHAPE.index(0, 2, 1, 2)] = f32::MIN;
+        x[SHAPE.index(0, 2, 2, 4)] = f32::MAX;
+        x[SHAPE.index(0, 2, 2, 5)] = f32::MIN;
+        for softmax in softmaxes().into_iter().chain([Softmax::new(2.0)]) {
             is_reference(&softmax, &x, &Inputs::at(Places::counted(6, 0)));
             is_reference(&softmax, &x, &Inputs { sinks: Some(&[0.5; 4]), ..Inputs::at(Places::counted(6, 0)) });
             is_reference(&softmax, &x, &Inputs::at(Places { keys: Place::Ids(&ids[..]), ..Places::counted(6, 0) }));

@@ -55,6 +55,10 @@ pub enum Order {
 /// without keys, and one beyond its sequence's length, gets zeros and an `lse` of -inf (of the sink, where there is
 /// one); never NaN.
 ///
+/// `z` and each of its steps must fit into f32: `|scale * logit| < 2^127`, and so with the bias. Beyond, on the CPU as in a kernel,
+/// a `z` above [`f32::MAX`] is inf and makes its row NaN, and one below [`f32::MIN`] is -inf and masked. In a row of NaN a `z` of
+/// -inf gives 0 on the CPU, and 0 or NaN on a device.
+///
 /// # Example
 /// ```
 /// use posenc::attend::Inputs;
@@ -308,14 +312,14 @@ impl Softmax {
                 return f64::NEG_INFINITY;
             }
             let z = own.logit(x[shape.index(batch, head, query, key)].to_f64(), bias(shape, inputs, at, key));
-            z + mask.map_or(0.0, |(mask, first)| mask[first + key].to_f64())
+            as_in_f32(z + mask.map_or(0.0, |(mask, first)| mask[first + key].to_f64()))
         };
         let z: Vec<f64> = (0..shape.keys).map(z).collect();
         let sink = if places.has(shape, batch, query) { inputs.sink(head) } else { f64::NEG_INFINITY };
         let max = z.iter().fold(sink, |max, z| max.max(*z));
         let sum: f64 = z.iter().chain([&sink]).map(|z| (z - max).exp()).sum();
         let lse = if max == f64::NEG_INFINITY { max } else { max + sum.ln() };
-        Row { z, max, lse }
+        Row { z, max, sum, lse }
     }
 
     /// The largest error of each `z` of a row in f32.
@@ -344,6 +348,12 @@ impl Softmax {
     }
 }
 
+/// A logit that is infinite where f32 has no number for it, as a kernel has it.
+#[inline(always)]
+pub(super) fn as_in_f32(z: f64) -> f64 {
+    if z.abs() > f64::from(f32::MAX) { f64::INFINITY.copysign(z) } else { z }
+}
+
 /// The bias of a key, times the row's gate.
 pub(super) fn bias<T: Scalar>(shape: &Logits, inputs: &Inputs<T>, at: [usize; 3], key: usize) -> f64 {
     inputs.gate(shape, at) * inputs.bias.of(shape, &Pair::of(shape, &inputs.places, at, key))
@@ -355,6 +365,8 @@ pub(super) struct Row {
     pub(super) z: Vec<f64>,
     /// the largest of them and of the sink
     max: f64,
+    /// of the exponentials of their distances from it
+    sum: f64,
     pub(super) lse: f64,
 }
 
@@ -364,6 +376,7 @@ impl Row {
     }
 
     pub(super) fn probability(&self, key: usize) -> f64 {
-        if self.is_masked(key) { 0.0 } else { (self.z[key] - self.lse).exp() }
+        // Not by `lse`, which loses the sum beside a large `max`.
+        if self.is_masked(key) { 0.0 } else { (self.z[key] - self.max).exp() / self.sum }
     }
 }

@@ -504,6 +504,21 @@ fn hostile_numbers_give_what_the_field_expects() {
         assert!(apply(&x, Softmax::new(1.0)).0.iter().all(|p| p.is_nan()), "{x:?}");
         assert!(apply(&x, Softmax::new(1.0)).1[0].is_nan(), "{x:?}");
     }
+    // What f32 cannot hold once it is scaled is infinite, on the CPU too.
+    let twice = Softmax::new(2.0);
+    for (x, p, lse) in [
+        ([f32::MAX, 1.0], [nan, nan], nan),
+        ([f32::MIN, 1.0], [0.0, 1.0], 2.0),
+        ([f32::MIN, f32::MIN], [0.0, 0.0], -inf),
+        ([f32::MAX / 4.0, 1.0], [1.0, 0.0], f32::MAX / 2.0),
+    ] {
+        let mut on_cpu = x;
+        let cpu_lse = twice.apply(&mut on_cpu, &Logits::bhqk(1, 1, 1, 2), &none).unwrap();
+        let text = |p: &[f32], lse: &[f32]| format!("{p:?} {lse:?}");
+        assert_eq!(text(&on_cpu, &cpu_lse), text(&p, &[lse]), "{x:?}");
+        let (p_there, lse_there) = apply(&x, twice);
+        assert_eq!(text(&p_there, &lse_there), text(&p, &[lse]), "{x:?}");
+    }
     // A row without keys has nothing but its sink, however far below 0 that is.
     let alone = Places { key_lengths: Some(&[0][..]), ..Host::bottom_right() };
     let inputs = HostInputs { sinks: Some(&[-200.0]), ..HostInputs::at(alone) };
