@@ -36,6 +36,45 @@ fn without_a_driver_there_is_an_error_and_no_panic() {
     }
 }
 
+/// A library of these C functions by the names of the driver's, in a folder; `None` where there is no compiler.
+#[cfg(unix)]
+fn library_of(name: &str, functions: &str) -> Option<std::path::PathBuf> {
+    let folder = std::env::temp_dir().join(format!("posenc-loading-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let (source, library) = (folder.join("driver.c"), folder.join("libcuda.so.1"));
+    std::fs::write(&source, functions).expect("a source");
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    let status = Command::new(compiler).args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status().ok()?;
+    assert!(status.success(), "{functions} is not compiled");
+    std::fs::copy(&library, folder.join("libcuda.so")).expect("a copy");
+    Some(folder)
+}
+
+#[cfg(unix)]
+#[test]
+fn a_library_that_is_no_driver_is_an_error_and_no_panic() {
+    if is_inner() {
+        match Gpu::open(0) {
+            Ok(_) => println!("opened"),
+            Err(error) => println!("refused: {error}"),
+        }
+        return;
+    }
+    for (name, functions, lacks) in [
+        ("empty", "int nothing;", "cuInit"),
+        ("init", "int cuInit(unsigned flags) { return (int)flags; }", "cuDriverGetVersion"),
+    ] {
+        let Some(folder) = library_of(name, functions) else { return };
+        let path = folder.to_str().expect("a path");
+        let text = run("a_library_that_is_no_driver_is_an_error_and_no_panic", &[("LD_LIBRARY_PATH", path)]);
+        std::fs::remove_dir_all(&folder).expect("the folder goes");
+        let refusal = format!(
+            "refused: no CUDA device: the library libcuda.so has no function {lacks}, the NVIDIA driver's must have it\n"
+        );
+        assert!(text.contains(&refusal) || text.contains(&format!("refused: {}\n", Error::NoKernels)), "{text}");
+    }
+}
+
 /// The crate touches no driver before a `Gpu` is asked for: not when it is loaded, not for work on the CPU.
 #[test]
 fn the_driver_is_loaded_when_a_gpu_is_asked_for_and_not_before() {

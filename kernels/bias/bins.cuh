@@ -56,7 +56,7 @@ template <int SUMS> struct Bins {
 // row.
 template <class F> __device__ void walk_rows(const BiasArgs& args, unsigned head, unsigned first, unsigned rows,
                                              F each) {
-    // A call has fewer than 2^31 rows. One division for all of them.
+    // A call has fewer than 2^31 rows, others are refused. One division for all of them.
     unsigned batch = first / args.queries;
     unsigned query = first - batch * args.queries;
     for (; rows && batch < args.batch; --rows) {

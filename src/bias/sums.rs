@@ -2,7 +2,7 @@
 
 use bytemuck::Zeroable;
 
-use crate::bias::form::{ALL, check_heads, hold_places};
+use crate::bias::form::{ALL, check_heads, hold_places, rows};
 use crate::bias::{BiasInputs, BiasPlan};
 use crate::gpu::args::{Args, BiasArgs, BiasGradArgs};
 use crate::gpu::{Call, Gpu, Launch, Scratch, View, Write, widest};
@@ -65,6 +65,8 @@ impl<T: Scalar> Sums<T> {
         let grad = call.view("grad", grad)?;
         let shape = &grad.shape;
         check_heads(self.heads, shape)?;
+        // Kernels count them in 32 bits, and a gradient that is broadcast has many in a small buffer.
+        rows(shape)?;
         if shape.heads > 65535 {
             return Err(Error::Value(format!("the logits have {} heads, a gradient takes 65535", shape.heads)));
         }

@@ -4,16 +4,61 @@ use cudarc::driver::{DriverError, sys};
 
 use crate::{Error, Result};
 
-/// Asks for the driver before cudarc does, which panics where there is none.
+/// Names of the driver's library, in the order in which cudarc tries them; the first one that loads is its own.
+const LIBRARIES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
+
+/// What this crate calls, itself and through cudarc, which looks each up at its first use and panics if it is missing.
+const FUNCTIONS: [&str; 32] = [
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxGetCurrent",
+    "cuCtxSetCurrent",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventRecord",
+    "cuFuncSetAttribute",
+    "cuLaunchKernelEx",
+    "cuMemAllocAsync",
+    "cuMemAlloc_v2",
+    "cuMemFreeAsync",
+    "cuMemFree_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadDataEx",
+    "cuModuleUnload",
+    "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamGetCtx",
+    "cuStreamIsCapturing",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+];
+
+/// Asks for the driver before cudarc does, which panics where there is none, or one without the functions that are called.
 pub(super) fn find() -> Result<()> {
-    let names = if cfg!(windows) { ["nvcuda.dll", "nvcuda.dll"] } else { ["libcuda.so.1", "libcuda.so"] };
-    for name in names {
-        // SAFETY: the driver's initialisers have no preconditions; cudarc loads the same library.
-        if unsafe { libloading::Library::new(name) }.is_ok() {
-            return Ok(());
-        }
+    // SAFETY: the driver's initialisers have no preconditions; cudarc loads the same library.
+    let found = LIBRARIES.iter().find_map(|name| unsafe { libloading::Library::new(*name) }.ok().map(|it| (name, it)));
+    let Some((name, library)) = found else {
+        let usual = LIBRARIES[LIBRARIES.len() - 1];
+        return Err(Error::NoDevice(format!("the NVIDIA driver's library {usual} cannot be loaded")));
+    };
+    // SAFETY: the symbol is not used, so that its type says nothing.
+    let lacks = |function: &&&str| unsafe { library.get::<unsafe extern "C" fn()>(function.as_bytes()) }.is_err();
+    match FUNCTIONS.iter().find(lacks) {
+        None => Ok(()),
+        Some(function) => Err(Error::NoDevice(format!(
+            "the library {name} has no function {function}, the NVIDIA driver's must have it"
+        ))),
     }
-    Err(Error::NoDevice(format!("the NVIDIA driver's library {} cannot be loaded", names[0])))
 }
 
 /// The CUDA version that the driver supports; 12090 is 12.9.

@@ -292,6 +292,9 @@ fn the_gradient_of_sinks_is_the_reference() {
     let options = GradOptions { dots: Some(&mut dots), ..GradOptions::default() };
     plan.grad(shape.of(&p_buffer), shape.of_mut(&mut dx), &Inputs::at(Places::counted(0, 0)), options).unwrap();
     plan.sink_grad(&upload(&sinks), &upload(&lse), &dots, shape, &mut out.view()).unwrap();
+    let headless = Logits::bhqk(2, 0, 5, 9);
+    let error = plan.sink_grad(&upload(&sinks), &upload(&lse), &dots, headless, &mut out.view()).unwrap_err();
+    assert_eq!(error.to_string(), "logits has 0 heads, there must be at least 1");
     let bound = |head: usize| {
         let rows = (0..shape.rows().unwrap()).filter(|row| row / 5 % 3 == head);
         let share = |row: usize| (f64::from(sinks[head]) - expected.lse[row]).exp();

@@ -279,6 +279,10 @@ fn what_breaks_a_call_is_refused() {
     let kerple = Kerple { kind: KerpleKind::Log, p: vec![1.0; 2], a: vec![1.0; 2] };
     let kerple = DistanceGradPlan::<f32>::kerple(&gpu, &kerple, far, shape).err().unwrap().to_string();
     assert_eq!([row, kerple], ["a row of 4 distances from 4294967296, both must lie within 2^30"; 2]);
+    // Few numbers that many rows read.
+    let many = Logits { strides: [0; 3], ..Logits::bhqk(1 << 17, 2, 1 << 13, 4) };
+    let message = "the call has 2147483648 rows (batch x heads x queries), one takes 2147483647";
+    assert_eq!(text(many, Places::counted(0, 0)), message);
     let max_shape = Logits::bhqk(1, 2, 4, usize::MAX / 2);
     let error = DistanceGradPlan::<f32>::slopes(&gpu, 2, max_shape).err().unwrap().to_string();
     assert_eq!(error, "max_shape has 9223372036854775807 keys, there may be 2147483647");

@@ -1191,6 +1191,11 @@ fn plans_refuse_before_anything_is_written() {
     let error = plan.table(&mut out.view(), far.of(&grad), i32::ids(&many), &long, TableGrad::new(4)).unwrap_err();
     let message = "the gradient of a table from 17 tokens of 2 channels needs 10 numbers of scratch memory, the plan was made with 5";
     assert_eq!(error.to_string(), message);
+    if let Ok(other) = Gpu::open(1) {
+        let error = ErrorFlag::new(&gpu).unwrap().check(&other).unwrap_err();
+        let message = "the error flag lies in another CUDA context than the one this plan was made for";
+        assert_eq!(error.to_string(), message);
+    }
     assert_eq!(out.read(&gpu), [7.0; 8]);
     assert_eq!(stream.clone_dtoh(&long).unwrap(), [7; 1025]);
 }

@@ -8,6 +8,7 @@ use crate::attend::work::{Work, held_grad};
 use crate::bias::{Held, rows};
 use crate::gpu::args::{SinkGradArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs};
 use crate::gpu::{Launch, Read, Update, View, Write, check_same, widest};
+use crate::shape::Shape;
 use crate::{Error, Logits, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- plan
@@ -142,7 +143,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
     /// bits on every device.
     ///
     /// # Errors
-    /// If a buffer is too short, belongs to another context or shares memory with `grad`.
+    /// If the shape has no heads or is too large, a buffer is too short, belongs to another context or shares memory with `grad`.
     ///
     /// # Example
     /// ```no_run
@@ -170,7 +171,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
         shape: Logits,
         grad: Write<'a, f32>,
     ) -> Result<()> {
-        shape.check_counts("logits")?;
+        shape.check_sizes("logits")?;
         let rows = rows(&shape)? as usize;
         let mut call = self.gpu.call();
         let args = SinkGradArgs {

@@ -143,8 +143,10 @@ impl ErrorFlag {
     /// Waits for the stream, reads the flag and resets it.
     ///
     /// # Errors
-    /// [`Error::Value`] with the token and the table if it was raised.
+    /// [`Error::Value`] with the token and the table if it was raised; [`Error::Context`] if `gpu` is of another context than the
+    /// one that the flag was made for.
     pub fn check(&mut self, gpu: &Gpu) -> Result<()> {
+        gpu.check_context("the error flag", self.flag.stream())?;
         let flag = gpu.download(&self.flag)?.first().copied().unwrap_or(u64::MAX);
         if flag == u64::MAX {
             return Ok(());

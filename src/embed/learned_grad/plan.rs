@@ -486,7 +486,10 @@ impl<T: Scalar> LearnedGradPlan<T> {
     /// | `table` | `[rows, dim]` | written at the rows that some token reads |
     /// | `grad` | `[batch, tokens, dim]` | gradient of the sum |
     /// | `ids` | `[batch, tokens]` | ids outside the table have no gradient |
-    /// | `order` | `[batch * tokens]` | the tokens in the order of their ids |
+    /// | `order` | `[batch * tokens]` | every token once, in the order of their ids, as [`LearnedGradPlan::order`] writes it |
+    ///
+    /// The order is not compared with the ids. In one that is not sorted, tokens of one id lie in several runs: each run writes its
+    /// own sum to the row, and which of them stays is not determined. Whatever it holds, nothing outside the buffers is touched.
     ///
     /// # Accuracy
     /// [`Learned::table_grad_error_bound`] with the tokens of the row as count, and the rounding to `T`.
