@@ -685,7 +685,8 @@ typedef struct PosencTableGradCall {
     PosencBuffer grad; /* gradient of the sum */
     PosencTokens tokens; /* the shape of `grad` */
     PosencIds ids; /* `[batch, tokens]`; `posenc_learned_grad_counted` has none */
-    /* the tokens in the order of their ids, 32 bits without sign, as `posenc_learned_grad_order` writes it */
+    /* every token once, in the order of their ids, 32 bits without sign, as `posenc_learned_grad_order` writes it;
+       if it is not sorted, a row whose tokens lie in several runs gets the sum of one of them, any */
     PosencBuffer order;
     uint64_t first; /* of `posenc_learned_grad_counted`: the row of the first token */
     double scale; /* multiplies the sums: the forward call's scale for the token table, 1 for the others */

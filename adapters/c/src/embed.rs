@@ -277,8 +277,9 @@ header! {{}
         grad: PosencBuffer => "gradient of the sum",
         tokens: PosencTokens => "the shape of `grad`",
         ids: PosencIds => "`[batch, tokens]`; `posenc_learned_grad_counted` has none",
-        order: PosencBuffer => "the tokens in the order of their ids, 32 bits without sign, as \
-            `posenc_learned_grad_order` writes it",
+        order: PosencBuffer => "every token once, in the order of their ids, 32 bits without sign, as \
+            `posenc_learned_grad_order` writes it; if it is not sorted, a row whose tokens lie in several runs gets the sum of \
+            one of them, any",
         first: u64 => "of `posenc_learned_grad_counted`: the row of the first token",
         scale: f64 => "multiplies the sums: the forward call's scale for the token table, 1 for the others",
         has_skipped: u32 => "1: the row of the id `skipped` has no gradient",

@@ -86,6 +86,9 @@ static void timesteps(void) {
         for (int i = 0; i < 3 * DIM; ++i) CHECK(near(got[i], half(t[i / DIM], (i + DIM / 2) % DIM, DIM), 1e-7));
         call.t_element = POSENC_BF16;
         REFUSED(posenc_timestep_write(plan, &call), POSENC_ARGUMENT, "t_element is 2");
+        call.t_element = type ? POSENC_F64 : POSENC_F32;
+        call.t.data = call.out.data + 8;
+        REFUSED(posenc_timestep_write(plan, &call), POSENC_VALUE, "out is written and shares memory with t");
     }
     OK(posenc_timestep_free(plan));
 }
