@@ -188,7 +188,9 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 fn is_whole(path: &Path) -> bool {
     let Ok(bytes) = fs::read(path) else { return false };
     let image = miniz_oxide::inflate::decompress_to_vec(&bytes);
-    image.is_ok_and(|image| [&b"\x7fELF"[..], b".version ", b"//"].iter().any(|start| image.starts_with(start)))
+    // The comments before PTX's first line are taken out, the empty line behind them stays.
+    let starts = [&b"\x7fELF"[..], b".version "];
+    image.is_ok_and(|image| starts.iter().any(|start| image.trim_ascii_start().starts_with(start)))
 }
 
 /// Images of kernels as they were before the last change.
