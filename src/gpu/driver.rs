@@ -8,7 +8,7 @@ use crate::{Error, Result};
 const LIBRARIES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
 
 /// What this crate calls, itself and through cudarc, which looks each up at its first use and panics if it is missing.
-const FUNCTIONS: [&str; 32] = [
+const FUNCTIONS: [&str; 31] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -37,7 +37,6 @@ const FUNCTIONS: [&str; 32] = [
     "cuOccupancyMaxActiveBlocksPerMultiprocessor",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
-    "cuStreamGetCtx",
     "cuStreamIsCapturing",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
