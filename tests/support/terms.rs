@@ -163,6 +163,20 @@ fn t5() -> Distances {
     Distances { entries: spec.buckets, lookup, ..distances }
 }
 
+/// Entries whose ends are seven apart and which do not follow one another.
+fn scrambled() -> Distances {
+    let swapped = |n: u16| {
+        if n % 8 == 3 {
+            n + 1
+        } else if n % 8 == 4 {
+            n - 1
+        } else {
+            n
+        }
+    };
+    Distances { lookup: (0..32).map(swapped).collect(), ..Distances::new(Sign::QueryMinusKey, -16, 32) }
+}
+
 /// Every kind of term, for a call of this shape whose positions lie within those of its windows: 12 queries and keys of a window
 /// of 3 x 4, two of them before it.
 pub fn each_terms(shape: &Logits, seed: u64) -> Vec<TermCase> {
@@ -188,6 +202,7 @@ pub fn each_terms(shape: &Logits, seed: u64) -> Vec<TermCase> {
         // Packs whose entries follow one another, and others that skip or repeat some.
         ("deberta of 32", Distances::deberta(16, 40).unwrap()),
         ("t5", t5()),
+        ("scrambled", scrambled()),
     ];
     for (name, distances) in distances {
         let by_query = Term::queries(distances.clone());
