@@ -108,6 +108,9 @@ pub struct Rope {
     pub angles: Angles,
 }
 
+/// Rotated channels of a head, at most: far above any model's, and few enough for a plan to be made at once.
+const MOST_ROTARY: usize = 1 << 16;
+
 impl Rope {
     /// RoPE over the first `rotary` channels, in halves, without scaling.
     pub const fn new(rotary: usize, base: f64) -> Self {
@@ -142,8 +145,8 @@ impl Rope {
         self.pairing_out.unwrap_or(self.pairing)
     }
 
-    /// Refuses a spec outside the law: odd or zero `rotary`, a base that is not finite and above 0, a scaling's
-    /// parameters outside its own law, axes that do not fit the pairs.
+    /// Refuses a spec outside the law: odd or zero `rotary` or one above 65536, a base that is not finite and above 0, a
+    /// scaling's parameters outside its own law, axes that do not fit the pairs, frequencies that are not finite.
     ///
     /// # Errors
     /// [`Error::Value`] with the field, the rule and the value.
@@ -154,6 +157,9 @@ impl Rope {
         }
         if self.rotary > u32::MAX as usize || self.offset > u32::MAX as usize {
             return wrong(format!("rotary is {} and offset {}, both must be below 2^32", self.rotary, self.offset));
+        }
+        if self.rotary > MOST_ROTARY {
+            return wrong(format!("rotary is {}, it must be at most {MOST_ROTARY}", self.rotary));
         }
         if !(self.base.is_finite() && self.base > 0.0) {
             return wrong(format!("base is {}, it must be finite and above 0", self.base));
@@ -183,12 +189,36 @@ impl Rope {
         {
             return wrong("axes with ladders of their own go with no scaling, a linear one or divisors".into());
         }
-        self.scaling.check(self.base, self.rotary)
+        self.scaling.check(self.base, self.rotary)?;
+        self.check_frequencies()
+    }
+
+    /// Refuses a law that gives a frequency which is not finite.
+    fn check_frequencies(&self) -> Result<()> {
+        let last = self.pairs() - 1;
+        // A ladder's frequencies lie between those of its ends.
+        let step = if self.axes.one_ladder() && !self.scaling.is_uneven() { last.max(1) } else { 1 };
+        for pair in (0..=last).step_by(step) {
+            let frequency =
+                if self.angles.in_f32() { f64::from(self.compat_frequency(pair)) } else { self.frequency(pair) };
+            if !frequency.is_finite() {
+                return Err(Error::Value(format!(
+                    "the frequency of pair {pair} is {frequency} with base {:?}, it must be finite",
+                    self.base
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// [`Rope::check`], and that the rotated channels lie inside a head of `dim` channels.
     pub(crate) fn check_head(&self, dim: usize) -> Result<()> {
         self.check()?;
+        self.check_fits(dim)
+    }
+
+    /// Refuses a head of `dim` channels that the rotated ones leave.
+    pub(crate) fn check_fits(&self, dim: usize) -> Result<()> {
         if self.offset + self.rotary > dim {
             return Err(Error::Value(format!(
                 "the rotary part ends at channel {} ({} from {}), a head has {dim}",

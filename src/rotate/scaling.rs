@@ -311,6 +311,11 @@ impl Scaling {
         }
     }
 
+    /// True if a pair's frequency may be no number where its neighbours' are: lists, and powers of powers.
+    pub(crate) const fn is_uneven(&self) -> bool {
+        matches!(self, Self::LongRope { .. } | Self::Divisors(_) | Self::NtkMixed { .. })
+    }
+
     /// True if the frequencies depend on a length that is not set.
     pub const fn needs_length(&self) -> bool {
         matches!(

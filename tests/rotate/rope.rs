@@ -8,7 +8,7 @@ use cudarc::driver::{CudaContext, CudaSlice};
 use half::{bf16, f16};
 use posenc::accuracy::assert_close;
 use posenc::gpu::Update;
-use posenc::rotate::{Angles, OutOfRange, Rotation, Table, TableValues};
+use posenc::rotate::{Angles, Axes, OutOfRange, Rotation, Table, TableValues};
 use posenc::{Direction, Gpu, Heads, Ids, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
 
 use crate::support::{Alias, Data, Guarded, POSITIONS, gpu, last_launch, poison};
@@ -1033,6 +1033,9 @@ fn specs_outside_the_law_are_refused() {
         "attention_factor is inf, it must be finite and above 0 in f32"
     );
     assert!(message(Rope { attention_factor: 1e39, ..Rope::new(8, 1e4) }).starts_with("attention_factor is 1000000"));
+    for rotary in [65538, 1 << 22, u32::MAX as usize - 1] {
+        assert_eq!(message(Rope::new(rotary, 1e4)), format!("rotary is {rotary}, it must be at most 65536"));
+    }
     let mut x = [0.0f32; 8];
     let error = Rope { offset: 2, ..Rope::new(8, 1e4) }
         .rotate(&mut x, &Heads::thd(1, 1, 8), &[0], Direction::Forward)
@@ -1040,6 +1043,27 @@ fn specs_outside_the_law_are_refused() {
     assert_eq!(error.to_string(), "the rotary part ends at channel 10 (8 from 2), a head has 8");
     let error = Rope::new(8, 1e4).rotate(&mut x, &Heads::thd(1, 1, 8), &[], Direction::Forward).expect_err("a refusal");
     assert_eq!(error.to_string(), "positions holds 0 elements, the shape needs 1");
+}
+
+#[test]
+fn laws_whose_frequencies_are_no_numbers_are_refused() {
+    let of = |base| Rope::new(8, base);
+    let scaled = |scaling| Rope { scaling, ..of(1e4) };
+    let context = Scaling::DynamicNtk { factor: 2.0, context: 1e-320, length: Some(9) };
+    let divisors = Scaling::Divisors(vec![1.0, 1e-320, 1.0, 1.0]);
+    let single = Rope { angles: Angles::HfCompat, ..of(1e-60) };
+    let ladders = Rope { axes: Axes::Ladders(vec![3, 1]), ..single.clone() };
+    for (rope, want) in [
+        (of(1e-320), "the frequency of pair 0 is NaN with base 1e-320, it must be finite"),
+        (scaled(context), "the frequency of pair 0 is NaN with base 10000.0, it must be finite"),
+        (scaled(divisors), "the frequency of pair 1 is NaN with base 10000.0, it must be finite"),
+        (single, "the frequency of pair 3 is inf with base 1e-60, it must be finite"),
+        (ladders, "the frequency of pair 1 is inf with base 1e-60, it must be finite"),
+    ] {
+        assert_eq!(rope.check().expect_err(want).to_string(), want);
+    }
+    of(1e-280).check().unwrap();
+    of(1e280).check().unwrap();
 }
 
 #[test]

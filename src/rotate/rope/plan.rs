@@ -351,7 +351,7 @@ impl<T: Scalar> RopePlan<T> {
         let names = if side == Side::Key { ["k", "k_out"] } else { ["q", "q_out"] };
         let shape = *q.shape();
         self.check_moves(matches!(q, Update::InPlace(_)))?;
-        self.rope.check_head(shape.dim)?;
+        self.rope.check_fits(shape.dim)?;
         match &k {
             Keys::None => {}
             Keys::Apart(_) | Keys::Beside(_) if side == Side::Key => {

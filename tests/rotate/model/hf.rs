@@ -1014,6 +1014,9 @@ fn llama(more: Value) -> Value {
 fn configs_that_are_not_understood_are_refused() {
     for (config, message) in [
         (json!([1]), "the config is not a JSON object"),
+        (llama(json!({"head_dim": 4194304})), "rotary is 4194304, it must be at most 65536"),
+        (llama(json!({"head_dim": 4294967294u32})), "rotary is 4294967294, it must be at most 65536"),
+        (llama(json!({"rope_theta": 1e-320})), "the frequency of pair 0 is NaN with base 1e-320, it must be finite"),
         (
             json!({"head_dim": 128}),
             "model_type is missing; it decides which channels form a pair (ModelRope::from_hf_as can name one)",
