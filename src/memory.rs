@@ -2,6 +2,8 @@
 
 use std::fmt::Debug;
 
+use crate::{Error, Result};
+
 #[cfg(feature = "cuda")]
 use crate::gpu::Read;
 #[cfg(feature = "cuda")]
@@ -51,4 +53,36 @@ impl Memory for Device {
     fn len<V>(slice: Read<'_, V>) -> usize {
         slice.len()
     }
+}
+
+// --------------------------------------------------------------------------------------------------------- host tables
+
+/// Bytes of a table on the host, at most: a system that lends more than it has ends the process when they are written.
+const MOST_BYTES: usize = 1 << 32;
+
+/// An empty list with room for `n` numbers of a size that a caller chose.
+pub(crate) fn reserved<V>(what: &str, n: usize) -> Result<Vec<V>> {
+    let bytes = n.saturating_mul(size_of::<V>());
+    if bytes > MOST_BYTES {
+        return Err(Error::Value(format!(
+            "{n} {what} take {bytes} bytes on the host, at most {MOST_BYTES} are possible"
+        )));
+    }
+    let mut list = Vec::new();
+    match list.try_reserve_exact(n) {
+        Ok(()) => Ok(list),
+        Err(_) => Err(Error::Value(format!("{n} {what} take {bytes} bytes, which the host does not have"))),
+    }
+}
+
+/// `n` values of a size that a caller chose.
+pub(crate) fn collected<V>(what: &str, n: usize, values: impl IntoIterator<Item = V>) -> Result<Vec<V>> {
+    let mut list = reserved(what, n)?;
+    list.extend(values);
+    Ok(list)
+}
+
+/// `n` zeros of a size that a caller chose.
+pub(crate) fn zeros(what: &str, n: usize) -> Result<Vec<f64>> {
+    collected(what, n, std::iter::repeat_n(0.0, n))
 }

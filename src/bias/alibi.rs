@@ -4,7 +4,9 @@
 //! bias(head, distance) = -slope(head) * |distance|
 //! ```
 
+use crate::bias::toeplitz::check_few_heads;
 use crate::bias::{DistanceGrad, Toeplitz};
+use crate::memory::collected;
 use crate::{Error, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
@@ -85,8 +87,8 @@ impl Alibi {
         Self { first, heads, ..self }
     }
 
-    /// Refuses zero heads, a shard outside the model, an odd count of heads for [`Sides::Halves`], and a `max_bias` or
-    /// `scale` that is not finite, or not above 0.
+    /// Refuses zero heads, a shard outside the model or of more than 65535, an odd count of heads for [`Sides::Halves`], and
+    /// a `max_bias` or `scale` that is not finite, or not above 0.
     ///
     /// # Errors
     /// [`Error::Value`] with the field, the rule and the value.
@@ -101,6 +103,7 @@ impl Alibi {
                 self.heads, self.first, self.total_heads
             ));
         }
+        check_few_heads("ALiBi", self.heads)?;
         if self.sides == Sides::Halves && self.total_heads % 2 == 1 {
             return wrong(format!("total_heads is {}, Sides::Halves needs an even number", self.total_heads));
         }
@@ -315,8 +318,9 @@ impl KeyOnly {
             Self::FlashAttention => alibi.slope(head) as f32 * position as f32,
             Self::Falcon => bf16(bf16(alibi.slope_by_powers(head)) * bf16(position as f32)),
         };
-        let heads = 0..alibi.heads;
-        Ok(heads.flat_map(|head| positions.iter().map(move |&p| T::from_f32(number(head, p)))).collect())
+        let (heads, count) = (0..alibi.heads, alibi.heads.saturating_mul(positions.len()));
+        let numbers = heads.flat_map(|head| positions.iter().map(move |&p| T::from_f32(number(head, p))));
+        collected("numbers by head and key", count, numbers)
     }
 }
 

@@ -7,6 +7,7 @@ mod plan;
 pub use plan::DistanceGradPlan;
 
 use crate::bias::toeplitz::check_distances;
+use crate::memory::zeros;
 use crate::position::Places;
 use crate::shape::Shape;
 use crate::{Logits, Result, Scalar};
@@ -57,7 +58,7 @@ impl DistanceGrad {
         places.check(shape)?;
         let count = check_distances(shape.heads, &distances)?;
         let first = *distances.start();
-        let mut values = vec![0.0; shape.heads * count];
+        let mut values = zeros("sums by head and distance", shape.heads * count)?;
         for [batch, head, query] in shape.each_row() {
             let query_position = places.query(shape, batch, query);
             for key in (0..shape.keys).filter(|&key| places.meet(shape, batch, query, key)) {

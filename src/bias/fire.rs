@@ -5,6 +5,7 @@
 //! bias(head, query, key) = out_bias[head] + sum over k of out_weight[head, k] * max(0, in_weight[k] * x + in_bias[k])
 //! ```
 
+use crate::memory::collected;
 use crate::{Error, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
@@ -113,6 +114,17 @@ impl Fire {
 
 // ----------------------------------------------------------------------------------------------------------------- law
 
+/// The largest position of a table.
+const MOST_REACH: usize = 1 << 24;
+
+/// A number for every position up to `reach`, rounded to f32.
+pub(crate) fn by_position(reach: usize, number: impl Fn(f64) -> f64) -> Result<Vec<f32>> {
+    if reach > MOST_REACH {
+        return Err(Error::Value(format!("FIRE's reach is {reach}, its tables hold positions up to {MOST_REACH}")));
+    }
+    collected("positions", reach + 1, (0..=reach).map(|n| number(n as f64) as f32))
+}
+
 impl Fire {
     /// The normalised distance, 0 for the query's own position.
     pub fn input(&self, query: i64, key: i64) -> f64 {
@@ -141,8 +153,11 @@ impl Fire {
     }
 
     /// `ln(c * n + 1)` for `n` up to `reach`: distances, and positions of queries, as a kernel looks them up.
-    pub fn logs(&self, reach: usize) -> Vec<f32> {
-        (0..=reach).map(|n| self.log(n as f64) as f32).collect()
+    ///
+    /// # Errors
+    /// If `reach` is above 2^24.
+    pub fn logs(&self, reach: usize) -> Result<Vec<f32>> {
+        by_position(reach, |n| self.log(n))
     }
 
     /// The normaliser of the queries up to `threshold`.

@@ -5,6 +5,8 @@
 //! ```
 
 use crate::bias::Toeplitz;
+use crate::bias::toeplitz::{check_distances, check_few_heads};
+use crate::memory::collected;
 use crate::{Error, Result};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
@@ -42,13 +44,19 @@ pub struct Sandwich {
     pub width: usize,
 }
 
+/// Channels, at most.
+const MOST_WIDTH: usize = 1 << 16;
+/// Cosines of a row, at most: what takes seconds.
+const MOST_COSINES: usize = 1 << 30;
+
 impl Sandwich {
     /// All heads of a model, 128 channels.
     pub const fn new(heads: usize) -> Self {
         Self { total_heads: heads, first: 0, heads, width: 128 }
     }
 
-    /// Refuses zero heads, a shard outside the model, and a width that is odd or 0.
+    /// Refuses zero heads, a shard outside the model or of more than 65535, and a width that is odd, 0 or above
+    /// 65536.
     ///
     /// # Errors
     /// [`Error::Value`] with the field, the rule and the value.
@@ -59,8 +67,12 @@ impl Sandwich {
                 self.heads, self.first, self.total_heads
             )));
         }
+        check_few_heads("Sandwich", self.heads)?;
         if self.width == 0 || self.width % 2 == 1 {
             return Err(Error::Value(format!("width is {}, it must be even and at least 2", self.width)));
+        }
+        if self.width > MOST_WIDTH {
+            return Err(Error::Value(format!("width is {}, it must be at most {MOST_WIDTH}", self.width)));
         }
         Ok(())
     }
@@ -75,12 +87,20 @@ impl Sandwich {
     /// If there is no such head.
     pub fn bias(&self, head: usize, distance: i64) -> f64 {
         assert!(head < self.heads, "head {head} of {}", self.heads);
-        let strength = self.total_heads as f64 / (8.0 * (self.first + head + 1) as f64);
-        let waves = (0..self.width / 2).map(|i| {
+        self.strength(head) * self.waves(distance)
+    }
+
+    fn strength(&self, head: usize) -> f64 {
+        self.total_heads as f64 / (8.0 * (self.first + head + 1) as f64)
+    }
+
+    /// The inner product of the embeddings at a distance, which all heads share.
+    fn waves(&self, distance: i64) -> f64 {
+        let wave = |i: usize| {
             let period = 10_000f64.powf(2.0 * i as f64 / self.width as f64);
             (distance as f64 / period).cos()
-        });
-        strength * waves.sum::<f64>()
+        };
+        (0..self.width / 2).map(wave).sum()
     }
 }
 
@@ -101,6 +121,17 @@ impl Sandwich {
     /// ```
     pub fn row(&self, distances: std::ops::RangeInclusive<i64>) -> Result<Toeplitz> {
         self.check()?;
-        Toeplitz::from_law(self.heads, distances, |head, distance| self.bias(head, distance))
+        let (first, count) = (*distances.start(), check_distances(self.heads, &distances)?);
+        let cosines = count.saturating_mul(self.width / 2);
+        if cosines > MOST_COSINES {
+            return Err(Error::Value(format!(
+                "a Sandwich row of {count} distances and {} channels is made of {cosines} cosines, it may be of 2^30",
+                self.width
+            )));
+        }
+        let waves = collected("sums of cosines", count, distances.clone().map(|distance| self.waves(distance)))?;
+        Toeplitz::from_law(self.heads, distances, |head, distance| {
+            self.strength(head) * waves[distance.abs_diff(first) as usize]
+        })
     }
 }

@@ -6,6 +6,7 @@ use crate::bias::form::{ALL, check_heads, hold_places, rows};
 use crate::bias::{BiasInputs, BiasPlan};
 use crate::gpu::args::{Args, BiasArgs, BiasGradArgs};
 use crate::gpu::{Call, Gpu, Launch, Scratch, View, Write, widest};
+use crate::shape::Shape;
 use crate::{Error, Logits, Result, Scalar};
 
 /// How a call is cut: from the shape alone, so that every device sums alike.
@@ -67,9 +68,7 @@ impl<T: Scalar> Sums<T> {
         check_heads(self.heads, shape)?;
         // Kernels count them in 32 bits, and a gradient that is broadcast has many in a small buffer.
         rows(shape)?;
-        if shape.heads > 65535 {
-            return Err(Error::Value(format!("the logits have {} heads, a gradient takes 65535", shape.heads)));
-        }
+        check_grid(shape)?;
         let bias = match &self.bias {
             Some(bias) => bias.hold(call, shape, inputs, ALL)?.bias,
             None => hold_places(call, shape, &inputs)?,
@@ -110,6 +109,21 @@ impl Cut {
         let [x, z] = [small("blocks", self.blocks[0])?, small("blocks", self.blocks[1])?];
         Ok(Launch::new([x, small("heads", heads)?, z], [small("threads", self.threads)?, 1, 1], args))
     }
+}
+
+/// Refuses a largest call that none can be.
+pub(super) fn check_largest(max_shape: &Logits) -> Result<()> {
+    max_shape.check_sizes("max_shape")?;
+    rows(max_shape)?;
+    check_grid(max_shape)
+}
+
+/// Refuses more heads than a grid has blocks for.
+fn check_grid(shape: &Logits) -> Result<()> {
+    if shape.heads > 65535 {
+        return Err(Error::Value(format!("the logits have {} heads, a gradient takes 65535", shape.heads)));
+    }
+    Ok(())
 }
 
 /// A count as a kernel takes it.

@@ -4,6 +4,8 @@
 //! bias(head, query, key) = row[head, key - query]
 //! ```
 
+use crate::memory::reserved;
+use crate::shape::product;
 use crate::{Error, Result};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
@@ -38,7 +40,7 @@ impl Toeplitz {
     /// The row of a law over a range of distances, rounded to f32. It must hold every distance of a call.
     ///
     /// # Errors
-    /// If there are no heads or distances, the product of both does not fit, or the law gives NaN.
+    /// If there are no heads or distances, the product of both is above 2^30, or the law gives NaN.
     pub fn from_law(
         heads: usize,
         distances: std::ops::RangeInclusive<i64>,
@@ -46,7 +48,8 @@ impl Toeplitz {
     ) -> Result<Self> {
         let count = check_distances(heads, &distances)?;
         let first = *distances.start();
-        let mut values = Vec::with_capacity(heads * count);
+        check_numbers(heads * count, first)?;
+        let mut values = reserved("numbers of a Toeplitz row", heads * count)?;
         for head in 0..heads {
             for distance in distances.clone() {
                 let value = law(head, distance);
@@ -69,13 +72,9 @@ impl Toeplitz {
     /// # Errors
     /// [`Error::Value`] with the numbers.
     pub fn check(&self) -> Result<()> {
-        let reach = 1 << 30;
-        if self.first < -reach || self.first > reach || self.values.len() > reach as usize {
-            return Err(Error::Value(format!(
-                "a Toeplitz row of {} numbers from distance {}, both must lie within 2^30",
-                self.values.len(),
-                self.first
-            )));
+        check_numbers(self.values.len(), self.first)?;
+        if self.first.unsigned_abs() > REACH as u64 {
+            return Err(too_far(self.values.len(), self.first));
         }
         if self.heads == 0 || self.values.is_empty() || !self.values.len().is_multiple_of(self.heads) {
             return Err(Error::Value(format!(
@@ -86,6 +85,28 @@ impl Toeplitz {
         }
         Ok(())
     }
+}
+
+/// Numbers of a row, and its first distance, at most.
+const REACH: usize = 1 << 30;
+
+/// Heads of a bias that numbers are made for, at most: what a grid has blocks for.
+const MOST_HEADS: usize = 65535;
+
+pub(crate) fn check_few_heads(what: &str, heads: usize) -> Result<()> {
+    if heads <= MOST_HEADS {
+        return Ok(());
+    }
+    Err(Error::Value(format!("{what} has {heads} heads, it must have at most {MOST_HEADS}")))
+}
+
+/// Refuses more numbers than a row may have.
+pub(crate) fn check_numbers(numbers: usize, first: i64) -> Result<()> {
+    if numbers <= REACH { Ok(()) } else { Err(too_far(numbers, first)) }
+}
+
+fn too_far(numbers: usize, first: i64) -> Error {
+    Error::Value(format!("a Toeplitz row of {numbers} numbers from distance {first}, both must lie within 2^30"))
 }
 
 /// The count of distances, or an error.
@@ -99,7 +120,7 @@ pub(crate) fn check_distances(heads: usize, distances: &std::ops::RangeInclusive
             distances.end()
         )));
     }
-    crate::shape::product("heads x distances", &[heads, count])?;
+    product("heads x distances", &[heads, count])?;
     Ok(count)
 }
 

@@ -7,6 +7,7 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZero
 
 use super::driver;
 use super::modules::{self, Module};
+use crate::shape::product;
 use crate::{Error, Result};
 
 /// A stream of the engine, and the kernels that were loaded for its context.
@@ -191,7 +192,12 @@ impl Gpu {
 
     /// `len` zeros.
     pub(crate) fn zeros<V: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<CudaSlice<V>> {
-        self.settled(self.stream().alloc_zeros(len).map_err(driver::error("cuMemAllocAsync"))?)
+        let bytes = product("device memory", &[len, size_of::<V>()])?;
+        let refused = |error| Error::Driver {
+            call: "cuMemAllocAsync",
+            reason: format!("{}, for {bytes} bytes", driver::reason(error)),
+        };
+        self.settled(self.stream().alloc_zeros(len).map_err(refused)?)
     }
 
     /// Values of a buffer, after everything ahead of them in the stream: this waits.

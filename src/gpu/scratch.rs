@@ -41,7 +41,7 @@ impl Scratch {
     /// Room for `counters` counters and `numbers` numbers of 32 bits.
     pub(crate) fn new(gpu: &Gpu, counters: usize, numbers: usize) -> Result<Self> {
         // Numbers begin at a line of the cache.
-        let counters = counters.next_multiple_of(32);
+        let counters = counters.checked_next_multiple_of(32).unwrap_or(usize::MAX);
         let words = counters.saturating_add(numbers).max(1);
         Ok(Self { words: gpu.zeros(words)?, counters, busy: Mutex::new(()) })
     }

@@ -61,7 +61,7 @@ fn a_foreign_kernel_computes_the_reference() {
     let row = T5Bias::new(32, 128, true).row(&Data::new(1).values::<f32>(32 * heads), heads).unwrap();
     let fire = fire(heads, 8, 5);
     let lines = fire.lines().unwrap();
-    let logs = fire.logs(1000);
+    let logs = fire.logs(1000).unwrap();
 
     let options = CompileOptions {
         arch: Some(if gpu.capability().0 >= 8 { "sm_80" } else { "sm_75" }),

@@ -11,6 +11,7 @@ mod gate_sums;
 mod header;
 mod kerple;
 mod layer;
+mod limits;
 mod overlap;
 mod products;
 mod resize;

@@ -4,14 +4,15 @@ use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
 use crate::bias::form::ALL;
-use crate::bias::sums::{Cut, Sums, small};
-use crate::bias::toeplitz::check_distances;
+use crate::bias::sums::{Cut, Sums, check_largest, small};
+use crate::bias::toeplitz::{check_distances, check_numbers};
 use crate::bias::{BiasInputs, Kerple, T5Bias};
 use crate::gpu::args::DistanceGradArgs;
 use crate::gpu::kernel::DISTANCE_GRAD;
 use crate::gpu::{Gpu, Kernel, Read, View, Write};
+use crate::memory::{collected, reserved};
 use crate::position::{Place, Places};
-use crate::shape::{Shape, product};
+use crate::shape::product;
 use crate::{Error, Logits, Result, Scalar};
 
 // -------------------------------------------------------------------------------------------------------------- launch
@@ -209,7 +210,7 @@ impl<T: Scalar> DistanceGradPlan<T> {
         kerple.check()?;
         let heads = kerple.p.len();
         let (first, count) = check_row(heads, &distances)?;
-        let mut weights = Vec::with_capacity(2 * heads * count);
+        let mut weights = reserved("weights by head and distance", 2 * heads * count)?;
         for output in 0..2 {
             for head in 0..heads {
                 weights.extend(distances.clone().map(|d| kerple.derivatives(head, d)[output] as f32));
@@ -232,7 +233,7 @@ impl<T: Scalar> DistanceGradPlan<T> {
     /// If the range is refused, or the kernels cannot be loaded.
     pub fn row(gpu: &Gpu, heads: usize, distances: std::ops::RangeInclusive<i64>, max_shape: Logits) -> Result<Self> {
         let (first, count) = check_row(heads, &distances)?;
-        let mut intervals: Vec<[i32; 2]> = distances.map(|distance| [distance as i32; 2]).collect();
+        let mut intervals = collected("distances", count, distances.map(|distance| [distance as i32; 2]))?;
         extend(&mut intervals, 0, count - 1, first, count);
         let target = Target {
             intervals: gpu.upload(intervals.as_flattened())?,
@@ -246,7 +247,7 @@ impl<T: Scalar> DistanceGradPlan<T> {
     }
 
     fn new(gpu: &Gpu, heads: usize, target: Target, max_shape: Logits) -> Result<Self> {
-        max_shape.check_sizes("max_shape")?;
+        check_largest(&max_shape)?;
         let sums = Sums::new(gpu, None, heads, &max_shape, Summation::most(&max_shape, &target)?)?;
         let [diagonals, bins] = gpu.load::<T, _, 2>(DISTANCE_GRAD)?;
         Ok(Self { target, sums, diagonals, bins })
@@ -333,6 +334,7 @@ fn check_row(heads: usize, distances: &std::ops::RangeInclusive<i64>) -> Result<
     if first.unsigned_abs() > 1 << 30 || count > 1 << 30 {
         return Err(Error::Value(format!("a row of {count} distances from {first}, both must lie within 2^30")));
     }
+    check_numbers(heads * count, first)?;
     Ok((first, count))
 }
 

@@ -3,7 +3,8 @@
 use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
-use crate::bias::sums::{Cut, Sums, small};
+use crate::bias::fire::by_position;
+use crate::bias::sums::{Cut, Sums, check_largest, small};
 use crate::bias::{BiasInputs, BiasPlan, Fire};
 use crate::gpu::args::FireGradArgs;
 use crate::gpu::kernel::FIRE_GRAD;
@@ -56,8 +57,9 @@ impl<T: Scalar> FireGradPlan<T> {
     /// For positions and distances up to `reach`, as in [`BiasPlan::fire`]. `max_shape` is that of the largest call.
     ///
     /// # Errors
-    /// If the spec is refused, is of other heads, `reach` is 2^30 or more, or the kernels cannot be loaded.
+    /// If the spec is refused, is of other heads, `reach` is above 2^24, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, fire: &Fire, reach: usize, max_shape: Logits) -> Result<Self> {
+        check_largest(&max_shape)?;
         let bias = BiasPlan::fire(gpu, fire, reach)?;
         let (width, heads) = (fire.in_weight.len(), fire.heads());
         let breaks = fire.breaks();
@@ -66,7 +68,7 @@ impl<T: Scalar> FireGradPlan<T> {
         let ramps: Vec<i32> = (0..width).flat_map(|k| fire.ramp(&breaks, k)).map(|line| line as i32).collect();
         let single = |values: &[f64]| gpu.upload(&values.iter().map(|&value| value as f32).collect::<Vec<_>>());
         let tables = Tables {
-            bends: single(&(0..=reach).map(|n| fire.bend(n as f64)).collect::<Vec<_>>())?,
+            bends: gpu.upload(&by_position(reach, |n| fire.bend(n))?)?,
             ramps: gpu.upload(&ramps)?,
             in_weight: single(&fire.in_weight)?,
             in_bias: single(&fire.in_bias)?,

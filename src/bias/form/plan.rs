@@ -251,7 +251,7 @@ impl<T: Scalar> BiasPlan<T> {
     /// FIRE for positions and distances up to `reach`; larger ones count as `reach`.
     ///
     /// # Errors
-    /// If the spec is refused, `reach` is 2^30 or more, or the kernels cannot be loaded.
+    /// If the spec is refused, `reach` is above 2^24, or the kernels cannot be loaded.
     pub fn fire(gpu: &Gpu, fire: &Fire, reach: usize) -> Result<Self> {
         let lines = fire.lines()?;
         if reach >= 1 << 30 {
@@ -260,7 +260,7 @@ impl<T: Scalar> BiasPlan<T> {
         // No lines break: an empty buffer has no address, so that one number stands there and none is looked at.
         let breaks = if lines.breaks.is_empty() { vec![0.0] } else { lines.breaks.clone() };
         let form = Form::Fire {
-            logs: gpu.upload(&fire.logs(reach))?,
+            logs: gpu.upload(&fire.logs(reach)?)?,
             lines: [gpu.upload(&breaks)?, gpu.upload(&lines.slopes)?, gpu.upload(&lines.intercepts)?],
             breaks: lines.breaks.len(),
             least_norm: fire.least_norm(),
