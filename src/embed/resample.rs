@@ -81,6 +81,9 @@ pub struct Resample {
     pub weighting: Weighting,
 }
 
+/// Rows or columns of a grid, at most: each has weights of its own.
+const MOST_SIDE: usize = 1 << 16;
+
 impl Resample {
     /// Bicubic without antialiasing, from size to size, without prefix.
     pub const fn new(from: GridSize, to: GridSize) -> Self {
@@ -95,13 +98,19 @@ impl Resample {
         }
     }
 
-    /// Refuses a size of 0, frames, and factors that are not finite and above 0 or that step outside the table.
+    /// Refuses a size of 0 or above 65536, frames, and factors that are not finite and above 0 or that step outside the table.
     ///
     /// # Errors
     /// [`Error::Value`] with the field, the rule and the value.
     pub fn check(&self) -> Result<()> {
         for size in [self.from, self.to] {
             size.tokens()?;
+            if size.rows.max(size.columns) > MOST_SIDE {
+                return Err(Error::Value(format!(
+                    "the grid has {} rows and {} columns, a resampling takes at most {MOST_SIDE} of both",
+                    size.rows, size.columns
+                )));
+            }
             if size.frames != 1 {
                 return Err(Error::Value(format!("the grid has {} frames, a table of images has 1", size.frames)));
             }
@@ -172,19 +181,18 @@ impl Resample {
         if !transposed {
             return taps;
         }
-        let weight = |output: usize, input: usize| {
-            let Taps { first, weights } = &taps[output];
-            input.checked_sub(*first).and_then(|tap| weights.get(tap)).copied()
-        };
-        (0..from)
-            .map(|input| {
-                let readers = || (0..to).filter(|&output| weight(output, input).is_some());
-                let first = readers().next().unwrap_or(0);
-                let end = readers().next_back().map_or(first, |last| last + 1);
-                let weights = (first..end).map(|output| weight(output, input).unwrap_or(0.0)).collect();
-                Taps { first, weights }
-            })
-            .collect()
+        let mut transpose = vec![Taps { first: 0, weights: Vec::new() }; from];
+        for (output, Taps { first, weights }) in taps.iter().enumerate() {
+            for (input, &weight) in transpose.iter_mut().skip(*first).zip(weights) {
+                if input.weights.is_empty() {
+                    input.first = output;
+                }
+                // An output between two readers that does not read it has the weight 0.
+                input.weights.resize(output - input.first, 0.0);
+                input.weights.push(weight);
+            }
+        }
+        transpose
     }
 
     /// The largest error of an element before it is rounded to its type, from the sum of the magnitudes of its terms,

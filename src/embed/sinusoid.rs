@@ -151,6 +151,9 @@ pub struct Sinusoid {
     pub frequencies: Frequencies,
 }
 
+/// Channels, at most: far above any model's, and few enough for a plan to be made at once.
+const MOST_DIM: usize = 1 << 16;
+
 impl Sinusoid {
     /// The paper's sinusoid: sine and cosine side by side, periods up to 10000 times 2 pi.
     pub const fn new(dim: usize) -> Self {
@@ -185,7 +188,7 @@ impl Sinusoid {
         half - self.shift
     }
 
-    /// Refuses a spec outside the law: `dim` 0, an odd `dim` that `odd` refuses, a `shift` that leaves nothing to divide
+    /// Refuses a spec outside the law: `dim` 0 or above 65536, an odd `dim` that `odd` refuses, a `shift` that leaves nothing to divide
     /// by, a `max_period` or `scale` that is not finite or of the wrong sign.
     ///
     /// # Errors
@@ -194,6 +197,9 @@ impl Sinusoid {
         let wrong = |text: String| Err(Error::Value(text));
         if self.dim == 0 || self.dim > u32::MAX as usize {
             return wrong(format!("dim is {}, it must be between 1 and 2^32 - 1", self.dim));
+        }
+        if self.dim > MOST_DIM {
+            return wrong(format!("dim is {}, a sinusoid has at most {MOST_DIM} channels", self.dim));
         }
         if self.dim % 2 == 1 {
             if self.odd == Odd::Refuse {

@@ -5,6 +5,7 @@ mod far;
 mod golden;
 mod grid;
 mod learned;
+mod limits;
 mod overlap;
 mod resample;
 mod sinusoid;

@@ -41,7 +41,7 @@ impl Learned {
     pub(crate) fn block_rows(&self, tokens: usize) -> usize {
         // Blocks that hold rows in shared memory are small, so that several find room. A block is whole warps.
         let threads = if self.norm.is_some() { THREADS / 2 } else { THREADS };
-        (threads / self.lanes()).min(tokens.next_power_of_two().max(32 / self.lanes())).max(1)
+        (threads / self.lanes()).min(tokens.min(threads).next_power_of_two().max(32 / self.lanes())).max(1)
     }
 
     /// The arguments that the spec and the shape decide.

@@ -38,12 +38,12 @@ impl Learned {
     /// Partial sums of the norm's gradient: those of a block, and room for those of its rows of threads where they are not
     /// held.
     const fn norm_numbers(&self, blocks: usize, rows: usize) -> usize {
-        blocks.saturating_mul((1 + rows) * 2 * self.dim)
+        blocks.saturating_mul((1 + rows).saturating_mul(2).saturating_mul(self.dim))
     }
 
     /// Partial sums of a table's gradient: two rows for each chunk of the order, and a flag.
     const fn table_numbers(&self, count: usize) -> usize {
-        count.div_ceil(ORDER_CHUNK).saturating_mul(2 * self.dim + 1)
+        count.div_ceil(ORDER_CHUNK).saturating_mul(self.dim.saturating_mul(2).saturating_add(1))
     }
 
     /// Scratch memory for every call of up to `most` sequences and tokens.
@@ -545,6 +545,18 @@ const fn step(width: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shapes_that_no_call_has_saturate() {
+        let normed = Learned { norm: Some(Norm::Rms { eps: 1e-6 }), ..Learned::new(i32::MAX as usize) };
+        for tokens in [(1 << 63) + 2, usize::MAX] {
+            let shape = Tokens::new(1, tokens, 8);
+            assert_eq!(Learned::new(8).partials(&shape).blocks, 512);
+            assert_eq!(normed.partials(&shape).blocks, 512);
+            assert_eq!(normed.scratch(&Tokens::new(usize::MAX, tokens, 8)), usize::MAX);
+        }
+        assert_eq!(Learned::new(8).norm_numbers(usize::MAX, usize::MAX - 1), usize::MAX);
+    }
 
     #[test]
     fn scratch_memory_is_enough_for_every_smaller_shape() {

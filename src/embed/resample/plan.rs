@@ -12,6 +12,7 @@ use crate::filter::Taps;
 use crate::gpu::args::ResampleArgs;
 use crate::gpu::kernel::RESAMPLE;
 use crate::gpu::{Kernel, Launch, View, ViewMut};
+use crate::memory::reserved;
 use crate::{Error, Gpu, Result, Scalar};
 
 // -------------------------------------------------------------------------------------------------------------- launch
@@ -63,7 +64,7 @@ impl DeviceTaps {
     fn new(gpu: &Gpu, taps: &[Taps]) -> Result<Self> {
         let most = taps.iter().map(|taps| taps.weights.len()).max().unwrap_or(0).max(1);
         let mut spans = Vec::with_capacity(2 * taps.len());
-        let mut weights = Vec::with_capacity(most * taps.len());
+        let mut weights = reserved("weights of a resampling", most.saturating_mul(taps.len()))?;
         for Taps { first, weights: own } in taps {
             spans.extend([small("rows", *first)?, small("taps", own.len())?]);
             weights.extend(own.iter().map(|&weight| weight as f32));
