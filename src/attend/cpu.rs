@@ -11,8 +11,9 @@ use crate::bias::Bias;
 use crate::bias::cpu::{At, merge, part};
 use crate::cpu::vector::{exp, exponentials, largest, narrow, wide, widen};
 use crate::cpu::{Lines, Part};
+use crate::memory::collected;
 use crate::position::Place;
-use crate::{Logits, Scalar};
+use crate::{Logits, Result, Scalar};
 
 /// Elements below which a thread is not worth its start, about 20 microseconds of work.
 const GRAIN: usize = 1 << 13;
@@ -20,10 +21,15 @@ const GRAIN: usize = 1 << 13;
 const BLOCK: usize = 256;
 
 /// [`Softmax::apply`] of checked arguments: the log-sum-exp of each row.
-pub(super) fn softmax<T: Scalar>(softmax: &Softmax, x: &mut [T], shape: &Logits, inputs: &Inputs<T>) -> Vec<f32> {
-    let rows = shape.batch * shape.heads * shape.queries;
+pub(super) fn softmax<T: Scalar>(
+    softmax: &Softmax,
+    x: &mut [T],
+    shape: &Logits,
+    inputs: &Inputs<T>,
+) -> Result<Vec<f32>> {
+    let rows = shape.rows()?;
     // Each row's bits, written by whichever thread has the row.
-    let lse: Vec<AtomicU32> = (0..rows).map(|_| AtomicU32::new(f32::NEG_INFINITY.to_bits())).collect();
+    let lse = collected("rows", rows, (0..rows).map(|_| AtomicU32::new(f32::NEG_INFINITY.to_bits())))?;
     let put = |[batch, head, query]: At, value: f64| {
         let row = (batch * shape.heads + head) * shape.queries + query;
         lse[row].store((value as f32).to_bits(), Ordering::Relaxed);
@@ -48,7 +54,7 @@ pub(super) fn softmax<T: Scalar>(softmax: &Softmax, x: &mut [T], shape: &Logits,
     } else if rows > 0 {
         part(shape).share_out(&mut x[shape.offset..], shape.keys, GRAIN, &work);
     }
-    lse.into_iter().map(|bits| f32::from_bits(bits.into_inner())).collect()
+    Ok(lse.into_iter().map(|bits| f32::from_bits(bits.into_inner())).collect())
 }
 
 /// The softmax of a row, and its log-sum-exp.

@@ -14,6 +14,7 @@ pub use plan::{RelativeTableGradPlan, RelativeValuesPlan};
 
 use crate::accuracy::{Expected, rounded};
 use crate::bias::{Distances, Numbers};
+use crate::memory::zeros;
 use crate::position::Places;
 use crate::shape::Shape;
 use crate::{Error, Heads, Logits, Result, Scalar};
@@ -263,9 +264,9 @@ impl RelativeValues {
         self.check_call(p, table, ("dz", dz), places)?;
         let ((p, shape), (table, numbers), (dz, heads)) = (p, table, dz);
         let (dim, size) = (heads.dim, numbers.heads * numbers.rows * heads.dim);
-        let mut sizes = vec![0.0; size];
-        let zeros = || vec![0.0; p.len()];
-        let mut out = RelativeValuesGrad { p: zeros(), p_error: zeros(), table: vec![0.0; size], table_bound: vec![] };
+        let of_table = || zeros("numbers of a table", size);
+        let (mut sizes, of_p) = (of_table()?, || vec![0.0; p.len()]);
+        let mut out = RelativeValuesGrad { p: of_p(), p_error: of_p(), table: of_table()?, table_bound: vec![] };
         for at @ [batch, head, query] in shape.each_row() {
             let own = |channel: usize| dz[heads.index(batch, query, head, channel)].to_f64();
             for (entry, [weight, weight_size]) in self.weights(p, &shape, places, at) {

@@ -15,6 +15,9 @@ pub use plan::SoftmaxPlan;
 use crate::attend::cpu;
 use crate::attend::inputs::Inputs;
 use crate::bias::Pair;
+#[cfg(not(feature = "cpu"))]
+use crate::memory::collected;
+use crate::memory::reserved;
 use crate::shape::Shape;
 use crate::{Error, Logits, Result, Scalar};
 
@@ -244,14 +247,14 @@ impl Softmax {
         shape.check_written("logits", logits.len())?;
         self.check_call(shape, inputs)?;
         #[cfg(feature = "cpu")]
-        return Ok(cpu::softmax(self, logits, shape, inputs));
+        return cpu::softmax(self, logits, shape, inputs);
         #[cfg(not(feature = "cpu"))]
-        Ok(self.apply_plainly(logits, shape, inputs))
+        self.apply_plainly(logits, shape, inputs)
     }
 
     /// [`Softmax::apply`] of checked arguments, one row after another.
     #[cfg(not(feature = "cpu"))]
-    fn apply_plainly<T: Scalar>(&self, logits: &mut [T], shape: &Logits, inputs: &Inputs<T>) -> Vec<f32> {
+    fn apply_plainly<T: Scalar>(&self, logits: &mut [T], shape: &Logits, inputs: &Inputs<T>) -> Result<Vec<f32>> {
         let row = |at: [usize; 3]| {
             let row = self.row(logits, shape, inputs, at);
             for key in 0..shape.keys {
@@ -259,7 +262,7 @@ impl Softmax {
             }
             row.lse as f32
         };
-        shape.each_row().map(row).collect()
+        collected("rows", shape.rows()?, shape.each_row().map(row))
     }
 
     /// The wanted values in f64 and the error allowed at each element, for comparison with a softmax of `logits`.
@@ -272,8 +275,8 @@ impl Softmax {
         let mut output = Output {
             want: logits.iter().map(|x| x.to_f64()).collect(),
             bound: vec![0.0; logits.len()],
-            lse: Vec::with_capacity(shape.rows()?),
-            lse_bound: Vec::with_capacity(shape.rows()?),
+            lse: reserved("rows", shape.rows()?)?,
+            lse_bound: reserved("rows", shape.rows()?)?,
         };
         let eps = f32::ROUNDOFF;
         for at @ [batch, head, query] in shape.each_row() {

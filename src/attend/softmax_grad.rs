@@ -12,6 +12,7 @@ pub use plan::GradOptions;
 
 use crate::attend::softmax::bias;
 use crate::attend::{Inputs, Order, Softmax};
+use crate::memory::zeros;
 use crate::shape::Shape;
 use crate::{Logits, Result, Scalar};
 
@@ -109,7 +110,7 @@ impl Softmax {
         shape.check("grad", grad.len())?;
         self.check_call(shape, inputs)?;
         let [mut logits_grad, mut bias_grad] = [(); 2].map(|()| vec![0.0; logits.len()]);
-        let [mut sinks, mut scales] = [(); 2].map(|()| vec![0.0; shape.heads]);
+        let (mut sinks, mut scales) = (zeros("sums by head", shape.heads)?, zeros("sums by head", shape.heads)?);
         for at @ [batch, head, query] in shape.each_row() {
             let row = self.row(logits, shape, inputs, at);
             if row.lse == f64::NEG_INFINITY {

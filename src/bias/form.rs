@@ -12,6 +12,7 @@ pub(crate) use plan::{Held, hold_places, rows};
 use crate::bias::cpu;
 use crate::bias::terms::Pair;
 use crate::bias::{Fire, Slopes, Terms, Toeplitz};
+use crate::memory::zeros;
 use crate::position::Places;
 use crate::shape::Shape;
 use crate::{Error, Logits, Result, Scalar};
@@ -214,7 +215,7 @@ impl Bias<'_> {
         shape.check_written("out", len)?;
         places.check(shape)?;
         self.check(shape, places, ALL)?;
-        let mut out = Expected { want: vec![0.0; len], bound: vec![0.0; len] };
+        let mut out = Expected { want: zeros("numbers of a bias", len)?, bound: zeros("numbers of a bias", len)? };
         for [batch, head, query] in shape.each_row() {
             for key in 0..shape.keys {
                 let index = shape.index(batch, head, query, key);

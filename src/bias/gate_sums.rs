@@ -11,7 +11,8 @@ mod plan;
 pub use plan::GateSumsPlan;
 
 use crate::bias::Numbers;
-use crate::shape::Shape;
+use crate::memory::zeros;
+use crate::shape::{Shape, product};
 use crate::{Error, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
@@ -182,7 +183,7 @@ impl GateSums {
         self.check_gates(gates, &shape)?;
         pairs.check_written("the sums", out.len())?;
         check_sizes("the sums", &pairs, &shape, 2)?;
-        let need = 2 * shape.batch * shape.heads;
+        let need = product("batch x heads x 2", &[shape.batch, shape.heads, 2])?;
         if let Some(got) = state.as_ref().map(|state| state.len()).filter(|&got| got < need) {
             return Err(Error::Length { name: "state", got, need });
         }
@@ -228,8 +229,8 @@ impl GateSums {
             numbers.check(name, grad.len())?;
             check_sizes(name, &numbers, &shape, 1)?;
         }
-        let count = shape.batch * shape.heads * shape.rows;
-        let (mut out, mut bound) = (vec![0.0; count], vec![0.0; count]);
+        let count = product("batch x heads x tokens", &[shape.batch, shape.heads, shape.rows])?;
+        let (mut out, mut bound) = (zeros("gradients of gates", count)?, zeros("gradients of gates", count)?);
         for (row, [batch, head]) in rows(&shape).enumerate() {
             let [mut sum, mut size] = [0.0; 2];
             for token in (0..shape.rows).rev() {
@@ -267,6 +268,8 @@ impl GateSums {
 
 /// Sequence and head of every row.
 fn rows(shape: &Numbers) -> impl Iterator<Item = [usize; 2]> + use<> {
-    let heads = shape.heads;
-    (0..shape.batch).flat_map(move |batch| (0..heads).map(move |head| [batch, head]))
+    // Rows without tokens have nothing to say, and may be without number.
+    let heads = if shape.rows == 0 { 0 } else { shape.heads };
+    let batch = if heads == 0 { 0 } else { shape.batch };
+    (0..batch).flat_map(move |batch| (0..heads).map(move |head| [batch, head]))
 }

@@ -8,6 +8,7 @@
 
 use crate::bias::Distances;
 use crate::bias::terms::Pair;
+use crate::memory::reserved;
 use crate::position::Places;
 use crate::shape::{Numbers, Shape, product};
 use crate::{Error, Logits, Result};
@@ -126,8 +127,8 @@ impl<'a> Relative<'a> {
         let states = self.states.unwrap_or(states);
         check("states", states.len(), &sizes)?;
         self.check(sizes)?;
-        let mut out =
-            Vec::with_capacity(product("batch x heads x rows x entries", &[batch, heads, rows, self.index.entries])?);
+        let need = product("batch x heads x rows x entries", &[batch, heads, rows, self.index.entries])?;
+        let mut out = reserved("products", need)?;
         for (b, h, row) in each(batch, heads, rows) {
             for entry in 0..self.index.entries {
                 out.push(self.dot(&states[((b * heads + h) * rows + row) * width..][..width], b, h, entry));
@@ -199,7 +200,7 @@ impl RelativeLayer<'_> {
             None => dim,
             Some(states) => states.len().checked_div(batch * heads * rows).unwrap_or(0),
         };
-        let mut scores = Vec::with_capacity(shape.elements()?);
+        let mut scores = reserved("scores", shape.elements()?)?;
         for at @ [b, h, i] in shape.each_row() {
             let query = &q[((b * heads + h) * queries + i) * dim..][..dim];
             for j in 0..keys {

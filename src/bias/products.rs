@@ -13,6 +13,7 @@ pub use plan::RelativeProductsPlan;
 use crate::accuracy::rounded;
 use crate::bias::form::Expected;
 use crate::bias::{By, Distances};
+use crate::memory::zeros;
 use crate::position::Places;
 use crate::shape::{Numbers, Shape, product};
 use crate::{Error, Heads, Logits, Result, Scalar};
@@ -227,7 +228,7 @@ impl RelativeProducts {
         shape.check_written("out", len)?;
         places.check(shape)?;
         self.check_inputs(shape, inputs)?;
-        let mut out = Expected { want: vec![0.0; len], bound: vec![0.0; len] };
+        let mut out = Expected { want: zeros("numbers of a bias", len)?, bound: zeros("numbers of a bias", len)? };
         for [batch, head, query] in shape.each_row() {
             for key in 0..shape.keys {
                 let index = shape.index(batch, head, query, key);

@@ -2,6 +2,7 @@
 
 use crate::bias::{Coordinates, Numbers, Window};
 use crate::filter::{Filter, Taps, taps};
+use crate::memory::{collected, reserved};
 use crate::shape::product;
 use crate::{Error, Result, Scalar};
 
@@ -32,6 +33,9 @@ pub enum TableResize {
     /// linear between geometric distances
     Geometric,
 }
+
+/// Entries of a table along one axis, at most.
+const MOST_SIDE: usize = 1 << 16;
 
 // ----------------------------------------------------------------------------------------------------------------- law
 
@@ -132,7 +136,7 @@ impl Window {
         let ([rows, columns], [out_rows, out_columns]) = (self.sides(), out.sides());
         let entry = |head: usize, entry: usize| table[numbers.shared_index(0, head, 0, entry)].to_f64();
         let heads = numbers.heads;
-        let mut resized = Vec::with_capacity(out.entries() * heads);
+        let mut resized = reserved("numbers of a resized table", out.entries().saturating_mul(heads))?;
         if (rows, columns) == (out_rows, out_columns) {
             resized.extend((0..rows * columns).flat_map(|at| (0..heads).map(move |head| entry(head, at))));
         } else {
@@ -153,6 +157,7 @@ impl Window {
         use crate::shape::Shape;
         self.check()?;
         out.check()?;
+        check_sides([self.sides(), out.sides()].concat())?;
         if self.coordinates == Coordinates::Key {
             return Err(Error::Value(
                 "keys' own coordinates have no table to resize, their products are made anew".into(),
@@ -173,6 +178,16 @@ impl Window {
             )));
         }
         Ok(())
+    }
+}
+
+/// Refuses sides whose entries cannot each have weights of their own.
+fn check_sides(sides: impl IntoIterator<Item = usize>) -> Result<()> {
+    match sides.into_iter().find(|&side| side > MOST_SIDE) {
+        Some(side) => {
+            Err(Error::Value(format!("a table with {side} entries on an axis is resized, {MOST_SIDE} are possible")))
+        }
+        None => Ok(()),
     }
 }
 
@@ -218,7 +233,8 @@ pub fn decomposed_axis<T: Scalar>(table: &[T], dim: usize, queries: usize, keys:
             table.len()
         )));
     }
-    product("queries x keys x dim", &[queries, keys, dim])?;
+    let need = product("queries x keys x dim", &[queries, keys, dim])?;
+    check_sides([queries, keys])?;
     let (length, wanted) = (table.len() / dim, 2 * queries.max(keys) - 1);
     let rows = if length == wanted { Vec::new() } else { TableResize::Bilinear.axis(length, wanted) };
     let value = |row: usize, channel: usize| match rows.get(row) {
@@ -226,8 +242,6 @@ pub fn decomposed_axis<T: Scalar>(table: &[T], dim: usize, queries: usize, keys:
         None => table[row * dim + channel],
     };
     let pairs = (0..queries).flat_map(|query| (0..keys).map(move |key| decomposed_row(query, key, queries, keys)));
-    Ok(pairs
-        .flat_map(|row| (0..dim).map(move |channel| (row, channel)))
-        .map(|(row, channel)| value(row, channel))
-        .collect())
+    let elements = pairs.flat_map(|row| (0..dim).map(move |channel| (row, channel)));
+    collected("elements of an axis", need, elements.map(|(row, channel)| value(row, channel)))
 }

@@ -15,7 +15,7 @@ use std::fmt;
 pub use plan::{Swin2GradOut, Swin2Plan};
 
 use crate::bias::Window;
-use crate::memory::{Host, Memory};
+use crate::memory::{Host, Memory, collected, reserved};
 use crate::shape::product;
 use crate::{Error, Result, Scalar};
 
@@ -215,6 +215,11 @@ pub fn swin2_logit_scale(logit_scale: f32) -> f32 {
     if scale >= 100f64.ln() { 100.0 } else { scale.exp() as f32 }
 }
 
+/// Coordinates of both axes, row after row.
+pub(super) fn pairs<'a>(rows: &'a [f64], columns: &'a [f64]) -> impl Iterator<Item = [f64; 2]> + 'a {
+    rows.iter().flat_map(move |&y| columns.iter().map(move |&x| [y, x]))
+}
+
 impl Swin2Bias {
     /// The coordinate of a distance `query - key` on an axis, 0 for rows and 1 for columns.
     ///
@@ -229,12 +234,23 @@ impl Swin2Bias {
     }
 
     /// The coordinates of every entry of the table, `[entries, 2]`.
-    pub fn coordinates(&self) -> Vec<[f64; 2]> {
+    ///
+    /// # Errors
+    /// If the spec is refused, or the host lacks the memory.
+    pub fn coordinates(&self) -> Result<Vec<[f64; 2]>> {
+        let [rows, columns] = self.axes()?;
+        collected("entries with coordinates", self.entries(), pairs(&rows, &columns))
+    }
+
+    /// The coordinates along rows and along columns.
+    pub(super) fn axes(&self) -> Result<[Vec<f64>; 2]> {
+        self.check()?;
         let along = |axis: usize| {
             let reach = self.window[axis] as i64 - 1;
-            (-reach..=reach).map(move |distance| self.coordinate(axis, distance))
+            let coordinates = (-reach..=reach).map(|distance| self.coordinate(axis, distance));
+            collected("coordinates", 2 * self.window[axis] - 1, coordinates)
         };
-        along(0).flat_map(|y| along(1).map(move |x| [y, x])).collect()
+        Ok([along(0)?, along(1)?])
     }
 
     /// What the limit makes of an output of the network.
@@ -343,8 +359,10 @@ impl Swin2Bias {
     /// As [`Swin2Bias::table`].
     pub fn expect<T: Scalar>(&self, weights: &Swin2Weights<T>) -> Result<Swin2Table> {
         self.check_weights(weights)?;
-        let mut table = Swin2Table { want: Vec::new(), bound: Vec::new() };
-        for coordinates in self.coordinates() {
+        let ([rows, columns], numbers) = (self.axes()?, self.entries() * self.heads);
+        let room = || reserved("numbers of a table", numbers);
+        let mut table = Swin2Table { want: room()?, bound: room()? };
+        for coordinates in pairs(&rows, &columns) {
             let at = self.at(weights, coordinates);
             for head in 0..self.heads {
                 let [z, magnitude] = self.output(weights, &at, head);
@@ -386,7 +404,8 @@ impl Swin2Bias {
             return Err(Error::Value(format!("table_grad has {} elements, the table has {need}", table_grad.len())));
         }
         let (mut sums, mut bounds) = (Swin2Grad::zeros(self), Swin2Grad::zeros(self));
-        for (coordinates, grad) in self.coordinates().into_iter().zip(table_grad.chunks(self.heads)) {
+        let [rows, columns] = self.axes()?;
+        for (coordinates, grad) in pairs(&rows, &columns).zip(table_grad.chunks(self.heads)) {
             let at = self.at(weights, coordinates);
             let outputs: Vec<[f64; 2]> = (0..self.heads)
                 .map(|head| {

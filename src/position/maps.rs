@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::memory::{collected, reserved};
 use crate::{Error, Result};
 
 fn wrong<T>(text: String) -> Result<T> {
@@ -54,7 +55,7 @@ pub fn zigzag_packed(indptr: &[usize], ranks: usize, rank: usize) -> Result<Vec<
     check_rank(ranks, rank)?;
     check_indptr(indptr)?;
     let chunks = ranks.saturating_mul(2);
-    let mut positions = Vec::new();
+    let mut positions = reserved("positions", indptr[indptr.len() - 1] / ranks)?;
     for (sequence, ends) in indptr.windows(2).enumerate() {
         let tokens = ends[1] - ends[0];
         if !tokens.is_multiple_of(chunks) {
@@ -88,7 +89,7 @@ pub fn striped(tokens: usize, ranks: usize, rank: usize) -> Result<Vec<i64>> {
     if !tokens.is_multiple_of(ranks) {
         return wrong(format!("there are {tokens} tokens, it must be a multiple of the {ranks} ranks"));
     }
-    Ok((rank..tokens).step_by(ranks).map(|position| position as i64).collect())
+    collected("positions", tokens / ranks, (rank..tokens).step_by(ranks).map(|position| position as i64))
 }
 
 /// The heads of one rank in tensor parallelism.
@@ -155,9 +156,9 @@ pub fn packed_from(indptr: &[usize], starts: &[i64]) -> Result<Vec<i64>> {
         return wrong(format!("starts holds {} elements, indptr counts {} sequences", starts.len(), indptr.len() - 1));
     }
     let sequences = indptr.windows(2).zip(starts);
-    Ok(sequences
-        .flat_map(|(ends, &start)| (0..ends[1] - ends[0]).map(move |token| start.wrapping_add(token as i64)))
-        .collect())
+    let positions =
+        sequences.flat_map(|(ends, &start)| (0..ends[1] - ends[0]).map(move |token| start.wrapping_add(token as i64)));
+    collected("positions", indptr[indptr.len() - 1], positions)
 }
 
 // ------------------------------------------------------------------------------------------------------------ remapped

@@ -734,3 +734,13 @@ fn a_plan_owns_its_bias_and_a_call_may_bring_another() {
     check(&plan, None, Bias::Slopes(&trained));
     check(&plan, Some(plan.bias()), Bias::Slopes(&trained));
 }
+
+#[test]
+fn rows_beyond_the_host_are_refused() {
+    let shape = Logits::bhqk(1 << 20, 1 << 10, 1 << 10, 0);
+    let want = "1099511627776 rows take 4398046511104 bytes on the host, at most 4294967296 are possible";
+    let error = Softmax::new(1.0).apply::<f32>(&mut [], &shape, &Inputs::default()).unwrap_err();
+    assert_eq!(error.to_string(), want);
+    let error = Softmax::new(1.0).expect::<f32>(&[], &shape, &Inputs::default()).unwrap_err();
+    assert_eq!(error.to_string(), want.replace("4398046511104", "8796093022208"));
+}

@@ -3,7 +3,8 @@
 use posenc::bias::{
     Alibi, DistanceGrad, DistanceGradPlan, FireGradPlan, Kerple, KerpleKind, KeyOnly, Slopes, TermGradPlan,
 };
-use posenc::bias::{Distances, Fire, Sandwich, Term, Toeplitz};
+use posenc::bias::{Bias, Distances, Fire, GateSums, LogCoordinates, Numbers, Sandwich, Swin2Bias, TableResize, Term};
+use posenc::bias::{Toeplitz, Window, decomposed_axis};
 use posenc::{BiasPlan, Logits, Places, Result};
 
 use crate::support::gpu;
@@ -66,6 +67,45 @@ fn rows_beyond_their_reach_are_refused() {
     for reach in [(1 << 24) + 1, 1 << 40, usize::MAX] {
         refused(fire().logs(reach), &format!("FIRE's reach is {reach}, its tables hold positions up to 16777216"));
     }
+}
+
+#[test]
+fn tables_beyond_the_host_are_refused() {
+    let many = Numbers { heads: 1 << 24, strides: [0, 0, 0, 1], ..Numbers::table(1, 1) };
+    refused(
+        Window::swin(1, 1).resize(&[1.0f32], &many, [16, 16], TableResize::Bilinear),
+        "16122904576 numbers of a resized table take 128983236608 bytes on the host, at most 4294967296 are possible",
+    );
+    refused(
+        Window::swin(1, 1).resize(&[1.0f32], &Numbers::table(1, 1), [1, 1 << 28], TableResize::Bilinear),
+        "a table with 536870911 entries on an axis is resized, 65536 are possible",
+    );
+    refused(
+        decomposed_axis(&[1.0f32], 1, 1 << 40, 1),
+        "a table with 1099511627776 entries on an axis is resized, 65536 are possible",
+    );
+    refused(
+        decomposed_axis(&[1.0f32], 1, 1 << 16, 1 << 16),
+        "4294967296 elements of an axis take 17179869184 bytes on the host, at most 4294967296 are possible",
+    );
+    let wide = Swin2Bias { coordinates: LogCoordinates::Absolute, ..Swin2Bias::new([1, 1 << 29], 1, 1) };
+    refused(
+        wide.coordinates(),
+        "1073741823 coordinates take 8589934584 bytes on the host, at most 4294967296 are possible",
+    );
+    refused(
+        Swin2Bias::new([7, 7], 512, 1 << 40).coordinates(),
+        "a network of 512 hidden units and 1099511627776 heads for 169 entries: all must be at least 1, and each table within 2^30",
+    );
+    // No token, whatever the rows: nothing is walked.
+    let none = Numbers::rows(1 << 30, 1 << 30, 0, 1);
+    assert_eq!(GateSums::logs().grad((&[], none), (&[], none), (&[], none)).unwrap(), (vec![], vec![]));
+    let slopes = Alibi::new(1).slopes().unwrap();
+    let strided = Logits { strides: [1 << 40, 1, 1], ..Logits::bhqk(2, 1, 1, 1) };
+    refused(
+        Bias::Slopes(&slopes).expect(&strided, &Places::counted(0, 0)),
+        "1099511627777 numbers of a bias take 8796093022216 bytes on the host, at most 4294967296 are possible",
+    );
 }
 
 #[test]

@@ -263,3 +263,12 @@ fn maps_that_make_no_sense_are_refused() {
     // Positions are counted modulo 2^64, as kernels count them.
     assert_eq!(packed_from(&[0, 2], &[i64::MAX]).unwrap(), [i64::MAX, i64::MIN]);
 }
+
+#[test]
+fn sequences_beyond_the_host_are_refused() {
+    let want = "1099511627776 positions take 8796093022208 bytes on the host, at most 4294967296 are possible";
+    let most = 1 << 40;
+    for made in [zigzag(2 * most, 2, 0), striped(2 * most, 2, 1), packed(&[0, most]), packed_from(&[0, most], &[7])] {
+        assert_eq!(made.unwrap_err().to_string(), want);
+    }
+}

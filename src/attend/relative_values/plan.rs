@@ -288,10 +288,11 @@ impl<T: Scalar> RelativeTableGradPlan<T> {
         let (entries, group_rows) = (spec.index.entries, group_rows(&max_shape, heads)?);
         let cut = Cut::of(group_rows, heads, entries, dim)?;
         let splits = cut.most_splits(group_rows);
-        let sums =
-            if splits == 1 { 0 } else { product("heads x splits x entries x dim", &[heads, splits, entries, dim])? };
+        let sums = product("heads x splits x entries x dim", &[heads, splits, entries, dim])?;
         let [kernel] = gpu.load::<T, _, 1>(RELATIVE_TABLE_GRAD)?;
-        let scratch = Scratch::new(gpu, cut.units(), sums)?;
+        // Blocks that split nothing leave nothing.
+        let (counters, sums) = if splits == 1 { (0, 0) } else { (cut.units(), sums) };
+        let scratch = Scratch::new(gpu, counters, sums)?;
         let (spec, term, element) = (spec.clone(), term(gpu, spec)?, PhantomData);
         Ok(Self { gpu: gpu.clone(), spec, term, heads, dim, scratch, kernel, element })
     }

@@ -5,11 +5,12 @@ use std::fmt;
 use bytemuck::Zeroable;
 use cudarc::driver::CudaSlice;
 
-use super::{DeviceSwin2Weights, Swin2Bias};
+use super::{DeviceSwin2Weights, Swin2Bias, pairs};
 use crate::bias::sums::small;
 use crate::gpu::args::{In, Out, Swin2Args, Swin2GradArgs, Swin2Net};
 use crate::gpu::kernel::{SWIN2, SWIN2_GRAD};
 use crate::gpu::{Call, Gpu, Kernel, Launch, Read, Scratch, Write};
+use crate::memory::collected;
 use crate::{Result, Scalar};
 
 // -------------------------------------------------------------------------------------------------------------- launch
@@ -85,8 +86,9 @@ impl<T: Scalar> Swin2Plan<T> {
     /// # Errors
     /// If the spec is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, spec: &Swin2Bias) -> Result<Self> {
-        spec.check()?;
-        let coordinates: Vec<f32> = spec.coordinates().into_iter().flatten().map(|c| c as f32).collect();
+        let [rows, columns] = spec.axes()?;
+        let single = pairs(&rows, &columns).flatten().map(|coordinate| coordinate as f32);
+        let coordinates = collected("coordinates", 2 * spec.entries(), single)?;
         let ([kernel], [grad]) = (gpu.load::<T, _, 1>(SWIN2)?, gpu.load::<T, _, 1>(SWIN2_GRAD)?);
         Ok(Self {
             gpu: gpu.clone(),

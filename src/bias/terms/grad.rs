@@ -11,6 +11,7 @@ mod plan;
 pub use plan::TermGradPlan;
 
 use super::{By, Index, Pair, Term, TermData, TermInputs};
+use crate::memory::zeros;
 use crate::position::Places;
 use crate::shape::{Numbers, Shape};
 use crate::{Error, Logits, Result, Scalar};
@@ -102,7 +103,8 @@ impl Term {
         let len = numbers.span()?;
         numbers.check_written("out", len)?;
         let factor = self.grad_factor(of);
-        let mut out = TermGrad { values: vec![0.0; len], sizes: vec![0.0; len] };
+        let mut out =
+            TermGrad { values: zeros("gradients of a term", len)?, sizes: zeros("gradients of a term", len)? };
         for [batch, head, query] in shape.each_row() {
             for key in (0..shape.keys).filter(|&key| places.meet(shape, batch, query, key)) {
                 let pair = Pair::of(shape, places, [batch, head, query], key);
