@@ -4,7 +4,7 @@
 //! bias(head, distance) = -slope(head) * |distance|
 //! ```
 
-use crate::bias::toeplitz::check_few_heads;
+use crate::bias::toeplitz::{check_few_heads, check_numbers};
 use crate::bias::{DistanceGrad, Toeplitz};
 use crate::memory::collected;
 use crate::{Error, Result, Scalar};
@@ -331,7 +331,8 @@ impl KeyOnly {
     /// As [`Alibi::check`], and if there are no keys.
     pub fn bias(self, alibi: &Alibi, keys: usize) -> Result<Toeplitz> {
         let last = i32::try_from(keys).map_err(|_| Error::Overflow(format!("{keys} keys")))?;
-        let positions: Vec<i32> = (0..last).collect();
+        check_numbers(alibi.heads.saturating_mul(keys), 0)?;
+        let positions = collected("keys", keys, 0..last)?;
         let row = Toeplitz { heads: alibi.heads, first: 0, values: self.row(alibi, &positions)?, saturates: false };
         row.check()?;
         Ok(row)

@@ -592,3 +592,22 @@ impl Upload for Gpu {
         self.stream().clone_htod(values).unwrap()
     }
 }
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn plans_of_tables_beyond_any_call_are_refused() {
+    let (gpu, spec) = (gpu(), RelativeValues { index: Distances::shaw(64, 64) });
+    let refused = |heads, dim, shape, want: &str| {
+        let error = RelativeTableGradPlan::<f32>::new(&gpu, &spec, heads, dim, shape).unwrap_err();
+        assert_eq!(error.to_string(), want);
+    };
+    let shape = Logits::bhqk(1, 8, 64, 64);
+    let want = "tables x entries x channels (4611686018427387904 x 5 x 1) does not fit into 63 bits";
+    refused(1 << 62, 64, shape, want);
+    let want = "heads x splits x entries x dim (1099511627776 x 1 x 129 x 1048576) does not fit into 63 bits";
+    refused(1 << 40, 1 << 20, shape, want);
+    let want = "the call has 8796093022208 rows (batch x heads x queries), one takes 2147483647";
+    refused(8, 64, Logits::bhqk(1 << 20, 8, 1 << 20, 64), want);
+    // No rows are shared out to no heads.
+    refused(2, 64, Logits::bhqk(1, 0, 64, 64), "max_shape has 0 heads, there must be at least 1");
+}

@@ -3,7 +3,9 @@
 use posenc::bias::{
     Alibi, DistanceGrad, DistanceGradPlan, FireGradPlan, Kerple, KerpleKind, KeyOnly, Slopes, TermGradPlan,
 };
-use posenc::bias::{Bias, Distances, Fire, GateSums, LogCoordinates, Numbers, Sandwich, Swin2Bias, TableResize, Term};
+use posenc::bias::{
+    Bias, Distances, Fire, GateSums, LogCoordinates, Numbers, Sandwich, Swin2Bias, Swin2Plan, TableResize, Term,
+};
 use posenc::bias::{Toeplitz, Window, decomposed_axis};
 use posenc::{BiasPlan, Logits, Places, Result};
 
@@ -67,6 +69,15 @@ fn rows_beyond_their_reach_are_refused() {
     for reach in [(1 << 24) + 1, 1 << 40, usize::MAX] {
         refused(fire().logs(reach), &format!("FIRE's reach is {reach}, its tables hold positions up to 16777216"));
     }
+}
+
+#[test]
+fn keys_beyond_a_row_are_refused() {
+    refused(
+        KeyOnly::Mpt.bias(&Alibi::new(2), 1 << 30),
+        "a Toeplitz row of 2147483648 numbers from distance 0, both must lie within 2^30",
+    );
+    refused(KeyOnly::Mpt.bias(&Alibi::new(2), usize::MAX), "18446744073709551615 keys does not fit into 63 bits");
 }
 
 #[test]
@@ -153,6 +164,11 @@ fn gradients_of_calls_that_cannot_be_are_refused() {
     refused(
         BiasPlan::<f32>::t5(&gpu, posenc::T5Bias::new(32, 128, true), 1 << 40),
         "a Toeplitz row of 282574488338432 numbers from distance -128, both must lie within 2^30",
+    );
+    let wide = Swin2Bias { coordinates: LogCoordinates::Absolute, ..Swin2Bias::new([1, 1 << 29], 1, 1) };
+    refused(
+        Swin2Plan::<f32>::new(&gpu, &wide),
+        "1073741823 coordinates take 8589934584 bytes on the host, at most 4294967296 are possible",
     );
     // Whatever the largest call, a term's blocks leave few numbers.
     let largest = Logits::bhqk(1 << 20, 1 << 10, 1 << 16, 1 << 16);

@@ -83,6 +83,9 @@ static void biases(void) {
     check_bias(bias, want);
     alibi.heads = 3;
     REFUSED(posenc_bias_alibi_new(gpu, &alibi, POSENC_F32, &bias), POSENC_VALUE, "outside a model of 2 heads");
+    alibi.total_heads = alibi.heads = (uint64_t)1 << 40;
+    REFUSED(posenc_bias_alibi_new(gpu, &alibi, POSENC_F32, &bias), POSENC_VALUE, "1099511627776 heads, it must have at most");
+    alibi.total_heads = HEADS;
 
     /* The same in MPT's rounding: a number per key, 0 at the last. */
     PosencKeyOnlySpec library = POSENC_INIT(PosencKeyOnlySpec);

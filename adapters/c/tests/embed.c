@@ -63,6 +63,8 @@ static void sinusoids(void) {
     spec.odd = POSENC_ODD_REFUSE;
     spec.dim = 11;
     REFUSED(posenc_sinusoid_new(gpu, &spec, POSENC_F32, &none), POSENC_VALUE, "dim is 11");
+    spec.dim = 1 << 22;
+    REFUSED(posenc_sinusoid_new(gpu, &spec, POSENC_F32, &none), POSENC_VALUE, "a sinusoid has at most 65536 channels");
     OK(posenc_sinusoid_free(plan));
 }
 

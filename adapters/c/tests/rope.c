@@ -116,6 +116,11 @@ static void scalings(PosencBuffer x, PosencBuffer y, const float *q) {
     REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &none), POSENC_ARGUMENT, "ramp is 2");
     spec.scaling = 11;
     REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &none), POSENC_ARGUMENT, "scaling is 11");
+    spec.scaling = POSENC_SCALING_NONE;
+    spec.base = 1e-320;
+    REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &none), POSENC_VALUE, "the frequency of pair 0 is NaN with base 1e-320");
+    spec.rotary = 1 << 22;
+    REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &none), POSENC_VALUE, "rotary is 4194304, it must be at most 65536");
     CHECK(near(posenc_yarn_mscale(40.0, 1.0), 0.1 * log(40.0) + 1.0, 1e-15));
     CHECK(near(posenc_mla_logit_scale(40.0, 1.0), pow(0.1 * log(40.0) + 1.0, 2.0), 1e-15));
     CHECK(near(posenc_longrope_attention_factor(32.0, 4096.0), sqrt(1.0 + log(32.0) / log(4096.0)), 1e-15));
