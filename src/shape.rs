@@ -430,7 +430,15 @@ impl Logits {
     /// Sequence, head and query of every row.
     pub(crate) fn each_row(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
         let Self { batch, heads, queries, .. } = *self;
+        // Sequences without rows may be without number, and are not walked.
+        let batch = if heads == 0 || queries == 0 { 0 } else { batch };
         (0..batch).flat_map(move |b| (0..heads).flat_map(move |h| (0..queries).map(move |i| [b, h, i])))
+    }
+
+    /// [`Logits::each_row`] of rows that have keys.
+    pub(crate) fn each_full_row(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
+        let batch = if self.keys == 0 { 0 } else { self.batch };
+        Self { batch, ..*self }.each_row()
     }
 
     /// True if a call has nothing to do.

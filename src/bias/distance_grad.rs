@@ -59,7 +59,7 @@ impl DistanceGrad {
         let count = check_distances(shape.heads, &distances)?;
         let first = *distances.start();
         let mut values = zeros("sums by head and distance", shape.heads * count)?;
-        for [batch, head, query] in shape.each_row() {
+        for [batch, head, query] in shape.each_full_row() {
             let query_position = places.query(shape, batch, query);
             for key in (0..shape.keys).filter(|&key| places.meet(shape, batch, query, key)) {
                 let distance = places.key(shape, batch, key) - query_position;

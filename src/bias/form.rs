@@ -216,7 +216,7 @@ impl Bias<'_> {
         places.check(shape)?;
         self.check(shape, places, ALL)?;
         let mut out = Expected { want: zeros("numbers of a bias", len)?, bound: zeros("numbers of a bias", len)? };
-        for [batch, head, query] in shape.each_row() {
+        for [batch, head, query] in shape.each_full_row() {
             for key in 0..shape.keys {
                 let index = shape.index(batch, head, query, key);
                 if places.packed.is_some() && !places.meet(shape, batch, query, key) {
@@ -258,7 +258,7 @@ impl Bias<'_> {
         shape: &'a Logits,
         places: &'a Places<&[i32]>,
     ) -> impl Iterator<Item = (usize, f64)> + 'a {
-        shape.each_row().flat_map(move |[batch, head, query]| {
+        shape.each_full_row().flat_map(move |[batch, head, query]| {
             (0..shape.keys).map(move |key| {
                 let value = if places.packed.is_some() && !places.meet(shape, batch, query, key) {
                     f64::NEG_INFINITY

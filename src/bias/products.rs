@@ -229,7 +229,7 @@ impl RelativeProducts {
         places.check(shape)?;
         self.check_inputs(shape, inputs)?;
         let mut out = Expected { want: zeros("numbers of a bias", len)?, bound: zeros("numbers of a bias", len)? };
-        for [batch, head, query] in shape.each_row() {
+        for [batch, head, query] in shape.each_full_row() {
             for key in 0..shape.keys {
                 let index = shape.index(batch, head, query, key);
                 if places.packed.is_some() && !places.meet(shape, batch, query, key) {
@@ -293,7 +293,7 @@ impl RelativeProducts {
         sum: impl Fn(f64, f64) -> f64,
     ) -> Result<()> {
         let products = self.expect(shape, inputs, places)?.want;
-        for [batch, head, query] in shape.each_row() {
+        for [batch, head, query] in shape.each_full_row() {
             for key in 0..shape.keys {
                 let index = shape.index(batch, head, query, key);
                 x[index] = T::from_f64(sum(x[index].to_f64(), products[index]));

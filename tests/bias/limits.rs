@@ -112,6 +112,10 @@ fn tables_beyond_the_host_are_refused() {
     let none = Numbers::rows(1 << 30, 1 << 30, 0, 1);
     assert_eq!(GateSums::logs().grad((&[], none), (&[], none), (&[], none)).unwrap(), (vec![], vec![]));
     let slopes = Alibi::new(1).slopes().unwrap();
+    let keyless = Logits::bhqk(1 << 30, 1, 1 << 30, 0);
+    assert!(Bias::Slopes(&slopes).expect(&keyless, &Places::counted(0, 0)).unwrap().want.is_empty());
+    let got = DistanceGrad::new::<f32>(&[], &keyless, &Places::counted(0, 0), 0..=1).unwrap();
+    assert_eq!(got.values, [0.0; 2]);
     let strided = Logits { strides: [1 << 40, 1, 1], ..Logits::bhqk(2, 1, 1, 1) };
     refused(
         Bias::Slopes(&slopes).expect(&strided, &Places::counted(0, 0)),

@@ -105,7 +105,7 @@ impl Term {
         let factor = self.grad_factor(of);
         let mut out =
             TermGrad { values: zeros("gradients of a term", len)?, sizes: zeros("gradients of a term", len)? };
-        for [batch, head, query] in shape.each_row() {
+        for [batch, head, query] in shape.each_full_row() {
             for key in (0..shape.keys).filter(|&key| places.meet(shape, batch, query, key)) {
                 let pair = Pair::of(shape, places, [batch, head, query], key);
                 let Some(entry) = inputs.entry(self, shape, &pair) else { continue };
