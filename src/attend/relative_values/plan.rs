@@ -291,7 +291,7 @@ impl<T: Scalar> RelativeTableGradPlan<T> {
         let sums = product("heads x splits x entries x dim", &[heads, splits, entries, dim])?;
         let [kernel] = gpu.load::<T, _, 1>(RELATIVE_TABLE_GRAD)?;
         // Blocks that split nothing leave nothing.
-        let (counters, sums) = if splits == 1 { (0, 0) } else { (cut.units(), sums) };
+        let (counters, sums) = if splits == 1 { (1, 0) } else { (cut.units(), sums) };
         let scratch = Scratch::new(gpu, counters, sums)?;
         let (spec, term, element) = (spec.clone(), term(gpu, spec)?, PhantomData);
         Ok(Self { gpu: gpu.clone(), spec, term, heads, dim, scratch, kernel, element })
