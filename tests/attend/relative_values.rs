@@ -6,6 +6,7 @@ use posenc::bias::{AnyNumbers, Distances, Numbers, Outside, Sign};
 use posenc::{Gpu, Heads, Logits, Packed, Place, Places, Scalar, Softmax};
 
 use crate::biases::{Buffers, Context, Host};
+use crate::cases::content;
 use crate::support::{Alias, Data, Guarded, gpu, last_launch};
 use crate::terms_support::{Own, short};
 
@@ -165,22 +166,16 @@ fn equation_3_of_shaw_by_hand() {
     }
 }
 
-fn floats(value: &serde_json::Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
-
 /// Hugging Face's VitsAttention, from its scores to its output and back: `tests/golden/content.json`.
 #[test]
 fn vits_is_hugging_face() {
-    let golden: serde_json::Value = serde_json::from_str(include_str!("../golden/content.json")).unwrap();
-    for case in golden["cases"].as_array().unwrap().iter().filter(|case| case["model"] == "vits") {
-        let number = |name: &str| case[name].as_u64().unwrap() as usize;
-        let [batch, heads, tokens, dim, window] = ["batch", "heads", "tokens", "dim", "window"].map(number);
-        let f32s = |name: &str| floats(&case[name]).iter().map(|&x| x as f32).collect::<Vec<f32>>();
+    for case in content().iter().filter(|case| case.name().starts_with("vits_")) {
+        let [batch, heads, tokens, dim, window] =
+            ["batch", "heads", "tokens", "dim", "window"].map(|name| case.size(name));
         let (shape, values) = (Logits::bhqk(batch, heads, tokens, tokens), Heads::bhtd(batch, heads, tokens, dim));
-        let mut p = f32s("scores");
+        let mut p = case.f32s("scores");
         Softmax::new(1.0).apply(&mut p, &shape, &HostInputs::default()).unwrap();
-        let (v, dz, table) = (f32s("v"), f32s("upstream"), f32s("table_v"));
+        let (v, dz, table) = (case.f32s("v"), case.f32s("upstream"), case.f32s("table_v"));
         let mut z = vec![0.0f32; v.len()];
         for [b, h, i] in (0..batch * heads * tokens).map(|r| [r / tokens / heads, r / tokens % heads, r % tokens]) {
             for c in 0..dim {
@@ -191,10 +186,10 @@ fn vits_is_hugging_face() {
         let spec = RelativeValues::vits(window);
         let table = (&table[..], Numbers::rows(1, 1, 2 * window + 1, dim));
         spec.add((&p, shape), table, (&mut z, values), &Places::counted(0, 0)).unwrap();
-        assert_close(&z, &floats(&case["output"]), |_| 2e-6);
+        assert_close(&z, &case.f64s("output"), |_| 2e-6);
         let grad = spec.grad((&p, shape), table, (&dz, values), &Places::counted(0, 0)).unwrap();
         let got: Vec<f32> = grad.table.iter().map(|&x| x as f32).collect();
-        assert_close(&got, &floats(&case["table_v_gradient"]), |_| 2e-6);
+        assert_close(&got, &case.f64s("table_v_gradient"), |_| 2e-6);
     }
 }
 

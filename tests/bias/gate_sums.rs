@@ -3,6 +3,7 @@ use posenc::accuracy::assert_close;
 use posenc::bias::{AnyNumbers, GateSums, GateSumsPlan, Gates, Numbers};
 use posenc::{Gpu, Scalar};
 
+use crate::cases::content;
 use crate::support::{Alias, Data, Guarded, gpu, last_launch};
 use crate::terms_support::Own;
 
@@ -37,23 +38,18 @@ fn exact(gates: impl Iterator<Item = f32>) -> Vec<[f64; 2]> {
 
 // -------------------------------------------------------------------------------------------------------------- values
 
-fn floats(value: &serde_json::Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
-
 /// x-transformers' forget gates, their bias and the gates' gradient: `tests/golden/content.json`.
 #[test]
 fn forget_gates_are_those_of_x_transformers() {
-    let golden: serde_json::Value = serde_json::from_str(include_str!("../golden/content.json")).unwrap();
-    let case = golden["cases"].as_array().unwrap().iter().find(|case| case["name"] == "forget_causal").unwrap();
-    let [batch, heads, tokens] = ["batch", "heads", "tokens"].map(|name| case[name].as_u64().unwrap() as usize);
-    let logits: Vec<f32> = floats(&case["f"]).iter().map(|&x| x as f32).collect();
+    let case = content().into_iter().find(|case| case.name() == "forget_causal").unwrap();
+    let [batch, heads, tokens] = ["batch", "heads", "tokens"].map(|name| case.size(name));
+    let logits = case.f32s("f");
     let gates = Numbers { strides: [tokens * heads, 1, heads, 1], ..Numbers::rows(batch, heads, tokens, 1) };
     let pairs = Numbers::rows(batch, heads, tokens, 2);
     let mut sums = vec![0.0f32; batch * heads * tokens * 2];
     let spec = GateSums::logits();
     spec.write((&logits, gates), (&mut sums, pairs), None).unwrap();
-    let (bias, upstream) = (floats(&case["bias"]), floats(&case["upstream"]));
+    let (bias, upstream) = (case.f64s("bias"), case.f64s("upstream"));
     let ends = Numbers::rows(batch, heads, tokens, 1);
     let [mut query_grad, mut key_grad] = [0, 1].map(|_| vec![0.0f64; batch * heads * tokens]);
     for row in 0..batch * heads {
@@ -69,7 +65,7 @@ fn forget_gates_are_those_of_x_transformers() {
     let f32s = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Vec<_>>();
     let (query_grad, key_grad) = (f32s(&query_grad), f32s(&key_grad));
     let (grad, _) = spec.grad((&logits, gates), (&query_grad, ends), (&key_grad, ends)).unwrap();
-    let want = floats(&case["f_gradient"]);
+    let want = case.f64s("f_gradient");
     for (index, got) in grad.iter().enumerate() {
         let [row, token] = [index / tokens, index % tokens];
         let want = want[(row / heads * tokens + token) * heads + row % heads];
