@@ -284,3 +284,27 @@ fn a_store_hides_behind_no_atomic_of_its_own_thread() {
         fine(&body("bar.sync 0;"), 1, 64);
     }
 }
+
+// ---- blocks that run at the same time --------------------------------------------------------------------------------
+
+/// A read finds the signal that wrote its value, whatever other workers do between the two.
+#[test]
+fn the_last_of_blocks_that_run_at_the_same_time_sees_all() {
+    const BLOCKS: u32 = 2000;
+    let d = Device::new();
+    // Each block writes its word and adds to the counter behind them; the last one reads every word.
+    let text = kernel(
+        "mad.wide.u32 %x1, %b, 4, %p;\nst.global.u32 [%x1], %r1;\nadd.u64 %c, %p, 8000;\n\
+         atom.acq_rel.gpu.global.add.u32 %r2, [%c], 1;\nsetp.ne.u32 %q6, %r2, 1999;\n@%q6 bra END;\n\
+         mov.u32 %r3, 0;\nNEXT:\nmad.wide.u32 %x1, %r3, 4, %p;\nld.global.u32 %r4, [%x1];\nadd.u32 %r3, %r3, 1;\n\
+         setp.lt.u32 %q7, %r3, 2000;\n@%q7 bra NEXT;\nEND:",
+    );
+    let f = d.kernel(&text, "k");
+    for _ in 0..30 {
+        let mut x = d.stream.alloc_zeros::<u8>(8004).unwrap();
+        let mut launch = d.stream.launch_builder(&f);
+        launch.arg(&mut x);
+        unsafe { launch.launch(shape(BLOCKS, 1, 0)) }.unwrap();
+        d.stream.synchronize().unwrap_or_else(|_| panic!("{}", d.emulator.last_error().unwrap()));
+    }
+}

@@ -198,6 +198,7 @@ pub(crate) unsafe fn atom(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
             }
         }
     }
+    race::found(cx, &addr, mask, access);
     Flow::Next
 }
 

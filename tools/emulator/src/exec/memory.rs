@@ -3,6 +3,7 @@
 use super::lane::{get, put, put_pred};
 use super::machine::{Cx, Flow, Op};
 use super::operand::{Access, Kind, LANES, NONE, Touch};
+use super::race;
 use super::reach::{lanes_of, reach};
 use crate::fault::FaultKind;
 use crate::ptx::ast::Space;
@@ -70,6 +71,7 @@ pub(crate) unsafe fn ld<T: Raw>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
             }
         }
     }
+    race::found(cx, &addr, mask, access);
     Flow::Next
 }
 
@@ -91,6 +93,7 @@ pub(crate) unsafe fn ld128(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
             put(cx, access.slots[v], &value, mask);
         }
     }
+    race::found(cx, &addr, mask, access);
     Flow::Next
 }
 

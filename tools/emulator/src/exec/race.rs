@@ -214,6 +214,15 @@ fn look(cx: &mut Cx, block: u64, addr: &[u64; LANES], mask: u32, access: &Access
     }
 }
 
+/// Behind a strong read of global memory: what it may have found. Workers run blocks at the same time, so that a look before
+/// the read would miss a signal that the read then finds.
+#[inline]
+pub(crate) fn found(cx: &mut Cx, addr: &[u64; LANES], mask: u32, access: &Access) {
+    if access.order.strong() && cx.grid.strict.races && cx.grid.releases.any() {
+        look(cx, GLOBAL, addr, mask, access);
+    }
+}
+
 /// What a strong write tells: that all is done that came before a fence of its lane.
 #[cold]
 fn signal(cx: &mut Cx, block: u64, addr: &[u64; LANES], mask: u32, access: &Access, touch: Touch) {
@@ -301,9 +310,6 @@ pub(crate) fn global(cx: &mut Cx, addr: &[u64; LANES], mask: u32, touch: Touch, 
     let grid = cx.grid;
     let Some(shadow) = grid.memory.race_shadow() else { return true };
     let strong = access.order.strong();
-    if strong && touch != Touch::Write && grid.releases.any() {
-        look(cx, GLOBAL, addr, mask, access);
-    }
     if !grid.loose.is_empty() && !across(cx, addr, mask, touch, bytes) {
         return false;
     }
