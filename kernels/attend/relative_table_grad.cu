@@ -10,6 +10,7 @@
 // each 128 channels; with a lookup or positions of their own once for each 32 entries too. dz is read by each warp,
 // once for four entries, which the cache serves.
 #include "attend/relative_values.cuh"
+#include "common/barrier.cuh"
 
 namespace {
 

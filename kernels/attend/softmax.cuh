@@ -17,6 +17,7 @@
 #pragma once
 #include "attend/law.cuh"
 #include "bias/forms.cuh"
+#include "common/barrier.cuh"
 #include "common/keys.cuh"
 #include "common/reduce.cuh"
 

@@ -16,6 +16,7 @@
 // distance of the target; distances outside take the nearest one, or, where the weight is -|d|, three bins hold the
 // sides times |d|. The last block of a head then adds what its blocks left.
 #include "bias/bins.cuh"
+#include "common/barrier.cuh"
 #include "common/keys.cuh"
 
 // Rows of a tile; its keys are as many.

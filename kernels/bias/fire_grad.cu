@@ -14,6 +14,7 @@
 // last block of all makes the outputs, a warp each. Each number of grad is read once; no number is added by an atomic.
 #include "bias/bias.cuh"
 #include "bias/bins.cuh"
+#include "common/barrier.cuh"
 
 constexpr int SUMS = 4;
 

@@ -17,6 +17,7 @@
 // an atomic. grad is read once, with chunks once for each chunk that a sector has entries of.
 #include "bias/bins.cuh"
 #include "bias/terms.cuh"
+#include "common/barrier.cuh"
 
 extern __shared__ float4 shared[];
 

@@ -1,5 +1,4 @@
-// Sums and maxima of a row in one fixed order, whatever the number of threads and the row's length; and meetings of
-// blocks.
+// Sums and maxima of a row in one fixed order, whatever the number of threads and the row's length.
 //
 // The keys of a chunk, 8192 of them from a multiple of 8192 on, are 1024 packs of eight. A pack is summed as a tree,
 // and so are the packs, 512 apart first, neighbours last. Keys that are masked or not there add 0, so that a longer
@@ -137,39 +136,6 @@ struct Place {
         if (!live) row = team.rows - 1;
     }
 };
-
-// Waits until the `share` blocks that work on one row are here, in a launch that has all its blocks on the device at
-// once. Thread 0 alone waits, and sees what the others' thread 0 wrote before; a barrier must follow. The last one to
-// go sets the counter back to 0.
-__device__ inline void meet(unsigned* counter, unsigned share) {
-    __threadfence();
-    atomicAdd(counter, 1u);
-    while (true) {
-        unsigned here;
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                     : "=r"(here)
-                     : "l"(__cvta_generic_to_global(counter))
-                     : "memory");
-        if (here >= share) break;
-        __nanosleep(32);
-    }
-    if (atomicAdd(counter, 1u) == 2 * share - 1) atomicExch(counter, 0u);
-}
-
-// True in the threads of the last of `blocks` blocks that come here; what the others wrote before is then seen. It sets
-// the counter back to 0.
-__device__ inline bool last_of(unsigned* counter, unsigned blocks) {
-    __shared__ bool last;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        last = atomicAdd(counter, 1u) == blocks - 1;
-        if (last) atomicExch(counter, 0u);
-    }
-    __syncthreads();
-    __threadfence();
-    return last;
-}
 
 // A sum with compensation: within 2^-23 of the sum of the sizes of its terms, however many they are.
 struct Sum {

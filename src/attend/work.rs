@@ -50,6 +50,11 @@ impl Room {
         }
         Ok(room)
     }
+
+    /// The same without cooperative launches.
+    pub(super) fn alone(&self) -> Self {
+        Self { together: [0; MOST_HELD], ..*self }
+    }
 }
 
 /// How the threads of a call are shared among its rows. No bit depends on it.
@@ -148,7 +153,7 @@ mod tests {
             });
             Room { multiprocessors, shared, key, together }
         };
-        let alone = Room { together: [0; MOST_HELD], ..room(132, 230_400, 4) };
+        let alone = room(132, 230_400, 4).alone();
         [room(132, 230_400, 4), room(132, 230_400, 8), room(72, 63_488, 8), alone]
     }
 

@@ -298,6 +298,15 @@ impl<'a> Call<'a> {
     /// Puts one kernel into the stream. A call may launch several, one after another.
     #[inline]
     pub(crate) fn launch<A: Args>(&self, kernel: &Kernel<A>, launch: &Launch<A>) -> Result<()> {
+        if self.try_launch(kernel, launch)? {
+            return Ok(());
+        }
+        Err(Error::Value(format!("{kernel:?} needs {:?} blocks on the device at once, which do not fit", launch.grid)))
+    }
+
+    /// [`Call::launch`]; false if the driver refused a cooperative launch because not all of its blocks fit at once.
+    #[inline]
+    pub(crate) fn try_launch<A: Args>(&self, kernel: &Kernel<A>, launch: &Launch<A>) -> Result<bool> {
         let mut stray = None;
         launch.args.addresses(&mut |address| {
             // One past the end belongs to a tensor without elements.

@@ -118,12 +118,13 @@ impl Gpu {
         Ok(u32::try_from(blocks).unwrap_or(0).saturating_mul(self.multiprocessors()))
     }
 
-    /// Puts one kernel into the stream: no allocation, no copy, no synchronisation.
+    /// Puts one kernel into the stream: no allocation, no copy, no synchronisation. False: the driver refused a cooperative launch
+    /// because not all of its blocks fit at once.
     ///
     /// # Safety
     /// Every address in the arguments is null or lies in memory of this context that stays allocated, initialised where it is
     /// read, until the kernel has run; that memory reaches as far as the shapes in the arguments do.
-    pub(super) unsafe fn launch<A: Args>(&self, kernel: &Kernel<A>, launch: &Launch<A>) -> Result<()> {
+    pub(super) unsafe fn launch<A: Args>(&self, kernel: &Kernel<A>, launch: &Launch<A>) -> Result<bool> {
         launch.check(kernel.name)?;
         let stream = self.stream();
         stream.context().bind_to_thread().map_err(driver::error("cuCtxSetCurrent"))?;
@@ -158,9 +159,11 @@ impl Gpu {
         };
         // SAFETY: the kernel's one parameter is A (the list of kernels gives it its type), the caller answers for the addresses
         // in it, the driver copies it before it returns, and attributes and pointers live until then.
-        unsafe { sys::cuLaunchKernelEx(&config, kernel.raw, pointers.as_mut_ptr(), std::ptr::null_mut()) }
-            .result()
-            .map_err(driver::error("cuLaunchKernelEx"))
+        let result = unsafe { sys::cuLaunchKernelEx(&config, kernel.raw, pointers.as_mut_ptr(), std::ptr::null_mut()) };
+        if launch.cooperative && result == sys::CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE {
+            return Ok(false);
+        }
+        result.result().map(|()| true).map_err(driver::error("cuLaunchKernelEx"))
     }
 }
 

@@ -352,6 +352,44 @@ fn long_rows_have_the_same_bits_held_shared_and_read_twice() {
     }
 }
 
+/// A green context has fewer multiprocessors than its device: what fits on the device is refused there.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_refused_cooperative_launch_gives_the_same_bits_from_a_block_a_row() {
+    const TOO_LARGE: u32 = 720;
+    let Some(emulator) = emulator::attach() else { return };
+    let gpu = gpu();
+    let shape = Logits::bhqk(1, 2, 1, 40_000);
+    let logits: Vec<bf16> = Data::new(16).values(shape.elements().unwrap());
+    let stream = gpu.stream();
+    let (x, scales) = (stream.clone_htod(&logits).unwrap(), stream.clone_htod(&[1f32, 2.0]).unwrap());
+    let alibi = SoftmaxPlan::<bf16>::new(&gpu, &Softmax::causal(2.0), &Alibi::new(2)).unwrap();
+    let none = SoftmaxPlan::<bf16>::new(&gpu, &Softmax::causal(2.0), Bias::None).unwrap();
+    // With scales, the kernels of terms run.
+    for (plan, scales) in [(&alibi, None), (&none, Some(&scales))] {
+        let inputs = Inputs { scales: scales.map(|scales| scales as _), ..Inputs::default() };
+        let results = [false, true].map(|refused| {
+            let (mut p, mut dx) = (stream.alloc_zeros::<bf16>(80_000).unwrap(), stream.alloc_zeros(80_000).unwrap());
+            emulator.reset_counters();
+            if refused {
+                emulator.fail("cuLaunchKernelEx", 1, TOO_LARGE, false);
+            }
+            plan.apply(shape.of(&x).to(shape.of_mut(&mut p)), &inputs).unwrap();
+            if refused {
+                emulator.fail("cuLaunchKernelEx", 1, TOO_LARGE, false);
+            }
+            plan.grad(shape.of(&p), shape.of(&x).to(shape.of_mut(&mut dx)), &inputs, GradOptions::default()).unwrap();
+            emulator.forget_failures();
+            let counters = emulator.counters();
+            assert_eq!(counters.launches, 2);
+            (bits(&stream.clone_dtoh(&p).unwrap()), bits(&stream.clone_dtoh(&dx).unwrap()), counters.blocks)
+        });
+        assert!(results[0].2 > results[1].2, "blocks share the rows, {} and {}", results[0].2, results[1].2);
+        assert_eq!(results[0].0, results[1].0);
+        assert_eq!(results[0].1, results[1].1);
+    }
+}
+
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn a_row_of_a_million_keys_is_the_reference() {

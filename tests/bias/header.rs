@@ -7,7 +7,7 @@ use posenc::bias::{DEVICE_HEADER, Distances, Window};
 use posenc::{Alibi, Bias, T5Bias};
 
 use crate::biases::fire;
-use crate::support::{Data, gpu};
+use crate::support::{Data, gpu, nvrtc};
 
 // One block a query, one thread a key: three biases of one head and two entries of tables.
 const KERNEL: &str = r#"
@@ -27,15 +27,6 @@ extern "C" __global__ void foreign(float slope, const float* row, int first, int
     at[2] = posenc_fire(breaks, break_count, slopes, intercepts, input);
 }
 "#;
-
-/// Opens NVRTC where build.rs found it, so that it is there when cudarc asks the loader for it by name.
-fn nvrtc() -> bool {
-    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    let Some(folder) = std::env::var_os("POSENC_NVRTC") else { return false };
-    let path = std::path::Path::new(&folder).join("libnvrtc.so.12");
-    // SAFETY: NVRTC's initialisers have no preconditions; it is never closed.
-    unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.map(std::mem::forget).is_ok()
-}
 
 #[test]
 fn the_header_includes_nothing_and_names_its_functions() {

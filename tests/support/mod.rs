@@ -164,6 +164,15 @@ impl<V> cudarc::driver::DevicePtrMut<V> for Alias<V> {
     }
 }
 
+/// Opens NVRTC where build.rs found it, so that it is there when cudarc asks the loader for it by name.
+pub fn nvrtc() -> bool {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    let Some(folder) = std::env::var_os("POSENC_NVRTC") else { return false };
+    let path = std::path::Path::new(&folder).join("libnvrtc.so.12");
+    // SAFETY: NVRTC's initialisers have no preconditions; it is never closed.
+    unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.map(std::mem::forget).is_ok()
+}
+
 /// A NaN that no kernel makes.
 pub fn poison<T: Scalar>() -> T {
     let bytes = [0xa5, 0xff, 0xa5, 0xff];

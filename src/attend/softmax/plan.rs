@@ -8,7 +8,7 @@ use crate::attend::inputs::check_mask;
 use crate::attend::work::{HELD, PARTS, Room, Work, held_grad};
 use crate::bias::{AsBias, BiasInputs, BiasPlan, Held, rows};
 use crate::gpu::args::{
-    Args, BiasKind, LogitOrder, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxLaw,
+    Args, BiasKind, LogitOrder, Out, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxLaw,
     SoftmaxTermsArgs, TermsArgs,
 };
 use crate::gpu::kernel::{Entry, SINK_GRAD, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_GRAD_TERMS, SOFTMAX_TERMS};
@@ -73,6 +73,31 @@ impl<A: Args> Roomy<A> {
     fn load<T: Scalar>(gpu: &Gpu, entry: [Entry<A>; 1], key: u32) -> Result<Self> {
         let [kernel] = gpu.load::<T, _, 1>(entry)?;
         Ok(Self { room: Room::of(gpu, &kernel, key)?, kernel })
+    }
+
+    /// Launches it over rows of `keys`, with room for at least `least` chunks; `args` is its argument for a division of work and
+    /// the scratch memory of rows that blocks share.
+    ///
+    /// Where the driver refuses the cooperative launch (a green context has fewer multiprocessors than the device says), a block
+    /// takes each row alone: no bit depends on it.
+    pub(in crate::attend) fn launch<'a>(
+        &self,
+        call: &mut Call<'a>,
+        scratch: &'a Scratch,
+        (rows, keys): (u32, usize),
+        least: u32,
+        args: impl Fn(&Work, [Out; 2]) -> A,
+    ) -> Result<()> {
+        let launch = |work: &Work, scratch| work.launch(work.held.max(least), self.room.key, args(work, scratch));
+        let mut work = Work::of(rows, keys, &self.room);
+        if work.share > 1 {
+            let (counters, parts) = call.scratch(scratch)?;
+            if call.try_launch(&self.kernel, &launch(&work, [counters, parts]))? {
+                return Ok(());
+            }
+            work = Work::of(rows, keys, &self.room.alone());
+        }
+        call.launch(&self.kernel, &launch(&work, [Out::NULL; 2]))
     }
 }
 
@@ -228,19 +253,18 @@ impl<T: Scalar> SoftmaxPlan<T> {
             return Ok(());
         }
         let aligned = if widest(x.steps()) < 16 { 0 } else { 1 + u32::from(widest(mask_steps) == 16) };
-        let (rows, room) = (rows(&shape)?, if terms.is_none() { &self.kernel.room } else { &self.terms_kernel.room });
-        let work = Work::of(rows, shape.keys, room);
-        args.team = work.team(rows, aligned);
-        if work.share > 1 {
-            (args.counters, args.parts) = call.scratch(&self.scratch)?;
-        }
-        let held = work.held.max(1);
+        let rows = rows(&shape)?;
+        let size = (rows, shape.keys);
+        let with = |work: &Work, [counters, parts]: [Out; 2]| {
+            let mut args = args;
+            (args.team, args.counters, args.parts) = (work.team(rows, aligned), counters, parts);
+            args
+        };
         match terms {
-            None => call.launch(&self.kernel.kernel, &work.launch(held, HELD, args)),
-            Some(terms) => {
-                let args = SoftmaxTermsArgs { call: args, terms, ..SoftmaxTermsArgs::zeroed() };
-                call.launch(&self.terms_kernel.kernel, &work.launch(held, HELD, args))
-            }
+            None => self.kernel.launch(&mut call, &self.scratch, size, 1, with),
+            Some(terms) => self.terms_kernel.launch(&mut call, &self.scratch, size, 1, |work, scratch| {
+                SoftmaxTermsArgs { call: with(work, scratch), terms, ..SoftmaxTermsArgs::zeroed() }
+            }),
         }
     }
 }

@@ -4,9 +4,9 @@ use bytemuck::Zeroable;
 
 use crate::attend::DeviceInputs;
 use crate::attend::softmax::plan::{SIZES, SoftmaxPlan};
-use crate::attend::work::{Work, held_grad};
+use crate::attend::work::Work;
 use crate::bias::{Held, rows};
-use crate::gpu::args::{SinkGradArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs};
+use crate::gpu::args::{Out, SinkGradArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs};
 use crate::gpu::{Launch, Read, Update, View, Write, check_same, widest};
 use crate::shape::Shape;
 use crate::{Error, Logits, Result, Scalar};
@@ -113,18 +113,18 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let aligned = u32::from(widest(steps) == 16);
         // Only a softcap's slope asks for the bias, and scales for the kernel of terms.
         let terms = terms.filter(|_| self.softmax.softcap.is_some() || inputs.scales.is_some());
-        let (rows, room) = (rows(&shape)?, if terms.is_none() { &self.grad.room } else { &self.terms_grad.room });
-        let work = Work::of(rows, shape.keys, room);
-        args.team = work.team(rows, aligned);
-        if work.share > 1 {
-            (args.counters, args.parts) = call.scratch(&self.scratch)?;
-        }
+        let rows = rows(&shape)?;
+        let size = (rows, shape.keys);
+        let with = |work: &Work, [counters, parts]: [Out; 2]| {
+            let mut args = args;
+            (args.team, args.counters, args.parts) = (work.team(rows, aligned), counters, parts);
+            args
+        };
         match terms {
-            None => call.launch(&self.grad.kernel, &work.launch(work.held, held_grad::<T>(), args)),
-            Some(terms) => {
-                let args = SoftmaxGradTermsArgs { call: args, terms, ..SoftmaxGradTermsArgs::zeroed() };
-                call.launch(&self.terms_grad.kernel, &work.launch(work.held, held_grad::<T>(), args))
-            }
+            None => self.grad.launch(&mut call, &self.scratch, size, 0, with),
+            Some(terms) => self.terms_grad.launch(&mut call, &self.scratch, size, 0, |work, scratch| {
+                SoftmaxGradTermsArgs { call: with(work, scratch), terms, ..SoftmaxGradTermsArgs::zeroed() }
+            }),
         }
     }
 
