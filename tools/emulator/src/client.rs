@@ -138,6 +138,13 @@ impl Emulator {
         unsafe { (self.table.set_quiet)(u32::from(on)) };
     }
 
+    /// Launches of this thread count the distinct bytes that they touch, which makes them slower: see
+    /// [`Counters::unique_bytes_read`].
+    pub fn set_unique(&self, on: bool) {
+        // SAFETY: a number.
+        unsafe { (self.table.set_unique)(u32::from(on)) };
+    }
+
     /// Forgets the sticky error of the thread's current context, which a device would keep until the context's end.
     pub fn clear_error(&self) {
         // SAFETY: no arguments.

@@ -53,6 +53,7 @@ pub(crate) struct Config {
     pub(crate) fail: String,
     strict: u32,
     noop: bool,
+    unique: bool,
 }
 
 impl Config {
@@ -98,6 +99,7 @@ impl Config {
             fail: get("EMULATOR_FAIL").unwrap_or_default(),
             strict,
             noop: get("EMULATOR_NOOP").is_some_and(|v| v != "0"),
+            unique: get("EMULATOR_UNIQUE").is_some_and(|v| v != "0"),
         }
     }
 }
@@ -107,6 +109,7 @@ thread_local! {
     static STRICT: Cell<Option<u32>> = const { Cell::new(None) };
     static NOOP: Cell<Option<bool>> = const { Cell::new(None) };
     static QUIET: Cell<bool> = const { Cell::new(false) };
+    static UNIQUE: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
 /// The level of strictness for launches of this thread.
@@ -132,6 +135,16 @@ pub(crate) fn noop() -> bool {
 /// Sets that for launches of this thread.
 pub(crate) fn set_noop(on: bool) {
     NOOP.with(|n| n.set(Some(on)));
+}
+
+/// Whether launches of this thread count distinct bytes.
+pub(crate) fn unique() -> bool {
+    UNIQUE.with(Cell::get).unwrap_or(config().unique)
+}
+
+/// Sets that for launches of this thread.
+pub(crate) fn set_unique(on: bool) {
+    UNIQUE.with(|u| u.set(Some(on)));
 }
 
 /// How much goes to stderr for calls of this thread.

@@ -39,12 +39,22 @@ pub struct Counters {
     pub sectors_read: u64,
     /// 32-byte sectors that those writes touch, each once per warp instruction.
     pub sectors_written: u64,
+    /// Distinct bytes of global memory that each launch reads; 0 unless [`crate::Emulator::set_unique`] asks for it.
+    pub unique_bytes_read: u64,
+    /// Distinct bytes of global memory that each launch writes; 0 unless [`crate::Emulator::set_unique`] asks for it.
+    pub unique_bytes_written: u64,
+    /// Passes of global accesses through the L1 cache: 128-byte lines that the lanes of a warp instruction touch. Accesses
+    /// of 8 bytes go in halves of the warp, of 16 bytes in quarters, of 32 bytes in eighths.
+    pub global_wavefronts: u64,
     /// Global accesses of a thread by width: 1, 2, 4, 8, 16 and 32 bytes.
     pub global_accesses: [u64; 6],
     /// Bytes read from shared memory.
     pub shared_bytes_read: u64,
     /// Bytes written to shared memory.
     pub shared_bytes_written: u64,
+    /// Passes over shared memory, those of [`Counters::bank_conflicts`] included: one where no two lanes meet in a bank
+    /// with different words. Accesses of 8 bytes go in halves of the warp, of 16 bytes in quarters.
+    pub shared_wavefronts: u64,
     /// Passes over shared memory beyond the first that bank conflicts cost.
     pub bank_conflicts: u64,
     /// Block-wide barriers, counted once per warp that arrives.
@@ -80,6 +90,11 @@ impl Counters {
             + self.warp
             + self.atomic
             + self.matrix
+    }
+
+    /// Passes through the L1 cache and shared memory, which are one unit of the device.
+    pub fn l1_wavefronts(&self) -> u64 {
+        self.global_wavefronts + self.shared_wavefronts
     }
 
     /// Share of the global bytes that moved in accesses of 16 bytes or more; 1 where nothing moved.

@@ -128,20 +128,54 @@ pub(crate) struct Memory {
     serials: Mutex<u32>,
 }
 
-/// Reserves address space that costs nothing until it is touched.
-fn reserve(bytes: u64) -> Option<u64> {
+fn map(bytes: u64, protection: libc::c_int) -> Option<u64> {
     // SAFETY: an anonymous mapping at an address of the system's choice touches nothing of ours.
     let at = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
             bytes as usize,
-            libc::PROT_READ | libc::PROT_WRITE,
+            protection,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
             -1,
             0,
         )
     };
     (at != libc::MAP_FAILED).then_some(at as u64)
+}
+
+/// Reserves address space that costs nothing until it is touched.
+fn reserve(bytes: u64) -> Option<u64> {
+    map(bytes, libc::PROT_READ | libc::PROT_WRITE)
+}
+
+/// Address space that costs nothing until it is touched, and is zero; given back at its end.
+pub(crate) struct Reservation {
+    start: u64,
+    bytes: u64,
+}
+
+impl Reservation {
+    /// `None` where the system refuses.
+    pub(crate) fn new(bytes: u64) -> Option<Self> {
+        reserve(bytes).map(|start| Self { start, bytes })
+    }
+
+    /// Its first address.
+    pub(crate) fn start(&self) -> u64 {
+        self.start
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: a mapping of its own, which nobody uses any more.
+        unsafe { libc::munmap(self.start as *mut libc::c_void, self.bytes as usize) };
+    }
+}
+
+/// Reserves address space that nobody can read or write.
+pub(crate) fn reserve_inaccessible(bytes: u64) -> Option<u64> {
+    map(bytes, libc::PROT_NONE)
 }
 
 impl Memory {
@@ -177,6 +211,11 @@ impl Memory {
     /// Where the region starts.
     pub(crate) fn base(&self) -> u64 {
         self.base
+    }
+
+    /// Bytes of the region.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
     }
 
     /// The bits of written bytes.

@@ -197,3 +197,37 @@ fn what_is_not_implemented_says_so() {
     assert!(!found.is_null());
     assert!(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS.result().unwrap_err().to_string().contains("illegal memory access"));
 }
+
+#[test]
+fn handles_are_addresses_of_the_process_that_nothing_can_be_read_at_and_none_comes_twice() {
+    let d = Device::new();
+    let module = d.module(PTX);
+    let mut handles = vec![d.context.cu_ctx() as u64];
+    for _ in 0..100 {
+        let (mut stream, mut event) = (null_mut(), null_mut());
+        unsafe {
+            sys::cuStreamCreate(&mut stream, 0).result().unwrap();
+            sys::cuEventCreate(&mut event, 0).result().unwrap();
+            sys::cuStreamDestroy_v2(stream).result().unwrap();
+            sys::cuEventDestroy_v2(event).result().unwrap();
+        }
+        handles.extend([stream as u64, event as u64]);
+    }
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("Linux has it");
+    let inaccessible: Vec<(u64, u64)> = maps
+        .lines()
+        .filter(|line| line.split_whitespace().nth(1).is_some_and(|rights| rights.starts_with("---")))
+        .filter_map(|line| line.split_whitespace().next()?.split_once('-'))
+        .map(|(start, end)| (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap()))
+        .collect();
+    for handle in &handles {
+        // what a signed integer holds, aligned like an object of the heap
+        assert!(*handle > 4096 && i64::try_from(*handle).is_ok() && handle % 16 == 0, "{handle:#x}");
+        assert!(inaccessible.iter().any(|(start, end)| (*start..*end).contains(handle)), "{handle:#x}\n{maps}");
+    }
+    let count = handles.len();
+    handles.sort_unstable();
+    handles.dedup();
+    assert_eq!(handles.len(), count, "a dead handle came back");
+    drop(module);
+}

@@ -25,6 +25,7 @@ const ORDER: &[&str] = &[
     "exec::stamp",
     "exec::causal",
     "exec::state",
+    "exec::unique",
     "exec::machine",
     // lanes: instructions that are functions of scalars
     "exec::lane",

@@ -126,7 +126,7 @@ fn retain(number: i32) -> Result<(u64, Arc<Context>), u32> {
     let mut primary = dev.primary.lock().unwrap_or_else(PoisonError::into_inner);
     if primary.context.is_none() {
         let context = make(number as usize, primary.flags);
-        primary.handle = handle::insert(context.clone()) as u64;
+        primary.handle = handle::insert(context.clone())? as u64;
         primary.context = Some(context);
     }
     primary.users += 1;
@@ -187,7 +187,7 @@ export! {
             let users = primary.users;
             let context = make(context.device, primary.flags);
             if users > 0 {
-                primary.handle = handle::insert(context.clone()) as u64;
+                primary.handle = handle::insert(context.clone())? as u64;
                 primary.context = Some(context);
             }
         }
@@ -218,7 +218,7 @@ export! {
             return Err(ERROR_INVALID_VALUE);
         }
         let context = make(dev as usize, flags);
-        let handle = handle::insert(context.clone());
+        let handle = handle::insert(context.clone())?;
         STACK_OF_CONTEXTS.with(|s| s.borrow_mut().push((handle as u64, context)));
         give(out, handle)
     }

@@ -94,7 +94,7 @@ export! {
         if flags > 7 || out.is_null() {
             return Err(ERROR_INVALID_VALUE);
         }
-        give(out, handle::insert(Arc::new(Event { flags, recorded: Mutex::default() })))
+        give(out, handle::insert(Arc::new(Event { flags, recorded: Mutex::default() }))?)
     }
 
     fn cuEventDestroy_v2(event: Handle) {

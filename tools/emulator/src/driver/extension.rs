@@ -7,7 +7,7 @@ use crate::counters::Counters;
 use std::sync::atomic::Ordering;
 
 /// Version of [`Table`]; a client of another version does not attach.
-pub(crate) const TABLE_VERSION: u32 = 3;
+pub(crate) const TABLE_VERSION: u32 = 4;
 
 /// A launch as it crosses the boundary; the name is cut where it is longer than its room.
 #[repr(C)]
@@ -36,6 +36,7 @@ pub(crate) struct Table {
     pub(crate) set_strictness: unsafe extern "C" fn(u32),
     pub(crate) set_noop: unsafe extern "C" fn(u32),
     pub(crate) set_quiet: unsafe extern "C" fn(u32),
+    pub(crate) set_unique: unsafe extern "C" fn(u32),
     /// Forgets the current context's sticky error.
     pub(crate) clear_error: unsafe extern "C" fn(),
     /// The name and its length, which call, the code, 1 for later calls too; 0 if that says nothing.
@@ -89,6 +90,10 @@ unsafe extern "C" fn set_quiet(on: u32) {
     config::set_quiet(on != 0);
 }
 
+unsafe extern "C" fn set_unique(on: u32) {
+    config::set_unique(on != 0);
+}
+
 unsafe extern "C" fn clear_error() {
     if let Ok(context) = current_any() {
         context.error.store(0, Ordering::Relaxed);
@@ -116,6 +121,7 @@ static TABLE: Table = Table {
     set_strictness,
     set_noop,
     set_quiet,
+    set_unique,
     clear_error,
     fail,
     forget_failures,

@@ -39,7 +39,7 @@ fn instantiate(out: *mut Handle, graph: Handle, flags: u64) -> Call {
     if flags & !KNOWN_FLAGS != 0 || flags & 4 != 0 && flags & 1 != 0 {
         return Err(ERROR_INVALID_VALUE);
     }
-    give(out, handle::insert(Arc::new(Exec { nodes: Mutex::new(graph.nodes.clone()) })))
+    give(out, handle::insert(Arc::new(Exec { nodes: Mutex::new(graph.nodes.clone()) }))?)
 }
 
 /// `CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED`
@@ -119,7 +119,7 @@ export! {
             return refuse(ERROR_ILLEGAL_STATE, "the stream is not captured");
         };
         let nodes = capture::end(&found, &stream)?;
-        give(out, handle::insert(Arc::new(Graph { nodes })))
+        give(out, handle::insert(Arc::new(Graph { nodes }))?)
     }
 
     fn cuThreadExchangeStreamCaptureMode(mode: *mut u32) {
@@ -151,7 +151,7 @@ export! {
         if flags != 0 {
             return Err(ERROR_INVALID_VALUE);
         }
-        give(out, handle::insert(Arc::new(Graph { nodes: Vec::new() })))
+        give(out, handle::insert(Arc::new(Graph { nodes: Vec::new() }))?)
     }
 
     fn cuGraphDestroy(graph: Handle) {

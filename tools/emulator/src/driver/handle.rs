@@ -1,11 +1,12 @@
 //! Handles and what they stand for.
 
 use super::code;
+use crate::device::reserve_inaccessible;
 use std::any::Any;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// A handle as the application sees it.
 pub(crate) type Handle = *mut c_void;
@@ -28,12 +29,26 @@ pub(crate) fn number() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// Bytes of address space from one handle to the next: handles are aligned like what they stand for in a real driver.
+const STEP: u64 = 16;
+/// Address space for handles: enough for four billion, none of which is used again.
+const SPACE: u64 = STEP << 32;
+
+/// An address that no other handle had. Applications keep handles in signed integers and test their alignment, so a
+/// handle is an address of the process; nothing is ever mapped there that could be read.
+fn address() -> Result<u64, u32> {
+    static START: OnceLock<Option<u64>> = OnceLock::new();
+    static USED: AtomicU64 = AtomicU64::new(0);
+    let start = START.get_or_init(|| reserve_inaccessible(SPACE)).ok_or(code::ERROR_OUT_OF_MEMORY)?;
+    let offset = USED.fetch_add(STEP, Ordering::Relaxed);
+    if offset < SPACE { Ok(start + offset) } else { Err(code::ERROR_OUT_OF_MEMORY) }
+}
+
 /// Gives an object a handle.
-pub(crate) fn insert(object: Arc<dyn Object>) -> Handle {
-    // handles look like pointers, and are never ones that the application owns
-    let handle = 0xe000_0000_0000_0000 | number() << 8;
+pub(crate) fn insert(object: Arc<dyn Object>) -> Result<Handle, u32> {
+    let handle = address()?;
     OBJECTS.write().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().insert(handle, object);
-    handle as Handle
+    Ok(handle as Handle)
 }
 
 fn find(handle: Handle) -> Option<Arc<dyn Object>> {

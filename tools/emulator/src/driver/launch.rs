@@ -13,6 +13,7 @@ use super::stream::stream;
 use crate::config::{self, config};
 use crate::counters::Counters;
 use crate::exec::grid;
+use crate::exec::unique::Unique;
 use std::cell::RefCell;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -271,6 +272,10 @@ fn run(p: &Prepared, on: &Stream) -> Call {
     let f = &p.function;
     let context = &f.module.context;
     let strict = config::strictness();
+    let unique = config::unique().then(|| Unique::new(&context.memory));
+    if let Some(None) = unique {
+        return refuse(ERROR_OUT_OF_MEMORY, "the system has no address space for the count of distinct bytes");
+    }
     let begun = strict.races.then(|| on.begin(p.overlaps));
     let (mut counters, serial, fault) = grid::run(grid::Launch {
         program: f.module.program.clone(),
@@ -287,6 +292,7 @@ fn run(p: &Prepared, on: &Stream) -> Call {
         strict,
         memory: context.memory.clone(),
         cooperative: p.cooperative,
+        unique: unique.flatten(),
         loose: begun.as_ref().map(|b| b.loose.clone()).unwrap_or_default(),
         threads: config().threads,
     });

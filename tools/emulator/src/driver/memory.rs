@@ -266,11 +266,12 @@ fn default_pool(dev: i32) -> Result<Handle, u32> {
     static POOLS: Mutex<BTreeMap<i32, u64>> = Mutex::new(BTreeMap::new());
     device(dev)?;
     let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
-    let handle = *pools.entry(dev).or_insert_with(|| {
-        let pool = Pool { device: dev as usize, ..Pool::default() };
-        handle::insert(Arc::new(pool)) as u64
-    });
-    Ok(handle as Handle)
+    if let Some(known) = pools.get(&dev) {
+        return Ok(*known as Handle);
+    }
+    let handle = handle::insert(Arc::new(Pool { device: dev as usize, ..Pool::default() }))?;
+    pools.insert(dev, handle as u64);
+    Ok(handle)
 }
 
 static PEAK: AtomicU64 = AtomicU64::new(0);
@@ -550,7 +551,7 @@ export! {
 
     fn cuMemPoolCreate(out: *mut Handle, _properties: *const c_void) {
         current_any()?;
-        give(out, handle::insert(Arc::<Pool>::default()))
+        give(out, handle::insert(Arc::<Pool>::default())?)
     }
 
     fn cuMemPoolDestroy(pool: Handle) {

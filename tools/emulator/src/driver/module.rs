@@ -255,7 +255,7 @@ fn loaded(out: *mut Handle, image: *const c_void, logs: Option<&Logs>) -> Call {
                 logs.write(0, "");
                 logs.write(1, "");
             }
-            give(out, handle::insert(Arc::new(module)))
+            give(out, handle::insert(Arc::new(module))?)
         }
         Err((code, reason)) => {
             if let Some(logs) = logs {
@@ -282,16 +282,18 @@ fn find_function(module: &Arc<Module>, name: &str) -> Result<Handle, u32> {
         return refuse(ERROR_NOT_FOUND, format!("the module has no kernel `{name}`; it has: {}", known.join(", ")));
     };
     let mut functions = module.functions.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = *functions.entry(name.to_owned()).or_insert_with(|| {
-        handle::insert(Arc::new(Function {
-            module: module.clone(),
-            kernel,
-            max_dynamic: AtomicI32::new(-1),
-            carveout: AtomicI32::new(-1),
-            cluster: Mutex::default(),
-        })) as u64
-    });
-    Ok(known as Handle)
+    if let Some(known) = functions.get(name) {
+        return Ok(*known as Handle);
+    }
+    let handle = handle::insert(Arc::new(Function {
+        module: module.clone(),
+        kernel,
+        max_dynamic: AtomicI32::new(-1),
+        carveout: AtomicI32::new(-1),
+        cluster: Mutex::default(),
+    }))?;
+    functions.insert(name.to_owned(), handle as u64);
+    Ok(handle)
 }
 
 fn unload(module: &Arc<Module>) {
@@ -375,7 +377,7 @@ export! {
     ) {
         let context = current()?;
         match load(&context, image) {
-            Ok(module) => give(out, handle::insert(Arc::new(Library(Arc::new(module))))),
+            Ok(module) => give(out, handle::insert(Arc::new(Library(Arc::new(module))))?),
             Err((code, reason)) => {
                 told(code, &reason);
                 Err(code)
@@ -397,7 +399,7 @@ export! {
 
     fn cuLibraryGetModule(out: *mut Handle, on: Handle) {
         let module = handle::get::<Library>(on)?.0.clone();
-        give(out, handle::insert(module))
+        give(out, handle::insert(module)?)
     }
 
     fn cuKernelGetFunction(out: *mut Handle, kernel: Handle) {

@@ -118,7 +118,7 @@ export! {
             timeline: context.default_stream.timeline.clone(),
             ..Default::default()
         };
-        give(out, handle::insert(Arc::new(stream)))
+        give(out, handle::insert(Arc::new(stream))?)
     }
 
     fn cuStreamDestroy_v2(on: Handle) {

@@ -3,6 +3,7 @@
 use super::machine::{Cx, Grid, Loose, Program};
 use super::operand::Class;
 use super::state::Block;
+use super::unique::Unique;
 use crate::config::Strict;
 use crate::counters::Counters;
 use crate::device::Memory;
@@ -32,6 +33,8 @@ pub(crate) struct Launch {
     pub(crate) memory: Arc<Memory>,
     pub(crate) cooperative: bool,
     pub(crate) loose: Loose,
+    /// Counts distinct bytes.
+    pub(crate) unique: Option<Unique>,
     pub(crate) threads: usize,
 }
 
@@ -100,6 +103,7 @@ pub(crate) fn run(launch: Launch) -> (Counters, u32, Option<Box<Fault>>) {
         serial,
         releases: Default::default(),
         loose: launch.loose,
+        unique: launch.unique,
         single_bytes: AtomicBool::new(false),
         stop: AtomicBool::new(false),
         next: AtomicU64::new(0),

@@ -6,6 +6,7 @@
 use super::causal::Releases;
 use super::operand::{Access, Bar, CLASSES, Call, Fill, Kind};
 use super::state::{Block, Warp};
+use super::unique::Unique;
 use crate::config::Strict;
 use crate::counters::Counters;
 use crate::device::{Memory, Table};
@@ -110,6 +111,8 @@ pub(crate) struct Grid {
     pub(crate) releases: Releases,
     /// What nothing orders before this launch.
     pub(crate) loose: Loose,
+    /// Which bytes were touched, if that is counted.
+    pub(crate) unique: Option<Unique>,
     /// Whether an access to global memory was of one byte.
     pub(crate) single_bytes: AtomicBool,
     pub(crate) stop: AtomicBool,

@@ -16,6 +16,7 @@ pub(crate) mod causal;
 pub(crate) mod machine;
 pub(crate) mod stamp;
 pub(crate) mod state;
+pub(crate) mod unique;
 // lanes: instructions that are functions of scalars
 pub(crate) mod convert;
 pub(crate) mod lane;

@@ -101,8 +101,9 @@ fn reach_global(cx: &mut Cx, access: &Access, addr: &mut [u64; LANES], mask: u32
     }
     // counters
     let lanes = u64::from(mask.count_ones());
-    let sectors = sectors(addr, mask, bytes, low, high, lanes);
+    let (sectors, lines) = footprint(addr, mask, bytes, low, high, lanes);
     let c = &mut cx.counters;
+    c.global_wavefronts += lines;
     c.global_accesses[bytes.trailing_zeros() as usize & 7] += lanes;
     if touch != Touch::Write {
         c.bytes_read += lanes * bytes;
@@ -111,6 +112,11 @@ fn reach_global(cx: &mut Cx, access: &Access, addr: &mut [u64; LANES], mask: u32
     if touch != Touch::Read {
         c.bytes_written += lanes * bytes;
         c.sectors_written += sectors;
+    }
+    if let Some(unique) = &cx.grid.unique {
+        let (read, written) = unique.touch(addr, mask, bytes, touch);
+        cx.counters.unique_bytes_read += read;
+        cx.counters.unique_bytes_written += written;
     }
     let strict = cx.grid.strict;
     if strict.uninitialised && !init::global(cx, addr, mask, touch, bytes) {
@@ -122,9 +128,9 @@ fn reach_global(cx: &mut Cx, access: &Access, addr: &mut [u64; LANES], mask: u32
     true
 }
 
-/// Distinct sectors of 32 bytes.
+/// Distinct sectors of 32 bytes, and distinct lines of 128 bytes of each group of lanes that passes at once.
 #[inline]
-fn sectors(addr: &[u64; LANES], mask: u32, bytes: u64, low: u64, high: u64, lanes: u64) -> u64 {
+fn footprint(addr: &[u64; LANES], mask: u32, bytes: u64, low: u64, high: u64, lanes: u64) -> (u64, u64) {
     // consecutive lanes at consecutive addresses: the usual case needs no list
     if high - low == (lanes - 1) * bytes {
         let dense = {
@@ -136,20 +142,37 @@ fn sectors(addr: &[u64; LANES], mask: u32, bytes: u64, low: u64, high: u64, lane
             }
             dense
         };
-        if dense {
-            return (high + bytes - 1) / 32 - low / 32 + 1;
+        if dense && (mask == u32::MAX || bytes <= 4) {
+            let spans = |unit: u64| (high + bytes - 1) / unit - low / unit + 1;
+            // a group of a full warp has 128 bytes, which are one line or lie on two
+            let groups = (bytes * LANES as u64 / 128).max(1);
+            let lines = if groups == 1 { spans(128) } else { groups * (1 + u64::from(low % 128 != 0)) };
+            return (spans(32), lines);
         }
     }
+    let lines = groups(bytes).map(|group| distinct(addr, mask & group, 128)).sum();
+    (distinct(addr, mask, 32), lines)
+}
+
+/// The lanes that an access of this width serves in one pass, if they are in one line or in different banks.
+fn groups(bytes: u64) -> impl Iterator<Item = u32> {
+    let size = (128 / bytes.max(4)) as u32;
+    (0..32).step_by(size as usize).map(move |start| (u32::MAX >> (32 - size)) << start)
+}
+
+/// Distinct units of so many bytes.
+#[inline]
+fn distinct(addr: &[u64; LANES], mask: u32, unit: u64) -> u64 {
     let mut list = [0u64; LANES];
     let mut n = 0;
     let mut sorted = true;
     for l in lanes_of(mask) {
-        let sector = addr[l] / 32;
-        if n > 0 && sector == list[n - 1] {
+        let place = addr[l] / unit;
+        if n > 0 && place == list[n - 1] {
             continue;
         }
-        sorted &= n == 0 || sector > list[n - 1];
-        list[n] = sector;
+        sorted &= n == 0 || place > list[n - 1];
+        list[n] = place;
         n += 1;
     }
     if !sorted {
@@ -212,7 +235,9 @@ fn reach_shared(cx: &mut Cx, access: &Access, addr: &mut [u64; LANES], mask: u32
     if touch != Touch::Read {
         cx.counters.shared_bytes_written += lanes * bytes;
     }
-    cx.counters.bank_conflicts += conflicts(addr, mask, bytes);
+    let (passes, conflicts) = passes(addr, mask, bytes);
+    cx.counters.shared_wavefronts += passes;
+    cx.counters.bank_conflicts += conflicts;
     let strict = cx.grid.strict;
     if (strict.uninitialised || strict.races) && !race::shared(cx, addr, mask, touch, bytes, access) {
         return false;
@@ -224,24 +249,16 @@ fn reach_shared(cx: &mut Cx, access: &Access, addr: &mut [u64; LANES], mask: u32
     true
 }
 
-/// Passes beyond the first. 4-byte words in 32 banks; wider accesses go in halves or quarters of the warp.
-fn conflicts(addr: &[u64; LANES], mask: u32, bytes: u64) -> u64 {
-    let group = match bytes {
-        0..=4 => 32,
-        8 => 16,
-        _ => 8,
-    };
-    let mut extra = 0;
-    for start in (0..LANES).step_by(group) {
-        let part = (mask >> start) & if group == 32 { u32::MAX } else { (1 << group) - 1 };
-        if part == 0 {
-            continue;
-        }
+/// Passes over shared memory, and those of them that conflicts cost: 4-byte words in 32 banks.
+fn passes(addr: &[u64; LANES], mask: u32, bytes: u64) -> (u64, u64) {
+    let (mut passes, mut extra) = (0, 0);
+    for part in groups(bytes).map(|group| mask & group).filter(|&part| part != 0) {
+        passes += 1;
         // words in order of lanes: no conflict is the usual case, seen by a bank being met with one word only
         let mut words = [u64::MAX; 32];
         let mut clash = false;
         for l in lanes_of(part) {
-            let first = addr[start + l] / 4;
+            let first = addr[l] / 4;
             for word in first..first + bytes.div_ceil(4) {
                 let bank = (word % 32) as usize;
                 clash |= words[bank] != u64::MAX && words[bank] != word;
@@ -251,7 +268,7 @@ fn conflicts(addr: &[u64; LANES], mask: u32, bytes: u64) -> u64 {
         if clash {
             let mut all: Vec<u64> = lanes_of(part)
                 .flat_map(|l| {
-                    let first = addr[start + l] / 4;
+                    let first = addr[l] / 4;
                     first..first + bytes.div_ceil(4)
                 })
                 .collect();
@@ -264,7 +281,7 @@ fn conflicts(addr: &[u64; LANES], mask: u32, bytes: u64) -> u64 {
             extra += load.iter().max().map_or(0, |m| m - 1);
         }
     }
-    extra
+    (passes + extra, extra)
 }
 
 fn reach_local(cx: &mut Cx, _access: &Access, addr: &mut [u64; LANES], mask: u32, touch: Touch, bytes: u64) -> bool {
