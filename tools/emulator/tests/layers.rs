@@ -69,6 +69,7 @@ const ORDER: &[&str] = &[
     "driver::memory",
     // code
     "driver::module",
+    "driver::link",
     "driver::function",
     // what runs
     "driver::launch",

@@ -1,8 +1,8 @@
 //! Attributes of functions, and occupancy.
 
-use super::call::{export, give, refuse};
+use super::call::{Call, export, give, refuse};
 use super::code::*;
-use super::context::current;
+use super::context::{current, device};
 use super::device::{REGISTERS, SHARED_DEFAULT, SHARED_RESERVED, limits};
 use super::handle::{self, Handle};
 use super::module::Function;
@@ -59,59 +59,125 @@ fn best_block(f: &Function, per_block: impl Fn(u32) -> usize, limit: i32) -> (u3
     (best.0 * config().sms, best.1)
 }
 
+fn attribute_of(f: &Function, attribute: u32) -> Result<i32, u32> {
+    let kernel = f.kernel();
+    Ok(match attribute {
+        0 => thread_limit(f) as i32,
+        1 => kernel.static_shared as i32,
+        2 => kernel.constants as i32,
+        3 => kernel.local as i32,
+        4 => kernel.registers as i32,
+        5 => f.module.versions.0,
+        6 => config().cc as i32,
+        7 => 0,
+        8 => dynamic_limit(f) as i32,
+        9 => f.carveout.load(Ordering::Relaxed),
+        10..=15 => {
+            let set = f.cluster.lock().unwrap_or_else(PoisonError::into_inner).get(&attribute).copied();
+            set.unwrap_or(match (attribute, kernel.cluster) {
+                (10, c) => i32::from(c.is_some()),
+                (11..=13, Some(c)) => c[attribute as usize - 11] as i32,
+                _ => 0,
+            })
+        }
+        _ => return Err(ERROR_INVALID_VALUE),
+    })
+}
+
+fn set_attribute(f: &Function, attribute: u32, value: i32) -> Call {
+    match attribute {
+        8 => {
+            let (optin, fixed) = (limits().shared_optin, f.kernel().static_shared);
+            if value < 0 || value > optin as i32 - fixed as i32 {
+                return refuse(
+                    ERROR_INVALID_VALUE,
+                    format!(
+                        "`{}` cannot have {value} bytes of dynamic shared memory: sm_{} has {optin} for a block, {fixed} \
+                         are static",
+                        f.kernel().name,
+                        config().cc,
+                    ),
+                );
+            }
+            f.max_dynamic.store(value, Ordering::Relaxed);
+            Ok(())
+        }
+        9 if (-1..=100).contains(&value) => {
+            f.carveout.store(value, Ordering::Relaxed);
+            Ok(())
+        }
+        11..=15 => {
+            f.cluster.lock().unwrap_or_else(PoisonError::into_inner).insert(attribute, value);
+            Ok(())
+        }
+        _ => Err(ERROR_INVALID_VALUE),
+    }
+}
+
+fn name_of(f: &Function) -> Result<*const c_char, u32> {
+    // names live as long as the process: they are asked for seldom
+    let text = std::ffi::CString::new(f.kernel().name.clone()).map_err(|_| ERROR_UNKNOWN)?;
+    Ok(Box::leak(text.into_boxed_c_str()).as_ptr())
+}
+
+fn parameter(f: &Function, index: usize, offset: *mut usize, size: *mut usize) -> Call {
+    let &(at, bytes) = f.kernel().params.get(index).ok_or(ERROR_INVALID_VALUE)?;
+    give(offset, at)?;
+    if size.is_null() { Ok(()) } else { give(size, bytes) }
+}
+
 export! {
     fn cuFuncGetAttribute(out: *mut i32, attribute: u32, on: Handle) {
         current()?;
-        let f = handle::get::<Function>(on)?;
-        let kernel = f.kernel();
-        give(out, match attribute {
-            0 => thread_limit(&f) as i32,
-            1 => kernel.static_shared as i32,
-            2 => kernel.constants as i32,
-            3 => kernel.local as i32,
-            4 => kernel.registers as i32,
-            5 => f.module.versions.0,
-            6 => config().cc as i32,
-            7 => 0,
-            8 => dynamic_limit(&f) as i32,
-            9 => f.carveout.load(Ordering::Relaxed),
-            10..=15 => {
-                let set = f.cluster.lock().unwrap_or_else(PoisonError::into_inner).get(&attribute).copied();
-                set.unwrap_or(match (attribute, kernel.cluster) {
-                    (10, c) => i32::from(c.is_some()),
-                    (11..=13, Some(c)) => c[attribute as usize - 11] as i32,
-                    _ => 0,
-                })
-            }
-            _ => return Err(ERROR_INVALID_VALUE),
-        })
+        give(out, attribute_of(&*handle::get::<Function>(on)?, attribute)?)
+    }
+
+    fn cuKernelGetAttribute(out: *mut i32, attribute: u32, on: Handle, dev: i32) {
+        device(dev)?;
+        give(out, attribute_of(&*handle::get::<Function>(on)?, attribute)?)
     }
 
     fn cuFuncSetAttribute(on: Handle, attribute: u32, value: i32) {
         current()?;
-        let f = handle::get::<Function>(on)?;
-        match attribute {
-            8 => {
-                let room = limits().shared_optin as i32 - f.kernel().static_shared as i32;
-                if value < 0 || value > room {
-                    return refuse(ERROR_INVALID_VALUE, format!(
-                        "`{}` cannot have {value} bytes of dynamic shared memory: sm_{} has {} for a block, {} are static",
-                        f.kernel().name, config().cc, limits().shared_optin, f.kernel().static_shared,
-                    ));
-                }
-                f.max_dynamic.store(value, Ordering::Relaxed);
-                Ok(())
-            }
-            9 if (-1..=100).contains(&value) => {
-                f.carveout.store(value, Ordering::Relaxed);
-                Ok(())
-            }
-            11..=15 => {
-                f.cluster.lock().unwrap_or_else(PoisonError::into_inner).insert(attribute, value);
-                Ok(())
-            }
-            _ => Err(ERROR_INVALID_VALUE),
-        }
+        set_attribute(&*handle::get::<Function>(on)?, attribute, value)
+    }
+
+    fn cuKernelSetAttribute(attribute: u32, value: i32, on: Handle, dev: i32) {
+        device(dev)?;
+        set_attribute(&*handle::get::<Function>(on)?, attribute, value)
+    }
+
+    fn cuKernelSetCacheConfig(on: Handle, _config: u32, dev: i32) {
+        device(dev)?;
+        handle::get::<Function>(on)?;
+        Ok(())
+    }
+
+    fn cuKernelGetName(out: *mut *const c_char, on: Handle) {
+        give(out, name_of(&*handle::get::<Function>(on)?)?)
+    }
+
+    fn cuKernelGetParamInfo(on: Handle, index: usize, offset: *mut usize, size: *mut usize) {
+        parameter(&*handle::get::<Function>(on)?, index, offset, size)
+    }
+
+    fn cuKernelGetParamCount(on: Handle, count: *mut usize) {
+        give(count, handle::get::<Function>(on)?.kernel().params.len())
+    }
+
+    fn cuFuncGetParamCount(on: Handle, count: *mut usize) {
+        give(count, handle::get::<Function>(on)?.kernel().params.len())
+    }
+
+    fn cuFuncLoad(on: Handle) {
+        // it is loaded with its module
+        handle::get::<Function>(on)?;
+        Ok(())
+    }
+
+    fn cuFuncIsLoaded(out: *mut u32, on: Handle) {
+        handle::get::<Function>(on)?;
+        give(out, 1)
     }
 
     fn cuFuncSetCacheConfig(on: Handle, _config: u32) {
@@ -126,17 +192,11 @@ export! {
     }
 
     fn cuFuncGetName(out: *mut *const c_char, on: Handle) {
-        let f = handle::get::<Function>(on)?;
-        // names live as long as the process: they are asked for seldom
-        let text = std::ffi::CString::new(f.kernel().name.clone()).map_err(|_| ERROR_UNKNOWN)?;
-        give(out, Box::leak(text.into_boxed_c_str()).as_ptr())
+        give(out, name_of(&*handle::get::<Function>(on)?)?)
     }
 
     fn cuFuncGetParamInfo(on: Handle, index: usize, offset: *mut usize, size: *mut usize) {
-        let f = handle::get::<Function>(on)?;
-        let &(at, bytes) = f.kernel().params.get(index).ok_or(ERROR_INVALID_VALUE)?;
-        give(offset, at)?;
-        if size.is_null() { Ok(()) } else { give(size, bytes) }
+        parameter(&*handle::get::<Function>(on)?, index, offset, size)
     }
 
     fn cuOccupancyMaxActiveBlocksPerMultiprocessor(out: *mut i32, on: Handle, threads: i32, dynamic: usize) {

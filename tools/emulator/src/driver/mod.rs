@@ -20,6 +20,7 @@ mod event;
 mod memory;
 // code
 mod function;
+mod link;
 mod module;
 // what runs
 mod graph;

@@ -185,7 +185,7 @@ fn load_text(context: &Arc<Context>, text: &str) -> Result<Module, (u32, String)
 }
 
 /// Fills the buffers of `cuModuleLoadDataEx`.
-struct Logs {
+pub(crate) struct Logs {
     buffers: [*mut u8; 2],
     rooms: [usize; 2],
     sizes: [*mut *mut c_void; 2],
@@ -194,7 +194,7 @@ struct Logs {
 impl Logs {
     /// # Safety
     /// `count` options and values stand there, and buffers are as long as their sizes say.
-    unsafe fn read(count: u32, options: *const u32, values: *mut *mut c_void) -> Self {
+    pub(crate) unsafe fn read(count: u32, options: *const u32, values: *mut *mut c_void) -> Self {
         let mut logs = Self { buffers: [std::ptr::null_mut(); 2], rooms: [0; 2], sizes: [std::ptr::null_mut(); 2] };
         if options.is_null() || values.is_null() {
             return logs;
@@ -223,7 +223,8 @@ impl Logs {
         logs
     }
 
-    fn write(&self, which: usize, text: &str) {
+    /// Writes the text of a log: 0 tells, 1 explains an error.
+    pub(crate) fn write(&self, which: usize, text: &str) {
         let n = text.len().min(self.rooms[which].saturating_sub(1));
         if !self.buffers[which].is_null() && self.rooms[which] > 0 {
             // SAFETY: the buffer has `rooms` bytes.
@@ -276,6 +277,41 @@ fn name<'a>(text: *const c_char) -> Result<&'a str, u32> {
     unsafe { CStr::from_ptr(text) }.to_str().map_err(|_| ERROR_NOT_FOUND)
 }
 
+/// An image in a file, with a final zero.
+fn file(path: *const c_char) -> Result<Vec<u8>, u32> {
+    let path = name(path)?;
+    let Ok(mut bytes) = std::fs::read(path) else {
+        return refuse(ERROR_FILE_NOT_FOUND, format!("`{path}` cannot be read"));
+    };
+    bytes.push(0);
+    Ok(bytes)
+}
+
+fn load_library(out: *mut Handle, image: *const c_void) -> Call {
+    let context = current()?;
+    match load(&context, image) {
+        Ok(module) => give(out, handle::insert(Arc::new(Library(Arc::new(module))))?),
+        Err((code, reason)) => {
+            told(code, &reason);
+            Err(code)
+        }
+    }
+}
+
+fn find_variable(module: &Module, at: *mut u64, bytes: *mut usize, text: *const c_char) -> Call {
+    let name = name(text)?;
+    let Some(&(start, size)) = module.globals.get(name) else {
+        return refuse(ERROR_NOT_FOUND, format!("the module has no variable `{name}`"));
+    };
+    if !at.is_null() {
+        give(at, start)?;
+    }
+    if !bytes.is_null() {
+        give(bytes, size as usize)?;
+    }
+    Ok(())
+}
+
 fn find_function(module: &Arc<Module>, name: &str) -> Result<Handle, u32> {
     let Some(kernel) = module.kernels.iter().position(|k| k.name == name) else {
         let known: Vec<&str> = module.kernels.iter().map(|k| k.name.as_str()).collect();
@@ -323,12 +359,7 @@ export! {
 
     fn cuModuleLoad(out: *mut Handle, path: *const c_char) {
         current()?;
-        let path = name(path)?;
-        let Ok(mut bytes) = std::fs::read(path) else {
-            return refuse(ERROR_FILE_NOT_FOUND, format!("`{path}` cannot be read"));
-        };
-        bytes.push(0);
-        loaded(out, bytes.as_ptr().cast(), None)
+        loaded(out, file(path)?.as_ptr().cast(), None)
     }
 
     fn cuModuleUnload(on: Handle) {
@@ -352,18 +383,7 @@ export! {
 
     fn cuModuleGetGlobal_v2(at: *mut u64, bytes: *mut usize, on: Handle, text: *const c_char) {
         current()?;
-        let module = handle::get::<Module>(on)?;
-        let name = name(text)?;
-        let Some(&(start, size)) = module.globals.get(name) else {
-            return refuse(ERROR_NOT_FOUND, format!("the module has no variable `{name}`"));
-        };
-        if !at.is_null() {
-            give(at, start)?;
-        }
-        if !bytes.is_null() {
-            give(bytes, size as usize)?;
-        }
-        Ok(())
+        find_variable(&*handle::get::<Module>(on)?, at, bytes, text)
     }
 
     fn cuModuleGetLoadingMode(out: *mut u32) {
@@ -375,14 +395,14 @@ export! {
         out: *mut Handle, image: *const c_void, _jit: *const u32, _jit_values: *mut *mut c_void, _jit_count: u32,
         _options: *const u32, _values: *mut *mut c_void, _count: u32,
     ) {
-        let context = current()?;
-        match load(&context, image) {
-            Ok(module) => give(out, handle::insert(Arc::new(Library(Arc::new(module))))?),
-            Err((code, reason)) => {
-                told(code, &reason);
-                Err(code)
-            }
-        }
+        load_library(out, image)
+    }
+
+    fn cuLibraryLoadFromFile(
+        out: *mut Handle, path: *const c_char, _jit: *const u32, _jit_values: *mut *mut c_void, _jit_count: u32,
+        _options: *const u32, _values: *mut *mut c_void, _count: u32,
+    ) {
+        load_library(out, file(path)?.as_ptr().cast())
     }
 
     fn cuLibraryUnload(on: Handle) {
@@ -395,6 +415,26 @@ export! {
     fn cuLibraryGetKernel(out: *mut Handle, on: Handle, text: *const c_char) {
         let module = handle::get::<Library>(on)?.0.clone();
         give(out, find_function(&module, name(text)?)?)
+    }
+
+    fn cuLibraryGetGlobal(at: *mut u64, bytes: *mut usize, on: Handle, text: *const c_char) {
+        find_variable(&handle::get::<Library>(on)?.0, at, bytes, text)
+    }
+
+    fn cuLibraryGetKernelCount(out: *mut u32, on: Handle) {
+        give(out, handle::get::<Library>(on)?.0.kernels.len() as u32)
+    }
+
+    fn cuLibraryEnumerateKernels(out: *mut Handle, room: u32, on: Handle) {
+        let module = handle::get::<Library>(on)?.0.clone();
+        if out.is_null() {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        for (i, kernel) in module.kernels.iter().enumerate().take(room as usize) {
+            // SAFETY: the application gives room for so many.
+            unsafe { out.add(i).write(find_function(&module, &kernel.name)?) };
+        }
+        Ok(())
     }
 
     fn cuLibraryGetModule(out: *mut Handle, on: Handle) {
