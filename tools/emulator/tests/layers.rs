@@ -58,6 +58,7 @@ const ORDER: &[&str] = &[
     "driver::failure",
     "driver::call",
     "driver::handle",
+    "driver::user",
     // streams and contexts
     "driver::timeline",
     "driver::capture",

@@ -2,12 +2,13 @@
 
 use super::call::{Call, refuse};
 use super::code::*;
-use super::handle::Object;
+use super::handle::{self, Handle, Object};
 use super::timeline::{Begun, Timeline};
+use super::user::Owned;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Work of a stream, which can be done again.
 pub(crate) trait Work: Send + Sync {
@@ -77,9 +78,31 @@ impl Object for Stream {
     }
 }
 
+/// A graph: work in the order in which the host gave it.
+#[derive(Default)]
+pub(crate) struct Graph {
+    pub(crate) nodes: Mutex<Vec<Node>>,
+    /// What it keeps for the application.
+    owned: Mutex<Vec<Arc<Owned>>>,
+}
+
+impl Graph {
+    pub(crate) fn nodes(&self) -> Vec<Node> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn owned(&self) -> MutexGuard<'_, Vec<Arc<Owned>>> {
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Object for Graph {}
+
 /// A capture under way.
 pub(crate) struct Capture {
-    nodes: Mutex<Vec<Node>>,
+    pub(crate) id: u64,
+    graph: Arc<Graph>,
+    handle: u64,
     /// What each stream has given and knows to be done before its next work.
     streams: Mutex<HashMap<u64, Progress>>,
     origin: u64,
@@ -116,6 +139,11 @@ impl Capture {
         self.invalid.store(true, Ordering::Release);
     }
 
+    /// The graph that grows.
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle as Handle
+    }
+
     /// As `cuStreamIsCapturing` says it.
     pub(crate) fn status(&self) -> u32 {
         if self.invalid.load(Ordering::Acquire) { 2 } else { 1 }
@@ -126,7 +154,7 @@ impl Capture {
         if self.invalid.load(Ordering::Acquire) {
             return Err(ERROR_STREAM_CAPTURE_INVALIDATED);
         }
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).push(node);
+        self.graph.nodes.lock().unwrap_or_else(PoisonError::into_inner).push(node);
         self.streams.lock().unwrap_or_else(PoisonError::into_inner).entry(stream.number).or_default().given += 1;
         Ok(())
     }
@@ -194,9 +222,12 @@ pub(crate) fn not_captured(stream: &Stream, what: &str) -> Result<(), u32> {
 }
 
 /// Begins a capture.
-pub(crate) fn begin(stream: &Stream, mode: u32) {
+pub(crate) fn begin(stream: &Stream, mode: u32) -> Call {
+    let graph = Arc::<Graph>::default();
     let capture = Arc::new(Capture {
-        nodes: Mutex::default(),
+        id: handle::number(),
+        handle: handle::insert(graph.clone())? as u64,
+        graph,
         streams: Mutex::default(),
         origin: stream.number,
         invalid: AtomicBool::new(false),
@@ -208,10 +239,11 @@ pub(crate) fn begin(stream: &Stream, mode: u32) {
     if mode != 2 {
         FORBIDDEN.with(|f| f.set(f.get() + 1));
     }
+    Ok(())
 }
 
-/// Ends a capture, and gives its work in the order in which the host gave it.
-pub(crate) fn end(capture: &Arc<Capture>, stream: &Stream) -> Result<Vec<Node>, u32> {
+/// Ends a capture, and gives its graph.
+pub(crate) fn end(capture: &Arc<Capture>, stream: &Stream) -> Result<Handle, u32> {
     if stream.number != capture.origin {
         capture.invalidate();
         return refuse(ERROR_STREAM_CAPTURE_UNMATCHED, "a capture ends in the stream in which it began");
@@ -226,16 +258,17 @@ pub(crate) fn end(capture: &Arc<Capture>, stream: &Stream) -> Result<Vec<Node>, 
     *stream.capture.lock().unwrap_or_else(PoisonError::into_inner) = None;
     stream.capturing.store(false, Ordering::Release);
     if capture.invalid.load(Ordering::Acquire) {
+        handle::remove(capture.handle());
         return refuse(ERROR_STREAM_CAPTURE_INVALIDATED, "the capture was spoilt by an earlier call");
     }
     if capture.unjoined() {
+        handle::remove(capture.handle());
         return refuse(
             ERROR_STREAM_CAPTURE_UNJOINED,
             "another stream has given work to the capture, and the stream in which it began does not wait for it",
         );
     }
-    let nodes = std::mem::take(&mut *capture.nodes.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(nodes)
+    Ok(capture.handle())
 }
 
 /// The calling thread's mode of captures.

@@ -1,24 +1,20 @@
 //! Graphs: a list of nodes in the order in which the host gave them, which is an order that keeps every dependency.
 
 use super::call::{Call, export, give, refuse};
-use super::capture::{self, Node, capture as recorded};
+use super::capture::{self, Capture, Graph, Node, capture as recorded};
 use super::code::*;
 use super::context::current;
 use super::handle::{self, Handle, Object};
 use super::stream::{LEGACY, stream};
-use std::ffi::c_char;
+use super::user::{Owned, UserObject};
+use std::ffi::{c_char, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// A graph.
-pub(crate) struct Graph {
-    nodes: Vec<Node>,
-}
-
-impl Object for Graph {}
 
 /// A graph ready to run.
 pub(crate) struct Exec {
     nodes: Mutex<Vec<Node>>,
+    /// What the graphs that it was made of keep for the application.
+    owned: Mutex<Vec<Arc<Owned>>>,
 }
 
 impl Object for Exec {}
@@ -39,9 +35,14 @@ fn instantiate(out: *mut Handle, graph: Handle, flags: u64) -> Call {
     if flags & !KNOWN_FLAGS != 0 || flags & 4 != 0 && flags & 1 != 0 {
         return Err(ERROR_INVALID_VALUE);
     }
-    give(out, handle::insert(Arc::new(Exec { nodes: Mutex::new(graph.nodes.clone()) }))?)
+    give(
+        out,
+        handle::insert(Arc::new(Exec { nodes: Mutex::new(graph.nodes()), owned: Mutex::new(graph.owned().clone()) }))?,
+    )
 }
 
+/// `CU_GRAPH_USER_OBJECT_MOVE`
+const MOVE: u32 = 1;
 /// `CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED`
 const TOPOLOGY_CHANGED: u32 = 2;
 /// `CU_GRAPH_EXEC_UPDATE_ERROR_NODE_TYPE_CHANGED`
@@ -55,10 +56,11 @@ fn update(exec: Handle, graph: Handle) -> Result<u32, u32> {
     current()?;
     let (exec, graph) = (handle::get::<Exec>(exec)?, handle::get::<Graph>(graph)?);
     let mut nodes = exec.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-    if nodes.len() != graph.nodes.len() {
+    let new_nodes = graph.nodes();
+    if nodes.len() != new_nodes.len() {
         return Ok(TOPOLOGY_CHANGED);
     }
-    for (old, new) in nodes.iter().zip(&graph.nodes) {
+    for (old, new) in nodes.iter().zip(&new_nodes) {
         if old.kind() != new.kind() {
             return Ok(NODE_TYPE_CHANGED);
         }
@@ -66,7 +68,8 @@ fn update(exec: Handle, graph: Handle) -> Result<u32, u32> {
             return Ok(FUNCTION_CHANGED);
         }
     }
-    nodes.clone_from(&graph.nodes);
+    *nodes = new_nodes;
+    *exec.owned.lock().unwrap_or_else(PoisonError::into_inner) = graph.owned().clone();
     Ok(0)
 }
 
@@ -90,10 +93,66 @@ pub(crate) struct UpdateInfo {
     from: Handle,
 }
 
+fn capture_of(on: Handle) -> Result<Option<Arc<Capture>>, u32> {
+    let context = current()?;
+    Ok(recorded(&*stream(&context, on)?))
+}
+
+fn give_info(found: Option<&Capture>, status: *mut u32, id: *mut u64, graph: *mut Handle) -> Call {
+    give(status, found.map_or(0, Capture::status))?;
+    let Some(found) = found else { return Ok(()) };
+    if !id.is_null() {
+        give(id, found.id)?;
+    }
+    if graph.is_null() { Ok(()) } else { give(graph, found.handle()) }
+}
+
+/// Nodes have no handles here, and every function that takes one says that it is not implemented.
+fn no_nodes(nodes: *mut *const Handle, count: *mut usize) -> Call {
+    if !nodes.is_null() {
+        give(nodes, std::ptr::null())?;
+    }
+    if count.is_null() { Ok(()) } else { give(count, 0) }
+}
+
+/// `CUDA_GRAPH_INSTANTIATE_PARAMS`
+#[repr(C)]
+pub(crate) struct InstantiateParams {
+    flags: u64,
+    stream: Handle,
+    node: Handle,
+    result: u32,
+}
+
 export! {
     fn cuStreamIsCapturing(on: Handle, out: *mut u32) {
         let context = current()?;
         give(out, recorded(&*stream(&context, on)?).map_or(0, |c| c.status()))
+    }
+
+    fn cuStreamGetCaptureInfo(on: Handle, status: *mut u32, id: *mut u64) {
+        let found = capture_of(on)?;
+        give_info(found.as_deref(), status, id, std::ptr::null_mut())
+    }
+
+    fn cuStreamGetCaptureInfo_v2(
+        on: Handle, status: *mut u32, id: *mut u64, graph: *mut Handle, nodes: *mut *const Handle, count: *mut usize,
+    ) {
+        let found = capture_of(on)?;
+        give_info(found.as_deref(), status, id, graph)?;
+        no_nodes(nodes, count)
+    }
+
+    fn cuStreamGetCaptureInfo_v3(
+        on: Handle, status: *mut u32, id: *mut u64, graph: *mut Handle, nodes: *mut *const Handle,
+        edges: *mut *const c_void, count: *mut usize,
+    ) {
+        let found = capture_of(on)?;
+        give_info(found.as_deref(), status, id, graph)?;
+        if !edges.is_null() {
+            give(edges, std::ptr::null())?;
+        }
+        no_nodes(nodes, count)
     }
 
     fn cuStreamBeginCapture_v2(on: Handle, mode: u32) {
@@ -108,8 +167,7 @@ export! {
         if recorded(&stream).is_some() {
             return refuse(ERROR_ILLEGAL_STATE, "the stream is captured already");
         }
-        capture::begin(&stream, mode);
-        Ok(())
+        capture::begin(&stream, mode)
     }
 
     fn cuStreamEndCapture(on: Handle, out: *mut Handle) {
@@ -118,8 +176,7 @@ export! {
         let Some(found) = recorded(&stream) else {
             return refuse(ERROR_ILLEGAL_STATE, "the stream is not captured");
         };
-        let nodes = capture::end(&found, &stream)?;
-        give(out, handle::insert(Arc::new(Graph { nodes }))?)
+        give(out, capture::end(&found, &stream)?)
     }
 
     fn cuThreadExchangeStreamCaptureMode(mode: *mut u32) {
@@ -151,12 +208,47 @@ export! {
         if flags != 0 {
             return Err(ERROR_INVALID_VALUE);
         }
-        give(out, handle::insert(Arc::new(Graph { nodes: Vec::new() }))?)
+        give(out, handle::insert(Arc::<Graph>::default())?)
     }
 
     fn cuGraphDestroy(graph: Handle) {
         handle::get::<Graph>(graph)?;
         handle::remove(graph);
+        Ok(())
+    }
+
+    fn cuGraphRetainUserObject(graph: Handle, object: Handle, count: u32, flags: u32) {
+        let (graph, object) = (handle::get::<Graph>(graph)?, handle::get::<UserObject>(object)?);
+        let given = match flags {
+            0 => object.retain(count)?,
+            MOVE => object.take(count)?,
+            _ => return Err(ERROR_INVALID_VALUE),
+        };
+        graph.owned().extend(given);
+        Ok(())
+    }
+
+    fn cuGraphReleaseUserObject(graph: Handle, object: Handle, count: u32) {
+        let graph = handle::get::<Graph>(graph)?;
+        let mut released = Vec::new();
+        let mut owned = graph.owned();
+        for _ in 0..count {
+            let at = owned.iter().position(|o| UserObject::is(object, o)).ok_or(ERROR_INVALID_VALUE)?;
+            released.push(owned.swap_remove(at));
+        }
+        // their end may call the application
+        drop(owned);
+        Ok(())
+    }
+
+    fn cuGraphInstantiateWithParams(out: *mut Handle, graph: Handle, params: *mut InstantiateParams) {
+        if params.is_null() {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        // SAFETY: the application gives them, and a place for what comes back in them.
+        let params = unsafe { &mut *params };
+        instantiate(out, graph, params.flags)?;
+        (params.node, params.result) = (std::ptr::null_mut(), 0);
         Ok(())
     }
 
@@ -196,6 +288,6 @@ export! {
 
     fn cuGraphGetNodes(graph: Handle, _nodes: *mut Handle, count: *mut usize) {
         // only the number: nodes have no handles here
-        give(count, handle::get::<Graph>(graph)?.nodes.len())
+        give(count, handle::get::<Graph>(graph)?.nodes().len())
     }
 }

@@ -32,7 +32,10 @@ fn add(link: Handle, kind: u32, bytes: &[u8], name: &str) -> Call {
             4 => "a library",
             _ => "neither PTX nor machine code",
         };
-        return refuse(ERROR_NO_BINARY_FOR_GPU, format!("the linker is given `{name}`, {what}: only PTX can be linked"));
+        return refuse(
+            ERROR_NO_BINARY_FOR_GPU,
+            format!("the linker is given `{name}`, {what}: only PTX can be linked"),
+        );
     }
     let bytes = bytes.split(|&b| b == 0).next().unwrap_or_default();
     let Ok(text) = std::str::from_utf8(bytes) else {

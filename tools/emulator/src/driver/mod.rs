@@ -9,6 +9,7 @@ mod call;
 mod code;
 mod failure;
 mod handle;
+mod user;
 // streams and contexts
 mod capture;
 mod context;
