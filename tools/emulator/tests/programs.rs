@@ -118,6 +118,29 @@ fn streams_and_events() -> Result<(), DriverError> {
     Ok(())
 }
 
+/// On a device that launch runs code that is gone.
+#[test]
+fn a_graph_of_an_unloaded_module_is_refused() -> Result<(), DriverError> {
+    let emulator = support::load();
+    let ctx = support::private_context(0);
+    // SAFETY: everything is on one stream.
+    unsafe { ctx.disable_event_tracking() };
+    let stream = ctx.new_stream()?;
+    let module = ctx.load_module(Ptx::from_src(SIN))?;
+    let x = stream.clone_htod(&[0.0f32; 64])?;
+    let mut y = stream.alloc_zeros::<f32>(64)?;
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL)?;
+    launch_sin(&stream, &module, &x, &mut y)?;
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0))?.expect("a graph");
+    graph.launch()?;
+    stream.synchronize()?;
+    drop(module);
+    emulator.set_quiet(true);
+    assert_eq!(graph.launch().unwrap_err().0, sys::CUresult::CUDA_ERROR_INVALID_HANDLE);
+    assert_eq!(emulator.last_error().unwrap(), "kernel `sin_kernel` is in a graph; its module was unloaded");
+    Ok(())
+}
+
 #[test]
 fn graphs_replay_what_was_captured() -> Result<(), DriverError> {
     support::load();

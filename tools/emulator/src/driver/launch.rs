@@ -270,6 +270,10 @@ fn note_nothing(f: &Arc<Function>, grid: [u32; 3], block: [u32; 3]) {
 
 fn run(p: &Prepared, on: &Stream) -> Call {
     let f = &p.function;
+    if !f.module.loaded.load(Ordering::Acquire) {
+        let name = &f.kernel().name;
+        return refuse(ERROR_INVALID_HANDLE, format!("kernel `{name}` is in a graph; its module was unloaded"));
+    }
     let context = &f.module.context;
     let strict = config::strictness();
     let unique = config::unique().then(|| Unique::new(&context.memory));

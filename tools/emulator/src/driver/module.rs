@@ -13,7 +13,7 @@ use crate::ptx::{PtxError, parser};
 use crate::written;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
-use std::sync::atomic::AtomicI32;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A loaded module.
@@ -26,13 +26,24 @@ pub(crate) struct Module {
     /// PTX version and target.
     pub(crate) versions: (i32, i32),
     pub(crate) functions: Mutex<HashMap<String, u64>>,
+    /// Not yet unloaded; graphs may hold its functions for longer.
+    pub(crate) loaded: AtomicBool,
+}
+
+impl Module {
+    /// Frees its variables, once.
+    fn unload(&self) {
+        if self.loaded.swap(false, Ordering::AcqRel) {
+            for (at, _) in self.globals.values() {
+                self.context.memory.release_of(*at, self.context.id);
+            }
+        }
+    }
 }
 
 impl Drop for Module {
     fn drop(&mut self) {
-        for (at, _) in self.globals.values() {
-            self.context.memory.release_of(*at, self.context.id);
-        }
+        self.unload();
     }
 }
 
@@ -176,6 +187,7 @@ fn load_text(context: &Arc<Context>, text: &str) -> Result<Module, (u32, String)
             globals,
             versions,
             functions: Mutex::default(),
+            loaded: AtomicBool::new(true),
         }),
         Err(e) => {
             release(&globals);
@@ -333,6 +345,7 @@ fn find_function(module: &Arc<Module>, name: &str) -> Result<Handle, u32> {
 }
 
 fn unload(module: &Arc<Module>) {
+    module.unload();
     let handles: Vec<u64> =
         module.functions.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, h)| h).collect();
     for old in handles {
