@@ -14,8 +14,8 @@
      and waits for nothing, and can be captured in a graph.
    - Pointers to host memory are null or point to what their types say, for as long as the call; handles come from their
      constructors and were not freed; memory on the device stays until the kernel has run. Several threads may use one
-     handle at once unless a function says otherwise. A plan is freed when its stream has no call of it left, and no
-     graph that captured one will be launched again.
+     handle at once unless a function says otherwise. A plan may be freed while its calls run: its memory is freed behind
+     them, and a graph keeps what it captured of the plan. Your buffers must outlive the graph.
    - No panic leaves the library.
 
    C99 and later, C++11 and later. */
@@ -305,6 +305,10 @@ PosencStatus posenc_rope_xpos_new(
     uint32_t element,
     PosencRope **out);
 
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_rope_on(const PosencRope *rope, const PosencGpu *gpu, PosencRope **out);
+
 /* Frees it; null is allowed. */
 PosencStatus posenc_rope_free(PosencRope *rope);
 
@@ -476,6 +480,10 @@ PosencStatus posenc_sinusoid_new(
     uint32_t element,
     PosencSinusoid **out);
 
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_sinusoid_on(const PosencSinusoid *sinusoid, const PosencGpu *gpu, PosencSinusoid **out);
+
 /* Frees it; null is allowed. */
 PosencStatus posenc_sinusoid_free(PosencSinusoid *sinusoid);
 
@@ -505,6 +513,10 @@ PosencStatus posenc_timestep_new(
     const PosencSinusoidSpec *spec,
     uint32_t element,
     PosencTimestep **out);
+
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_timestep_on(const PosencTimestep *timestep, const PosencGpu *gpu, PosencTimestep **out);
 
 /* Frees it; null is allowed. */
 PosencStatus posenc_timestep_free(PosencTimestep *timestep);
@@ -560,6 +572,10 @@ typedef struct PosencGrid PosencGrid;
 
 /* Makes a plan: uploads the channels and loads the kernels for `element`. */
 PosencStatus posenc_grid_new(const PosencGpu *gpu, const PosencGridSpec *spec, uint32_t element, PosencGrid **out);
+
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_grid_on(const PosencGrid *grid, const PosencGpu *gpu, PosencGrid **out);
 
 /* Frees it; null is allowed. */
 PosencStatus posenc_grid_free(PosencGrid *grid);
@@ -648,6 +664,10 @@ PosencStatus posenc_learned_new(
     uint32_t element,
     PosencLearned **out);
 
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_learned_on(const PosencLearned *learned, const PosencGpu *gpu, PosencLearned **out);
+
 /* Frees it; null is allowed. */
 PosencStatus posenc_learned_free(PosencLearned *learned);
 
@@ -716,6 +736,10 @@ PosencStatus posenc_learned_grad_new(
     uint32_t element,
     PosencLearnedGrad **out);
 
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_learned_grad_on(const PosencLearnedGrad *grad, const PosencGpu *gpu, PosencLearnedGrad **out);
+
 /* Frees it; null is allowed. */
 PosencStatus posenc_learned_grad_free(PosencLearnedGrad *grad);
 
@@ -766,6 +790,10 @@ PosencStatus posenc_resample_new(
     const PosencResampleSpec *spec,
     uint32_t element,
     PosencResample **out);
+
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_resample_on(const PosencResample *resample, const PosencGpu *gpu, PosencResample **out);
 
 /* Frees it; null is allowed. */
 PosencStatus posenc_resample_free(PosencResample *resample);
@@ -1172,6 +1200,10 @@ PosencStatus posenc_bias_terms_new(
     uint32_t element,
     PosencBias **out);
 
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_bias_on(const PosencBias *bias, const PosencGpu *gpu, PosencBias **out);
+
 /* Frees it; null is allowed. */
 PosencStatus posenc_bias_free(PosencBias *bias);
 
@@ -1248,6 +1280,10 @@ PosencStatus posenc_distance_grad_kerple_new(
     uint32_t element,
     PosencDistanceGrad **out);
 
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_distance_grad_on(const PosencDistanceGrad *grad, const PosencGpu *gpu, PosencDistanceGrad **out);
+
 /* Frees it; null is allowed. */
 PosencStatus posenc_distance_grad_free(PosencDistanceGrad *grad);
 
@@ -1268,6 +1304,10 @@ PosencStatus posenc_fire_grad_new(
     const PosencLogits *max_shape,
     uint32_t element,
     PosencFireGrad **out);
+
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_fire_grad_on(const PosencFireGrad *grad, const PosencGpu *gpu, PosencFireGrad **out);
 
 /* Frees it; null is allowed. */
 PosencStatus posenc_fire_grad_free(PosencFireGrad *grad);
@@ -1314,6 +1354,10 @@ PosencStatus posenc_term_grad_new(
     uint32_t element,
     PosencTermGrad **out);
 
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_term_grad_on(const PosencTermGrad *grad, const PosencGpu *gpu, PosencTermGrad **out);
+
 /* Frees it; null is allowed. */
 PosencStatus posenc_term_grad_free(PosencTermGrad *grad);
 
@@ -1355,6 +1399,13 @@ PosencStatus posenc_relative_products_new(
     const PosencGpu *gpu,
     const PosencRelativeProductsSpec *spec,
     uint32_t element,
+    PosencRelativeProducts **out);
+
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_relative_products_on(
+    const PosencRelativeProducts *products,
+    const PosencGpu *gpu,
     PosencRelativeProducts **out);
 
 /* Frees it; null is allowed. */
@@ -1419,6 +1470,10 @@ typedef struct PosencSwin2 PosencSwin2;
 /* Makes a plan: uploads the coordinates and loads the kernels for `element`. */
 PosencStatus posenc_swin2_new(const PosencGpu *gpu, const PosencSwin2Spec *spec, uint32_t element, PosencSwin2 **out);
 
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_swin2_on(const PosencSwin2 *swin2, const PosencGpu *gpu, PosencSwin2 **out);
+
 /* Frees it; null is allowed. */
 PosencStatus posenc_swin2_free(PosencSwin2 *swin2);
 
@@ -1482,6 +1537,10 @@ PosencStatus posenc_gate_sums_new(
     const PosencGateSumsSpec *spec,
     uint32_t element,
     PosencGateSums **out);
+
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_gate_sums_on(const PosencGateSums *sums, const PosencGpu *gpu, PosencGateSums **out);
 
 /* Frees it; null is allowed. */
 PosencStatus posenc_gate_sums_free(PosencGateSums *sums);
@@ -1575,6 +1634,10 @@ PosencStatus posenc_softmax_new(
     uint32_t element,
     PosencSoftmax **out);
 
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_softmax_on(const PosencSoftmax *softmax, const PosencGpu *gpu, PosencSoftmax **out);
+
 /* Frees it; null is allowed. */
 PosencStatus posenc_softmax_free(PosencSoftmax *softmax);
 
@@ -1656,6 +1719,13 @@ PosencStatus posenc_relative_values_new(
     uint32_t element,
     PosencRelativeValues **out);
 
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_relative_values_on(
+    const PosencRelativeValues *values,
+    const PosencGpu *gpu,
+    PosencRelativeValues **out);
+
 /* Frees it; null is allowed. */
 PosencStatus posenc_relative_values_free(PosencRelativeValues *values);
 
@@ -1675,6 +1745,13 @@ PosencStatus posenc_relative_table_grad_new(
     const PosencRelativeTableGradSpec *spec,
     const PosencLogits *max_shape,
     uint32_t element,
+    PosencRelativeTableGrad **out);
+
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_relative_table_grad_on(
+    const PosencRelativeTableGrad *grad,
+    const PosencGpu *gpu,
     PosencRelativeTableGrad **out);
 
 /* Frees it; null is allowed. */

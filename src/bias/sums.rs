@@ -5,7 +5,7 @@ use bytemuck::Zeroable;
 use crate::bias::form::{ALL, check_heads, hold_places, rows};
 use crate::bias::{BiasInputs, BiasPlan};
 use crate::gpu::args::{Args, BiasArgs, BiasGradArgs};
-use crate::gpu::{Call, Gpu, Launch, Scratch, View, Write, widest};
+use crate::gpu::{Call, Gpu, Launch, OnStream, Scratch, View, Write, widest};
 use crate::shape::Shape;
 use crate::{Error, Logits, Result, Scalar};
 
@@ -25,12 +25,26 @@ pub(super) struct Cut {
 }
 
 /// The bias where its gradient needs it, and the memory between blocks.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Sums<T> {
     gpu: Gpu,
     bias: Option<BiasPlan<T>>,
     pub(super) heads: usize,
     scratch: Scratch,
+}
+
+impl<T: Scalar> OnStream for Sums<T> {
+    fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    fn move_to(&mut self, gpu: &Gpu) -> Result<()> {
+        self.scratch = self.scratch.on(gpu)?;
+        if let Some(bias) = &mut self.bias {
+            bias.move_to(gpu)?;
+        }
+        self.gpu.move_to(gpu)
+    }
 }
 
 impl<T: Scalar> Sums<T> {

@@ -1,13 +1,16 @@
 //! One call: every buffer that it uses, checked as it is handed in, and the launch that uses them all.
 
 use arrayvec::ArrayVec;
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, SyncOnDrop, sys};
+use cudarc::driver::{DevicePtr, DeviceRepr, SyncOnDrop, sys};
 
 use super::args::{Args, In, Out};
+use super::buffer::sealed::Hold;
+use super::capture::{self, Keep, Kept};
 use super::device::Gpu;
 use super::launch::{Kernel, Launch};
 use super::scratch::{Lent, Scratch};
 use super::tensor::{Read, Update, View, ViewMut, Write};
+use super::uploaded::Uploaded;
 use crate::shape::{Shape, Strided};
 use crate::{Error, Result};
 
@@ -28,6 +31,10 @@ pub(crate) struct Call<'a> {
     orders: ArrayVec<SyncOnDrop<'a>, MOST>,
     tensors: ArrayVec<Tensor, MOST_TENSORS>,
     scratch: Option<Lent<'a>>,
+    /// tables, which a captured call leaves to its graph
+    tables: ArrayVec<&'a dyn Keep, MOST>,
+    /// the table that it writes
+    changed: Option<Kept>,
 }
 
 /// The bytes of one buffer that a call may touch.
@@ -114,6 +121,8 @@ impl Gpu {
             orders: ArrayVec::new(),
             tensors: ArrayVec::new(),
             scratch: None,
+            tables: ArrayVec::new(),
+            changed: None,
         }
     }
 }
@@ -125,16 +134,17 @@ impl<'a> Call<'a> {
     }
 
     #[inline]
-    fn check(&self, name: &'static str, got: usize, need: usize, stream: &CudaStream) -> Result<()> {
+    fn check<V>(&self, name: &'static str, buffer: Read<'_, V>, need: usize) -> Result<()> {
+        let got = buffer.len();
         if got < need {
             return Err(Error::Length { name, got, need });
         }
-        self.check_context(name, stream)
+        self.check_context(name, buffer)
     }
 
     #[inline]
-    fn check_context(&self, name: &'static str, stream: &CudaStream) -> Result<()> {
-        if stream.context().cu_ctx() == self.context { Ok(()) } else { Err(Error::Context(name)) }
+    fn check_context<V>(&self, name: &'static str, buffer: &(impl Hold<V> + ?Sized)) -> Result<()> {
+        if buffer.context().is_none_or(|context| context == self.context) { Ok(()) } else { Err(Error::Context(name)) }
     }
 
     /// Adds a range, after a look at all that are there.
@@ -174,8 +184,8 @@ impl<'a> Call<'a> {
 
     /// A buffer to be read, which must hold `need` elements.
     pub(crate) fn read<V>(&mut self, name: &'static str, buffer: Read<'a, V>, need: usize) -> Result<In> {
-        self.check(name, buffer.len(), need, buffer.stream())?;
-        let (start, order) = buffer.device_ptr(self.gpu.stream());
+        self.check(name, buffer, need)?;
+        let (start, order) = buffer.hold(self.gpu.stream());
         self.hold(name, [start, end::<V>(start, need)], false, None)?;
         self.orders.push(order);
         Ok(In::new(start))
@@ -189,8 +199,8 @@ impl<'a> Call<'a> {
 
     /// A buffer to be written, which must hold `need` elements.
     pub(crate) fn write<V>(&mut self, name: &'static str, buffer: Write<'a, V>, need: usize) -> Result<Out> {
-        self.check(name, buffer.len(), need, buffer.stream())?;
-        let (start, order) = buffer.device_ptr_mut(self.gpu.stream());
+        self.check(name, buffer, need)?;
+        let (start, order) = buffer.hold_mut(self.gpu.stream());
         self.hold(name, [start, end::<V>(start, need)], true, None)?;
         self.orders.push(order);
         Ok(Out::new(start))
@@ -209,12 +219,31 @@ impl<'a> Call<'a> {
 
     /// A table of the plan.
     #[inline]
-    pub(crate) fn table<V>(&mut self, name: &'static str, table: &'a CudaSlice<V>) -> Result<In> {
-        self.check_context(name, table.stream())?;
-        let (start, order) = table.device_ptr(self.gpu.stream());
+    pub(crate) fn table<V: Send + Sync + 'static>(&mut self, name: &'static str, table: &'a Uploaded<V>) -> Result<In> {
+        let slice = table.slice();
+        self.check_context(name, slice)?;
+        table.read_on(self.gpu.stream());
+        let (start, order) = slice.device_ptr(self.gpu.stream());
         self.hold(name, [start, end::<V>(start, table.len())], false, None)?;
         self.orders.push(order);
+        self.tables.try_push(table).map_err(|_| one_too_many(name))?;
         Ok(In::new(start))
+    }
+
+    /// A table of the plan, to be written. A call has one.
+    pub(crate) fn table_mut<V>(&mut self, name: &'static str, table: &'a mut Uploaded<V>) -> Result<Out>
+    where
+        V: DeviceRepr + Send + Sync + 'static,
+    {
+        self.check_context(name, table.slice())?;
+        table.read_on(self.gpu.stream());
+        self.changed = Some(table.kept());
+        let view = table.slice_mut(self.gpu)?;
+        let len = view.len();
+        let (start, order) = view.view_ptr_mut(self.gpu.stream());
+        self.hold(name, [start, end::<V>(start, len)], true, None)?;
+        self.orders.push(order);
+        Ok(Out::new(start))
     }
 
     /// A tensor to be read.
@@ -231,8 +260,8 @@ impl<'a> Call<'a> {
 
     fn place<T, S: Shape>(&mut self, name: &'static str, x: View<'a, T, S>, span: usize) -> Result<Placed<In, S>> {
         let View { buffer, shape } = x;
-        self.check_context(name, buffer.stream())?;
-        let (base, order) = buffer.device_ptr(self.gpu.stream());
+        self.check_context(name, buffer)?;
+        let (base, order) = buffer.hold(self.gpu.stream());
         let (at, steps) = self.hold_tensor(name, [base, size_of::<T>() as u64], &shape, span, false)?;
         self.orders.push(order);
         Ok(Placed { at: In::new(at), shape, steps })
@@ -245,8 +274,8 @@ impl<'a> Call<'a> {
         span: usize,
     ) -> Result<Placed<Out, S>> {
         let ViewMut { buffer, shape } = x;
-        self.check_context(name, buffer.stream())?;
-        let (base, order) = buffer.device_ptr_mut(self.gpu.stream());
+        self.check_context(name, buffer)?;
+        let (base, order) = buffer.hold_mut(self.gpu.stream());
         let (at, steps) = self.hold_tensor(name, [base, size_of::<T>() as u64], &shape, span, true)?;
         self.orders.push(order);
         Ok(Placed { at: Out::new(at), shape, steps })
@@ -319,6 +348,10 @@ impl<'a> Call<'a> {
             return Err(Error::Value(format!(
                 "{kernel:?} gets the address {address:#x}, which the call does not hold"
             )));
+        }
+        if let Some(graph) = capture::captured_into(self.gpu.stream())? {
+            let tables = self.tables.iter().map(|table| table.kept());
+            capture::keep(graph, tables.chain(self.changed.clone()).chain([kernel.kept()]).collect())?;
         }
         // SAFETY: every address is null or lies in memory that this call holds, as was just seen: memory of this context (checked
         // when it was handed in) whose owners are borrowed until the call is dropped, behind this launch, and order what follows

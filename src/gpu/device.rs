@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits, sys};
 
+use super::capture::captured_into;
 use super::driver;
 use super::modules::{self, Module};
+use super::uploaded::Uploaded;
 use crate::shape::product;
 use crate::{Error, Result};
 
@@ -15,12 +17,14 @@ use crate::{Error, Result};
 /// It creates no stream and no context, and synchronises nothing. Cloning is cheap and shares the loaded kernels.
 #[derive(Clone)]
 pub struct Gpu {
+    stream: Arc<CudaStream>,
     shared: Arc<Shared>,
     overlap: bool,
 }
 
+/// What every stream of the context shares.
 struct Shared {
-    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
     capability: (i32, i32),
     driver: i32,
     multiprocessors: u32,
@@ -62,7 +66,7 @@ impl Gpu {
     /// plan.add(Tokens::new(8, 100, 512).of_mut(&mut x), Positions::counted(), 1.0)?;
     /// let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     /// let graph = stream.end_capture(flags)?.ok_or("an empty graph")?;
-    /// // Plan and buffers outlive the graph, which holds their addresses.
+    /// // The graph keeps what it needs of the plan, which may be dropped. Of the buffers it has the addresses alone: they outlive it.
     /// graph.launch()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -75,8 +79,9 @@ impl Gpu {
         use sys::CUdevice_attribute as Attribute;
         let multiprocessors = attribute("cuDeviceGetAttribute", Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         Ok(Self {
+            stream: stream.clone(),
             shared: Arc::new(Shared {
-                stream: stream.clone(),
+                context: context.clone(),
                 capability: context.compute_capability().map_err(driver::error("cuDeviceGetAttribute"))?,
                 driver: driver::version()?,
                 multiprocessors: u32::try_from(multiprocessors).unwrap_or(1).max(1),
@@ -101,6 +106,22 @@ impl Gpu {
         Self::new(&context.default_stream())
     }
 
+    /// The same kernels on another stream of the context, which waits for what this one's stream has been given so far.
+    ///
+    /// # Errors
+    /// [`Error::Context`] if the stream is of another context.
+    pub fn on(&self, stream: &Arc<CudaStream>) -> Result<Self> {
+        self.check_context("the stream", stream)?;
+        if stream.cu_stream() != self.stream.cu_stream() {
+            stream.join(&self.stream).map_err(driver::error("cuStreamWaitEvent"))?;
+            if is_per_thread(stream) {
+                // Its other threads' streams wait for nothing.
+                stream.synchronize().map_err(driver::error("cuStreamSynchronize"))?;
+            }
+        }
+        Ok(Self { stream: stream.clone(), ..self.clone() })
+    }
+
     /// The same kernels, launched so that each may start before the kernel ahead of it in the stream has ended
     /// (programmatic dependent launch; compute capability 9.0 and later, no effect before).
     ///
@@ -113,7 +134,7 @@ impl Gpu {
     /// The engine's stream.
     #[inline]
     pub fn stream(&self) -> &Arc<CudaStream> {
-        &self.shared.stream
+        &self.stream
     }
 
     /// Compute capability, such as `(9, 0)`.
@@ -154,39 +175,34 @@ impl Gpu {
         if let Some(module) = modules.get(&(file, dtype)) {
             return Ok(module.clone());
         }
-        let Shared { stream, capability, driver, .. } = &*self.shared;
-        let module = Arc::new(Module::load(stream.context(), *capability, *driver, (file, dtype))?);
+        let Shared { context, capability, driver, .. } = &*self.shared;
+        let module = Arc::new(Module::load(context, *capability, *driver, (file, dtype))?);
         modules.insert((file, dtype), module.clone());
         Ok(module)
-    }
-
-    /// Whether the stream is the per-thread default one, which is another stream in every thread.
-    fn is_per_thread(&self) -> bool {
-        const PER_THREAD: usize = 2;
-        self.stream().cu_stream().addr() == PER_THREAD
     }
 
     /// Whether launches into the stream may run at the same time as other launches into it: it is being captured, or another
     /// stream in every thread.
     pub(super) fn runs_beside_itself(&self) -> Result<bool> {
-        if self.is_per_thread() {
-            return Ok(true);
-        }
-        let status = self.stream().capture_status().map_err(driver::error("cuStreamIsCapturing"))?;
-        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+        Ok(is_per_thread(&self.stream) || captured_into(&self.stream)?.is_some())
     }
 
     /// What a plan's memory holds is there before it is used: in the stream's order, or at once where other threads use it in
     /// streams of their own.
     fn settled<V>(&self, made: CudaSlice<V>) -> Result<CudaSlice<V>> {
-        if self.is_per_thread() {
+        if is_per_thread(&self.stream) {
             self.stream().synchronize().map_err(driver::error("cuStreamSynchronize"))?;
         }
         Ok(made)
     }
 
-    /// A table of a spec, uploaded once.
-    pub(crate) fn upload<V: DeviceRepr>(&self, values: &[V]) -> Result<CudaSlice<V>> {
+    /// Numbers of a plan.
+    pub(crate) fn upload<V: DeviceRepr>(&self, values: &[V]) -> Result<Uploaded<V>> {
+        self.buffer(values).map(Uploaded::new)
+    }
+
+    /// A buffer with these values.
+    pub(crate) fn buffer<V: DeviceRepr>(&self, values: &[V]) -> Result<CudaSlice<V>> {
         self.settled(self.stream().clone_htod(values).map_err(driver::error("cuMemcpyHtoDAsync"))?)
     }
 
@@ -209,6 +225,12 @@ impl Gpu {
     pub(crate) fn overwrite<V: DeviceRepr>(&self, buffer: &mut CudaSlice<V>, values: &[V]) -> Result<()> {
         self.stream().memcpy_htod(values, buffer).map_err(driver::error("cuMemcpyHtoDAsync"))
     }
+}
+
+/// Whether a stream is the per-thread default one, which is another stream in every thread.
+pub(super) fn is_per_thread(stream: &CudaStream) -> bool {
+    const PER_THREAD: usize = 2;
+    stream.cu_stream().addr() == PER_THREAD
 }
 
 impl std::fmt::Debug for Gpu {

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 const LIBRARIES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
 
 /// What this crate calls, itself and through cudarc, which looks each up at its first use and panics if it is missing.
-const FUNCTIONS: [&str; 31] = [
+const FUNCTIONS: [&str; 34] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -23,6 +23,7 @@ const FUNCTIONS: [&str; 31] = [
     "cuEventDestroy_v2",
     "cuEventRecord",
     "cuFuncSetAttribute",
+    "cuGraphRetainUserObject",
     "cuLaunchKernelEx",
     "cuMemAllocAsync",
     "cuMemAlloc_v2",
@@ -37,9 +38,11 @@ const FUNCTIONS: [&str; 31] = [
     "cuOccupancyMaxActiveBlocksPerMultiprocessor",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
-    "cuStreamIsCapturing",
+    "cuStreamGetCaptureInfo_v2",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
+    "cuUserObjectCreate",
+    "cuUserObjectRelease",
 ];
 
 /// Asks for the driver before cudarc does, which panics where there is none, or one without the functions that are called.
@@ -58,6 +61,22 @@ pub(super) fn find() -> Result<()> {
             "the library {name} has no function {function}, the NVIDIA driver's must have it"
         ))),
     }
+}
+
+/// A function of the driver that cudarc has no binding for; `name` ends in a zero.
+///
+/// # Safety
+/// `F` is the type of a pointer to the function by that name.
+pub(super) unsafe fn function<F: Copy>(name: &[u8]) -> Option<F> {
+    LIBRARIES.iter().find_map(|library| {
+        // SAFETY: the driver's initialisers have no preconditions; cudarc has loaded the same library.
+        let library = unsafe { libloading::Library::new(*library) }.ok()?;
+        // SAFETY: the caller's promise.
+        let function = unsafe { library.get::<F>(name) }.ok().map(|symbol| *symbol);
+        // It stays loaded, as long as the pointer.
+        std::mem::forget(library);
+        function
+    })
 }
 
 /// The CUDA version that the driver supports; 12090 is 12.9.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use super::args::Args;
+use super::capture::{Keep, Kept};
 use super::device::Gpu;
 use super::driver;
 use super::kernel::Entry;
@@ -64,6 +65,12 @@ pub(crate) struct Kernel<A> {
 unsafe impl<A> Send for Kernel<A> {}
 // SAFETY: as above; nothing here changes it.
 unsafe impl<A> Sync for Kernel<A> {}
+
+impl<A> Keep for Kernel<A> {
+    fn kept(&self) -> Kept {
+        self.module.clone()
+    }
+}
 
 impl<A> Clone for Kernel<A> {
     fn clone(&self) -> Self {

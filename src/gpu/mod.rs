@@ -2,21 +2,26 @@
 //! calls of f16's instructions (`cpu::f16`) and the prefetch (`cpu::ahead`).
 //!
 //! A plan opens a `Call`, hands in every buffer, and launches. The layers, each built on those before it: `driver`, `args`,
-//! `kernel`, `modules`, `device`, `launch`, `tensor`, `scratch`, `call`.
+//! `capture`, `kernel`, `modules`, `uploaded` with `device`, `launch`, `buffer`, `tensor`, `scratch`, `on`, `call`.
 
 #[allow(dead_code, reason = "a field's layout is read by tests and by build.rs")]
 pub(crate) mod args;
+mod buffer;
 mod call;
+mod capture;
 mod device;
 mod driver;
 pub(crate) mod kernel;
 mod launch;
 mod modules;
+mod on;
 mod scratch;
 mod tensor;
+mod uploaded;
 
 #[doc(hidden)]
 pub use args::FieldLayout;
+pub use buffer::{Buffer, BufferMut, Raw};
 pub use device::Gpu;
 #[doc(hidden)]
 pub use kernel::{Listed, kernels};
@@ -26,4 +31,6 @@ pub use tensor::{Read, Update, View, ViewMut, Write};
 
 pub(crate) use call::{Call, Placed, Updated, check_same, widest};
 pub(crate) use launch::{Kernel, Launch};
+pub(crate) use on::{OnStream, on_stream};
 pub(crate) use scratch::Scratch;
+pub(crate) use uploaded::Uploaded;

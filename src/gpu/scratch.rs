@@ -13,9 +13,16 @@ use crate::{Error, Result};
 /// Calls of one stream follow one another on the device, so that they share the plan's own memory. Where they may run side by
 /// side, in graphs and on the per-thread default stream (which is another stream in every thread), each call allocates its own
 /// in the stream's order and frees it behind its launch; in a capture both become nodes of the graph.
+///
+/// Clones share the memory: they are of one stream. [`Scratch::on`] gives another stream its own.
+#[derive(Clone)]
 pub(crate) struct Scratch {
-    words: CudaSlice<u32>,
+    shared: Arc<Shared>,
     counters: usize,
+}
+
+struct Shared {
+    words: CudaSlice<u32>,
     busy: Mutex<()>,
 }
 
@@ -42,13 +49,25 @@ impl Scratch {
     pub(crate) fn new(gpu: &Gpu, counters: usize, numbers: usize) -> Result<Self> {
         // Numbers begin at a line of the cache.
         let counters = counters.checked_next_multiple_of(32).unwrap_or(usize::MAX);
-        let words = counters.saturating_add(numbers).max(1);
-        Ok(Self { words: gpu.zeros(words)?, counters, busy: Mutex::new(()) })
+        Self::of(gpu, counters, counters.saturating_add(numbers).max(1))
+    }
+
+    fn of(gpu: &Gpu, counters: usize, words: usize) -> Result<Self> {
+        Ok(Self { shared: Arc::new(Shared { words: gpu.zeros(words)?, busy: Mutex::new(()) }), counters })
+    }
+
+    /// The same for calls of another stream.
+    pub(crate) fn on(&self, gpu: &Gpu) -> Result<Self> {
+        let words = &self.shared.words;
+        if words.stream().cu_stream() == gpu.stream().cu_stream() {
+            return Ok(self.clone());
+        }
+        Self::of(gpu, self.counters, words.len())
     }
 
     /// Refuses a call that needs more than there is; `call` says what it is.
     pub(crate) fn check(&self, numbers: usize, call: impl FnOnce() -> String) -> Result<()> {
-        let there = self.words.len() - self.counters;
+        let there = self.shared.words.len() - self.counters;
         if numbers > there {
             return Err(Error::Value(format!(
                 "{} needs {numbers} numbers of scratch memory, the plan was made with {there}",
@@ -60,10 +79,11 @@ impl Scratch {
 
     /// Memory for one call: its address, its bytes, and what the call keeps until its launch is done.
     pub(super) fn lend(&self, gpu: &Gpu) -> Result<(sys::CUdeviceptr, u64, Lent<'_>)> {
-        let (stream, bytes) = (gpu.stream(), self.words.len() * size_of::<u32>());
+        let Shared { words, busy } = &*self.shared;
+        let (stream, bytes) = (gpu.stream(), words.len() * size_of::<u32>());
         if !gpu.runs_beside_itself()? {
-            let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            let (address, _) = cudarc::driver::DevicePtr::device_ptr(&self.words, stream);
+            let busy = busy.lock().unwrap_or_else(PoisonError::into_inner);
+            let (address, _) = cudarc::driver::DevicePtr::device_ptr(words, stream);
             return Ok((address, bytes as u64, Lent::Plan { _busy: busy }));
         }
         stream.context().bind_to_thread().map_err(driver::error("cuCtxSetCurrent"))?;
@@ -85,6 +105,6 @@ impl Scratch {
 
 impl std::fmt::Debug for Scratch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Scratch({} words)", self.words.len())
+        write!(f, "Scratch({} words)", self.shared.words.len())
     }
 }

@@ -1,15 +1,14 @@
 //! Device buffers with their shapes, as calls take them.
 
-use cudarc::driver::{DevicePtr, DevicePtrMut};
-
+use super::buffer::{Buffer, BufferMut};
 use crate::bias::Numbers;
 use crate::shape::Shape;
 use crate::{Heads, Logits, Tokens};
 
-/// A device buffer of `V` that a call reads: a `CudaSlice`, a view of one, unified memory.
-pub type Read<'a, V> = &'a dyn DevicePtr<V>;
+/// A device buffer of `V` that a call reads: a `CudaSlice`, a view of one, unified memory, [`Raw`](super::Raw).
+pub type Read<'a, V> = &'a dyn Buffer<V>;
 /// A device buffer of `V` that a call writes.
-pub type Write<'a, V> = &'a mut dyn DevicePtrMut<V>;
+pub type Write<'a, V> = &'a mut dyn BufferMut<V>;
 
 /// A tensor on the device that a call reads: [`Heads::of`], [`Logits::of`], [`Tokens::of`].
 pub struct View<'a, T, S> {

@@ -3,7 +3,7 @@
 use posenc::attend::{self, GradOptions, Inputs};
 use posenc::{Alibi, Bias, Logits, Places, Softmax, SoftmaxPlan};
 
-use crate::support::{Alias, gpu};
+use crate::support::{alias, gpu, raw};
 
 type DeviceInputs<'a> = attend::DeviceInputs<'a, f32>;
 
@@ -21,12 +21,12 @@ fn a_softmax_refuses_what_shares_memory_with_its_outputs() {
     let mut plan = SoftmaxPlan::<f32>::new(&gpu, &Softmax::causal(1.0), &Alibi::new(2)).unwrap();
     let mut x = gpu.stream().clone_htod(&[1.0f32; 128]).unwrap();
     // From the last of the 48 logits on.
-    let shared = Alias::<f32>::new(&x, 47 * 4, 80);
-    let [mut lse, mut slopes] = [Alias::<f32>::new(&x, 47 * 4, 80), {
-        let (left, _) = plan.bias_mut().slopes_mut().unwrap();
-        Alias::new(left, 4, 6)
+    let shared = alias::<f32, _>(&x, 47 * 4, 80);
+    let [mut lse, mut slopes] = [alias::<f32, _>(&x, 47 * 4, 80), {
+        let (left, _) = plan.bias_mut().slopes_mut().unwrap().unwrap();
+        alias(&left, 4, 6)
     }];
-    let lengths = Alias::<i32>::new(&x, 47 * 4, 80);
+    let lengths = alias::<i32, _>(&x, 47 * 4, 80);
 
     let none = DeviceInputs::default;
     let error = text(plan.apply_with_lse(SHAPE.of_mut(&mut x), &none(), &mut lse));
@@ -44,12 +44,12 @@ fn a_softmax_refuses_what_shares_memory_with_its_outputs() {
     let error = with(&DeviceInputs { mask, ..none() });
     assert!(error.starts_with("logits (") && error.ends_with("may overlap in one buffer"), "{error}");
     // Elsewhere than in place.
-    let mut y = Alias::<f32>::new(&x, 47 * 4, 80);
+    let mut y = alias::<f32, _>(&x, 47 * 4, 80);
     let error = text(plan.apply(SHAPE.of(&x).to(SHAPE.of_mut(&mut y)), &none()));
     assert!(error.starts_with("logits (") && error.ends_with("may overlap in one buffer"), "{error}");
     assert_eq!(gpu.stream().clone_dtoh(&x).unwrap(), [1.0; 128]);
     // One element further on it is nobody else's.
-    let mut lse = Alias::<f32>::new(&x, 48 * 4, 80);
+    let mut lse = alias::<f32, _>(&x, 48 * 4, 80);
     plan.apply_with_lse(SHAPE.of_mut(&mut x), &none(), &mut lse).unwrap();
 }
 
@@ -59,7 +59,7 @@ fn a_softmax_refuses_what_shares_memory_with_its_outputs() {
 fn a_softmax_refuses_logits_that_share_memory_with_its_scratch_memory() {
     let gpu = gpu();
     let plan = SoftmaxPlan::<f32>::new(&gpu, &Softmax::new(1.0), Bias::None).unwrap();
-    let mut everything = Alias::<f32>::at(&gpu, 1 << 12, 1 << 60);
+    let mut everything = raw::<f32>(1 << 12, 1 << 60);
     let shape = Logits::bhqk(1, 1, 2, 16_384).row(1 << 46);
     let error = text(plan.apply(shape.of_mut(&mut everything), &Inputs::default()));
     assert_eq!(error, "scratch memory is written and shares memory with logits");
@@ -72,8 +72,8 @@ fn a_gradient_refuses_what_shares_memory_with_its_outputs() {
     let plan = SoftmaxPlan::<f32>::new(&gpu, &Softmax::causal(1.0), &Alibi::new(2)).unwrap();
     let p = gpu.stream().clone_htod(&[1.0f32; 128]).unwrap();
     let mut dx = gpu.stream().clone_htod(&[1.0f32; 128]).unwrap();
-    let [mut of_p, mut of_dx] = [&p, &dx].map(|buffer| Alias::<f32>::new(buffer, 47 * 4, 80));
-    let logits = Alias::<f32>::new(&dx, 47 * 4, 80);
+    let [mut of_p, mut of_dx] = [&p, &dx].map(|buffer| alias::<f32, _>(buffer, 47 * 4, 80));
+    let logits = alias::<f32, _>(&dx, 47 * 4, 80);
     let none = DeviceInputs::default();
     macro_rules! grad {
         ($($field:ident: $value:expr)?) => {
@@ -94,14 +94,14 @@ fn a_gradient_refuses_what_shares_memory_with_its_outputs() {
     assert!(error.starts_with("probabilities (") && error.ends_with("may overlap in one buffer"), "{error}");
     let error = grad!(logits: SHAPE.of(&logits));
     assert!(error.starts_with("grad (") && error.ends_with("may overlap in one buffer"), "{error}");
-    let in_p = Alias::<f32>::new(&dx, 47 * 4, 80);
+    let in_p = alias::<f32, _>(&dx, 47 * 4, 80);
     let error = text(plan.grad(SHAPE.of(&in_p), SHAPE.of_mut(&mut dx), &none, GradOptions::default()));
     assert!(error.starts_with("probabilities (") && error.ends_with("may overlap in one buffer"), "{error}");
 
     // Sinks, log-sum-exp and sums of rows, none of which may be the gradient's memory.
-    let error = text(plan.sink_grad(&p, &dx, &p, SHAPE, &mut Alias::new(&dx, 5 * 4, 64)));
+    let error = text(plan.sink_grad(&p, &dx, &p, SHAPE, &mut alias(&dx, 5 * 4, 64)));
     assert_eq!(error, "sinks_grad is written and shares memory with lse");
-    let error = text(plan.sink_grad(&p, &p, &dx, SHAPE, &mut Alias::new(&dx, 5 * 4, 64)));
+    let error = text(plan.sink_grad(&p, &p, &dx, SHAPE, &mut alias(&dx, 5 * 4, 64)));
     assert_eq!(error, "sinks_grad is written and shares memory with dots");
     for buffer in [&p, &dx] {
         assert_eq!(gpu.stream().clone_dtoh(buffer).unwrap(), [1.0; 128]);

@@ -7,7 +7,7 @@ use posenc::{Gpu, Heads, Logits, Packed, Place, Places, Scalar, Softmax};
 
 use crate::biases::{Buffers, Context, Host};
 use crate::cases::content;
-use crate::support::{Alias, Data, Guarded, gpu, last_launch};
+use crate::support::{Data, Guarded, alias, gpu, last_launch};
 use crate::terms_support::{Own, short};
 
 /// One call with its data.
@@ -494,7 +494,7 @@ fn calls_on_the_device_that_do_not_fit_are_refused() {
     let (shape, heads, numbers) = (Logits::bhqk(1, 2, 3, 4), Heads::bthd(1, 3, 2, 8), Numbers::rows(1, 1, 5, 8));
     let (p, table) = (gpu.upload(&[0.5f32; 24]), gpu.upload(&[0.5f32; 40]));
     let mut z = gpu.upload(&[1.0f32; 48]);
-    let shared = Alias::<f32>::new(&z, 47 * 4, 40);
+    let shared = alias::<f32, _>(&z, 47 * 4, 40);
     let text = |result: posenc::Result<()>| result.unwrap_err().to_string();
     let plan = RelativeValuesPlan::<f32>::new(&gpu, &spec).unwrap();
     let at = || Places::bottom_right();

@@ -766,9 +766,9 @@ fn a_plan_owns_its_bias_and_a_call_may_bring_another() {
     check(&plan, None, Bias::Slopes(&slopes));
     check(&plan, Some(&none), Bias::None);
     let trained = Slopes::symmetric(2, &[0.75, 0.125]).unwrap();
-    let (left, right) = plan.bias_mut().slopes_mut().unwrap();
-    gpu.stream().memcpy_htod(&trained.left, left).unwrap();
-    gpu.stream().memcpy_htod(&trained.right, right).unwrap();
+    let (mut left, mut right) = plan.bias_mut().slopes_mut().unwrap().unwrap();
+    gpu.stream().memcpy_htod(&trained.left, &mut left).unwrap();
+    gpu.stream().memcpy_htod(&trained.right, &mut right).unwrap();
     check(&plan, None, Bias::Slopes(&trained));
     check(&plan, Some(plan.bias()), Bias::Slopes(&trained));
 }

@@ -4,7 +4,7 @@ use posenc::bias::{AnyNumbers, GateSums, GateSumsPlan, Gates, Numbers};
 use posenc::{Gpu, Scalar};
 
 use crate::cases::content;
-use crate::support::{Alias, Data, Guarded, gpu, last_launch};
+use crate::support::{Data, Guarded, alias, gpu, last_launch};
 use crate::terms_support::Own;
 
 /// Logarithms of gates, from nearly 0 to a few whole ones; or logits of either sign.
@@ -358,7 +358,7 @@ fn calls_on_the_device_that_do_not_fit_are_refused() {
     let (shape, pairs) = (Numbers::rows(1, 2, 2, 1), Numbers::rows(1, 2, 2, 2));
     let gates = upload(&gpu, &[0.0f32; 4]);
     let mut out = upload(&gpu, &[7.0f32; 8]);
-    let mut shared = Alias::<u64>::new(&out, 0, 4);
+    let mut shared = alias::<u64, _>(&out, 0, 4);
     let mut state = upload(&gpu, &[0u64; 3]);
     let plan = GateSumsPlan::<f32>::new(&gpu, GateSums::logs()).unwrap();
     let text = |result: posenc::Result<()>| result.unwrap_err().to_string();

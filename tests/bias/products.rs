@@ -8,7 +8,7 @@ use posenc::gpu::Read;
 use posenc::{BiasPlan, Gpu, Heads, Logits, Packed, Place, Places, Scalar};
 
 use crate::biases::{Buffers, Context, Host};
-use crate::support::{Alias, Data, Guarded, gpu, last_launch};
+use crate::support::{Data, Guarded, alias, gpu, last_launch};
 
 /// States, v and a table in host memory.
 #[derive(Clone)]
@@ -634,7 +634,7 @@ fn broken_products_are_refused() {
 
     // States that are written over.
     let mut x = gpu.stream().alloc_zeros::<f32>(594).unwrap();
-    let states = Alias::<f32>::new(&x, 0, states);
+    let states = alias::<f32, _>(&x, 0, states);
     let table = gpu.stream().alloc_zeros::<f32>(60).unwrap();
     let plan = RelativeProductsPlan::<f32>::new(&gpu, &shaw).unwrap();
     let call = plan.write(shape.of_mut(&mut x), heads.of(&states), None, numbers.of(&table), Places::counted(0, 0));

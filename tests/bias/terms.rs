@@ -8,7 +8,7 @@ use posenc::gpu::Read;
 use posenc::{Alibi, Bias, BiasPlan, Gpu, Logits, Packed, Place, Places};
 
 use crate::biases::{Buffers, Context, Host};
-use crate::support::{Alias, Data, Guarded, gpu};
+use crate::support::{Data, Guarded, alias, gpu};
 use crate::terms_support::{Own, TermBuffers, TermCase, TermValues, buffers as term_buffers, each_terms};
 
 // -------------------------------------------------------------------------------------------- kernel against reference
@@ -304,7 +304,7 @@ fn broken_terms_and_inputs_are_refused() {
     assert_eq!(error.to_string(), "the call brings inputs of terms, the bias has none");
     // Numbers that are written over.
     let mut x = gpu.stream().alloc_zeros::<f32>(324).unwrap();
-    let table = Alias::<f32>::new(&x, 0, 50);
+    let table = alias::<f32, _>(&x, 0, 50);
     let inputs = [DeviceTermInputs::of(Numbers::table(25, 2).of(&table))];
     let plan = BiasPlan::<f32>::new(&gpu, &swin).unwrap();
     let call = BiasInputs { terms: &inputs, ..Places::counted(0, 0).into() };

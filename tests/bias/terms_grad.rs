@@ -8,7 +8,7 @@ use posenc::gpu::Read;
 use posenc::{Bias, Gpu, Logits, Packed, Place, Places, Scalar};
 
 use crate::biases::{Buffers, Context, Host};
-use crate::support::{Alias, Data, Guarded, gpu, last_launch};
+use crate::support::{Data, Guarded, alias, gpu, last_launch};
 use crate::terms_support::{Own, TermBuffers, TermCase, TermValues, each_terms};
 
 // --------------------------------------------------------------------------------------------------------------- cases
@@ -486,7 +486,7 @@ fn what_has_no_gradient_and_memory_that_is_shared_is_refused() {
     let mut grad = gpu.stream().clone_htod(&[0.0f32; 64]).unwrap();
     let plan = TermGradPlan::<f32>::new(&gpu, &Term::table(Window::swin(2, 2)), shape).unwrap();
     let table = Numbers::table(9, 2);
-    let mut inside = Alias::<f32>::new(&grad, 4 * 8, 18);
+    let mut inside = alias::<f32, _>(&grad, 4 * 8, 18);
     let error = plan.apply(shape.of(&grad), Places::counted(0, 0), 1.0, table, &mut inside).unwrap_err().to_string();
     assert!(error.ends_with("may overlap in one buffer"), "{error}");
     let places = Places::counted(0, 0);

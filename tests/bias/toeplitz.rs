@@ -257,7 +257,7 @@ fn a_table_on_the_device_is_the_row_of_the_spec() {
         let table: Vec<f32> = Data::new(7).values(spec.buckets * heads);
         let mut plan = BiasPlan::<f32>::t5(&gpu, spec, heads).unwrap();
         plan.set_table(&gpu.stream().clone_htod(&table).unwrap()).unwrap();
-        let got = gpu.stream().clone_dtoh(plan.row_mut().unwrap()).unwrap();
+        let got = gpu.stream().clone_dtoh(&plan.row_mut().unwrap().unwrap()).unwrap();
         assert_eq!(got, spec.row(&table, heads).unwrap().values);
         let error = plan.set_table(&gpu.stream().clone_htod(&table[1..]).unwrap()).unwrap_err().to_string();
         assert!(error.starts_with("table holds "), "{error}");

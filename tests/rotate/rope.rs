@@ -11,7 +11,7 @@ use posenc::gpu::Update;
 use posenc::rotate::{Angles, Axes, OutOfRange, Rotation, Table, TableValues};
 use posenc::{Direction, Gpu, Heads, Ids, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
 
-use crate::support::{Alias, Data, Guarded, POSITIONS, gpu, last_launch, poison};
+use crate::support::{Data, Guarded, POSITIONS, alias, gpu, last_launch, poison};
 
 const BITS: usize = 256;
 const NEAREST: RoundingMode = RoundingMode::ToEven;
@@ -526,32 +526,32 @@ fn what_is_written_shares_memory_with_nothing_else() {
     let x = Data::new(12).values::<f32>(64);
     let buffer = gpu.stream().clone_htod(&x).expect("a copy");
     let refused = |call: posenc::Result<()>, want: &str| assert_eq!(call.expect_err(want).to_string(), want);
-    let [mut q, mut k] = [0, 64].map(|bytes| Alias::<f32>::new(&buffer, bytes, 48));
+    let [mut q, mut k] = [0, 64].map(|bytes| alias::<f32, _>(&buffer, bytes, 48));
     refused(
         plan.rotate(heads.of_mut(&mut q), heads.of_mut(&mut k), Positions::counted()),
         "q (offset 0, strides [32, 16, 8]) and k (offset 16, strides [32, 16, 8]) may overlap in one buffer",
     );
     // Apart by their strides: keys behind the queries of each token.
     let row = heads.row(32);
-    let [mut q, mut k] = [0, 64].map(|bytes| Alias::<f32>::new(&buffer, bytes, 48));
+    let [mut q, mut k] = [0, 64].map(|bytes| alias::<f32, _>(&buffer, bytes, 48));
     plan.rotate(row.of_mut(&mut q), row.of_mut(&mut k), Positions::counted()).expect("packed by addresses");
     // An output on an input, by some elements.
-    let (from, mut to) = (Alias::<f32>::new(&buffer, 0, 32), Alias::<f32>::new(&buffer, 32, 32));
+    let (from, mut to) = (alias::<f32, _>(&buffer, 0, 32), alias::<f32, _>(&buffer, 32, 32));
     refused(
         plan.rotate(heads.of(&from).to(heads.of_mut(&mut to)), None, Positions::counted()),
         "q (offset 0, strides [32, 16, 8]) and q_out (offset 8, strides [32, 16, 8]) may overlap in one buffer",
     );
     // Ids, a table and its flag in the tensor.
-    let ids = Alias::<i32>::new(&buffer, 124, 2);
-    let mut q = Alias::<f32>::new(&buffer, 0, 32);
+    let ids = alias::<i32, _>(&buffer, 124, 2);
+    let mut q = alias::<f32, _>(&buffer, 0, 32);
     refused(
         plan.rotate(heads.of_mut(&mut q), None, Positions::ids(posenc::Ids::I32(&ids))),
         "q is written and shares memory with positions",
     );
-    let (table, mut flag) = (Alias::<f32>::new(&buffer, 128, 32), Alias::<u32>::new(&buffer, 252, 1));
+    let (table, mut flag) = (alias::<f32, _>(&buffer, 128, 32), alias::<u32, _>(&buffer, 252, 1));
     let values = TableValues::F32 { cos: &table, sin: None };
     let table = Table { values, rows: 4, stride: 8, out_of_range: OutOfRange::Nan(Some(&mut flag)) };
-    let mut q = Alias::<f32>::new(&buffer, 0, 32);
+    let mut q = alias::<f32, _>(&buffer, 0, 32);
     refused(
         plan.rotate(heads.of_mut(&mut q), None, Rotation { table: Some(table), ..Rotation::at(Positions::counted()) }),
         "the flag is written and shares memory with cos",

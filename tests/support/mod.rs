@@ -3,7 +3,8 @@
 
 pub mod calls;
 
-use cudarc::driver::{CudaSlice, CudaViewMut};
+use cudarc::driver::{CudaSlice, CudaViewMut, DevicePtr};
+use posenc::gpu::Raw;
 use posenc::{Gpu, Scalar};
 
 /// The device under test: a GPU, or the emulator.
@@ -115,53 +116,16 @@ impl<T: Scalar> Guarded<T> {
     }
 }
 
-/// Memory of another buffer under a name of its own, as foreign pointers may be: to be refused beside that buffer.
-pub struct Alias<V> {
-    address: cudarc::driver::sys::CUdeviceptr,
-    len: usize,
-    stream: std::sync::Arc<cudarc::driver::CudaStream>,
-    element: std::marker::PhantomData<V>,
+/// `len` elements from byte `bytes` of a buffer on, as a foreign pointer may name them: to be refused beside that buffer.
+pub fn alias<V, O>(buffer: &impl DevicePtr<O>, bytes: u64, len: usize) -> Raw<V> {
+    let (address, _order) = buffer.device_ptr(buffer.stream());
+    raw(address + bytes, len)
 }
 
-impl<V> Alias<V> {
-    /// `len` elements from byte `bytes` of `buffer` on.
-    pub fn new<O>(buffer: &CudaSlice<O>, bytes: u64, len: usize) -> Self {
-        let stream = cudarc::driver::DeviceSlice::stream(buffer).clone();
-        let address = cudarc::driver::DevicePtr::device_ptr(buffer, &stream).0 + bytes;
-        Self { address, len, stream, element: std::marker::PhantomData }
-    }
-
-    /// `len` elements at an address, wherever that is.
-    pub fn at(gpu: &Gpu, address: u64, len: usize) -> Self {
-        Self { address, len, stream: gpu.stream().clone(), element: std::marker::PhantomData }
-    }
-}
-
-impl<V> cudarc::driver::DeviceSlice<V> for Alias<V> {
-    fn len(&self) -> usize {
-        self.len
-    }
-    fn stream(&self) -> &std::sync::Arc<cudarc::driver::CudaStream> {
-        &self.stream
-    }
-}
-
-impl<V> cudarc::driver::DevicePtr<V> for Alias<V> {
-    fn device_ptr<'a>(
-        &'a self,
-        _: &'a cudarc::driver::CudaStream,
-    ) -> (cudarc::driver::sys::CUdeviceptr, cudarc::driver::SyncOnDrop<'a>) {
-        (self.address, cudarc::driver::SyncOnDrop::Sync(None))
-    }
-}
-
-impl<V> cudarc::driver::DevicePtrMut<V> for Alias<V> {
-    fn device_ptr_mut<'a>(
-        &'a mut self,
-        _: &'a cudarc::driver::CudaStream,
-    ) -> (cudarc::driver::sys::CUdeviceptr, cudarc::driver::SyncOnDrop<'a>) {
-        (self.address, cudarc::driver::SyncOnDrop::Sync(None))
-    }
+/// `len` elements at an address, wherever that is.
+pub fn raw<V>(address: u64, len: usize) -> Raw<V> {
+    // SAFETY: the tests hand in memory of their own, or see the call refused.
+    unsafe { Raw::new(address, len) }
 }
 
 /// Opens NVRTC where build.rs found it, so that it is there when cudarc asks the loader for it by name.

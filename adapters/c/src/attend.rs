@@ -78,6 +78,7 @@ header! {{}
     /// Makes a plan: loads the kernels for `element`. A call brings its bias.
     new posenc_softmax_new(spec: PosencSoftmaxSpec) -> PosencSoftmax as SoftmaxPlan::new,
         |gpu| SoftmaxPlan::new(gpu, &spec.softmax()?, Bias::None);
+    on posenc_softmax_on(softmax: PosencSoftmax) as SoftmaxPlan::on;
     free posenc_softmax_free(softmax: PosencSoftmax);
     /// The softmax of every row, in one kernel.
     verb posenc_softmax_apply(softmax: PosencSoftmax, call: PosencSoftmaxCall)

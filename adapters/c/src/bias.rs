@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::ops::RangeInclusive;
 
-use cudarc::driver::DevicePtr;
+use cudarc::driver::{CudaViewMut, DevicePtr, DeviceSlice};
 use posenc::bias::{
     Alibi, Bias, BiasInputs, BiasPlan, DistanceGradPlan, Fire, FireGradPlan, Kerple, KerpleKind, KeyOnly, Sandwich,
     Sides, Slopes, T5Bias, Term, Toeplitz,
@@ -164,6 +164,7 @@ header! {{}
     /// Makes a plan of a sum of terms; a call brings what they read.
     new posenc_bias_terms_new(spec: PosencTermsSpec) -> PosencBias as BiasPlan::new,
         |gpu| BiasPlan::new(gpu, &spec.terms()?[..]);
+    on posenc_bias_on(bias: PosencBias) as BiasPlan::on;
     free posenc_bias_free(bias: PosencBias);
     /// Writes the bias of every query and key, in one kernel.
     verb posenc_bias_write(bias: PosencBias, call: PosencBiasCall) as BiasPlan::write, |plan, scope| {
@@ -177,9 +178,9 @@ header! {{}
     /// same time.
     fn posenc_bias_set_table(bias: *mut PosencBias, call: *const PosencSetTableCall) -> PosencStatus as BiasPlan::set_table {
         guarded(|| {
-            let PosencBias { plan, gpu } = borrow_mut("bias", bias)?;
-            let (call, mut slots) = (versioned("call", call)?, Scope::slots(gpu));
-            let table = call.table.read(&Scope::new(gpu, &mut slots), "table")?;
+            let plan = &mut borrow_mut("bias", bias)?.plan;
+            let (call, mut slots) = (versioned("call", call)?, Scope::slots());
+            let table = call.table.read(&Scope::new(&mut slots), "table")?;
             Ok(each!(plan, plan => plan.set_table(table))?)
         })
     }
@@ -188,8 +189,7 @@ header! {{}
     fn posenc_bias_numbers(bias: *mut PosencBias, which: u32, out: *mut PosencBuffer) -> PosencStatus
         as BiasPlan::slopes_mut, BiasPlan::row_mut {
         give(out, || {
-            let PosencBias { plan, gpu } = borrow_mut("bias", bias)?;
-            each!(plan, plan => numbers(plan, gpu, which))
+            each!(&mut borrow_mut("bias", bias)?.plan, plan => numbers(plan, which))
         })
     }
 
@@ -226,6 +226,7 @@ header! {{}
     new posenc_distance_grad_kerple_new(spec: PosencKerpleSpec, max_shape: PosencLogits) -> PosencDistanceGrad
         as DistanceGradPlan::kerple,
         |gpu| DistanceGradPlan::kerple(gpu, &spec.kerple()?, spec.least..=spec.most, max_shape.shape());
+    on posenc_distance_grad_on(grad: PosencDistanceGrad) as DistanceGradPlan::on;
     free posenc_distance_grad_free(grad: PosencDistanceGrad);
     /// Gives the number of gradient values.
     fn posenc_distance_grad_len(grad: *const PosencDistanceGrad, out: *mut u64) -> PosencStatus as DistanceGradPlan::len {
@@ -243,6 +244,7 @@ header! {{}
     /// Makes a plan for FIRE's parameters, at their present values; `max_shape` is the shape of the largest call.
     new posenc_fire_grad_new(spec: PosencFireSpec, max_shape: PosencLogits) -> PosencFireGrad as FireGradPlan::new,
         |gpu| FireGradPlan::new(gpu, &spec.fire()?, spec.reach as usize, max_shape.shape());
+    on posenc_fire_grad_on(grad: PosencFireGrad) as FireGradPlan::on;
     free posenc_fire_grad_free(grad: PosencFireGrad);
     /// Gives the number of gradient values.
     fn posenc_fire_grad_len(grad: *const PosencFireGrad, out: *mut u64) -> PosencStatus as FireGradPlan::len {
@@ -263,16 +265,18 @@ fn plan<T: Scalar>(gpu: &Gpu, bias: Bias<'_>, key_only: u32) -> Result<BiasPlan<
     Ok(if switch("key_only", key_only)? { BiasPlan::key_only(gpu, bias) } else { BiasPlan::new(gpu, bias) }?)
 }
 
-fn numbers<T: Scalar>(plan: &mut BiasPlan<T>, gpu: &Gpu, which: u32) -> Result<PosencBuffer, Failure> {
-    let numbers = match which {
-        0 if plan.row_mut().is_some() => plan.row_mut(),
-        0 => plan.slopes_mut().map(|(left, _)| left),
-        1 => plan.slopes_mut().map(|(_, right)| right),
-        _ => None,
+fn numbers<T: Scalar>(plan: &mut BiasPlan<T>, which: u32) -> Result<PosencBuffer, Failure> {
+    let buffer = |numbers: CudaViewMut<'_, f32>| {
+        let (data, _order) = numbers.device_ptr(numbers.stream());
+        PosencBuffer { data, len: numbers.len() as u64 }
     };
-    let Some(numbers) = numbers else { return Err(Failure::argument(format!("the bias has no numbers {which}"))) };
-    let (data, _order) = numbers.device_ptr(gpu.stream());
-    Ok(PosencBuffer { data, len: numbers.len() as u64 })
+    let row = plan.row_mut()?.map(buffer);
+    let slopes = plan.slopes_mut()?.map(|(left, right)| [left, right].map(buffer));
+    match (which, row, slopes) {
+        (0, Some(row), _) => Ok(row),
+        (0 | 1, _, Some(slopes)) => Ok(slopes[which as usize]),
+        _ => Err(Failure::argument(format!("the bias has no numbers {which}"))),
+    }
 }
 
 impl PosencBias {

@@ -85,6 +85,7 @@ header! {{}
     /// Makes a plan: uploads the frequencies and loads the kernels for `element`.
     new posenc_sinusoid_new(spec: PosencSinusoidSpec) -> PosencSinusoid as SinusoidPlan::new,
         |gpu| SinusoidPlan::new(gpu, &spec.sinusoid()?);
+    on posenc_sinusoid_on(sinusoid: PosencSinusoid) as SinusoidPlan::on;
     free posenc_sinusoid_free(sinusoid: PosencSinusoid);
     /// Writes sinusoids, in one kernel.
     verb posenc_sinusoid_write(sinusoid: PosencSinusoid, call: PosencSinusoidCall) as SinusoidPlan::write, |plan, scope| {
@@ -110,6 +111,7 @@ header! {{}
     /// Makes a plan: uploads the frequencies and loads the kernels for `element`.
     new posenc_timestep_new(spec: PosencSinusoidSpec) -> PosencTimestep as TimestepPlan::new,
         |gpu| TimestepPlan::new(gpu, &spec.sinusoid()?);
+    on posenc_timestep_on(timestep: PosencTimestep) as TimestepPlan::on;
     free posenc_timestep_free(timestep: PosencTimestep);
     /// Writes one row for each time, in one kernel.
     verb posenc_timestep_write(timestep: PosencTimestep, call: PosencTimestepCall) as TimestepPlan::write, |plan, scope| {
@@ -159,6 +161,7 @@ header! {{}
     plan PosencGrid(GridPlan);
     /// Makes a plan: uploads the channels and loads the kernels for `element`.
     new posenc_grid_new(spec: PosencGridSpec) -> PosencGrid as GridPlan::new, |gpu| GridPlan::new(gpu, &spec.grid()?);
+    on posenc_grid_on(grid: PosencGrid) as GridPlan::on;
     free posenc_grid_free(grid: PosencGrid);
     /// Writes the grid's table, once for every sequence, in one kernel.
     verb posenc_grid_write(grid: PosencGrid, call: PosencGridCall) as GridPlan::write, |plan, scope| {
@@ -241,6 +244,7 @@ header! {{}
     /// Makes a plan: loads the kernels for `element`.
     new posenc_learned_new(spec: PosencLearnedSpec) -> PosencLearned as LearnedPlan::new,
         |gpu| LearnedPlan::new(gpu, &spec.learned()?);
+    on posenc_learned_on(learned: PosencLearned) as LearnedPlan::on;
     free posenc_learned_free(learned: PosencLearned);
     /// Gathers, adds and normalises, in one kernel. A row whose id lies outside its table becomes NaN.
     verb posenc_learned_gather(learned: PosencLearned, call: PosencLearnedCall) as LearnedPlan::gather, |plan, scope| {
@@ -299,6 +303,7 @@ header! {{}
     /// tokens of `max_shape`.
     new posenc_learned_grad_new(spec: PosencLearnedSpec, max_shape: PosencTokens) -> PosencLearnedGrad as LearnedGradPlan::new,
         |gpu| LearnedGradPlan::new(gpu, &spec.learned()?, max_shape.shape());
+    on posenc_learned_grad_on(grad: PosencLearnedGrad) as LearnedGradPlan::on;
     free posenc_learned_grad_free(grad: PosencLearnedGrad);
     /// The gradient of the sum from that of the normalised result, in one kernel; with gain or bias in two.
     verb posenc_learned_grad_norm(grad: PosencLearnedGrad, call: PosencNormGradCall)
@@ -360,6 +365,7 @@ header! {{}
     /// Makes a plan: uploads the weights and loads the kernels for `element`.
     new posenc_resample_new(spec: PosencResampleSpec) -> PosencResample as ResamplePlan::new,
         |gpu| ResamplePlan::new(gpu, &spec.resample()?);
+    on posenc_resample_on(resample: PosencResample) as ResamplePlan::on;
     free posenc_resample_free(resample: PosencResample);
     /// Resamples a table, in one kernel.
     verb posenc_resample_write(resample: PosencResample, call: PosencResampleCall) as ResamplePlan::write, |plan, scope| {

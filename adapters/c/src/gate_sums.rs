@@ -46,6 +46,7 @@ header! {{}
     /// Makes a plan: loads the kernels for `element`.
     new posenc_gate_sums_new(spec: PosencGateSumsSpec) -> PosencGateSums as GateSumsPlan::new,
         |gpu| GateSumsPlan::new(gpu, spec.sums()?);
+    on posenc_gate_sums_on(sums: PosencGateSums) as GateSumsPlan::on;
     free posenc_gate_sums_free(sums: PosencGateSums);
     /// Writes the sums, in one kernel.
     verb posenc_gate_sums_write(sums: PosencGateSums, call: PosencGateSumsCall) as GateSumsPlan::write, |plan, scope| {

@@ -30,6 +30,17 @@ macro_rules! each {
     };
 }
 
+/// [`each`], of the same element type again.
+macro_rules! map_each {
+    ($plans:expr, $plan:ident => $value:expr) => {
+        match $plans {
+            $crate::OfElement::F32($plan) => $crate::OfElement::F32($value),
+            $crate::OfElement::F16($plan) => $crate::OfElement::F16($value),
+            $crate::OfElement::Bf16($plan) => $crate::OfElement::Bf16($value),
+        }
+    };
+}
+
 /// Makes a plan of the element type that `element` names.
 macro_rules! plan_of {
     ($element:expr, $plan:expr) => {
@@ -42,13 +53,7 @@ macro_rules! plan_of {
     };
 }
 
-pub(crate) use {each, plan_of};
-
-/// A handle of a plan.
-pub(crate) trait Handle {
-    /// Where its calls run.
-    fn gpu(&self) -> &Gpu;
-}
+pub(crate) use {each, map_each, plan_of};
 
 /// Makes a handle and puts it into `out`.
 ///
@@ -67,7 +72,7 @@ pub(crate) unsafe fn make<H>(
 ///
 /// # Safety
 /// `handle` is null or comes from its constructor; `call` is null or points to what its type says.
-pub(crate) unsafe fn verb<H: Handle, C: Versioned>(
+pub(crate) unsafe fn verb<H, C: Versioned>(
     name: &str,
     handle: *const H,
     call: *const C,
@@ -76,8 +81,8 @@ pub(crate) unsafe fn verb<H: Handle, C: Versioned>(
     guarded(|| {
         // SAFETY: as the caller promises.
         let (handle, call) = unsafe { (borrow(name, handle)?, versioned("call", call)?) };
-        let mut slots = Scope::slots(handle.gpu());
-        body(handle, call, &Scope::new(handle.gpu(), &mut slots))
+        let mut slots = Scope::slots();
+        body(handle, call, &Scope::new(&mut slots))
     })
 }
 

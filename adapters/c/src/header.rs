@@ -72,6 +72,7 @@ pub(crate) trait Coded: Copy + PartialEq + 'static {
 /// | `plan Name(RopePlan)` | an opaque handle: a plan of one of three element types |
 /// | `new f(spec: Spec, extra: Type) -> Name as RopePlan::new, \|gpu\| body` | its constructor; `body` makes the plan of any element type |
 /// | `verb f(name: Name, call: Call) as RopePlan::rotate, \|plan, scope\| body` | a call of its plan |
+/// | `on f(name: Name) as RopePlan::on` | makes the same plan for another stream |
 /// | `free f(name: Name)` | frees a handle |
 /// | `opaque Name { field: type, .. }` | any other handle |
 /// | `fn f(..) -> type { .. }` | any other function |
@@ -132,15 +133,10 @@ macro_rules! header {
     };
 
     ({$($items:expr,)*} $(#[doc = $doc:literal])+ plan $Name:ident($Plan:ident); $($rest:tt)*) => {
-        impl $crate::Handle for $Name {
-            fn gpu(&self) -> &posenc::Gpu {
-                &self.gpu
-            }
-        }
         header! {
             {$($items,)*}
             $(#[doc = $doc])+
-            opaque $Name { plan: $crate::OfElement<$Plan<f32>, $Plan<half::f16>, $Plan<half::bf16>>, gpu: posenc::Gpu }
+            opaque $Name { plan: $crate::OfElement<$Plan<f32>, $Plan<half::f16>, $Plan<half::bf16>> }
             $($rest)*
         }
     };
@@ -164,7 +160,7 @@ macro_rules! header {
                 $crate::make(gpu, out, |$gpu| {
                     let $spec = $crate::versioned("spec", spec)?;
                     $(let $more = $crate::borrow(stringify!($more), $more)?;)*
-                    Ok($Name { plan: $crate::plan_of!(element, $body?), gpu: $gpu.clone() })
+                    Ok($Name { plan: $crate::plan_of!(element, $body?) })
                 })
             }
             $($rest)*
@@ -178,6 +174,20 @@ macro_rules! header {
             fn $name($handle: *const $Name, call: *const $Call) -> PosencStatus as $($Plan::$method),+ {
                 $crate::verb(stringify!($handle), $handle, call, |handle, $call, $scope| {
                     $crate::each!(&handle.plan, $plan => Ok($body?))
+                })
+            }
+            $($rest)*
+        }
+    };
+    ({$($items:expr,)*} on $name:ident($handle:ident: $Name:ident) as $Plan:ident::$method:ident; $($rest:tt)*) => {
+        header! {
+            {$($items,)*}
+            #[doc = " Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That"]
+            #[doc = " stream waits for what the plan's own has been given so far."]
+            fn $name($handle: *const $Name, gpu: *const PosencGpu, out: *mut *mut $Name) -> PosencStatus as $Plan::$method {
+                $crate::make(gpu, out, |gpu| {
+                    let old = &$crate::borrow(stringify!($handle), $handle)?.plan;
+                    Ok($Name { plan: $crate::map_each!(old, plan => plan.$method(gpu.stream())?) })
                 })
             }
             $($rest)*

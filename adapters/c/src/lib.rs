@@ -3,6 +3,8 @@
 //! Each module declares its part of `posenc.h` in one `header!` block, which becomes the library's functions and the
 //! header's text; conversions between structs of C and of the crate follow. `tests/header.rs` writes the header and its
 //! rules for callers, `tests/complete.rs` compares it with the crate.
+// One step for each item of a part of the header.
+#![recursion_limit = "256"]
 #![allow(non_camel_case_types, reason = "names of C")]
 
 mod attend;

@@ -1,13 +1,11 @@
 //! Memory of the caller on the device, and what lies there: buffers, ids, positions, tensors.
 
 use std::cell::Cell;
-use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop, sys};
 use posenc::bias::{DeviceTermInputs, MOST_TERMS, Numbers};
 use posenc::embed::Tokens;
-use posenc::gpu::{Read, Update, View, ViewMut, Write};
-use posenc::{Gpu, Heads, Ids, Logits, Place, Places, Positions};
+use posenc::gpu::{Raw, Read, Update, View, ViewMut, Write};
+use posenc::{Heads, Ids, Logits, Place, Places, Positions};
 
 use crate::header::header;
 use crate::{Failure, switch, unknown};
@@ -114,62 +112,31 @@ header! {{}
     }
 }
 
-/// Memory of the caller on the device: an address and how many elements it holds.
-///
-/// The caller's stream orders its use, so that there is no event to wait for or to record.
-#[derive(Clone, Copy)]
-pub(crate) struct Foreign<'a> {
-    address: sys::CUdeviceptr,
-    len: usize,
-    stream: &'a Arc<CudaStream>,
-}
-
-impl<T> DeviceSlice<T> for Foreign<'_> {
-    fn len(&self) -> usize {
-        self.len
-    }
-    fn stream(&self) -> &Arc<CudaStream> {
-        self.stream
-    }
-}
-
-impl<T> DevicePtr<T> for Foreign<'_> {
-    fn device_ptr<'a>(&'a self, _: &'a CudaStream) -> (sys::CUdeviceptr, SyncOnDrop<'a>) {
-        (self.address, SyncOnDrop::Sync(None))
-    }
-}
-
-impl<T> DevicePtrMut<T> for Foreign<'_> {
-    fn device_ptr_mut<'a>(&'a mut self, _: &'a CudaStream) -> (sys::CUdeviceptr, SyncOnDrop<'a>) {
-        (self.address, SyncOnDrop::Sync(None))
-    }
-}
-
 /// The most buffers of one call: its own, and those of its terms.
 const MOST: usize = 24 + 5 * MOST_TERMS;
 
 /// Room for what a call reads and writes, so that it allocates nothing.
 pub(crate) struct Slots<'a> {
-    buffers: [Foreign<'a>; MOST],
+    buffers: [Raw<()>; MOST],
     terms: [DeviceTermInputs<'a>; MOST_TERMS],
 }
 
 /// Buffers of one call, for as long as it lasts.
 pub(crate) struct Scope<'a> {
-    gpu: &'a Gpu,
-    free: Cell<&'a mut [Foreign<'a>]>,
+    free: Cell<&'a mut [Raw<()>]>,
     terms: Cell<&'a mut [DeviceTermInputs<'a>]>,
 }
 
 impl<'a> Scope<'a> {
     /// Room for the buffers of a call.
-    pub(crate) fn slots(gpu: &'a Gpu) -> Slots<'a> {
-        let none = Foreign { address: 0, len: 0, stream: gpu.stream() };
+    pub(crate) fn slots() -> Slots<'a> {
+        // SAFETY: no elements.
+        let none = unsafe { Raw::new(0, 0) };
         Slots { buffers: [none; MOST], terms: [DeviceTermInputs::default(); MOST_TERMS] }
     }
 
-    pub(crate) fn new(gpu: &'a Gpu, slots: &'a mut Slots<'a>) -> Self {
-        Self { gpu, free: Cell::new(&mut slots.buffers), terms: Cell::new(&mut slots.terms) }
+    pub(crate) fn new(slots: &'a mut Slots<'a>) -> Self {
+        Self { free: Cell::new(&mut slots.buffers), terms: Cell::new(&mut slots.terms) }
     }
 
     /// Room for what `count` terms read; a call asks once.
@@ -179,7 +146,7 @@ impl<'a> Scope<'a> {
         self.terms.take().get_mut(..count as usize).ok_or_else(most)
     }
 
-    fn put<T>(&self, name: &str, address: u64, len: u64) -> Result<&'a mut Foreign<'a>, Failure> {
+    fn put<T>(&self, name: &str, address: u64, len: u64) -> Result<&'a mut Raw<T>, Failure> {
         // An empty tensor of other libraries has no address.
         if address == 0 && len > 0 {
             return Err(Failure::argument(format!("{name} is null")));
@@ -193,8 +160,13 @@ impl<'a> Scope<'a> {
             return Err(Failure::argument(format!("{name} is one buffer too many for a call")));
         };
         self.free.set(rest);
-        *slot = Foreign { address, len: len as usize, stream: self.gpu.stream() };
-        Ok(slot)
+        // SAFETY: a `Raw` has the same layout for every type, and this is its one use. The header's rules are what `Raw::new` asks
+        // for: so many elements there, in this context, whose use the caller's stream orders.
+        Ok(unsafe {
+            let slot = &mut *std::ptr::from_mut(slot).cast::<Raw<T>>();
+            *slot = Raw::new(address, len as usize);
+            slot
+        })
     }
 }
 
@@ -205,7 +177,7 @@ impl PosencBuffer {
     }
 
     /// The memory, to be written.
-    pub(crate) fn write<'s, 'a: 's, T>(&self, scope: &Scope<'a>, name: &str) -> Result<Write<'s, T>, Failure> {
+    pub(crate) fn write<'s, 'a: 's, T: 'a>(&self, scope: &Scope<'a>, name: &str) -> Result<Write<'s, T>, Failure> {
         Ok(scope.put::<T>(name, self.data, self.len)?)
     }
 
@@ -215,7 +187,7 @@ impl PosencBuffer {
     }
 
     /// The memory, if there is any, to be written.
-    pub(crate) fn write_some<'s, 'a: 's, T>(
+    pub(crate) fn write_some<'s, 'a: 's, T: 'a>(
         &self,
         scope: &Scope<'a>,
         name: &str,
@@ -259,7 +231,7 @@ macro_rules! shape {
 
             /// A tensor of this shape, to be written, or changed in place.
             #[allow(dead_code, reason = "numbers of a term are read alone")]
-            pub(crate) fn of_mut<'s, 'a: 's, T>(
+            pub(crate) fn of_mut<'s, 'a: 's, T: 'a>(
                 &self,
                 x: &PosencBuffer,
                 scope: &Scope<'a>,
@@ -270,7 +242,7 @@ macro_rules! shape {
 
             /// A tensor of this shape, changed in place unless there is an `out`.
             #[allow(dead_code, reason = "embeddings are changed in place alone, numbers of a term are read")]
-            pub(crate) fn update<'a, T>(
+            pub(crate) fn update<'a, T: 'a>(
                 &self,
                 x: &PosencBuffer,
                 (out, out_shape): (&PosencBuffer, &Self),

@@ -143,7 +143,7 @@ fn plan(gpu: &Gpu, model: &ModelRope, layer: u64, length: u64, element: u32) -> 
     let Some(rope) = &model.at_length(length).layer(layer as usize)?.rope.clone() else {
         return Err(Failure::argument(format!("layer {layer} has no RoPE")));
     };
-    Ok(PosencRope { plan: plan_of!(element, RopePlan::new(gpu, rope)?), gpu: gpu.clone() })
+    Ok(PosencRope { plan: plan_of!(element, RopePlan::new(gpu, rope)?) })
 }
 
 impl PosencQueryScale {

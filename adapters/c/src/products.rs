@@ -31,6 +31,7 @@ header! {{}
     /// Makes a plan: uploads the lookup, if there is one, and loads the kernels for `element`.
     new posenc_relative_products_new(spec: PosencRelativeProductsSpec) -> PosencRelativeProducts as RelativeProductsPlan::new,
         |gpu| RelativeProductsPlan::new(gpu, &products(&spec.term)?);
+    on posenc_relative_products_on(products: PosencRelativeProducts) as RelativeProductsPlan::on;
     free posenc_relative_products_free(products: PosencRelativeProducts);
     /// Adds the products to logits, in one kernel.
     verb posenc_relative_products_add(products: PosencRelativeProducts, call: PosencRelativeProductsCall)

@@ -59,6 +59,7 @@ header! {{}
     /// Makes a plan: loads the kernels for `element`.
     new posenc_relative_values_new(spec: PosencRelativeValuesSpec) -> PosencRelativeValues as RelativeValuesPlan::new,
         |gpu| RelativeValuesPlan::new(gpu, &values(&spec.distances)?);
+    on posenc_relative_values_on(values: PosencRelativeValues) as RelativeValuesPlan::on;
     free posenc_relative_values_free(values: PosencRelativeValues);
     /// Adds the sum over keys of probability and vector to every value, in one kernel.
     verb posenc_relative_values_add(values: PosencRelativeValues, call: PosencRelativeValuesCall) as RelativeValuesPlan::add,
@@ -84,6 +85,7 @@ header! {{}
             let (heads, dim) = (spec.heads as usize, spec.dim as usize);
             RelativeTableGradPlan::new(gpu, &values(&spec.distances)?, heads, dim, max_shape.shape())
         };
+    on posenc_relative_table_grad_on(grad: PosencRelativeTableGrad) as RelativeTableGradPlan::on;
     free posenc_relative_table_grad_free(grad: PosencRelativeTableGrad);
     /// Gives the number of gradient values.
     fn posenc_relative_table_grad_len(grad: *const PosencRelativeTableGrad, out: *mut u64) -> PosencStatus

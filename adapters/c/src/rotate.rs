@@ -140,6 +140,7 @@ header! {{}
     /// Makes a plan of xPos.
     new posenc_rope_xpos_new(spec: PosencXPosSpec) -> PosencRope as RopePlan::xpos, |gpu| RopePlan::xpos(gpu, &spec.xpos()?);
 
+    on posenc_rope_on(rope: PosencRope) as RopePlan::on;
     free posenc_rope_free(rope: PosencRope);
 
     /// Rotates queries, and keys if there are any, in one kernel.

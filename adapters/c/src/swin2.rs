@@ -46,6 +46,7 @@ header! {{}
     plan PosencSwin2(Swin2Plan);
     /// Makes a plan: uploads the coordinates and loads the kernels for `element`.
     new posenc_swin2_new(spec: PosencSwin2Spec) -> PosencSwin2 as Swin2Plan::new, |gpu| Swin2Plan::new(gpu, &spec.bias()?);
+    on posenc_swin2_on(swin2: PosencSwin2) as Swin2Plan::on;
     free posenc_swin2_free(swin2: PosencSwin2);
     /// Writes the table, in one kernel.
     verb posenc_swin2_write(swin2: PosencSwin2, call: PosencSwin2Call) as Swin2Plan::write, |plan, scope| {

@@ -33,6 +33,7 @@ header! {{}
     /// Makes a plan for the numbers of a term; `max_shape` is the shape of the largest call.
     new posenc_term_grad_new(spec: PosencTermGradSpec, max_shape: PosencLogits) -> PosencTermGrad as TermGradPlan::new,
         |gpu| TermGradPlan::new(gpu, &spec.term.term()?, max_shape.shape());
+    on posenc_term_grad_on(grad: PosencTermGrad) as TermGradPlan::on;
     free posenc_term_grad_free(grad: PosencTermGrad);
     /// Writes the gradient of the numbers, in one kernel; of `POSENC_TERM_ENDPOINTS` that of the queries' numbers.
     verb posenc_term_grad_apply(grad: PosencTermGrad, call: PosencTermGradCall) as TermGradPlan::apply, |plan, scope| {

@@ -79,6 +79,7 @@ static void biases(void) {
     alibi.max_bias = 8.0;
     alibi.scale = 1.0;
     OK(posenc_bias_alibi_new(gpu, &alibi, POSENC_F32, &bias));
+    ON(PosencBias, posenc_bias_on, posenc_bias_free, bias);
     for (int i = 0; i < N; ++i) want[i] = -abs(distance_of(i)) * (head_of(i) ? 1.0 / 256 : 1.0 / 16);
     check_bias(bias, want);
     alibi.heads = 3;
@@ -215,6 +216,7 @@ static void softmaxes(void) {
     PosencSoftmaxSpec spec = causal();
     PosencSoftmax *softmax = NULL;
     OK(posenc_softmax_new(gpu, &spec, POSENC_F32, &softmax));
+    ON(PosencSoftmax, posenc_softmax_on, posenc_softmax_free, softmax);
     PosencSoftmaxCall call = POSENC_INIT(PosencSoftmaxCall);
     call.x = BUFFER(x);
     call.shape = call.out_shape = logits();
@@ -387,6 +389,7 @@ static void distance_grads(void) {
     t5.heads = HEADS;
     t5.bidirectional = 1;
     OK(posenc_distance_grad_t5_new(gpu, &t5, &max_shape, POSENC_F32, &plan));
+    ON(PosencDistanceGrad, posenc_distance_grad_on, posenc_distance_grad_free, plan);
     double table[BUCKETS * HEADS] = {0};
     for (int i = 0; i < N; ++i) table[bucket(distance_of(i)) * HEADS + head_of(i)] += g[i];
     run_grad(plan, buffer, table, BUCKETS * HEADS, 1e-4);
@@ -428,6 +431,7 @@ static void distance_grads(void) {
     PosencFireSpec fire = fire_spec();
     PosencFireGrad *network = NULL;
     OK(posenc_fire_grad_new(gpu, &fire, &max_shape, POSENC_F32, &network));
+    ON(PosencFireGrad, posenc_fire_grad_on, posenc_fire_grad_free, network);
     uint64_t len = 0;
     OK(posenc_fire_grad_len(network, &len));
     CHECK(len == 2 + 3 + 3 + HEADS * 3 + HEADS);

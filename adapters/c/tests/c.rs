@@ -82,7 +82,8 @@ fn the_programs_call_every_function() {
     let mut count = 0;
     for item in posenc_c::items() {
         let posenc_c::Kind::Function { name, .. } = &item.kind else { continue };
-        assert!(programs.contains(&format!("{name}(")), "no program calls {name}");
+        let called = [format!("{name}("), format!(", {name},")].iter().any(|call| programs.contains(call));
+        assert!(called, "no program calls {name}");
         count += 1;
     }
     assert!(count > 50, "the header has {count} functions");

@@ -164,6 +164,9 @@ fn every_method_of_a_plan_has_a_function() {
             if let (Some(room), Some(function)) = (room(path), public(line)) {
                 methods.insert(format!("{room}::{function}"));
             }
+            if let Some(plan) = line.strip_prefix("on_stream! { ") {
+                methods.insert(format!("{}::on", word(plan)));
+            }
             let Some(of) = implemented(line) else { continue };
             for line in block(&mut lines, line) {
                 let method = line.strip_prefix("    ").and_then(public);

@@ -30,6 +30,14 @@ static void refused_at(int status, int want, const char *part, int line) {
 
 /* A truth, a call that must work, and one that must be refused with these words. */
 #define CHECK(what) check_at((what) ? 1 : 0, #what, __LINE__)
+/* The same plan for the stream of `gpu` once more, in place of the first. */
+#define ON(Plan, on, release, plan)        \
+    do {                                   \
+        Plan *first_ = (plan);             \
+        OK(on(first_, gpu, &(plan)));      \
+        OK(release(first_));               \
+    } while (0)
+
 #define OK(call) check_at((call) == POSENC_OK, #call, __LINE__)
 #define REFUSED(call, status, part) refused_at((call), status, part, __LINE__)
 

@@ -35,6 +35,7 @@ static void sinusoids(void) {
     PosencSinusoidSpec spec = sinusoid(DIM, POSENC_INTERLEAVED);
     PosencSinusoid *plan = NULL;
     OK(posenc_sinusoid_new(gpu, &spec, POSENC_F32, &plan));
+    ON(PosencSinusoid, posenc_sinusoid_on, posenc_sinusoid_free, plan);
     PosencSinusoidCall call = POSENC_INIT(PosencSinusoidCall);
     call.x = y;
     call.tokens = tokens();
@@ -76,6 +77,7 @@ static void timesteps(void) {
     spec.cosine_first = 1;
     PosencTimestep *plan = NULL;
     OK(posenc_timestep_new(gpu, &spec, POSENC_F32, &plan));
+    ON(PosencTimestep, posenc_timestep_on, posenc_timestep_free, plan);
     for (int type = 0; type < 2; ++type) {
         memset(got, 0, sizeof got);
         PosencTimestepCall call = POSENC_INIT(PosencTimestepCall);
@@ -104,6 +106,7 @@ static void grids(void) {
     spec.axes = axes;
     PosencGrid *plan = NULL;
     OK(posenc_grid_new(gpu, &spec, POSENC_F32, &plan));
+    ON(PosencGrid, posenc_grid_on, posenc_grid_free, plan);
     float x[N], got[N];
     fill(x, N, 2);
     PosencGridCall call = POSENC_INIT(PosencGridCall);
@@ -179,6 +182,7 @@ static void learned(void) {
     PosencLearned *plan = NULL;
     PosencErrorFlag *flag = NULL;
     OK(posenc_learned_new(gpu, &spec, POSENC_F32, &plan));
+    ON(PosencLearned, posenc_learned_on, posenc_learned_free, plan);
     OK(posenc_error_flag_new(gpu, &flag));
     memset(y, 0, sizeof y);
     PosencLearnedCall call = POSENC_INIT(PosencLearnedCall);
@@ -226,6 +230,7 @@ static void learned(void) {
     PosencLearnedGrad *grad = NULL;
     PosencTokens shape = tokens();
     OK(posenc_learned_grad_new(gpu, &spec, &shape, POSENC_F32, &grad));
+    ON(PosencLearnedGrad, posenc_learned_grad_on, posenc_learned_grad_free, grad);
     PosencNormGradCall norm = POSENC_INIT(PosencNormGradCall);
     norm.sum = BUFFER(zeros);
     norm.gain = BUFFER(gain_grad);
@@ -321,6 +326,7 @@ static void resampled(void) {
     spec.filter = POSENC_BILINEAR;
     PosencResample *plan = NULL;
     OK(posenc_resample_new(gpu, &spec, POSENC_F32, &plan));
+    ON(PosencResample, posenc_resample_on, posenc_resample_free, plan);
     PosencResampleCall call = POSENC_INIT(PosencResampleCall);
     call.table = BUFFER(table);
     call.resampled = BUFFER(out);

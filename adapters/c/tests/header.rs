@@ -23,8 +23,8 @@ const START: &str = "\
      and waits for nothing, and can be captured in a graph.
    - Pointers to host memory are null or point to what their types say, for as long as the call; handles come from their
      constructors and were not freed; memory on the device stays until the kernel has run. Several threads may use one
-     handle at once unless a function says otherwise. A plan is freed when its stream has no call of it left, and no
-     graph that captured one will be launched again.
+     handle at once unless a function says otherwise. A plan may be freed while its calls run: its memory is freed behind
+     them, and a graph keeps what it captured of the plan. Your buffers must outlive the graph.
    - No panic leaves the library.
 
    C99 and later, C++11 and later. */

@@ -89,6 +89,7 @@ static PosencTermGrad *term_grad_of(PosencTerm term) {
     spec.term = term;
     PosencTermGrad *grad = NULL;
     OK(posenc_term_grad_new(gpu, &spec, &max_shape, POSENC_F32, &grad));
+    ON(PosencTermGrad, posenc_term_grad_on, posenc_term_grad_free, grad);
     return grad;
 }
 
@@ -242,6 +243,7 @@ static void check_products(PosencTerm term, Reads entry, int has_v, uint32_t ele
     spec.term = term;
     PosencRelativeProducts *products = NULL;
     OK(posenc_relative_products_new(gpu, &spec, element, &products));
+    ON(PosencRelativeProducts, posenc_relative_products_on, posenc_relative_products_free, products);
     PosencRelativeProductsCall call = POSENC_INIT(PosencRelativeProductsCall);
     call.x = numbers_of(x, N, element);
     call.shape = logits();
@@ -360,6 +362,7 @@ static void check_swin2(PosencSwin2Spec spec, int has_b2, uint32_t element) {
     fill(g, ENTRIES * NET_HEADS, 14);
     PosencSwin2 *swin2 = NULL;
     OK(posenc_swin2_new(gpu, &spec, element, &swin2));
+    ON(PosencSwin2, posenc_swin2_on, posenc_swin2_free, swin2);
     call.table = empty(ENTRIES * NET_HEADS);
     OK(posenc_swin2_write(swin2, &call));
     grad.weights = call.weights;
@@ -460,6 +463,7 @@ static PosencGateSums *gate_sums_of(uint32_t gates, uint32_t element) {
     spec.gates = gates;
     PosencGateSums *sums = NULL;
     OK(posenc_gate_sums_new(gpu, &spec, element, &sums));
+    ON(PosencGateSums, posenc_gate_sums_on, posenc_gate_sums_free, sums);
     return sums;
 }
 
@@ -608,6 +612,7 @@ static void check_table_grad(int zero_outside, int table_heads, PosencBuffer p, 
     PosencLogits max_shape = logits();
     PosencRelativeTableGrad *grad = NULL;
     OK(posenc_relative_table_grad_new(gpu, &spec, &max_shape, POSENC_F32, &grad));
+    ON(PosencRelativeTableGrad, posenc_relative_table_grad_on, posenc_relative_table_grad_free, grad);
     uint64_t len = 0;
     OK(posenc_relative_table_grad_len(grad, &len));
     CHECK(len == (uint64_t)(table_heads * VECTORS * DIM));
@@ -654,6 +659,7 @@ static void check_values(int zero_outside, int table_heads) {
     spec.distances = distances(zero_outside);
     PosencRelativeValues *values = NULL;
     OK(posenc_relative_values_new(gpu, &spec, POSENC_F32, &values));
+    ON(PosencRelativeValues, posenc_relative_values_on, posenc_relative_values_free, values);
     PosencRelativeValuesCall call = POSENC_INIT(PosencRelativeValuesCall);
     call.probabilities = BUFFER(p);
     call.shape = logits();

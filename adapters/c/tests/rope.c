@@ -72,6 +72,7 @@ static void scalings(PosencBuffer x, PosencBuffer y, const float *q) {
         spec.divisor_count = ROTARY / 2;
         PosencRope *rope = NULL;
         OK(posenc_rope_new(gpu, &spec, POSENC_F32, &rope));
+        ON(PosencRope, posenc_rope_on, posenc_rope_free, rope);
         const int64_t one = 1;
         frequencies_of(rope, x, y, &one, 1, got);
         OK(posenc_rope_free(rope));

@@ -8,7 +8,7 @@ use super::{RelativeValues, check_values};
 use crate::bias::{AnyNumbers, DeviceTermInputs, Distances, Term, TermPlan, hold_places, rows};
 use crate::gpu::args::{Divisor, RelativeTableGradArgs, RelativeValuesArgs, VALUE_CHANNELS, VALUE_ENTRIES, VALUE_ROWS};
 use crate::gpu::kernel::{RELATIVE_TABLE_GRAD, RELATIVE_VALUES};
-use crate::gpu::{Call, Gpu, Kernel, Launch, Read, Scratch, View, ViewMut, Write, widest};
+use crate::gpu::{Call, Gpu, Kernel, Launch, Read, Scratch, View, ViewMut, Write, on_stream, widest};
 use crate::position::{Place, Places};
 use crate::shape::{Numbers, Shape, product};
 use crate::{Error, Heads, Logits, Result, Scalar};
@@ -97,7 +97,7 @@ fn term(gpu: &Gpu, spec: &RelativeValues) -> Result<TermPlan> {
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel. The gradient of the table is
 /// [`RelativeTableGradPlan`]'s.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RelativeValuesPlan<T> {
     gpu: Gpu,
     spec: RelativeValues,
@@ -106,6 +106,8 @@ pub struct RelativeValuesPlan<T> {
     grad: Kernel<RelativeValuesArgs>,
     element: PhantomData<T>,
 }
+
+on_stream! { RelativeValuesPlan { gpu } }
 
 impl<T: Scalar> RelativeValuesPlan<T> {
     /// Loads the kernels, and uploads the lookup of the distances if there is one.
@@ -260,7 +262,7 @@ impl<T: Scalar> RelativeValuesPlan<T> {
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel: blocks sum splits of the rows, and the
 /// last block of each part of the table adds them in their order. No floating-point number is added by an atomic; a result
 /// depends on the shape alone, not on the device.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RelativeTableGradPlan<T> {
     gpu: Gpu,
     spec: RelativeValues,
@@ -271,6 +273,8 @@ pub struct RelativeTableGradPlan<T> {
     kernel: Kernel<RelativeTableGradArgs>,
     element: PhantomData<T>,
 }
+
+on_stream! { RelativeTableGradPlan { gpu; scratch } }
 
 impl<T: Scalar> RelativeTableGradPlan<T> {
     /// For a table `[heads, entries, dim]`, shared by all heads where `heads` is 1. `max_shape` is that of the largest call.

@@ -12,7 +12,7 @@ use crate::gpu::args::{
     SoftmaxTermsArgs, TermsArgs,
 };
 use crate::gpu::kernel::{Entry, SINK_GRAD, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_GRAD_TERMS, SOFTMAX_TERMS};
-use crate::gpu::{Call, Gpu, Kernel, Scratch, Update, Write, widest};
+use crate::gpu::{Call, Gpu, Kernel, Scratch, Update, Write, on_stream, widest};
 use crate::shape::Shape;
 use crate::{Error, Logits, Result, Scalar};
 
@@ -47,7 +47,7 @@ impl Softmax {
 /// cache too: there several blocks share a row and meet once in scratch memory of the plan, in a cooperative launch. Where
 /// calls may run at the same time (in a capture, and on the per-thread default stream) such a call allocates its own in
 /// the stream's order.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SoftmaxPlan<T> {
     pub(in crate::attend) gpu: Gpu,
     pub(in crate::attend) softmax: Softmax,
@@ -62,7 +62,7 @@ pub struct SoftmaxPlan<T> {
 }
 
 /// A kernel, and what the device has room for when it runs it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::attend) struct Roomy<A> {
     pub(in crate::attend) kernel: Kernel<A>,
     pub(in crate::attend) room: Room,
@@ -100,6 +100,8 @@ impl<A: Args> Roomy<A> {
         call.launch(&self.kernel, &launch(&work, [Out::NULL; 2]))
     }
 }
+
+on_stream! { SoftmaxPlan { gpu, bias; scratch } }
 
 impl<T: Scalar> SoftmaxPlan<T> {
     /// Uploads the bias, loads the kernels, and allocates 512 KiB for the sums of shared rows.

@@ -1,19 +1,17 @@
 //! Gradients of a distance bias's parameters on a device: one launch.
 
-use bytemuck::Zeroable;
-use cudarc::driver::CudaSlice;
-
 use crate::bias::form::ALL;
 use crate::bias::sums::{Cut, Sums, check_largest, small};
 use crate::bias::toeplitz::{check_distances, check_numbers};
 use crate::bias::{BiasInputs, Kerple, T5Bias};
 use crate::gpu::args::DistanceGradArgs;
 use crate::gpu::kernel::DISTANCE_GRAD;
-use crate::gpu::{Gpu, Kernel, Read, View, Write};
+use crate::gpu::{Gpu, Kernel, Read, Uploaded, View, Write, on_stream};
 use crate::memory::{collected, reserved};
 use crate::position::{Place, Places};
 use crate::shape::product;
 use crate::{Error, Logits, Result, Scalar};
+use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
@@ -131,7 +129,7 @@ impl Left {
 /// the borders of blocks twice. No floating-point number is added by an atomic; a result depends on the shape alone, not on
 /// the device or on which block runs first. Whether the bias has a gradient is the caller's choice: a softmax neither knows
 /// nor asks.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DistanceGradPlan<T> {
     target: Target,
     sums: Sums<T>,
@@ -139,19 +137,21 @@ pub struct DistanceGradPlan<T> {
     bins: Kernel<DistanceGradArgs>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Target {
     /// `[outputs, 2]`
-    intervals: CudaSlice<i32>,
+    intervals: Uploaded<i32>,
     outputs: usize,
     /// `[outputs, heads, weighted]`, and their first distance
-    weights: Option<(CudaSlice<f32>, i64, usize)>,
+    weights: Option<(Uploaded<f32>, i64, usize)>,
     by_distance: bool,
     /// the distances that bins stand for: the first, and how many
     bins: (i64, usize),
     /// output o of head h lies at `o * strides[0] + h * strides[1]`
     strides: [usize; 2],
 }
+
+on_stream! { DistanceGradPlan { sums } }
 
 impl<T: Scalar> DistanceGradPlan<T> {
     /// For the table of T5, `[buckets, heads]`. `max_shape` is that of the largest call.

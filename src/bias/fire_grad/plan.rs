@@ -1,16 +1,14 @@
 //! The gradient of FIRE's parameters on a device: one launch.
 
-use bytemuck::Zeroable;
-use cudarc::driver::CudaSlice;
-
 use crate::bias::fire::by_position;
 use crate::bias::sums::{Cut, Sums, check_largest, small};
 use crate::bias::{BiasInputs, BiasPlan, Fire};
 use crate::gpu::args::FireGradArgs;
 use crate::gpu::kernel::FIRE_GRAD;
-use crate::gpu::{Gpu, Kernel, View, Write};
+use crate::gpu::{Gpu, Kernel, Uploaded, View, Write, on_stream};
 use crate::shape::product;
 use crate::{Logits, Result, Scalar};
+use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
@@ -32,7 +30,7 @@ fn cut(shape: &Logits, lines: usize) -> Result<Cut> {
 /// Gradients of the parameters of [`Fire`] on a [`Gpu`], at the parameters' present values.
 ///
 /// The rules of a call are those of [`DistanceGradPlan`](crate::bias::DistanceGradPlan); each number of the gradient is read once.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FireGradPlan<T> {
     sums: Sums<T>,
     kernel: Kernel<FireGradArgs>,
@@ -44,14 +42,16 @@ pub struct FireGradPlan<T> {
     threshold_factor: f32,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Tables {
-    bends: CudaSlice<f32>,
-    ramps: CudaSlice<i32>,
-    in_weight: CudaSlice<f32>,
-    in_bias: CudaSlice<f32>,
-    out_weight: CudaSlice<f32>,
+    bends: Uploaded<f32>,
+    ramps: Uploaded<i32>,
+    in_weight: Uploaded<f32>,
+    in_bias: Uploaded<f32>,
+    out_weight: Uploaded<f32>,
 }
+
+on_stream! { FireGradPlan { sums } }
 
 impl<T: Scalar> FireGradPlan<T> {
     /// For positions and distances up to `reach`, as in [`BiasPlan::fire`]. `max_shape` is that of the largest call.

@@ -1,8 +1,5 @@
 //! Any bias on a device: one launch, and the arguments of every kernel that reads a bias.
 
-use bytemuck::Zeroable;
-use cudarc::driver::CudaSlice;
-
 use super::{ALL, Bias, check_heads, check_sequences};
 use crate::bias::terms::plan::{TermPlan, hold_terms};
 use crate::bias::{Alibi, DeviceTermInputs, Fire, Slopes, T5Bias, Term, Toeplitz};
@@ -10,10 +7,12 @@ use crate::gpu::args::{
     ApplyTermsArgs, Args, BiasArgs, BiasKind, Divisor, KEYS, Out, TermsArgs, ToeplitzArgs, ToeplitzRowArgs,
 };
 use crate::gpu::kernel::{BIAS, BIAS_ROW, BIAS_TERMS};
-use crate::gpu::{Call, Gpu, Kernel, Launch, Placed, Read, ViewMut, widest};
+use crate::gpu::{Call, Gpu, Kernel, Launch, Placed, Read, Uploaded, ViewMut, on_stream, widest};
 use crate::position::{Place, Places};
 use crate::shape::product;
 use crate::{Error, Logits, Result, Scalar};
+use bytemuck::Zeroable;
+use cudarc::driver::CudaViewMut;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
@@ -168,7 +167,7 @@ impl<T: Scalar> AsBias<T> for &Alibi {
 ///
 /// It writes a bias, adds it to logits, or goes into a [`SoftmaxPlan`](crate::SoftmaxPlan). A call allocates nothing,
 /// uploads nothing, synchronises nothing, and is one kernel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct BiasPlan<T> {
     gpu: Gpu,
     heads: usize,
@@ -180,12 +179,12 @@ pub struct BiasPlan<T> {
     element: std::marker::PhantomData<T>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Form {
     None,
-    Slopes { left: CudaSlice<f32>, right: CudaSlice<f32>, batch: usize },
-    Row { row: CudaSlice<f32>, first: i64, count: usize, saturates: bool, buckets: Option<Buckets> },
-    Fire { logs: CudaSlice<f32>, lines: [CudaSlice<f32>; 3], breaks: usize, least_norm: f32, eps: f32 },
+    Slopes { left: Uploaded<f32>, right: Uploaded<f32>, batch: usize },
+    Row { row: Uploaded<f32>, first: i64, count: usize, saturates: bool, buckets: Option<Buckets> },
+    Fire { logs: Uploaded<f32>, lines: [Uploaded<f32>; 3], breaks: usize, least_norm: f32, eps: f32 },
     Terms(Vec<TermPlan>),
 }
 
@@ -198,12 +197,14 @@ pub(crate) struct Held {
 }
 
 /// T5's buckets, by which a table becomes a row.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Buckets {
     count: usize,
     /// the bucket of each distance
-    lookup: CudaSlice<u16>,
+    lookup: Uploaded<u16>,
 }
+
+on_stream! { BiasPlan { gpu } }
 
 impl<T: Scalar> BiasPlan<T> {
     /// Uploads the numbers of a bias and loads the kernels.
@@ -276,19 +277,26 @@ impl<T: Scalar> BiasPlan<T> {
     }
 
     /// The slopes on the device, those of the past and those of the future, to be read or trained in place; `None` for other
-    /// forms.
-    pub fn slopes_mut(&mut self) -> Option<(&mut CudaSlice<f32>, &mut CudaSlice<f32>)> {
+    /// forms. Graphs of this plan see what is written there; clones of the plan do not.
+    ///
+    /// # Errors
+    /// If clones share them and the driver gives no memory for a copy.
+    pub fn slopes_mut(&mut self) -> Result<Option<(CudaViewMut<'_, f32>, CudaViewMut<'_, f32>)>> {
         match &mut self.form {
-            Form::Slopes { left, right, .. } => Some((left, right)),
-            _ => None,
+            Form::Slopes { left, right, .. } => Ok(Some((left.slice_mut(&self.gpu)?, right.slice_mut(&self.gpu)?))),
+            _ => Ok(None),
         }
     }
 
-    /// The row on the device, `[heads, distances]`, to be read or trained in place; `None` for other forms.
-    pub fn row_mut(&mut self) -> Option<&mut CudaSlice<f32>> {
+    /// The row on the device, `[heads, distances]`, to be read or trained in place; `None` for other forms. Graphs of this plan
+    /// see what is written there; clones of the plan do not.
+    ///
+    /// # Errors
+    /// If clones share it and the driver gives no memory for a copy.
+    pub fn row_mut(&mut self) -> Result<Option<CudaViewMut<'_, f32>>> {
         match &mut self.form {
-            Form::Row { row, .. } => Some(row),
-            _ => None,
+            Form::Row { row, .. } => row.slice_mut(&self.gpu).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -332,7 +340,7 @@ impl<T: Scalar> BiasPlan<T> {
         let args = ToeplitzRowArgs {
             table: call.read("table", table, need)?,
             lookup: call.table("lookup", &buckets.lookup)?,
-            row: call.write("row", row, heads * count)?,
+            row: call.table_mut("row", row)?,
             heads: heads as u32,
             count: count as u32,
             ..ToeplitzRowArgs::zeroed()

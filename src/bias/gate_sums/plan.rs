@@ -8,7 +8,7 @@ use super::{GateSums, Gates, check_sizes};
 use crate::bias::{AnyNumbers, Numbers};
 use crate::gpu::args::{GATE_ITEMS, GateGradArgs, GateSumsArgs};
 use crate::gpu::kernel::{GATE_SUMS, GATE_SUMS_GRAD};
-use crate::gpu::{Gpu, Kernel, Launch, View, ViewMut, Write};
+use crate::gpu::{Gpu, Kernel, Launch, View, ViewMut, Write, on_stream};
 use crate::shape::product;
 use crate::{Error, Result, Scalar};
 
@@ -37,7 +37,7 @@ fn small(what: &str, n: usize) -> Result<u32> {
 /// [`GateSums`] on a [`Gpu`], for gates of f32 or of one element type.
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct GateSumsPlan<T> {
     gpu: Gpu,
     spec: GateSums,
@@ -45,6 +45,8 @@ pub struct GateSumsPlan<T> {
     grad: Kernel<GateGradArgs>,
     element: PhantomData<T>,
 }
+
+on_stream! { GateSumsPlan { gpu } }
 
 impl<T: Scalar> GateSumsPlan<T> {
     /// Loads the kernels.

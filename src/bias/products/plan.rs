@@ -1,18 +1,16 @@
 //! Products on a device: one launch, which makes and adds them.
 
-use bytemuck::Zeroable;
-use cudarc::driver::CudaSlice;
-
 use super::RelativeProducts;
 use crate::bias::form::{BiasInputs, hold_places};
 use crate::bias::terms::plan::strides;
 use crate::bias::{By, Outside, Sign};
 use crate::gpu::args::{Divisor, Out, PRODUCT_BAND, PRODUCT_STAGED, PRODUCT_TILE, ProductsArgs, ToeplitzArgs};
 use crate::gpu::kernel::PRODUCTS;
-use crate::gpu::{Gpu, Kernel, Launch, Placed, Read, View, ViewMut, widest};
+use crate::gpu::{Gpu, Kernel, Launch, Placed, Read, Uploaded, View, ViewMut, on_stream, widest};
 use crate::position::Places;
 use crate::shape::{Numbers, product};
 use crate::{Error, Heads, Logits, Result, Scalar};
+use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
@@ -72,12 +70,12 @@ fn launch<T>(mut args: ProductsArgs, x: &Placed<Out, Logits>, by: By, room: Room
 /// A call multiplies states and table and adds the products to logits, or writes them, in one kernel: f16 and bf16 on tensor cores
 /// (compute capability 8.0 and above), f32 by FMA. The products of states and table are never stored. A call allocates nothing,
 /// uploads nothing and synchronises nothing.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RelativeProductsPlan<T> {
     gpu: Gpu,
     spec: RelativeProducts,
     /// entries by distance
-    lookup: Option<CudaSlice<u16>>,
+    lookup: Option<Uploaded<u16>>,
     kernel: Kernel<ProductsArgs>,
     room: Room,
     element: std::marker::PhantomData<T>,
@@ -89,6 +87,8 @@ struct Factors<'a, T> {
     bias: Option<Read<'a, f32>>,
     table: View<'a, T, Numbers>,
 }
+
+on_stream! { RelativeProductsPlan { gpu } }
 
 impl<T: Scalar> RelativeProductsPlan<T> {
     /// Uploads the lookup and loads the kernels.

@@ -2,16 +2,14 @@
 
 use std::fmt;
 
-use bytemuck::Zeroable;
-use cudarc::driver::CudaSlice;
-
 use super::{DeviceSwin2Weights, Swin2Bias, pairs};
 use crate::bias::sums::small;
 use crate::gpu::args::{In, Out, Swin2Args, Swin2GradArgs, Swin2Net};
 use crate::gpu::kernel::{SWIN2, SWIN2_GRAD};
-use crate::gpu::{Call, Gpu, Kernel, Launch, Read, Scratch, Write};
+use crate::gpu::{Call, Gpu, Kernel, Launch, Read, Scratch, Uploaded, Write, on_stream};
 use crate::memory::collected;
 use crate::{Result, Scalar};
+use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
@@ -42,11 +40,11 @@ impl Swin2Bias {
 ///
 /// A call allocates nothing, uploads nothing and synchronises nothing; [`Swin2Plan::grad`] keeps `entries * heads` numbers in
 /// scratch memory of the plan.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Swin2Plan<T> {
     gpu: Gpu,
     spec: Swin2Bias,
-    coordinates: CudaSlice<f32>,
+    coordinates: Uploaded<f32>,
     scratch: Scratch,
     kernel: Kernel<Swin2Args>,
     grad: Kernel<Swin2GradArgs>,
@@ -79,6 +77,8 @@ impl fmt::Debug for Swin2GradOut<'_> {
         debug.field("b2", &self.b2.as_ref().map(|b2| b2.len())).finish()
     }
 }
+
+on_stream! { Swin2Plan { gpu; scratch } }
 
 impl<T: Scalar> Swin2Plan<T> {
     /// Uploads the coordinates, rounded to f32, loads the kernels and allocates scratch memory.

@@ -1,7 +1,6 @@
 //! Terms on a device: the arguments of every kernel that reads them.
 
 use bytemuck::Zeroable;
-use cudarc::driver::CudaSlice;
 use half::{bf16, f16};
 
 use super::{
@@ -9,7 +8,7 @@ use super::{
 };
 use crate::bias::Window;
 use crate::gpu::args::{Divisor, In, IndexType, TERMS, TermArgs, TermKind, TermsArgs, WindowArgs};
-use crate::gpu::{Call, Gpu, Placed, Read, View};
+use crate::gpu::{Call, Gpu, Placed, Read, Uploaded, View};
 use crate::position::Places;
 use crate::shape::{Numbers, Shape, product};
 use crate::{Error, Logits, Result, Scalar};
@@ -70,11 +69,11 @@ impl<'a> AnyNumbers<'a> {
 }
 
 /// One term on a device.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct TermPlan {
     pub(crate) term: Term,
     /// entries by distance
-    lookup: Option<CudaSlice<u16>>,
+    lookup: Option<Uploaded<u16>>,
 }
 
 impl TermPlan {

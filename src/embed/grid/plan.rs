@@ -2,17 +2,15 @@
 
 use std::marker::PhantomData;
 
-use bytemuck::Zeroable;
-use cudarc::driver::CudaSlice;
-
 use super::{Axis, Counted, Grid, GridSize, check_tokens};
 use crate::embed::launch::{blocks, check_contiguous, fitting, small, spread};
 use crate::embed::{Tokens, Wave, check_scale};
 use crate::gpu::args::{Divisor, GridArgs, MaskedArgs};
 use crate::gpu::kernel::{GRID, GRID_MASKED};
-use crate::gpu::{Kernel, Launch, Read, ViewMut};
+use crate::gpu::{Kernel, Launch, Read, Uploaded, ViewMut, on_stream};
 use crate::shape::product;
 use crate::{Error, Gpu, Result, Scalar};
+use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
@@ -111,18 +109,20 @@ impl Grid {
 /// [`Grid`] on a [`Gpu`], for one element type: its channels are uploaded, its kernels loaded.
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; sizes may change from call to call.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct GridPlan<T> {
     gpu: Gpu,
     spec: Grid,
-    channels: CudaSlice<u64>,
-    axes: CudaSlice<u8>,
-    masked_channels: CudaSlice<f64>,
-    masked_axes: CudaSlice<u8>,
+    channels: Uploaded<u64>,
+    axes: Uploaded<u8>,
+    masked_channels: Uploaded<f64>,
+    masked_axes: Uploaded<u8>,
     kernels: [Kernel<GridArgs>; 2],
     masked: [Kernel<MaskedArgs>; 2],
     element: PhantomData<T>,
 }
+
+on_stream! { GridPlan { gpu } }
 
 impl<T: Scalar> GridPlan<T> {
     /// Uploads the channels and loads the kernels.

@@ -11,7 +11,7 @@ use crate::embed::Tokens;
 use crate::embed::launch::small;
 use crate::gpu::args::{IdType, LearnedArgs, NormKind, RowRule};
 use crate::gpu::kernel::{LEARNED, LEARNED_ROWS};
-use crate::gpu::{Call, Kernel, Launch, ViewMut, Write, widest};
+use crate::gpu::{Call, Kernel, Launch, ViewMut, Write, on_stream, widest};
 use crate::shape::product;
 use crate::{Error, Gpu, Result, Scalar};
 
@@ -131,7 +131,7 @@ impl ErrorFlag {
     /// # Errors
     /// If the driver gives no memory.
     pub fn new(gpu: &Gpu) -> Result<Self> {
-        Ok(Self { flag: gpu.upload(&[u64::MAX])?, rows: [0; 3] })
+        Ok(Self { flag: gpu.buffer(&[u64::MAX])?, rows: [0; 3] })
     }
 
     /// The flag in device memory: `u64::MAX` while it is not raised, else `4 * token + table` with the token's index in
@@ -230,7 +230,7 @@ pub(crate) fn shared_room<A>(gpu: &Gpu, kernel: &Kernel<A>) -> Result<usize> {
 /// [`Learned`] on a [`Gpu`], for one element type: its kernels are loaded. The tables are the caller's.
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LearnedPlan<T> {
     gpu: Gpu,
     spec: Learned,
@@ -240,6 +240,8 @@ pub struct LearnedPlan<T> {
     rows: Kernel<LearnedArgs>,
     element: PhantomData<T>,
 }
+
+on_stream! { LearnedPlan { gpu } }
 
 impl<T: Scalar> LearnedPlan<T> {
     /// Loads the kernels.

@@ -10,7 +10,7 @@ use crate::embed::learned::{hold, shared_room};
 use crate::embed::{DeviceLookup, DeviceTables, ErrorFlag, Learned, Norm, Tokens, check_scale};
 use crate::gpu::args::{Divisor, LearnedArgs, ORDER_CHUNK, ORDER_TILE, ORDER_WAYS, Out, TableGradArgs};
 use crate::gpu::kernel::{COUNTED_GRAD, NORM_GRAD, ORDER, SORTED_GRAD, SORTED_REST, VECTORS_GRAD};
-use crate::gpu::{Kernel, Launch, Read, Scratch, View, ViewMut, Write, check_same, widest};
+use crate::gpu::{Kernel, Launch, Read, Scratch, View, ViewMut, Write, check_same, on_stream, widest};
 use crate::shape::product;
 use crate::{Error, Gpu, Ids, Result, Scalar};
 
@@ -214,7 +214,7 @@ impl<T> fmt::Debug for NormGrad<'_, T> {
 /// plan.table(&mut words, tokens.of(&grad), i32::ids(&ids), &order, TableGrad::new(50257))?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LearnedGradPlan<T> {
     gpu: Gpu,
     spec: Learned,
@@ -229,6 +229,8 @@ pub struct LearnedGradPlan<T> {
     scratch: Scratch,
     element: PhantomData<T>,
 }
+
+on_stream! { LearnedGradPlan { gpu; scratch } }
 
 impl<T: Scalar> LearnedGradPlan<T> {
     /// Loads the kernels and allocates scratch memory for every call of up to the sequences and tokens of `max_shape`.

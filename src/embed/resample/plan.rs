@@ -2,18 +2,16 @@
 
 use std::marker::PhantomData;
 
-use bytemuck::Zeroable;
-use cudarc::driver::CudaSlice;
-
 use super::Resample;
 use crate::embed::launch::{blocks, check_contiguous, fitting, small};
 use crate::embed::{Along, GridSize, Tokens};
 use crate::filter::Taps;
 use crate::gpu::args::ResampleArgs;
 use crate::gpu::kernel::RESAMPLE;
-use crate::gpu::{Kernel, Launch, View, ViewMut};
+use crate::gpu::{Kernel, Launch, Uploaded, View, ViewMut, on_stream};
 use crate::memory::reserved;
 use crate::{Error, Gpu, Result, Scalar};
+use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
@@ -53,10 +51,10 @@ impl Resample {
 // ---------------------------------------------------------------------------------------------------------------- plan
 
 /// The taps of one axis on the device.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct DeviceTaps {
-    spans: CudaSlice<u32>,
-    weights: CudaSlice<f32>,
+    spans: Uploaded<u32>,
+    weights: Uploaded<f32>,
     most: u32,
 }
 
@@ -78,7 +76,7 @@ impl DeviceTaps {
 /// loaded.
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ResamplePlan<T> {
     gpu: Gpu,
     spec: Resample,
@@ -87,6 +85,8 @@ pub struct ResamplePlan<T> {
     kernels: [Kernel<ResampleArgs>; 2],
     element: PhantomData<T>,
 }
+
+on_stream! { ResamplePlan { gpu } }
 
 impl<T: Scalar> ResamplePlan<T> {
     /// Uploads the weights and loads the kernels.

@@ -2,16 +2,14 @@
 
 use std::marker::PhantomData;
 
-use bytemuck::Zeroable;
-use cudarc::driver::CudaSlice;
-
 use super::{Odd, Sinusoid, Wave};
 use crate::embed::launch::{fitting, small, spread};
 use crate::embed::{Tokens, check_scale};
 use crate::gpu::args::{LastChannel, SinusoidArgs};
 use crate::gpu::kernel::SINUSOID;
-use crate::gpu::{Kernel, Launch, ViewMut};
+use crate::gpu::{Kernel, Launch, Uploaded, ViewMut, on_stream};
 use crate::{Gpu, Ids, Pairing, Positions, Result, Scalar};
+use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
@@ -70,14 +68,16 @@ impl Sinusoid {
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; shapes may change from call to
 /// call.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SinusoidPlan<T> {
     gpu: Gpu,
     spec: Sinusoid,
-    rates: CudaSlice<u64>,
+    rates: Uploaded<u64>,
     kernels: [Kernel<SinusoidArgs>; 2],
     element: PhantomData<T>,
 }
+
+on_stream! { SinusoidPlan { gpu } }
 
 impl<T: Scalar> SinusoidPlan<T> {
     /// Uploads the rates and loads the kernels.

@@ -2,16 +2,14 @@
 
 use std::marker::PhantomData;
 
-use bytemuck::Zeroable;
-use cudarc::driver::CudaSlice;
-
 use super::Time;
 use crate::embed::launch::{blocks, even_rows, fitting, small};
 use crate::embed::{Sinusoid, Tokens, Wave};
 use crate::gpu::args::TimestepArgs;
 use crate::gpu::kernel::TIMESTEP;
-use crate::gpu::{Kernel, Launch, Read, ViewMut};
+use crate::gpu::{Kernel, Launch, Read, Uploaded, ViewMut, on_stream};
 use crate::{Gpu, Pairing, Result, Scalar};
+use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
@@ -43,14 +41,16 @@ impl Sinusoid {
 /// [`Sinusoid`] at fractional positions on a [`Gpu`], for one element type: its turns are uploaded, its kernels loaded.
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TimestepPlan<T> {
     gpu: Gpu,
     spec: Sinusoid,
-    turns: CudaSlice<f64>,
+    turns: Uploaded<f64>,
     kernels: [Kernel<TimestepArgs>; 2],
     element: PhantomData<T>,
 }
+
+on_stream! { TimestepPlan { gpu } }
 
 impl<T: Scalar> TimestepPlan<T> {
     /// Uploads the turns of every pair and loads the kernels.

@@ -1,16 +1,14 @@
 //! [`Rope`] on a device: one launch for queries and keys.
 
-use bytemuck::Zeroable;
-use cudarc::driver::CudaSlice;
-
 use super::{Angles, Direction, Rope};
 use crate::gpu::args::RopeArgs;
 use crate::gpu::kernel::{ROPE, ROPE_BLOCKS, ROPE_COMPAT, ROPE_ONE, ROPE_TABLE, ROPE_XPOS};
-use crate::gpu::{Call, Gpu, Kernel, Launch, Update, Updated, ViewMut, widest};
+use crate::gpu::{Call, Gpu, Kernel, Launch, Update, Updated, Uploaded, ViewMut, on_stream, widest};
 use crate::position::{Ids, Positions};
 use crate::rotate::table::Table;
 use crate::rotate::xpos::{Side, XPos};
 use crate::{Error, Heads, Pairing, Result, Scalar};
+use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
@@ -170,28 +168,27 @@ impl<'a, T> From<Positions<Ids<'a>>> for Rotation<'a, T> {
 /// [`Rope`] or [`XPos`] on a [`Gpu`], for one element type: its rates are uploaded, its kernels loaded.
 ///
 /// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel; token counts may change from call
-/// to call. It can be captured in a CUDA graph ([`Gpu::new`] shows how), which reads the plan's tables: the plan must outlive
-/// it.
-#[derive(Debug)]
+/// to call. It can be captured in a CUDA graph ([`Gpu::new`] shows how), which keeps the plan's tables.
+#[derive(Clone, Debug)]
 pub struct RopePlan<T> {
     gpu: Gpu,
     rope: Rope,
     rates: Rates,
-    axes: Option<CudaSlice<u8>>,
+    axes: Option<Uploaded<u8>>,
     xpos: Option<XPosTable>,
     own: Kernels,
     by_table: Kernels,
     element: std::marker::PhantomData<T>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Rates {
-    Exact(CudaSlice<u64>),
-    Compat(CudaSlice<f32>),
+    Exact(Uploaded<u64>),
+    Compat(Uploaded<f32>),
 }
 
 /// The kernels of one source of angles, by their accesses: 16 bytes, 8 bytes where odd sizes are common enough, one element.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Kernels {
     wide: Kernel<RopeArgs>,
     mid: Option<Kernel<RopeArgs>>,
@@ -208,6 +205,8 @@ impl Kernels {
         }
     }
 }
+
+on_stream! { RopePlan { gpu } }
 
 impl<T: Scalar> RopePlan<T> {
     /// Uploads the rates and loads the kernels.
@@ -442,10 +441,10 @@ fn check_pair(q: &Heads, k: &Heads) -> Result<()> {
 }
 
 /// The exponents of a spec on the device.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct XPosTable {
     /// of the queries' factors, and of the keys'
-    exponents: CudaSlice<i64>,
+    exponents: Uploaded<i64>,
     pairs: usize,
     center: i64,
     reach: i64,

@@ -10,7 +10,7 @@ use crate::bias::terms::plan::{TermPlan, strides};
 use crate::bias::terms::{By, DeviceTermInputs, Index, Term};
 use crate::gpu::args::{BiasGradArgs, Divisor, GRAD_STEP, GRAD_TILE, GRAD_TILE_SPACE, KEYS, TermGradArgs};
 use crate::gpu::kernel::TERM_GRAD;
-use crate::gpu::{Gpu, Kernel, Launch, Scratch, View, Write, widest};
+use crate::gpu::{Gpu, Kernel, Launch, Scratch, View, Write, on_stream, widest};
 use crate::shape::{Numbers, Shape, product};
 use crate::{Error, Logits, Result, Scalar};
 
@@ -223,7 +223,7 @@ impl Cut {
 /// read once. The exception are rows of more entries than a block's shared memory has bins for: it is read once for each chunk of
 /// 6008 entries of a table or of queries' rows, of 695 of keys' rows; where entries go by distance, each chunk reads its own part
 /// alone.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TermGradPlan<T> {
     gpu: Gpu,
     term: TermPlan,
@@ -231,6 +231,8 @@ pub struct TermGradPlan<T> {
     kernels: [Kernel<TermGradArgs>; 5],
     element: std::marker::PhantomData<T>,
 }
+
+on_stream! { TermGradPlan { gpu; scratch } }
 
 impl<T: Scalar> TermGradPlan<T> {
     /// Uploads what the term looks up and loads the kernels. `max_shape` is that of the largest call.
