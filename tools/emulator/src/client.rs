@@ -165,9 +165,9 @@ impl Emulator {
         assert!(known != 0, "the call {nth} of `{call}` cannot fail with {code}");
     }
 
-    /// Forgets what [`Emulator::fail`] asked for in this thread.
-    pub fn forget_failures(&self) {
+    /// Forgets what [`Emulator::fail`] asked for in this thread; whether a failure was still to come.
+    pub fn forget_failures(&self) -> bool {
         // SAFETY: no arguments.
-        unsafe { (self.table.forget_failures)() };
+        unsafe { (self.table.forget_failures)() != 0 }
     }
 }

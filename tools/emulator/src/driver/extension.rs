@@ -41,7 +41,7 @@ pub(crate) struct Table {
     pub(crate) clear_error: unsafe extern "C" fn(),
     /// The name and its length, which call, the code, 1 for later calls too; 0 if that says nothing.
     pub(crate) fail: unsafe extern "C" fn(*const u8, usize, u64, u32, u32) -> u32,
-    pub(crate) forget_failures: unsafe extern "C" fn(),
+    pub(crate) forget_failures: unsafe extern "C" fn() -> u32,
 }
 
 unsafe extern "C" fn counters(out: *mut Counters) {
@@ -106,8 +106,8 @@ unsafe extern "C" fn fail(name: *const u8, length: usize, nth: u64, code: u32, s
     std::str::from_utf8(name).is_ok_and(|name| failure::add(name, nth, code, sticky != 0)).into()
 }
 
-unsafe extern "C" fn forget_failures() {
-    failure::forget();
+unsafe extern "C" fn forget_failures() -> u32 {
+    failure::forget().into()
 }
 
 static TABLE: Table = Table {

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 /// A call that is to fail.
 #[derive(Debug, Clone)]
 struct Failure {
-    /// The function without its version.
+    /// The function without its version; `*` for any.
     call: String,
     /// Calls until then, this one included; 0: it has failed.
     left: u64,
@@ -87,10 +87,10 @@ pub(crate) fn add(call: &str, nth: u64, code: u32, sticky: bool) -> bool {
     true
 }
 
-/// Forgets the failures of this thread.
-pub(crate) fn forget() {
-    OWN.with(|own| own.borrow_mut().clear());
+/// Forgets the failures of this thread; whether one was still to come.
+pub(crate) fn forget() -> bool {
     KEPT.with(|k| k.set(0));
+    OWN.with(|own| own.take()).iter().any(|failure| failure.left > 0)
 }
 
 /// A call of the application, until it is dropped.
@@ -122,7 +122,7 @@ fn counted(name: &str) -> (Under, Option<u32>) {
     let name = plain(name);
     let due = |all: &mut Vec<Failure>| {
         let mut found = None;
-        for failure in all.iter_mut().filter(|f| f.call == name) {
+        for failure in all.iter_mut().filter(|f| f.call == name || f.call == "*") {
             let now = failure.left == 1 || failure.left == 0 && failure.sticky;
             failure.left = failure.left.saturating_sub(1);
             if now && found.is_none() {
