@@ -35,9 +35,9 @@ pub enum Bias<'a> {
     Terms(Terms<'a>),
 }
 
-/// Expected result of a bias: [`Bias::expect`].
+/// ExpectedBias result of a bias: [`Bias::expect`].
 #[derive(Clone, Debug)]
-pub struct Expected {
+pub struct ExpectedBias {
     /// the true numbers
     pub want: Vec<f64>,
     /// the error allowed at each in f32, before it is rounded to an element type
@@ -210,23 +210,15 @@ impl Bias<'_> {
     ///
     /// # Errors
     /// As [`Bias::write`].
-    pub fn expect(&self, shape: &Logits, places: &Places<&[i32]>) -> Result<Expected> {
+    pub fn expect(&self, shape: &Logits, places: &Places<&[i32]>) -> Result<ExpectedBias> {
         let len = shape.span()?;
         shape.check_written("out", len)?;
         places.check(shape)?;
         self.check(shape, places, ALL)?;
-        let mut out = Expected { want: zeros("numbers of a bias", len)?, bound: zeros("numbers of a bias", len)? };
-        for [batch, head, query] in shape.each_full_row() {
-            for key in 0..shape.keys {
-                let index = shape.index(batch, head, query, key);
-                if places.packed.is_some() && !places.meet(shape, batch, query, key) {
-                    out.want[index] = f64::NEG_INFINITY;
-                    continue;
-                }
-                let pair = Pair::of(shape, places, [batch, head, query], key);
-                out.want[index] = self.of(shape, &pair);
-                out.bound[index] = self.error_of(shape, &pair);
-            }
+        let mut out = ExpectedBias { want: zeros("numbers of a bias", len)?, bound: zeros("numbers of a bias", len)? };
+        for (index, pair) in pairs(shape, places) {
+            out.want[index] = pair.map_or(f64::NEG_INFINITY, |pair| self.of(shape, &pair));
+            out.bound[index] = pair.map_or(0.0, |pair| self.error_of(shape, &pair));
         }
         Ok(out)
     }
@@ -258,15 +250,18 @@ impl Bias<'_> {
         shape: &'a Logits,
         places: &'a Places<&[i32]>,
     ) -> impl Iterator<Item = (usize, f64)> + 'a {
-        shape.each_full_row().flat_map(move |[batch, head, query]| {
-            (0..shape.keys).map(move |key| {
-                let value = if places.packed.is_some() && !places.meet(shape, batch, query, key) {
-                    f64::NEG_INFINITY
-                } else {
-                    self.of(shape, &Pair::of(shape, places, [batch, head, query], key))
-                };
-                (shape.index(batch, head, query, key), value)
-            })
-        })
+        pairs(shape, places)
+            .map(move |(index, pair)| (index, pair.map_or(f64::NEG_INFINITY, |pair| self.of(shape, &pair))))
     }
+}
+
+/// Index of every query and key, and where they are; `None` across packed sequences.
+fn pairs<'a>(shape: &'a Logits, places: &'a Places<&[i32]>) -> impl Iterator<Item = (usize, Option<Pair>)> + 'a {
+    shape.each_full_row().flat_map(move |[batch, head, query]| {
+        (0..shape.keys).map(move |key| {
+            let apart = places.packed.is_some() && !places.meet(shape, batch, query, key);
+            let pair = (!apart).then(|| Pair::of(shape, places, [batch, head, query], key));
+            (shape.index(batch, head, query, key), pair)
+        })
+    })
 }

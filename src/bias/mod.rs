@@ -37,7 +37,7 @@ pub use fire_grad::FireGrad;
 pub use fire_grad::FireGradPlan;
 #[cfg(feature = "cuda")]
 pub use form::{AsBias, BiasInputs, BiasPlan};
-pub use form::{Bias, Expected};
+pub use form::{Bias, ExpectedBias};
 #[cfg(feature = "cuda")]
 pub(crate) use form::{Held, hold_places, rows};
 #[cfg(feature = "cuda")]

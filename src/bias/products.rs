@@ -11,7 +11,7 @@ mod plan;
 pub use plan::RelativeProductsPlan;
 
 use crate::accuracy::rounded;
-use crate::bias::form::Expected;
+use crate::bias::form::ExpectedBias;
 use crate::bias::{By, Distances};
 use crate::memory::zeros;
 use crate::position::Places;
@@ -223,12 +223,12 @@ impl RelativeProducts {
         shape: &Logits,
         inputs: &ProductInputs<T>,
         places: &Places<&[i32]>,
-    ) -> Result<Expected> {
+    ) -> Result<ExpectedBias> {
         let len = shape.span()?;
         shape.check_written("out", len)?;
         places.check(shape)?;
         self.check_inputs(shape, inputs)?;
-        let mut out = Expected { want: zeros("numbers of a bias", len)?, bound: zeros("numbers of a bias", len)? };
+        let mut out = ExpectedBias { want: zeros("numbers of a bias", len)?, bound: zeros("numbers of a bias", len)? };
         for [batch, head, query] in shape.each_full_row() {
             for key in 0..shape.keys {
                 let index = shape.index(batch, head, query, key);

@@ -14,18 +14,21 @@ use crate::cpu::Lines;
 pub(crate) fn wide<R>(work: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     {
-        pulp::simd_type! {
-            /// What processors since 2013 have.
-            struct Wide {
-                avx2: "avx2",
-                bmi1: "bmi1",
-                bmi2: "bmi2",
-                f16c: "f16c",
-                fma: "fma",
-            }
+        /// With what processors since 2013 have.
+        #[target_feature(enable = "avx2,bmi1,bmi2,f16c,fma")]
+        fn vectors<R>(work: impl FnOnce() -> R) -> R {
+            work()
         }
-        if let Some(wide) = Wide::try_new() {
-            return wide.vectorize(work);
+        let has = |there: [bool; 5]| there.into_iter().all(|there| there);
+        if has([
+            is_x86_feature_detected!("avx2"),
+            is_x86_feature_detected!("bmi1"),
+            is_x86_feature_detected!("bmi2"),
+            is_x86_feature_detected!("f16c"),
+            is_x86_feature_detected!("fma"),
+        ]) {
+            // SAFETY: the processor has each of them, as was just seen.
+            return unsafe { vectors(work) };
         }
     }
     work()

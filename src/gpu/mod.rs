@@ -1,5 +1,5 @@
 //! The device: contexts, images of the kernels, buffers and launches. All the `unsafe` of the crate is in this room, but for the
-//! calls of f16's instructions (`cpu::f16`) and the prefetch (`cpu::ahead`).
+//! calls of vector instructions (`cpu::vector`, `cpu::f16`) and the prefetch (`cpu::ahead`).
 //!
 //! A plan opens a `Call`, hands in every buffer, and launches. The layers, each built on those before it: `driver`, `args`,
 //! `capture`, `kernel`, `modules`, `uploaded` with `device`, `launch`, `buffer`, `tensor`, `scratch`, `on`, `call`.

@@ -70,6 +70,12 @@ enum Task {
     Check,
     /// Every test on the emulator and every check, with the time of each step
     Ci,
+    /// Generated input for configs, GGUF, shapes, PTX and the C library, on the emulator
+    Fuzz {
+        /// Those of the program: `--help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Formats Rust, kernels and Python
     Format,
     /// Checks licences, sources and duplicates of dependencies with cargo-deny, which it builds once
@@ -115,8 +121,10 @@ fn main() -> Result<()> {
         Task::Ci => {
             let mut steps = steps::Steps::new();
             test::run_all(&test::Options::every_on_the_emulator(), &mut steps)?;
+            steps.run("generated input", || test::fuzz(&[]))?;
             check::run_all(&mut steps)
         }
+        Task::Fuzz { arguments } => test::fuzz(&arguments),
         Task::Format => check::format(false),
         Task::Deny => check::deny(true),
         Task::Semver => check::semver(),

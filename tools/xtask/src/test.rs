@@ -1,5 +1,7 @@
 //! Tests: all of them, or only the programs that can hold those asked for.
 
+use std::process::Command;
+
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
@@ -74,7 +76,7 @@ impl Plan {
     }
 
     /// Cargo for a run at the `i`-th capability.
-    fn cargo(&self, i: usize, tools: &cuda::Tools, device: &device::Device) -> Result<std::process::Command> {
+    fn cargo(&self, i: usize, tools: &cuda::Tools, device: &device::Device) -> Result<Command> {
         let mut command = cargo(tools);
         command.arg("test");
         device.prepare(&mut command)?;
@@ -113,6 +115,17 @@ fn every(options: &Options, steps: &mut Steps) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Builds the C library, and what generates input for it and for the readers; runs that on the emulator.
+pub fn fuzz(arguments: &[String]) -> Result<()> {
+    let tools = cuda::Tools::fetch_nvrtc()?;
+    // One build of both, so that the crate is built once.
+    run(cargo(&tools).args(["build", "--package", "posenc-c", "--package", "fuzz"]))?;
+    let mut command = Command::new("target/debug/fuzz");
+    device::Device::find(true)?.prepare(&mut command)?;
+    command.env("EMULATOR_STRICT", "all").env("EMULATOR_VERBOSE", "0").env("EMULATOR_BUDGET", "20000000");
+    run(command.args(arguments))
 }
 
 fn some(options: &Options, filter: &str, steps: &mut Steps) -> Result<()> {
