@@ -4,6 +4,7 @@ mod bench;
 mod bundle;
 mod check;
 mod cinstall;
+mod clients;
 mod cuda;
 mod device;
 mod find;
@@ -76,6 +77,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Runs programs of others on the emulator: cudarc's examples, cuda.core and numba-cuda
+    Clients,
     /// Formats Rust, kernels and Python
     Format,
     /// Checks licences, sources and duplicates of dependencies with cargo-deny, which it builds once
@@ -125,6 +128,7 @@ fn main() -> Result<()> {
             check::run_all(&mut steps)
         }
         Task::Fuzz { arguments } => test::fuzz(&arguments),
+        Task::Clients => clients::run_all(false, &mut steps::Steps::new()),
         Task::Format => check::format(false),
         Task::Deny => check::deny(true),
         Task::Semver => check::semver(),

@@ -19,16 +19,25 @@ pub fn package(folder: &str, name: &str, inside: &str) -> Result<PathBuf> {
     if wanted.exists() {
         return Ok(wanted);
     }
-    let bar = ProgressBar::new_spinner().with_message(format!("fetching {version} through pip"));
+    fetch(&folder, &requirement, version)?;
+    if !wanted.exists() {
+        bail!("{version} does not hold {inside}");
+    }
+    Ok(wanted)
+}
+
+/// Fetches what `requirements` names into `folder`, which is there afterwards as a whole or not at all.
+pub fn fetch(folder: &Path, requirements: &str, what: &str) -> Result<()> {
+    let bar = ProgressBar::new_spinner().with_message(format!("fetching {what} through pip"));
     bar.set_style(ProgressStyle::with_template("{spinner} {msg} ({elapsed})")?);
     bar.enable_steady_tick(Duration::from_millis(120));
     // A half-fetched package must not be taken for a whole one: it gets its name when it is complete.
-    let partial = with_ending(&folder, "partial");
+    let partial = with_ending(folder, "partial");
     let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial)?;
     // pip takes hashes from a file alone.
-    let file = with_ending(&folder, "txt");
-    fs::write(&file, &requirement)?;
+    let file = with_ending(folder, "txt");
+    fs::write(&file, requirements)?;
     let output = Command::new("python3")
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"])
         .args(["--require-hashes", "--target"])
@@ -41,14 +50,11 @@ pub fn package(folder: &str, name: &str, inside: &str) -> Result<PathBuf> {
     bar.finish_and_clear();
     fs::remove_file(&file)?;
     if !output.status.success() {
-        bail!("pip does not fetch {version}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!("pip does not fetch {what}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    let _ = fs::remove_dir_all(&folder);
-    fs::rename(&partial, &folder)?;
-    if !wanted.exists() {
-        bail!("{version} does not hold {inside}");
-    }
-    Ok(wanted)
+    let _ = fs::remove_dir_all(folder);
+    fs::rename(&partial, folder)?;
+    Ok(())
 }
 
 /// `clang-format-20.1.8.txt`: the version's last number is no ending that may be replaced.

@@ -27,6 +27,7 @@ pub(crate) struct Context {
     pub(crate) stack_limit: AtomicU64,
     pub(crate) limits: Mutex<HashMap<u32, u64>>,
     pub(crate) flags: AtomicU32,
+    cache: AtomicU32,
     pub(crate) default_stream: Stream,
 }
 
@@ -108,6 +109,7 @@ fn make(device: usize, flags: u32) -> Arc<Context> {
         stack_limit: AtomicU64::new(STACK),
         limits: Mutex::default(),
         flags: AtomicU32::new(flags),
+        cache: AtomicU32::new(0),
         default_stream: Stream { context: id, number: DEFAULT, ..Default::default() },
     })
 }
@@ -294,6 +296,18 @@ export! {
         give(out, current_any()?.device as i32)
     }
 
+    fn cuCtxSynchronize_v2(handle: Handle) {
+        let context = if handle.is_null() { current()? } else { context(handle)? };
+        unsafe_call()?;
+        context.default_stream.timeline.host_waits_for_all();
+        Ok(())
+    }
+
+    fn cuCtxGetDevice_v2(out: *mut i32, handle: Handle) {
+        let context = if handle.is_null() { current_any()? } else { context(handle)? };
+        give(out, context.device as i32)
+    }
+
     fn cuCtxGetApiVersion(handle: Handle, out: *mut u32) {
         if handle.is_null() { current_any()? } else { context(handle)? };
         give(out, 13050)
@@ -343,12 +357,12 @@ export! {
     }
 
     fn cuCtxGetCacheConfig(out: *mut u32) {
-        current()?;
-        give(out, 0)
+        give(out, current()?.cache.load(Ordering::Relaxed))
     }
 
-    fn cuCtxSetCacheConfig(_config: u32) {
-        current()?;
+    fn cuCtxSetCacheConfig(config: u32) {
+        // a preference, which changes nothing here
+        current()?.cache.store(config, Ordering::Relaxed);
         Ok(())
     }
 
