@@ -51,6 +51,8 @@ pub(crate) struct Config {
     verbose: u32,
     /// Calls that are to fail: `CALL:N:CODE[:sticky]`, with commas between.
     pub(crate) fail: String,
+    /// Whether the process prints its counters at its end.
+    pub(crate) counters: bool,
     strict: u32,
     noop: bool,
     unique: bool,
@@ -99,6 +101,7 @@ impl Config {
             fail: get("EMULATOR_FAIL").unwrap_or_default(),
             strict,
             noop: get("EMULATOR_NOOP").is_some_and(|v| v != "0"),
+            counters: get("EMULATOR_COUNTERS").is_some_and(|v| v != "0"),
             unique: get("EMULATOR_UNIQUE").is_some_and(|v| v != "0"),
         }
     }

@@ -73,6 +73,7 @@ const ORDER: &[&str] = &[
     "driver::link",
     "driver::function",
     // what runs
+    "driver::summary",
     "driver::launch",
     "driver::graph",
     // the edge
@@ -82,6 +83,7 @@ const ORDER: &[&str] = &[
     "driver",
     "client",
     "lib",
+    "main",
 ];
 
 /// A folder's `mod.rs` that only names its modules and hands things on, or holds what they share: it may name them all.

@@ -10,6 +10,7 @@ use super::function::{blocks_per_sm, dynamic_limit, thread_limit};
 use super::handle::{self, Handle};
 use super::module::Function;
 use super::stream::stream;
+use super::summary;
 use crate::config::{self, config};
 use crate::counters::Counters;
 use crate::exec::grid;
@@ -244,6 +245,9 @@ fn launch(r: &Request) -> Call {
 }
 
 fn note(report: Report) {
+    if config().counters {
+        summary::note(&report.function.kernel().name, &report.counters);
+    }
     LOCAL.with(|l| {
         let mut local = l.borrow_mut();
         local.sum.add(&report.counters);

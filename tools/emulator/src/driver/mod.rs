@@ -26,6 +26,7 @@ mod module;
 // what runs
 mod graph;
 mod launch;
+mod summary;
 // the edge
 mod extension;
 mod proc;

@@ -146,7 +146,7 @@ fn footprint(addr: &[u64; LANES], mask: u32, bytes: u64, low: u64, high: u64, la
             let spans = |unit: u64| (high + bytes - 1) / unit - low / unit + 1;
             // a group of a full warp has 128 bytes, which are one line or lie on two
             let groups = (bytes * LANES as u64 / 128).max(1);
-            let lines = if groups == 1 { spans(128) } else { groups * (1 + u64::from(low % 128 != 0)) };
+            let lines = if groups == 1 { spans(128) } else { groups * (1 + u64::from(!low.is_multiple_of(128))) };
             return (spans(32), lines);
         }
     }
