@@ -8,9 +8,9 @@ mod support;
 use cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg};
 use emulator::Strictness;
 use std::time::Instant;
-use support::Device;
+use support::{Device, Text};
 
-const PTX: &str = include_str!("../tests/ptx/bench.ptx");
+static PTX: Text = Text("bench");
 
 fn shape(grid: u32, block: u32) -> LaunchConfig {
     LaunchConfig { grid_dim: (grid, 1, 1), block_dim: (block, 1, 1), shared_mem_bytes: 0 }
@@ -18,7 +18,7 @@ fn shape(grid: u32, block: u32) -> LaunchConfig {
 
 fn main() {
     let d = Device::new();
-    let f: Vec<CudaFunction> = ["rotate", "softmax", "add_one"].iter().map(|n| d.kernel(PTX, n)).collect();
+    let f: Vec<CudaFunction> = ["rotate", "softmax", "add_one"].iter().map(|n| d.kernel(&PTX, n)).collect();
     let (tokens, heads) = (1024i32, 8i32);
     let elements = (tokens * heads) as usize * 128;
     let x = d.stream.alloc_zeros::<u16>(elements).unwrap();

@@ -8,9 +8,9 @@ mod support;
 use cudarc::driver::sys::{self, CUresult};
 use std::ffi::{CString, c_void};
 use std::ptr::{null, null_mut};
-use support::Device;
+use support::{Device, Text};
 
-const PTX: &str = include_str!("ptx/first.sm_80.ptx");
+static PTX: Text = Text("first.sm_80");
 
 fn load(image: &[u8]) -> (CUresult, String) {
     let mut module = null_mut();
@@ -60,7 +60,7 @@ fn images_that_are_not_ptx_of_this_device() {
 #[test]
 fn names_that_do_not_exist() {
     let d = Device::new();
-    let module = d.module(PTX);
+    let module = d.module(&PTX);
     let error = module.load_function("missing").unwrap_err();
     assert_eq!(error.0, CUresult::CUDA_ERROR_NOT_FOUND);
     let said = d.emulator.last_error().unwrap();
@@ -109,7 +109,7 @@ fn handles_that_were_never_given() {
 #[test]
 fn launches_that_no_device_takes() {
     let d = Device::new();
-    let f = d.kernel(PTX, "steps");
+    let f = d.kernel(&PTX, "steps");
     let f = f.cu_function();
     let x = d.stream.alloc_zeros::<u32>(32).unwrap();
     let address = {
@@ -169,7 +169,7 @@ fn launches_that_no_device_takes() {
 #[test]
 fn an_error_stays_until_the_context_ends() {
     let d = Device::new();
-    let f = d.kernel(PTX, "steps");
+    let f = d.kernel(&PTX, "steps");
     use cudarc::driver::{LaunchConfig, PushKernelArg};
     unsafe { d.stream.launch_builder(&f).arg(&0u64).arg(&1u32).launch(LaunchConfig::for_num_elems(1)) }.unwrap();
     let wrong = CUresult::CUDA_ERROR_ILLEGAL_ADDRESS;
@@ -201,7 +201,7 @@ fn what_is_not_implemented_says_so() {
 #[test]
 fn handles_are_addresses_of_the_process_that_nothing_can_be_read_at_and_none_comes_twice() {
     let d = Device::new();
-    let module = d.module(PTX);
+    let module = d.module(&PTX);
     let mut handles = vec![d.context.cu_ctx() as u64];
     for _ in 0..100 {
         let (mut stream, mut event) = (null_mut(), null_mut());

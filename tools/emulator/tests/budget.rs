@@ -7,8 +7,9 @@ mod support;
 
 use cudarc::driver::sys::{CUdevice_attribute, CUresult};
 use cudarc::driver::{LaunchConfig, PushKernelArg};
+use support::Text;
 
-const PTX: &str = include_str!("ptx/features.ptx");
+static PTX: Text = Text("features");
 
 #[test]
 fn settings() {
@@ -28,7 +29,7 @@ fn settings() {
     assert_eq!(d.context.total_mem().unwrap(), 1_000_000_000);
     assert_eq!(unsafe { d.stream.alloc::<u8>(1_000_000_001) }.unwrap_err().0, CUresult::CUDA_ERROR_OUT_OF_MEMORY);
     let one = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (1, 1, 1), shared_mem_bytes: 0 };
-    let f = d.kernel(PTX, "endless");
+    let f = d.kernel(&PTX, "endless");
     let mut y = d.stream.alloc_zeros::<u32>(1).unwrap();
     unsafe { d.stream.launch_builder(&f).arg(&mut y).launch(one) }.unwrap();
     assert_eq!(d.stream.synchronize().unwrap_err().0, CUresult::CUDA_ERROR_LAUNCH_TIMEOUT);

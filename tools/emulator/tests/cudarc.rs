@@ -7,10 +7,9 @@ mod support;
 
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 use half::bf16;
-use support::Device;
+use support::{Device, Text};
 
-const FIRST: [&str; 3] =
-    [include_str!("ptx/first.sm_75.ptx"), include_str!("ptx/first.sm_80.ptx"), include_str!("ptx/first.sm_90.ptx")];
+static FIRST: [Text; 3] = [Text("first.sm_75"), Text("first.sm_80"), Text("first.sm_90")];
 
 fn shape(grid: u32, block: u32) -> LaunchConfig {
     LaunchConfig { grid_dim: (grid, 1, 1), block_dim: (block, 1, 1), shared_mem_bytes: 0 }
@@ -18,7 +17,7 @@ fn shape(grid: u32, block: u32) -> LaunchConfig {
 
 #[test]
 fn bf16_vectors_and_64_bit_products() {
-    for ptx in FIRST {
+    for ptx in &FIRST {
         let d = Device::new();
         let f = d.kernel(ptx, "scale");
         let n = 1000usize;
@@ -50,7 +49,7 @@ fn bf16_vectors_and_64_bit_products() {
 
 #[test]
 fn shuffles_shared_memory_and_barriers() {
-    for ptx in FIRST {
+    for ptx in &FIRST {
         let d = Device::new();
         let f = d.kernel(ptx, "block_sum");
         let host: Vec<f32> = (0..1000).map(|i| i as f32).collect();
@@ -66,7 +65,7 @@ fn shuffles_shared_memory_and_barriers() {
 
 #[test]
 fn calls_and_divergent_loops() {
-    for ptx in FIRST {
+    for ptx in &FIRST {
         let d = Device::new();
         let f = d.kernel(ptx, "steps");
         let mut out = d.stream.alloc_zeros::<u32>(300).unwrap();
@@ -89,7 +88,7 @@ fn calls_and_divergent_loops() {
 
 #[test]
 fn atomics_and_ballots() {
-    for ptx in FIRST {
+    for ptx in &FIRST {
         let d = Device::new();
         let f = d.kernel(ptx, "count");
         let mut counter = d.stream.alloc_zeros::<u32>(1).unwrap();
@@ -107,7 +106,7 @@ fn atomics_and_ballots() {
 #[test]
 fn an_address_past_the_end_is_named() {
     let d = Device::new();
-    let f = d.kernel(FIRST[1], "steps");
+    let f = d.kernel(&FIRST[1], "steps");
     let mut out = d.stream.alloc_zeros::<u32>(100).unwrap();
     let mut launch = d.stream.launch_builder(&f);
     launch.arg(&mut out).arg(&101u32);
@@ -129,7 +128,7 @@ fn a_graph_replays_launches_and_fills() {
     // SAFETY: one stream, so no waits are needed.
     unsafe { d.context.disable_event_tracking() };
     let stream = d.context.new_stream().unwrap();
-    let f = d.kernel(FIRST[1], "count");
+    let f = d.kernel(&FIRST[1], "count");
     let mut counter = stream.alloc_zeros::<u32>(1).unwrap();
     let mut ballots = stream.alloc_zeros::<u32>(4).unwrap();
     stream.begin_capture(cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();

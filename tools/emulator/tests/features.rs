@@ -10,20 +10,20 @@ use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaFunction, CudaModule, PushKernelArg};
 use half::bf16;
 use std::sync::Arc;
-use support::{Device, Machine, shape};
+use support::{Device, Machine, Text, shape};
 
 /// NVRTC 12.9 for sm_90.
-const PTX: &str = include_str!("ptx/features.ptx");
+static PTX: Text = Text("features");
 
 /// The oldest and the newest NVRTC, for all targets that they know.
-const VERSIONS: [&str; 7] = [
-    include_str!("ptx/versions/12.0.sm_75.ptx"),
-    include_str!("ptx/versions/12.0.sm_80.ptx"),
-    include_str!("ptx/versions/12.0.sm_90.ptx"),
-    include_str!("ptx/versions/13.5.sm_75.ptx"),
-    include_str!("ptx/versions/13.5.sm_80.ptx"),
-    include_str!("ptx/versions/13.5.sm_90.ptx"),
-    include_str!("ptx/versions/13.5.sm_100.ptx"),
+static VERSIONS: [Text; 7] = [
+    Text("features.12.0.sm_75"),
+    Text("features.12.0.sm_80"),
+    Text("features.12.0.sm_90"),
+    Text("features.13.5.sm_75"),
+    Text("features.13.5.sm_80"),
+    Text("features.13.5.sm_90"),
+    Text("features.13.5.sm_100"),
 ];
 
 /// A device that takes all of them.
@@ -35,10 +35,10 @@ fn device() -> Device {
 /// Target and text, for every target of every text.
 fn texts() -> Vec<(u32, String)> {
     let number = |target: &str| target.trim().trim_start_matches("sm_").parse::<u32>().unwrap();
-    let mut list = vec![(90, PTX.to_owned())];
-    for text in VERSIONS {
+    let mut list = vec![(90, PTX.to_string())];
+    for text in &VERSIONS {
         let line = text.lines().find(|l| l.starts_with(".target ")).unwrap();
-        list.push((number(&line[8..]), text.to_owned()));
+        list.push((number(&line[8..]), text.to_string()));
         let others = text.lines().next().unwrap().split_once("target:").unwrap().1;
         for other in others.split_whitespace().filter(|o| *o != "none") {
             list.push((number(other), text.replacen(line, &format!(".target {other}"), 1)));
@@ -346,7 +346,7 @@ fn a_mixture_of_arithmetic() {
 #[test]
 fn a_copy_that_is_not_awaited_has_not_landed() {
     let d = device();
-    let f = d.kernel(PTX, "copies_not_awaited");
+    let f = d.kernel(&PTX, "copies_not_awaited");
     let a = d.stream.clone_htod(&[7u32; 32]).unwrap();
     let mut o = d.stream.alloc_zeros::<u32>(32).unwrap();
     unsafe { d.stream.launch_builder(&f).arg(&a).arg(&mut o).launch(shape(1, 32, 0)) }.unwrap();
@@ -373,7 +373,7 @@ fn blocks_that_wait_for_each_other() {
 #[test]
 fn more_blocks_than_can_wait_for_each_other() {
     let d = device();
-    let f = d.kernel(PTX, "grid_barrier");
+    let f = d.kernel(&PTX, "grid_barrier");
     let mut x = d.stream.alloc_zeros::<u32>(64).unwrap();
     let mut y = d.stream.alloc_zeros::<u32>(64).unwrap();
     let mut launch = d.stream.launch_builder(&f);
@@ -421,7 +421,7 @@ ret;
 #[test]
 fn clocks_advance() {
     let d = device();
-    let f = d.kernel(PTX, "clocks");
+    let f = d.kernel(&PTX, "clocks");
     let mut o = d.stream.alloc_zeros::<u64>(2).unwrap();
     let mut last = 0;
     for _ in 0..3 {
@@ -435,7 +435,7 @@ fn clocks_advance() {
 #[test]
 fn bank_conflicts_are_counted() {
     let d = device();
-    let f = d.kernel(PTX, "bank_conflicts");
+    let f = d.kernel(&PTX, "bank_conflicts");
     let mut o = d.stream.alloc_zeros::<u32>(32).unwrap();
     for (stride, extra) in [(1i32, 0), (2, 2), (3, 0), (8, 14), (32, 62)] {
         d.emulator.reset_counters();
@@ -451,7 +451,7 @@ fn bank_conflicts_are_counted() {
 fn dependent_launches_and_their_attributes() {
     use cudarc::driver::{DevicePtrMut, sys};
     let d = device();
-    let f = d.kernel(PTX, "dependents");
+    let f = d.kernel(&PTX, "dependents");
     let mut o = d.stream.alloc_zeros::<u32>(32).unwrap();
     {
         let (address, _guard) = o.device_ptr_mut(&d.stream);
@@ -472,7 +472,7 @@ fn dependent_launches_and_their_attributes() {
 #[test]
 fn tensors_beyond_two_to_the_31_elements() {
     let d = device();
-    let f = d.kernel(PTX, "far");
+    let f = d.kernel(&PTX, "far");
     let n = (1usize << 31) + 4096;
     // SAFETY: written before it is read.
     let mut x = unsafe { d.stream.alloc::<f32>(n) }.unwrap();
@@ -492,7 +492,7 @@ fn tensors_beyond_two_to_the_31_elements() {
 #[test]
 fn printf_runs() {
     let d = device();
-    let f = d.kernel(PTX, "hello");
+    let f = d.kernel(&PTX, "hello");
     unsafe { d.stream.launch_builder(&f).arg(&255i32).launch(shape(1, 1, 0)) }.unwrap();
     d.stream.synchronize().unwrap();
 }

@@ -8,9 +8,9 @@ mod support;
 
 use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaSlice, LaunchConfig, PushKernelArg};
-use support::Device;
+use support::{Device, Text};
 
-const PTX: &str = include_str!("ptx/mutants.ptx");
+static PTX: Text = Text("mutants");
 
 fn shape(grid: u32, block: u32) -> LaunchConfig {
     LaunchConfig { grid_dim: (grid, 1, 1), block_dim: (block, 1, 1), shared_mem_bytes: 0 }
@@ -28,7 +28,7 @@ struct Case {
 /// Runs a kernel over `x` and a fresh `y`; gives `y`, or the code and the sentence of the fault.
 fn run(name: &str, case: &Case) -> Result<Vec<i32>, (CUresult, String)> {
     let d = Device::new();
-    let f = d.kernel(PTX, name);
+    let f = d.kernel(&PTX, name);
     let host: Vec<i32> = (0..case.sizes.0 as i32).map(|i| i * 7 + 1).collect();
     let x = d.stream.clone_htod(&host).unwrap();
     // SAFETY: the emulator sees whether somebody reads what is not written.
@@ -199,7 +199,7 @@ fn warps_that_forget_syncwarp() {
 #[test]
 fn freed_memory() {
     let d = Device::new();
-    let f = d.kernel(PTX, "freed");
+    let f = d.kernel(&PTX, "freed");
     let x = d.stream.clone_htod(&[1i32; 32]).unwrap();
     let mut y = d.stream.alloc_zeros::<i32>(32).unwrap();
     let address = {
@@ -219,7 +219,7 @@ fn freed_memory() {
 /// Runs a kernel over one buffer that holds zeros, and one number.
 fn over_one(name: &str, elements: usize, config: LaunchConfig, number: Option<i32>) -> Option<(CUresult, String)> {
     let d = Device::new();
-    let f = d.kernel(PTX, name);
+    let f = d.kernel(&PTX, name);
     let mut x = d.stream.alloc_zeros::<i32>(elements).unwrap();
     let mut launch = d.stream.launch_builder(&f);
     launch.arg(&mut x);
@@ -269,7 +269,7 @@ fn a_grid_that_reads_what_it_writes() {
 #[test]
 fn memory_that_is_read_only_and_written() {
     let d = Device::new();
-    let f = d.kernel(PTX, "read_only_then_written");
+    let f = d.kernel(&PTX, "read_only_then_written");
     let x = d.stream.alloc_zeros::<i32>(64).unwrap();
     let mut launch = d.stream.launch_builder(&f);
     launch.arg(&x).arg(&x).arg(&64i32);
@@ -284,7 +284,7 @@ fn memory_that_is_read_only_and_written() {
 fn the_last_block_needs_a_fence() {
     let go = |name: &str| {
         let d = Device::new();
-        let f = d.kernel(PTX, name);
+        let f = d.kernel(&PTX, name);
         let x = d.stream.clone_htod(&(0..640).collect::<Vec<i32>>()).unwrap();
         let mut part = d.stream.alloc_zeros::<i32>(20).unwrap();
         let mut y = d.stream.alloc_zeros::<i32>(1).unwrap();
@@ -310,13 +310,13 @@ fn kernels_that_stop_badly() {
     );
     is_caught(over_one("trap", 1, shape(1, 32), None), FAILED, &["thread (3,0,0)", "stops itself with a trap"]);
     let d = Device::new();
-    let f = d.kernel(PTX, "assertion");
+    let f = d.kernel(&PTX, "assertion");
     unsafe { d.stream.launch_builder(&f).arg(&5i32).launch(shape(1, 32)) }.unwrap();
     assert_eq!(d.stream.synchronize().unwrap_err().0, CUresult::CUDA_ERROR_ASSERT);
     let said = d.emulator.last_error().unwrap();
     assert!(said.contains("thread (5,0,0)") && said.contains("`x != n` of mutants.cu:7 does not hold"), "{said}");
     let d = Device::new();
-    let f = d.kernel(PTX, "null_pointer");
+    let f = d.kernel(&PTX, "null_pointer");
     unsafe { d.stream.launch_builder(&f).arg(&0u64).launch(shape(1, 1)) }.unwrap();
     assert_eq!(d.stream.synchronize().unwrap_err().0, BOUNDS);
     assert!(d.emulator.last_error().unwrap().contains("a null pointer"));
@@ -326,7 +326,7 @@ fn kernels_that_stop_badly() {
 fn what_is_not_strict_is_not_checked() {
     let d = Device::new();
     d.emulator.set_strictness(emulator::Strictness::Bounds);
-    let f = d.kernel(PTX, "shift_in_place");
+    let f = d.kernel(&PTX, "shift_in_place");
     let mut x = d.stream.alloc_zeros::<i32>(512).unwrap();
     unsafe { d.stream.launch_builder(&f).arg(&mut x).arg(&512i32).launch(shape(4, 128)) }.unwrap();
     d.stream.synchronize().unwrap();

@@ -11,9 +11,10 @@ use cudarc::driver::{CudaContext, CudaModule, CudaSlice, CudaStream, DriverError
 use cudarc::nvrtc::Ptx;
 use std::sync::{Arc, Barrier};
 use std::thread;
+use support::Text;
 
-const FEATURES: &str = include_str!("ptx/features.ptx");
-const BENCH: &str = include_str!("ptx/bench.ptx");
+static FEATURES: Text = Text("features");
+static BENCH: Text = Text("bench");
 
 /// `sin_kernel` of cudarc's examples, by hand: 6 instructions of arithmetic, one bound.
 const SIN: &str = "
@@ -288,7 +289,7 @@ fn pinned_and_managed_memory() -> Result<(), DriverError> {
 fn functions_say_what_they_need() -> Result<(), DriverError> {
     support::load();
     let ctx = CudaContext::new(0)?;
-    let module = ctx.load_module(Ptx::from_src(FEATURES))?;
+    let module = ctx.load_module(Ptx::from_src(&*FEATURES))?;
     let f = module.load_function("spaces")?;
     use sys::CUfunction_attribute_enum as Attribute;
     assert_eq!(f.get_attribute(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?, 256);
@@ -306,7 +307,7 @@ fn launches_that_run_nothing() -> Result<(), DriverError> {
     let emulator = support::load();
     let ctx = CudaContext::new(0)?;
     let stream = ctx.default_stream();
-    let module = ctx.load_module(Ptx::from_src(BENCH))?;
+    let module = ctx.load_module(Ptx::from_src(&*BENCH))?;
     let f = module.load_function("add_one")?;
     let x = stream.alloc_zeros::<u16>(64)?;
     let mut y = stream.alloc_zeros::<u16>(64)?;
@@ -380,7 +381,7 @@ fn a_launch_records_the_event_that_it_is_given() -> Result<(), DriverError> {
     emulator.set_quiet(true);
     let ctx = support::private_context(0);
     let stream = ctx.new_stream()?;
-    let f = ctx.load_module(Ptx::from_src(FEATURES))?.load_function("hello")?;
+    let f = ctx.load_module(Ptx::from_src(&*FEATURES))?.load_function("hello")?;
     let (before, event) =
         (ctx.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?, ctx.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?);
     before.record(&stream)?;

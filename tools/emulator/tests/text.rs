@@ -12,14 +12,9 @@ use proptest::prelude::*;
 use std::ffi::CString;
 use std::ptr::null_mut;
 use std::sync::Arc;
-use support::Device;
+use support::{Device, Text};
 
-const TEXTS: [&str; 4] = [
-    include_str!("ptx/first.sm_75.ptx"),
-    include_str!("ptx/first.sm_90.ptx"),
-    include_str!("ptx/mutants.ptx"),
-    include_str!("ptx/bench.ptx"),
-];
+static TEXTS: [Text; 4] = [Text("first.sm_75"), Text("first.sm_90"), Text("mutants"), Text("bench")];
 
 /// A context for each thread of the test.
 fn context() -> (emulator::Emulator, Arc<cudarc::driver::CudaContext>) {
@@ -65,7 +60,7 @@ fn refused(body: &str) -> String {
 
 #[test]
 fn what_nvrtc_made_compiles() {
-    for text in TEXTS {
+    for text in &TEXTS {
         assert!(load(text).unwrap() > 0);
     }
 }

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Makes the PTX of this folder. Arguments: folders that hold libnvrtc.so.12 or .13 (see README.md)."""
+"""Makes texts.z, the PTX of the tests. Arguments: folders that hold libnvrtc.so.12 or .13, or --unpack (see README.md)."""
 
 import ctypes
 import glob
 import os
 import re
 import sys
+import zlib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-# the files that one NVRTC makes for one target each
+# the texts that one NVRTC makes for one target each
 SINGLE = {
     "bench": [("bench", 80)],
     "first": [("first.sm_75", 75), ("first.sm_80", 80), ("first.sm_90", 90)],
@@ -44,7 +45,7 @@ class Nvrtc:
         with open(os.path.join(HERE, stem + ".cu"), "rb") as file:
             source = file.read()
         program = ctypes.c_void_p()
-        self.call("nvrtcCreateProgram", ctypes.byref(program), source, (stem + ".cu").encode(), 0, None, None)
+        self.call("nvrtcCreateProgram", ctypes.byref(program), source, (os.path.basename(stem) + ".cu").encode(), 0, None, None)
         options = [f"--gpu-architecture=sm_{arch}".encode(), b"--fmad=false"]
         code = self.lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
         size = ctypes.c_size_t()
@@ -59,18 +60,43 @@ class Nvrtc:
         return text.value.decode().strip() + "\n"
 
 
-def write(name, text):
-    with open(os.path.join(HERE, name), "w", encoding="utf-8") as file:
-        file.write(text)
+# the kernel that the README shows, whose PTX is a file for people to read
+EXAMPLE = os.path.join(HERE, "..", "..", "examples", "race")
+ARCHIVE = os.path.join(HERE, "texts.z")
+MARK = "==== "
+
+
+def read():
+    """Texts by name, as the tests read them."""
+    if not os.path.exists(ARCHIVE):
+        return {}
+    with open(ARCHIVE, "rb") as file:
+        parts = zlib.decompress(file.read()).decode().split(MARK)
+    return dict(part.split("\n", 1) for part in parts[1:])
+
+
+def write(texts):
+    # like stands beside like, for the sake of the size
+    whole = "".join(f"{MARK}{name}\n{text}" for name, text in sorted(texts.items()))
+    with open(ARCHIVE, "wb") as file:
+        file.write(zlib.compress(whole.encode(), 9))
 
 
 def main():
+    texts = read()
+    if sys.argv[1:] == ["--unpack"]:
+        for name, text in texts.items():
+            with open(name + ".ptx", "w", encoding="utf-8") as file:
+                file.write(text)
+        return
     for folder in sys.argv[1:]:
         nvrtc = Nvrtc(folder)
         if nvrtc.version == SINGLE_VERSION:
             for stem, files in SINGLE.items():
                 for name, arch in files:
-                    write(name + ".ptx", nvrtc.compile(stem, arch))
+                    texts[name] = nvrtc.compile(stem, arch)
+            with open(EXAMPLE + ".ptx", "w", encoding="utf-8") as file:
+                file.write(nvrtc.compile(EXAMPLE, 75))
             continue
         # targets whose texts differ in nothing but their names share a file
         groups = {}
@@ -90,8 +116,9 @@ def main():
         for text, archs in groups.items():
             others = "".join(f" sm_{arch}" for arch in archs[1:])
             head = f"// NVRTC {version}; the same text but for the target:{others or ' none'}\n"
-            write(f"versions/{version}.sm_{archs[0]}.ptx", head + text.replace("sm_00", f"sm_{archs[0]}"))
-        print(version, "targets", " ".join(map(str, nvrtc.targets())), "files", len(groups))
+            texts[f"features.{version}.sm_{archs[0]}"] = head + text.replace("sm_00", f"sm_{archs[0]}")
+        print(version, "targets", " ".join(map(str, nvrtc.targets())), "texts", len(groups))
+    write(texts)
 
 
 main()

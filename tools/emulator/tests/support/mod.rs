@@ -17,6 +17,25 @@ use std::sync::{Arc, OnceLock};
 const REAL: &str = "EMULATOR_REAL_GPU";
 const RECORD: &str = "EMULATOR_RECORD";
 
+/// A text of `tests/ptx/texts.z`, by its name.
+pub struct Text(pub &'static str);
+
+impl std::ops::Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        static ALL: OnceLock<String> = OnceLock::new();
+        let all = ALL.get_or_init(|| {
+            let bytes = miniz_oxide::inflate::decompress_to_vec_zlib(include_bytes!("../ptx/texts.z"));
+            String::from_utf8(bytes.expect("deflated by make.py")).expect("PTX is text")
+        });
+        let head = format!("==== {}\n", self.0);
+        let start = all.find(&head).unwrap_or_else(|| panic!("texts.z has no {}", self.0)) + head.len();
+        let rest = &all[start..];
+        &rest[..rest.find("==== ").unwrap_or(rest.len())]
+    }
+}
+
 /// The shared library that cargo built beside this test, unless `EMULATOR_LIBRARY` names another.
 pub fn library() -> PathBuf {
     std::env::var_os("EMULATOR_LIBRARY").map(PathBuf::from).unwrap_or_else(|| {
