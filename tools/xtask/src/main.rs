@@ -7,6 +7,7 @@ mod cinstall;
 mod clients;
 mod cuda;
 mod device;
+mod emulator;
 mod find;
 mod peers;
 mod pip;
@@ -70,7 +71,14 @@ enum Task {
     /// Checks formatting, lints, documentation, the oldest Rust, licences and the package
     Check,
     /// Every test on the emulator and every check, with the time of each step
-    Ci,
+    Ci {
+        /// Only the emulator's own tests and its clients, even if they passed before on the same sources
+        #[arg(long)]
+        emulator: bool,
+        /// All but these
+        #[arg(long, conflicts_with = "emulator")]
+        no_emulator: bool,
+    },
     /// Generated input for configs, GGUF, shapes, PTX and the C library, on the emulator
     Fuzz {
         /// Those of the program: `--help`
@@ -121,9 +129,16 @@ fn main() -> Result<()> {
             Ok(())
         }
         Task::Check => check::run_all(&mut steps::Steps::new()),
-        Task::Ci => {
+        Task::Ci { emulator, no_emulator } => {
             let mut steps = steps::Steps::new();
-            test::run_all(&test::Options::every_on_the_emulator(), &mut steps)?;
+            if emulator {
+                emulator::tests(true, &mut steps)?;
+                return emulator::clients(true, &mut steps);
+            }
+            test::run_all(&test::Options::every_on_the_emulator(!no_emulator), &mut steps)?;
+            if !no_emulator {
+                emulator::clients(false, &mut steps)?;
+            }
             steps.run("generated input", || test::fuzz(&[]))?;
             check::run_all(&mut steps)
         }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::steps::Steps;
-use crate::{cargo, cuda, device, find, run};
+use crate::{cargo, cuda, device, emulator, find, run};
 
 #[derive(Args)]
 pub struct Options {
@@ -22,12 +22,15 @@ pub struct Options {
     /// Only tests whose name contains this, such as rope or softmax::causal; builds only what can hold them
     #[arg(value_name = "NAME")]
     pub filter: Option<String>,
+    /// All but the tests of the emulator itself.
+    #[arg(skip)]
+    without_its_own: bool,
 }
 
 impl Options {
-    /// Every test, on the emulator.
-    pub fn every_on_the_emulator() -> Self {
-        Self { emulator: true, all_capabilities: false, cc: None, filter: None }
+    /// Every test, on the emulator; with its own, or without.
+    pub fn every_on_the_emulator(with_its_own: bool) -> Self {
+        Self { emulator: true, all_capabilities: false, cc: None, filter: None, without_its_own: !with_its_own }
     }
 }
 
@@ -96,9 +99,10 @@ fn every(options: &Options, steps: &mut Steps) -> Result<()> {
     let device = device::Device::find(options.emulator)?;
     println!("tests that need a device run on {device}");
     let plan = Plan::new(options, &device)?;
-    steps.run("tests of the emulator and of xtask", || {
-        run(cargo(&tools).args(["test", "--package", "emulator", "--package", "xtask"]))
-    })?;
+    if !options.without_its_own {
+        emulator::tests(false, steps)?;
+    }
+    steps.run("tests of xtask", || run(cargo(&tools).args(["test", "--package", "xtask"])))?;
     let rooms = find::rooms()?;
     for (i, capability) in plan.capabilities.iter().enumerate() {
         // Each generation runs its own images; what needs no device, and is no image, need not be run again.
