@@ -1,6 +1,6 @@
 //! What a device says about itself.
 
-use super::call::{export, give};
+use super::call::{export, give, refuse};
 use super::code::*;
 use super::context::{device, devices, initialised};
 use crate::config::config;
@@ -224,8 +224,15 @@ export! {
         Ok(())
     }
 
-    fn cuGetExportTable(_out: *mut *const c_void, _id: *const c_void) {
-        // private interfaces of NVIDIA's own libraries
-        Err(ERROR_NOT_SUPPORTED)
+    fn cuGetExportTable(_out: *mut *const c_void, id: *const [u8; 16]) {
+        if id.is_null() {
+            return Err(ERROR_INVALID_VALUE);
+        }
+        // SAFETY: the caller gives an identifier of 16 bytes.
+        let id = u128::from_be_bytes(unsafe { id.read() });
+        refuse(ERROR_NOT_SUPPORTED, format!(
+            "the private table {id:032x} of the driver is not implemented: programs of the CUDA runtime library (cudart) ask \
+             for it, only programs of the driver API run"
+        ))
     }
 }

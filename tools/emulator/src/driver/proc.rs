@@ -1,6 +1,6 @@
 //! `cuGetProcAddress`: functions by name, as the runtime library and newer bindings look them up.
 
-use super::call::{Call, export, give, refuse};
+use super::call::{Call, export, give, remark};
 use super::code::*;
 use std::ffi::{CStr, CString, c_char, c_void};
 
@@ -97,11 +97,14 @@ fn lookup(symbol: *const c_char, out: *mut *mut c_void, version: i32, flags: u64
     }
     // SAFETY: the application gives a text with a final zero.
     let name = unsafe { CStr::from_ptr(symbol) }.to_str().map_err(|_| ERROR_NOT_FOUND)?;
-    if flags & PER_THREAD != 0 {
-        return refuse(ERROR_NOT_SUPPORTED, format!("`{name}` for per-thread default streams is not implemented"));
-    }
     let names = candidates(name, version);
-    let found = find(&names);
+    let found = if flags & PER_THREAD == 0 {
+        find(&names)
+    } else {
+        // the runtime library asks for all of them at its start
+        remark(&format!("`{name}` for per-thread default streams is not implemented"));
+        std::ptr::null_mut()
+    };
     if !status.is_null() {
         let reason = if names.is_empty() { TOO_OLD } else { NOT_FOUND };
         give(status, if found.is_null() { reason } else { 0 })?;
