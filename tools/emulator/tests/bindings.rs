@@ -50,6 +50,21 @@ fn a_function_is_the_variant_of_the_version_asked_for() {
     assert!(d.emulator.last_error().unwrap().contains("per-thread default streams"));
 }
 
+#[test]
+fn the_runtime_library_is_told_that_it_does_not_run() {
+    let d = Device::new();
+    d.emulator.set_quiet(true);
+    let mut table = null();
+    let mut ask = |id: u128| {
+        let id = sys::CUuuid { bytes: id.to_be_bytes().map(|byte| byte as _) };
+        unsafe { sys::cuGetExportTable(&mut table, &id) }
+    };
+    assert_eq!(ask(0x6bd5fb6c_5bf4_e74a_8987_d93912fd9df9), CUresult::CUDA_ERROR_NOT_SUPPORTED);
+    assert!(d.emulator.last_error().unwrap().contains("the CUDA runtime library (cudart)"));
+    assert_eq!(ask(5), CUresult::CUDA_ERROR_NOT_SUPPORTED);
+    assert!(d.emulator.last_error().unwrap().contains("table 00000000000000000000000000000005"));
+}
+
 const APPLY: &str = "
 .version 7.8
 .target sm_75

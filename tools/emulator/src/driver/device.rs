@@ -1,6 +1,6 @@
 //! What a device says about itself.
 
-use super::call::{export, give, refuse};
+use super::call::{export, give, refuse, remark};
 use super::code::*;
 use super::context::{device, devices, initialised};
 use crate::config::config;
@@ -120,6 +120,9 @@ fn attribute(number: i32) -> Option<i64> {
     })
 }
 
+/// The table without which the CUDA runtime library does not start.
+const RUNTIME_TABLE: u128 = 0x6bd5fb6c_5bf4_e74a_8987_d93912fd9df9;
+
 export! {
     fn cuDeviceGet(out: *mut i32, ordinal: i32) {
         device(ordinal)?;
@@ -230,9 +233,15 @@ export! {
         }
         // SAFETY: the caller gives an identifier of 16 bytes.
         let id = u128::from_be_bytes(unsafe { id.read() });
-        refuse(ERROR_NOT_SUPPORTED, format!(
-            "the private table {id:032x} of the driver is not implemented: programs of the CUDA runtime library (cudart) ask \
-             for it, only programs of the driver API run"
-        ))
+        if id == RUNTIME_TABLE {
+            return refuse(
+                ERROR_NOT_SUPPORTED,
+                "a program of the CUDA runtime library (cudart) asks for a private table of NVIDIA's driver: only programs \
+                 of the driver API run",
+            );
+        }
+        // others, such as NVRTC, go on without
+        remark(&format!("the private table {id:032x} of NVIDIA's driver is not implemented"));
+        Err(ERROR_NOT_SUPPORTED)
     }
 }
