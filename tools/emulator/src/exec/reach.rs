@@ -113,10 +113,8 @@ fn reach_global(cx: &mut Cx, access: &Access, addr: &mut [u64; LANES], mask: u32
         c.bytes_written += lanes * bytes;
         c.sectors_written += sectors;
     }
-    if let Some(unique) = &cx.grid.unique {
-        let (read, written) = unique.touch(addr, mask, bytes, touch);
-        cx.counters.unique_bytes_read += read;
-        cx.counters.unique_bytes_written += written;
+    if cx.grid.unique.is_some() {
+        count_unique(cx, addr, mask, bytes, touch);
     }
     let strict = cx.grid.strict;
     if strict.uninitialised && !init::global(cx, addr, mask, touch, bytes) {
@@ -128,8 +126,16 @@ fn reach_global(cx: &mut Cx, access: &Access, addr: &mut [u64; LANES], mask: u32
     true
 }
 
+#[cold]
+fn count_unique(cx: &mut Cx, addr: &[u64; LANES], mask: u32, bytes: u64, touch: Touch) {
+    let Some(unique) = &cx.grid.unique else { return };
+    let (read, written) = unique.touch(addr, mask, bytes, touch);
+    cx.counters.unique_bytes_read += read;
+    cx.counters.unique_bytes_written += written;
+}
+
 /// Distinct sectors of 32 bytes, and distinct lines of 128 bytes of each group of lanes that passes at once.
-#[inline]
+#[inline(always)]
 fn footprint(addr: &[u64; LANES], mask: u32, bytes: u64, low: u64, high: u64, lanes: u64) -> (u64, u64) {
     // consecutive lanes at consecutive addresses: the usual case needs no list
     if high - low == (lanes - 1) * bytes {
@@ -145,11 +151,16 @@ fn footprint(addr: &[u64; LANES], mask: u32, bytes: u64, low: u64, high: u64, la
         if dense && (mask == u32::MAX || bytes <= 4) {
             let spans = |unit: u64| (high + bytes - 1) / unit - low / unit + 1;
             // a group of a full warp has 128 bytes, which are one line or lie on two
-            let groups = (bytes * LANES as u64 / 128).max(1);
-            let lines = if groups == 1 { spans(128) } else { groups * (1 + u64::from(!low.is_multiple_of(128))) };
+            let lines = if bytes <= 4 { spans(128) } else { (bytes / 4) << u32::from(low & 127 != 0) };
             return (spans(32), lines);
         }
     }
+    scattered(addr, mask, bytes)
+}
+
+/// The same for lanes that are anywhere.
+#[inline(never)]
+fn scattered(addr: &[u64; LANES], mask: u32, bytes: u64) -> (u64, u64) {
     let lines = groups(bytes).map(|group| distinct(addr, mask & group, 128)).sum();
     (distinct(addr, mask, 32), lines)
 }
