@@ -3,8 +3,18 @@
 import ctypes
 
 import numpy as np
-from cuda.core import Device, EventOptions, LaunchConfig, LegacyPinnedMemoryResource, Program, ProgramOptions, launch
-from cuda.core import DeviceMemoryResource, Linker, LinkerOptions
+from cuda.core import (
+    Device,
+    DeviceMemoryResource,
+    EventOptions,
+    LaunchConfig,
+    LegacyPinnedMemoryResource,
+    Linker,
+    LinkerOptions,
+    Program,
+    ProgramOptions,
+    launch,
+)
 
 SOURCE = """
 template <typename T>

@@ -1,4 +1,4 @@
-"""numba-cuda on the emulator: kernels, shared memory, barriers, atomics, shuffles, streams, events, vectorised functions."""
+"""numba-cuda on the emulator: kernels, shared memory, barriers, atomics, shuffles, streams, events, array functions."""
 
 import numpy as np
 from numba import cuda, float32, int32, vectorize

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes texts.z, the PTX of the tests. Arguments: folders that hold libnvrtc.so.12 or .13, or --unpack (see README.md)."""
+"""Makes texts.z, the PTX of the tests. Arguments: folders with libnvrtc.so.12 or .13, or --unpack (see README.md)."""
 
 import ctypes
 import glob
@@ -45,7 +45,8 @@ class Nvrtc:
         with open(os.path.join(HERE, stem + ".cu"), "rb") as file:
             source = file.read()
         program = ctypes.c_void_p()
-        self.call("nvrtcCreateProgram", ctypes.byref(program), source, (os.path.basename(stem) + ".cu").encode(), 0, None, None)
+        name = os.path.basename(stem) + ".cu"
+        self.call("nvrtcCreateProgram", ctypes.byref(program), source, name.encode(), 0, None, None)
         options = [f"--gpu-architecture=sm_{arch}".encode(), b"--fmad=false"]
         code = self.lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
         size = ctypes.c_size_t()
