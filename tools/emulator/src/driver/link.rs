@@ -47,20 +47,21 @@ fn add(link: Handle, kind: u32, bytes: &[u8], name: &str) -> Call {
 
 /// One text of several: the newest version and target, then what each declares.
 fn merge(texts: &[String]) -> Result<String, String> {
-    let [text] = texts else {
-        let parsed = texts.iter().map(|text| parser::parse(text)).collect::<Result<Vec<_>, _>>();
-        let parsed = parsed.map_err(|e| e.to_string())?;
-        let version = parsed.iter().map(|ast| ast.version).max().ok_or("the linker is given nothing")?;
-        let target = parsed.iter().max_by_key(|ast| ast.sm).map(|ast| ast.target.clone()).unwrap_or_default();
-        let mut all = format!(".version {}.{}\n.target {target}\n.address_size 64\n", version.0, version.1);
-        let is_head = |line: &&str| [".version", ".target", ".address_size"].iter().any(|d| line.starts_with(d));
-        for line in texts.iter().flat_map(|text| text.lines()).filter(|line| !is_head(&line.trim_start())) {
-            all.push_str(line);
-            all.push('\n');
-        }
-        return Ok(all);
-    };
-    Ok(text.clone())
+    if let [text] = texts {
+        return Ok(text.clone());
+    }
+    let parsed = texts.iter().map(|text| parser::parse(text)).collect::<Result<Vec<_>, _>>();
+    let parsed = parsed.map_err(|e| e.to_string())?;
+    let newest = parsed.iter().max_by_key(|ast| ast.sm).ok_or("the linker is given nothing")?;
+    let version = parsed.iter().map(|ast| ast.version).max().unwrap_or(newest.version);
+    let mut all = format!(".version {}.{}\n.target {}\n.address_size 64\n", version.0, version.1, newest.target);
+    let is_head =
+        |line: &str| [".version", ".target", ".address_size"].iter().any(|d| line.trim_start().starts_with(d));
+    for line in texts.iter().flat_map(|text| text.lines()).filter(|line| !is_head(line)) {
+        all.push_str(line);
+        all.push('\n');
+    }
+    Ok(all)
 }
 
 /// A name that the application gives, for messages.
