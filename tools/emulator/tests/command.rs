@@ -97,7 +97,7 @@ fn counters_are_a_table_on_stderr() {
     let [head, row] = &rows[..] else { panic!("{said}") };
     let value = |name: &str| row[head.iter().position(|h| *h == name).unwrap_or_else(|| panic!("no {name}: {said}"))];
     assert_eq!(
-        (row[0], value("launches"), value("bytes read"), value("sectors written")),
+        (value("kernel"), value("launches"), value("bytes read"), value("sectors written")),
         ("reverse", "1", "1024", "32")
     );
     assert_eq!(value("shared passes"), "16");

@@ -2,7 +2,6 @@
 
 use crate::counters::Counters;
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::sync::{Mutex, Once, PoisonError};
 
 static KERNELS: Mutex<BTreeMap<String, Counters>> = Mutex::new(BTreeMap::new());
@@ -47,18 +46,14 @@ const COLUMNS: [Column; 14] = [
 fn table(kernels: &BTreeMap<String, Counters>) -> String {
     let columns = COLUMNS.iter().filter(|(name, count)| *name != "distinct" || kernels.values().any(|c| count(c) > 0));
     let columns: Vec<&Column> = columns.collect();
-    let width = kernels.keys().map(|name| name.chars().count()).chain([6]).max().unwrap_or(6);
-    let mut text = format!("{:width$}", "kernel");
-    for (name, _) in &columns {
-        let _ = write!(text, "  {name:>15}");
-    }
-    text.push('\n');
+    let row = |cell: &dyn Fn(&Column) -> String, name: &str| {
+        let cells = columns.iter().map(|column| format!("{:>15}  ", cell(column)));
+        // names are long: they come last
+        cells.chain([format!("{name}\n")]).collect::<String>()
+    };
+    let mut text = row(&|(name, _)| name.to_string(), "kernel");
     for (kernel, counters) in kernels {
-        let _ = write!(text, "{kernel:width$}");
-        for (_, count) in &columns {
-            let _ = write!(text, "  {:>15}", count(counters));
-        }
-        text.push('\n');
+        text += &row(&|(_, count)| count(counters).to_string(), kernel);
     }
     text
 }
