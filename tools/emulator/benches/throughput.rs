@@ -1,4 +1,4 @@
-//! PTX instructions per second, by kernel and strictness: `cargo bench -p emulator`.
+//! PTX instructions per second, by kernel and strictness: `cargo bench -p warpcheck`.
 //!
 //! Instructions are counted per thread, as the counters do. Each line is the best of several runs.
 
@@ -6,9 +6,9 @@
 mod support;
 
 use cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg};
-use emulator::Strictness;
 use std::time::Instant;
 use support::{Device, Text};
+use warpcheck::Strictness;
 
 static PTX: Text = Text("bench");
 

@@ -1,6 +1,6 @@
 //! A kernel that lacks a barrier: `race.cu` beside this file, as NVRTC compiles it.
 //!
-//! `cargo run -p emulator -- run -- target/debug/examples/race`
+//! `cargo run -p warpcheck -- run -- target/debug/examples/race`
 
 use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::Ptx;

@@ -65,7 +65,7 @@ impl Config {
             match value {
                 None => default,
                 Some(text) => text.trim().replace('_', "").parse().unwrap_or_else(|_| {
-                    eprintln!("emulator: {name}={text} is not a number, the default is taken");
+                    eprintln!("warpcheck: {name}={text} is not a number, the default is taken");
                     default
                 }),
             }
@@ -75,7 +75,7 @@ impl Config {
             match (major.trim().parse::<u32>(), minor.trim().parse::<u32>()) {
                 (Ok(major), Ok(minor)) if major < 100 && minor < 10 => major * 10 + minor,
                 _ => {
-                    eprintln!("emulator: EMULATOR_CC={text} is not of the form 9.0, which is taken instead");
+                    eprintln!("warpcheck: EMULATOR_CC={text} is not of the form 9.0, which is taken instead");
                     90
                 }
             }
@@ -85,7 +85,7 @@ impl Config {
             Some("bounds") => BOUNDS,
             Some("none") => NONE,
             Some(text) => {
-                eprintln!("emulator: EMULATOR_STRICT={text} is none of all, bounds, none; all is taken");
+                eprintln!("warpcheck: EMULATOR_STRICT={text} is none of all, bounds, none; all is taken");
                 ALL
             }
         };

@@ -178,7 +178,7 @@ fn run(run: &Run) -> Result<ExitCode, String> {
     }
     let (program, arguments) = run.program.split_first().ok_or("there is no program")?;
     let error = Command::new(program).args(arguments).env("LD_LIBRARY_PATH", path).envs(run.environment()).exec();
-    eprintln!("emulator: cannot run {}: {error}", Path::new(program).display());
+    eprintln!("warpcheck: cannot run {}: {error}", Path::new(program).display());
     // as a shell says it
     Ok(ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }))
 }
@@ -192,7 +192,7 @@ fn main() -> ExitCode {
         }),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("emulator: {error}");
+        eprintln!("warpcheck: {error}");
         ExitCode::FAILURE
     })
 }
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn flags_become_settings() {
-        let line = "emulator run --cc 8.6 --strict bounds --sms 4 --memory 2GiB --fail cuMemAlloc:1:2 --fail \
+        let line = "warpcheck run --cc 8.6 --strict bounds --sms 4 --memory 2GiB --fail cuMemAlloc:1:2 --fail \
                     cuMemFree:2:1:sticky --counters --unique --quiet -- program --cc 7.0";
         let Task::Run(run) = Cli::try_parse_from(line.split_whitespace()).expect("flags").task else {
             panic!("another task")
@@ -226,11 +226,11 @@ mod tests {
     #[test]
     fn what_the_emulator_would_not_understand_is_refused() {
         for flags in ["--cc 9", "--cc 9.x", "--memory 1TB", "--memory x", "--memory 99999999999GiB", "--devices 17"] {
-            assert!(Cli::try_parse_from(format!("emulator run {flags} -- x").split_whitespace()).is_err(), "{flags}");
+            assert!(Cli::try_parse_from(format!("warpcheck run {flags} -- x").split_whitespace()).is_err(), "{flags}");
         }
         for failure in ["cuMemAlloc", "cuMemAlloc:0:2", "cuMemAlloc:x:2", ":1:2", "cuMemAlloc:1:2:often"] {
             assert!(super::failure(failure).is_err(), "{failure}");
         }
-        assert!(Cli::try_parse_from(["emulator", "run"]).is_err());
+        assert!(Cli::try_parse_from(["warpcheck", "run"]).is_err());
     }
 }

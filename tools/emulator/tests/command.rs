@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 const README: &str = include_str!("../README.md");
 
 fn emulator() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_emulator"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_warpcheck"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EMULATOR_")) {
         command.env_remove(name);
     }

@@ -3,8 +3,8 @@
 mod support;
 
 use cudarc::driver::{CudaSlice, PushKernelArg};
-use emulator::{Counters, Strictness};
 use support::{Device, shape};
+use warpcheck::{Counters, Strictness};
 
 /// A thread's element of this width, as PTX loads and stores it: instruction suffix and registers.
 fn element(bytes: u32) -> (&'static str, &'static str) {

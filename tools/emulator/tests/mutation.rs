@@ -325,12 +325,12 @@ fn kernels_that_stop_badly() {
 #[test]
 fn what_is_not_strict_is_not_checked() {
     let d = Device::new();
-    d.emulator.set_strictness(emulator::Strictness::Bounds);
+    d.emulator.set_strictness(warpcheck::Strictness::Bounds);
     let f = d.kernel(&PTX, "shift_in_place");
     let mut x = d.stream.alloc_zeros::<i32>(512).unwrap();
     unsafe { d.stream.launch_builder(&f).arg(&mut x).arg(&512i32).launch(shape(4, 128)) }.unwrap();
     d.stream.synchronize().unwrap();
     // what an unchecked launch wrote counts as written
-    d.emulator.set_strictness(emulator::Strictness::All);
+    d.emulator.set_strictness(warpcheck::Strictness::All);
     d.stream.clone_dtoh(&x).unwrap();
 }

@@ -240,7 +240,7 @@ fn many_host_threads() {
         .map(|k| {
             let (ctx, module, start) = (ctx.clone(), module.clone(), start.clone());
             thread::spawn(move || {
-                let emulator = emulator::attach().unwrap();
+                let emulator = warpcheck::attach().unwrap();
                 let stream = ctx.new_stream().unwrap();
                 start.wait();
                 for round in 0..20 {

@@ -17,7 +17,7 @@ use support::{Device, Text};
 static TEXTS: [Text; 4] = [Text("first.sm_75"), Text("first.sm_90"), Text("mutants"), Text("bench")];
 
 /// A context for each thread of the test.
-fn context() -> (emulator::Emulator, Arc<cudarc::driver::CudaContext>) {
+fn context() -> (warpcheck::Emulator, Arc<cudarc::driver::CudaContext>) {
     thread_local! {
         static DEVICE: Device = Device::new();
     }

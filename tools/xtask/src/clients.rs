@@ -85,7 +85,7 @@ fn search_path(emulator: &Path, tools: &cuda::Tools) -> Result<OsString> {
 fn expect(command: &mut Command, name: &str) -> Result<()> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {name}"))?;
     let [said, errors] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
-    let complains = errors.lines().any(|line| line.starts_with("emulator: "));
+    let complains = errors.lines().any(|line| line.starts_with("warpcheck: "));
     if !output.status.success() || complains {
         bail!("{name}: {}\n{said}{errors}", output.status);
     }

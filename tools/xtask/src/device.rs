@@ -95,11 +95,11 @@ fn devices() -> Option<Real> {
 
 /// Builds the emulator and gives it the driver's name.
 pub fn emulator() -> Result<PathBuf> {
-    crate::run(Command::new(env!("CARGO")).args(["build", "--package", "emulator"]))?;
+    crate::run(Command::new(env!("CARGO")).args(["build", "--package", "warpcheck"]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let folder = std::path::absolute(target.join("emulator"))?;
     fs::create_dir_all(&folder)?;
-    let built = target.join("debug/libemulator.so");
+    let built = target.join("debug/libwarpcheck.so");
     // Renamed into place, so that a program that runs on the old one keeps it whole. Both names are one file, as in a real
     // driver: a program that opens one of them and cudarc, which opens the other, must meet in one library.
     let [first, second] = ["libcuda.so.1", "libcuda.so"].map(|name| folder.join(name));

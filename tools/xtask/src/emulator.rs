@@ -25,7 +25,7 @@ const PASSED: &str = "target/passed";
 /// Runs the emulator's tests, unless they have passed with these inputs and `again` is false.
 pub fn tests(again: bool, steps: &mut Steps) -> Result<()> {
     let mut tests = Command::new(env!("CARGO"));
-    tests.args(["test", "--package", "emulator"]);
+    tests.args(["test", "--package", "warpcheck"]);
     unless_passed("tests of the emulator", again, steps, inputs, |steps| {
         steps.run("tests of the emulator", || run(&mut tests))
     })
@@ -69,7 +69,7 @@ fn inputs() -> Result<String> {
         "tree",
         "--locked",
         "--package",
-        "emulator",
+        "warpcheck",
         "--edges",
         "normal,build,dev",
         "--prefix=none",

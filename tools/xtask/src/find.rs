@@ -20,7 +20,7 @@ const PACKAGES: [(&str, &str, Option<&str>); 5] = [
     ("posenc", ".", Some("src/lib.rs")),
     ("posenc-c", "adapters/c", Some("src/lib.rs")),
     ("posenc-benches", "benches", None),
-    ("emulator", "tools/emulator", Some("src/main.rs")),
+    ("warpcheck", "tools/emulator", Some("src/main.rs")),
     ("xtask", "tools/xtask", Some("src/main.rs")),
 ];
 

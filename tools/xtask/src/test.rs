@@ -143,7 +143,7 @@ fn some(options: &Options, filter: &str, steps: &mut Steps) -> Result<()> {
     }
     // These packages need neither kernels nor a device.
     let (tools_alone, programs): (Vec<_>, Vec<_>) =
-        programs.into_iter().partition(|program| ["emulator", "xtask"].contains(&program.package));
+        programs.into_iter().partition(|program| ["warpcheck", "xtask"].contains(&program.package));
     for program in tools_alone {
         let mut tests = cargo(&cuda::Tools::default());
         tests.args(["test", "--package", program.package]);

@@ -22,7 +22,7 @@ pub(crate) fn remark(message: &str) {
 
 fn tell(message: &str, from: u32) {
     if crate::config::verbosity() >= from {
-        eprintln!("emulator: {message}");
+        eprintln!("warpcheck: {message}");
     }
     LAST.with(|last| *last.borrow_mut() = Some(message.to_owned()));
 }

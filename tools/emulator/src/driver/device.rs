@@ -153,7 +153,7 @@ export! {
 
     fn cuDeviceGetUuid(out: *mut [u8; 16], dev: i32) {
         device(dev)?;
-        let mut uuid = *b"posenc-emulator0";
+        let mut uuid = *b"warpcheck-device";
         uuid[15] = b'0' + dev as u8;
         give(out, uuid)
     }

@@ -68,7 +68,7 @@ fn begin() {
     for text in config().fail.split(',').filter(|t| !t.trim().is_empty()) {
         match parse(text) {
             Some(failure) => shared.push(failure),
-            None => eprintln!("emulator: EMULATOR_FAIL={text} is not of the form CALL:N:CODE or CALL:N:CODE:sticky"),
+            None => eprintln!("warpcheck: EMULATOR_FAIL={text} is not of the form CALL:N:CODE or CALL:N:CODE:sticky"),
         }
     }
     STATE.store(if shared.is_empty() { NONE } else { SOME }, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 //! A test that uses [`Machine`] runs on the emulator, and with `EMULATOR_REAL_GPU` on a device: `1` is the driver of this
 //! machine, anything else a path to one. Listed in [`gpu_twins!`] it also has a twin `gpu::name`, ignored because it
 //! needs a device, which runs it on both, one process each, and compares the bits of all results that it read back:
-//! `cargo test -p emulator -- --ignored gpu::`.
+//! `cargo test -p warpcheck -- --ignored gpu::`.
 #![allow(dead_code)]
 
 use cudarc::driver::{
@@ -41,8 +41,8 @@ pub fn library() -> PathBuf {
     std::env::var_os("EMULATOR_LIBRARY").map(PathBuf::from).unwrap_or_else(|| {
         let exe = std::env::current_exe().expect("a test knows its own path");
         let deps = exe.parent().expect("a test lies in a folder");
-        let beside = deps.join("libemulator.so");
-        if beside.exists() { beside } else { deps.with_file_name("libemulator.so") }
+        let beside = deps.join("libwarpcheck.so");
+        if beside.exists() { beside } else { deps.with_file_name("libwarpcheck.so") }
     })
 }
 
@@ -55,9 +55,9 @@ fn open(path: &Path) {
 }
 
 /// Loads the emulator.
-pub fn load() -> emulator::Emulator {
+pub fn load() -> warpcheck::Emulator {
     open(&library());
-    emulator::attach().expect("the emulator is loaded as libcuda.so.1")
+    warpcheck::attach().expect("the emulator is loaded as libcuda.so.1")
 }
 
 /// Has the emulator claim another compute capability than its default; before the first device of the process.
@@ -73,7 +73,7 @@ pub fn claim(capability: &str) {
 
 /// A context of its own, so that a fault of one test is no other test's.
 pub struct Device {
-    pub emulator: emulator::Emulator,
+    pub emulator: warpcheck::Emulator,
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
 }
@@ -150,7 +150,7 @@ pub fn private_context(ordinal: usize) -> Arc<CudaContext> {
 /// The emulator or a device, for tests whose results are the same bits on both.
 pub struct Machine {
     /// `None` on a device.
-    pub emulator: Option<emulator::Emulator>,
+    pub emulator: Option<warpcheck::Emulator>,
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
 }
