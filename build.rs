@@ -1,19 +1,17 @@
 //! Compiles `kernels/**/*.cu` for f32, f16 and bf16 through NVRTC, into cubins for each architecture and portable PTX.
 //!
-//! No CUDA toolkit, compiler or GPU is needed, only libnvrtc. Without it the crate is built without kernels.
+//! No CUDA toolkit, compiler or GPU is needed, only libnvrtc, and not even that in a package, which holds the images. A build
+//! without kernels is one that asks for it: cargo hides a dependency's warnings, and a program would find out when it runs.
 
 use std::collections::BTreeMap;
-use std::collections::hash_map::DefaultHasher;
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::env;
 use std::fmt::Write as _;
 use std::fs;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
-use libloading::Library;
 
 #[path = "src/gpu/args/mod.rs"]
 #[allow(missing_docs, dead_code, reason = "only its C++ text is used here")]
@@ -22,67 +20,87 @@ mod args;
 #[allow(missing_docs, dead_code, reason = "only the list itself is used here")]
 mod kernel;
 
-/// Architectures that cubins are made for, with the lowest PTX version that their instructions need: a driver accepts
-/// PTX up to its own version, so a lower one loads on older drivers.
-const ARCHITECTURES: [(u32, &str); 5] = [(75, "6.3"), (80, "7.0"), (90, "7.8"), (100, "8.6"), (120, "8.7")];
-/// Architectures whose PTX ships beside the cubins: a device without a cubin takes the newest one that it has the instructions of,
-/// so that one of a later generation copies asynchronously, reduces in one instruction and may overlap its launches.
-const SHIPPED_PTX: [u32; 3] = [75, 80, 90];
+#[path = "build/find.rs"]
+mod find;
+#[path = "build/nvrtc.rs"]
+mod nvrtc;
+#[path = "src/gpu/ptx.rs"]
+mod ptx;
+
+use nvrtc::{Compiled, Identity, MINIMAL, Nvrtc};
+use ptx::{ARCHITECTURES, choose, for_architecture};
+
 /// Counts changes of what this script makes of a source, so that older images are not taken for new ones.
-const IMAGE_FORMAT: u32 = 5;
+const IMAGE_FORMAT: u32 = 6;
 const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
+/// A package's images, beside its manifest; a clone has them only while `cargo xtask package` packs it.
+const PACKAGED: &str = "images";
+/// What made the images of a folder, and each one's name and hash.
+const MANIFEST: &str = "manifest.txt";
+
+/// Where the kernels of this build come from.
+enum Kernels {
+    /// there are none
+    None,
+    /// the package's images
+    Packaged,
+    /// compiled from `kernels`
+    Source,
+}
+
+impl Kernels {
+    fn choice() -> Result<Self> {
+        Ok(match setting("POSENC_KERNELS")?.as_deref() {
+            Some("none") => Self::None,
+            Some("source") => Self::Source,
+            Some(other) => {
+                bail!("POSENC_KERNELS is {other:?}, it may be none (the CPU alone) or source (compile them)")
+            }
+            // It shows the same pages without kernels, and has no network.
+            None if env::var_os("DOCS_RS").is_some() => Self::None,
+            None if env::var_os("POSENC_NVRTC").is_none() && Path::new(PACKAGED).is_dir() => Self::Packaged,
+            None => Self::Source,
+        })
+    }
+}
 
 fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=kernels");
     // DEP_POSENC_INCLUDE in a dependent's build script: the folder of `#include "bias/bias.cuh"`.
-    println!("cargo::metadata=include={}", std::env::current_dir()?.join("kernels").display());
+    println!("cargo::metadata=include={}", env::current_dir()?.join("kernels").display());
     println!("cargo::rerun-if-changed=src/gpu/args");
     println!("cargo::rerun-if-changed=src/gpu/kernel.rs");
-    for name in SEARCHED {
+    for name in ["POSENC_KERNELS", "POSENC_NVRTC", "POSENC_ARCHS", "DOCS_RS"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    println!("cargo::rerun-if-env-changed=POSENC_PTX");
-    println!("cargo::rerun-if-env-changed=POSENC_ARCHS");
-    let out = PathBuf::from(std::env::var("OUT_DIR")?);
-
-    if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return Ok(());
     }
-    let nvrtc = match Nvrtc::find() {
-        Ok(nvrtc) => nvrtc,
-        Err(tried) => {
-            println!(
-                "cargo::warning=posenc is built without its kernels: no NVRTC was found ({tried}). Run `pip install \
-                 nvidia-cuda-nvrtc-cu12==12.9.86` or point POSENC_NVRTC at the folder that holds libnvrtc."
-            );
-            fs::write(out.join("images.rs"), "&[]")?;
-            return Ok(());
-        }
+    let wanted = wanted_architectures()?;
+    let text = match Kernels::choice()? {
+        Kernels::None => String::from("&[]"),
+        Kernels::Packaged => packaged(&wanted)?,
+        Kernels::Source => compiled(&wanted, &out)?,
     };
+    fs::write(out.join("images.rs"), text)?;
+    Ok(())
+}
 
+/// Compiles the kernels, and gives the list of their images as Rust.
+fn compiled(wanted: &[u32], out: &Path) -> Result<String> {
+    for name in find::variables() {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    let nvrtc = Nvrtc::find(out)?;
     let sources = Sources::read()?;
     for listed in kernel::kernels() {
         let there = sources.kernels.iter().any(|file| file.stem() == listed.file);
         ensure!(there, "the list of kernels names {}, there is no kernels/{}.cu", listed.entry, listed.file);
     }
-    let wanted = wanted_architectures()?;
-    // All PTX is wanted where every code path is to be run without its device.
-    let all_ptx = std::env::var("POSENC_PTX").is_ok_and(|value| value == "all");
-    let known: Vec<_> = ARCHITECTURES
-        .into_iter()
-        .map(|(sm, ptx_version)| Target { sm, ptx_version, ptx: all_ptx || SHIPPED_PTX.contains(&sm) })
-        .filter(|target| nvrtc.knows(target.sm))
-        .collect();
-    let is_wanted = |target: &&Target| wanted.is_empty() || wanted.contains(&target.sm);
-    let mut targets: Vec<_> = known.iter().filter(is_wanted).cloned().collect();
-    match targets.first_mut() {
-        Some(lowest) => lowest.ptx = true,
-        None => bail!("NVRTC {:?} knows none of the architectures {wanted:?}", nvrtc.version),
-    }
-
     let cache = out.join("images");
     fs::create_dir_all(&cache)?;
-    let mut jobs = jobs(&sources, &targets, &nvrtc)?;
+    let mut jobs = jobs(&sources, wanted, &nvrtc.identity)?;
     // The longest first, so that no thread works alone at the end.
     let length = |job: &Job| job.headers.iter().map(|header| header.text.len()).sum::<usize>() + job.file.text.len();
     jobs.sort_by_key(|job| std::cmp::Reverse(length(job)));
@@ -113,59 +131,105 @@ fn main() -> Result<()> {
         return Err(error);
     }
 
-    let mut text = String::from("&[\n");
+    let mut manifest = nvrtc.identity.to_string();
+    for name in jobs.iter().flat_map(Job::images) {
+        writeln!(manifest, "{:016x} {name}", hash(&[&fs::read(cache.join(&name))?]))?;
+    }
+    write_whole(&cache.join(MANIFEST), manifest.as_bytes())?;
+    // Images of architectures that are not wanted now stay for the next build that wants them.
+    let all = self::jobs(&sources, &[], &nvrtc.identity)?;
+    remove_stale(&cache, &all.iter().flat_map(Job::images).collect::<Vec<_>>())?;
+    list_of_images(&sources, &jobs, &cache)
+}
+
+/// The package's images, if they are those of its sources.
+fn packaged(wanted: &[u32]) -> Result<String> {
+    println!("cargo::rerun-if-changed={PACKAGED}");
+    let folder = env::current_dir()?.join(PACKAGED);
+    let text =
+        fs::read_to_string(folder.join(MANIFEST)).with_context(|| format!("cannot read {PACKAGED}/{MANIFEST}"))?;
+    let (identity, hashes) = Identity::parse(&text).with_context(|| format!("{PACKAGED}/{MANIFEST} is damaged"))?;
+    let sources = Sources::read()?;
+    let jobs = jobs(&sources, wanted, &identity)?;
+    for (job, name) in jobs.iter().flat_map(|job| job.images().into_iter().map(move |name| (job, name))) {
+        let way_out = "remove that folder, or set POSENC_KERNELS=source, to compile the kernels by NVRTC";
+        let Some(&known) = hashes.get(name.as_str()) else {
+            bail!("{PACKAGED} holds no image of kernels/{} as it is now ({name}): {way_out}", job.file.name);
+        };
+        let bytes =
+            fs::read(folder.join(&name)).with_context(|| format!("cannot read {PACKAGED}/{name}: {way_out}"))?;
+        ensure!(hash(&[&bytes]) == known, "{PACKAGED}/{name} is damaged: {way_out}");
+    }
+    list_of_images(&sources, &jobs, &folder)
+}
+
+/// A constant expression of type `&[Images]`.
+fn list_of_images(sources: &Sources, jobs: &[Job], folder: &Path) -> Result<String> {
+    let include = |name: &str| format!("include_bytes!({:?})", folder.join(name));
+    let mut text = String::from("{\n");
+    for (i, job) in jobs.iter().enumerate() {
+        writeln!(text, "const PTX_{i}: &[u8] = {};", include(&job.ptx))?;
+    }
+    text += "&[\n";
     for file in &sources.kernels {
         for dtype in DTYPES {
-            let of_module = |job: &&Job| job.file.name == file.name && job.dtype == dtype;
-            let mut images: Vec<(&Target, [PathBuf; 2])> = Vec::new();
-            for job in jobs.iter().filter(of_module) {
-                images.extend(job.targets.iter().map(|&target| (target, job.paths(target, &nvrtc, &cache))));
-            }
-            images.sort_by_key(|(target, _)| target.sm);
+            let of_module = |(_, job): &(usize, &Job)| job.file.name == file.name && job.dtype == dtype;
+            let mut images: Vec<_> = jobs
+                .iter()
+                .enumerate()
+                .filter(of_module)
+                .flat_map(|(i, job)| job.targets.iter().map(move |target| (i, target)))
+                .collect();
+            images.sort_by_key(|(_, target)| target.sm);
             writeln!(text, "Images {{ file: {:?}, dtype: {dtype:?}, cubins: &[", file.stem())?;
-            for (Target { sm, .. }, [cubin, _]) in &images {
-                writeln!(text, "    Image {{ sm: {sm}, deflated: include_bytes!({cubin:?}) }},")?;
+            for (_, Target { sm, cubin, .. }) in &images {
+                writeln!(text, "    Image {{ sm: {sm}, deflated: {}, ptx_version: None }},", include(cubin))?;
             }
             text += "], ptx: &[\n";
-            for (Target { sm, .. }, [_, ptx]) in images.iter().filter(|(target, _)| target.ptx) {
-                writeln!(text, "    Image {{ sm: {sm}, deflated: include_bytes!({ptx:?}) }},")?;
+            for (i, Target { sm, ptx_version, .. }) in &images {
+                writeln!(text, "    Image {{ sm: {sm}, deflated: PTX_{i}, ptx_version: Some({ptx_version:?}) }},")?;
             }
             text += "] },\n";
         }
     }
-    text += "]\n";
-    fs::write(out.join("images.rs"), text)?;
-    // Images of architectures that are not wanted now stay for the next build that wants them.
-    let all = self::jobs(&sources, &known, &nvrtc)?;
-    let current = all.iter().flat_map(|job| job.targets.iter().flat_map(|target| job.paths(target, &nvrtc, &cache)));
-    remove_stale(&cache, &current.collect::<Vec<_>>())
+    text += "]\n}\n";
+    Ok(text)
 }
 
-/// What makes the images of every kernel for `targets`.
-fn jobs<'a>(sources: &'a Sources, targets: &'a [Target], nvrtc: &Nvrtc) -> Result<Vec<Job<'a>>> {
+/// What makes the images of every kernel for the architectures that are wanted, or for all.
+fn jobs<'a>(sources: &'a Sources, wanted: &[u32], by: &Identity) -> Result<Vec<Job<'a>>> {
+    let known: Vec<_> = ARCHITECTURES.into_iter().filter(|(sm, _)| by.architectures.contains(sm)).collect();
+    let mut targets = known.clone();
+    targets.retain(|(sm, _)| wanted.is_empty() || wanted.contains(sm));
+    ensure!(!targets.is_empty(), "NVRTC {}.{} knows none of the architectures {wanted:?}", by.version.0, by.version.1);
     let mut jobs = Vec::new();
     for file in &sources.kernels {
         let headers = sources.included(file);
-        let mut generations: BTreeMap<u32, Vec<&Target>> = BTreeMap::new();
-        for target in targets {
-            generations.entry(generation(file, &headers, target.sm)).or_default().push(target);
+        let mut generations: BTreeMap<u32, Vec<(u32, &'static str)>> = BTreeMap::new();
+        for &target in &targets {
+            generations.entry(generation(file, &headers, target.0)).or_default().push(target);
         }
-        for (dtype, (generation, targets)) in
-            DTYPES.into_iter().flat_map(|dtype| generations.iter().map(move |of| (dtype, of)))
-        {
-            // The lowest that NVRTC knows, wanted or not, so that the choice of architectures changes no image.
-            let base =
-                ARCHITECTURES.map(|(sm, _)| sm).into_iter().find(|&sm| 10 * sm >= *generation && nvrtc.knows(sm));
-            let base = base.context("no architecture")?;
-            jobs.push(Job { file, headers: headers.clone(), dtype, base, targets: targets.clone() });
+        for dtype in DTYPES {
+            for (generation, targets) in &generations {
+                // The lowest that NVRTC knows, wanted or not, so that the choice of architectures changes no image.
+                let base = known.iter().map(|(sm, _)| *sm).find(|&sm| 10 * sm >= *generation);
+                jobs.push(Job::new(file, &headers, dtype, base.context("no architecture")?, targets, by));
+            }
         }
     }
     Ok(jobs)
 }
 
+/// A variable that this script reads.
+fn setting(name: &str) -> Result<Option<String>> {
+    let Some(value) = env::var_os(name) else { return Ok(None) };
+    let text = value.into_string().map_err(|value| anyhow::anyhow!("{name} is {value:?}, which is not UTF-8"))?;
+    Ok(Some(text))
+}
+
 /// POSENC_ARCHS, such as `90` or `80,90`: a build for known devices alone is that much shorter. Empty: all.
 fn wanted_architectures() -> Result<Vec<u32>> {
-    let Ok(text) = std::env::var("POSENC_ARCHS") else { return Ok(Vec::new()) };
+    let Some(text) = setting("POSENC_ARCHS")? else { return Ok(Vec::new()) };
     let known = ARCHITECTURES.map(|(sm, _)| sm);
     text.split(',')
         .map(|name| {
@@ -183,22 +247,32 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::rename(&beside, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Whether an image is there and inflates to the end to a cubin (an ELF file) or PTX: a disk that was full or a machine that
-/// lost its power may have cut it short. All images of a build take some tenths of a second in an optimised build script.
-fn is_whole(path: &Path) -> bool {
-    let Ok(bytes) = fs::read(path) else { return false };
-    let image = miniz_oxide::inflate::decompress_to_vec(&bytes);
-    // The comments before PTX's first line are taken out, the empty line behind them stays.
-    let starts = [&b"\x7fELF"[..], b".version "];
-    image.is_ok_and(|image| starts.iter().any(|start| image.trim_ascii_start().starts_with(start)))
+/// A cubin (an ELF file) or PTX, if it is there and inflates to the end: a disk that was full or a machine that lost its power
+/// may have cut it short. All images of a build take some tenths of a second in an optimised build script.
+fn read_whole(path: &Path) -> Option<Vec<u8>> {
+    let image = miniz_oxide::inflate::decompress_to_vec(&fs::read(path).ok()?).ok()?;
+    [&b"\x7fELF"[..], b".version "].iter().any(|start| image.starts_with(start)).then_some(image)
+}
+
+/// FNV-1a over the length and the bytes of each part. The standard library's hash may be another in the next Rust, and a
+/// package is older than the Rust that builds it.
+fn hash(parts: &[&[u8]]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for part in parts {
+        for byte in (part.len() as u64).to_le_bytes().iter().chain(*part) {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+    hash
 }
 
 /// Images of kernels as they were before the last change.
-fn remove_stale(cache: &Path, current: &[PathBuf]) -> Result<()> {
+fn remove_stale(cache: &Path, current: &[String]) -> Result<()> {
     for entry in fs::read_dir(cache)? {
-        let path = entry?.path();
-        if !current.contains(&path) {
-            fs::remove_file(path)?;
+        let entry = entry?;
+        let name = entry.file_name();
+        if name != MANIFEST && !current.iter().any(|current| name == current.as_str()) {
+            fs::remove_file(entry.path())?;
         }
     }
     Ok(())
@@ -278,12 +352,11 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 // -------------------------------------------------------------------------------------------------------------- compile
 
 /// An architecture that a cubin is made for.
-#[derive(Clone)]
 struct Target {
     sm: u32,
     ptx_version: &'static str,
-    /// its PTX is wanted too
-    ptx: bool,
+    /// the cubin's file
+    cubin: String,
 }
 
 /// The highest number that `__CUDA_ARCH__` of `sm` passes, of those that a file and its headers compare it with; 0: none.
@@ -303,72 +376,90 @@ struct Job<'a> {
     dtype: &'static str,
     /// the lowest
     base: u32,
-    targets: Vec<&'a Target>,
+    /// the file of the text that serves them all
+    ptx: String,
+    targets: Vec<Target>,
 }
 
-impl Job<'_> {
-    fn options(&self, architecture: String, nvrtc: &Nvrtc) -> Vec<String> {
-        let mut options = vec![
-            format!("--gpu-architecture={architecture}"),
-            format!("-DDTYPE={}", self.dtype),
-            "--std=c++17".into(),
-            // What is written is what is computed, on every device.
-            "--fmad=false".into(),
-        ];
-        options.extend(nvrtc.minimal.then(|| MINIMAL.into()));
-        options
+impl<'a> Job<'a> {
+    /// Files are named by everything that goes into them, so that an unchanged kernel is found and not compiled again.
+    fn new(
+        file: &'a Source,
+        headers: &[&'a Source],
+        dtype: &'static str,
+        base: u32,
+        targets: &[(u32, &'static str)],
+        by: &Identity,
+    ) -> Self {
+        let mut parts = vec![file.text.as_bytes()];
+        parts.extend(headers.iter().flat_map(|header| [header.name.as_bytes(), header.text.as_bytes()]));
+        let sources = hash(&parts);
+        let stem = file.stem().replace('/', "_");
+        let named = |architecture: &str, version: &str, kind: &str| {
+            let made = format!("{IMAGE_FORMAT} {:?} {base} {version} {sources}", by.version);
+            let options = options(dtype, architecture, by.minimal).join(" ");
+            let hash = hash(&[made.as_bytes(), options.as_bytes()]);
+            format!("{stem}.{dtype}.{architecture}.{hash:016x}.{kind}")
+        };
+        let ptx = named(&format!("compute_{base}"), "", "ptx");
+        let target =
+            |&(sm, ptx_version)| Target { sm, ptx_version, cubin: named(&format!("sm_{sm}"), ptx_version, "cubin") };
+        let targets = targets.iter().map(target).collect();
+        Self { file, headers: headers.to_vec(), dtype, base, ptx, targets }
     }
 
-    /// A cubin's and a PTX's, named by everything that goes into them, so that an unchanged kernel is found and not
-    /// compiled again.
-    fn paths(&self, target: &Target, nvrtc: &Nvrtc, cache: &Path) -> [PathBuf; 2] {
-        let mut hash = DefaultHasher::new();
-        (IMAGE_FORMAT, nvrtc.version, self.base, self.options(format!("sm_{}", target.sm), nvrtc)).hash(&mut hash);
-        (target.ptx_version, &self.file.text).hash(&mut hash);
-        for header in &self.headers {
-            (&header.name, &header.text).hash(&mut hash);
-        }
-        let stem = self.file.stem().replace('/', "_");
-        let hash = hash.finish();
-        ["cubin", "ptx"].map(|kind| cache.join(format!("{stem}.{}.sm_{}.{hash:016x}.{kind}", self.dtype, target.sm)))
+    /// Every file that it makes.
+    fn images(&self) -> Vec<String> {
+        std::iter::once(&self.ptx).chain(self.targets.iter().map(|target| &target.cubin)).cloned().collect()
     }
 
     fn run(&self, nvrtc: &Nvrtc, cache: &Path) -> Result<()> {
-        let mut missing: Vec<_> =
-            self.targets.iter().map(|&target| (target, self.paths(target, nvrtc, cache))).collect();
-        missing.retain(|(target, [cubin, ptx])| !is_whole(cubin) || (target.ptx && !is_whole(ptx)));
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let options = self.options(format!("compute_{}", self.base), nvrtc);
-        let made = nvrtc.compile(self.file, &self.headers, &options)?;
-        for listed in kernel::kernels().iter().filter(|listed| listed.file == self.file.stem()) {
-            let entry = format!(".entry {}_{}(", listed.entry, self.dtype);
-            ensure!(made.ptx.contains(&entry), "kernels/{} has no entry {}", self.file.name, listed.entry);
-        }
-        for (target, [cubin_path, ptx_path]) in missing {
-            let ptx = for_target(&made.ptx, target)?;
-            let cubin = self.assemble(&ptx, target, nvrtc)?;
-            // A cubin shrinks to a quarter; a program links the images of every device and loads those of one. Level 6
-            // saves 5 % more and takes three times as long.
-            let deflate = |bytes: &[u8]| miniz_oxide::deflate::compress_to_vec(bytes, 4);
-            if target.ptx {
-                write_whole(&ptx_path, &deflate(ptx.as_bytes()))?;
+        // A cubin shrinks to a quarter; a program links the images of every device and loads those of one. Level 6 saves 5 %
+        // more and takes three times as long.
+        let write =
+            |name: &str, image: &[u8]| write_whole(&cache.join(name), &miniz_oxide::deflate::compress_to_vec(image, 4));
+        let ptx = match read_whole(&cache.join(&self.ptx)) {
+            Some(ptx) => String::from_utf8(ptx)?,
+            None => {
+                let ptx = self.compile(nvrtc)?;
+                write(&self.ptx, ptx.as_bytes())?;
+                ptx
             }
-            write_whole(&cubin_path, &deflate(&cubin))?;
+        };
+        for target in self.targets.iter().filter(|target| read_whole(&cache.join(&target.cubin)).is_none()) {
+            let cubin = self.assemble(&for_architecture(&ptx, target.sm, target.ptx_version), target.sm, nvrtc)?;
+            write(&target.cubin, &cubin)?;
         }
         Ok(())
     }
 
+    /// PTX for all of them, without the comments that choose nothing.
+    fn compile(&self, nvrtc: &Nvrtc) -> Result<String> {
+        let options = options(self.dtype, &format!("compute_{}", self.base), nvrtc.identity.minimal);
+        let made = nvrtc.compile(self.file, &self.headers, &options)?.ptx;
+        for listed in kernel::kernels().iter().filter(|listed| listed.file == self.file.stem()) {
+            let entry = format!(".entry {}_{}(", listed.entry, self.dtype);
+            ensure!(made.contains(&entry), "kernels/{} has no entry {}", self.file.name, listed.entry);
+        }
+        let lines = made.lines().map(str::trim);
+        let lines = lines.filter(|line| !line.is_empty() && (!line.starts_with("//") || line.starts_with("//sm_")));
+        let ptx = lines.collect::<Vec<_>>().join("\n") + "\n";
+        ensure!(
+            ptx.starts_with(".version ") && ptx.contains("\n.target "),
+            "NVRTC made PTX without a .version or .target"
+        );
+        Ok(ptx)
+    }
+
     /// A cubin of `ptx`. NVRTC takes no PTX; as inline assembly that ends its own function and begins another one, it does.
-    fn assemble(&self, ptx: &str, target: &Target, nvrtc: &Nvrtc) -> Result<Vec<u8>> {
+    fn assemble(&self, ptx: &str, sm: u32, nvrtc: &Nvrtc) -> Result<Vec<u8>> {
         let lines = ptx.lines().skip_while(|line| !line.starts_with(".address_size")).skip(1).collect::<Vec<_>>();
         let text = format!(
             "extern \"C\" __device__ __attribute__((used)) void first() {{ asm volatile(R\"PTX(ret;\n}}\n{}\n.func last() {{)PTX\"); \
              }}",
             lines.join("\n")
         );
-        let options = self.options(format!("sm_{}", target.sm), nvrtc);
+        let options = options(self.dtype, &format!("sm_{sm}"), nvrtc.identity.minimal);
         let assembled = nvrtc.compile(&Source { name: self.file.name.clone(), text }, &[], &options);
         if let Ok(Compiled { cubin: Some(cubin), .. }) = assembled {
             let sections = String::from_utf8_lossy(&cubin);
@@ -378,273 +469,21 @@ impl Job<'_> {
             }
         }
         // An NVRTC that does otherwise compiles the source for this architecture alone.
-        let own = |of: &Source| Source { name: of.name.clone(), text: choose(&of.text, target.sm) };
+        let own = |of: &Source| Source { name: of.name.clone(), text: choose(&of.text, sm) };
         let headers: Vec<_> = self.headers.iter().map(|header| own(header)).collect();
         let headers: Vec<_> = headers.iter().collect();
         nvrtc.compile(&own(self.file), &headers, &options)?.cubin.context("NVRTC made no cubin")
     }
 }
 
-/// Inline assembly for the architecture `sm`. A line that begins with `//sm_80+ ` is for 8.0 and later ones, a line that begins
-/// with `//sm_80- ` for those before it. To NVRTC both are comments, so that one PTX serves every architecture.
-fn choose(text: &str, sm: u32) -> String {
-    let mut parts = text.split("//sm_");
-    let mut chosen = parts.next().unwrap_or_default().to_string();
-    for part in parts {
-        let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
-        let (from, line) = part.split_at(digits);
-        let later = from.parse().is_ok_and(|from: u32| sm >= from);
-        match line.strip_prefix(if later { "+ " } else { "- " }) {
-            Some(line) => chosen += line,
-            None => write!(chosen, "//{line}").unwrap_or_default(),
-        }
-    }
-    chosen
-}
-
-/// PTX for one architecture. NVRTC states its own PTX version; what the instructions need is older. The one newer thing,
-/// `used_bytes_mask` (8.3), is a hint for tools that look for uninitialised reads, and goes.
-fn for_target(ptx: &str, target: &Target) -> Result<String> {
-    ensure!(ptx.contains("\n.version ") && ptx.contains("\n.target "), "NVRTC made PTX without a .version or .target");
-    let mut text = String::with_capacity(ptx.len());
-    for line in choose(ptx, target.sm).lines().map(str::trim) {
-        if line.starts_with(".version ") {
-            writeln!(text, ".version {}", target.ptx_version)?;
-        } else if line.starts_with(".target ") {
-            writeln!(text, ".target sm_{}", target.sm)?;
-        } else if !line.starts_with(".pragma \"used_bytes_mask") && !line.starts_with("//") {
-            writeln!(text, "{line}")?;
-        }
-    }
-    Ok(text)
-}
-
-// ---------------------------------------------------------------------------------------------------------------- NVRTC
-
-/// Environment that decides where NVRTC is looked for.
-const SEARCHED: [&str; 7] =
-    ["POSENC_NVRTC", "CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR", "VIRTUAL_ENV", "CONDA_PREFIX"];
-
-/// Leaves out NVRTC's declarations of textures and of the runtime: 10 of the 34 ms that an empty program takes. Known from
-/// some NVRTC 12 on.
-const MINIMAL: &str = "--minimal";
-
-type Program = *mut std::ffi::c_void;
-
-struct Nvrtc {
-    library: Library,
-    version: (c_int, c_int),
-    architectures: Vec<c_int>,
-    /// it knows `MINIMAL`
-    minimal: bool,
-    _builtins: Option<Library>,
-}
-
-struct Compiled {
-    /// of a real architecture
-    cubin: Option<Vec<u8>>,
-    ptx: String,
-}
-
-impl Nvrtc {
-    /// The first that loads, or a list of the places that were tried.
-    fn find() -> Result<Self, String> {
-        let explicit = std::env::var_os("POSENC_NVRTC").map(PathBuf::from);
-        let folders = if let Some(path) = &explicit { vec![path.clone()] } else { folders() };
-        let mut tried = Vec::new();
-        for folder in folders {
-            let candidates = if folder.is_file() { vec![folder.clone()] } else { libraries(&folder, "nvrtc") };
-            for path in candidates {
-                match Self::open(&path) {
-                    Ok(nvrtc) => return Ok(nvrtc),
-                    Err(error) => tried.push(format!("{}: {error}", path.display())),
-                }
-            }
-        }
-        if let Some(path) = explicit {
-            return Err(if tried.is_empty() {
-                format!("POSENC_NVRTC is {} and no libnvrtc is there", path.display())
-            } else {
-                tried.join("; ")
-            });
-        }
-        for name in ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"] {
-            if let Ok(nvrtc) = Self::open(Path::new(name)) {
-                return Ok(nvrtc);
-            }
-        }
-        tried.push(
-            "CUDA_HOME, CUDA_PATH, the usual folders, the active Python environment and the loader's path".into(),
-        );
-        Err(tried.join("; "))
-    }
-
-    fn open(path: &Path) -> Result<Self> {
-        // NVRTC 13.0 does not find its builtins beside itself when it is opened by path; opened first, they are found.
-        let builtins = path
-            .parent()
-            .and_then(|folder| libraries(folder, "nvrtc-builtins").into_iter().next())
-            .and_then(|path| open_globally(&path).ok());
-        let library = open_globally(path)?;
-        let mut version = (0, 0);
-        let mut count = 0;
-        // SAFETY: these are NVRTC's documented signatures, stable since 11.2, and every pointer is to a live local.
-        let architectures = unsafe {
-            let get = library.get::<unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int>(b"nvrtcVersion\0")?;
-            ensure!(get(&mut version.0, &mut version.1) == 0, "nvrtcVersion failed");
-            let get = library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"nvrtcGetNumSupportedArchs\0")?;
-            ensure!(get(&mut count) == 0, "nvrtcGetNumSupportedArchs failed");
-            let mut architectures = vec![0; usize::try_from(count)?];
-            let get = library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"nvrtcGetSupportedArchs\0")?;
-            ensure!(get(architectures.as_mut_ptr()) == 0, "nvrtcGetSupportedArchs failed");
-            architectures
-        };
-        ensure!(version.0 >= 12, "NVRTC {}.{} is older than 12.0", version.0, version.1);
-        let mut nvrtc = Self { library, version, architectures, minimal: false, _builtins: builtins };
-        let empty = Source { name: String::new(), text: String::from("__device__ int x;") };
-        nvrtc.minimal = nvrtc.compile(&empty, &[], &[MINIMAL.into()]).is_ok();
-        Ok(nvrtc)
-    }
-
-    fn knows(&self, sm: u32) -> bool {
-        self.architectures.iter().any(|&known| u32::try_from(known) == Ok(sm))
-    }
-
-    fn compile(&self, source: &Source, headers: &[&Source], options: &[String]) -> Result<Compiled> {
-        let name = CString::new(format!("kernels/{}", source.name))?;
-        let text = CString::new(source.text.as_str())?;
-        let strings = |f: &dyn Fn(&Source) -> &str| -> Result<Vec<CString>> {
-            headers.iter().map(|header| Ok(CString::new(f(header))?)).collect()
-        };
-        let header_texts = strings(&|header| &header.text)?;
-        let header_names = strings(&|header| &header.name)?;
-        let options: Vec<CString> = options.iter().map(|o| Ok(CString::new(o.as_str())?)).collect::<Result<_>>()?;
-        let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
-        let (header_texts, header_names, options) =
-            (pointers(&header_texts), pointers(&header_names), pointers(&options));
-
-        // SAFETY: NVRTC's documented signatures; every pointer is to a live buffer of the stated length, and the
-        // program is destroyed once, after its last use.
-        unsafe {
-            type Create = unsafe extern "C" fn(
-                *mut Program,
-                *const c_char,
-                *const c_char,
-                c_int,
-                *const *const c_char,
-                *const *const c_char,
-            ) -> c_int;
-            let mut program: Program = std::ptr::null_mut();
-            let create = self.library.get::<Create>(b"nvrtcCreateProgram\0")?;
-            let code = create(
-                &mut program,
-                text.as_ptr(),
-                name.as_ptr(),
-                c_int::try_from(headers.len())?,
-                header_texts.as_ptr(),
-                header_names.as_ptr(),
-            );
-            ensure!(code == 0, "nvrtcCreateProgram failed with {code}");
-            let compile = self
-                .library
-                .get::<unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int>(b"nvrtcCompileProgram\0")?;
-            let code = compile(program, c_int::try_from(options.len())?, options.as_ptr());
-            let result = if code == 0 {
-                self.output(program, b"nvrtcGetPTXSize\0", b"nvrtcGetPTX\0").map(|ptx| Compiled {
-                    cubin: self.output(program, b"nvrtcGetCUBINSize\0", b"nvrtcGetCUBIN\0").ok(),
-                    ptx: text_of(&ptx),
-                })
-            } else {
-                let log = self.output(program, b"nvrtcGetProgramLogSize\0", b"nvrtcGetProgramLog\0")?;
-                Err(anyhow::anyhow!("NVRTC refuses kernels/{}:\n{}", source.name, text_of(&log)))
-            };
-            let destroy = self.library.get::<unsafe extern "C" fn(*mut Program) -> c_int>(b"nvrtcDestroyProgram\0")?;
-            destroy(&mut program);
-            result
-        }
-    }
-
-    /// # Safety
-    /// `program` is alive, and the symbols are one of NVRTC's pairs of size and content.
-    unsafe fn output(&self, program: Program, size_symbol: &[u8], symbol: &[u8]) -> Result<Vec<u8>> {
-        let mut size = 0usize;
-        // SAFETY: as the caller promises; the buffer has the size that NVRTC asked for.
-        unsafe {
-            let get = self.library.get::<unsafe extern "C" fn(Program, *mut usize) -> c_int>(size_symbol)?;
-            ensure!(get(program, &mut size) == 0, "NVRTC does not give the size of its output");
-            let mut bytes = vec![0u8; size];
-            let get = self.library.get::<unsafe extern "C" fn(Program, *mut u8) -> c_int>(symbol)?;
-            ensure!(get(program, bytes.as_mut_ptr()) == 0, "NVRTC does not give its output");
-            if bytes.is_empty() {
-                bail!("NVRTC made no code");
-            }
-            Ok(bytes)
-        }
-    }
-}
-
-fn text_of(bytes: &[u8]) -> String {
-    CStr::from_bytes_until_nul(bytes)
-        .map_or_else(|_| String::from_utf8_lossy(bytes), CStr::to_string_lossy)
-        .into_owned()
-}
-
-#[cfg(unix)]
-fn open_globally(path: &Path) -> Result<Library> {
-    use libloading::os::unix::{Library as Unix, RTLD_GLOBAL, RTLD_NOW};
-    // SAFETY: NVRTC's initialisers have no preconditions.
-    Ok(unsafe { Unix::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }?.into())
-}
-
-#[cfg(not(unix))]
-fn open_globally(path: &Path) -> Result<Library> {
-    // SAFETY: NVRTC's initialisers have no preconditions.
-    Ok(unsafe { Library::new(path) }?)
-}
-
-/// Folders that may hold NVRTC, best first.
-fn folders() -> Vec<PathBuf> {
-    let mut folders = Vec::new();
-    let mut toolkits: Vec<PathBuf> = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"]
-        .iter()
-        .filter_map(std::env::var_os)
-        .map(PathBuf::from)
-        .collect();
-    toolkits.extend(["/usr/local/cuda", "/opt/cuda"].map(PathBuf::from));
-    for toolkit in toolkits {
-        for below in ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "bin/x64", "bin"] {
-            folders.push(toolkit.join(below));
-        }
-    }
-    for environment in ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(std::env::var_os).map(PathBuf::from) {
-        let mut packages = vec![environment.join("Lib/site-packages")];
-        if let Ok(entries) = fs::read_dir(environment.join("lib")) {
-            packages.extend(entries.flatten().map(|entry| entry.path().join("site-packages")));
-        }
-        for packages in packages {
-            for below in ["nvidia/cuda_nvrtc/lib", "nvidia/cu13/lib", "nvidia/cuda_nvrtc/bin", "nvidia/cu13/bin/x86_64"]
-            {
-                folders.push(packages.join(below));
-            }
-        }
-    }
-    folders
-}
-
-/// Shared libraries called `stem` in `folder`, whatever their version; development copies (`.alt`) last.
-fn libraries(folder: &Path, stem: &str) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            name.starts_with(&format!("lib{stem}.so"))
-                || name.starts_with(&format!("lib{stem}.alt"))
-                || (name.starts_with(&format!("{stem}64_")) && name.ends_with(".dll"))
-        })
-        .collect();
-    found.sort_by_key(|path| (path.to_string_lossy().contains(".alt"), std::cmp::Reverse(path.clone())));
-    found
+fn options(dtype: &str, architecture: &str, minimal: bool) -> Vec<String> {
+    let mut options = vec![
+        format!("--gpu-architecture={architecture}"),
+        format!("-DDTYPE={dtype}"),
+        "--std=c++17".into(),
+        // What is written is what is computed, on every device.
+        "--fmad=false".into(),
+    ];
+    options.extend(minimal.then(|| MINIMAL.into()));
+    options
 }

@@ -31,8 +31,8 @@ pub enum Error {
     NoDevice(String),
     /// The crate was built without its kernels.
     #[error(
-        "this build of posenc holds no kernels, because no NVRTC was found when it was compiled; \
-         run `pip install nvidia-cuda-nvrtc-cu12==12.9.86`, point POSENC_NVRTC at the folder that holds libnvrtc, and build again"
+        "this build of posenc holds no kernels, because POSENC_KERNELS was none when it was compiled; unset it and build again \
+         (a clone needs NVRTC: `pip install nvidia-cuda-nvrtc-cu12==12.9.86`)"
     )]
     NoKernels,
     /// No image of a kernel file could be loaded.

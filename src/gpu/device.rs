@@ -35,7 +35,7 @@ impl Gpu {
     /// Kernels on `stream`, in its context.
     ///
     /// # Errors
-    /// [`Error::NoKernels`] if the crate was built without NVRTC, [`Error::Driver`] if the driver does not answer.
+    /// [`Error::NoKernels`] if the crate was built without kernels, [`Error::Driver`] if the driver does not answer.
     ///
     /// # Example
     /// ```no_run

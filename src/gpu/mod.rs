@@ -15,6 +15,8 @@ pub(crate) mod kernel;
 mod launch;
 mod modules;
 mod on;
+#[allow(dead_code, reason = "build.rs uses the rest")]
+mod ptx;
 mod scratch;
 mod tensor;
 mod uploaded;

@@ -7,6 +7,7 @@ use cudarc::driver::sys::CUjit_option_enum as Option_;
 use cudarc::driver::{CudaContext, DriverError, sys};
 
 use super::driver::{self, reason};
+use super::ptx;
 use crate::{Error, Result};
 
 /// The images of one kernel file for one element type.
@@ -27,18 +28,24 @@ pub struct Images {
 pub struct Image {
     /// the architecture; 90 is compute capability 9.0
     pub sm: u32,
-    /// its bytes, deflated
+    /// its bytes, deflated; one PTX text serves several architectures
     pub deflated: &'static [u8],
+    /// of PTX, the version that the architecture's instructions need
+    pub ptx_version: Option<&'static str>,
 }
 
 impl Image {
-    /// A cubin, or a PTX text; empty if the build's own compression is damaged.
+    /// A cubin, or the PTX text of this architecture; empty if the build's own compression is damaged.
     pub fn bytes(&self) -> Vec<u8> {
-        miniz_oxide::inflate::decompress_to_vec(self.deflated).unwrap_or_default()
+        let bytes = miniz_oxide::inflate::decompress_to_vec(self.deflated).unwrap_or_default();
+        match self.ptx_version {
+            None => bytes,
+            Some(version) => ptx::for_architecture(&String::from_utf8_lossy(&bytes), self.sm, version).into_bytes(),
+        }
     }
 }
 
-/// Every image in this build of the crate; none if it was built without NVRTC.
+/// Every image in this build of the crate; none if it was built without kernels.
 pub fn images() -> &'static [Images] {
     include!(concat!(env!("OUT_DIR"), "/images.rs"))
 }

@@ -23,10 +23,10 @@ pub fn commit() -> String {
 
 /// Runs the benches of one room, or of all.
 pub fn run_all(record: bool, emulator: bool, room: Option<&str>, filter: Option<&str>) -> Result<()> {
-    let tools = cuda::Tools::fetch_nvrtc()?;
+    cuda::nvrtc()?;
     let device = device::Device::find(emulator)?;
     println!("benches run on {device}");
-    let mut command = cargo(&tools);
+    let mut command = cargo();
     command.args(["bench", "--package", "posenc-benches"]);
     match room {
         Some(room) => command.args(["--bench", room]),

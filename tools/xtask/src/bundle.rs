@@ -69,7 +69,7 @@ end
 
 /// Builds the folder, and, if asked, runs a copy of it on the emulator with an empty environment.
 pub fn build(check: bool) -> Result<()> {
-    let tools = cuda::Tools::fetch_nvrtc()?;
+    cuda::nvrtc()?;
     let folder = Path::new(FOLDER);
     let _ = fs::remove_dir_all(folder);
     let mut glibc = (0, 0);
@@ -84,7 +84,7 @@ pub fn build(check: bool) -> Result<()> {
     ] {
         let into = folder.join(kind);
         fs::create_dir_all(&into)?;
-        for path in built(cargo(&tools).env_remove("POSENC_ARCHS").args(arguments))
+        for path in built(cargo().env_remove("POSENC_ARCHS").args(arguments))
             .with_context(|| format!("the {kind} do not build"))?
         {
             let name = path.file_name().context("a file without a name")?.to_string_lossy().into_owned();

@@ -7,10 +7,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::steps::Steps;
-use crate::{cargo, cuda, pip, run};
+use crate::{cargo, cuda, package, pip, run};
 
-/// A folder of its own: packages build under the workspace's own names, and cargo would take one's artifacts for the other's.
-const PACKAGE_TARGET: &str = "target/package-check";
 /// A folder of its own: another compiler would build everything anew.
 const OLDEST_TARGET: &str = "target/oldest-rust";
 /// Where tools of cargo are installed.
@@ -23,18 +21,16 @@ const CARGO_SEMVER_CHECKS: (&str, &str) = ("cargo-semver-checks", "0.44.0");
 const COLUMNS: usize = 120;
 
 pub fn run_all(steps: &mut Steps) -> Result<()> {
-    let tools = cuda::Tools::fetch_nvrtc()?;
+    cuda::nvrtc()?;
     steps.run("format", || format(true))?;
-    steps.run("clippy", || {
-        run(cargo(&tools).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
-    })?;
+    steps.run("clippy", || run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])))?;
     steps.run("features", features)?;
     steps.run("documentation", || {
-        run(cargo(&tools).args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+        run(cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     steps.run("the oldest Rust", oldest_rust)?;
     steps.run("licences and sources", || deny(false))?;
-    steps.run("package", || package(&tools))
+    steps.run("package", package::check)
 }
 
 /// Each feature of the crate builds alone, and the specs survive a round trip through serde.
@@ -51,23 +47,15 @@ fn features() -> Result<()> {
             "--features",
             feature,
         ]);
-        run(check.args(["--", "-D", "warnings"]).env("POSENC_NVRTC", "/nowhere"))?;
+        run(check.args(["--", "-D", "warnings"]).env("POSENC_KERNELS", "none"))?;
     }
     // Without the feature `cpu` every operation on the CPU is its plain reference.
     for (features, test) in [("serde,models", "serde"), ("models", "plain")] {
         let mut tests = Command::new(env!("CARGO"));
         tests.args(["test", "--quiet", "--package", "posenc", "--no-default-features", "--features", features]);
-        run(tests.args(["--test", test]).env("POSENC_NVRTC", "/nowhere"))?;
+        run(tests.args(["--test", test]).env("POSENC_KERNELS", "none"))?;
     }
     Ok(())
-}
-
-/// The package builds from itself alone, with and without NVRTC.
-fn package(tools: &cuda::Tools) -> Result<()> {
-    let arguments = ["package", "--package", "posenc", "--allow-dirty", "--target-dir", PACKAGE_TARGET];
-    // One architecture stands for all: they were compiled for the tests.
-    run(cargo(tools).args(arguments).env("POSENC_ARCHS", "90"))?;
-    run(Command::new(env!("CARGO")).args(arguments).env("POSENC_NVRTC", "/nowhere"))
 }
 
 /// Checks libraries, programs and examples with the compiler that Cargo.toml names as the oldest, where rustup has it. Tests
@@ -87,7 +75,7 @@ fn oldest_rust() -> Result<()> {
     check.args(["run", version, "cargo", "check", "--workspace", "--lib", "--bins", "--examples"]);
     check.args(["--target-dir", OLDEST_TARGET]);
     // What the kernels are does not depend on the compiler.
-    run(check.env("POSENC_NVRTC", "/nowhere").env_remove("CARGO").env_remove("RUSTC"))
+    run(check.env("POSENC_KERNELS", "none").env_remove("CARGO").env_remove("RUSTC"))
 }
 
 // --------------------------------------------------------------------------------------------------------------- format
@@ -191,7 +179,7 @@ pub fn semver() -> Result<()> {
     }
     ensure!(output.status.success(), "cargo info {package} failed: {message}");
     let program = cargo_tool(CARGO_SEMVER_CHECKS, true)?.context("it was just installed")?;
-    run(Command::new(program).args(["semver-checks", "--package", package]).env("POSENC_NVRTC", "/nowhere"))
+    run(Command::new(program).args(["semver-checks", "--package", package]).env("POSENC_KERNELS", "none"))
 }
 
 /// A tool of cargo in its pinned version, installed if asked for.

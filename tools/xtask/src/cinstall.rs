@@ -54,8 +54,8 @@ pub fn install(options: &Options) -> Result<()> {
 
 /// Builds both libraries; the shared one says which header it goes with.
 fn release(abi: &str) -> Result<PathBuf> {
-    let tools = cuda::Tools::fetch()?;
-    let mut build = cargo(&tools);
+    cuda::nvrtc()?;
+    let mut build = cargo();
     build.args(["rustc", "--release", "--package", "posenc-c", "--lib", "--crate-type", "cdylib,staticlib", "--"]);
     run(build.args(["-C", &format!("link-arg=-Wl,-soname,libposenc_c.so.{abi}")]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);

@@ -20,9 +20,9 @@ const OTHER_LIBRARIES: [&str; 2] = ["08-cupti", "cufile-copy"];
 /// Runs all of them. Where Python or its packages are missing its clients are left out with a sentence, unless `all` are
 /// demanded.
 pub fn run_all(all: bool, steps: &mut Steps) -> Result<()> {
-    let tools = cuda::Tools::fetch_nvrtc()?;
+    let nvrtc = cuda::nvrtc()?;
     let emulator = device::emulator()?;
-    steps.run("cudarc's examples on the emulator", || cudarc(&tools, &emulator))?;
+    steps.run("cudarc's examples on the emulator", || cudarc(&nvrtc, &emulator))?;
     let python = match interpreter() {
         Ok(python) => python,
         Err(error) if !all => {
@@ -35,7 +35,7 @@ pub fn run_all(all: bool, steps: &mut Steps) -> Result<()> {
 }
 
 /// Builds cudarc's examples out of its package in cargo's registry, and runs each.
-fn cudarc(tools: &cuda::Tools, emulator: &Path) -> Result<()> {
+fn cudarc(nvrtc: &Path, emulator: &Path) -> Result<()> {
     let metadata = Command::new(env!("CARGO")).args(["metadata", "--format-version=1", "--locked"]).output()?;
     ensure!(metadata.status.success(), "cargo metadata failed: {}", String::from_utf8_lossy(&metadata.stderr));
     // One JSON object, its paths without escapes on this side of Windows.
@@ -59,10 +59,12 @@ fn cudarc(tools: &cuda::Tools, emulator: &Path) -> Result<()> {
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--locked", "--manifest-path", manifest, "--no-default-features"]);
     build.args(["--features", "std,driver,nvrtc,dynamic-loading,cuda-12090"]).arg("--target-dir").arg(&target);
+    // The workspace's choice is another, and cudarc takes one version alone.
+    build.env("CUDARC_CUDA_VERSION", "12090");
     run(build.args(examples.iter().flat_map(|name| ["--example", name])).env_remove("CARGO_TARGET_DIR"))?;
     for name in &examples {
         let mut example = Command::new(target.join("debug/examples").join(name));
-        example.current_dir(folder).env("LD_LIBRARY_PATH", search_path(emulator, tools)?);
+        example.current_dir(folder).env("LD_LIBRARY_PATH", search_path(emulator, nvrtc)?);
         expect(example.env("EMULATOR_STRICT", "all"), name)?;
     }
     println!("{} examples of {} ran: {}", examples.len(), name(folder), examples.join(", "));
@@ -74,9 +76,7 @@ fn name(folder: &Path) -> String {
 }
 
 /// Where the loader finds the emulator and NVRTC.
-fn search_path(emulator: &Path, tools: &cuda::Tools) -> Result<OsString> {
-    let nvrtc = tools.environment().into_iter().find(|(name, _)| *name == "POSENC_NVRTC").map(|(_, path)| path);
-    let nvrtc = nvrtc.context("there is no NVRTC")?;
+fn search_path(emulator: &Path, nvrtc: &Path) -> Result<OsString> {
     let nvrtc = if nvrtc.is_file() { nvrtc.parent().context("a file has a folder")? } else { nvrtc };
     Ok(std::env::join_paths([emulator, nvrtc])?)
 }

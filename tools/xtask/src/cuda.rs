@@ -1,6 +1,7 @@
-//! NVIDIA's compiler library, assembler and disassembler, as Python packages in `target/cuda`. No toolkit, no GPU.
+//! NVIDIA's compiler library, assembler and disassembler, as Python packages in `target/cuda`, where the build script and
+//! `tools/run-on-device` find them. No toolkit, no GPU.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 
@@ -11,71 +12,49 @@ const NVRTC: (&str, &str) = ("nvidia-cuda-nvrtc-cu12", "nvidia/cuda_nvrtc/lib");
 const PTXAS: (&str, &str) = ("nvidia-cuda-nvcc-cu12", "nvidia/cuda_nvcc/bin/ptxas");
 const NVDISASM: (&str, &str) = ("nvidia-cuda-nvdisasm", "nvidia/cu13/bin/nvdisasm");
 
-/// What was found or fetched.
-#[derive(Default)]
-pub struct Tools {
-    nvrtc: Option<PathBuf>,
-    ptxas: Option<PathBuf>,
-    nvdisasm: Option<PathBuf>,
-    /// every architecture's PTX is wanted, so that the emulator can run each
-    all_ptx: bool,
+/// Fetches all of them that are not there.
+pub fn fetch() -> Result<()> {
+    fetch_for_tests()?;
+    package(NVDISASM)?;
+    Ok(())
 }
 
-impl Tools {
-    /// All of them, fetched once.
-    pub fn fetch() -> Result<Self> {
-        Ok(Self { ptxas: Some(package(PTXAS)?), nvdisasm: Some(package(NVDISASM)?), ..Self::fetch_nvrtc()? })
-    }
-
-    /// NVRTC alone: what a build needs.
-    pub fn fetch_nvrtc() -> Result<Self> {
-        Ok(Self { nvrtc: Some(nvrtc()?), all_ptx: true, ..Self::default() })
-    }
-
-    /// NVRTC and the assembler: what tests need.
-    pub fn fetch_for_tests() -> Result<Self> {
-        Ok(Self { ptxas: Some(package(PTXAS)?), ..Self::fetch_nvrtc()? })
-    }
-
-    /// NVRTC for a build as a user has it, or a word about going on without it.
-    pub fn fetch_or_explain() -> Self {
-        match nvrtc() {
-            Ok(path) => Self { nvrtc: Some(path), ..Self::default() },
-            Err(error) => {
-                eprintln!("no NVRTC, so no kernels: {error:#}\ngoing on with the CPU alone");
-                Self::default()
-            }
-        }
-    }
-
-    pub fn has_nvrtc(&self) -> bool {
-        self.nvrtc.is_some()
-    }
-
-    /// What builds and tests look for.
-    pub fn environment(&self) -> Vec<(&'static str, &Path)> {
-        let mut environment = Vec::new();
-        for (name, path) in
-            [("POSENC_NVRTC", &self.nvrtc), ("POSENC_PTXAS", &self.ptxas), ("POSENC_NVDISASM", &self.nvdisasm)]
-        {
-            if let Some(path) = path {
-                environment.push((name, path.as_path()));
-            }
-        }
-        if self.all_ptx {
-            environment.push(("POSENC_PTX", Path::new("all")));
-        }
-        environment
-    }
+/// NVRTC and the assembler: what tests need.
+pub fn fetch_for_tests() -> Result<()> {
+    nvrtc()?;
+    package(PTXAS)?;
+    Ok(())
 }
 
-fn nvrtc() -> Result<PathBuf> {
+/// NVRTC, which a build needs: POSENC_NVRTC's, or the pinned one.
+pub fn nvrtc() -> Result<PathBuf> {
     match std::env::var_os("POSENC_NVRTC") {
         Some(path) => Ok(path.into()),
-        None => package(NVRTC),
+        None => pinned_nvrtc(),
     }
+}
+
+/// The one that packages and committed tables are made with.
+pub fn pinned_nvrtc() -> Result<PathBuf> {
+    package(NVRTC)
 }
 
 fn package((name, inside): (&str, &str)) -> Result<PathBuf> {
     pip::package(FOLDER, name, inside)
+}
+
+#[cfg(test)]
+mod tests {
+    /// The build script looks for the fetched NVRTC by its version.
+    #[test]
+    fn the_build_script_and_the_error_name_the_pinned_version() {
+        let requirements = include_str!("../requirements.txt");
+        let pinned =
+            requirements.split_whitespace().find(|word| word.starts_with(super::NVRTC.0)).expect("it is pinned");
+        let script = include_str!("../../../build/find.rs");
+        assert!(script.contains(&format!("PINNED: &str = {pinned:?}")), "{pinned}");
+        let folder = format!("{}/{}", super::FOLDER, pinned.replace("==", "-"));
+        assert!(script.contains(&format!("FETCHED: &str = {folder:?}")), "{folder}");
+        assert!(include_str!("../../../src/error.rs").contains(pinned));
+    }
 }

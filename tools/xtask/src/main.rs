@@ -9,6 +9,7 @@ mod cuda;
 mod device;
 mod emulator;
 mod find;
+mod package;
 mod peers;
 mod pip;
 mod plot;
@@ -95,8 +96,17 @@ enum Task {
     Semver,
     /// Builds the C library and installs it with its header and files for pkg-config and CMake
     CInstall(cinstall::Options),
-    /// Fetches NVRTC, the assembler and the disassembler, and prints the environment that uses them
+    /// Fetches NVRTC, the assembler and the disassembler and builds the emulator, which plain cargo then finds
     Fetch,
+    /// Packs the crate with the images of its kernels
+    Package {
+        /// Leave the images in the folder images, for `cargo publish`
+        #[arg(long)]
+        keep_images: bool,
+        /// Then build a program with the package where there is neither NVRTC nor Python
+        #[arg(long, conflicts_with = "keep_images")]
+        check: bool,
+    },
     /// Builds tests, benches and the C library into one folder that needs only a driver to run
     GpuBundle {
         /// Then run a copy of the folder on the emulator
@@ -149,21 +159,23 @@ fn main() -> Result<()> {
         Task::Semver => check::semver(),
         Task::CInstall(options) => cinstall::install(&options),
         Task::Fetch => {
-            let tools = cuda::Tools::fetch()?;
-            for (name, value) in tools.environment() {
-                println!("export {name}={}", value.display());
-            }
+            cuda::fetch()?;
+            device::emulator()?;
+            eprintln!("cargo finds them by itself: cargo build, cargo test, cargo bench");
+            Ok(())
+        }
+        Task::Package { check: true, .. } => package::check(),
+        Task::Package { keep_images, check: false } => {
+            let package = package::pack(keep_images)?;
+            println!("{}", package.display());
             Ok(())
         }
         Task::GpuBundle { check } => bundle::build(check),
     }
 }
 
-/// Cargo, with the fetched tools in its environment.
-fn cargo(tools: &cuda::Tools) -> Command {
-    let mut command = Command::new(env!("CARGO"));
-    command.envs(tools.environment());
-    command
+fn cargo() -> Command {
+    Command::new(env!("CARGO"))
 }
 
 fn run(command: &mut Command) -> Result<()> {
@@ -173,14 +185,17 @@ fn run(command: &mut Command) -> Result<()> {
 }
 
 fn demo(config: Option<PathBuf>, tokens: usize) -> Result<()> {
-    let tools = cuda::Tools::fetch_or_explain();
-    let mut command = cargo(&tools);
+    let mut command = cargo();
     // Not quiet: the first build takes minutes, and cargo shows how far it is.
     command.args(["run", "--release", "--example", "demo", "--"]);
     command.arg(tokens.to_string());
     command.args(config);
-    if tools.has_nvrtc() {
-        device::Device::find(false)?.prepare(&mut command)?;
+    match cuda::nvrtc() {
+        Ok(_) => device::Device::find(false)?.prepare(&mut command)?,
+        Err(error) => {
+            eprintln!("no NVRTC, so no kernels: {error:#}\ngoing on with the CPU alone");
+            command.env("POSENC_KERNELS", "none");
+        }
     }
     run(&mut command)
 }

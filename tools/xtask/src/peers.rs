@@ -20,19 +20,19 @@ pub fn run_all(check: bool, room: Option<&str>) -> Result<()> {
             Path::new(&python).display()
         );
     }
-    let tools = cuda::Tools::fetch_nvrtc()?;
+    let nvrtc = cuda::nvrtc()?;
     let device = device::Device::find(check)?;
     if !check && !device.is_real() {
         bail!("there is no GPU to measure on; --check compares results on the emulator");
     }
-    let mut build = cargo(&tools);
+    let mut build = cargo();
     build.args(["build", "--package", "posenc-c"]).args((!check).then_some("--release"));
     let library: PathBuf = bundle::built(&mut build)?
         .into_iter()
         .find(|path| path.extension().is_some_and(|extension| extension == "so"))
         .context("cargo built no libposenc_c.so")?;
     let mut peers = Command::new(&python);
-    peers.envs(tools.environment());
+    peers.env("POSENC_NVRTC", nvrtc);
     // PyTorch warns of the libraries that a machine without a GPU lacks.
     peers.args(["-B", "-W", "ignore", "benches/peers/run.py", "--library"]).arg(library);
     if check {

@@ -79,8 +79,8 @@ impl Plan {
     }
 
     /// Cargo for a run at the `i`-th capability.
-    fn cargo(&self, i: usize, tools: &cuda::Tools, device: &device::Device) -> Result<Command> {
-        let mut command = cargo(tools);
+    fn cargo(&self, i: usize, device: &device::Device) -> Result<Command> {
+        let mut command = cargo();
         command.arg("test");
         device.prepare(&mut command)?;
         command.env("EMULATOR_CC", &self.capabilities[i]).env("EMULATOR_STRICT", "all");
@@ -95,20 +95,20 @@ impl Plan {
 }
 
 fn every(options: &Options, steps: &mut Steps) -> Result<()> {
-    let tools = cuda::Tools::fetch_for_tests()?;
+    cuda::fetch_for_tests()?;
     let device = device::Device::find(options.emulator)?;
     println!("tests that need a device run on {device}");
     let plan = Plan::new(options, &device)?;
     if !options.without_its_own {
         emulator::tests(false, steps)?;
     }
-    steps.run("tests of xtask", || run(cargo(&tools).args(["test", "--package", "xtask"])))?;
+    steps.run("tests of xtask", || run(cargo().args(["test", "--package", "xtask"])))?;
     let rooms = find::rooms()?;
     for (i, capability) in plan.capabilities.iter().enumerate() {
         // Each generation runs its own images; what needs no device, and is no image, need not be run again.
         let groups = if i == 0 { GROUPS.as_slice() } else { &GROUPS[..1] };
         for group in groups {
-            let mut tests = plan.cargo(i, &tools, &device)?;
+            let mut tests = plan.cargo(i, &device)?;
             tests.args(group.iter().flat_map(|package| ["--package", package]));
             if i == 0 {
                 tests.args(["--", "--include-ignored"]);
@@ -123,9 +123,9 @@ fn every(options: &Options, steps: &mut Steps) -> Result<()> {
 
 /// Builds the C library, and what generates input for it and for the readers; runs that on the emulator.
 pub fn fuzz(arguments: &[String]) -> Result<()> {
-    let tools = cuda::Tools::fetch_nvrtc()?;
+    cuda::nvrtc()?;
     // One build of both, so that the crate is built once.
-    run(cargo(&tools).args(["build", "--package", "posenc-c", "--package", "fuzz"]))?;
+    run(cargo().args(["build", "--package", "posenc-c", "--package", "fuzz"]))?;
     let mut command = Command::new("target/debug/fuzz");
     device::Device::find(true)?.prepare(&mut command)?;
     command.env("EMULATOR_STRICT", "all").env("EMULATOR_VERBOSE", "0").env("EMULATOR_BUDGET", "20000000");
@@ -145,7 +145,7 @@ fn some(options: &Options, filter: &str, steps: &mut Steps) -> Result<()> {
     let (tools_alone, programs): (Vec<_>, Vec<_>) =
         programs.into_iter().partition(|program| ["warpcheck", "xtask"].contains(&program.package));
     for program in tools_alone {
-        let mut tests = cargo(&cuda::Tools::default());
+        let mut tests = cargo();
         tests.args(["test", "--package", program.package]);
         match &program.test {
             Some(test) => tests.args(["--test", test]),
@@ -158,7 +158,11 @@ fn some(options: &Options, filter: &str, steps: &mut Steps) -> Result<()> {
     }
     // One test alone asks for the assembler.
     let assembles = programs.iter().any(|program| program.test.as_deref() == Some("artifact"));
-    let tools = if assembles { cuda::Tools::fetch_for_tests()? } else { cuda::Tools::fetch_nvrtc()? };
+    if assembles {
+        cuda::fetch_for_tests()?;
+    } else {
+        cuda::nvrtc()?;
+    }
     let device = device::Device::find(options.emulator)?;
     println!("tests that need a device run on {device}");
     let plan = Plan::new(options, &device)?;
@@ -175,7 +179,7 @@ fn some(options: &Options, filter: &str, steps: &mut Steps) -> Result<()> {
                 }
             }
             if !arguments.is_empty() {
-                let mut tests = plan.cargo(i, &tools, &device)?;
+                let mut tests = plan.cargo(i, &device)?;
                 tests.args(group.iter().flat_map(|package| ["--package", package])).args(arguments);
                 tests.args(["--", if i == 0 { "--include-ignored" } else { "--ignored" }, filter]);
                 steps.run(&format!("{} at compute capability {capability}", group.join(", ")), || run(&mut tests))?;
@@ -183,7 +187,7 @@ fn some(options: &Options, filter: &str, steps: &mut Steps) -> Result<()> {
         }
     }
     if is_documentation(filter) {
-        let mut tests = plan.cargo(0, &tools, &device)?;
+        let mut tests = plan.cargo(0, &device)?;
         tests.args(["--package", "posenc", "--doc", "--", filter]);
         steps.run("examples in the documentation", || run(&mut tests))?;
     }
