@@ -161,7 +161,7 @@ fn main() -> Result<()> {
         Task::Fetch => {
             cuda::fetch()?;
             device::emulator()?;
-            eprintln!("cargo finds them by itself: cargo build, cargo test, cargo bench");
+            eprintln!("cargo finds them by itself: cargo build, cargo test, cargo bench -p posenc-benches");
             Ok(())
         }
         Task::Package { check: true, .. } => package::check(),
