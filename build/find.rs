@@ -91,9 +91,10 @@ pub fn places(out: &Path) -> Vec<Place> {
     }
     let windows = Path::new("C:/Program Files/NVIDIA GPU Computing Toolkit/CUDA");
     found.extend(children(windows).into_iter().map(Place::toolkit));
-    for folder in ["/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/local/lib"] {
-        found.push(Place::folder(folder.into()));
-    }
+    let loaders = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let system = ["/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/local/lib"];
+    let loaders = env::split_paths(&loaders).filter(|folder| !folder.as_os_str().is_empty());
+    found.extend(loaders.chain(system.map(PathBuf::from)).map(Place::folder));
     let mut seen = BTreeSet::new();
     found.retain(|place| seen.insert(place.path.canonicalize().unwrap_or_else(|_| place.path.clone())));
     found

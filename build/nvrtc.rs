@@ -1,7 +1,7 @@
 //! NVIDIA's compiler library, opened at run time.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, OsStr, c_char, c_int};
 use std::fmt;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -72,7 +72,7 @@ impl Nvrtc {
         if let Some(path) = std::env::var_os("POSENC_NVRTC").map(PathBuf::from) {
             return Self::named(&path).with_context(|| format!("POSENC_NVRTC is {path:?}"));
         }
-        let mut tried = String::new();
+        let (mut tried, mut refused) = (String::new(), Vec::new());
         for place in places(out) {
             let libraries = place.libraries();
             if libraries.is_empty() {
@@ -83,10 +83,14 @@ impl Nvrtc {
                     Ok(nvrtc) => return Ok(nvrtc),
                     Err(error) => tried += &format!("\n  {}: {error:#}", path.display()),
                 }
+                refused.extend(path.file_name().map(OsStr::to_owned));
             }
         }
         for name in ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"] {
-            if let Ok(nvrtc) = Self::open(Path::new(name)) {
+            // The loader may take the very one that was refused.
+            if !refused.iter().any(|refused| refused == name)
+                && let Ok(nvrtc) = Self::open(Path::new(name))
+            {
                 return Ok(nvrtc);
             }
         }
@@ -249,7 +253,6 @@ fn open_globally(path: &Path) -> Result<Library> {
 
 /// The loader maps a library without a look at its length, and reading what a file lacks ends a process by SIGBUS: what its
 /// headers name must be in it. A bare name is looked up by the loader, and is not checked.
-#[cfg(unix)]
 fn check_whole(path: &Path) -> Result<()> {
     let Ok(mut file) = File::open(path) else { return Ok(()) };
     let length = file.metadata()?.len();

@@ -20,7 +20,7 @@ extern "C" __global__ void meeting(unsigned* counter, unsigned expected, unsigne
 fn a_block_that_never_comes_traps_at_the_deadline() {
     let gpu = support::gpu();
     if !support::nvrtc() {
-        println!("not run: POSENC_NVRTC names no folder with libnvrtc.so.12");
+        println!("not run: libnvrtc.so.12 is neither in the folder POSENC_NVRTC nor in the loader's path");
         return;
     }
     let options = CompileOptions {

@@ -44,7 +44,7 @@ fn the_header_includes_nothing_and_names_its_functions() {
 fn a_foreign_kernel_computes_the_reference() {
     let gpu = gpu();
     if !nvrtc() {
-        println!("not run: POSENC_NVRTC names no folder with libnvrtc.so.12");
+        println!("not run: libnvrtc.so.12 is neither in the folder POSENC_NVRTC nor in the loader's path");
         return;
     }
     let (heads, head, queries, keys, start) = (12, 7, 5, 300, 250);

@@ -128,11 +128,11 @@ pub fn raw<V>(address: u64, len: usize) -> Raw<V> {
     unsafe { Raw::new(address, len) }
 }
 
-/// Opens NVRTC where build.rs found it, so that it is there when cudarc asks the loader for it by name.
+/// Opens POSENC_NVRTC's library or the loader's, so that it is there when cudarc asks for it by another name.
 pub fn nvrtc() -> bool {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    let Some(folder) = std::env::var_os("POSENC_NVRTC") else { return false };
-    let path = std::path::Path::new(&folder).join("libnvrtc.so.12");
+    let folder = std::path::PathBuf::from(std::env::var_os("POSENC_NVRTC").unwrap_or_default());
+    let path = folder.join("libnvrtc.so.12");
     // SAFETY: NVRTC's initialisers have no preconditions; it is never closed.
     unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.map(std::mem::forget).is_ok()
 }

@@ -12,11 +12,9 @@ const NVRTC: (&str, &str) = ("nvidia-cuda-nvrtc-cu12", "nvidia/cuda_nvrtc/lib");
 const PTXAS: (&str, &str) = ("nvidia-cuda-nvcc-cu12", "nvidia/cuda_nvcc/bin/ptxas");
 const NVDISASM: (&str, &str) = ("nvidia-cuda-nvdisasm", "nvidia/cu13/bin/nvdisasm");
 
-/// Fetches all of them that are not there.
-pub fn fetch() -> Result<()> {
-    fetch_for_tests()?;
-    package(NVDISASM)?;
-    Ok(())
+/// Fetches all of them that are not there, and gives their paths by the variables that name them.
+pub fn fetch() -> Result<[(&'static str, PathBuf); 3]> {
+    Ok([("POSENC_NVRTC", nvrtc()?), ("POSENC_PTXAS", package(PTXAS)?), ("POSENC_NVDISASM", package(NVDISASM)?)])
 }
 
 /// NVRTC and the assembler: what tests need.

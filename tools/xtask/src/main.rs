@@ -159,9 +159,11 @@ fn main() -> Result<()> {
         Task::Semver => check::semver(),
         Task::CInstall(options) => cinstall::install(&options),
         Task::Fetch => {
-            cuda::fetch()?;
+            for (name, path) in cuda::fetch()? {
+                println!("export {name}={}", path.display());
+            }
             device::emulator()?;
-            eprintln!("cargo finds them by itself: cargo build, cargo test, cargo bench -p posenc-benches");
+            eprintln!("cargo finds them by itself in this clone; the variables are for builds elsewhere");
             Ok(())
         }
         Task::Package { check: true, .. } => package::check(),

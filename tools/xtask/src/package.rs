@@ -80,6 +80,15 @@ pub fn check() -> Result<()> {
     let package = std::path::absolute(pack(false)?)?;
     let container = Container::new()?;
     run(Command::new("tar").arg("-xzf").arg(&package).arg("-C").arg(&container.folder))?;
+    for example in fs::read_dir(container.source().join("examples"))? {
+        let path = example?.path();
+        // cargo leaves it out of a package, because no registry has it
+        ensure!(
+            !fs::read_to_string(&path)?.contains("emulator"),
+            "{} is packed and needs the emulator",
+            path.display()
+        );
+    }
     dependent(&container)?;
     refusals(&container)?;
     compiled_when_installed(&container)

@@ -314,6 +314,12 @@ fn a_broken_nvrtc_is_passed_over() {
     if !machine_has_nvrtc() {
         place.refused(&variables, "libnvrtc.so.12: NVRTC 11.9 is older than 12.0");
     }
+    // One that is cut short in the loader's path: the loader is not asked for it.
+    let bytes = fs::read(place.fake("loader/libnvrtc.so.12", "the loader's", &[])).expect("the fake");
+    fs::write(place.path("loader/libnvrtc.so.12"), &bytes[..bytes.len() / 2]).expect("a file");
+    if !machine_has_nvrtc() {
+        place.refused(&[("LD_LIBRARY_PATH", &place.path("loader"))], "libnvrtc.so.12: the file is cut short");
+    }
     place.fake(&wheel("home/.local"), "the user's", &[]);
     place.refused(&variables, "the user's");
     // A change of what is named builds again; PATH, which differs from shell to shell, does not.
