@@ -35,6 +35,8 @@ const IMAGE_FORMAT: u32 = 6;
 const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 /// A package's images, beside its manifest; a clone has them only while `cargo xtask package` packs it.
 const PACKAGED: &str = "images";
+/// Cargo adds this file to a package, and to nothing else.
+const PACKED: &str = ".cargo_vcs_info.json";
 /// What made the images of a folder, and each one's name and hash.
 const MANIFEST: &str = "manifest.txt";
 
@@ -58,7 +60,13 @@ impl Kernels {
             }
             // It shows the same pages without kernels, and has no network.
             None if env::var_os("DOCS_RS").is_some() => Self::None,
-            None if env::var_os("POSENC_NVRTC").is_none() && Path::new(PACKAGED).is_dir() => Self::Packaged,
+            None if env::var_os("POSENC_NVRTC").is_some() => Self::Source,
+            None if Path::new(PACKAGED).is_dir() => Self::Packaged,
+            // `cargo publish` builds what it packs.
+            None if Path::new(PACKED).exists() => bail!(
+                "this package was packed without the images of its kernels: `cargo xtask package --keep-images` makes them; \
+                 POSENC_KERNELS=source compiles them by NVRTC"
+            ),
             None => Self::Source,
         })
     }
@@ -152,7 +160,7 @@ fn packaged(wanted: &[u32]) -> Result<String> {
     let sources = Sources::read()?;
     let jobs = jobs(&sources, wanted, &identity)?;
     for (job, name) in jobs.iter().flat_map(|job| job.images().into_iter().map(move |name| (job, name))) {
-        let way_out = "remove that folder, or set POSENC_KERNELS=source, to compile the kernels by NVRTC";
+        let way_out = "POSENC_KERNELS=source compiles the kernels by NVRTC, and so does a clone without that folder";
         let Some(&known) = hashes.get(name.as_str()) else {
             bail!("{PACKAGED} holds no image of kernels/{} as it is now ({name}): {way_out}", job.file.name);
         };

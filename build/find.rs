@@ -107,7 +107,8 @@ pub fn is_clone() -> bool {
 
 /// Folders of packages of the Python that is installed at `prefix`.
 fn site_packages(prefix: &Path) -> Vec<PathBuf> {
-    let mut found = vec![prefix.join("Lib/site-packages")];
+    // Windows: of an installation, and of `pip install --user`
+    let mut found = vec![prefix.join("Lib/site-packages"), prefix.join("site-packages")];
     for lib in ["lib", "lib64", "local/lib"] {
         let pythons = children(&prefix.join(lib)).into_iter().filter(|path| name(path).starts_with("python"));
         found.extend(pythons.flat_map(|python| ["site-packages", "dist-packages"].map(|below| python.join(below))));
@@ -127,6 +128,9 @@ fn pythons_on_path() -> Vec<PathBuf> {
             version.is_some_and(|version| version.chars().all(|c| c.is_ascii_digit() || c == '.'))
         });
         for mut python in pythons {
+            if cfg!(windows) {
+                found.push(folder.clone());
+            }
             // A chain of links is no longer than the system follows.
             for _ in 0..40 {
                 let Some(prefix) = python.parent().and_then(Path::parent) else { break };

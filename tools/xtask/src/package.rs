@@ -229,11 +229,14 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The package without its images: a build fails; NVRTC is installed as pip does it for a user; the next build compiles, and
-/// makes the package's images.
+/// A package without images is refused. A folder that cargo has not packed needs NVRTC: a build fails; NVRTC is installed as pip
+/// does it for a user; the next build compiles, and makes the package's images.
 fn compiled_when_installed(container: &Container) -> Result<()> {
     let packaged = container.folder.join(IMAGES);
     fs::rename(container.source().join(IMAGES), &packaged)?;
+    let bare = container.cargo("build").env("CUDARC_CUDA_VERSION", cudarc_version()?).output()?;
+    ensure!(text(&bare).contains("packed without the images of its kernels"), "{}", text(&bare));
+    fs::remove_file(container.source().join(".cargo_vcs_info.json"))?;
     let build = || -> Result<Command> {
         let mut build = container.cargo("build");
         // One architecture stands for all.
@@ -252,6 +255,8 @@ fn compiled_when_installed(container: &Container) -> Result<()> {
     let packages = wheel.ancestors().nth(3).context("NVRTC lies in a folder of packages")?;
     link(packages, &user.join("site-packages"))?;
     let made = images_of(&mut build()?)?;
+    let again = build()?.output()?;
+    ensure!(!text(&again).contains("Compiling"), "what is built is built again: {}", text(&again));
     let compiled = fs::read_to_string(made.join(MANIFEST))?;
     let packaged = fs::read_to_string(packaged.join(MANIFEST))?;
     let packaged: HashSet<_> = packaged.lines().collect();
@@ -299,7 +304,7 @@ fn refusals(container: &Container) -> Result<()> {
     let cut = packaged("rotate_rope.f16.sm_80.")?;
     let before = fs::read(&cut)?;
     fs::write(&cut, &before[..before.len() / 2])?;
-    refused(" is damaged: remove that folder, or set POSENC_KERNELS=source")?;
+    refused(" is damaged: POSENC_KERNELS=source compiles the kernels by NVRTC")?;
     fs::remove_file(&cut)?;
     refused("cannot read images/rotate_rope.f16.sm_80.")?;
     fs::write(&cut, before)?;
