@@ -22,9 +22,10 @@ const CHOICES: [&str; 3] = ["POSENC_KERNELS", "POSENC_NVRTC", "POSENC_ARCHS"];
 /// Packs the crate, builds the package without NVRTC, and gives its path.
 pub fn pack(keep_images: bool) -> Result<PathBuf> {
     cuda::pinned_nvrtc()?;
+    // Those of an earlier `--keep-images` would be taken for this build's.
+    let _ = fs::remove_dir_all(IMAGES);
     // Images are taken from a build of the workspace, so that none is compiled twice.
     let made = images_of(without_choices(cargo().args(["build", "--package", "posenc"])))?;
-    let _ = fs::remove_dir_all(IMAGES);
     let removed = RemovedAtEnd(!keep_images);
     fs::create_dir_all(IMAGES)?;
     let manifest = fs::read_to_string(made.join(MANIFEST))?;
