@@ -100,7 +100,7 @@ enum Task {
     Fetch,
     /// Packs the crate with the images of its kernels
     Package {
-        /// Leave the images in the folder images, for `cargo publish`
+        /// Leave the images in the folder images, for `cargo publish --allow-dirty`
         #[arg(long)]
         keep_images: bool,
         /// Then build a program with the package where there is neither NVRTC nor Python
