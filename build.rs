@@ -8,6 +8,7 @@ use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -72,7 +73,18 @@ impl Kernels {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The sentence alone: a backtrace of this script would hide it.
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<()> {
     println!("cargo::rerun-if-changed=kernels");
     // DEP_POSENC_INCLUDE in a dependent's build script: the folder of `#include "bias/bias.cuh"`.
     println!("cargo::metadata=include={}", env::current_dir()?.join("kernels").display());
