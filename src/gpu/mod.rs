@@ -2,7 +2,7 @@
 //! calls of vector instructions (`cpu::vector`, `cpu::f16`) and the prefetch (`cpu::ahead`).
 //!
 //! A plan opens a `Call`, hands in every buffer, and launches. The layers, each built on those before it: `driver`, `args`,
-//! `capture`, `kernel`, `modules`, `uploaded` with `device`, `launch`, `buffer`, `tensor`, `scratch`, `on`, `call`.
+//! `capture`, `kernel`, `ptx`, `modules`, `uploaded` with `device`, `launch`, `buffer`, `tensor`, `scratch`, `on`, `call`.
 
 #[allow(dead_code, reason = "a field's layout is read by tests and by build.rs")]
 pub(crate) mod args;
