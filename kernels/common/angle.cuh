@@ -1,6 +1,11 @@
 // Exact angles: a rate is a 64-bit fraction of a turn per position, so a phase is one wrapping multiplication.
 #pragma once
 
+// x, negated if the top bit of `sign` is set.
+__device__ inline float with_sign(float x, unsigned sign) {
+    return __int_as_float(__float_as_int(x) ^ static_cast<int>(sign & 0x80000000u));
+}
+
 // Cosine and sine of a phase in units of 2^-64 turn, within 9e-8 at every phase.
 //
 // The top 32 bits are split into a quadrant and an offset of at most an eighth of a turn to each side. There two fixed
@@ -8,8 +13,9 @@
 // every seventh phase: sine 8.5e-8, cosine 7.0e-8, of which up to 2.4e-8 is the offset's rounding to 24 bits and 3e-8
 // the result's. Only fused multiply-adds, so every device computes the same bits.
 __device__ inline void sincos_phase(unsigned long long phase, float& sin, float& cos) {
-    unsigned turn = static_cast<unsigned>(phase >> 32) + 0x20000000u;
-    float x = static_cast<float>(static_cast<int>(turn & 0x3fffffffu) - 0x20000000) * 0x1p-29f;
+    unsigned high = static_cast<unsigned>(phase >> 32);
+    // The offset is the lower 30 bits with their sign: shifted to the top, four times as much.
+    float x = static_cast<float>(static_cast<int>(high << 2)) * 0x1p-31f;
     float z = x * x;
     float s = fmaf(z, -0x1.2cf654p-15f, 0x1.465a9ep-9f);
     s = fmaf(z, s, -0x1.4abba2p-4f);
@@ -19,12 +25,11 @@ __device__ inline void sincos_phase(unsigned long long phase, float& sin, float&
     c = fmaf(z, c, 0x1.03c1d4p-6f);
     c = fmaf(z, c, -0x1.3bd3ccp-2f);
     c = fmaf(z, c, 1.0f);
-    // Quadrant 0: (s, c), 1: (c, -s), 2: (-s, -c), 3: (-c, s).
+    // Quadrant 0: (s, c), 1: (c, -s), 2: (-s, -c), 3: (-c, s). Its two bits are the top ones of `turn`.
+    unsigned turn = high + 0x20000000u;
     bool swap = turn & 0x40000000u;
-    sin = swap ? c : s;
-    cos = swap ? s : c;
-    sin = turn & 0x80000000u ? -sin : sin;
-    cos = (turn + 0x40000000u) & 0x80000000u ? -cos : cos;
+    sin = with_sign(swap ? c : s, turn);
+    cos = with_sign(swap ? s : c, turn + 0x40000000u);
 }
 
 // Sine and cosine of x radians and `quarters` quarter turns, in f64; x lies within an eighth of a turn to each side,

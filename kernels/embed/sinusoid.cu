@@ -4,8 +4,10 @@
 // at         token positions: position.cuh
 // rates      [pairs] turns per position in units of 2^-64
 //
-// One thread owns W pairs of one token: two accesses of W channels, one for each wave. It makes their angles once and
-// walks `batches_per_thread` sequences if they share their positions.
+// One thread owns W pairs of one token: two accesses of W channels. It makes their angles once and walks
+// `batches_per_thread` sequences if they share their positions. In halves the accesses are the two waves of W pairs in
+// a row. Interleaved pairs are two runs of W / 2, half of the channels apart, so that threads side by side access packs
+// side by side: no sector of 32 bytes is read or written in two halves.
 //
 // Bytes: `add` reads and writes every element once, `write` writes it once; there is no table. A rate is 8 bytes a pair
 // and an id up to 8 bytes a token, from a cache after their first use.
@@ -14,14 +16,15 @@
 #include "common/scalar.cuh"
 #include "common/position.cuh"
 
-// W rates, two at a time: `from` is a multiple of W rates from the table's start.
-template <int W> __device__ void load_rates(const unsigned long long* from, unsigned long long (&rates)[W]) {
+// The rates of W pairs, two at a time: a run begins at a multiple of two. The second half of them is `apart` further.
+template <int W>
+__device__ void load_rates(const unsigned long long* from, unsigned apart, unsigned long long (&rates)[W]) {
     if constexpr (W == 1) {
         rates[0] = from[0];
     } else {
 #pragma unroll
         for (int i = 0; i < W; i += 2) {
-            ulonglong2 two = reinterpret_cast<const ulonglong2*>(from)[i / 2];
+            ulonglong2 two = *reinterpret_cast<const ulonglong2*>(from + i + (i < W / 2 ? 0 : apart));
             rates[i] = two.x;
             rates[i + 1] = two.y;
         }
@@ -34,7 +37,7 @@ template <int W> struct Waves {
     __device__ Waves() = default;
     __device__ Waves(const SinusoidArgs& args, long long position, unsigned pair) {
         unsigned long long rates[W];
-        load_rates(static_cast<const unsigned long long*>(args.rates) + pair, rates);
+        load_rates(static_cast<const unsigned long long*>(args.rates) + pair, args.apart, rates);
         unsigned long long row = static_cast<unsigned long long>(position) + args.offset;
         bool zero = args.padded && row == static_cast<unsigned long long>(args.padding);
 #pragma unroll
@@ -66,10 +69,9 @@ template <int W> __device__ void sinusoid(const SinusoidArgs& args) {
         T::Bits* row = static_cast<T::Bits*>(args.x) + first * args.strides[0] + token * args.strides[1];
         long long position = Position(args.at, first, token).value(args.at);
 #pragma unroll 1
-        for (unsigned pair = threadIdx.x * W; pair < args.pairs; pair += blockDim.x * W) {
+        for (unsigned pair = threadIdx.x * args.run; pair < args.runs; pair += blockDim.x * args.run) {
             Waves<W> waves(args, position, pair);
-            unsigned a = args.interleaved ? 2 * pair : pair;
-            unsigned b = args.interleaved ? a + W : pair + args.second;
+            unsigned a = pair << args.interleaved, b = a + args.second;
             T::Bits* x = row;
 #pragma unroll 1
             for (unsigned batch = first; batch < last; ++batch, x += args.strides[0]) {

@@ -8,8 +8,10 @@
 // axes       [pairs] axis of each pair, or null
 // exponents  [2, pairs] xPos: exponents per position in units of 2^-56, of the queries' factors and of the keys'
 //
-// One thread owns W pairs of one token: two accesses of W elements, one for each side of the pairs. It makes their
-// angles once and walks `heads_per_thread` heads, the queries' first and then the keys'.
+// One thread owns W pairs of one token: two accesses of W elements. It makes their angles once and walks
+// `heads_per_thread` heads, the queries' first and then the keys'. In halves the accesses are the two sides of W pairs
+// in a row. Interleaved pairs are two runs of W / 2, half of the head apart, so that threads side by side access packs
+// side by side: no sector of 32 bytes is read or written in two halves.
 //
 // Bytes: every rotated element is read once and written once; in place nothing else is touched, out of place the other
 // channels are copied. A rate is 8 bytes a pair and an id up to 8 bytes a token, from a cache after their first use.
@@ -19,29 +21,35 @@
 #include "common/position.cuh"
 #include "common/scalar.cuh"
 
+// The i-th of a thread's W pairs, from its first: the second half of them may lie `args.apart` further. In 64 bits, so
+// that one address serves all of a half.
+template <int W> __device__ long long nth(const RopeArgs& args, int i) {
+    return W > 1 && i >= W / 2 ? static_cast<long long>(args.apart) + i : i;
+}
+
 // Where the pairs of one thread lie, from the head's first element: W elements at `a` and W at `b`. With BLOCKS and in
 // halves, each block of channels has its own; blocks are as long as one another, and the axis of a pair is the number
 // of its block.
 template <int W> struct Sides {
     unsigned a, b;
 
+    // `second`: elements from one access to the other.
     template <bool BLOCKS>
-    static __device__ Sides of(const RopeArgs& args, unsigned first_pair, bool interleaved) {
+    static __device__ Sides of(const RopeArgs& args, unsigned first_pair, unsigned interleaved, unsigned second) {
         Sides sides;
-        sides.a = args.offset + (interleaved ? 2 * first_pair : first_pair);
-        sides.b = interleaved ? sides.a + W : sides.a + args.pairs;
+        sides.a = args.offset + (first_pair << interleaved);
         if constexpr (BLOCKS) {
             if (args.block != args.pairs && !interleaved) {
                 sides.a += static_cast<const unsigned char*>(args.axes)[first_pair] * args.block;
-                sides.b = sides.a + args.block;
             }
         }
+        sides.b = sides.a + second;
         return sides;
     }
 };
 
-// Sources of cosine and sine for the W pairs from `pair` on. What they read before `wait_for_predecessor` is the plan's
-// own. A source that is BY_SIDE makes them anew for the keys, one with BLOCKS knows blocks of channels.
+// Sources of cosine and sine for the W pairs whose first is `pair`. What they read before `wait_for_predecessor` is the
+// plan's own. A source that is BY_SIDE makes them anew for the keys, one with BLOCKS knows blocks of channels.
 
 // The exact phase, position * rate modulo one turn.
 struct Exact {
@@ -54,14 +62,24 @@ struct Exact {
         const unsigned long long* rates = static_cast<const unsigned long long*>(args.rates) + pair;
         const unsigned char* axes = static_cast<const unsigned char*>(args.axes) + pair;
         unsigned long long rate[W];
+        if constexpr (W < 4) {
 #pragma unroll
-        for (int i = 0; i < W; ++i) rate[i] = rates[i];
+            for (int i = 0; i < W; ++i) rate[i] = rates[nth<W>(args, i)];
+        } else {
+            // 16 bytes at a time: a run begins at a multiple of two.
+#pragma unroll
+            for (int i = 0; i < W; i += 2) {
+                ulonglong2 two = *reinterpret_cast<const ulonglong2*>(rates + nth<W>(args, i));
+                rate[i] = two.x;
+                rate[i + 1] = two.y;
+            }
+        }
         wait_for_predecessor();
         Position position(args.at, batch, token);
         unsigned long long at = position.on(args.at, 0);
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-            if (args.axes) at = position.on(args.at, axes[i]);
+            if (args.axes) at = position.on(args.at, axes[nth<W>(args, i)]);
             sincos_phase(at * rate[i], sin[i], cos[i]);
         }
     }
@@ -106,7 +124,7 @@ template <int W, class Source> __device__ void rope(const RopeArgs& args) {
     unsigned last = min(first + args.heads_per_thread, heads);
 
     for (unsigned batch = blockIdx.z; batch < args.batch; batch += gridDim.z) {
-        for (unsigned pair = threadIdx.x * W; pair < args.pairs; pair += blockDim.x * W) {
+        for (unsigned pair = threadIdx.x * args.run; pair < args.runs; pair += blockDim.x * args.run) {
             float sin[W], cos[W];
             auto turn = [&](bool keys) {
                 Source::template angles<W>(args, keys, batch, token, pair, sin, cos);
@@ -117,8 +135,8 @@ template <int W, class Source> __device__ void rope(const RopeArgs& args) {
                 }
             };
             if constexpr (!Source::BY_SIDE) turn(false);
-            Sides<W> from = Sides<W>::template of<Source::BLOCKS>(args, pair, args.interleaved);
-            Sides<W> to = Sides<W>::template of<Source::BLOCKS>(args, pair, args.interleaved_out);
+            Sides<W> from = Sides<W>::template of<Source::BLOCKS>(args, pair, args.interleaved, args.x_second);
+            Sides<W> to = Sides<W>::template of<Source::BLOCKS>(args, pair, args.interleaved_out, args.y_second);
 #pragma unroll 1
             for (int keys = 0; keys < 2; ++keys) {
                 Walk walk(args, keys, batch, token, first, last);

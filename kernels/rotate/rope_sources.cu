@@ -21,8 +21,8 @@ struct Compat {
         float at = static_cast<float>(static_cast<long long>(position.on(args.at, 0)));
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-            if (args.axes) at = static_cast<float>(static_cast<long long>(position.on(args.at, axes[i])));
-            sincos_radians(at * frequencies[i], sin[i], cos[i]);
+            if (args.axes) at = static_cast<float>(static_cast<long long>(position.on(args.at, axes[nth<W>(args, i)])));
+            sincos_radians(at * frequencies[nth<W>(args, i)], sin[i], cos[i]);
         }
     }
 };
@@ -50,7 +50,7 @@ struct XPos {
         bool within = -args.reach <= distance && distance <= args.reach;
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-            float scale = within ? exp2_fixed(distance * exponents[i]) : __int_as_float(0x7fffffff);
+            float scale = within ? exp2_fixed(distance * exponents[nth<W>(args, i)]) : __int_as_float(0x7fffffff);
             sin[i] *= scale;
             cos[i] *= scale;
         }
@@ -78,12 +78,12 @@ struct Table {
 #pragma unroll
             for (int i = 0; i < W; ++i) {
                 if (args.axes) {
-                    at = position.on(args.at, axes[i]);
+                    at = position.on(args.at, axes[nth<W>(args, i)]);
                     row = clamp(args, at);
                     beyond |= at == row ? 0 : 1u << i;
                 }
-                cos[i] = read_one(args, args.rates, row * args.table_stride + pair + i);
-                sin[i] = read_one(args, args.sines, row * args.table_stride + pair + i);
+                cos[i] = read_one(args, args.rates, row * args.table_stride + pair + nth<W>(args, i));
+                sin[i] = read_one(args, args.sines, row * args.table_stride + pair + nth<W>(args, i));
             }
         }
         if (args.out_of_range == OutOfRange::CLAMP) return;
@@ -105,24 +105,35 @@ private:
         return T::widen(static_cast<const T::Bits*>(table)[at]);
     }
 
-    // W values that begin at a multiple of their own access.
-    template <int W>
-    static __device__ void read(const RopeArgs& args, const void* table, long long at, float (&x)[W]) {
+    // W values in one or two runs, which begin at multiples of their own access.
+    template <int W> static __device__ void read(const RopeArgs& args, const void* table, long long at, float (&x)[W]) {
+        if (W == 1 || !args.apart) {
+            read_run<W>(args, table, at, x);
+        } else {
+            read_run<W / 2>(args, table, at, x);
+            read_run<W / 2>(args, table, at + nth<W>(args, W / 2), x + W / 2);
+        }
+    }
+
+    template <int N> static __device__ void read_run(const RopeArgs& args, const void* table, long long at, float* x) {
         if (args.table_is_f32) {
             const float* from = static_cast<const float*>(table) + at;
-            if constexpr (W % 4 == 0) {
+            if constexpr (N % 4 == 0) {
 #pragma unroll
-                for (int i = 0; i < W; i += 4) {
+                for (int i = 0; i < N; i += 4) {
                     uint4 raw = *reinterpret_cast<const uint4*>(from + i);
                     x[i] = f32::widen(raw.x), x[i + 1] = f32::widen(raw.y);
                     x[i + 2] = f32::widen(raw.z), x[i + 3] = f32::widen(raw.w);
                 }
             } else {
 #pragma unroll
-                for (int i = 0; i < W; ++i) x[i] = from[i];
+                for (int i = 0; i < N; ++i) x[i] = from[i];
             }
-        } else {
-            unpack(Pack<W>::load(static_cast<const T::Bits*>(table) + at), x);
+        } else if constexpr (N > 0) {
+            float values[N];
+            unpack(Pack<N>::load(static_cast<const T::Bits*>(table) + at), values);
+#pragma unroll
+            for (int i = 0; i < N; ++i) x[i] = values[i];
         }
     }
 };
@@ -152,7 +163,7 @@ extern "C" __global__ void BOUNDS KERNEL(rope_blocks_wide) { rope<WIDE, ExactBlo
 extern "C" __global__ void BOUNDS KERNEL(rope_compat_wide) { rope<WIDE, Compat>(args); }
 extern "C" __global__ void BOUNDS KERNEL(rope_table_wide) { rope<WIDE, Table>(args); }
 extern "C" __global__ void BOUNDS KERNEL(rope_table_mid) { rope<MID, Table>(args); }
-// xPos needs two registers more than four blocks leave at compute capability 12.0.
-extern "C" __global__ void __launch_bounds__(256, WIDE == 4 ? 5 : 3) KERNEL(rope_xpos_wide) { rope<WIDE, XPos>(args); }
+// xPos of wide packs needs two registers more than four blocks leave at compute capability 12.0.
+extern "C" __global__ void __launch_bounds__(256, WIDE == 4 ? 4 : 3) KERNEL(rope_xpos_wide) { rope<WIDE, XPos>(args); }
 
 extern "C" __global__ void BOUNDS KERNEL(rope_one) { rope<1, Any>(args); }

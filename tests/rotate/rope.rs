@@ -648,6 +648,39 @@ fn widths_give_the_same_bits() {
     check::<bf16>(&gpu, &mut data, 8);
 }
 
+/// Both pairings of a head.
+fn pairings(rope: Rope) -> [Rope; 2] {
+    [Rope { pairing: Pairing::Half, ..rope.clone() }, Rope { pairing: Pairing::Interleaved, ..rope }]
+}
+
+/// Interleaved pairs in models' sizes: every sector is read and written once, in whole, whatever makes the angles.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn interleaved_pairs_touch_no_sector_twice() {
+    let gpu = gpu();
+    if last_launch_is_real() {
+        return;
+    }
+    let stream = gpu.stream();
+    for (q_heads, k_heads, dim, rotary, offset) in
+        [(32, 2, 128, 64, 0), (128, 1, 192, 64, 128), (32, 8, 128, 128, 0), (8, 1, 1088, 1088, 0)]
+    {
+        for angles in [Angles::Exact, Angles::HfCompat] {
+            let rope = Rope { pairing: Pairing::Interleaved, offset, angles, ..Rope::new(rotary, 1e4) };
+            let plan = RopePlan::<bf16>::new(&gpu, &rope).expect("a plan");
+            for tokens in [1, 64] {
+                let (q, k) = (Heads::thd(tokens, q_heads, dim), Heads::thd(tokens, k_heads, dim));
+                let alloc = |heads: Heads| stream.clone_htod(&vec![bf16::ONE; heads.span().expect("small")]);
+                let (mut q_x, mut k_x) = (alloc(q).expect("a copy"), alloc(k).expect("a copy"));
+                plan.rotate(q.of_mut(&mut q_x), k.of_mut(&mut k_x), Positions::counted()).expect("a call");
+                let report = last_launch().expect("the emulator counts");
+                let tensor = (tokens * (q_heads + k_heads) * rotary * 2) as u64;
+                assert_eq!(32 * report.counters.sectors_written, tensor, "{rope:?}, {tokens} tokens: {report:?}");
+            }
+        }
+    }
+}
+
 // ----------------------------------------------------------------------------------------------- other sources of angles
 
 /// Cosine and sine that the device makes for every pair at each position: the pair (1, 0), rotated.
@@ -712,7 +745,12 @@ pub fn table(data: &mut Data, rows: usize, pairs: usize) -> (Vec<f64>, Vec<f64>)
 fn tables_of_either_type_and_layout() {
     let (gpu, mut data) = (gpu(), Data::new(22));
     fn check<T: Scalar>(gpu: &Gpu, data: &mut Data, dim: usize, rotary: usize, packed: bool, same: bool) {
-        let rope = Rope { attention_factor: 1.25, ..Rope::new(rotary, 10_000.0) };
+        for rope in pairings(Rope { attention_factor: 1.25, ..Rope::new(rotary, 10_000.0) }) {
+            check_one::<T>(gpu, data, rope, dim, packed, same);
+        }
+    }
+    fn check_one<T: Scalar>(gpu: &Gpu, data: &mut Data, rope: Rope, dim: usize, packed: bool, same: bool) {
+        let rotary = rope.rotary;
         let (rows, pairs, heads) = (9, rotary / 2, Heads::thd(6, 3, dim));
         let (cos, sin) = table(data, rows, pairs);
         let positions = [0i64, 8, 3, 9, 1 << 40, -1];

@@ -8,6 +8,7 @@ use crate::embed::{Tokens, check_scale};
 use crate::gpu::args::{LastChannel, SinusoidArgs};
 use crate::gpu::kernel::SINUSOID;
 use crate::gpu::{Kernel, Launch, Uploaded, ViewMut, on_stream};
+use crate::pairing::Runs;
 use crate::{Gpu, Ids, Pairing, Positions, Result, Scalar};
 use bytemuck::Zeroable;
 
@@ -41,6 +42,7 @@ impl Sinusoid {
         let pairs = self.dim / 2;
         let spread = spread(pairs / width, tokens.batch, tokens.tokens, shared, multiprocessors)?;
         let (last, last_channel) = self.last();
+        let runs = Runs::new(self.pairing, pairs, width);
         let args = SinusoidArgs {
             strides: tokens.strides.map(|stride| stride as i64),
             offset: self.offset,
@@ -50,7 +52,10 @@ impl Sinusoid {
             batches_per_thread: spread.batches_per_thread,
             groups: spread.groups,
             pairs: small("pairs", pairs)?,
-            second: small("channels", self.pairs())?,
+            second: small("channels", runs.second(self.pairing, width, self.pairs()))?,
+            run: small("pairs of a run", runs.run)?,
+            runs: small("pairs of first runs", runs.first)?,
+            apart: small("pairs between runs", runs.apart)?,
             last,
             last_channel: small("channels", last_channel)?,
             interleaved: u32::from(self.pairing == Pairing::Interleaved),

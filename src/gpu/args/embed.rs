@@ -68,8 +68,14 @@ args! {
         groups: u32,
         /// pairs of which both waves are there
         pairs: u32,
-        /// first channel of the second wave, in halves
+        /// channels from a thread's first access to its second
         second: u32,
+        /// pairs between the two runs of one thread's pairs; 0: they are in a row
+        apart: u32,
+        /// pairs of a run
+        run: u32,
+        /// pairs of all first runs
+        runs: u32,
         /// the last channel of an odd size
         last: LastChannel,
         /// its index
@@ -104,7 +110,7 @@ args! {
         stride: u32,
         /// pairs of which both waves are there
         pairs: u32,
-        /// first channel of the second wave, in halves
+        /// channels from a thread's first access to its second
         second: u32,
         /// the last channel of an odd size
         last: LastChannel,

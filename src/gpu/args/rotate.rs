@@ -65,6 +65,15 @@ args! {
         pairs: u32,
         /// pairs of a block of channels that is rotated for itself; `pairs` if there is one
         block: u32,
+        /// pairs between the two runs of one thread's pairs; 0: they are in a row
+        apart: u32,
+        /// pairs of a run
+        run: u32,
+        /// pairs of all first runs
+        runs: u32,
+        /// elements from a thread's first access to its second, in the input and in the output
+        x_second: u32,
+        y_second: u32,
         /// first rotated channel
         offset: u32,
         /// channels beside the rotated ones that queries or keys copy; 0 where both are in place

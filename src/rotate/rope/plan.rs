@@ -4,6 +4,7 @@ use super::{Angles, Direction, Rope};
 use crate::gpu::args::RopeArgs;
 use crate::gpu::kernel::{ROPE, ROPE_BLOCKS, ROPE_COMPAT, ROPE_ONE, ROPE_TABLE, ROPE_XPOS};
 use crate::gpu::{Call, Gpu, Kernel, Launch, Update, Updated, Uploaded, ViewMut, on_stream, widest};
+use crate::pairing::Runs;
 use crate::position::{Ids, Positions};
 use crate::rotate::table::Table;
 use crate::rotate::xpos::{Side, XPos};
@@ -71,6 +72,10 @@ impl Rope {
             .unwrap_or(heads);
         let (splits, groups) = blocks_of(per_thread);
 
+        // Pairs that move from one pairing to the other are in a row in both.
+        let stay = if self.pairing == self.written() { self.pairing } else { Pairing::Half };
+        let runs = Runs::new(stay, self.pairs(), width);
+        let block = self.pairs() / self.axes.blocks();
         let args = RopeArgs {
             tokens: small("tokens", q.tokens)?,
             batch: small("sequences", q.batch)?,
@@ -78,7 +83,12 @@ impl Rope {
             k_heads: small("key heads", k.map_or(0, |k| k.heads))?,
             heads_per_thread: small("heads of a thread", per_thread)?,
             pairs: small("pairs", self.pairs())?,
-            block: small("pairs of a block", self.pairs() / self.axes.blocks())?,
+            block: small("pairs of a block", block)?,
+            run: small("pairs of a run", runs.run)?,
+            runs: small("pairs of first runs", runs.first)?,
+            apart: small("pairs between runs", runs.apart)?,
+            x_second: small("elements between accesses", runs.second(self.pairing, width, block))?,
+            y_second: small("elements between accesses", runs.second(self.written(), width, block))?,
             offset: small("channels before the rotary part", self.offset)?,
             interleaved: u32::from(self.pairing == Pairing::Interleaved),
             interleaved_out: u32::from(self.written() == Pairing::Interleaved),
