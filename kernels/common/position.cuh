@@ -29,8 +29,35 @@ struct Position {
         return read_id(args.ids, args.id_type, index + axis * args.axis_stride) + step;
     }
 
+    // Of a kind that has no sequences to look for.
+    static __device__ Position own(const PositionArgs& args, unsigned batch, unsigned token) {
+        long long row = batch * args.sequence_stride;
+        return args.kind == PositionKind::STARTS ? Position(row, token) : Position(row + token, 0);
+    }
+
     // With one axis.
     __device__ long long value(const PositionArgs& args) const {
         return args.ids ? read_id(args.ids, args.id_type, index) + step : step;
+    }
+};
+
+// An id as it lies in memory. Whoever uses what a load brings waits for it, and so does everything behind that use:
+// until then other loads can be on their way.
+struct RawId {
+    unsigned low = 0, high = 0;
+
+    // Where the id of an index lies.
+    static __device__ const unsigned* at(const PositionArgs& args, long long index) {
+        return static_cast<const unsigned*>(args.ids) + (args.id_type == IdType::I64 ? 2 * index : index);
+    }
+
+    __device__ void load(const PositionArgs& args, const unsigned* at) {
+        low = at[0];
+        if (args.id_type == IdType::I64) high = at[1];
+    }
+
+    __device__ unsigned long long value(const PositionArgs& args) const {
+        unsigned sign = args.id_type == IdType::I32 ? static_cast<unsigned>(static_cast<int>(low) >> 31) : 0;
+        return static_cast<unsigned long long>(args.id_type == IdType::I64 ? high : sign) << 32 | low;
     }
 };

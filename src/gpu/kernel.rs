@@ -70,6 +70,10 @@ macro_rules! entries {
 entries! {
     /// 16-byte and 8-byte accesses.
     ROPE: RopeArgs = "rotate/rope" ["rope_wide", "rope_mid"];
+    /// 16-byte accesses, angles shared by the heads of a block: one head a thread, and two.
+    ROPE_SHARED_HALF: RopeArgs = "rotate/rope_shared" ["rope_shared_half", "rope_shared_half_two"];
+    ROPE_SHARED_INTERLEAVED: RopeArgs = "rotate/rope_shared"
+        ["rope_shared_interleaved", "rope_shared_interleaved_two"];
     /// 16-byte accesses, pairs in blocks of channels.
     ROPE_BLOCKS: RopeArgs = "rotate/rope_sources" ["rope_blocks_wide"];
     /// 16-byte accesses, angles as products in f32.

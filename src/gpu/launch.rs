@@ -115,14 +115,26 @@ impl Gpu {
         if context.attribute(attribute).map_err(driver::error("cuDeviceGetAttribute"))? == 0 {
             return Ok(0);
         }
-        context.bind_to_thread().map_err(driver::error("cuCtxSetCurrent"))?;
+        let blocks = self.resident_blocks(kernel, threads, shared)?;
+        Ok(blocks.saturating_mul(self.multiprocessors()))
+    }
+
+    /// Blocks of `threads` and `shared` bytes of dynamic shared memory that one multiprocessor holds at once, by the registers
+    /// and the memory of the image that is loaded.
+    fn resident_blocks<A>(&self, kernel: &Kernel<A>, threads: u32, shared: u32) -> Result<u32> {
+        self.stream().context().bind_to_thread().map_err(driver::error("cuCtxSetCurrent"))?;
         let mut blocks = 0;
         let threads = i32::try_from(threads).map_err(|_| Error::Overflow(format!("{threads} threads")))?;
         // SAFETY: the pointer is to a live i32, and the function is alive as long as its module, which is kept.
         unsafe { sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, kernel.raw, threads, shared as usize) }
             .result()
             .map_err(driver::error("cuOccupancyMaxActiveBlocksPerMultiprocessor"))?;
-        Ok(u32::try_from(blocks).unwrap_or(0).saturating_mul(self.multiprocessors()))
+        Ok(u32::try_from(blocks).unwrap_or(0))
+    }
+
+    /// Threads that one multiprocessor holds at once, in blocks of `threads` without dynamic shared memory.
+    pub(crate) fn resident_threads<A>(&self, kernel: &Kernel<A>, threads: u32) -> Result<usize> {
+        Ok(self.resident_blocks(kernel, threads, 0)? as usize * threads as usize)
     }
 
     /// Puts one kernel into the stream: no allocation, no copy, no synchronisation. False: the driver refused a cooperative launch

@@ -162,17 +162,21 @@ impl Case {
         Self { rope: rope.clone(), q, k, out: None, positions, direction, shift: 0 }
     }
 
-    /// Runs the case for `T` and compares every element of every buffer.
-    #[track_caller]
-    pub fn check<T: Scalar>(&self, gpu: &Gpu, data: &mut Data) {
-        let plan = RopePlan::<T>::new(gpu, &self.rope).expect("the plan is made");
-        let tensors: Vec<(Heads, Option<Heads>)> = match self.out {
+    /// The tensors, with their outputs if there are any.
+    fn tensors(&self) -> Vec<(Heads, Option<Heads>)> {
+        match self.out {
             None => [Some(self.q), self.k].into_iter().flatten().map(|heads| (heads, None)).collect(),
             Some((q_out, k_out)) => {
                 [Some((self.q, Some(q_out))), self.k.map(|k| (k, k_out))].into_iter().flatten().collect()
             }
-        };
-        let inputs: Vec<Vec<T>> = tensors.iter().map(|(heads, _)| data.values(heads.span().expect("small"))).collect();
+        }
+    }
+
+    /// Rotates `inputs`: what is in every buffer afterwards, outputs behind the tensors.
+    #[track_caller]
+    fn run<T: Scalar>(&self, gpu: &Gpu, inputs: &[Vec<T>]) -> Vec<Vec<T>> {
+        let plan = RopePlan::<T>::new(gpu, &self.rope).expect("the plan is made");
+        let tensors = self.tensors();
         let mut buffers: Vec<Guarded<T>> = inputs.iter().map(|x| Guarded::new(gpu, x, self.shift)).collect();
         let mut outputs: Vec<Guarded<T>> = tensors
             .iter()
@@ -200,19 +204,57 @@ impl Case {
             )
             .expect("the call is made");
         }
-        for (i, ((heads, out), x)) in tensors.iter().zip(&inputs).enumerate() {
+        buffers.iter().chain(&outputs).map(|buffer| buffer.read(gpu)).collect()
+    }
+
+    /// Values for the tensors.
+    fn inputs<T: Scalar>(&self, data: &mut Data) -> Vec<Vec<T>> {
+        self.tensors().iter().map(|(heads, _)| data.values(heads.span().expect("small"))).collect()
+    }
+
+    /// Runs the case for `T` and compares every element of every buffer.
+    #[track_caller]
+    pub fn check<T: Scalar>(&self, gpu: &Gpu, data: &mut Data) {
+        let inputs = self.inputs::<T>(data);
+        self.compare(&inputs, &self.run(gpu, &inputs));
+    }
+
+    /// Compares what `run` gave with the reference.
+    #[track_caller]
+    fn compare<T: Scalar>(&self, inputs: &[Vec<T>], results: &[Vec<T>]) {
+        let tensors = self.tensors();
+        let (buffers, mut outputs) = (&results[..tensors.len()], results[tensors.len()..].iter());
+        for (((heads, out), x), buffer) in tensors.iter().zip(inputs).zip(buffers) {
             match out {
                 None => {
                     let expected = self.rope.expect(x, heads, &self.positions, self.direction).expect("reference");
-                    assert_close(&buffers[i].read(gpu), &expected.want, |i| expected.bound[i]);
+                    assert_close(buffer, &expected.want, |i| expected.bound[i]);
                 }
                 Some(out) => {
                     let (want, bound) = expected_copy(self, x, heads, out);
-                    assert_close(&outputs[i].read(gpu), &want, |i| bound[i]);
-                    let unchanged = buffers[i].read(gpu);
-                    assert_eq!(bytemuck::cast_slice::<T, u8>(&unchanged), bytemuck::cast_slice::<T, u8>(x));
+                    assert_close(outputs.next().expect("an output"), &want, |i| bound[i]);
+                    assert_eq!(bytemuck::cast_slice::<T, u8>(buffer), bytemuck::cast_slice::<T, u8>(x));
                 }
             }
+        }
+    }
+
+    /// Runs the case by the kernel whose name begins with `kernel`, compares every element with the reference, and every bit
+    /// with what accesses of one element give, whose threads make angles of their own.
+    #[track_caller]
+    fn check_bits<T: Scalar>(&self, gpu: &Gpu, data: &mut Data, kernel: &str) {
+        let inputs = self.inputs::<T>(data);
+        let results = self.run(gpu, &inputs);
+        let ran = |wanted: &str| {
+            let report = last_launch();
+            assert!(report.is_none_or(|report| report.kernel.starts_with(wanted)), "{:?}: {self:?}", last_launch());
+        };
+        ran(kernel);
+        self.compare(&inputs, &results);
+        let one = Self { shift: 1, ..self.clone() }.run(gpu, &inputs);
+        ran("rope_one");
+        for (got, want) in results.iter().zip(&one) {
+            assert_eq!(bytemuck::cast_slice::<T, u8>(got), bytemuck::cast_slice::<T, u8>(want), "{self:?}");
         }
     }
 
@@ -648,9 +690,180 @@ fn widths_give_the_same_bits() {
     check::<bf16>(&gpu, &mut data, 8);
 }
 
+// ------------------------------------------------------------------------------------------------------- shared angles
+
 /// Both pairings of a head.
 fn pairings(rope: Rope) -> [Rope; 2] {
     [Rope { pairing: Pairing::Half, ..rope.clone() }, Rope { pairing: Pairing::Interleaved, ..rope }]
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn heads_that_share_angles_are_rotated_as_if_each_made_its_own() {
+    let (gpu, mut data) = (gpu(), Data::new(60));
+    for q_heads in (1..=9).chain([71]) {
+        for k_heads in [0, 1, 2, q_heads] {
+            for rope in pairings(Rope { attention_factor: 1.25, ..Rope::new(64, 1e4) }) {
+                let tokens = data.pick(&[1, 2, 3]);
+                let (q, k) = (Heads::thd(tokens, q_heads, 64), Heads::thd(tokens, k_heads, 64));
+                let case = Case::in_place(&rope, q, (k_heads > 0).then_some(k), &mut data);
+                case.check_bits::<bf16>(&gpu, &mut data, "rope_shared");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn tokens_that_share_a_block_have_angles_of_their_own() {
+    let (gpu, mut data) = (gpu(), Data::new(61));
+    for tokens in [1, 2, 3, 7, 63, 64, 65, 511, 512, 513] {
+        for rope in pairings(Rope::new(32, 1e4)) {
+            // Three heads of 4 lanes leave a warp with threads of several tokens; of one head, a thread makes all angles.
+            for (q_heads, k_heads) in [(2, 1), (1, 0), (9, 2)] {
+                let (q, k) = (Heads::thd(tokens, q_heads, 32), Heads::thd(tokens, k_heads, 32));
+                let case = Case::in_place(&rope, q, (k_heads > 0).then_some(k), &mut data);
+                case.check_bits::<f32>(&gpu, &mut data, "rope_shared");
+            }
+            let case = Case::in_place(&rope, Heads::thd(tokens, 5, 32), None, &mut data);
+            case.check_bits::<f16>(&gpu, &mut data, "rope_shared");
+        }
+    }
+}
+
+/// So many tokens that a thread rotates two heads, in a model's sizes.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn two_heads_of_a_thread_are_of_one_tensor() {
+    let (gpu, mut data) = (gpu(), Data::new(62));
+    for rope in pairings(Rope::new(64, 1e4)) {
+        let name = if rope.pairing == Pairing::Half { "rope_shared_half_two" } else { "rope_shared_interleaved_two" };
+        for (q_heads, k_heads) in [(32, 8), (33, 7), (40, 1), (39, 0)] {
+            let (q, k) = (Heads::thd(400, q_heads, 64), Heads::thd(400, k_heads, 64));
+            let case = Case::in_place(&rope, q, (k_heads > 0).then_some(k), &mut data);
+            case.check_bits::<bf16>(&gpu, &mut data, name);
+        }
+        let (q, k) = (Heads::thd(400, 19, 64), Heads::thd(400, 3, 64));
+        Case::in_place(&rope, q, Some(k), &mut data).check_bits::<f32>(&gpu, &mut data, name);
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn heads_that_share_angles_lie_anywhere() {
+    let (gpu, mut data) = (gpu(), Data::new(63));
+    let (batch, tokens) = (3, 5);
+    // 24 pairs: three lanes, which divide no warp. 512 pairs: as many angles as a block has.
+    for (dim, rotary, offset) in [(96, 48, 16), (64, 16, 0), (1024, 1024, 0), (128, 64, 64)] {
+        let layouts = |heads: usize| {
+            [
+                Heads::bthd(batch, tokens, heads, dim),
+                Heads::bhtd(batch, heads, tokens, dim),
+                Heads::bthd(batch, tokens, heads, dim).row(heads * dim + 24).at(8),
+                // Sequences and tokens in the other order, heads with room between them.
+                Heads { strides: [7 * dim, 80 * dim, dim + 8], ..Heads::bthd(batch, tokens, heads, dim) }.at(16),
+            ]
+        };
+        for rope in pairings(Rope { offset, ..Rope::new(rotary, 1e4) }) {
+            for (q, k) in layouts(5).into_iter().zip(layouts(2).into_iter().rev()) {
+                let mut case = Case::in_place(&rope, q, Some(k), &mut data);
+                case.check_bits::<bf16>(&gpu, &mut data, "rope_shared");
+                // Elsewhere, with strides of its own, and the channels beside the rotated ones.
+                case.out = Some((data.pick(&layouts(5)), Some(data.pick(&layouts(2)))));
+                case.check_bits::<bf16>(&gpu, &mut data, "rope_shared");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn shared_angles_are_those_of_every_kind_of_position() {
+    let (gpu, mut data) = (gpu(), Data::new(64));
+    let stream = gpu.stream();
+    for rope in pairings(Rope::new(64, 1e4)) {
+        let plan = RopePlan::<bf16>::new(&gpu, &rope).expect("a plan");
+        let (batch, tokens) = (3, 70);
+        let q = Heads::bthd(batch, tokens, 3, 64);
+        let x = data.values::<bf16>(q.span().expect("small"));
+        let starts = [5i64, -3, (1 << 33) + 7];
+        let ids: Vec<i64> = (0..210).map(|i| starts[i / 70] + (i % 70) as i64).collect();
+        let rotated = |heads: Heads, positions: Positions<Ids>| {
+            let mut buffer = Guarded::new(&gpu, &x, 0);
+            plan.rotate(heads.of_mut(&mut buffer.view()), None, positions).expect("a call");
+            let report = last_launch();
+            assert!(report.is_none_or(|report| report.kernel.starts_with("rope_shared")));
+            buffer.read(&gpu)
+        };
+        let want = rotated(q, Positions::ids(&stream.clone_htod(&ids).expect("a copy")));
+        let expected = rope.expect(&x, &q, &ids, Direction::Forward).expect("reference");
+        assert_close(&want, &expected.want, |i| expected.bound[i]);
+        let starts = stream.clone_htod(&starts).expect("a copy");
+        assert_eq!(want, rotated(q, Positions::starts(&starts)));
+        let indptr = stream.clone_htod(&[0, 70, 140, 210]).expect("a copy");
+        let packed = Heads::thd(210, 3, 64);
+        assert_eq!(want, rotated(packed, Positions::packed(&indptr, 3).starting_at(&starts)));
+        let unsigned: Vec<u32> = (0..210u32).map(|i| (1 << 31) + 3 * i).collect();
+        let wide: Vec<i64> = unsigned.iter().map(|&id| i64::from(id)).collect();
+        let narrow: Vec<i32> = unsigned.iter().map(|&id| id as i32).collect();
+        let low: Vec<i64> = narrow.iter().map(|&id| i64::from(id)).collect();
+        let [wide, low] = [wide, low].map(|ids| stream.clone_htod(&ids).expect("a copy"));
+        assert_eq!(
+            rotated(q, Positions::ids(&wide)),
+            rotated(q, Positions::ids(&stream.clone_htod(&unsigned).expect("a copy")))
+        );
+        assert_eq!(
+            rotated(q, Positions::ids(&low)),
+            rotated(q, Positions::ids(&stream.clone_htod(&narrow).expect("a copy")))
+        );
+        let counted: Vec<i64> = (0..70).collect::<Vec<_>>().repeat(3);
+        let counted = stream.clone_htod(&counted).expect("a copy");
+        assert_eq!(rotated(q, Positions::ids(&counted)), rotated(q, Positions::counted()));
+        let indptr = stream.clone_htod(&[0, 1, 1, 140, 210]).expect("a copy");
+        let uneven: Vec<i64> = (0..1).chain(0..139).chain(0..70).collect();
+        let uneven = stream.clone_htod(&uneven).expect("a copy");
+        assert_eq!(rotated(packed, Positions::ids(&uneven)), rotated(packed, Positions::packed(&indptr, 4)));
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn shared_angles_are_of_each_pairs_own_axis() {
+    let (gpu, mut data) = (gpu(), Data::new(65));
+    for axes in [Axes::Sections(vec![5, 11, 16]), Axes::Interleaved(vec![12, 10, 10]), Axes::Ladders(vec![12, 10, 10])]
+    {
+        for rope in pairings(Rope { axes: axes.clone(), ..Rope::new(64, 1e4) }) {
+            for tokens in [1, 3, 40] {
+                let (q, k) = (Heads::bthd(2, tokens, 6, 64), Heads::bthd(2, tokens, 1, 64));
+                let case = Case::in_place(&rope, q, Some(k), &mut data);
+                case.check_bits::<bf16>(&gpu, &mut data, "rope_shared");
+                case.check_bits::<f32>(&gpu, &mut data, "rope_shared");
+            }
+        }
+    }
+}
+
+/// More angles than a block shares, more lanes than a block has threads, and more sequences than a grid is deep: each thread
+/// makes its own.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn calls_beyond_shared_angles_are_walked() {
+    let (gpu, mut data) = (gpu(), Data::new(66));
+    for rotary in [1040, 2080] {
+        for rope in pairings(Rope::new(rotary, 1e4)) {
+            let (q, k) = (Heads::thd(2, 3, rotary), Heads::thd(2, 1, rotary));
+            Case::in_place(&rope, q, Some(k), &mut data).check_bits::<bf16>(&gpu, &mut data, "rope_wide");
+        }
+    }
+    for rope in pairings(Rope::new(16, 1e4)) {
+        let q = Heads::bthd(65_536, 1, 1, 16);
+        Case::in_place(&rope, q, None, &mut data).check_bits::<bf16>(&gpu, &mut data, "rope_wide");
+    }
+    // Half as wide: 12 pairs are three accesses of 8 bytes.
+    for rope in pairings(Rope::new(24, 1e4)) {
+        let q = Heads::thd(5, 3, 24);
+        Case::in_place(&rope, q, None, &mut data).check_bits::<f16>(&gpu, &mut data, "rope_mid");
+    }
 }
 
 /// Interleaved pairs in models' sizes: every sector is read and written once, in whole, whatever makes the angles.
@@ -886,8 +1099,8 @@ fn offsets_beyond_31_bits() {
 /// More sequences, and more heads, than a grid has blocks on its second and third axis.
 /// So many tokens of 128 pairs that a thread walks four or three of seven heads.
 pub fn tokens_with_uneven_walks(gpu: &Gpu) -> usize {
-    // A block has one token: one block more than the device has at once, if a thread walked all heads.
-    10 * gpu.multiprocessors() as usize + 1
+    // A block has one token. Two for each token are what the emulator's device has at once: 16 a multiprocessor.
+    8 * gpu.multiprocessors() as usize
 }
 
 #[test]
@@ -898,6 +1111,9 @@ fn a_thread_walks_heads_of_both_tensors_and_none_behind_the_last() {
     let (q, k) = (Heads::thd(tokens, 5, 256), Heads::thd(tokens, 2, 256));
     let case = Case { shift: 1, ..Case::in_place(&Rope::new(256, 10_000.0), q, Some(k), &mut data) };
     case.check::<f16>(&gpu, &mut data);
+    if let Some(report) = last_launch() {
+        assert_eq!(report.grid[1] * report.block[2], 2, "{report:?}");
+    }
 }
 
 #[test]
@@ -911,6 +1127,19 @@ fn grids_at_their_limits() {
 }
 
 // --------------------------------------------------------------------------------------------------------------- bytes
+
+/// Bytes that are read for angles of 4-byte ids: for each walk over heads `of_a_pair` for each pair and an id for each 8 of
+/// them, or, where a token's heads share them, for each of its blocks, with an id for each thread that makes angles.
+fn bytes_of_angles(report: &emulator::LaunchReport, tokens: usize, pairs: usize, of_a_pair: usize) -> u64 {
+    let [x, y, z] = report.block.map(|n| n as usize);
+    let splits = report.grid[1] as usize;
+    let bytes = if report.kernel.starts_with("rope_shared") {
+        splits * (pairs * of_a_pair + 4 * (x * y).min(pairs / 2))
+    } else {
+        splits * z * (pairs * of_a_pair + pairs / 8 * 4)
+    };
+    (tokens * bytes) as u64
+}
 
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
@@ -941,9 +1170,7 @@ fn each_element_is_read_once_and_written_once() {
             let channels = if in_place { rope.rotary } else { dim };
             let tensor = (64 * 40 * channels * 2) as u64;
             assert_eq!(report.counters.bytes_written, tensor, "each element once");
-            // Angles are made once for each walk over heads: 8 bytes a pair and 4 bytes for each group of 8 pairs.
-            let walks = u64::from(report.grid[1] * report.block[2]) * 64;
-            let tables = walks * (rope.pairs() as u64 * 8 + rope.pairs() as u64 / 8 * 4);
+            let tables = bytes_of_angles(&report, 64, rope.pairs(), 8);
             assert_eq!(report.counters.bytes_read, tensor + tables, "each element once, and the tables: {report:?}");
             // Everything in 16-byte accesses, but the ids.
             let wide = report.counters.global_accesses[4] * 16;
@@ -954,7 +1181,7 @@ fn each_element_is_read_once_and_written_once() {
 }
 
 /// In place, each source of angles adds its own bytes to the tensors' and nothing else: 8 a pair for rates, 4 for frequencies,
-/// a cosine and a sine of its type for a table's rows. All for each walk over heads, and an id for each 8 pairs of one.
+/// a cosine and a sine of its type for a table's rows.
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn every_source_of_angles_adds_exactly_its_own_bytes() {
@@ -993,8 +1220,7 @@ fn every_source_of_angles_adds_exactly_its_own_bytes() {
             let report = last_launch().expect("the emulator counts");
             let tensor = (tokens * 40 * rotary * 2) as u64;
             assert_eq!(report.counters.bytes_written, tensor, "{source}, {rotary} of {dim}");
-            let walks = tokens as u64 * u64::from(report.grid[1] * report.block[2]);
-            let added = walks * (pairs * of_a_pair + pairs / 8 * 4) as u64;
+            let added = bytes_of_angles(&report, tokens, pairs, of_a_pair);
             assert_eq!(report.counters.bytes_read, tensor + added, "{source}, {rotary} of {dim}: {report:?}");
         }
     }
@@ -1013,7 +1239,7 @@ fn no_entry_divides_whole_numbers() {
             }
         }
     }
-    assert!(entries.is_multiple_of(8 * 3), "{entries} entries");
+    assert!(entries.is_multiple_of(12 * 3), "{entries} entries");
 }
 
 fn last_launch_is_real() -> bool {

@@ -2,7 +2,9 @@
 
 use super::{Angles, Direction, Rope};
 use crate::gpu::args::RopeArgs;
-use crate::gpu::kernel::{ROPE, ROPE_BLOCKS, ROPE_COMPAT, ROPE_ONE, ROPE_TABLE, ROPE_XPOS};
+use crate::gpu::kernel::{
+    Entry, ROPE, ROPE_BLOCKS, ROPE_COMPAT, ROPE_ONE, ROPE_SHARED_HALF, ROPE_SHARED_INTERLEAVED, ROPE_TABLE, ROPE_XPOS,
+};
 use crate::gpu::{Call, Gpu, Kernel, Launch, Update, Updated, Uploaded, ViewMut, on_stream, widest};
 use crate::pairing::Runs;
 use crate::position::{Ids, Positions};
@@ -18,17 +20,104 @@ use bytemuck::Zeroable;
 pub(crate) struct Cut {
     q: Heads,
     k: Option<Heads>,
-    /// elements of an access
+    /// elements of an access, and bytes of one
     width: usize,
-    multiprocessors: u32,
+    element: usize,
+    device: Device,
 }
 
-/// Threads of a block; the kernel's launch bounds allow 256.
+/// Multiprocessors, and how many threads one of them holds, by the registers of the images that are loaded.
+#[derive(Clone, Copy, Debug)]
+struct Device {
+    multiprocessors: usize,
+    /// of the kernel whose threads walk over heads
+    walking: usize,
+    /// of those whose blocks share their angles, with one head a thread and with two; `None` where the call is not for them
+    sharing: Option<[usize; 2]>,
+}
+
+/// Threads of a block whose threads walk over heads; the kernels' launch bounds allow 256.
 const THREADS: usize = 128;
-/// Threads that one multiprocessor holds at the kernel's register count.
-const RESIDENT_THREADS: usize = 1280;
-/// Cost of making a pair's angles, in units of rotating it in one head.
-const ANGLE_COST: usize = 1;
+/// Threads of a block that shares angles, at most: first while the device is not full.
+const SHARING_THREADS: [usize; 2] = [64, 256];
+/// Angles of a block that shares them, at most: `ANGLES` in `kernels/rotate/rope_shared.cu`.
+const SHARED_ANGLES: usize = 512;
+
+/// How a call lies over the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Layout {
+    /// angles are made once a block, and shared by its heads
+    shares: bool,
+    per_thread: usize,
+    /// threads for the pairs of a head, for the heads of a token, and for tokens, in a block
+    lanes: usize,
+    groups: usize,
+    rows: usize,
+    /// blocks that share a token's heads
+    splits: usize,
+}
+
+impl Layout {
+    /// Each thread makes the angles of its pairs and walks `per_thread` heads of both tensors.
+    fn walking(cut: &Cut, pairs: usize, per_thread: usize) -> Self {
+        let lanes = (pairs / cut.width).clamp(1, THREADS);
+        let rows = (THREADS / lanes).min(cut.q.tokens.next_power_of_two()).max(1);
+        let walks = (cut.q.heads + cut.k.map_or(0, |k| k.heads)).div_ceil(per_thread);
+        let groups = (THREADS / (lanes * rows)).clamp(1, walks).min(64);
+        Self { shares: false, per_thread, lanes, groups, rows, splits: walks.div_ceil(groups) }
+    }
+
+    /// Blocks of at most `threads` share the angles of their tokens; `more` of them a token than there must be. Heads of one
+    /// thread are of one tensor.
+    fn sharing(cut: &Cut, pairs: usize, per_thread: usize, threads: usize, more: usize) -> Self {
+        let lanes = pairs / cut.width;
+        let walks = cut.q.heads.div_ceil(per_thread) + cut.k.map_or(0, |k| k.heads.div_ceil(per_thread));
+        let groups = walks.div_ceil(walks.div_ceil((threads / lanes).max(1)) + more);
+        // A block is at most 64 threads deep.
+        let rows = (threads / (lanes * groups)).min(SHARED_ANGLES / pairs).clamp(1, 64);
+        let rows = (1 << rows.ilog2()).min(cut.q.tokens.next_power_of_two());
+        Self { shares: true, per_thread, lanes, groups, rows, splits: walks.div_ceil(groups) }
+    }
+
+    fn blocks(&self, cut: &Cut) -> usize {
+        cut.q.tokens.div_ceil(self.rows).saturating_mul(self.splits).saturating_mul(cut.q.batch)
+    }
+
+    /// Predicted cycles, and instructions of all warps.
+    ///
+    /// The multiprocessor with most blocks issues four instructions a cycle, once its first blocks have what they asked for;
+    /// each wave of blocks waits for memory anew; and no call is faster than its bytes, [`BYTES`] a cycle and multiprocessor.
+    /// `docs/rotate.md` has the counts behind the numbers.
+    fn cost(&self, cut: &Cut, pairs: usize) -> (usize, usize) {
+        const MEMORY: usize = 700;
+        const BYTES: usize = 24;
+        let Cut { q, k, width, element, device } = *cut;
+        let threads = self.lanes * self.groups * self.rows;
+        let warps = threads.div_ceil(32);
+        let turns = 13 * width * self.per_thread;
+        let (instructions, chain, held) = match (self.shares, device.sharing) {
+            (true, Some(held)) => {
+                // A maker makes two angles at a time.
+                let rounds = (pairs / 2).div_ceil(self.lanes * self.groups);
+                let making = warps.min(self.rows * pairs.div_ceil(64));
+                let instructions = warps * (105 + turns) + making * rounds * 133;
+                (instructions, MEMORY + 450 + 105 * self.per_thread + 150 * (rounds - 1), held[self.per_thread - 1])
+            }
+            _ => {
+                let instructions = warps * (120 + 44 * width + turns);
+                (instructions, 2 * MEMORY + 920 + (MEMORY + 105) * (self.per_thread - 1), device.walking)
+            }
+        };
+        let blocks = self.blocks(cut);
+        let resident = device.multiprocessors * (held / (32 * warps)).max(1);
+        let issue = blocks.div_ceil(device.multiprocessors).saturating_mul(instructions) / 4;
+        let waits = blocks.div_ceil(resident).saturating_mul(chain);
+        let heads = q.heads + k.map_or(0, |k| k.heads);
+        let bytes = [q.batch, q.tokens, heads, 4 * pairs * element].into_iter().fold(1, usize::saturating_mul);
+        let memory = bytes / (BYTES * device.multiprocessors);
+        (memory.max(issue.saturating_add(waits)), blocks.saturating_mul(instructions))
+    }
+}
 
 impl Rope {
     /// The union of the sizes that decide how wide a thread's accesses may be, in elements; `copied` where channels beside the
@@ -37,41 +126,43 @@ impl Rope {
         (self.pairs() / self.axes.blocks()) | self.offset | if copied { dim } else { 0 }
     }
 
+    /// Whether a kernel whose blocks share their angles knows such pairs, whatever the call.
+    fn may_share(&self) -> bool {
+        self.angles == Angles::Exact
+            && self.pairing == self.written()
+            && self.axes.blocks() == 1
+            && self.pairs() <= SHARED_ANGLES
+    }
+
+    /// How a call lies over the device: the layout of least cost, and of fewest instructions where costs are equal.
+    fn layout(&self, cut: &Cut) -> Layout {
+        let pairs = self.pairs();
+        let heads = cut.q.heads + cut.k.map_or(0, |k| k.heads);
+        let walking = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
+            .into_iter()
+            .filter(|&walks| walks <= heads)
+            .map(|walks| heads.div_ceil(walks))
+            .chain([1])
+            .map(|per_thread| Layout::walking(cut, pairs, per_thread));
+        let sharing = [(1, 0), (1, 1), (2, 1)].into_iter().filter(|_| cut.device.sharing.is_some()).flat_map(
+            |(per_thread, threads)| {
+                [0, 1].map(|more| Layout::sharing(cut, pairs, per_thread, SHARING_THREADS[threads], more))
+            },
+        );
+        sharing
+            .chain(walking)
+            .filter(|layout| layout.splits <= 65535)
+            .min_by_key(|layout| layout.cost(cut, pairs))
+            .unwrap_or_else(|| Layout::walking(cut, pairs, heads))
+    }
+
     /// The grid and the arguments that shapes decide; tensors, tables and positions are still missing.
-    pub(crate) fn launch(&self, cut: &Cut) -> Result<Launch<RopeArgs>> {
-        let Cut { q, k, width, multiprocessors } = *cut;
+    fn launch(&self, cut: &Cut, layout: &Layout) -> Result<Launch<RopeArgs>> {
+        let Cut { q, k, width, .. } = *cut;
         let small = |what: &str, n: usize| {
             let small = u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32);
             small.ok_or_else(|| Error::Value(format!("{n} {what} in one call, a kernel counts to {}", i32::MAX)))
         };
-
-        // Lanes of a token, tokens of a block, and how many threads share a token's heads.
-        let lanes = (self.pairs() / width).clamp(1, THREADS);
-        let rows = (THREADS / lanes).min(q.tokens.next_power_of_two()).max(1);
-        let heads = q.heads + k.map_or(0, |k| k.heads);
-        let blocks_of = |per_thread: usize| {
-            let walkers = heads.div_ceil(per_thread);
-            let groups = (THREADS / (lanes * rows)).clamp(1, walkers).min(64);
-            (walkers.div_ceil(groups), groups)
-        };
-        // Few heads a thread spread a short call over the device; many make angles once for all of them. The cheapest
-        // is the one whose waves of blocks, times the work of one thread, come out least.
-        let resident = multiprocessors as usize * (RESIDENT_THREADS / THREADS);
-        let cost = |per_thread: usize| {
-            let (splits, _) = blocks_of(per_thread);
-            let blocks = q.tokens.div_ceil(rows).saturating_mul(splits).saturating_mul(q.batch);
-            blocks.div_ceil(resident).saturating_mul(per_thread + ANGLE_COST)
-        };
-        let per_thread = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
-            .into_iter()
-            .filter(|&walkers| walkers <= heads)
-            .map(|walkers| heads.div_ceil(walkers))
-            .chain([1])
-            .filter(|&n| blocks_of(n).0 <= 65535)
-            .min_by_key(|&n| cost(n))
-            .unwrap_or(heads);
-        let (splits, groups) = blocks_of(per_thread);
-
         // Pairs that move from one pairing to the other are in a row in both.
         let stay = if self.pairing == self.written() { self.pairing } else { Pairing::Half };
         let runs = Runs::new(stay, self.pairs(), width);
@@ -81,7 +172,7 @@ impl Rope {
             batch: small("sequences", q.batch)?,
             q_heads: small("query heads", q.heads)?,
             k_heads: small("key heads", k.map_or(0, |k| k.heads))?,
-            heads_per_thread: small("heads of a thread", per_thread)?,
+            heads_per_thread: small("heads of a thread", layout.per_thread)?,
             pairs: small("pairs", self.pairs())?,
             block: small("pairs of a block", block)?,
             run: small("pairs of a run", runs.run)?,
@@ -96,11 +187,13 @@ impl Rope {
             ..RopeArgs::zeroed()
         };
         let grid = [
-            small("blocks of tokens", q.tokens.div_ceil(rows))?,
-            small("blocks of heads", splits)?,
+            small("blocks of tokens", q.tokens.div_ceil(layout.rows))?,
+            small("blocks of heads", layout.splits)?,
             small("sequences", q.batch.min(65535))?,
         ];
-        let block = [small("lanes", lanes)?, small("rows", rows)?, small("groups", groups)?];
+        let (lanes, groups, rows) =
+            (small("lanes", layout.lanes)?, small("groups", layout.groups)?, small("rows", layout.rows)?);
+        let block = if layout.shares { [lanes, groups, rows] } else { [lanes, rows, groups] };
         Ok(Launch::new(grid, block, args))
     }
 }
@@ -198,22 +291,41 @@ enum Rates {
 }
 
 /// The kernels of one source of angles, by their accesses: 16 bytes, 8 bytes where odd sizes are common enough, one element.
+/// Where there are any, those of 16 bytes whose blocks share their angles: with one head a thread, and with two.
 #[derive(Clone, Debug)]
 struct Kernels {
-    wide: Kernel<RopeArgs>,
-    mid: Option<Kernel<RopeArgs>>,
-    one: Kernel<RopeArgs>,
+    sharing: Option<[Resident; 2]>,
+    wide: Resident,
+    mid: Option<Resident>,
+    one: Resident,
+}
+
+/// A kernel, and how many of its threads a multiprocessor holds.
+#[derive(Clone, Debug)]
+struct Resident {
+    kernel: Kernel<RopeArgs>,
+    threads: usize,
 }
 
 impl Kernels {
     /// The widest kernel whose accesses divide `steps`, in bytes, and the elements of one of them.
-    fn fitting<T>(&self, steps: u64) -> (&Kernel<RopeArgs>, usize) {
+    fn fitting<T>(&self, steps: u64) -> (&Resident, usize) {
         match (widest(steps), &self.mid) {
             (16, _) => (&self.wide, 16 / size_of::<T>()),
             (8, Some(mid)) => (mid, 8 / size_of::<T>()),
             _ => (&self.one, 1),
         }
     }
+}
+
+/// Loads the kernels of one list for element type `T`.
+fn load<T: Scalar, const N: usize>(gpu: &Gpu, entries: [Entry<RopeArgs>; N]) -> Result<[Resident; N]> {
+    let mut kernels = Vec::with_capacity(N);
+    for kernel in gpu.load::<T, _, N>(entries)? {
+        let threads = gpu.resident_threads(&kernel, THREADS as u32)?;
+        kernels.push(Resident { kernel, threads });
+    }
+    kernels.try_into().map_err(|_| Error::NoKernels)
 }
 
 on_stream! { RopePlan { gpu } }
@@ -226,20 +338,25 @@ impl<T: Scalar> RopePlan<T> {
     pub fn new(gpu: &Gpu, rope: &Rope) -> Result<Self> {
         rope.check()?;
         let pairs = 0..rope.pairs();
-        let [one] = gpu.load::<T, _, 1>(ROPE_ONE)?;
-        let single = |[wide]: [Kernel<RopeArgs>; 1]| Kernels { wide, mid: None, one: one.clone() };
-        let double = |[wide, mid]: [Kernel<RopeArgs>; 2]| Kernels { wide, mid: Some(mid), one: one.clone() };
+        let [one] = load::<T, 1>(gpu, ROPE_ONE)?;
+        let single = |[wide]: [Resident; 1]| Kernels { sharing: None, wide, mid: None, one: one.clone() };
+        let double = |[wide, mid]: [Resident; 2]| Kernels { sharing: None, wide, mid: Some(mid), one: one.clone() };
         let (rates, own) = match rope.angles {
             Angles::Exact => {
                 let rates: Vec<u64> = pairs.map(|pair| rope.rate(pair)).collect();
                 let blocks = rope.axes.blocks() > 1;
-                let own =
-                    if blocks { single(gpu.load::<T, _, 1>(ROPE_BLOCKS)?) } else { double(gpu.load::<T, _, 2>(ROPE)?) };
+                let mut own =
+                    if blocks { single(load::<T, 1>(gpu, ROPE_BLOCKS)?) } else { double(load::<T, 2>(gpu, ROPE)?) };
+                if rope.may_share() {
+                    let halves = rope.pairing == Pairing::Half;
+                    let entries = if halves { ROPE_SHARED_HALF } else { ROPE_SHARED_INTERLEAVED };
+                    own.sharing = Some(load::<T, 2>(gpu, entries)?);
+                }
                 (Rates::Exact(gpu.upload(&rates)?), own)
             }
             Angles::HfCompat | Angles::Given(_) => {
                 let rates: Vec<f32> = pairs.map(|pair| rope.compat_frequency(pair)).collect();
-                (Rates::Compat(gpu.upload(&rates)?), single(gpu.load::<T, _, 1>(ROPE_COMPAT)?))
+                (Rates::Compat(gpu.upload(&rates)?), single(load::<T, 1>(gpu, ROPE_COMPAT)?))
             }
         };
         Ok(Self {
@@ -249,7 +366,7 @@ impl<T: Scalar> RopePlan<T> {
             axes: rope.axes.table(rope.pairs()).map(|table| gpu.upload(&table)).transpose()?,
             xpos: None,
             own,
-            by_table: double(gpu.load::<T, _, 2>(ROPE_TABLE)?),
+            by_table: double(load::<T, 2>(gpu, ROPE_TABLE)?),
             element: std::marker::PhantomData,
         })
     }
@@ -261,8 +378,8 @@ impl<T: Scalar> RopePlan<T> {
     pub fn xpos(gpu: &Gpu, xpos: &XPos) -> Result<Self> {
         let table = XPosTable::new(gpu, xpos)?;
         let plan = Self::new(gpu, &xpos.rope)?;
-        let [wide] = gpu.load::<T, _, 1>(ROPE_XPOS)?;
-        let own = Kernels { wide, mid: None, one: plan.own.one.clone() };
+        let [wide] = load::<T, 1>(gpu, ROPE_XPOS)?;
+        let own = Kernels { sharing: None, wide, mid: None, one: plan.own.one.clone() };
         Ok(Self { own, xpos: Some(table), ..plan })
     }
 
@@ -392,10 +509,21 @@ impl<T: Scalar> RopePlan<T> {
         let copied = !q.in_place || k.as_ref().is_some_and(|k| !k.in_place);
         let sizes = (self.rope.sizes(shape.dim, copied) * size_of::<T>()) as u64;
         let kernels = if rotation.table.is_some() { &self.by_table } else { &self.own };
-        let (kernel, width) = kernels.fitting::<T>(q.steps() | k.as_ref().map_or(0, Updated::steps) | sizes);
-        let cut =
-            Cut { q: shape, k: k.as_ref().map(|k| k.x.shape), width, multiprocessors: self.gpu.multiprocessors() };
-        let mut launch = self.rope.launch(&cut)?;
+        let (walking, width) = kernels.fitting::<T>(q.steps() | k.as_ref().map_or(0, Updated::steps) | sizes);
+        let sharing = kernels.sharing.as_ref().filter(|_| width * size_of::<T>() == 16 && shape.batch <= 65535);
+        let device = Device {
+            multiprocessors: self.gpu.multiprocessors() as usize,
+            walking: walking.threads,
+            sharing: sharing.map(|of| [of[0].threads, of[1].threads]),
+        };
+        let k_shape = k.as_ref().map(|k| k.x.shape);
+        let cut = Cut { q: shape, k: k_shape, width, element: size_of::<T>(), device };
+        let layout = self.rope.layout(&cut);
+        let kernel = match sharing {
+            Some(sharing) if layout.shares => &sharing[layout.per_thread - 1].kernel,
+            _ => &walking.kernel,
+        };
+        let mut launch = self.rope.launch(&cut, &layout)?;
         let args = &mut launch.args;
         // Below 2^31, as pairs and offset are.
         args.copied = if copied { (shape.dim - self.rope.rotary) as u32 } else { 0 };
@@ -489,7 +617,9 @@ mod tests {
     fn cut(rope: &Rope, q: Heads, k: Option<Heads>, copied: bool, [alignment, element]: [usize; 2]) -> Cut {
         let sizes = rope.sizes(q.dim, copied) | q.strided().steps() | k.map_or(0, |k| k.strided().steps());
         let bytes = widest((alignment | (sizes * element)) as u64);
-        Cut { q, k, width: if bytes >= 8 { bytes / element } else { 1 }, multiprocessors: 132 }
+        let sharing = (rope.may_share() && bytes == 16 && q.batch <= 65535).then_some([1280, 1024]);
+        let device = Device { multiprocessors: 132, walking: 1280, sharing };
+        Cut { q, k, width: if bytes >= 8 { bytes / element } else { 1 }, element, device }
     }
 
     /// How often the kernel's index arithmetic reaches each of `n` things from threads that begin at `starts` and take `step`
@@ -504,16 +634,29 @@ mod tests {
 
     /// Whether each (token, head, first pair) is reached once. A thread's token, its heads and its pairs depend on coordinates
     /// of their own, so that each is reached once where each token, each head and each group of pairs is.
-    fn covered(launch: &Launch<RopeArgs>, width: usize) -> bool {
+    fn covered(launch: &Launch<RopeArgs>, layout: &Layout, width: usize) -> bool {
         let a = &launch.args;
         let [grid_x, grid_y, _] = launch.grid.map(|n| n as usize);
-        let [lanes, rows, groups] = launch.block.map(|n| n as usize);
-        let (heads, per_thread) = ((a.q_heads + a.k_heads) as usize, a.heads_per_thread as usize);
+        let [lanes, y, z] = launch.block.map(|n| n as usize);
+        let (rows, groups) = if layout.shares { (z, y) } else { (y, z) };
+        let [q_heads, k_heads, per_thread] = [a.q_heads, a.k_heads, a.heads_per_thread].map(|n| n as usize);
         let pair_groups = a.pairs as usize / width;
         let tokens = (0..grid_x).flat_map(|x| (0..rows).map(move |y| x * rows + y));
-        let firsts = (0..grid_y).flat_map(|y| (0..groups).map(move |z| (y * groups + z) * per_thread));
+        let walks = || (0..grid_y).flat_map(|y| (0..groups).map(move |z| y * groups + z));
         let pairs = (0..lanes).flat_map(|lane| (lane..pair_groups).step_by(lanes));
-        reached(a.tokens as usize, tokens, 1) && reached(heads, firsts, per_thread) && reached(pair_groups, pairs, 1)
+        let heads = if layout.shares {
+            // Heads of a walk are of one tensor.
+            let q_walks = q_heads.div_ceil(per_thread);
+            reached(q_heads, walks().filter(|&walk| walk < q_walks).map(|walk| walk * per_thread), per_thread)
+                && reached(
+                    k_heads,
+                    walks().filter_map(|walk| walk.checked_sub(q_walks)).map(|walk| walk * per_thread),
+                    per_thread,
+                )
+        } else {
+            reached(q_heads + k_heads, walks().map(|walk| walk * per_thread), per_thread)
+        };
+        reached(a.tokens as usize, tokens, 1) && heads && reached(pair_groups, pairs, 1)
     }
 
     #[test]
@@ -530,9 +673,12 @@ mod tests {
             for tokens in 1..=4096 {
                 let (q, k) = (Heads::thd(tokens, hq, dim), Heads::thd(tokens, hk, dim));
                 let cut = cut(&rope, q, (hk > 0).then_some(k), !in_place, [16, 2]);
-                let (launch, width) = (rope.launch(&cut).unwrap(), cut.width);
+                let (layout, width) = (rope.layout(&cut), cut.width);
+                let launch = rope.launch(&cut, &layout).unwrap();
                 launch.check("rope").unwrap();
-                assert!(covered(&launch, width), "{tokens} tokens, {hq} and {hk} heads: {launch:?}");
+                assert!(covered(&launch, &layout, width), "{tokens} tokens, {hq} and {hk} heads: {launch:?}");
+                assert!(launch.block[2] <= 64 && launch.block.iter().product::<u32>() <= 256, "{launch:?}");
+                assert!(!layout.shares || layout.rows * rope.pairs() <= SHARED_ANGLES, "{launch:?}");
                 // Threads without a token or a head: at most as many as those with.
                 let threads: u64 = launch.grid.iter().chain(&launch.block).map(|&n| u64::from(n)).product();
                 let walks = (hq + hk).div_ceil(launch.args.heads_per_thread as usize);
@@ -547,13 +693,15 @@ mod tests {
         let rope = Rope::new(128, 10_000.0);
         let launch = |tokens| {
             let (q, k) = (Heads::thd(tokens, 32, 128), Heads::thd(tokens, 8, 128));
-            rope.launch(&cut(&rope, q, Some(k), false, [16, 2])).unwrap()
+            let cut = cut(&rope, q, Some(k), false, [16, 2]);
+            rope.launch(&cut, &rope.layout(&cut)).unwrap()
         };
         assert_eq!(launch(1).args.heads_per_thread, 1);
         assert_eq!(launch(1 << 20).args.heads_per_thread, 40);
         // Half a million blocks of one sequence, and more sequences than a grid is deep.
         let deep = Heads::bthd(70_000, 1, 4, 128);
-        assert_eq!(rope.launch(&cut(&rope, deep, None, false, [16, 2])).unwrap().grid[2], 65535);
+        let cut = cut(&rope, deep, None, false, [16, 2]);
+        assert_eq!(rope.launch(&cut, &rope.layout(&cut)).unwrap().grid[2], 65535);
     }
 
     #[test]
@@ -579,9 +727,9 @@ mod tests {
 
     #[test]
     fn more_tokens_than_a_kernel_counts_are_refused() {
-        let error = Rope::new(2, 1e4)
-            .launch(&Cut { q: Heads::thd(1 << 31, 1, 2), k: None, width: 1, multiprocessors: 132 })
-            .unwrap_err();
+        let rope = Rope::new(2, 1e4);
+        let cut = cut(&rope, Heads::thd(1 << 31, 1, 2), None, false, [2, 2]);
+        let error = rope.launch(&cut, &rope.layout(&cut)).unwrap_err();
         assert_eq!(error.to_string(), "2147483648 tokens in one call, a kernel counts to 2147483647");
     }
 }
