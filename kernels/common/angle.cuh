@@ -1,9 +1,11 @@
 // Exact angles: a rate is a 64-bit fraction of a turn per position, so a phase is one wrapping multiplication.
 #pragma once
 
-// x, negated if the top bit of `sign` is set.
+// x, negated if the top bit of `sign` is set: x ^ (sign & 0x80000000), in one instruction without a move to integers.
 __device__ inline float with_sign(float x, unsigned sign) {
-    return __int_as_float(__float_as_int(x) ^ static_cast<int>(sign & 0x80000000u));
+    float y;
+    asm("lop3.b32 %0, %1, %2, 0x80000000, 0x6c;" : "=f"(y) : "r"(sign), "f"(x));
+    return y;
 }
 
 // Cosine and sine of a phase in units of 2^-64 turn, within 9e-8 at every phase.

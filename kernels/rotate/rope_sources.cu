@@ -163,7 +163,7 @@ extern "C" __global__ void BOUNDS KERNEL(rope_blocks_wide) { rope<WIDE, ExactBlo
 extern "C" __global__ void BOUNDS KERNEL(rope_compat_wide) { rope<WIDE, Compat>(args); }
 extern "C" __global__ void BOUNDS KERNEL(rope_table_wide) { rope<WIDE, Table>(args); }
 extern "C" __global__ void BOUNDS KERNEL(rope_table_mid) { rope<MID, Table>(args); }
-// xPos of wide packs needs two registers more than four blocks leave at compute capability 12.0.
-extern "C" __global__ void __launch_bounds__(256, WIDE == 4 ? 4 : 3) KERNEL(rope_xpos_wide) { rope<WIDE, XPos>(args); }
+// xPos needs two registers more than four blocks leave at compute capability 12.0.
+extern "C" __global__ void __launch_bounds__(256, WIDE == 4 ? 5 : 3) KERNEL(rope_xpos_wide) { rope<WIDE, XPos>(args); }
 
 extern "C" __global__ void BOUNDS KERNEL(rope_one) { rope<1, Any>(args); }

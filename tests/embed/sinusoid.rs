@@ -324,15 +324,17 @@ fn all_widths_of_access_give_the_same_bits() {
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn adding_moves_each_element_once_each_way_and_reads_no_table() {
-    fn check<T: Scalar>(gpu: &Gpu) {
+    fn check<T: Scalar>(gpu: &Gpu, pairing: Pairing) {
         let (batch, count, dim) = (8, 64, 512);
-        let plan = SinusoidPlan::<T>::new(gpu, &Sinusoid::new(dim)).unwrap();
+        let plan = SinusoidPlan::<T>::new(gpu, &Sinusoid { pairing, ..Sinusoid::new(dim) }).unwrap();
         let mut x = Guarded::new(gpu, &Data::new(1).values::<T>(batch * count * dim), 0);
         plan.add(Tokens::new(batch, count, dim).of_mut(&mut x.view()), Positions::counted(), 2.0).unwrap();
         let Some(report) = last_launch() else { return };
         let bytes = (batch * count * dim * size_of::<T>()) as u64;
         let counters = report.counters;
         assert_eq!(counters.bytes_written, bytes);
+        // No sector in two halves.
+        assert_eq!(32 * counters.sectors_written, bytes);
         // Rates, 8 bytes a pair, once for each token and group of sequences that walk together.
         let rates = (count * dim / 2 * 8) as u64 * u64::from(report.grid[1]);
         assert_eq!(counters.bytes_read, bytes + rates, "{counters:?}");
@@ -341,8 +343,10 @@ fn adding_moves_each_element_once_each_way_and_reads_no_table() {
         assert_eq!(counters.launches, 1);
     }
     let gpu = gpu();
-    check::<f32>(&gpu);
-    check::<bf16>(&gpu);
+    for pairing in [Pairing::Half, Pairing::Interleaved] {
+        check::<f32>(&gpu, pairing);
+        check::<bf16>(&gpu, pairing);
+    }
 }
 
 #[test]
