@@ -705,6 +705,47 @@ mod tests {
     }
 
     #[test]
+    fn short_calls_share_angles_and_two_heads_a_thread_where_the_device_is_full() {
+        let layout = |rope: &Rope, tokens| {
+            let (q, k) = (Heads::thd(tokens, 32, 128), Heads::thd(tokens, 8, 128));
+            rope.layout(&cut(rope, q, Some(k), false, [16, 2]))
+        };
+        for rope in [Rope::new(128, 1e4), Rope { pairing: Pairing::Interleaved, ..Rope::new(128, 1e4) }] {
+            for (tokens, per_thread) in [(1, 1), (8, 1), (64, 1), (128, 2), (512, 2), (2048, 2)] {
+                let layout = layout(&rope, tokens);
+                assert!(layout.shares && layout.per_thread == per_thread, "{tokens} tokens: {layout:?}");
+            }
+            // One token spreads over five multiprocessors, blocks of 64 threads.
+            let Layout { lanes, groups, rows, splits, .. } = layout(&rope, 1);
+            assert_eq!((lanes, groups, rows, splits), (8, 8, 1, 5));
+            assert!(!layout(&rope, 1 << 20).shares);
+        }
+        // Pairs that move, angles of another source, blocks of channels and more pairs than a block holds: none is shared.
+        let plain = Rope::new(128, 1e4);
+        for rope in [
+            Rope { pairing_out: Some(Pairing::Interleaved), ..plain.clone() },
+            Rope { angles: Angles::HfCompat, ..plain.clone() },
+            Rope { axes: crate::rotate::Axes::Blocks(2), ..plain.clone() },
+            Rope::new(1040, 1e4),
+        ] {
+            assert!(!rope.may_share(), "{rope:?}");
+        }
+        assert!(Rope::new(1024, 1e4).may_share());
+    }
+
+    #[test]
+    fn waves_end_where_the_resident_threads_do() {
+        let rope = Rope { angles: Angles::HfCompat, ..Rope::new(128, 1e4) };
+        let per_thread = |walking| {
+            let mut cut = cut(&rope, Heads::thd(2304, 32, 128), Some(Heads::thd(2304, 8, 128)), false, [16, 2]);
+            cut.device.walking = walking;
+            rope.layout(&cut).per_thread
+        };
+        // The registers of compute capability 9.0, and of 7.5.
+        assert_eq!((per_thread(1280), per_thread(1024)), (5, 7));
+    }
+
+    #[test]
     fn width_follows_sizes_strides_and_addresses() {
         let width = |rope: &Rope, q: Heads, in_place: bool, alignment: usize, element: usize| {
             cut(rope, q, None, !in_place, [alignment, element]).width * element
