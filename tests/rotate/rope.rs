@@ -743,6 +743,12 @@ fn two_heads_of_a_thread_are_of_one_tensor() {
             let case = Case::in_place(&rope, q, (k_heads > 0).then_some(k), &mut data);
             case.check_bits::<bf16>(&gpu, &mut data, name);
         }
+        // Elsewhere, heads first, with the channels beside the rotated ones.
+        let wider = Rope { offset: 16, ..rope.clone() };
+        let (q, k) = (Heads::thd(400, 33, 96), Heads::thd(400, 7, 96));
+        let mut case = Case::in_place(&wider, q, Some(k), &mut data);
+        case.out = Some((Heads::bhtd(1, 33, 400, 96), Some(Heads::bhtd(1, 7, 400, 96).at(8))));
+        case.check_bits::<bf16>(&gpu, &mut data, name);
         let (q, k) = (Heads::thd(400, 19, 64), Heads::thd(400, 3, 64));
         Case::in_place(&rope, q, Some(k), &mut data).check_bits::<f32>(&gpu, &mut data, name);
     }

@@ -43,6 +43,11 @@ const SHARING_THREADS: [usize; 2] = [64, 256];
 /// Angles of a block that shares them, at most: `ANGLES` in `kernels/rotate/rope_shared.cu`.
 const SHARED_ANGLES: usize = 512;
 
+/// Cycles of one load from memory.
+const MEMORY: usize = 700;
+/// Cycles of a block whose threads walk one head each: rates and ids, angles, channels.
+const WALK: usize = 2 * MEMORY + 920;
+
 /// How a call lies over the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
@@ -83,13 +88,17 @@ impl Layout {
         cut.q.tokens.div_ceil(self.rows).saturating_mul(self.splits).saturating_mul(cut.q.batch)
     }
 
+    /// How often a thread makes angles, two at a time.
+    const fn rounds(&self, pairs: usize) -> usize {
+        (pairs / 2).div_ceil(self.lanes * self.groups)
+    }
+
     /// Predicted cycles, and instructions of all warps.
     ///
     /// The multiprocessor with most blocks issues four instructions a cycle, once its first blocks have what they asked for;
     /// each wave of blocks waits for memory anew; and no call is faster than its bytes, [`BYTES`] a cycle and multiprocessor.
     /// `docs/rotate.md` has the counts behind the numbers.
     fn cost(&self, cut: &Cut, pairs: usize) -> (usize, usize) {
-        const MEMORY: usize = 700;
         const BYTES: usize = 24;
         let Cut { q, k, width, element, device } = *cut;
         let threads = self.lanes * self.groups * self.rows;
@@ -97,15 +106,14 @@ impl Layout {
         let turns = 13 * width * self.per_thread;
         let (instructions, chain, held) = match (self.shares, device.sharing) {
             (true, Some(held)) => {
-                // A maker makes two angles at a time.
-                let rounds = (pairs / 2).div_ceil(self.lanes * self.groups);
+                let rounds = self.rounds(pairs);
                 let making = warps.min(self.rows * pairs.div_ceil(64));
                 let instructions = warps * (105 + turns) + making * rounds * 133;
                 (instructions, MEMORY + 450 + 105 * self.per_thread + 150 * (rounds - 1), held[self.per_thread - 1])
             }
             _ => {
                 let instructions = warps * (120 + 44 * width + turns);
-                (instructions, 2 * MEMORY + 920 + (MEMORY + 105) * (self.per_thread - 1), device.walking)
+                (instructions, WALK + (MEMORY + 105) * (self.per_thread - 1), device.walking)
             }
         };
         let blocks = self.blocks(cut);
@@ -137,23 +145,34 @@ impl Rope {
     /// How a call lies over the device: the layout of least cost, and of fewest instructions where costs are equal.
     fn layout(&self, cut: &Cut) -> Layout {
         let pairs = self.pairs();
+        let cheapest = |layouts: &mut dyn Iterator<Item = Layout>| {
+            let fits = layouts.filter(|layout| layout.splits <= 65535);
+            fits.map(|layout| (layout.cost(cut, pairs), layout)).min_by_key(|(cost, _)| *cost)
+        };
+        let mut best = None;
+        if cut.device.sharing.is_some() {
+            let [few, most] = SHARING_THREADS;
+            let small = Layout::sharing(cut, pairs, 1, few, 0);
+            // No larger block is faster where each multiprocessor has one small one at most, whose angles are one round.
+            if small.blocks(cut) <= cut.device.multiprocessors && small.rounds(pairs) == 1 && small.splits <= 65535 {
+                return small;
+            }
+            let large = [(1, 0), (1, 1), (2, 0), (2, 1)]
+                .map(|(per_thread, more)| Layout::sharing(cut, pairs, per_thread, most, more));
+            best = cheapest(&mut [small].into_iter().chain(large));
+            // Nor is a walk, which waits for memory twice.
+            if let Some(((time, _), layout)) = best
+                && time <= WALK
+            {
+                return layout;
+            }
+        }
         let heads = cut.q.heads + cut.k.map_or(0, |k| k.heads);
-        let walking = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
-            .into_iter()
-            .filter(|&walks| walks <= heads)
-            .map(|walks| heads.div_ceil(walks))
-            .chain([1])
-            .map(|per_thread| Layout::walking(cut, pairs, per_thread));
-        let sharing = [(1, 0), (1, 1), (2, 1)].into_iter().filter(|_| cut.device.sharing.is_some()).flat_map(
-            |(per_thread, threads)| {
-                [0, 1].map(|more| Layout::sharing(cut, pairs, per_thread, SHARING_THREADS[threads], more))
-            },
-        );
-        sharing
-            .chain(walking)
-            .filter(|layout| layout.splits <= 65535)
-            .min_by_key(|layout| layout.cost(cut, pairs))
-            .unwrap_or_else(|| Layout::walking(cut, pairs, heads))
+        let walks = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128];
+        let per_thread = walks.into_iter().filter(|&walks| walks <= heads).map(|walks| heads.div_ceil(walks));
+        let walking = cheapest(&mut per_thread.chain([1]).map(|per_thread| Layout::walking(cut, pairs, per_thread)));
+        let found = best.into_iter().chain(walking).min_by_key(|(cost, _)| *cost);
+        found.map_or_else(|| Layout::walking(cut, pairs, heads), |(_, layout)| layout)
     }
 
     /// The grid and the arguments that shapes decide; tensors, tables and positions are still missing.
