@@ -96,7 +96,7 @@ impl Layout {
     /// Predicted cycles, and instructions of all warps.
     ///
     /// The multiprocessor with most blocks issues four instructions a cycle, once its first blocks have what they asked for;
-    /// each wave of blocks waits for memory anew; and no call is faster than its bytes, [`BYTES`] a cycle and multiprocessor.
+    /// each wave of blocks waits for memory anew; and no call is faster than its bytes, `BYTES` a cycle and multiprocessor.
     /// `docs/rotate.md` has the counts behind the numbers.
     fn cost(&self, cut: &Cut, pairs: usize) -> (usize, usize) {
         const BYTES: usize = 24;
@@ -167,10 +167,16 @@ impl Rope {
                 return layout;
             }
         }
+        // The same of walks: one head each, where each multiprocessor has one block at most.
+        let spread = Layout::walking(cut, pairs, 1);
+        if best.is_none() && spread.blocks(cut) <= cut.device.multiprocessors && spread.splits <= 65535 {
+            return spread;
+        }
         let heads = cut.q.heads + cut.k.map_or(0, |k| k.heads);
         let walks = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128];
         let per_thread = walks.into_iter().filter(|&walks| walks <= heads).map(|walks| heads.div_ceil(walks));
-        let walking = cheapest(&mut per_thread.chain([1]).map(|per_thread| Layout::walking(cut, pairs, per_thread)));
+        let walking = per_thread.map(|per_thread| Layout::walking(cut, pairs, per_thread));
+        let walking = cheapest(&mut walking.chain([spread]));
         let found = best.into_iter().chain(walking).min_by_key(|(cost, _)| *cost);
         found.map_or_else(|| Layout::walking(cut, pairs, heads), |(_, layout)| layout)
     }
