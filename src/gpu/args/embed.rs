@@ -110,7 +110,7 @@ args! {
         stride: u32,
         /// pairs of which both waves are there
         pairs: u32,
-        /// channels from a thread's first access to its second
+        /// first channel of the second wave, in halves
         second: u32,
         /// the last channel of an odd size
         last: LastChannel,
