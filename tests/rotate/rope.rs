@@ -1105,8 +1105,13 @@ fn offsets_beyond_31_bits() {
 /// More sequences, and more heads, than a grid has blocks on its second and third axis.
 /// So many tokens of 128 pairs that a thread walks four or three of seven heads.
 pub fn tokens_with_uneven_walks(gpu: &Gpu) -> usize {
-    // A block has one token. Two for each token are what the emulator's device has at once: 16 a multiprocessor.
-    8 * gpu.multiprocessors() as usize
+    // A block of 128 threads has one token: two for each token are what the emulator's device has at once.
+    let threads = match gpu.capability() {
+        (7, _) => 1024,
+        (12, _) => 1536,
+        _ => 2048,
+    };
+    threads / 128 / 2 * gpu.multiprocessors() as usize
 }
 
 #[test]
