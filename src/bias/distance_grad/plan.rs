@@ -1,5 +1,7 @@
 //! Gradients of a distance bias's parameters on a device: one launch.
 
+use bytemuck::Zeroable;
+
 use crate::bias::form::ALL;
 use crate::bias::sums::{Cut, Sums, check_largest, small};
 use crate::bias::toeplitz::{check_distances, check_numbers};
@@ -11,7 +13,6 @@ use crate::memory::{collected, reserved};
 use crate::position::{Place, Places};
 use crate::shape::product;
 use crate::{Error, Logits, Result, Scalar};
-use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 

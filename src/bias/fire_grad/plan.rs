@@ -1,5 +1,7 @@
 //! The gradient of FIRE's parameters on a device: one launch.
 
+use bytemuck::Zeroable;
+
 use crate::bias::fire::by_position;
 use crate::bias::sums::{Cut, Sums, check_largest, small};
 use crate::bias::{BiasInputs, BiasPlan, Fire};
@@ -8,7 +10,6 @@ use crate::gpu::kernel::FIRE_GRAD;
 use crate::gpu::{Gpu, Kernel, Uploaded, View, Write, on_stream};
 use crate::shape::product;
 use crate::{Logits, Result, Scalar};
-use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 

@@ -1,5 +1,8 @@
 //! Any bias on a device: one launch, and the arguments of every kernel that reads a bias.
 
+use bytemuck::Zeroable;
+use cudarc::driver::CudaViewMut;
+
 use super::{ALL, Bias, check_heads, check_sequences};
 use crate::bias::terms::plan::{TermPlan, hold_terms};
 use crate::bias::{Alibi, DeviceTermInputs, Fire, Slopes, T5Bias, Term, Toeplitz};
@@ -11,8 +14,6 @@ use crate::gpu::{Call, Gpu, Kernel, Launch, Placed, Read, Uploaded, ViewMut, on_
 use crate::position::{Place, Places};
 use crate::shape::product;
 use crate::{Error, Logits, Result, Scalar};
-use bytemuck::Zeroable;
-use cudarc::driver::CudaViewMut;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 

@@ -1,5 +1,7 @@
 //! Products on a device: one launch, which makes and adds them.
 
+use bytemuck::Zeroable;
+
 use super::RelativeProducts;
 use crate::bias::form::{BiasInputs, hold_places};
 use crate::bias::terms::plan::strides;
@@ -10,7 +12,6 @@ use crate::gpu::{Gpu, Kernel, Launch, Placed, Read, Uploaded, View, ViewMut, on_
 use crate::position::Places;
 use crate::shape::{Numbers, product};
 use crate::{Error, Heads, Logits, Result, Scalar};
-use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 

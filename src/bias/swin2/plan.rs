@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use bytemuck::Zeroable;
+
 use super::{DeviceSwin2Weights, Swin2Bias, pairs};
 use crate::bias::sums::small;
 use crate::gpu::args::{In, Out, Swin2Args, Swin2GradArgs, Swin2Net};
@@ -9,7 +11,6 @@ use crate::gpu::kernel::{SWIN2, SWIN2_GRAD};
 use crate::gpu::{Call, Gpu, Kernel, Launch, Read, Scratch, Uploaded, Write, on_stream};
 use crate::memory::collected;
 use crate::{Result, Scalar};
-use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 

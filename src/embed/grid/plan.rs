@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use bytemuck::Zeroable;
+
 use super::{Axis, Counted, Grid, GridSize, check_tokens};
 use crate::embed::launch::{blocks, check_contiguous, fitting, small, spread};
 use crate::embed::{Tokens, Wave, check_scale};
@@ -10,7 +12,6 @@ use crate::gpu::kernel::{GRID, GRID_MASKED};
 use crate::gpu::{Kernel, Launch, Read, Uploaded, ViewMut, on_stream};
 use crate::shape::product;
 use crate::{Error, Gpu, Result, Scalar};
-use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 

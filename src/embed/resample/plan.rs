@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use bytemuck::Zeroable;
+
 use super::Resample;
 use crate::embed::launch::{blocks, check_contiguous, fitting, small};
 use crate::embed::{Along, GridSize, Tokens};
@@ -11,7 +13,6 @@ use crate::gpu::kernel::RESAMPLE;
 use crate::gpu::{Kernel, Launch, Uploaded, View, ViewMut, on_stream};
 use crate::memory::reserved;
 use crate::{Error, Gpu, Result, Scalar};
-use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 

@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use bytemuck::Zeroable;
+
 use super::{Odd, Sinusoid, Wave};
 use crate::embed::launch::{fitting, small, spread};
 use crate::embed::{Tokens, check_scale};
@@ -10,7 +12,6 @@ use crate::gpu::kernel::SINUSOID;
 use crate::gpu::{Kernel, Launch, Uploaded, ViewMut, on_stream};
 use crate::pairing::Runs;
 use crate::{Gpu, Ids, Pairing, Positions, Result, Scalar};
-use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 

@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use bytemuck::Zeroable;
+
 use super::Time;
 use crate::embed::launch::{blocks, even_rows, fitting, small};
 use crate::embed::{Sinusoid, Tokens, Wave};
@@ -9,7 +11,6 @@ use crate::gpu::args::TimestepArgs;
 use crate::gpu::kernel::TIMESTEP;
 use crate::gpu::{Kernel, Launch, Read, Uploaded, ViewMut, on_stream};
 use crate::{Gpu, Pairing, Result, Scalar};
-use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 

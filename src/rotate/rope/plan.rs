@@ -1,5 +1,7 @@
 //! [`Rope`] on a device: one launch for queries and keys.
 
+use bytemuck::Zeroable;
+
 use super::{Angles, Direction, Rope};
 use crate::gpu::args::RopeArgs;
 use crate::gpu::kernel::{
@@ -11,7 +13,6 @@ use crate::position::{Ids, Positions};
 use crate::rotate::table::Table;
 use crate::rotate::xpos::{Side, XPos};
 use crate::{Error, Heads, Pairing, Result, Scalar};
-use bytemuck::Zeroable;
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
