@@ -5,7 +5,7 @@ use posenc::attend::{HostInputs, RelativeTableGradPlan, RelativeValues, Relative
 use posenc::bias::{AnyNumbers, Distances, Numbers, Outside, Sign};
 use posenc::{Gpu, Heads, Logits, Packed, Place, Places, Scalar, Softmax};
 
-use crate::biases::{Buffers, Context, Host};
+use crate::biases::{Buffers, Context, Host, every_place_of_a_pack};
 use crate::cases::content;
 use crate::support::{Data, Guarded, alias, gpu, last_launch};
 use crate::terms_support::{Own, short};
@@ -289,6 +289,11 @@ fn packed_sequences_are_those_apart() {
         let numbers = Numbers::rows(1, 2, spec.index.entries, 9);
         Case::<f32>::new(&spec, shape, numbers, heads, 4).check(&gpu, &packed(Host::counted(1, 0)), 1);
         Case::<bf16>::new(&spec, shape, numbers, heads, 5).check(&gpu, &packed(Host::bottom_right()), 0);
+    }
+    let ((shape, places), heads) = (every_place_of_a_pack(), Heads::thd(8, 2, 9));
+    for spec in each_index() {
+        let numbers = Numbers::rows(1, 2, spec.index.entries, 9);
+        Case::<bf16>::new(&spec, shape, numbers, heads, 6).check(&gpu, &places, 0);
     }
 }
 

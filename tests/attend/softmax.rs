@@ -5,7 +5,7 @@ use posenc::bias::{DeviceTermInputs, Sides, Slopes};
 use posenc::gpu::Read;
 use posenc::{Alibi, Bias, BiasPlan, Gpu, Logits, Place, Places, Scalar, Softmax, SoftmaxPlan, T5Bias};
 
-use crate::biases::{Buffers, Context, Host, Numbers, double, each_form, fire, plan};
+use crate::biases::{Buffers, Context, Host, Numbers, double, each_form, every_place_of_a_pack, fire, plan};
 use crate::softmax_grad::check_grad;
 use crate::support::{Data, Guarded, gpu, last_launch};
 use crate::terms_support::{Own, TermBuffers, buffers as term_buffers};
@@ -446,6 +446,11 @@ fn a_decode_step_is_one_kernel_and_a_graph_of_it_runs_again() {
 #[ignore = "needs a device: cargo xtask test"]
 fn packed_sequences_are_each_alone() {
     let gpu = gpu();
+    let (shape, places) = every_place_of_a_pack();
+    let logits: Vec<f32> = Data::new(2).values(shape.span().unwrap());
+    each_form(2, |_, bias| {
+        check(&gpu, &Softmax::new(0.7), &logits, &shape, &HostInputs { bias, ..HostInputs::at(places) }, 0);
+    });
     let heads = 3;
     // An empty sequence, one that a warp takes, a short one, and one without queries; padding at both ends.
     let (firsts, key_firsts) = ([1, 1, 40, 45, 45], [2, 2, 102, 112, 119]);

@@ -5,7 +5,7 @@ use posenc::bias::{DeviceTermInputs, DistanceGrad, Toeplitz};
 use posenc::gpu::Read;
 use posenc::{Alibi, Bias, Gpu, Logits, Places, Scalar, Softmax, SoftmaxPlan, T5Bias};
 
-use crate::biases::{Buffers, Context, Host, Numbers, plan};
+use crate::biases::{Buffers, Context, Host, Numbers, every_place_of_a_pack, plan};
 use crate::softmax::{all, bits, run};
 use crate::support::{Data, Guarded, gpu};
 use crate::terms_support::{Own, TermBuffers, buffers as term_buffers};
@@ -162,6 +162,9 @@ fn the_gradient_is_the_reference() {
     let inputs = HostInputs { bias: Bias::Slopes(&slopes), ..HostInputs::<f32>::at(places) };
     let capped = Softmax { softcap: Some(1.5), ..Softmax::causal(0.7) };
     check_grad(&gpu, &capped, &Logits::bhqk(1, 3, 8, 21), &inputs, 1, 0);
+    let (shape, places) = every_place_of_a_pack();
+    check_grad(&gpu, &Softmax::new(0.7), &shape, &HostInputs::<f32>::at(places), 2, 0);
+    check_grad(&gpu, &Softmax::new(0.7), &shape, &HostInputs::<bf16>::at(places), 3, 0);
     for keys in [1, 7, 8, 33, 300, 1023, 1025, 3000, 8191, 8193, 17_000, 33_000] {
         let shape = Logits::bhqk(1, 1, 2, keys);
         check_grad(&gpu, &Softmax::new(1.0), &shape, &HostInputs::<f16>::at(Host::bottom_right()), keys as u64, 0);

@@ -168,6 +168,64 @@ fn long_rows_of_any_layout_are_the_reference_and_give_the_same_bits() {
     check::<f16>(&gpu, &shape.row(2104), &Places::packed(&[1, 20, 35][..], &[3, 1000, 2101], 2));
 }
 
+/// The sum of each distance.
+fn check_row<T: Scalar>(gpu: &Gpu, shape: &Logits, host: &Host, range: std::ops::RangeInclusive<i64>, grad: &[T]) {
+    let sizes: Vec<T> = grad.iter().map(|x| T::from_f64(x.to_f64().abs())).collect();
+    let sums = |x: &[T]| DistanceGrad::new(x, shape, host, range.clone()).unwrap().values;
+    let (want, size) = (sums(grad), sums(&sizes));
+    let plan = DistanceGradPlan::<T>::row(gpu, shape.heads, range.clone(), *shape).unwrap();
+    let got = run(gpu, &plan, grad, shape, host, 1.0);
+    let _context = Context(|| format!("{} {shape:?} {host:?}", T::NAME));
+    assert_close(&got, &want, |i| DistanceGrad::error_bound(size[i]));
+}
+
+/// Tiles are 8 x 8, read in 16 bytes a row: sequences and splits end, and packed keys begin, at every place of one.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn tiles_end_with_the_rows_and_keys_that_are_theirs() {
+    let gpu = gpu();
+    let mut data = Data::new(12);
+    let mut check = |shape: Logits, host: &Host| {
+        let grad = data.values::<bf16>(shape.span().unwrap());
+        check_row(&gpu, &shape, host, -150..=150, &grad);
+    };
+    for queries in 57..=64 {
+        check(Logits::bhqk(2, 2, queries, 64).row(72), &Host::bottom_right());
+        check(Logits::bhqk(2, 1, queries, 61).row(64), &Host::counted(3, 0));
+    }
+    for length in 1..=16 {
+        let lengths = [length, 20];
+        check(Logits::bhqk(2, 1, 20, 24), &Places { query_lengths: Some(&lengths), ..Host::bottom_right() });
+        check(Logits::bhqk(2, 1, 20, 24), &Places { key_lengths: Some(&lengths), ..Host::counted(0, 0) });
+    }
+    for first in 8..16 {
+        check(Logits::bhqk(1, 1, 40, 48), &Places::packed(&[0, 9, 40][..], &[0, first, 48], 2));
+        check(Logits::bhqk(1, 1, 40, 48), &Places::packed(&[0, first, 40][..], &[0, 24, 48], 2));
+    }
+    // All threads of a block have distances, and later sequences begin within a tile of their split.
+    let counted = Host::counted(0, 0);
+    check(Logits::bhqk(8, 1, 129, 128), &Places { query_lengths: Some(&[129; 8]), ..counted });
+    for first in 1..8 {
+        let queries = [0, first, 129];
+        let packed = Places::packed(&queries[..], &[0, 0, 128], 2);
+        check(Logits::bhqk(1, 1, 129, 128), &Places { queries: Place::Counted(0), ..packed });
+    }
+}
+
+/// Equal numbers that are no power of two: each addition without compensation would be off to the same side.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn long_sums_of_equal_numbers_are_within_their_bound() {
+    let gpu = gpu();
+    // One bin.
+    let shape = Logits::bhqk(1, 1, 64, 4096);
+    let (queries, keys) = ([5; 64], [3; 4096]);
+    let each = Places { queries: Place::Ids(&queries[..]), keys: Place::Ids(&keys[..]), ..Places::counted(0, 0) };
+    check_row(&gpu, &shape, &each, -5..=5, &[1.1f32; 64 * 4096]);
+    // One diagonal.
+    check_row(&gpu, &Logits::bhqk(1 << 12, 1, 64, 1), &Host::counted(0, 0), -64..=64, &[1.1f32; 64 << 12]);
+}
+
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn gates_weigh_the_gradient() {

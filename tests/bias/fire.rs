@@ -157,6 +157,24 @@ fn gradients_on_the_device_are_the_reference() {
     check::<f32>(&gpu, &network, &Logits::bhqk(1, 2, 0, 40), &Host::counted(0, 0), false);
 }
 
+/// Equal numbers that are no power of two: each addition without compensation would be off to the same side.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn long_sums_of_equal_numbers_are_within_their_bound() {
+    let gpu = gpu();
+    let (queries, keys) = ([50; 64], [30; 4096]);
+    let host = Places { queries: Place::Ids(&queries[..]), keys: Place::Ids(&keys[..]), ..Host::counted(0, 0) };
+    let (fire, shape) = (fire(1, 3, 5), Logits::bhqk(1, 1, 64, 4096));
+    let (want, bound) = fire.expect_grad(&[1.1f32; 64 * 4096], &shape, &host).unwrap();
+    let (want, bound) = (want.flat(), bound.flat());
+    let plan = FireGradPlan::<f32>::new(&gpu, &fire, 100, shape).unwrap();
+    let buffers = Buffers::new(&gpu, &host);
+    let grad = gpu.stream().clone_htod(&[1.1f32; 64 * 4096]).unwrap();
+    let mut out = Guarded::<f32>::poisoned(&gpu, plan.len(), 0);
+    plan.apply(shape.of(&grad), buffers.places(&host), 1.0, &mut out.view()).unwrap();
+    assert_close(&out.read(&gpu), &want, |i| bound[i]);
+}
+
 /// The difference of two positions beyond 2^30 may leave 32 bits: what it gives has no meaning, and reads the tables alone.
 #[test]
 #[ignore = "needs a device: cargo xtask test"]

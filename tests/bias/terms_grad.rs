@@ -7,7 +7,7 @@ use posenc::bias::{
 use posenc::gpu::Read;
 use posenc::{Bias, Gpu, Logits, Packed, Place, Places, Scalar};
 
-use crate::biases::{Buffers, Context, Host};
+use crate::biases::{Buffers, Context, Host, every_place_of_a_pack};
 use crate::support::{Data, Guarded, alias, gpu, last_launch};
 use crate::terms_support::{Own, TermBuffers, TermCase, TermValues, each_terms};
 
@@ -310,6 +310,16 @@ fn gradients_of_terms_of_packed_sequences_are_the_reference() {
     for case in every_case(&shape, 8) {
         check::<f32>(&gpu, &case, &shape, &With::of(places));
     }
+    let (shape, places) = every_place_of_a_pack();
+    for case in large(&shape).iter().filter(|case| !case.name.contains("chunks")) {
+        check::<f32>(&gpu, case, &shape, &With::of(places));
+        check::<bf16>(&gpu, case, &shape, &With::of(places));
+    }
+    // A sequence that begins inside a warp's step of 256 keys and goes on behind it.
+    let (shape, places) = (Logits::bhqk(1, 1, 4, 600), Places::packed(&[0, 2, 4][..], &[0, 5, 600], 2));
+    for case in large(&shape).iter().filter(|case| ["few entries", "one number"].contains(&case.name)) {
+        check::<f32>(&gpu, case, &shape, &With::of(places));
+    }
 }
 
 /// Layouts of grad that 16-byte accesses fit and that they do not fit give the same bits, and so do two runs.
@@ -368,6 +378,27 @@ fn long_rows_of_any_layout_give_the_same_bits() {
         check::<bf16>(&gpu, &case, &shape.row(292), &With::of(Host::counted(3, 0)));
         same_bits(&gpu, &case, shape, &With::of(Host::counted(0, 0)));
     }
+}
+
+/// The entries of a row are summed in chunks of 6008, those of keys' rows in chunks of 695: the first and the last entry and
+/// those at a chunk's border, in turn.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn entries_at_the_border_of_a_chunk_are_their_own() {
+    let gpu = gpu();
+    let shape = Logits::bhqk(1, 1, 16, 64);
+    let in_turn = |of: [i32; 6], count: usize| of.into_iter().cycle().take(count).collect::<Vec<_>>();
+    // The first entry is the distance -3099 or 3099, -399 or 399.
+    let (zeros, keys) = ([0; 64], in_turn([-3099, -2909, -2908, 2908, 2909, 3099], 64));
+    let by_keys = Places { queries: Place::Ids(&zeros[..16]), keys: Place::Ids(&keys[..]), ..Places::counted(0, 0) };
+    let table = GradCase::new("table", Term::table(Distances::bert(3100)), Numbers::by_head(1, 6199));
+    let rows = GradCase::new("queries", Term::queries(Distances::bert(3100)), Numbers::rows(1, 1, 16, 6199));
+    check::<f32>(&gpu, &table, &shape, &With::of(by_keys));
+    check::<f32>(&gpu, &rows, &shape, &With::of(by_keys));
+    let queries = in_turn([399, 296, 295, -295, -296, -399], 16);
+    let by_queries = Places { queries: Place::Ids(&queries[..]), keys: Place::Ids(&zeros[..]), ..by_keys };
+    let columns = GradCase::new("keys", Term::keys(Distances::bert(400)), Numbers::rows(1, 1, 64, 799));
+    check::<f32>(&gpu, &columns, &shape, &With::of(by_queries));
 }
 
 /// Rows of grad and of the output that begin at multiples of 16 bytes and fill whole packs, steps and blocks.

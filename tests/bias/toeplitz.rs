@@ -3,7 +3,7 @@ use posenc::accuracy::{assert_close, rounded};
 use posenc::bias::{DistanceGrad, Slopes, Toeplitz};
 use posenc::{Alibi, Bias, BiasPlan, Gpu, Logits, Place, Places, Scalar, T5Bias};
 
-use crate::biases::{Buffers, Context, Host, Numbers, each_form, plan};
+use crate::biases::{Buffers, Context, Host, Numbers, each_form, every_place_of_a_pack, plan};
 use crate::support::{Data, Guarded, gpu, last_launch, poison};
 
 // ---------------------------------------------------------------------------------------------------------------- laws
@@ -279,6 +279,8 @@ fn packed_sequences_on_the_device_are_the_reference() {
             check::<f32>(&gpu, name, bias, &shape, &host, 0);
         }
     });
+    let (shape, places) = every_place_of_a_pack();
+    each_form(2, |name, bias| check::<f32>(&gpu, name, bias, &shape, &places, 0));
 }
 
 /// They are the caller's error, which a device cannot report: the memory outside is left alone.

@@ -1,4 +1,4 @@
-//! Elements on both sides of 2^31: buffers are reserved, and touched only where a call reads or writes.
+//! Elements on both sides of 2^31 and of 2^32: buffers are reserved, and touched only where a call reads or writes.
 //!
 //! Timesteps, masked grids and resampled tables are contiguous and written whole, so that no buffer of theirs can be left
 //! untouched; a table that is resampled can.
@@ -15,8 +15,8 @@ use posenc::{Gpu, Id, Positions};
 use crate::support::{Data, gpu};
 
 const DIM: usize = 16;
-/// Three tokens: the last one's elements lie beyond 2^31.
-const STRIDE: usize = (1 << 30) + 8;
+/// Three tokens: the second one's elements lie beyond 2^31, the last one's beyond 2^32.
+const STRIDE: usize = (1 << 31) + 8;
 const FAR: Tokens = Tokens { batch: 1, tokens: 3, dim: DIM, offset: 0, strides: [0, STRIDE] };
 const NEAR: Tokens = Tokens { strides: [0, DIM], ..FAR };
 
@@ -73,9 +73,9 @@ fn sinusoids_and_grids_are_added_to_far_tokens() {
     close(&gather(&gpu, &x), &near);
 }
 
-/// The rows of a table that are used: first, middle, and one beyond 2^31 elements.
-const ROWS: [usize; 3] = [2, 1 << 26, (1 << 27) + 5];
-const TABLE: usize = ((1 << 27) + 6) * DIM;
+/// The rows of a table that are used: one of the first, one beyond 2^31 elements, and one beyond 2^32.
+const ROWS: [usize; 3] = [2, 1 << 27, (1 << 28) + 5];
+const TABLE: usize = ((1 << 28) + 6) * DIM;
 
 fn table(gpu: &Gpu, values: &[bf16]) -> CudaSlice<bf16> {
     let mut far = reserve(gpu, TABLE);
@@ -145,14 +145,14 @@ fn far_rows_are_gathered_into_far_tokens_and_so_are_their_gradients() {
 fn a_far_corner_of_a_table_is_resampled() {
     let gpu = gpu();
     let stream = gpu.stream();
-    // 2^31 elements and a few; two outputs a side take the middles of its quarters.
-    let (from, to) = (GridSize::image(1 << 12, (1 << 15) + 2), GridSize::image(2, 2));
+    // 2^32 elements and a few; two outputs a side take the middles of its quarters.
+    let (from, to) = (GridSize::image(1 << 13, (1 << 15) + 2), GridSize::image(2, 2));
     let spec = Resample { filter: Filter::Bilinear, ..Resample::new(from, to) };
     let plan = ResamplePlan::<bf16>::new(&gpu, &spec).unwrap();
     let mut table = reserve(&gpu, from.rows * from.columns * DIM);
     let mut data = Data::new(73);
     let mut want = Vec::new();
-    for y in [1 << 10, 3 << 10] {
+    for y in [1 << 11, 3 << 11] {
         // DeviceLookup y - 1 and y weigh a half each; so do two of the columns, or one of them wholly.
         for x in [(from.columns as f64 / 4.0) - 0.5, (from.columns as f64 * 0.75) - 0.5] {
             let mut sum = [0.0; DIM];

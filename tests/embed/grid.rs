@@ -233,12 +233,30 @@ fn the_kernel_meets_the_law() {
     check::<half::bf16>(&gpu);
 }
 
+/// One sequence more than threads walk one each: they walk two, and the last one walks one.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_last_thread_walks_fewer_sequences() {
+    let gpu = gpu();
+    let (grid, batch) = (Grid::columns_first(4), 16 * gpu.multiprocessors() as usize + 1);
+    let size = GridSize::image(1, 1);
+    let mut out = Guarded::<f32>::poisoned(&gpu, batch * 4, 0);
+    let tokens = Tokens::new(batch, 1, 4);
+    GridPlan::new(&gpu, &grid).unwrap().write(tokens.of_mut(&mut out.view()), size).unwrap();
+    let want: Vec<f64> = (0..batch * 4).map(|i| grid.value(size.place(0), i % 4)).collect();
+    let bound = grid.error_bound(size.place(0));
+    assert!(compare(&out.read(&gpu), &want, |i| rounded::<f32>(want[i], bound)).share <= 1.0);
+}
+
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn the_masked_kernel_counts_as_the_reference_does() {
     fn check<T: Scalar>(gpu: &Gpu) {
         let mut data = Data::new(42);
-        for grid in grids().into_iter().filter(|grid| grid.axes.len() == 2) {
+        // So far away that an f64 of turns for a unit is not exact enough.
+        let mut far = Grid::detr(16, 20.0);
+        far.axes.iter_mut().for_each(|axis| axis.sinusoid.offset = 1 << 40);
+        for grid in grids().into_iter().chain([far]).filter(|grid| grid.axes.len() == 2) {
             let plan = GridPlan::<T>::new(gpu, &grid).unwrap();
             for (batch, rows, columns, shift) in [(1, 1, 1, 0), (2, 3, 5, 1), (3, 40, 2, 0), (1, 2, 70, 0)] {
                 for counted in [

@@ -388,6 +388,16 @@ fn grids_at_their_limits() {
     check_kernel::<f32>(&gpu, &Sinusoid::new(2), Tokens::new(batch, 1, 2), 0, 1.0, at, &mut Data::new(6));
 }
 
+/// One sequence more than threads walk one each: they walk two, and the last one walks one.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_last_thread_walks_fewer_sequences() {
+    let gpu = gpu();
+    let batch = 16 * gpu.multiprocessors() as usize + 1;
+    let at = (&vec![0; batch][..], Positions::counted());
+    check_kernel::<f32>(&gpu, &Sinusoid::new(2), Tokens::new(batch, 1, 2), 0, 1.0, at, &mut Data::new(7));
+}
+
 // ------------------------------------------------------------------------------------------------------------ refusals
 
 #[track_caller]

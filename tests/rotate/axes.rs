@@ -427,6 +427,35 @@ fn compat_angles_and_tables_have_axes() {
     }
 }
 
+/// A position beyond the table on one axis makes NaN of that axis's pairs alone.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn an_axis_beyond_the_table_is_nan_for_its_own_pairs() {
+    let (gpu, mut data) = (gpu(), Data::new(37));
+    let rope = Rope { axes: Axes::Sections(vec![1, 7]), ..Rope::new(16, 1e4) };
+    let heads = Heads::thd(2, 1, 16);
+    let (cos, sin) = table(&mut data, 4, 8);
+    let stream = gpu.stream();
+    let upload = |x: &[f64]| stream.clone_htod(&x.iter().map(|&x| x as f32).collect::<Vec<_>>()).expect("a copy");
+    let (cos, sin) = (upload(&cos), upload(&sin));
+    let plan = RopePlan::<f32>::new(&gpu, &rope).expect("a plan");
+    let x = data.values::<f32>(32);
+    // Of both tokens on the first axis, then on the second one.
+    for (ids, nan) in [([1i64, 1, 2, 4], 1..8), ([1, 1, 2, -1], 1..8), ([1, 4, 2, 0], 0..1), ([1, 1, 2, 3], 8..8)] {
+        let ids = stream.clone_htod(&ids).expect("a copy");
+        let mut flag = stream.clone_htod(&[0u32]).expect("a copy");
+        let mut buffer = Guarded::new(&gpu, &x, 0);
+        let values = TableValues::F32 { cos: &cos, sin: Some(&sin) };
+        let table = Table { values, rows: 4, stride: 8, out_of_range: OutOfRange::Nan(Some(&mut flag)) };
+        let rotation = Rotation { table: Some(table), ..Rotation::at(Positions::ids(&ids)) };
+        plan.rotate(heads.of_mut(&mut buffer.view()), None, rotation).expect("a call");
+        let got: Vec<bool> = buffer.read(&gpu).iter().map(|x| x.is_nan()).collect();
+        let want: Vec<bool> = (0..32).map(|i| i >= 16 && nan.contains(&(i % 8))).collect();
+        assert_eq!(got, want);
+        assert_eq!(stream.clone_dtoh(&flag).expect("a copy"), [u32::from(!nan.is_empty())]);
+    }
+}
+
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn too_few_rows_of_positions_are_refused_on_the_device() {

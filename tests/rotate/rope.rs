@@ -445,6 +445,13 @@ fn every_kind_of_position_gives_the_same_bits() {
     let unsigned: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
     assert_eq!(want, rotated(heads, Positions::ids(&stream.clone_htod(&narrow).expect("a copy"))));
     assert_eq!(want, rotated(heads, Positions::ids(&stream.clone_htod(&unsigned).expect("a copy"))));
+    // Those that are negative as i32, which are not beyond any end here.
+    let far: Vec<i64> = ids.iter().map(|&id| (1 << 32) - 1 - id * (1 << 14)).collect();
+    let unsigned: Vec<u32> = far.iter().map(|&id| u32::try_from(id).expect("32 bits")).collect();
+    assert_eq!(
+        rotated(heads, Positions::ids(&stream.clone_htod(&far).expect("a copy"))),
+        rotated(heads, Positions::ids(&stream.clone_htod(&unsigned).expect("a copy")))
+    );
     let starts_i64 = stream.clone_htod(&starts).expect("a copy");
     assert_eq!(want, rotated(heads, Positions::starts(&starts_i64)));
     let starts_i32 = stream.clone_htod(&starts.map(|start| start as i32)).expect("a copy");
@@ -1068,7 +1075,8 @@ fn a_position_beyond_the_table_is_clamped_or_nan_and_reported() {
 #[ignore = "needs a device: cargo xtask test"]
 fn offsets_beyond_31_bits() {
     let (gpu, mut data) = (gpu(), Data::new(51));
-    let (tokens, dim, stride) = (3, 16, (1usize << 30) + 8);
+    // The last token's elements lie beyond 32 bits too.
+    let (tokens, dim, stride) = (3, 16, (1usize << 31) + 8);
     let heads = Heads { strides: [0, stride, 24], ..Heads::thd(tokens, 2, dim) };
     let stream = gpu.stream();
     let reserve = || {

@@ -55,6 +55,12 @@ impl<F: Fn() -> String> Drop for Context<F> {
 /// Positions on the host.
 pub type Host<'a> = Places<&'a [i32]>;
 
+/// Eight packed sequences of a query and 15 keys each: their keys begin, and end, at every place of a pack of eight.
+pub fn every_place_of_a_pack() -> (Logits, Host<'static>) {
+    let (queries, keys) = (&[0, 1, 2, 3, 4, 5, 6, 7, 8][..], &[0, 15, 30, 45, 60, 75, 90, 105, 120][..]);
+    (Logits::bhqk(1, 2, 8, 120), Places::packed(queries, keys, 8))
+}
+
 /// A caller's positions on the host and on the device.
 pub struct Buffers {
     query: CudaSlice<i32>,

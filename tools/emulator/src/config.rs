@@ -1,6 +1,7 @@
 //! Settings from the environment, read once.
 
 use std::cell::Cell;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -53,6 +54,8 @@ pub(crate) struct Config {
     pub(crate) fail: String,
     /// Whether the process prints its counters at its end.
     pub(crate) counters: bool,
+    /// Folder of PTX texts that are loaded in place of the program's own, each named by its first entry: `NAME.ptx`.
+    pub(crate) images: Option<PathBuf>,
     strict: u32,
     noop: bool,
     unique: bool,
@@ -99,6 +102,7 @@ impl Config {
             threads: number("EMULATOR_THREADS", get("EMULATOR_THREADS"), cores).max(1),
             verbose: number("EMULATOR_VERBOSE", get("EMULATOR_VERBOSE"), 1),
             fail: get("EMULATOR_FAIL").unwrap_or_default(),
+            images: get("EMULATOR_IMAGES").map(PathBuf::from),
             strict,
             noop: get("EMULATOR_NOOP").is_some_and(|v| v != "0"),
             counters: get("EMULATOR_COUNTERS").is_some_and(|v| v != "0"),

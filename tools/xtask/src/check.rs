@@ -108,7 +108,7 @@ pub fn format(only_check: bool) -> Result<()> {
 }
 
 /// Every `.cu` and `.cuh`.
-fn kernels(folder: &Path) -> Result<Vec<PathBuf>> {
+pub fn kernels(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();

@@ -9,6 +9,7 @@ mod cuda;
 mod device;
 mod emulator;
 mod find;
+mod mutants;
 mod package;
 mod peers;
 mod pip;
@@ -94,6 +95,8 @@ enum Task {
     Deny,
     /// Compares the public items with the newest published version, if there is one
     Semver,
+    /// Breaks kernels and launch arithmetic in one place each, by a list, and reports which changes no test notices
+    Mutants(mutants::Options),
     /// Builds the C library and installs it with its header and files for pkg-config and CMake
     CInstall(cinstall::Options),
     /// Fetches NVRTC, the assembler and the disassembler and builds the emulator, which plain cargo then finds
@@ -157,6 +160,7 @@ fn main() -> Result<()> {
         Task::Format => check::format(false),
         Task::Deny => check::deny(true),
         Task::Semver => check::semver(),
+        Task::Mutants(options) => mutants::run_all(&options),
         Task::CInstall(options) => cinstall::install(&options),
         Task::Fetch => {
             for (name, path) in cuda::fetch()? {

@@ -124,7 +124,21 @@ fn load(context: &Arc<Context>, image: *const c_void) -> Result<Module, (u32, St
     load_text(context, text)
 }
 
+/// The text that is loaded in the place of this one: EMULATOR_IMAGES/NAME.ptx, NAME being the first entry of `text`.
+fn replacement(text: &str) -> Option<Result<String, (u32, String)>> {
+    let folder = config().images.as_ref()?;
+    let (_, rest) = text.split_once(".entry")?;
+    let name = rest.trim_start().split(|c: char| c == '(' || c.is_whitespace()).next()?;
+    let path = folder.join(name).with_extension("ptx");
+    path.is_file().then(|| {
+        std::fs::read_to_string(&path)
+            .map_err(|e| (ERROR_INVALID_IMAGE, format!("{} (EMULATOR_IMAGES): {e}", path.display())))
+    })
+}
+
 fn load_text(context: &Arc<Context>, text: &str) -> Result<Module, (u32, String)> {
+    let replaced = replacement(text).transpose()?;
+    let text = replaced.as_deref().unwrap_or(text);
     let broken =
         |e: PtxError| (if e.newer_isa { ERROR_UNSUPPORTED_PTX_VERSION } else { ERROR_INVALID_PTX }, e.to_string());
     let ast = parser::parse(text).map_err(broken)?;
