@@ -1,4 +1,5 @@
-//! What a call costs the host: no allocation, and little time. Needs a device; the emulator runs no kernel meanwhile.
+//! What a call costs the host: no allocation, and little time. Needs a device; the emulator runs no kernel meanwhile. On a GPU
+//! the driver's own time is in it, so that it is printed there and not judged.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,9 @@ use support::calls::{Visit, every_operation};
 /// What a call may take. 0.1 to 0.7 microseconds are seen on the emulator, overflow checks included.
 const LIMIT: Duration = Duration::from_micros(3);
 
-struct Cost;
+struct Cost {
+    is_judged: bool,
+}
 
 impl Visit for Cost {
     /// Counts what a call allocates and takes the fastest of many rounds, so that other programs do not count.
@@ -23,11 +26,14 @@ impl Visit for Cost {
         let fastest = (0..50).map(|_| {
             let start = Instant::now();
             (0..CALLS).for_each(|_| call().expect(name));
-            start.elapsed() / CALLS
+            let time = start.elapsed() / CALLS;
+            // No call may wait for kernels of the round before.
+            cudarc::driver::result::ctx::synchronize().expect("the calls end");
+            time
         });
         let fastest = fastest.min().expect("rounds");
         println!("{name}: {fastest:?} a call");
-        assert!(fastest < LIMIT, "{name} takes {fastest:?}, at most {LIMIT:?} are allowed");
+        assert!(fastest < LIMIT || !self.is_judged, "{name} takes {fastest:?}, at most {LIMIT:?} are allowed");
     }
 
     fn result(&mut self, _: &str, _: Vec<u8>) {}
@@ -37,11 +43,11 @@ impl Visit for Cost {
 #[ignore = "needs a device: cargo xtask test"]
 fn a_call_allocates_nothing_and_is_short() {
     let gpu = support::gpu();
-    // On a GPU the time is that of the real driver, with kernels of one token behind it.
-    if let Some(emulator) = emulator::attach() {
+    let emulator = support::emulator();
+    if let Some(emulator) = emulator {
         emulator.set_noop(true);
     }
     for gpu in [gpu.clone(), gpu.overlapping(true)] {
-        every_operation(&gpu, &mut Cost);
+        every_operation(&gpu, &mut Cost { is_judged: emulator.is_some() });
     }
 }

@@ -64,7 +64,10 @@ fn a_library_that_is_no_driver_is_an_error_and_no_panic() {
         ("empty", "int nothing;", "cuInit"),
         ("init", "int cuInit(unsigned flags) { return (int)flags; }", "cuDriverGetVersion"),
     ] {
-        let Some(folder) = library_of(name, functions) else { return };
+        let Some(folder) = library_of(name, functions) else {
+            println!("not run: there is no C compiler");
+            return;
+        };
         let path = folder.to_str().expect("a path");
         let text = run("a_library_that_is_no_driver_is_an_error_and_no_panic", &[("LD_LIBRARY_PATH", path)]);
         std::fs::remove_dir_all(&folder).expect("the folder goes");
@@ -100,7 +103,8 @@ fn the_driver_is_loaded_when_a_gpu_is_asked_for_and_not_before() {
 #[ignore = "needs a device: cargo xtask test"]
 fn a_device_older_than_every_image_is_told_so() {
     if Gpu::open(0).is_ok() && emulator::attach().is_none() {
-        return; // a real device does not change its generation
+        println!("not run: a real device does not change its generation");
+        return;
     }
     if !is_inner() {
         let text = run("a_device_older_than_every_image_is_told_so", &[("EMULATOR_CC", "7.0")]);
@@ -138,7 +142,8 @@ fn a_device_that_does_not_exist_is_named() {
 #[ignore = "needs a device: cargo xtask test"]
 fn a_device_newer_than_every_image_runs_the_newest_ptx() {
     if Gpu::open(0).is_ok() && emulator::attach().is_none() {
-        return; // a real device does not change its generation
+        println!("not run: a real device does not change its generation");
+        return;
     }
     if !is_inner() {
         for capability in ["11.0", "13.0"] {

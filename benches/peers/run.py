@@ -7,7 +7,7 @@ calls; where a peer cannot be captured, over batches of calls between two events
 go round through sets of tensors that hold four times the L2 cache. Beside each case stands the floor: a device copy of
 the same bytes, and for small ones the smallest kernel that PyTorch has.
 
-usage: run.py --library libposenc_c.so --out results.csv [--room ROOM] [--only PEER] [--tokens N,N,...]
+usage: run.py --library libposenc_c.so --out results.csv [--room ROOM] [--only PEER] [--tokens N,N,...] [--seconds N]
        run.py --check --library libposenc_c.so
 
 `cargo xtask peers` builds the library and calls this. --check needs no GPU but tools/emulator as libcuda.so.1 and
@@ -16,8 +16,11 @@ PyTorch for the CPU: every comparison at a small size, the library on the emulat
 """
 
 import argparse
+import contextlib
 import csv
+import itertools
 import sys
+import time
 from pathlib import Path
 
 from machine import Check, Gpu, Missing
@@ -95,6 +98,7 @@ def main():
     parser.add_argument("--room", choices=["rotate", "embed", "attend"])
     parser.add_argument("--only", help="a part of the wanted peers' names")
     parser.add_argument("--tokens", default="", help="sizes, in place of each room's own")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="how long cases may begin")
     arguments = parser.parse_args()
     try:
         import torch
@@ -107,22 +111,53 @@ def main():
     machine = (Check if arguments.check else Gpu)(torch, arguments.library)
     tokens = [int(n) for n in arguments.tokens.split(",") if n]
     print(f"{machine.name}, PyTorch {torch.__version__}")
-    rows = []
-    for room in (rotate, embed, attend):
-        if arguments.room in (None, room.__name__):
-            for make in room.cases(machine, tokens):
-                for row in compare(machine, make, arguments.only):
-                    rows.append(row)
-                    print(" | ".join(map(str, row)), flush=True)
-    if arguments.check:
-        return verdict(rows)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["# " + machine.name, "PyTorch " + torch.__version__, "CUDA " + str(torch.version.cuda)])
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
-    print(arguments.out)
+    end = time.monotonic() + arguments.seconds
+    rooms = [room.cases(machine, tokens) for room in (rotate, embed, attend) if arguments.room in (None, room.__name__)]
+    rows, left = [], []
+    with contextlib.ExitStack() as stack:
+        # Row by row: a run that is ended leaves those that it came to.
+        file = None if arguments.check else stack.enter_context(opened(arguments.out))
+        writer = csv.writer(file) if file else None
+        if writer:
+            writer.writerow(["# " + machine.name, "PyTorch " + torch.__version__, "CUDA " + str(torch.version.cuda)])
+            writer.writerow(COLUMNS)
+        # A case of each room in turn, so that none is left out where the time ends.
+        for make in (make for makes in itertools.zip_longest(*rooms) for make in makes if make):
+            if time.monotonic() >= end:
+                case = make()
+                left.append(f"{case.room} {case.name}")
+                continue
+            for row in compare(machine, make, arguments.only):
+                rows.append(row)
+                print(" | ".join(map(str, row)), flush=True)
+                if writer:
+                    writer.writerow(row)
+                    file.flush()
+    print(f"summary: {len(rows)} rows, {len(left)} cases not run{', out of time' if left else ''}")
+    if left:
+        print("not run: " + ", ".join(left))
+    for line in comparison(rows):
+        print("summary: " + line)
+    return verdict(rows) if arguments.check else None
+
+
+def opened(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("w", newline="")
+
+
+def comparison(rows):
+    """A line of each case: posenc's time, and the fastest other's beside it."""
+    cases = {}
+    for room, case, cache, _, peer, _, _, median, *_ in rows:
+        if median not in ("", "-"):
+            cases.setdefault(f"{room} {case} {cache}", []).append((float(median), peer))
+    for case, times in cases.items():
+        own = [us for us, peer in times if peer.startswith("posenc")]
+        others = [row for row in times if not row[1].startswith(("posenc", "device copy", "fill of"))]
+        if own and others:
+            fastest, peer = min(others)
+            yield f"{case}: posenc {min(own):.2f} us, {peer} {fastest:.2f} us, {fastest / min(own):.2f} times"
 
 
 def verdict(rows):

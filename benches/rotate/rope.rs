@@ -13,6 +13,8 @@ use crate::support::{Case, Operation, bits, compare, values};
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
     InPlace,
+    /// in place, where each call may begin before the one ahead of it has ended
+    Overlap,
     Copy,
     /// queries, keys and values in one row of each token
     Packed,
@@ -82,6 +84,9 @@ pub fn cases() -> Vec<Case> {
     let llama = &models[0];
     for tokens in [1, 8, 32, 64, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131_072] {
         cases.push(case::<bf16>(llama, tokens, Form::InPlace, Angles::Exact));
+    }
+    for tokens in [1, 64, 512] {
+        cases.push(case::<bf16>(llama, tokens, Form::Overlap, Angles::Exact));
     }
     for tokens in [1, 64, 1024, 8192] {
         for form in [Form::Copy, Form::Packed, Form::Table] {
@@ -171,7 +176,7 @@ impl<T: Scalar> Rotation<T> {
         let narrow: Vec<i32> = positions.iter().map(|&position| position as i32).collect();
         let table = if form == Form::Table { Some(stream.clone_htod(&rows(rope))?) } else { None };
         Ok(Self {
-            plan: RopePlan::new(gpu, rope)?,
+            plan: RopePlan::new(&gpu.clone().overlapping(form == Form::Overlap), rope)?,
             gpu: gpu.clone(),
             form,
             q,
@@ -222,7 +227,7 @@ impl<T: Scalar> Operation for Rotation<T> {
         let [q_x, k_x] = &mut self.sets[set];
         let some = k.heads > 0;
         match self.form {
-            Form::InPlace => {
+            Form::InPlace | Form::Overlap => {
                 let k: Option<Update<_, _>> = some.then_some(k.of_mut(k_x).into());
                 self.plan.rotate(q.of_mut(q_x), k, positions)
             }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use criterion::measurement::{Measurement, ValueFormatter};
@@ -14,6 +14,7 @@ use cudarc::driver::{CudaEvent, CudaFunction, CudaGraph, CudaStream, LaunchConfi
 use cudarc::nvrtc::Ptx;
 
 use super::{Bench, Case, record};
+use crate::goal;
 
 /// Time between two events of one stream.
 #[derive(Clone)]
@@ -182,74 +183,131 @@ impl Clock {
     }
 }
 
-/// Checks and times every case, prints a row for each, and records them; on the emulator, a rehearsal of that.
+/// Checks and times every case, prints a row for each, and records them; on the emulator, a rehearsal of that. A case that is
+/// wrong ends the run with an error, behind all others.
 pub fn run(bench: &Bench, cases: &[Case]) -> Result<()> {
-    let mut clock = Clock::new(bench)?;
+    let clock = Clock::new(bench)?;
     println!("{}: {}", bench.room, record::device(&bench.gpu)?);
-    let rehearsal = bench.emulator.is_some();
-    if rehearsal {
-        println!(
-            "a rehearsal on the emulator: what criterion says below are no times of a GPU, and nothing is recorded"
-        );
-    }
-    let empty = clock.empty()?;
-    let mut floors = BTreeMap::new();
-    let mut rows = Vec::new();
+    let kind = if bench.emulator.is_some() {
+        println!("a rehearsal on the emulator: what criterion says below are no times of a GPU, and none is recorded");
+        record::Kind::Rehearsal
+    } else {
+        record::Kind::Times
+    };
+    let header = "case,cache,bytes_to_move,median_ns,p5_ns,p95_ns,floor,floor_ns,empty_kernel_ns";
+    let record = record::open(&bench.gpu, kind, header)?;
+    let mut timing = Timing::new(bench, clock, record)?;
     for case in cases {
         let bytes = case.bytes();
-        // What comes from tables and positions is less than a hundredth.
-        let writes_alone = case.read * 100 < case.written;
         // Cold: sets that hold four times the L2 cache. Hot: one set, where it fits in half of it.
-        let cold = usize::try_from((4 * clock.l2).div_ceil(bytes.max(1)))?.max(1);
-        let regimes = [("cold", cold, bytes >= 4 * MIB), ("hot", 1, bytes <= clock.l2 / 2)];
-        for (regime, sets, wanted) in regimes {
-            if !wanted {
-                continue;
+        let cold = usize::try_from((4 * timing.clock.l2).div_ceil(bytes.max(1)))?.max(1);
+        let regimes = [("cold", cold, bytes >= 4 * MIB), ("hot", 1, bytes <= timing.clock.l2 / 2)];
+        for (regime, sets, _) in regimes.into_iter().filter(|(.., wanted)| *wanted) {
+            let name = format!("{} {regime}", case.name);
+            if bench.end.is_some_and(|end| Instant::now() >= end) {
+                timing.not_run.push(name);
+            } else if let Err(error) = timing.measure(case, regime, sets) {
+                println!("{name} was not timed: {error:#}");
+                timing.wrong.push(format!("{name}: {error:#}"));
             }
-            let mut operation = (case.make)(&bench.gpu, sets).with_context(|| case.name.clone())?;
-            operation.verify().with_context(|| format!("{} is wrong and was not timed", case.name))?;
-            // Small calls: enough of them that the graph's own start does not count.
-            let calls = sets.max(if bytes < MIB { 64 } else { 16 });
-            let key = (bytes, writes_alone, sets);
-            let floor = match floors.get(&key) {
-                Some(&floor) => floor,
-                None => clock.floor(bytes, writes_alone, sets, calls)?,
-            };
-            floors.insert(key, floor);
-            let time = clock
-                .time(&format!("{}/{}/{regime}", bench.room, case.name), calls, |i| Ok(operation.call(i % sets)?))?;
-            if rehearsal {
-                ensure!(time.median > 0.0 && floor.median > 0.0, "{} took no time", case.name);
-                println!("{:60} {regime:4} rehearsed", case.name);
-                rows.push(String::new());
-                continue;
-            }
-            let rate = bytes as f64 / time.median;
-            let share = floor.median / time.median;
-            let floor_name = if writes_alone { "memset" } else { "copy" };
-            println!(
-                "{:60} {regime:4} {:10.0} ns ({:.0}..{:.0}) {rate:7.0} GB/s, {:5.1} % of a {floor_name}, {:.2} empty kernels",
-                case.name,
-                time.median,
-                time.low,
-                time.high,
-                100.0 * share,
-                time.median / empty.median
-            );
-            rows.push(format!(
-                "{}/{},{regime},{},{:.1},{:.1},{:.1},{floor_name},{:.1},{:.1}",
-                bench.room, case.name, bytes, time.median, time.low, time.high, floor.median, empty.median
-            ));
         }
     }
-    ensure!(!rows.is_empty(), "nothing was measured");
-    if rehearsal {
-        return Ok(());
+    timing.end()
+}
+
+/// The cases of a run so far.
+struct Timing<'a> {
+    bench: &'a Bench,
+    clock: Clock,
+    record: record::Record,
+    /// an empty kernel
+    empty: Spread,
+    floors: BTreeMap<(u64, bool, usize), Spread>,
+    measured: usize,
+    /// shares of the floor that cases reached whose data came from memory
+    shares: Vec<(f64, String)>,
+    headlines: Vec<String>,
+    not_run: Vec<String>,
+    wrong: Vec<String>,
+}
+
+impl<'a> Timing<'a> {
+    fn new(bench: &'a Bench, mut clock: Clock, record: record::Record) -> Result<Self> {
+        let (empty, floors) = (clock.empty()?, BTreeMap::new());
+        let (shares, headlines, not_run, wrong) = Default::default();
+        Ok(Self { bench, clock, record, empty, floors, measured: 0, shares, headlines, not_run, wrong })
     }
-    record::write(
-        &bench.gpu,
-        None,
-        "case,cache,bytes_to_move,median_ns,p5_ns,p95_ns,floor,floor_ns,empty_kernel_ns",
-        &rows,
-    )
+
+    fn measure(&mut self, case: &Case, regime: &str, sets: usize) -> Result<()> {
+        let (room, bytes) = (self.bench.room, case.bytes());
+        // What comes from tables and positions is less than a hundredth.
+        let writes_alone = case.read * 100 < case.written;
+        let mut operation = (case.make)(&self.bench.gpu, sets)?;
+        operation.verify().context("its result is wrong")?;
+        // Small calls: enough of them that the graph's own start does not count.
+        let calls = sets.max(if bytes < MIB { 64 } else { 16 });
+        let key = (bytes, writes_alone, sets);
+        let floor = match self.floors.get(&key) {
+            Some(&floor) => floor,
+            None => self.clock.floor(bytes, writes_alone, sets, calls)?,
+        };
+        self.floors.insert(key, floor);
+        let name = format!("{room}/{}/{regime}", case.name);
+        let time = self.clock.time(&name, calls, |i| Ok(operation.call(i % sets)?))?;
+        self.measured += 1;
+        if self.bench.emulator.is_some() {
+            ensure!(time.median > 0.0 && floor.median > 0.0, "it took no time");
+            println!("{:60} {regime:4} rehearsed", case.name);
+            return self.record.row(&format!("{room}/{},{regime},{bytes},,,,,,", case.name));
+        }
+        let rate = bytes as f64 / time.median;
+        let share = floor.median / time.median;
+        let kernels = time.median / self.empty.median;
+        let floor_name = if writes_alone { "memset" } else { "copy" };
+        println!(
+            "{:60} {regime:4} {:10.0} ns ({:.0}..{:.0}) {rate:7.0} GB/s, {:5.1} % of a {floor_name}, {kernels:.2} empty kernels",
+            case.name,
+            time.median,
+            time.low,
+            time.high,
+            100.0 * share,
+        );
+        if regime == "cold" {
+            self.shares.push((share, case.name.clone()));
+        }
+        if let Some(goal) = goal(room, &case.name) {
+            let verdict = goal.verdict(share, kernels);
+            let name = &case.name;
+            let time = time.median;
+            self.headlines.push(format!(
+                "{name} {regime}: {time:.0} ns, {share:.2} of a {floor_name}, {kernels:.1} empty kernels{verdict}"
+            ));
+        }
+        self.record.row(&format!(
+            "{room}/{},{regime},{bytes},{:.1},{:.1},{:.1},{floor_name},{:.1},{:.1}",
+            case.name, time.median, time.low, time.high, floor.median, self.empty.median
+        ))
+    }
+
+    /// Prints what a page about this run takes over: the first line is about all cases.
+    fn end(mut self) -> Result<()> {
+        self.shares.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut first =
+            format!("{} measured, {} not run, {} wrong", self.measured, self.not_run.len(), self.wrong.len());
+        if let (Some((lowest, name)), Some((median, _))) = (self.shares.first(), self.shares.get(self.shares.len() / 2))
+        {
+            first += &format!("; from memory, share of a copy: median {median:.2}, lowest {lowest:.2} ({name})");
+        }
+        println!("summary: {first}");
+        for line in self.headlines.iter().chain(&self.wrong) {
+            println!("summary: {line}");
+        }
+        if !self.not_run.is_empty() {
+            println!("summary: out of time before {} and what follows it", self.not_run[0]);
+            println!("not run: {}", self.not_run.join(", "));
+        }
+        ensure!(self.wrong.is_empty(), "{} were not timed, first {}", self.wrong.len(), self.wrong[0]);
+        ensure!(self.measured > 0 || !self.not_run.is_empty(), "nothing was measured");
+        Ok(())
+    }
 }

@@ -14,6 +14,8 @@
 pub mod measure;
 pub mod record;
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use cudarc::driver::CudaContext;
 use emulator::Emulator;
@@ -63,18 +65,28 @@ pub struct Bench {
     pub room: &'static str,
     pub gpu: Gpu,
     pub emulator: Option<Emulator>,
+    /// when no further case begins
+    pub end: Option<Instant>,
     filter: Option<String>,
 }
 
 impl Bench {
     /// Opens the device. The one positional argument is a part of the wanted cases' names; cargo's `--bench` is ignored.
+    /// `POSENC_SECONDS` is how long cases may begin.
     pub fn open(room: &'static str) -> Result<Self> {
         Gpu::open(0).context("benches need a device, `cargo xtask bench` brings one")?;
         // A stream that can be captured, and that makes cudarc track no events: their waits cannot be captured.
         let stream = CudaContext::new(0)?.per_thread_stream();
         let gpu = Gpu::new(&stream)?;
         let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-        Ok(Self { room, gpu, emulator: emulator::attach(), filter })
+        let end = match std::env::var("POSENC_SECONDS") {
+            Ok(text) => {
+                let seconds = text.parse().with_context(|| format!("POSENC_SECONDS is {text}, it must be a number"))?;
+                Some(Instant::now() + Duration::from_secs(seconds))
+            }
+            Err(_) => None,
+        };
+        Ok(Self { room, gpu, emulator: emulator::attach(), end, filter })
     }
 
     /// Checks and measures, or counts, every wanted case, and records the rows where `POSENC_RECORD` says.
@@ -102,7 +114,8 @@ impl Bench {
             "{:52} {:>14} {:>14} {:>14} {:>9}",
             "case", "bytes to move", "bytes asked", "sector bytes", "PTX/elem"
         );
-        let mut rows = Vec::new();
+        let header = "case,bytes_to_move,bytes_asked,sector_bytes,ptx_instructions_per_element";
+        let record = record::open(&self.gpu, record::Kind::Counts(most), header)?;
         for case in cases {
             if case.elements > most {
                 println!("{:52} left to a GPU: {} elements", case.name, case.elements);
@@ -117,7 +130,7 @@ impl Bench {
                 count.sector_bytes,
                 count.instructions_per_element
             );
-            rows.push(format!(
+            record.row(&format!(
                 "{}/{},{},{},{},{:.3}",
                 self.room,
                 case.name,
@@ -125,14 +138,9 @@ impl Bench {
                 count.bytes,
                 count.sector_bytes,
                 count.instructions_per_element
-            ));
+            ))?;
         }
-        record::write(
-            &self.gpu,
-            Some(most),
-            "case,bytes_to_move,bytes_asked,sector_bytes,ptx_instructions_per_element",
-            &rows,
-        )
+        Ok(())
     }
 }
 

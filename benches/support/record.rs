@@ -28,39 +28,49 @@ pub fn device(gpu: &Gpu) -> Result<String> {
     ))
 }
 
-/// Appends rows to the day's record in the folder `POSENC_RECORD`; without it, nothing is written.
-///
-/// Rows of the emulator are counts, and their file says so in its name; `most` is what its cases may have in elements.
-pub fn write(gpu: &Gpu, most: Option<u64>, header: &str, rows: &[String]) -> Result<()> {
-    let Some(folder) = std::env::var_os("POSENC_RECORD").map(PathBuf::from) else { return Ok(()) };
+/// What a record's rows are.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// times on a GPU
+    Times,
+    /// the same rows without their times, from the emulator
+    Rehearsal,
+    /// counts of the emulator, of cases of so many elements at most
+    Counts(u64),
+}
+
+/// The day's record, which takes a row at a time: a run that is ended leaves the rows that it came to.
+pub struct Record(Option<PathBuf>);
+
+/// Opens the day's record in the folder `POSENC_RECORD`; without it, nothing is written. What is no time of a GPU says so in its
+/// file's name.
+pub fn open(gpu: &Gpu, kind: Kind, header: &str) -> Result<Record> {
+    let Some(folder) = std::env::var_os("POSENC_RECORD").map(PathBuf::from) else { return Ok(Record(None)) };
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let (major, minor) = gpu.capability();
-    let name = if most.is_some() {
-        format!("emulator-{major}.{minor}")
-    } else {
-        let name = gpu.stream().context().name()?.to_lowercase();
-        name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
+    let name = match kind {
+        Kind::Counts(_) => format!("emulator-{major}.{minor}"),
+        Kind::Rehearsal => format!("rehearsal-{major}.{minor}"),
+        Kind::Times => {
+            let name = gpu.stream().context().name()?.to_lowercase();
+            let parts = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty());
+            parts.collect::<Vec<_>>().join("-")
+        }
     };
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?.as_secs();
     let date = date(seconds / 86400);
     let path = folder.join(format!("{date}-{name}.csv"));
-    let is_new = !path.exists();
-    let mut text = String::new();
-    if is_new {
-        writeln!(text, "{header}")?;
+    if !path.exists() {
+        fs::write(&path, format!("{header}\n"))?;
     }
-    for row in rows {
-        writeln!(text, "{row}")?;
-    }
-    OpenOptions::new().create(true).append(true).open(&path)?.write_all(text.as_bytes())?;
     let mut machine = format!("date: {date}\n");
-    if let Some(most) = most {
-        writeln!(
+    match kind {
+        Kind::Counts(most) => writeln!(
             machine,
             "device: the emulator; counts, no times; cases of more than {most} elements are left to a GPU"
-        )?;
-    } else {
-        writeln!(machine, "device: {}", device(gpu)?)?;
+        )?,
+        Kind::Rehearsal => writeln!(machine, "device: the emulator; a rehearsal, without times")?,
+        Kind::Times => writeln!(machine, "device: {}", device(gpu)?)?,
     }
     writeln!(machine, "crate: posenc {}", env!("CARGO_PKG_VERSION"))?;
     // Set by cargo xtask bench, and by a bundle's run.sh.
@@ -74,7 +84,16 @@ pub fn write(gpu: &Gpu, most: Option<u64>, header: &str, rows: &[String]) -> Res
     }
     fs::write(path.with_extension("csv").with_extension("txt"), machine)?;
     println!("recorded in {}", path.display());
-    Ok(())
+    Ok(Record(Some(path)))
+}
+
+impl Record {
+    /// Appends a row.
+    pub fn row(&self, row: &str) -> Result<()> {
+        let Some(path) = &self.0 else { return Ok(()) };
+        let mut file = OpenOptions::new().append(true).open(path)?;
+        file.write_all(format!("{row}\n").as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+    }
 }
 
 /// The date of a day counted from 1970-01-01 (Hinnant, "chrono-compatible low-level date algorithms").

@@ -357,7 +357,7 @@ fn long_rows_have_the_same_bits_held_shared_and_read_twice() {
 #[ignore = "needs a device: cargo xtask test"]
 fn a_refused_cooperative_launch_gives_the_same_bits_from_a_block_a_row() {
     const TOO_LARGE: u32 = 720;
-    let Some(emulator) = emulator::attach() else { return };
+    let Some(emulator) = crate::support::emulator() else { return };
     let gpu = gpu();
     let shape = Logits::bhqk(1, 2, 1, 40_000);
     let logits: Vec<bf16> = Data::new(16).values(shape.elements().unwrap());
@@ -421,7 +421,7 @@ fn a_decode_step_is_one_kernel_and_a_graph_of_it_runs_again() {
     let call = |y: &mut cudarc::driver::CudaSlice<f16>| {
         plan.apply(shape.of(&x).to(shape.of_mut(y)), &Inputs::default()).unwrap();
     };
-    if let Some(emulator) = emulator::attach() {
+    if let Some(emulator) = crate::support::emulator() {
         emulator.reset_counters();
         call(&mut y);
         assert_eq!(emulator.counters().launches, 1);

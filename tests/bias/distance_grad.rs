@@ -272,11 +272,11 @@ fn a_heads_buckets_sum_to_zero_and_each_number_is_read_once() {
     let mut out = gpu.stream().clone_htod(&vec![0.0f32; plan.len()]).unwrap();
     let mut calls = 0;
     let mut call = |places: &Places<posenc::gpu::Read<i32>>, out: &mut cudarc::driver::CudaSlice<f32>| {
-        if let Some(emulator) = emulator::attach() {
+        if let Some(emulator) = crate::support::emulator() {
             emulator.reset_counters();
         }
         plan.apply(shape.of(&buffer), places, 1.0, out).unwrap();
-        if let Some(emulator) = emulator::attach() {
+        if let Some(emulator) = crate::support::emulator() {
             // One launch, which reads every number of the gradient once; sums and intervals are a small part.
             let counters = emulator.counters();
             assert_eq!(counters.launches, 1);

@@ -202,7 +202,7 @@ fn the_gradient_is_one_kernel_that_reads_each_number_once() {
     let plan = FireGradPlan::<f32>::new(&gpu, &fire, 500, shape).unwrap();
     let grad = gpu.stream().clone_htod(&vec![1.0f32; len]).unwrap();
     let mut out = gpu.stream().clone_htod(&vec![0.0f32; plan.len()]).unwrap();
-    let Some(emulator) = emulator::attach() else { return };
+    let Some(emulator) = crate::support::emulator() else { return };
     emulator.reset_counters();
     plan.apply(shape.of(&grad), Places::bottom_right(), 1.0, &mut out).unwrap();
     let counters = emulator.counters();

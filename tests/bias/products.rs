@@ -443,6 +443,9 @@ fn a_block_that_walks_over_many_tiles_is_many_that_walk_over_one() {
         println!("{}", results());
         return;
     }
+    if crate::support::emulator().is_none() {
+        return; // a real device keeps its multiprocessors
+    }
     let name = "products::a_block_that_walks_over_many_tiles_is_many_that_walk_over_one";
     let mut inner = std::process::Command::new(std::env::current_exe().unwrap());
     inner.args(["--exact", name, "--include-ignored", "--nocapture"]).env(INNER, "1").env("EMULATOR_SMS", "1");

@@ -242,7 +242,7 @@ fn a_table_is_one_launch_and_a_gradient_two() {
     let (buffers, plan) = (Buffers::new(&gpu, &net), Swin2Plan::<f32>::new(&gpu, &spec).unwrap());
     let mut table = Guarded::<f32>::poisoned(&gpu, 169 * 3, 0);
     let [mut w1, mut b1, mut w2] = [128, 64, 192].map(|n| Guarded::<f32>::poisoned(&gpu, n, 0));
-    let Some(emulator) = emulator::attach() else { return };
+    let Some(emulator) = crate::support::emulator() else { return };
     emulator.reset_counters();
     plan.write(buffers.device(), &mut table.view()).unwrap();
     assert_eq!(emulator.counters().launches, 1);

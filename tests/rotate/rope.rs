@@ -1262,7 +1262,7 @@ fn no_entry_divides_whole_numbers() {
 }
 
 fn last_launch_is_real() -> bool {
-    emulator::attach().is_none()
+    crate::support::emulator().is_none()
 }
 
 // -------------------------------------------------------------------------------------------------------------- graphs

@@ -363,7 +363,7 @@ fn a_token_out_of_reach_is_nan() {
 #[ignore = "needs a device: cargo xtask test"]
 fn each_element_is_read_once_and_written_once() {
     let gpu = gpu();
-    if emulator::attach().is_none() {
+    if crate::support::emulator().is_none() {
         return;
     }
     let xpos = XPos::new(Rope::new(64, 1e4));

@@ -198,9 +198,10 @@ fn bias(v: &mut Visitor<'_>) {
     let relative = RelativeProducts::queries(Distances::inkling(8));
     let plan = RelativeProductsPlan::<bf16>::new(v.gpu, &relative).expect("a plan");
     let (states, table, added) = (v.data(2 * 4 * 16), v.data(8 * 16), v.upload(&[0.5f32; 4 * 16]));
-    run!(v, "products of states and a table added", x, {
+    let mut sums = v.data(len);
+    run!(v, "products of states and a table added", sums, {
         let (states, table) = (Heads::thd(2, 4, 16).of(&states), Numbers::rows(1, 1, 8, 16).of(&table));
-        plan.add(shape.of_mut(&mut x), states, Some(&added), table, Places::bottom_right())
+        plan.add(shape.of_mut(&mut sums), states, Some(&added), table, Places::bottom_right())
     });
     let plan = DistanceGradPlan::<bf16>::t5(v.gpu, spec, 4, shape).expect("a plan");
     let mut table = v.zeros::<f32>(32 * 4);

@@ -10,6 +10,7 @@ use crate::pip;
 const FOLDER: &str = "target/cuda";
 const NVRTC: (&str, &str) = ("nvidia-cuda-nvrtc-cu12", "nvidia/cuda_nvrtc/lib");
 const PTXAS: (&str, &str) = ("nvidia-cuda-nvcc-cu12", "nvidia/cuda_nvcc/bin/ptxas");
+const SANITIZER: (&str, &str) = ("nvidia-cuda-sanitizer-api-cu12", "nvidia/cuda_sanitizer_api");
 const NVDISASM: (&str, &str) = ("nvidia-cuda-nvdisasm", "nvidia/cu13/bin/nvdisasm");
 
 /// Fetches all of them that are not there, and gives their paths by the variables that name them.
@@ -35,6 +36,11 @@ pub fn nvrtc() -> Result<PathBuf> {
 /// The one that packages and committed tables are made with.
 pub fn pinned_nvrtc() -> Result<PathBuf> {
     package(NVRTC)
+}
+
+/// compute-sanitizer's folder of programs and libraries.
+pub fn sanitizer() -> Result<PathBuf> {
+    package(SANITIZER)
 }
 
 fn package((name, inside): (&str, &str)) -> Result<PathBuf> {

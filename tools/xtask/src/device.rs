@@ -93,6 +93,27 @@ fn devices() -> Option<Real> {
     }
 }
 
+/// The first device and its driver in words, for a page of results; `None` without them.
+pub fn describe() -> Option<String> {
+    let Real { capability: (major, minor), .. } = devices()?;
+    let mut name = [0u8; 128];
+    let mut version = 0;
+    // SAFETY: as in `devices`, which has initialised the driver; the name ends within the length that is given.
+    unsafe {
+        let driver = Library::new("libcuda.so.1").ok()?;
+        let name_of = driver.get::<unsafe extern "C" fn(*mut u8, c_int, c_int) -> c_int>(b"cuDeviceGetName\0").ok()?;
+        let version_of = driver.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDriverGetVersion\0").ok()?;
+        if name_of(name.as_mut_ptr(), 128, 0) != 0 || version_of(&mut version) != 0 {
+            return None;
+        }
+    }
+    let name = name.split(|byte| *byte == 0).next().map(String::from_utf8_lossy)?;
+    let cuda = format!("a driver for CUDA {}.{}", version / 1000, version % 1000 / 10);
+    let number = fs::read_to_string("/proc/driver/nvidia/version").ok();
+    let number = number.as_deref().and_then(|text| text.lines().next()).map_or("", str::trim);
+    Some(format!("{name}, compute capability {major}.{minor}, {cuda}\n{number}").trim().into())
+}
+
 /// Builds the emulator and gives it the driver's name.
 pub fn emulator() -> Result<PathBuf> {
     crate::run(Command::new(env!("CARGO")).args(["build", "--package", "warpcheck"]))?;

@@ -41,6 +41,13 @@ pub fn rooms() -> Result<Vec<String>> {
         .collect())
 }
 
+/// Every test program of a package that is one of [`PACKAGES`].
+#[cfg(test)]
+pub fn tests_of(package: &str) -> Result<Vec<String>> {
+    let (_, folder, _) = PACKAGES.iter().find(|(name, ..)| *name == package).context("no such package")?;
+    Ok(tests(&Path::new(folder).join("tests"))?.into_iter().map(|(name, _)| name).collect())
+}
+
 fn all() -> Result<Vec<Program>> {
     let mut programs = Vec::new();
     for (package, folder, root) in PACKAGES {
@@ -94,7 +101,7 @@ fn collect(file: &Path, folder: &Path, path: &[String], names: &mut Vec<String>)
             continue;
         }
         // A macro of tests is given their names, and makes a module `gpu` of them.
-        twins |= trimmed.contains("gpu_twins!");
+        twins |= trimmed.contains("gpu_twins!") && !trimmed.starts_with("//");
         if twins {
             let words = trimmed.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
             names.extend(words.map(|word| joined(path, &["gpu".into(), word.into()])));

@@ -110,17 +110,32 @@ enum Task {
         #[arg(long, conflicts_with = "keep_images")]
         check: bool,
     },
-    /// Builds tests, benches and the C library into one folder that needs only a driver to run
+    /// Packs tests, benches and the C library into one archive for a machine that has a driver and nothing else
     GpuBundle {
-        /// Then run a copy of the folder on the emulator
+        /// The architecture of that machine's GPU: 75, 80, 90, 100 or 120
+        #[arg(long, default_value_t = 90)]
+        arch: u32,
+        /// Then unpack the archive elsewhere and run each part on the emulator
         #[arg(long)]
         check: bool,
+    },
+    /// Runs one part of the bundle that this program lies in: what run.sh calls
+    #[command(hide = true)]
+    GpuRun {
+        part: bundle::Part,
+        /// Of the sanitizer: tools; of the benches: a part of the wanted cases' names; of the peers: what peers/run.py takes
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
 }
 
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the workspace has no root")?;
     let mut task = Cli::parse().task;
+    // On a machine without the sources.
+    if let Task::GpuRun { part, arguments } = task {
+        std::process::exit(bundle::run(part, &arguments)?.min(99) as i32);
+    }
     // A path is relative to where the user stands.
     if let Task::Demo { config: Some(path), .. } | Task::Plot { record: Some(path) } = &mut task {
         *path = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
@@ -176,7 +191,8 @@ fn main() -> Result<()> {
             println!("{}", package.display());
             Ok(())
         }
-        Task::GpuBundle { check } => bundle::build(check),
+        Task::GpuBundle { arch, check } => bundle::build(arch, check),
+        Task::GpuRun { .. } => Ok(()),
     }
 }
 

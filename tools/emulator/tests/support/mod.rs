@@ -212,10 +212,25 @@ fn run(test: &str, device: Option<&str>) -> Vec<Vec<u8>> {
     let path = std::env::temp_dir().join(format!("emulator-{}-{test}-{kind}", std::process::id()));
     let mut command = Command::new(std::env::current_exe().expect("a test knows its own path"));
     command.args([test, "--exact", "--test-threads=1"]).env(RECORD, &path).env_remove(REAL);
-    if let Some(driver) = device {
-        command.env(REAL, driver);
+    // cudarc asks for libcuda.so, which a machine with a device has: here the emulator comes before it under both names.
+    let names = std::env::temp_dir().join(format!("emulator-{}-{test}-names", std::process::id()));
+    match device {
+        Some(driver) => {
+            command.env(REAL, driver);
+        }
+        None => {
+            std::fs::create_dir_all(&names).expect("a folder");
+            for name in ["libcuda.so", "libcuda.so.1"] {
+                std::os::unix::fs::symlink(library(), names.join(name)).expect("a name");
+            }
+            let mut path = names.clone().into_os_string();
+            path.push(":");
+            path.push(std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default());
+            command.env("LD_LIBRARY_PATH", path);
+        }
     }
     let output = command.output().expect("the test runs");
+    let _ = std::fs::remove_dir_all(&names);
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{test} on the {kind}: {}{}", text(&output.stdout), text(&output.stderr));
     let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{test} recorded nothing on the {kind}: {e}"));
