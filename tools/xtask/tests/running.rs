@@ -89,7 +89,7 @@ fn what_was_fetched_is_found_and_tests_that_need_it_are_run() {
     }
     assert_eq!(clone.run("posenc", "target/debug/examples/demo", &["128"])[0], "128");
     // These see to the emulator themselves.
-    for package in ["emulator", "xtask"] {
+    for package in ["warpcheck", "xtask"] {
         assert_eq!(clone.run(package, TEST, &[]), ["", "/own", ""]);
     }
 }
@@ -101,7 +101,7 @@ fn an_emulator_that_cargo_has_just_built_is_the_one_that_is_loaded() {
     let loaded = clone.path("target/emulator/libcuda.so.1");
     let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
     fs::File::open(&loaded).and_then(|file| file.set_modified(hour_ago)).expect("a time");
-    clone.write("target/debug/deps/libemulator.so", "new");
+    clone.write("target/debug/deps/libwarpcheck.so", "new");
     let path = &clone.run("posenc", TEST, &[])[1];
     if path.starts_with(clone.0.to_str().expect("a path")) {
         assert_eq!(fs::read_to_string(&loaded).expect("the emulator"), "new");
