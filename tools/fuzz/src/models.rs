@@ -77,7 +77,7 @@ fn edit(value: &mut Value, path: &mut impl Iterator<Item = usize>, change: &Edit
             let key = map.keys().nth(deeper % map.len()).cloned().unwrap_or_default();
             if let Edit::Insert(key, value) = change {
                 map.insert(key.clone(), value.clone());
-            } else if deeper % 3 == 0
+            } else if deeper.is_multiple_of(3)
                 && let Some(inner @ (Value::Object(_) | Value::Array(_))) = map.get_mut(&key)
             {
                 edit(inner, path, change);
