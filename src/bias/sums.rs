@@ -30,7 +30,7 @@ pub(super) struct Sums<T> {
     gpu: Gpu,
     bias: Option<BiasPlan<T>>,
     pub(super) heads: usize,
-    scratch: Scratch,
+    pub(super) scratch: Scratch,
 }
 
 impl<T: Scalar> OnStream for Sums<T> {
@@ -60,8 +60,7 @@ impl<T: Scalar> Sums<T> {
             return Err(Error::Value(format!("the bias has 0 heads, the logits have {}", max_shape.heads)));
         }
         check_heads(heads, max_shape)?;
-        // Counters of each head, and one of all.
-        Ok(Self { gpu: gpu.clone(), bias, heads, scratch: Scratch::new(gpu, heads + 1, sums)? })
+        Ok(Self { gpu: gpu.clone(), bias, heads, scratch: Scratch::new(gpu, counters(heads), sums)? })
     }
 
     /// Opens a call.
@@ -98,8 +97,8 @@ impl<T: Scalar> Sums<T> {
 
     /// Hands in `out`, which gets `factor` times `numbers` sums, and the memory between the blocks of `cut`.
     pub(super) fn write<'a>(
-        &'a self,
         call: &mut Call<'a>,
+        scratch: &'a Scratch,
         args: &mut BiasGradArgs,
         (out, numbers): (Write<'a, f32>, usize),
         factor: f32,
@@ -107,14 +106,19 @@ impl<T: Scalar> Sums<T> {
     ) -> Result<()> {
         let BiasArgs { batch, queries, keys, .. } = args.bias;
         let rows = u64::from(batch) * u64::from(queries);
-        self.scratch.check(cut.sums, || format!("a call of {rows} rows of {keys} keys a head"))?;
+        scratch.check(cut.sums, || format!("a call of {rows} rows of {keys} keys a head"))?;
         args.out = call.write("out", out, numbers)?;
-        (args.counters, args.sums) = call.scratch(&self.scratch)?;
+        (args.counters, args.sums) = call.scratch(scratch)?;
         args.rows = small("rows", cut.rows)?;
         args.splits = small("splits", cut.splits)?;
         args.factor = factor;
         Ok(())
     }
+}
+
+/// Counters of each head, and one of all.
+pub(super) const fn counters(heads: usize) -> usize {
+    heads.saturating_add(1)
 }
 
 impl Cut {

@@ -34,5 +34,5 @@ pub use tensor::{Read, Update, View, ViewMut, Write};
 pub(crate) use call::{Call, Placed, Updated, check_same, widest};
 pub(crate) use launch::{Kernel, Launch};
 pub(crate) use on::{OnStream, on_stream};
-pub(crate) use scratch::Scratch;
+pub(crate) use scratch::{Scratch, ScratchOnNeed};
 pub(crate) use uploaded::Uploaded;

@@ -1,6 +1,6 @@
 //! Scratch memory: what the blocks of a call leave for one another.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::{CudaSlice, CudaStream, result, sys};
 
@@ -106,5 +106,35 @@ impl Scratch {
 impl std::fmt::Debug for Scratch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Scratch({} words)", self.shared.words.len())
+    }
+}
+
+/// [`Scratch`] of calls that most plans never make: the first one allocates it.
+#[derive(Clone, Debug)]
+pub(crate) struct ScratchOnNeed {
+    counters: usize,
+    numbers: usize,
+    made: OnceLock<Scratch>,
+}
+
+impl ScratchOnNeed {
+    /// As [`Scratch::new`].
+    pub(crate) const fn new(counters: usize, numbers: usize) -> Self {
+        Self { counters, numbers, made: OnceLock::new() }
+    }
+
+    /// The memory, on the plan's stream.
+    pub(crate) fn get(&self, gpu: &Gpu) -> Result<&Scratch> {
+        if let Some(made) = self.made.get() {
+            return Ok(made);
+        }
+        let made = Scratch::new(gpu, self.counters, self.numbers)?;
+        Ok(self.made.get_or_init(|| made))
+    }
+
+    /// The same for calls of another stream.
+    pub(crate) fn on(&self, gpu: &Gpu) -> Result<Self> {
+        let made = self.made.get().map(|made| made.on(gpu)).transpose()?;
+        Ok(Self { made: made.map_or_else(OnceLock::new, OnceLock::from), ..*self })
     }
 }

@@ -7,7 +7,7 @@ use posenc::bias::{
     Bias, Distances, Fire, GateSums, LogCoordinates, Numbers, Sandwich, Swin2Bias, Swin2Plan, TableResize, Term,
 };
 use posenc::bias::{Toeplitz, Window, decomposed_axis};
-use posenc::{BiasPlan, Logits, Places, Result};
+use posenc::{BiasPlan, Logits, Place, Places, Result};
 
 use crate::support::gpu;
 
@@ -184,10 +184,16 @@ fn gradients_of_calls_that_cannot_be_are_refused() {
 #[ignore = "needs a device: cargo xtask test"]
 fn scratch_memory_that_the_device_lacks_is_an_error() {
     let gpu = gpu();
-    // A training shape of a long context: bins for 128 heads and 262143 distances.
+    // A training shape of a long context. Along diagonals its sums are few; bins for 128 heads and 262143 distances are taken when a
+    // call gives positions one by one.
     let shape = Logits::bhqk(64, 128, 131_072, 131_072);
-    refused(
-        DistanceGradPlan::<f32>::row(&gpu, 128, -131_071..=131_071, shape),
-        "cuMemAllocAsync failed: CUDA_ERROR_OUT_OF_MEMORY: out of memory, for 549753717376 bytes",
-    );
+    let plan = DistanceGradPlan::<f32>::row(&gpu, 128, -131_071..=131_071, shape).unwrap();
+    let positions = gpu.stream().clone_htod(&[0i32; 2]).unwrap();
+    let grad = gpu.stream().alloc_zeros::<f32>(128 * 4).unwrap();
+    let mut out = gpu.stream().alloc_zeros::<f32>(plan.len()).unwrap();
+    let small = Logits::bhqk(1, 128, 2, 2);
+    plan.apply(small.of(&grad), Places::counted(0, 0), 1.0, &mut out).unwrap();
+    let places = Places { queries: Place::Ids(&positions as _), ..Places::counted(0, 0) };
+    let want = "cuMemAllocAsync failed: CUDA_ERROR_OUT_OF_MEMORY: out of memory, for 549753717376 bytes";
+    assert_eq!(plan.apply(small.of(&grad), places, 1.0, &mut out).unwrap_err().to_string(), want);
 }

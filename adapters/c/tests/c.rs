@@ -1,5 +1,5 @@
-//! C programs, one for each room, one for biases of terms and one for their gradients and what goes with them, compiled by the
-//! machine's compiler and linked to the library, run on the device.
+//! C programs, one for each room, one for biases of terms, one for their gradients and what goes with them, one with threads; compiled
+//! by the machine's compiler and linked to the library, run on the device.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ fn library() -> PathBuf {
     folders.find(|folder| folder.join("libposenc_c.so").exists()).expect("libposenc_c.so beside the test").into()
 }
 
-const ROOMS: [&str; 5] = ["embed", "rope", "bias", "terms", "relative"];
+const ROOMS: [&str; 6] = ["embed", "rope", "bias", "terms", "relative", "threads"];
 
 fn compile(room: &str, kind: &str, link: &[&str]) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -58,7 +58,7 @@ fn every_operation_works_through_the_shared_library() {
     let folder = library();
     let folder = folder.to_str().expect("a path");
     for room in ROOMS {
-        run(&compile(room, "shared", &["-L", folder, "-lposenc_c", "-ldl", "-lm"]));
+        run(&compile(room, "shared", &["-L", folder, "-lposenc_c", "-ldl", "-lm", "-lpthread"]));
     }
 }
 

@@ -3,12 +3,12 @@
 use bytemuck::Zeroable;
 
 use crate::bias::form::ALL;
-use crate::bias::sums::{Cut, Sums, check_largest, small};
+use crate::bias::sums::{Cut, Sums, check_largest, counters, small};
 use crate::bias::toeplitz::{check_distances, check_numbers};
 use crate::bias::{BiasInputs, Kerple, T5Bias};
 use crate::gpu::args::DistanceGradArgs;
 use crate::gpu::kernel::DISTANCE_GRAD;
-use crate::gpu::{Gpu, Kernel, Read, Uploaded, View, Write, on_stream};
+use crate::gpu::{Gpu, Kernel, OnStream, Read, ScratchOnNeed, Uploaded, View, Write, on_stream};
 use crate::memory::{collected, reserved};
 use crate::position::{Place, Places};
 use crate::shape::product;
@@ -97,7 +97,7 @@ impl Summation {
         Ok(Self { left: Left::Bins, first, distances, cut })
     }
 
-    /// The most sums of a call up to `max_shape`.
+    /// The most sums of a call along diagonals, up to `max_shape`.
     fn most(max_shape: &Logits, target: &Target) -> Result<usize> {
         // Any placement: queries from -queries to keys.
         let all = Self::diagonals(max_shape, target, 0, max_shape.queries + 2 * max_shape.keys + 2 * TILE)?;
@@ -106,8 +106,7 @@ impl Summation {
         let [strips, _] = all.cut.blocks;
         let blocks = strips.saturating_mul(splits).min(BLOCKS / max_shape.heads.max(1) + strips);
         let each = if all.left == Left::Outputs { target.outputs } else { THREADS * TILE };
-        let diagonals = product("heads x blocks x sums", &[max_shape.heads, blocks, each])?;
-        Ok(diagonals.max(Self::bins(max_shape, target)?.cut.sums))
+        product("heads x blocks x sums", &[max_shape.heads, blocks, each])
     }
 }
 
@@ -125,8 +124,8 @@ impl Left {
 
 /// Gradients of the parameters of a distance bias on a [`Gpu`]: T5's table, ALiBi's slopes, KERPLE's numbers, a row.
 ///
-/// A call allocates nothing, uploads nothing, synchronises nothing, and is one kernel: it adds the gradient of the bias
-/// along its diagonals, and the last block of a head adds what its blocks left. Each number of the gradient is read once, at
+/// A call uploads nothing, synchronises nothing, and is one kernel. It allocates nothing, but for the first one whose positions are
+/// given one by one, which takes memory for sums by distance. It adds the gradient of the bias along its diagonals, and the last block of a head adds what its blocks left. Each number of the gradient is read once, at
 /// the borders of blocks twice. No floating-point number is added by an atomic; a result depends on the shape alone, not on
 /// the device or on which block runs first. Whether the bias has a gradient is the caller's choice: a softmax neither knows
 /// nor asks.
@@ -136,6 +135,8 @@ pub struct DistanceGradPlan<T> {
     sums: Sums<T>,
     diagonals: Kernel<DistanceGradArgs>,
     bins: Kernel<DistanceGradArgs>,
+    /// of calls whose positions are given one by one: bins for each block, far more than diagonals leave
+    bins_scratch: ScratchOnNeed,
 }
 
 #[derive(Clone, Debug)]
@@ -152,7 +153,7 @@ struct Target {
     strides: [usize; 2],
 }
 
-on_stream! { DistanceGradPlan { sums } }
+on_stream! { DistanceGradPlan { sums; bins_scratch } }
 
 impl<T: Scalar> DistanceGradPlan<T> {
     /// For the table of T5, `[buckets, heads]`. `max_shape` is that of the largest call.
@@ -251,7 +252,8 @@ impl<T: Scalar> DistanceGradPlan<T> {
         check_largest(&max_shape)?;
         let sums = Sums::new(gpu, None, heads, &max_shape, Summation::most(&max_shape, &target)?)?;
         let [diagonals, bins] = gpu.load::<T, _, 2>(DISTANCE_GRAD)?;
-        Ok(Self { target, sums, diagonals, bins })
+        let bins_scratch = ScratchOnNeed::new(counters(heads), Summation::bins(&max_shape, &target)?.cut.sums);
+        Ok(Self { target, sums, diagonals, bins, bins_scratch })
     }
 
     /// Number of gradient values.
@@ -305,7 +307,11 @@ impl<T: Scalar> DistanceGradPlan<T> {
         let mut call = self.sums.call();
         let mut args = self.sums.read(&mut call, grad, inputs)?;
         let plan = Summation::of(&shape, &inputs.places, target)?;
-        self.sums.write(&mut call, &mut args, (out, self.len()), factor, &plan.cut)?;
+        let scratch = match plan.left {
+            Left::Bins => self.bins_scratch.get(self.sums.gpu())?,
+            _ => &self.sums.scratch,
+        };
+        Sums::<T>::write(&mut call, scratch, &mut args, (out, self.len()), factor, &plan.cut)?;
         let mut args = DistanceGradArgs {
             call: args,
             intervals: call.table("intervals", &target.intervals)?,

@@ -136,7 +136,7 @@ impl<T: Scalar> FireGradPlan<T> {
         let mut call = self.sums.call();
         let mut args = self.sums.read(&mut call, grad, inputs.into())?;
         let cut = cut(&shape, self.lines)?;
-        self.sums.write(&mut call, &mut args, (out, self.len()), factor, &cut)?;
+        Sums::<T>::write(&mut call, &self.sums.scratch, &mut args, (out, self.len()), factor, &cut)?;
         let args = FireGradArgs {
             call: args,
             bends: call.table("bends", &tables.bends)?,
