@@ -323,7 +323,7 @@ fn what_breaks_a_call_is_refused() {
     // Four splits leave two sums of each head.
     assert_eq!(
         text(Logits::bhqk(1, 2, 97, 4), Places::bottom_right()),
-        "a call of 97 rows of 4 keys a head needs 16 numbers of scratch memory, the plan was made with 12"
+        "a call of 97 rows of 4 keys a head needs 16 numbers of scratch memory, the plan was made with 4"
     );
     assert_eq!(
         text(shape, Places { queries: Place::Ids(&positions), ..Places::counted(0, 0) }),

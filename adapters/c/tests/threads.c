@@ -1,5 +1,7 @@
 /* Two threads with one softmax on the per-thread default stream, another stream in each: directly, then each in a graph of its own
    that runs again and again. Blocks share the row, so that calls which shared scratch memory would mix their sums. */
+/* pthread_barrier_t, RTLD_DEFAULT */
+#define _GNU_SOURCE
 #include "device.h"
 
 #include <pthread.h>
