@@ -523,19 +523,26 @@ fn modifiers_that_do_nothing_are_refused() {
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn queries_in_place_and_keys_copied_in_one_call() {
-    let (gpu, mut data) = (gpu(), Data::new(9));
-    let (rope, tokens) = (Rope { offset: 3, ..Rope::new(16, 10_000.0) }, 5);
+    let gpu = gpu();
+    // By single elements, and by 16 bytes, where heads share their angles.
+    for offset in [3, 8] {
+        check_one_in_place(&gpu, &Rope { offset, ..Rope::new(16, 10_000.0) });
+    }
+}
+
+fn check_one_in_place(gpu: &Gpu, rope: &Rope) {
+    let (mut data, tokens) = (Data::new(9), 5);
     let (q, k) = (Heads::thd(tokens, 3, 24), Heads::thd(tokens, 2, 24));
     // A cache of keys, [heads, tokens, dim].
     let cache = Heads { strides: [0, 24, 32 * 24], ..k }.at(4 * 24);
-    let plan = RopePlan::<bf16>::new(&gpu, &rope).expect("a plan");
+    let plan = RopePlan::<bf16>::new(gpu, rope).expect("a plan");
     let ids: Vec<i64> = (0..tokens as i64).map(|t| 131_071 + t).collect();
     let positions = gpu.stream().clone_htod(&ids).expect("a copy");
     for q_copied in [false, true] {
         let [q_x, k_x] = [&q, &k].map(|heads| data.values::<bf16>(heads.span().expect("small")));
-        let (mut q_in, mut k_in) = (Guarded::new(&gpu, &q_x, 0), Guarded::new(&gpu, &k_x, 0));
-        let mut q_out = Guarded::<bf16>::poisoned(&gpu, q_x.len(), 0);
-        let mut k_out = Guarded::<bf16>::poisoned(&gpu, cache.span().expect("small"), 0);
+        let (mut q_in, mut k_in) = (Guarded::new(gpu, &q_x, 0), Guarded::new(gpu, &k_x, 0));
+        let mut q_out = Guarded::<bf16>::poisoned(gpu, q_x.len(), 0);
+        let mut k_out = Guarded::<bf16>::poisoned(gpu, cache.span().expect("small"), 0);
         let (mut q_view, mut k_view) = (q_in.view(), k_in.view());
         let (mut q_to, mut k_to) = (q_out.view(), k_out.view());
         // One in place, the other elsewhere, both ways round.
@@ -546,14 +553,14 @@ fn queries_in_place_and_keys_copied_in_one_call() {
         plan.rotate(q_operand, k_operand, Positions::ids(&positions)).expect("a call");
         let [q_want, k_want] = [(&q_x, &q), (&k_x, &k)]
             .map(|(x, heads)| rope.expect(x, heads, &ids, Direction::Forward).expect("reference"));
-        let q_got = if q_copied { q_out.read(&gpu) } else { q_in.read(&gpu) };
+        let q_got = if q_copied { q_out.read(gpu) } else { q_in.read(gpu) };
         // Copied channels have no error; nor have those that are left alone in place.
         assert_close(&q_got, &q_want.want, |i| q_want.bound[i]);
         if q_copied {
-            assert_close(&k_in.read(&gpu), &k_want.want, |i| k_want.bound[i]);
+            assert_close(&k_in.read(gpu), &k_want.want, |i| k_want.bound[i]);
             continue;
         }
-        let got = k_out.read(&gpu);
+        let got = k_out.read(gpu);
         let mut written = vec![false; got.len()];
         for index in 0..tokens * 2 * 24 {
             let (token, head, channel) = (index / 48, index / 24 % 2, index % 24);
