@@ -1,12 +1,14 @@
 //! One call: every buffer that it uses, checked as it is handed in, and the launch that uses them all.
 
+use std::cell::OnceCell;
+
 use arrayvec::ArrayVec;
 use cudarc::driver::{DevicePtr, DeviceRepr, SyncOnDrop, sys};
 
 use super::args::{Args, In, Out};
 use super::buffer::sealed::Hold;
 use super::capture::{self, Keep, Kept};
-use super::device::Gpu;
+use super::device::{Gpu, is_per_thread};
 use super::launch::{Kernel, Launch};
 use super::scratch::{Lent, Scratch};
 use super::tensor::{Read, Update, View, ViewMut, Write};
@@ -31,6 +33,8 @@ pub(crate) struct Call<'a> {
     orders: ArrayVec<SyncOnDrop<'a>, MOST>,
     tensors: ArrayVec<Tensor, MOST_TENSORS>,
     scratch: Option<Lent<'a>>,
+    /// the graph into which it is captured, once it was asked for
+    graph: OnceCell<Option<sys::CUgraph>>,
     /// tables, which a captured call leaves to its graph
     tables: ArrayVec<&'a dyn Keep, MOST>,
     /// the table that it writes
@@ -121,6 +125,7 @@ impl Gpu {
             orders: ArrayVec::new(),
             tensors: ArrayVec::new(),
             scratch: None,
+            graph: OnceCell::new(),
             tables: ArrayVec::new(),
             changed: None,
         }
@@ -315,9 +320,20 @@ impl<'a> Call<'a> {
         Ok(Updated::in_place(Placed { at: Out::new(at), shape, steps }, x.buffer))
     }
 
+    /// The graph into which the stream is being captured, if it is.
+    #[inline]
+    fn graph(&self) -> Result<Option<sys::CUgraph>> {
+        if let Some(graph) = self.graph.get() {
+            return Ok(*graph);
+        }
+        let graph = capture::captured_into(self.gpu.stream())?;
+        Ok(*self.graph.get_or_init(|| graph))
+    }
+
     /// Scratch memory of the plan: its counters and its numbers. A call takes it once.
     pub(crate) fn scratch(&mut self, scratch: &'a Scratch) -> Result<(Out, Out)> {
-        let (start, bytes, lent) = scratch.lend(self.gpu)?;
+        let beside_itself = is_per_thread(self.gpu.stream()) || self.graph()?.is_some();
+        let (start, bytes, lent) = scratch.lend(self.gpu, beside_itself)?;
         self.hold("scratch memory", [start, start + bytes], true, None)?;
         self.scratch = Some(lent);
         let counters = Out::new(start);
@@ -349,7 +365,7 @@ impl<'a> Call<'a> {
                 "{kernel:?} gets the address {address:#x}, which the call does not hold"
             )));
         }
-        if let Some(graph) = capture::captured_into(self.gpu.stream())? {
+        if let Some(graph) = self.graph()? {
             let tables = self.tables.iter().map(|table| table.kept());
             capture::keep(graph, tables.chain(self.changed.clone()).chain([kernel.kept()]).collect())?;
         }

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits, sys};
 
-use super::capture::captured_into;
 use super::driver;
 use super::modules::{self, Module};
 use super::uploaded::Uploaded;
@@ -179,12 +178,6 @@ impl Gpu {
         let module = Arc::new(Module::load(context, *capability, *driver, (file, dtype))?);
         modules.insert((file, dtype), module.clone());
         Ok(module)
-    }
-
-    /// Whether launches into the stream may run at the same time as other launches into it: it is being captured, or another
-    /// stream in every thread.
-    pub(super) fn runs_beside_itself(&self) -> Result<bool> {
-        Ok(is_per_thread(&self.stream) || captured_into(&self.stream)?.is_some())
     }
 
     /// What a plan's memory holds is there before it is used: in the stream's order, or at once where other threads use it in

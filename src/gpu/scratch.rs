@@ -77,11 +77,12 @@ impl Scratch {
         Ok(())
     }
 
-    /// Memory for one call: its address, its bytes, and what the call keeps until its launch is done.
-    pub(super) fn lend(&self, gpu: &Gpu) -> Result<(sys::CUdeviceptr, u64, Lent<'_>)> {
+    /// Memory for one call: its address, its bytes, and what the call keeps until its launch is done. `beside_itself`: launches into
+    /// the stream may run at the same time as others, because it is being captured or is another stream in every thread.
+    pub(super) fn lend(&self, gpu: &Gpu, beside_itself: bool) -> Result<(sys::CUdeviceptr, u64, Lent<'_>)> {
         let Shared { words, busy } = &*self.shared;
         let (stream, bytes) = (gpu.stream(), words.len() * size_of::<u32>());
-        if !gpu.runs_beside_itself()? {
+        if !beside_itself {
             let busy = busy.lock().unwrap_or_else(PoisonError::into_inner);
             let (address, _) = cudarc::driver::DevicePtr::device_ptr(words, stream);
             return Ok((address, bytes as u64, Lent::Plan { _busy: busy }));
