@@ -161,27 +161,7 @@ fn joined(path: &[String], inner: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A folder of test sources, gone at the end.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn with(name: &str, files: &[(&str, &str)]) -> Self {
-            let folder = std::env::temp_dir().join(format!("posenc-find-{name}-{}", std::process::id()));
-            for (path, text) in files {
-                let path = folder.join(path);
-                fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-                fs::write(path, text).expect("a file");
-            }
-            Self(folder)
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::folder::Folder;
 
     #[test]
     fn tests_are_named_by_the_path_of_their_module() {

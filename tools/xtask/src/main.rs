@@ -9,6 +9,8 @@ mod cuda;
 mod device;
 mod emulator;
 mod find;
+#[cfg(test)]
+mod folder;
 mod mutants;
 mod package;
 mod peers;

@@ -548,23 +548,7 @@ fn shorten(folder: &Path, most: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A folder of its own, gone at the end.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("posenc-run-{name}-{}", std::process::id()));
-            fs::create_dir_all(&path).expect("a folder");
-            Self(path)
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::folder::Folder;
 
     #[test]
     fn a_program_that_hangs_is_ended_with_all_that_it_started() {
