@@ -69,6 +69,11 @@ impl Double {
         if whole == self.hi { quick_two_sum(whole, self.lo.floor()) } else { Self::from(whole) }
     }
 
+    /// Times a power of two.
+    pub fn scaled(self, power: f64) -> Self {
+        Self { hi: self.hi * power, lo: self.lo * power }
+    }
+
     /// This many radians per position as a fraction of a turn per position, rounded to units of 2^-64. Whole turns fall
     /// away: at integer positions they change nothing.
     pub fn rate(self) -> u64 {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use cudarc::driver::CudaSlice;
 use half::{bf16, f16};
 use posenc::gpu::Update;
-use posenc::rotate::{Angles, Axes, OutOfRange, Table, TableValues};
+use posenc::rotate::{Angles, Axes, Mixed, OutOfRange, Table, TableValues};
 use posenc::{Direction, Gpu, Heads, Pairing, Positions, Rope, RopePlan, Scalar};
 
 use crate::support::{Case, Operation, bits, compare, values};
@@ -74,7 +74,18 @@ fn models() -> Vec<Model> {
         video,
         vision,
         wan,
+        mixed("mochi", 24, 128, 3),
+        mixed("vit-mixed", 12, 64, 2),
     ]
+}
+
+/// Frequencies for each axis and head.
+fn mixed(name: &'static str, heads: usize, dim: usize, axes: usize) -> Model {
+    let n = axes * heads * dim / 2;
+    let frequencies = (0..n).map(|i| bits(11, i as u64) as f64 / u64::MAX as f64).collect();
+    let angles = Angles::Mixed(Mixed { axes, heads, frequencies });
+    let rope = Rope { pairing: Pairing::Interleaved, angles, ..Rope::new(dim, 1.0) };
+    Model { name, q_heads: heads, k_heads: heads, dim, rope }
 }
 
 /// Every case, the headline ones first.
@@ -118,15 +129,16 @@ pub fn cases() -> Vec<Case> {
 const ROWS: usize = 131_072;
 
 fn case<T: Scalar>(model: &Model, tokens: usize, form: Form, angles: Angles) -> Case {
-    let rope = Rope { angles, ..model.rope.clone() };
+    let mixed = matches!(model.rope.angles, Angles::Mixed(_));
+    let rope = if mixed { model.rope.clone() } else { Rope { angles, ..model.rope.clone() } };
     let (q_heads, k_heads, dim) = (model.q_heads, model.k_heads, model.dim);
     let channels = if form == Form::Copy { dim } else { rope.rotary };
     let elements = (tokens * (q_heads + k_heads) * channels) as u64;
     // Tables that a plan keeps are not counted, rows of the caller's table are: one f32 cosine and sine a pair.
     let table = if form == Form::Table { tokens * rope.pairs() * 8 } else { 0 };
     let written = elements * size_of::<T>() as u64;
-    let read = written + (tokens * rope.axes.count() * 4 + table) as u64;
-    let source = if rope.angles == Angles::Exact { "" } else { "/hf" };
+    let read = written + (tokens * rope.position_axes() * 4 + table) as u64;
+    let source = if matches!(rope.angles, Angles::Exact | Angles::Mixed(_)) { "" } else { "/hf" };
     let name = format!("rope/{}/{}/{form:?}{source}/{tokens}", model.name, T::NAME);
     let make = move |gpu: &Gpu, sets: usize| -> Result<Box<dyn Operation>> {
         Ok(Box::new(Rotation::<T>::new(gpu, &rope, (tokens, q_heads, k_heads, dim), form, sets)?))
@@ -172,7 +184,7 @@ impl<T: Scalar> Rotation<T> {
         let buffers = (0..sets).map(fill).collect::<Result<Vec<_>>>()?;
         let out = if form == Form::Copy { (0..sets).map(fill).collect::<Result<Vec<_>>>()? } else { Vec::new() };
         let positions: Vec<i64> =
-            (0..tokens * rope.axes.count()).map(|i| (bits(7, i as u64) % ROWS as u64) as i64).collect();
+            (0..tokens * rope.position_axes()).map(|i| (bits(7, i as u64) % ROWS as u64) as i64).collect();
         let narrow: Vec<i32> = positions.iter().map(|&position| position as i32).collect();
         let table = if form == Form::Table { Some(stream.clone_htod(&rows(rope))?) } else { None };
         Ok(Self {
@@ -198,7 +210,7 @@ impl<T: Scalar> Rotation<T> {
             let at = heads.index(0, token, 0, 0);
             let one = Heads { tokens: 1, offset: 0, ..*heads };
             let end = at + one.span()?;
-            let positions: Vec<i64> = (0..rope.axes.count()).map(|axis| self.positions[axis * n + token]).collect();
+            let positions: Vec<i64> = (0..rope.position_axes()).map(|axis| self.positions[axis * n + token]).collect();
             let expected = rope.expect(&before[at..end], &one, &positions, Direction::Forward)?;
             // Cosines and sines of the table are f32: 3e-8 more of each.
             let slack = if self.form == Form::Table { 1.2 } else { 1.0 };

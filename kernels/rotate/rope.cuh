@@ -116,6 +116,24 @@ struct Walk {
     }
 };
 
+// Out of place: the channels before and after the rotated ones, of the heads from `first` to `last`.
+template <int W>
+__device__ void copy_beside(const RopeArgs& args, unsigned batch, unsigned token, unsigned first, unsigned last) {
+#pragma unroll 1
+    for (unsigned c = threadIdx.x * W; c < args.copied; c += blockDim.x * W) {
+        unsigned channel = c < args.offset ? c : c + 2 * args.pairs;
+#pragma unroll 1
+        for (int keys = 0; keys < 2; ++keys) {
+            // One of the two may be in place.
+            if (!(keys ? args.k_copied : args.q_copied)) continue;
+#pragma unroll 1
+            for (Walk walk(args, keys, batch, token, first, last); walk.count; walk.next()) {
+                Pack<W>::load(walk.x + channel).store(walk.y + channel);
+            }
+        }
+    }
+}
+
 template <int W, class Source> __device__ void rope(const RopeArgs& args) {
     unsigned token = blockIdx.x * blockDim.y + threadIdx.y;
     unsigned heads = args.q_heads + args.k_heads;
@@ -166,19 +184,6 @@ template <int W, class Source> __device__ void rope(const RopeArgs& args) {
                 }
             }
         }
-        // Out of place: the channels before and after the rotated ones.
-#pragma unroll 1
-        for (unsigned c = threadIdx.x * W; c < args.copied; c += blockDim.x * W) {
-            unsigned channel = c < args.offset ? c : c + 2 * args.pairs;
-#pragma unroll 1
-            for (int keys = 0; keys < 2; ++keys) {
-                // One of the two may be in place.
-                if (!(keys ? args.k_copied : args.q_copied)) continue;
-#pragma unroll 1
-                for (Walk walk(args, keys, batch, token, first, last); walk.count; walk.next()) {
-                    Pack<W>::load(walk.x + channel).store(walk.y + channel);
-                }
-            }
-        }
+        copy_beside<W>(args, batch, token, first, last);
     }
 }

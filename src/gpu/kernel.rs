@@ -7,9 +7,10 @@ use std::marker::PhantomData;
 
 use super::args::{
     ApplyTermsArgs, Args, DistanceGradArgs, FieldLayout, FireGradArgs, GateGradArgs, GateSumsArgs, GridArgs,
-    LearnedArgs, MaskedArgs, ProductsArgs, RelativeTableGradArgs, RelativeValuesArgs, ResampleArgs, RopeArgs,
-    SinkGradArgs, SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxTermsArgs, Swin2Args,
-    Swin2GradArgs, TableGradArgs, TermGradArgs, TimestepArgs, ToeplitzArgs, ToeplitzRowArgs,
+    LearnedArgs, MaskedArgs, MixedRatesArgs, ProductsArgs, RelativeTableGradArgs, RelativeValuesArgs, ResampleArgs,
+    RopeArgs, RopeGradArgs, SinkGradArgs, SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs,
+    SoftmaxTermsArgs, Swin2Args, Swin2GradArgs, TableGradArgs, TermGradArgs, TimestepArgs, ToeplitzArgs,
+    ToeplitzRowArgs,
 };
 
 /// An entry of a kernel file, which takes one `A`.
@@ -84,6 +85,13 @@ entries! {
     ROPE_XPOS: RopeArgs = "rotate/rope_sources" ["rope_xpos_wide"];
     /// Accesses of one element, for every source of angles.
     ROPE_ONE: RopeArgs = "rotate/rope_sources" ["rope_one"];
+    /// 16-byte accesses, and of one element: sums over axes, frequencies of sets of heads.
+    ROPE_MIXED: RopeArgs = "rotate/rope_mixed" ["rope_mixed_wide", "rope_mixed_one"];
+    MIXED_RATES: MixedRatesArgs = "rotate/rope_mixed" ["mixed_rates"];
+    /// Of frequencies: partial sums by 16-byte accesses and by single elements, and their sum.
+    FREQUENCY_GRAD: RopeGradArgs = "rotate/rope_grad"
+        ["frequency_grad_wide", "frequency_grad_one", "frequency_grad_sum"];
+    POSITION_GRAD: RopeGradArgs = "rotate/rope_grad" ["position_grad_wide", "position_grad_one"];
 
     SINUSOID: SinusoidArgs = "embed/sinusoid" ["sinusoid_wide", "sinusoid_one"];
     TIMESTEP: TimestepArgs = "embed/timestep" ["timestep_wide", "timestep_one"];

@@ -19,6 +19,42 @@ fn check_rank(ranks: usize, rank: usize) -> Result<()> {
     Ok(())
 }
 
+// ----------------------------------------------------------------------------------------------------------- fractions
+
+/// Real positions as whole numbers of units of `2^-bits`, for a rope with that many
+/// [`fraction_bits`](crate::Rope::fraction_bits): rounded to the nearest, ties to even, so by half a unit at most.
+///
+/// # Errors
+/// If `bits` is above 62, or a position is not finite or does not fit into 64 bits.
+///
+/// # Example
+/// ```
+/// use posenc::position::fixed;
+/// // 24 frames a second, in units of 1/8192 second: off by 61 us at most.
+/// assert_eq!(fixed(&[0.0, 1.0 / 24.0, 0.5], 13)?, [0, 341, 4096]);
+/// # Ok::<(), posenc::Error>(())
+/// ```
+pub fn fixed<F: Copy + Into<f64>>(positions: &[F], bits: u32) -> Result<Vec<i64>> {
+    if bits > 62 {
+        return wrong(format!("positions have {bits} fraction bits, at most 62 are possible"));
+    }
+    let mut units = reserved("positions", positions.len())?;
+    for (at, &position) in positions.iter().enumerate() {
+        let position: f64 = position.into();
+        // Exact: a power of two.
+        let unit = (position * (1u64 << bits) as f64).round_ties_even();
+        // 2^63 itself is the first that does not fit.
+        if !(-(2f64.powi(63))..2f64.powi(63)).contains(&unit) {
+            return wrong(format!(
+                "position {at} is {position}, with {bits} fraction bits it must lie within 2^{}",
+                63 - bits
+            ));
+        }
+        units.push(unit as i64);
+    }
+    Ok(units)
+}
+
 // -------------------------------------------------------------------------------------------------------------- shards
 
 /// The positions of one rank's tokens in zig-zag context parallelism.

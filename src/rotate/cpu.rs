@@ -24,20 +24,26 @@ pub(super) fn rotate<T: Scalar>(
     positions: &[i64],
     direction: Direction,
 ) -> Result<()> {
-    let turner = Turner::new(rope, positions, heads.batch * heads.tokens, heads.tokens, direction);
-    let x = &mut x[heads.offset..heads.span()?];
-    turner.part(heads).share_out(x, heads.dim, GRAIN, &|part, x| {
-        wide(
-            #[inline(always)]
-            || turner.rotate(x, part),
-        )
-    });
+    let sharing = heads.heads / rope.sets();
+    for set in 0..rope.sets() {
+        let heads = Heads { heads: sharing, offset: heads.offset + set * sharing * heads.strides[2], ..*heads };
+        let turner = Turner::new(rope, set, positions, heads.batch * heads.tokens, heads.tokens, direction);
+        let x = &mut x[heads.offset..heads.span()?];
+        turner.part(&heads).share_out(x, heads.dim, GRAIN, &|part, x| {
+            wide(
+                #[inline(always)]
+                || turner.rotate(x, part),
+            )
+        });
+    }
     Ok(())
 }
 
 /// The spec, made ready for one call.
 struct Turner<'a> {
     rope: &'a Rope,
+    /// of heads with the same frequencies
+    set: usize,
     law: Arc<Law>,
     /// axis of each pair, if there are several
     axes: Option<Vec<usize>>,
@@ -58,6 +64,8 @@ enum Law {
         /// the waves of single tokens: a decoder rotates queries and keys of every layer at one position
         last: Kept<i64, [Lines; 2]>,
     },
+    /// turns per position in units of 2^-64, `[axes, sets, pairs]`
+    Mixed(Vec<u64>),
     /// radians per position
     Compat(Vec<f32>),
 }
@@ -69,7 +77,8 @@ impl Law {
         LAWS.of(rope, || {
             let pairs = 0..rope.pairs();
             match rope.angles {
-                Angles::Exact => Self::Exact { rates: pairs.map(|pair| rope.rate(pair)).collect(), last: Kept::new() },
+                Angles::Exact => Self::Exact { rates: rope.all_rates(), last: Kept::new() },
+                Angles::Mixed(_) => Self::Mixed(rope.all_rates()),
                 Angles::HfCompat | Angles::Given(_) => {
                     Self::Compat(pairs.map(|pair| rope.compat_frequency(pair)).collect())
                 }
@@ -79,13 +88,13 @@ impl Law {
 }
 
 impl<'a> Turner<'a> {
-    fn new(rope: &'a Rope, positions: &'a [i64], row: usize, tokens: usize, direction: Direction) -> Self {
+    fn new(rope: &'a Rope, set: usize, positions: &'a [i64], row: usize, tokens: usize, direction: Direction) -> Self {
         let pairs = 0..rope.pairs();
         let axes = (rope.axes.count() > 1).then(|| pairs.clone().map(|i| rope.axes.axis(i, rope.pairs())).collect());
         let law = Law::of(rope);
         let sign = if direction == Direction::Forward { 1.0 } else { -1.0 };
         let block = rope.pairs() / rope.axes.blocks();
-        Self { rope, law, axes, block, positions, row, tokens, factor: rope.attention_factor, sign }
+        Self { rope, set, law, axes, block, positions, row, tokens, factor: rope.attention_factor, sign }
     }
 
     /// All of a tensor.
@@ -131,7 +140,7 @@ impl<'a> Turner<'a> {
     fn turns(&self, batch: usize, token: usize, sin: &mut [f64], cos: &mut [f64]) {
         let at = |axis: usize| self.positions[axis * self.row + batch * self.tokens + token];
         let scaled = |(s, c): (f64, f64)| (s * (self.factor * self.sign), c * self.factor);
-        let out = sin.iter_mut().zip(cos);
+        let out = sin.iter_mut().zip(cos.iter_mut());
         match (&*self.law, &self.axes) {
             (Law::Exact { rates, last }, None) if self.row == 1 => {
                 let last = last.of(&at(0), || waves(rates, at(0) as u64));
@@ -148,6 +157,15 @@ impl<'a> Turner<'a> {
             (Law::Exact { rates, .. }, Some(axes)) => {
                 for (((s, c), rate), &axis) in out.zip(rates).zip(axes) {
                     (*s, *c) = scaled(sin_cos_of_phase(rate.wrapping_mul(at(axis) as u64)));
+                }
+            }
+            (Law::Mixed(rates), _) => {
+                let pairs = sin.len();
+                let rates = rates.chunks_exact(pairs).skip(self.set).step_by(self.rope.sets());
+                for (pair, (s, c)) in sin.iter_mut().zip(cos).enumerate() {
+                    let turned = |axis, rates: &[u64]| rates[pair].wrapping_mul(at(axis) as u64);
+                    let phases = rates.clone().enumerate().map(|(axis, rates)| turned(axis, rates));
+                    (*s, *c) = scaled(sin_cos_of_phase(phases.fold(0, u64::wrapping_add)));
                 }
             }
             (Law::Compat(frequencies), axes) => {
@@ -249,7 +267,7 @@ mod tests {
     fn check<T: Scalar>(rope: &Rope, heads: &Heads, grain: Option<usize>) {
         let x = data::<T>(heads.span().unwrap() + 3);
         let row = heads.batch * heads.tokens;
-        let positions: Vec<i64> = (0..row * rope.axes.count())
+        let positions: Vec<i64> = (0..row * rope.position_axes())
             .map(|i| [0, 1, -1, 131_071, (1 << 31) - 1, -(1 << 31), 7][i % 7] + i as i64 / 7)
             .collect();
         for direction in [Direction::Forward, Direction::Inverse] {
@@ -258,7 +276,7 @@ mod tests {
             match grain {
                 None => rope.rotate(&mut got, heads, &positions, direction).unwrap(),
                 Some(grain) => {
-                    let turner = Turner::new(rope, &positions, row, heads.tokens, direction);
+                    let turner = Turner::new(rope, 0, &positions, row, heads.tokens, direction);
                     let x = &mut got[heads.offset..heads.span().unwrap()];
                     turner.part(heads).cut(x, heads.dim, grain, &|part, x| turner.rotate(x, part));
                 }

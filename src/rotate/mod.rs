@@ -3,6 +3,7 @@
 mod axes;
 #[cfg(feature = "cpu")]
 mod cpu;
+mod mixed;
 #[cfg(feature = "models")]
 mod model;
 mod power;
@@ -14,6 +15,9 @@ mod table;
 mod xpos;
 
 pub use axes::Axes;
+#[cfg(feature = "cuda")]
+pub use mixed::RopeGradPlan;
+pub use mixed::{Mixed, RopeGrad};
 #[cfg(feature = "models")]
 pub use model::{Gguf, GgufValue, Layer, ModelRope};
 pub use query_scale::QueryScale;

@@ -11,12 +11,14 @@
 mod plan;
 
 #[cfg(feature = "cuda")]
+pub(super) use plan::check_pair;
+#[cfg(feature = "cuda")]
 pub use plan::{Keys, RopePlan, Rotation};
 
 use crate::accuracy::{Expected, rounded};
 use crate::double::Double;
 use crate::position::Positions;
-use crate::rotate::{Axes, Scaling};
+use crate::rotate::{Axes, Mixed, Scaling};
 use crate::shape::Shape;
 use crate::{Error, Heads, Pairing, Result, Scalar};
 
@@ -49,12 +51,15 @@ pub enum Angles {
     /// [`Angles::HfCompat`] with frequencies of the caller, one for each pair: a model's `inv_freq` buffer, made on
     /// another machine. Base, scaling and ladders then say nothing.
     Given(Vec<f32>),
+    /// The exact phase of a sum over axes, `position * frequency` of each, with frequencies of the caller for every head. Base,
+    /// scaling and axes then say nothing.
+    Mixed(Mixed),
 }
 
 impl Angles {
     /// Whether angles are products in f32.
     const fn in_f32(&self) -> bool {
-        !matches!(self, Self::Exact)
+        matches!(self, Self::HfCompat | Self::Given(_))
     }
 }
 
@@ -73,6 +78,13 @@ impl Angles {
 /// | `axes` | | which axis of the position turns a pair; one for text |
 /// | `pairing_out` | | where a pair is written, if not where it was read; only out of place |
 /// | `angles` | | how a position becomes an angle |
+/// | `fraction_bits` | bits | a position on each axis is a whole number of units of `2^-bits`; empty: of ones |
+///
+/// # Positions between whole numbers
+/// A position in seconds, a coordinate scaled to a reference size or the centre of a patch is a whole number of units of
+/// `2^-bits`: [`fixed`](crate::position::fixed) makes it. The frequency of a unit is as exact as that of a position, so that the
+/// phase is off by `|units| * 2^-65` turns at most and cosine and sine are within 1e-7 from -2^31 to 2^31 - 1 units. An hour, in
+/// units of 2^-19 seconds (1.9 us), is below 2^31 of them; a day is 2^35.4, where the phase is within 7.7e-9 rad of the truth.
 ///
 /// # Source
 /// RoFormer (arXiv 2104.09864), section 3.2.2, equations 15 and 34.
@@ -106,10 +118,15 @@ pub struct Rope {
     pub pairing_out: Option<Pairing>,
     /// how a position becomes an angle
     pub angles: Angles,
+    /// Fraction bits of positions, for each axis; empty: positions are whole
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub fraction_bits: Vec<u32>,
 }
 
 /// Rotated channels of a head, at most: far above any model's, and few enough for a plan to be made at once.
 const MOST_ROTARY: usize = 1 << 16;
+/// Fraction bits of a position, at most: ones still fit into 64 bits.
+const MOST_FRACTION_BITS: u32 = 62;
 
 impl Rope {
     /// RoPE over the first `rotary` channels, in halves, without scaling.
@@ -124,6 +141,7 @@ impl Rope {
             axes: Axes::One,
             pairing_out: None,
             angles: Angles::Exact,
+            fraction_bits: Vec::new(),
         }
     }
 
@@ -138,6 +156,36 @@ impl Rope {
         let (a, b) = pairing.channels(pair % size, 2 * size);
         let block = pair / size * 2 * size;
         (block + a, block + b)
+    }
+
+    /// Axes of a token's position: the rows of positions that a call takes.
+    pub fn position_axes(&self) -> usize {
+        match &self.angles {
+            Angles::Mixed(mixed) => mixed.axes,
+            _ => self.axes.count(),
+        }
+    }
+
+    /// Sets of frequencies that heads share equally; 1: all heads have the same.
+    pub(crate) const fn sets(&self) -> usize {
+        match &self.angles {
+            Angles::Mixed(mixed) => mixed.heads,
+            _ => 1,
+        }
+    }
+
+    /// Refuses heads that do not share the sets of frequencies equally.
+    pub(crate) fn check_sets(&self, name: &str, heads: usize) -> Result<()> {
+        let sets = self.sets();
+        if heads.is_multiple_of(sets) {
+            return Ok(());
+        }
+        Err(Error::Value(format!("{name} has {heads} heads, which {sets} sets of frequencies do not share equally")))
+    }
+
+    /// A unit of positions on `axis`.
+    pub(crate) fn unit(&self, axis: usize) -> f64 {
+        self.fraction_bits.get(axis).map_or(1.0, |&bits| 0.5f64.powi(bits as i32))
     }
 
     /// Pairing of the output.
@@ -183,7 +231,23 @@ impl Rope {
                 return wrong(format!("the frequencies given hold {} at {at}, they must be finite", list[at]));
             }
         }
+        if let Angles::Mixed(mixed) = &self.angles {
+            mixed.check(self.pairs())?;
+            if self.axes != Axes::One {
+                return wrong("mixed angles have axes of their own, `axes` must be `One`".into());
+            }
+        }
         self.axes.check(self.pairs())?;
+        if !matches!(self.fraction_bits.len(), 0) && self.fraction_bits.len() != self.position_axes() {
+            return wrong(format!(
+                "fraction_bits holds {} numbers, positions have {} axes",
+                self.fraction_bits.len(),
+                self.position_axes()
+            ));
+        }
+        if let Some(bits) = self.fraction_bits.iter().find(|&&bits| bits > MOST_FRACTION_BITS) {
+            return wrong(format!("fraction_bits holds {bits}, a position has at most {MOST_FRACTION_BITS}"));
+        }
         if !self.axes.one_ladder()
             && !matches!(self.scaling, Scaling::None | Scaling::Linear { .. } | Scaling::Divisors(_))
         {
@@ -234,7 +298,7 @@ impl Rope {
 // ----------------------------------------------------------------------------------------------------------------- law
 
 impl Rope {
-    /// Radians per position of `pair`, the nearest `f64`.
+    /// Radians per position of `pair` by base, scaling and axes, the nearest `f64`.
     ///
     /// # Panics
     /// If there is no such pair.
@@ -242,15 +306,36 @@ impl Rope {
         self.exact_frequency(pair).hi
     }
 
-    /// Turns per position of `pair` in units of 2^-64, rounded to the nearest: what a kernel multiplies positions by.
+    /// Turns per position, or per unit of it, of `pair` in units of 2^-64, rounded to the nearest: what a kernel multiplies
+    /// positions by.
     ///
     /// The law is evaluated in 106 bits, so that the phase at position `p` is `|p| * 2^-65` turns from the truth at
-    /// most: 7.3e-10 rad at 2^31.
+    /// most: 3.7e-10 rad at 2^31.
     ///
     /// # Panics
     /// If there is no such pair.
     pub fn rate(&self, pair: usize) -> u64 {
-        self.exact_frequency(pair).rate()
+        let axis = self.axes.axis(pair, self.pairs());
+        self.exact_frequency(pair).scaled(self.unit(axis)).rate()
+    }
+
+    /// The rates of each axis of a pair in one set of heads, and the axis.
+    fn rates(&self, set: usize, pair: usize) -> Vec<(usize, u64)> {
+        match &self.angles {
+            Angles::Mixed(mixed) => {
+                let rate = |axis| mixed.rate(axis, set, pair, self.pairs(), self.unit(axis));
+                (0..mixed.axes).map(|axis| (axis, rate(axis))).collect()
+            }
+            _ => vec![(self.axes.axis(pair, self.pairs()), self.rate(pair))],
+        }
+    }
+
+    /// What a kernel multiplies positions by: `[pairs]`, of mixed angles `[axes, heads, pairs]`.
+    pub(crate) fn all_rates(&self) -> Vec<u64> {
+        match &self.angles {
+            Angles::Mixed(mixed) => mixed.rates(self.pairs(), |axis| self.unit(axis)),
+            _ => (0..self.pairs()).map(|pair| self.rate(pair)).collect(),
+        }
     }
 
     fn exact_frequency(&self, pair: usize) -> Double {
@@ -259,19 +344,28 @@ impl Rope {
         self.scaling.frequency(self.base, size, rung, pair)
     }
 
-    /// The angle of `pair` at `position` in radians; exact ones lie within half a turn of zero.
+    /// The angle of `pair` at `position`, in units of the position and the same on every axis, in radians; exact ones lie within
+    /// half a turn of zero. Of mixed angles those of the first heads.
     pub fn angle(&self, position: i64, pair: usize) -> f64 {
-        self.turner(pair)(position)
+        self.turner(0, pair)(&vec![position; self.position_axes()])
     }
 
-    /// [`Rope::angle`] of one pair, its law evaluated once.
-    fn turner(&self, pair: usize) -> impl Fn(i64) -> f64 {
-        let (rate, frequency) =
-            if self.angles.in_f32() { (0, Some(self.compat_frequency(pair))) } else { (self.rate(pair), None) };
-        move |position| match frequency {
+    /// The angle of one pair in one set of heads by the position on each axis, its law evaluated once.
+    fn turner(&self, set: usize, pair: usize) -> impl Fn(&[i64]) -> f64 {
+        let axis = self.axes.axis(pair, self.pairs());
+        let (rates, frequency) = if self.angles.in_f32() {
+            (Vec::new(), Some(self.compat_frequency(pair)))
+        } else {
+            (self.rates(set, pair), None)
+        };
+        move |at| match frequency {
             // Exact modulo one turn; as a signed number it is the turn nearest to zero.
-            None => rate.wrapping_mul(position as u64) as i64 as f64 * (std::f64::consts::TAU / 18446744073709551616.0),
-            Some(frequency) => f64::from(position as f32 * frequency),
+            None => {
+                let phase =
+                    rates.iter().fold(0u64, |sum, &(axis, rate)| sum.wrapping_add(rate.wrapping_mul(at[axis] as u64)));
+                phase as i64 as f64 * (std::f64::consts::TAU / 18446744073709551616.0)
+            }
+            Some(frequency) => f64::from(at[axis] as f32 * frequency),
         }
     }
 
@@ -325,14 +419,15 @@ impl Rope {
         direction: Direction,
     ) -> Result<()> {
         self.check_head(heads.dim)?;
+        self.check_sets("x", heads.heads)?;
         heads.check_written("x", x.len())?;
         let positions = positions.into();
         if heads.is_empty() {
-            return positions.resolve(self.axes.count(), heads.batch, heads.tokens).map(|_| ());
+            return positions.resolve(self.position_axes(), heads.batch, heads.tokens).map(|_| ());
         }
         #[cfg(feature = "cpu")]
         {
-            let positions = positions.resolve(self.axes.count(), heads.batch, heads.tokens)?;
+            let positions = positions.resolve(self.position_axes(), heads.batch, heads.tokens)?;
             super::cpu::rotate(self, x, heads, &positions, direction)
         }
         #[cfg(not(feature = "cpu"))]
@@ -371,6 +466,7 @@ impl Rope {
         direction: Direction,
         (cos, sin): (&[f64], &[f64]),
     ) -> Result<Expected> {
+        self.check_table()?;
         let pairs = self.pairs().max(1);
         if cos.is_empty() || cos.len() % pairs != 0 || cos.len() != sin.len() {
             return Err(Error::Value(format!(
@@ -380,16 +476,30 @@ impl Rope {
             )));
         }
         let last = (cos.len() / pairs - 1) as i64;
-        self.expect_f64(x, heads, positions.into(), direction, |pair, position| {
-            let at = position.clamp(0, last) as usize * pairs + pair;
+        let axes: Vec<_> = (0..self.pairs()).map(|pair| self.axes.axis(pair, self.pairs())).collect();
+        self.expect_f64(x, heads, positions.into(), direction, |_, pair, at| {
+            let at = at[axes[pair]].clamp(0, last) as usize * pairs + pair;
             (sin[at], cos[at])
         })
     }
 
-    /// Sine and cosine by pair and position.
-    fn sin_cos(&self) -> impl Fn(usize, i64) -> (f64, f64) {
-        let turners: Vec<_> = (0..self.pairs()).map(|pair| self.turner(pair)).collect();
-        move |pair, position| turners[pair](position).sin_cos()
+    /// Refuses what has no rows in a table of cosines and sines by whole position.
+    pub(crate) fn check_table(&self) -> Result<()> {
+        let wrong = |text: &str| Err(Error::Value(text.into()));
+        if matches!(self.angles, Angles::Mixed(_)) {
+            return wrong("a table has a row for each position, mixed angles depend on all axes and on the head");
+        }
+        if self.fraction_bits.iter().any(|&bits| bits > 0) {
+            return wrong("a table has rows for whole positions, these have fraction bits");
+        }
+        Ok(())
+    }
+
+    /// Sine and cosine by set of heads, pair and the position on each axis.
+    fn sin_cos(&self) -> impl Fn(usize, usize, &[i64]) -> (f64, f64) {
+        let pairs = self.pairs();
+        let turners: Vec<_> = (0..self.sets() * pairs).map(|i| self.turner(i / pairs, i % pairs)).collect();
+        move |set, pair, at| turners[set * pairs + pair](at).sin_cos()
     }
 
     fn expect_f64<T: Scalar>(
@@ -398,7 +508,7 @@ impl Rope {
         heads: &Heads,
         positions: Positions<&[i64]>,
         direction: Direction,
-        sin_cos: impl Fn(usize, i64) -> (f64, f64),
+        sin_cos: impl Fn(usize, usize, &[i64]) -> (f64, f64),
     ) -> Result<Expected> {
         let mut want: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
         let mut bound = vec![0.0; x.len()];
@@ -419,38 +529,47 @@ impl Rope {
         heads: &Heads,
         positions: Positions<&[i64]>,
         direction: Direction,
-        sin_cos: impl Fn(usize, i64) -> (f64, f64),
+        sin_cos: impl Fn(usize, usize, &[i64]) -> (f64, f64),
         mut put: impl FnMut(&mut [T], [usize; 2], [usize; 2], [f64; 2]),
     ) -> Result<()> {
         self.check_head(heads.dim)?;
+        self.check_sets("x", heads.heads)?;
         heads.check_written("x", x.len())?;
         let row = heads.batch * heads.tokens;
-        let positions = positions.resolve(self.axes.count(), heads.batch, heads.tokens)?;
+        let axes = self.position_axes();
+        let positions = positions.resolve(axes, heads.batch, heads.tokens)?;
         let pairs: Vec<_> = (0..self.pairs())
             .map(|pair| {
                 let (a, b) = self.channels(self.pairing, pair);
                 let (a_out, b_out) = self.channels(self.written(), pair);
-                (self.axes.axis(pair, self.pairs()), [a, b], [a_out, b_out])
+                ([a, b], [a_out, b_out])
             })
             .collect();
         let mut inputs = vec![[0.0; 2]; pairs.len()];
         let mut turns = vec![(0.0, 0.0); pairs.len()];
+        let mut at = vec![0; axes];
+        let sharing = heads.heads / self.sets();
         for batch in 0..if heads.is_empty() { 0 } else { heads.batch } {
             for token in 0..heads.tokens {
-                for (pair, (turn, (axis, _, _))) in turns.iter_mut().zip(&pairs).enumerate() {
-                    let (sin, cos) = sin_cos(pair, positions[axis * row + batch * heads.tokens + token]);
-                    let sin = if direction == Direction::Forward { sin } else { -sin };
-                    *turn = (sin * self.attention_factor, cos * self.attention_factor);
+                for (axis, at) in at.iter_mut().enumerate() {
+                    *at = positions[axis * row + batch * heads.tokens + token];
                 }
                 for head in 0..heads.heads {
+                    if head % sharing == 0 {
+                        for (pair, turn) in turns.iter_mut().enumerate() {
+                            let (sin, cos) = sin_cos(head / sharing, pair, &at);
+                            let sin = if direction == Direction::Forward { sin } else { -sin };
+                            *turn = (sin * self.attention_factor, cos * self.attention_factor);
+                        }
+                    }
                     let place = |channels: [usize; 2]| {
                         channels.map(|channel| heads.index(batch, token, head, self.offset + channel))
                     };
                     // All pairs of a head are read before one is written: they may move.
-                    for (input, &(_, channels, _)) in inputs.iter_mut().zip(&pairs) {
+                    for (input, &(channels, _)) in inputs.iter_mut().zip(&pairs) {
                         *input = place(channels).map(|index| x[index].to_f64());
                     }
-                    for ((&[a, b], &(sin, cos)), &(_, from, to)) in inputs.iter().zip(&turns).zip(&pairs) {
+                    for ((&[a, b], &(sin, cos)), &(from, to)) in inputs.iter().zip(&turns).zip(&pairs) {
                         put(x, place(from), place(to), [a * cos - b * sin, a * sin + b * cos]);
                     }
                 }

@@ -73,8 +73,14 @@ impl XPos {
     pub fn check(&self) -> Result<()> {
         let wrong = |text: String| Err(Error::Value(text));
         self.rope.check()?;
-        if self.rope.axes.count() > 1 {
-            return wrong(format!("the rope has {} axes of position, xPos has one", self.rope.axes.count()));
+        if self.rope.position_axes() > 1 {
+            return wrong(format!("the rope has {} axes of position, xPos has one", self.rope.position_axes()));
+        }
+        if let Some(bits) = self.rope.fraction_bits.iter().find(|&&bits| bits > 0) {
+            return wrong(format!("positions have {bits} fraction bits, xPos's are whole"));
+        }
+        if matches!(self.rope.angles, Angles::Mixed(_)) {
+            return wrong("the rope's angles are mixed, xPos has those of one ladder".into());
         }
         if self.rope.angles != Angles::Exact {
             return wrong("the rope's angles are products in f32, xPos has exact ones alone".into());

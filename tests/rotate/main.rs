@@ -3,6 +3,7 @@
 mod accuracy;
 mod axes;
 mod compat;
+mod mixed;
 mod model;
 mod positions;
 mod rope;

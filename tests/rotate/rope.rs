@@ -157,7 +157,7 @@ fn expected_copy<T: Scalar>(case: &Case, x: &[T], from: &Heads, to: &Heads) -> (
 
 impl Case {
     pub fn in_place(rope: &Rope, q: Heads, k: Option<Heads>, data: &mut Data) -> Self {
-        let positions = (0..rope.axes.count() * q.batch * q.tokens).map(|_| data.position()).collect();
+        let positions = (0..rope.position_axes() * q.batch * q.tokens).map(|_| data.position()).collect();
         let direction = data.pick(&[Direction::Forward, Direction::Inverse]);
         Self { rope: rope.clone(), q, k, out: None, positions, direction, shift: 0 }
     }
@@ -242,7 +242,7 @@ impl Case {
     /// Runs the case by the kernel whose name begins with `kernel`, compares every element with the reference, and every bit
     /// with what accesses of one element give, whose threads make angles of their own.
     #[track_caller]
-    fn check_bits<T: Scalar>(&self, gpu: &Gpu, data: &mut Data, kernel: &str) {
+    pub fn check_bits<T: Scalar>(&self, gpu: &Gpu, data: &mut Data, kernel: &str) {
         let inputs = self.inputs::<T>(data);
         let results = self.run(gpu, &inputs);
         let ran = |wanted: &str| {
@@ -252,7 +252,7 @@ impl Case {
         ran(kernel);
         self.compare(&inputs, &results);
         let one = Self { shift: 1, ..self.clone() }.run(gpu, &inputs);
-        ran("rope_one");
+        ran(if matches!(self.rope.angles, Angles::Mixed(_)) { "rope_mixed_one" } else { "rope_one" });
         for (got, want) in results.iter().zip(&one) {
             assert_eq!(bytemuck::cast_slice::<T, u8>(got), bytemuck::cast_slice::<T, u8>(want), "{self:?}");
         }

@@ -13,7 +13,7 @@ use posenc::embed::{
     Counted, DeviceLookup, DeviceTables, ErrorFlag, Grid, GridPlan, GridSize, Learned, LearnedGradPlan, LearnedPlan,
     Norm, NormGrad, Resample, ResamplePlan, Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens,
 };
-use posenc::rotate::{OutOfRange, Rotation, Table, TableValues, XPos};
+use posenc::rotate::{Angles, Mixed, OutOfRange, RopeGrad, RopeGradPlan, Rotation, Table, TableValues, XPos};
 use posenc::{
     Alibi, BiasPlan, Direction, Gpu, Heads, Id, Logits, Places, Positions, Rope, RopePlan, Softmax, SoftmaxPlan, T5Bias,
 };
@@ -101,6 +101,31 @@ fn rotate(v: &mut Visitor<'_>) {
     });
     let plan = RopePlan::<bf16>::xpos(v.gpu, &XPos::new(Rope::new(128, 10_000.0))).expect("a plan");
     run!(v, "xPos", q_x, { plan.rotate(q.of_mut(&mut q_x), k.of_mut(&mut k_x), Positions::counted()) });
+    mixed(v);
+}
+
+fn mixed(v: &mut Visitor<'_>) {
+    let frequencies = Data::new(1).values::<f32>(2 * 4 * 16);
+    let learned = v.upload(&frequencies);
+    let zeros = Mixed { axes: 2, heads: 4, frequencies: vec![0.0; 2 * 4 * 16] };
+    let rope = Rope { angles: Angles::Mixed(zeros), fraction_bits: vec![3, 0], ..Rope::new(32, 1.0) };
+    let mut plan = RopePlan::<bf16>::new(v.gpu, &rope).expect("a plan");
+    // More than one chunk of tokens.
+    let (q, k) = (Heads::thd(70, 8, 32), Heads::thd(70, 4, 32));
+    let (mut q_x, mut k_x) = (v.data(70 * 8 * 32), v.data(70 * 4 * 32));
+    let ids = v.upload(&(0..140).map(|i| i % 9).collect::<Vec<i32>>());
+    v.visit.call("learned frequencies", &mut || plan.set_frequencies(&learned, None));
+    run!(v, "mixed rope", q_x, { plan.rotate(q.of_mut(&mut q_x), k.of_mut(&mut k_x), Positions::ids(&ids)) });
+    let plan = RopeGradPlan::<bf16>::new(v.gpu, &rope).expect("a plan");
+    let grad = v.data(70 * 8 * 32);
+    let (mut frequency, mut position) = (v.zeros::<f32>(2 * 4 * 16), v.zeros::<f32>(140));
+    run!(v, "the gradient of frequencies", frequency, {
+        let (q, k) = (RopeGrad { x: q.of(&q_x), grad: q.of(&grad) }, RopeGrad { x: k.of(&k_x), grad: k.of(&grad) });
+        plan.frequencies(q, Some(k), Positions::ids(&ids), &mut frequency)
+    });
+    run!(v, "the gradient of positions", position, {
+        plan.positions(RopeGrad { x: q.of(&q_x), grad: q.of(&grad) }, None, Some(&learned), &mut position)
+    });
 }
 
 const DIM: usize = 64;

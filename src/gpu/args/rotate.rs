@@ -98,5 +98,74 @@ args! {
         out_of_range: OutOfRange,
         /// 1: `rates` holds frequencies
         compat: u32,
+        /// mixed angles: axes, and sets of frequencies on each
+        axis_count: u32,
+        sets: u32,
+        /// heads of queries that share a set, and of keys
+        q_sharing: u32,
+        k_sharing: u32,
+    }
+
+    /// `rotate/rope_mixed`, of `mixed_rates`.
+    MixedRatesArgs {
+        /// f32, radians per position
+        frequencies: In,
+        /// fraction bits of each axis; null: none
+        bits: In,
+        /// turns per unit of the position in units of 2^-64
+        rates: Out,
+        /// set to 1 if a frequency is too large or not finite; null: no report
+        flag: Out,
+        /// frequencies of all axes, and of one
+        count: u32,
+        axis_size: u32,
+    }
+
+    /// A tensor and its gradient, both before the rotation or both after it. A part of other arguments.
+    TensorGradArgs {
+        /// elements
+        x: In,
+        /// their gradient
+        grad: In,
+        /// elements from one batch, token and head to the next in `x`
+        x_strides: [i64; 3],
+        /// the same of `grad`
+        grad_strides: [i64; 3],
+        /// heads, and how many share a set of frequencies
+        heads: u32,
+        sharing: u32,
+    }
+
+    /// `rotate/rope_grad`.
+    RopeGradArgs {
+        /// queries
+        q: TensorGradArgs,
+        /// keys; without heads there are none
+        k: TensorGradArgs,
+        /// token positions
+        at: PositionArgs,
+        /// f32 `[axes, sets, pairs]`, radians per unit: for the gradient of positions
+        frequencies: In,
+        /// f32 `[chunks, axes, sets, pairs]` partial sums
+        parts: Out,
+        /// f32 `[axes, sets, pairs]`, or `[axes, batch, tokens]`
+        out: Out,
+        /// of each axis: what a unit of positions is, f32
+        units: In,
+        /// tokens of each sequence, sequences, and their product
+        tokens: u32,
+        batch: u32,
+        rows: u32,
+        /// pairs of a head, sets and axes
+        pairs: u32,
+        sets: u32,
+        axis_count: u32,
+        /// rows of a chunk, and chunks
+        chunk: u32,
+        chunks: u32,
+        /// first rotated channel
+        offset: u32,
+        /// 1: pairs lie side by side
+        interleaved: u32,
     }
 }

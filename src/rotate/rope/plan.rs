@@ -3,11 +3,12 @@
 use bytemuck::Zeroable;
 
 use super::{Angles, Direction, Rope};
-use crate::gpu::args::RopeArgs;
+use crate::gpu::args::{In, MixedRatesArgs, RopeArgs};
 use crate::gpu::kernel::{
-    Entry, ROPE, ROPE_BLOCKS, ROPE_COMPAT, ROPE_ONE, ROPE_SHARED_HALF, ROPE_SHARED_INTERLEAVED, ROPE_TABLE, ROPE_XPOS,
+    Entry, MIXED_RATES, ROPE, ROPE_BLOCKS, ROPE_COMPAT, ROPE_MIXED, ROPE_ONE, ROPE_SHARED_HALF,
+    ROPE_SHARED_INTERLEAVED, ROPE_TABLE, ROPE_XPOS,
 };
-use crate::gpu::{Call, Gpu, Kernel, Launch, Update, Updated, Uploaded, ViewMut, on_stream, widest};
+use crate::gpu::{Call, Gpu, Kernel, Launch, Read, Update, Updated, Uploaded, ViewMut, Write, on_stream, widest};
 use crate::pairing::Runs;
 use crate::position::{Ids, Positions};
 use crate::rotate::table::Table;
@@ -176,6 +177,9 @@ impl Rope {
         let heads = cut.q.heads + cut.k.map_or(0, |k| k.heads);
         let walks = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128];
         let per_thread = walks.into_iter().filter(|&walks| walks <= heads).map(|walks| heads.div_ceil(walks));
+        // Angles are made anew for each set of heads.
+        let most = cut.q.heads.min(cut.k.map_or(usize::MAX, |k| k.heads.max(1))) / self.sets();
+        let per_thread = per_thread.filter(|&per_thread| self.sets() == 1 || per_thread <= most);
         let walking = per_thread.map(|per_thread| Layout::walking(cut, pairs, per_thread));
         let walking = cheapest(&mut walking.chain([spread]));
         let found = best.into_iter().chain(walking).min_by_key(|(cost, _)| *cost);
@@ -307,6 +311,7 @@ pub struct RopePlan<T> {
     xpos: Option<XPosTable>,
     own: Kernels,
     by_table: Kernels,
+    mixed: Option<MixedTable>,
     element: std::marker::PhantomData<T>,
 }
 
@@ -380,6 +385,11 @@ impl<T: Scalar> RopePlan<T> {
                 }
                 (Rates::Exact(gpu.upload(&rates)?), own)
             }
+            Angles::Mixed(_) => {
+                let [wide, one] = load::<T, 2>(gpu, ROPE_MIXED)?;
+                let own = Kernels { sharing: None, wide, mid: None, one };
+                (Rates::Exact(gpu.upload(&rope.all_rates())?), own)
+            }
             Angles::HfCompat | Angles::Given(_) => {
                 let rates: Vec<f32> = pairs.map(|pair| rope.compat_frequency(pair)).collect();
                 (Rates::Compat(gpu.upload(&rates)?), single(load::<T, 1>(gpu, ROPE_COMPAT)?))
@@ -391,6 +401,7 @@ impl<T: Scalar> RopePlan<T> {
             rates,
             axes: rope.axes.table(rope.pairs()).map(|table| gpu.upload(&table)).transpose()?,
             xpos: None,
+            mixed: matches!(rope.angles, Angles::Mixed(_)).then(|| MixedTable::new::<T>(gpu, rope)).transpose()?,
             own,
             by_table: double(load::<T, 2>(gpu, ROPE_TABLE)?),
             element: std::marker::PhantomData,
@@ -489,6 +500,9 @@ impl<T: Scalar> RopePlan<T> {
         rotation: impl Into<Rotation<'a, T>>,
     ) -> Result<()> {
         let (q, k, rotation) = (q.into(), k.into(), rotation.into());
+        if rotation.table.is_some() {
+            self.rope.check_table()?;
+        }
         let side = match (&self.xpos, rotation.xpos) {
             (None, Some(side)) => {
                 return Err(Error::Value(format!(
@@ -504,6 +518,7 @@ impl<T: Scalar> RopePlan<T> {
         let shape = *q.shape();
         self.check_moves(matches!(q, Update::InPlace(_)))?;
         self.rope.check_fits(shape.dim)?;
+        self.rope.check_sets(names[0], shape.heads)?;
         match &k {
             Keys::None => {}
             Keys::Apart(_) | Keys::Beside(_) if side == Side::Key => {
@@ -512,12 +527,14 @@ impl<T: Scalar> RopePlan<T> {
             Keys::Apart(k) => {
                 self.check_moves(matches!(k, Update::InPlace(_)))?;
                 check_pair(&shape, k.shape())?;
+                self.rope.check_sets("k", k.shape().heads)?;
             }
             Keys::Beside(k) => {
                 if matches!(q, Update::Copy(..)) {
                     return Err(Error::Value("k lies in the buffer of q, which then is rotated in place".into()));
                 }
                 check_pair(&shape, k)?;
+                self.rope.check_sets("k", k.heads)?;
             }
         }
 
@@ -561,7 +578,7 @@ impl<T: Scalar> RopePlan<T> {
         }
         args.q_copied = u32::from(!q.in_place);
         args.k_copied = u32::from(k.as_ref().is_some_and(|k| !k.in_place));
-        args.at = rotation.positions.hold(&mut call, self.rope.axes.count(), shape.batch, shape.tokens)?;
+        args.at = rotation.positions.hold(&mut call, self.rope.position_axes(), shape.batch, shape.tokens)?;
         args.sign = if rotation.direction == Direction::Forward { 1.0 } else { -1.0 };
         if let Some(axes) = &self.axes {
             args.axes = call.table("axes", axes)?;
@@ -574,10 +591,62 @@ impl<T: Scalar> RopePlan<T> {
                 args.compat = 1;
             }
         }
+        if self.mixed.is_some() {
+            // Heads count up to 2^31 in all, see `launch`.
+            args.axis_count = self.rope.position_axes() as u32;
+            args.sets = self.rope.sets() as u32;
+            args.q_sharing = args.q_heads / args.sets;
+            args.k_sharing = args.k_heads / args.sets;
+        }
         if let Some(xpos) = &self.xpos {
             xpos.hold(&mut call, side, args)?;
         }
         call.launch(kernel, &launch)
+    }
+
+    /// Makes the plan's angles of learned frequencies, in one kernel. Graphs of this plan see them, its clones do not.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `frequencies` | f32 `[axes, heads, pairs]` | in radians per position, below 2^40 in magnitude |
+    /// | `flag` | 1 | set to 1 by a frequency that is not; its pair then is not turned on that axis |
+    ///
+    /// # Accuracy
+    /// A rate is within 2^-64 turns per unit of the position of the f32 that is given.
+    ///
+    /// # Errors
+    /// If the plan's angles are not [`Mixed`](crate::rotate::Mixed), or the buffer is too short or belongs to another context.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use posenc::rotate::{Angles, Mixed};
+    /// use posenc::{Gpu, Rope, RopePlan};
+    ///
+    /// let gpu = Gpu::open(0)?;
+    /// let mixed = Mixed { axes: 2, heads: 12, frequencies: vec![0.0; 2 * 12 * 32] };
+    /// let rope = Rope { angles: Angles::Mixed(mixed), ..Rope::new(64, 10_000.0) };
+    /// let mut plan = RopePlan::<half::bf16>::new(&gpu, &rope)?;
+    /// let learned = gpu.stream().alloc_zeros::<f32>(2 * 12 * 32)?;
+    /// plan.set_frequencies(&learned, None)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_frequencies<'a>(&'a mut self, frequencies: Read<'a, f32>, flag: Option<Write<'a, u32>>) -> Result<()> {
+        let (Some(mixed), Rates::Exact(rates)) = (&self.mixed, &mut self.rates) else {
+            return Err(Error::Value("the plan's angles are not mixed, it has no learned frequencies".into()));
+        };
+        let need = rates.len();
+        let mut call = self.gpu.call();
+        // A rotary part, axes and heads of a spec that fits into memory.
+        let args = MixedRatesArgs {
+            frequencies: call.read("frequencies", frequencies, need)?,
+            bits: mixed.bits.as_ref().map_or(Ok(In::NULL), |bits| call.table("bits", bits))?,
+            rates: call.table_mut("rates", rates)?,
+            flag: call.write_some("flag", flag, 1)?,
+            count: u32::try_from(need).map_err(|_| Error::Overflow(format!("{need} frequencies")))?,
+            axis_size: (need / self.rope.position_axes()) as u32,
+            ..MixedRatesArgs::zeroed()
+        };
+        call.launch(&mixed.kernel, &Launch::new([args.count.div_ceil(256), 1, 1], [256, 1, 1], args))
     }
 
     /// Refuses pairs that move in place: one thread's store would fall on another thread's load.
@@ -595,13 +664,29 @@ impl<T: Scalar> RopePlan<T> {
 }
 
 /// Refuses keys that do not go with the queries.
-fn check_pair(q: &Heads, k: &Heads) -> Result<()> {
+pub(in crate::rotate) fn check_pair(q: &Heads, k: &Heads) -> Result<()> {
     let differ = |what: &str, q: usize, k: usize| {
         if q == k { Ok(()) } else { Err(Error::Value(format!("q has {q} {what} and k {k}, they must be equal"))) }
     };
     differ("sequences", q.batch, k.batch)?;
     differ("tokens", q.tokens, k.tokens)?;
     differ("channels", q.dim, k.dim)
+}
+
+/// What makes the rates of learned frequencies.
+#[derive(Clone, Debug)]
+struct MixedTable {
+    kernel: Kernel<MixedRatesArgs>,
+    /// fraction bits of each axis
+    bits: Option<Uploaded<u32>>,
+}
+
+impl MixedTable {
+    fn new<T: Scalar>(gpu: &Gpu, rope: &Rope) -> Result<Self> {
+        let [kernel] = gpu.load::<T, _, 1>(MIXED_RATES)?;
+        let bits = &rope.fraction_bits;
+        Ok(Self { kernel, bits: (!bits.is_empty()).then(|| gpu.upload(bits)).transpose()? })
+    }
 }
 
 /// The exponents of a spec on the device.

@@ -1,0 +1,125 @@
+// RoPE whose pairs turn by a sum over axes, with frequencies of their own for each set of heads:
+//     angle = sum over axes of position[axis] * frequency[axis, set, pair]
+// Rotation, tensors and arguments: rope.cuh.
+//
+// rates      [axes, sets, pairs] turns per position in units of 2^-64; a phase is a wrapping sum of wrapping products
+//
+// One thread owns W pairs of one token and walks `heads_per_thread` heads. It asks for a head's elements before it makes
+// the angles, which it makes anew for every set.
+//
+// Bytes: every rotated element is read once and written once; in place nothing else is touched, out of place the other
+// channels are copied. Rates are 8 bytes a pair, axis and set, an id up to 8 bytes a token and axis, from a cache after
+// their first use.
+#include "rotate/rope.cuh"
+
+template <int W>
+__device__ void mixed_angles(const RopeArgs& args, const Position& position, unsigned set, unsigned pair,
+                             float (&sin)[W], float (&cos)[W]) {
+    unsigned long long phase[W] = {};
+    const unsigned long long* rates = static_cast<const unsigned long long*>(args.rates);
+    rates += static_cast<long long>(set) * args.pairs + pair;
+#pragma unroll 1
+    for (unsigned axis = 0; axis < args.axis_count; ++axis) {
+        unsigned long long at = position.on(args.at, axis);
+        if constexpr (W < 4) {
+#pragma unroll
+            for (int i = 0; i < W; ++i) phase[i] += at * rates[nth<W>(args, i)];
+        } else {
+            // 16 bytes at a time: a run begins at a multiple of two.
+#pragma unroll
+            for (int i = 0; i < W; i += 2) {
+                ulonglong2 two = *reinterpret_cast<const ulonglong2*>(rates + nth<W>(args, i));
+                phase[i] += at * two.x;
+                phase[i + 1] += at * two.y;
+            }
+        }
+        rates += static_cast<long long>(args.sets) * args.pairs;
+    }
+#pragma unroll
+    for (int i = 0; i < W; ++i) {
+        sincos_phase(phase[i], sin[i], cos[i]);
+        cos[i] *= args.factor;
+        sin[i] *= args.factor * args.sign;
+    }
+}
+
+template <int W> __device__ void rope_mixed(const RopeArgs& args) {
+    unsigned token = blockIdx.x * blockDim.y + threadIdx.y;
+    unsigned heads = args.q_heads + args.k_heads;
+    unsigned first = (blockIdx.y * blockDim.z + threadIdx.z) * args.heads_per_thread;
+    if (token >= args.tokens || first >= heads) return;
+    unsigned last = min(first + args.heads_per_thread, heads);
+    // Rates may have been written by the kernel before.
+    wait_for_predecessor();
+
+    for (unsigned batch = blockIdx.z; batch < args.batch; batch += gridDim.z) {
+        Position position(args.at, batch, token);
+        for (unsigned pair = threadIdx.x * args.run; pair < args.runs; pair += blockDim.x * args.run) {
+            float sin[W], cos[W];
+            Sides<W> from = Sides<W>::template of<false>(args, pair, args.interleaved, args.x_second);
+            Sides<W> to = Sides<W>::template of<false>(args, pair, args.interleaved_out, args.y_second);
+#pragma unroll 1
+            for (int keys = 0; keys < 2; ++keys) {
+                Walk walk(args, keys, batch, token, first, last);
+                unsigned sharing = keys ? args.k_sharing : args.q_sharing;
+                unsigned head = keys ? max(first, args.q_heads) - args.q_heads : first;
+                unsigned set = walk.count ? head / sharing : 0, left = 0;
+                if (walk.count) left = (set + 1) * sharing - head;
+                bool made = false;
+#pragma unroll 1
+                for (; walk.count; walk.next()) {
+                    Pack<W> a_pack = Pack<W>::load(walk.x + from.a);
+                    Pack<W> b_pack = Pack<W>::load(walk.x + from.b);
+                    if (!made) mixed_angles<W>(args, position, set, pair, sin, cos);
+                    made = --left;
+                    if (!made) ++set, left = sharing;
+                    if (args.interleaved) split(a_pack, b_pack);
+                    float a[W], b[W], a_out[W], b_out[W];
+                    unpack(a_pack, a);
+                    unpack(b_pack, b);
+#pragma unroll
+                    for (int i = 0; i < W; ++i) {
+                        a_out[i] = fmaf(a[i], cos[i], -(b[i] * sin[i]));
+                        b_out[i] = fmaf(a[i], sin[i], b[i] * cos[i]);
+                    }
+                    a_pack = pack(a_out);
+                    b_pack = pack(b_out);
+                    if (args.interleaved_out) merge(a_pack, b_pack);
+                    a_pack.store(walk.y + to.a);
+                    b_pack.store(walk.y + to.b);
+                }
+            }
+        }
+        copy_beside<W>(args, batch, token, first, last);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(rope_mixed_wide) { rope_mixed<WIDE>(args); }
+extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(rope_mixed_one) { rope_mixed<1>(args); }
+
+// Rates of frequencies in f32: frequency / 2 pi * 2^(64 - bits) modulo 2^64, within a unit. One thread makes one.
+//
+// frequencies  [axes, sets, pairs]
+// bits         [axes] fraction bits of positions, or null
+// flag         set to 1 by a frequency that is not below 2^40 in magnitude, whose rate is 0
+extern "C" __global__ void __launch_bounds__(256) KERNEL(mixed_rates) {
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= args.count) return;
+    wait_for_predecessor();
+    float frequency = static_cast<const float*>(args.frequencies)[i];
+    double f = fabsf(frequency);
+    if (!(f < 0x1p40)) {
+        f = 0.0;
+        if (args.flag) atomicOr(static_cast<unsigned*>(args.flag), 1u);
+    }
+    if (args.bits) {
+        unsigned bits = static_cast<const unsigned*>(args.bits)[i / args.axis_size];
+        f *= __longlong_as_double(static_cast<long long>(1023 - bits) << 52);
+    }
+    // By 1 / (2 pi) in 106 bits.
+    double turns = f * 0x1.45f306dc9c883p-3;
+    double rest = fma(f, 0x1.45f306dc9c883p-3, -turns) + f * -0x1.6b01ec5417056p-57;
+    double scaled = (turns - floor(turns)) * 0x1p64, whole = floor(scaled);
+    unsigned long long rate = __double2ull_rz(whole) + __double2ll_rn((scaled - whole) + rest * 0x1p64);
+    static_cast<unsigned long long*>(args.rates)[i] = frequency < 0.0f ? 0 - rate : rate;
+}
