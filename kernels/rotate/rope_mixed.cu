@@ -96,30 +96,3 @@ template <int W> __device__ void rope_mixed(const RopeArgs& args) {
 
 extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(rope_mixed_wide) { rope_mixed<WIDE>(args); }
 extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(rope_mixed_one) { rope_mixed<1>(args); }
-
-// Rates of frequencies in f32: frequency / 2 pi * 2^(64 - bits) modulo 2^64, within a unit. One thread makes one.
-//
-// frequencies  [axes, sets, pairs]
-// bits         [axes] fraction bits of positions, or null
-// flag         set to 1 by a frequency that is not below 2^40 in magnitude, whose rate is 0
-extern "C" __global__ void __launch_bounds__(256) KERNEL(mixed_rates) {
-    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= args.count) return;
-    wait_for_predecessor();
-    float frequency = static_cast<const float*>(args.frequencies)[i];
-    double f = fabsf(frequency);
-    if (!(f < 0x1p40)) {
-        f = 0.0;
-        if (args.flag) atomicOr(static_cast<unsigned*>(args.flag), 1u);
-    }
-    if (args.bits) {
-        unsigned bits = static_cast<const unsigned*>(args.bits)[i / args.axis_size];
-        f *= __longlong_as_double(static_cast<long long>(1023 - bits) << 52);
-    }
-    // By 1 / (2 pi) in 106 bits.
-    double turns = f * 0x1.45f306dc9c883p-3;
-    double rest = fma(f, 0x1.45f306dc9c883p-3, -turns) + f * -0x1.6b01ec5417056p-57;
-    double scaled = (turns - floor(turns)) * 0x1p64, whole = floor(scaled);
-    unsigned long long rate = __double2ull_rz(whole) + __double2ll_rn((scaled - whole) + rest * 0x1p64);
-    static_cast<unsigned long long*>(args.rates)[i] = frequency < 0.0f ? 0 - rate : rate;
-}

@@ -7,10 +7,10 @@ use std::marker::PhantomData;
 
 use super::args::{
     ApplyTermsArgs, Args, DistanceGradArgs, FieldLayout, FireGradArgs, GateGradArgs, GateSumsArgs, GridArgs,
-    LearnedArgs, MaskedArgs, MixedRatesArgs, ProductsArgs, RelativeTableGradArgs, RelativeValuesArgs, ResampleArgs,
-    RopeArgs, RopeGradArgs, SinkGradArgs, SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs,
-    SoftmaxTermsArgs, Swin2Args, Swin2GradArgs, TableGradArgs, TermGradArgs, TimestepArgs, ToeplitzArgs,
-    ToeplitzRowArgs,
+    LearnedArgs, MaskedArgs, MixedRatesArgs, PositionUnitsArgs, ProductsArgs, RelativeTableGradArgs,
+    RelativeValuesArgs, ResampleArgs, RopeArgs, RopeGradArgs, SinkGradArgs, SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs,
+    SoftmaxGradTermsArgs, SoftmaxTermsArgs, Swin2Args, Swin2GradArgs, TableGradArgs, TermGradArgs, TimestepArgs,
+    ToeplitzArgs, ToeplitzRowArgs,
 };
 
 /// An entry of a kernel file, which takes one `A`.
@@ -87,7 +87,8 @@ entries! {
     ROPE_ONE: RopeArgs = "rotate/rope_sources" ["rope_one"];
     /// 16-byte accesses, and of one element: sums over axes, frequencies of sets of heads.
     ROPE_MIXED: RopeArgs = "rotate/rope_mixed" ["rope_mixed_wide", "rope_mixed_one"];
-    MIXED_RATES: MixedRatesArgs = "rotate/rope_mixed" ["mixed_rates"];
+    MIXED_RATES: MixedRatesArgs = "rotate/fixed" ["mixed_rates"];
+    POSITION_UNITS: PositionUnitsArgs = "rotate/fixed" ["position_units"];
     /// Of frequencies: partial sums by 16-byte accesses and by single elements, and their sum.
     FREQUENCY_GRAD: RopeGradArgs = "rotate/rope_grad"
         ["frequency_grad_wide", "frequency_grad_one", "frequency_grad_sum"];

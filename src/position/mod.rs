@@ -1,8 +1,12 @@
 //! Token positions: those of one call, those of queries and keys, and integer maps that make them.
 
+#[cfg(feature = "cuda")]
+mod fixed;
 mod maps;
 mod places;
 
+#[cfg(feature = "cuda")]
+pub use fixed::{FixedPlan, Reals};
 pub use maps::*;
 pub(crate) use places::LIMIT;
 pub use places::{Packed, Place, Places};

@@ -55,7 +55,7 @@ pub struct Mixed {
     pub frequencies: Vec<f64>,
 }
 
-/// Frequencies in turns are exact below it; `mixed_rates` of `kernels/rotate/rope_mixed.cu` has the same limit.
+/// Frequencies in turns are exact below it; `mixed_rates` of `kernels/rotate/fixed.cu` has the same limit.
 const MOST_FREQUENCY: f64 = (1u64 << 40) as f64;
 
 impl Mixed {

@@ -4,7 +4,7 @@ use astro_float::{BigFloat, Consts, RoundingMode};
 use cudarc::driver::CudaSlice;
 use half::{bf16, f16};
 use posenc::accuracy::assert_close;
-use posenc::position::fixed;
+use posenc::position::{FixedPlan, fixed};
 use posenc::rotate::{Angles, Axes, Mixed, OutOfRange, RopeGrad, RopeGradPlan, Rotation, Table, TableValues, XPos};
 use posenc::{Direction, Gpu, Heads, Ids, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
 use serde_json::Value;
@@ -134,6 +134,47 @@ fn positions_are_rounded_to_units_or_refused() {
     assert_eq!(error(f64::NAN, 3), "position 1 is NaN, with 3 fraction bits it must lie within 2^60");
     assert_eq!(error(f64::INFINITY, 0), "position 1 is inf, with 0 fraction bits it must lie within 2^63");
     assert_eq!(error(0.0, 63), "positions have 63 fraction bits, at most 62 are possible");
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn real_positions_on_the_device_are_those_of_the_host() {
+    let gpu = gpu();
+    let plan = FixedPlan::new(&gpu).unwrap();
+    let mut values: Vec<f64> = vec![0.0, -0.0, 0.5, 1.5, 2.5, -2.5, 1e-9, 1.0 / 24.0, -86_400.0, 3.0e9];
+    values.extend((1..300).map(|i| f64::from(i) * 0.37 - 40.0));
+    let mut flag = gpu.stream().alloc_zeros::<u32>(1).unwrap();
+    let n = values.len();
+    for bits in [0, 1, 13, 31] {
+        let mut out = gpu.stream().alloc_zeros::<i64>(n).unwrap();
+        let reals = gpu.stream().clone_htod(&values).unwrap();
+        plan.write(&reals, bits, &mut out, Some(&mut flag)).unwrap();
+        assert_eq!(gpu.stream().clone_dtoh(&out).unwrap(), fixed(&values, bits).unwrap(), "{bits} bits");
+        let narrow: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+        let reals = gpu.stream().clone_htod(&narrow).unwrap();
+        plan.write(&reals, bits, &mut out, Some(&mut flag)).unwrap();
+        assert_eq!(gpu.stream().clone_dtoh(&out).unwrap(), fixed(&narrow, bits).unwrap(), "{bits} bits");
+    }
+    assert_eq!(gpu.stream().clone_dtoh(&flag).unwrap(), [0]);
+    let mut out = gpu.stream().alloc_zeros::<i64>(2).unwrap();
+    // The first that does not fit, and the last that does.
+    for (value, bits, units, flagged) in [
+        (2f64.powi(31), 32, 0, 1),
+        (-(2f64.powi(31)), 32, i64::MIN, 0),
+        (f64::NAN, 3, 0, 1),
+        (f64::NEG_INFINITY, 0, 0, 1),
+    ] {
+        let mut flag = gpu.stream().alloc_zeros::<u32>(1).unwrap();
+        let reals = gpu.stream().clone_htod(&[1.0, value]).unwrap();
+        plan.write(&reals, bits, &mut out, Some(&mut flag)).unwrap();
+        assert_eq!(gpu.stream().clone_dtoh(&out).unwrap(), [1 << bits, units], "{value}");
+        assert_eq!(gpu.stream().clone_dtoh(&flag).unwrap(), [flagged], "{value}");
+        plan.write(&reals, bits, &mut out, None).unwrap();
+    }
+    let reals = gpu.stream().clone_htod(&[0.0f32; 3]).unwrap();
+    let error = |bits: u32, out: &mut CudaSlice<i64>| plan.write(&reals, bits, out, None).unwrap_err().to_string();
+    assert_eq!(error(63, &mut out), "positions have 63 fraction bits, at most 62 are possible");
+    assert_eq!(error(3, &mut out), "out holds 2 elements, the shape needs 3");
 }
 
 // ---------------------------------------------------------------------------------------------------------------- laws

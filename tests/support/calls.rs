@@ -13,6 +13,7 @@ use posenc::embed::{
     Counted, DeviceLookup, DeviceTables, ErrorFlag, Grid, GridPlan, GridSize, Learned, LearnedGradPlan, LearnedPlan,
     Norm, NormGrad, Resample, ResamplePlan, Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens,
 };
+use posenc::position::FixedPlan;
 use posenc::rotate::{Angles, Mixed, OutOfRange, RopeGrad, RopeGradPlan, Rotation, Table, TableValues, XPos};
 use posenc::{
     Alibi, BiasPlan, Direction, Gpu, Heads, Id, Logits, Places, Positions, Rope, RopePlan, Softmax, SoftmaxPlan, T5Bias,
@@ -116,6 +117,9 @@ fn mixed(v: &mut Visitor<'_>) {
     let ids = v.upload(&(0..140).map(|i| i % 9).collect::<Vec<i32>>());
     v.visit.call("learned frequencies", &mut || plan.set_frequencies(&learned, None));
     run!(v, "mixed rope", q_x, { plan.rotate(q.of_mut(&mut q_x), k.of_mut(&mut k_x), Positions::ids(&ids)) });
+    let (seconds, mut units) = (v.upload(&[0.0f32, 0.04, 1e3]), v.zeros::<i64>(3));
+    let fixed = FixedPlan::new(v.gpu).expect("a plan");
+    run!(v, "units of positions", units, fixed.write(&seconds, 13, &mut units, None));
     let plan = RopeGradPlan::<bf16>::new(v.gpu, &rope).expect("a plan");
     let grad = v.data(70 * 8 * 32);
     let (mut frequency, mut position) = (v.zeros::<f32>(2 * 4 * 16), v.zeros::<f32>(140));

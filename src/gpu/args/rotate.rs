@@ -106,7 +106,7 @@ args! {
         k_sharing: u32,
     }
 
-    /// `rotate/rope_mixed`, of `mixed_rates`.
+    /// `rotate/fixed`, of frequencies.
     MixedRatesArgs {
         /// f32, radians per position
         frequencies: In,
@@ -119,6 +119,22 @@ args! {
         /// frequencies of all axes, and of one
         count: u32,
         axis_size: u32,
+    }
+
+    /// `rotate/fixed`, of positions.
+    PositionUnitsArgs {
+        /// f32 or f64
+        positions: In,
+        /// i64, in units of `2^-bits`
+        units: Out,
+        /// set to 1 if a position does not fit; null: no report
+        flag: Out,
+        /// positions
+        count: u32,
+        /// fraction bits
+        bits: u32,
+        /// 1: positions are f64
+        is_f64: u32,
     }
 
     /// A tensor and its gradient, both before the rotation or both after it. A part of other arguments.
