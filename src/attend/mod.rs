@@ -4,6 +4,7 @@
 #[cfg(feature = "cpu")]
 mod cpu;
 mod inputs;
+mod merge;
 mod relative_values;
 mod softmax;
 mod softmax_grad;
@@ -13,6 +14,9 @@ mod work;
 pub use inputs::{Attended, HostInputs, Inputs};
 #[cfg(feature = "cuda")]
 pub use inputs::{DeviceBias, DeviceInputs};
+pub use merge::{ExpectedMerge, ExpectedMergeGrad, State, merge_expect, merge_grad_expect, merge_states};
+#[cfg(feature = "cuda")]
+pub use merge::{MergeGrad, MergePlan};
 #[cfg(feature = "cuda")]
 pub use relative_values::{RelativeTableGradPlan, RelativeValuesPlan};
 pub use relative_values::{RelativeValues, RelativeValuesGrad};

@@ -7,10 +7,10 @@ use std::marker::PhantomData;
 
 use super::args::{
     ApplyTermsArgs, Args, DistanceGradArgs, FieldLayout, FireGradArgs, GateGradArgs, GateSumsArgs, GridArgs,
-    LearnedArgs, MaskedArgs, MixedRatesArgs, PositionUnitsArgs, ProductsArgs, RelativeTableGradArgs,
-    RelativeValuesArgs, ResampleArgs, RopeArgs, RopeGradArgs, SinkGradArgs, SinusoidArgs, SoftmaxArgs, SoftmaxGradArgs,
-    SoftmaxGradTermsArgs, SoftmaxTermsArgs, Swin2Args, Swin2GradArgs, TableGradArgs, TermGradArgs, TimestepArgs,
-    ToeplitzArgs, ToeplitzRowArgs,
+    LearnedArgs, MaskedArgs, MergeArgs, MergeGradArgs, MixedRatesArgs, PositionUnitsArgs, ProductsArgs,
+    RelativeTableGradArgs, RelativeValuesArgs, ResampleArgs, RopeArgs, RopeGradArgs, SinkGradArgs, SinusoidArgs,
+    SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxTermsArgs, Swin2Args, Swin2GradArgs, TableGradArgs,
+    TermGradArgs, TimestepArgs, ToeplitzArgs, ToeplitzRowArgs,
 };
 
 /// An entry of a kernel file, which takes one `A`.
@@ -132,6 +132,9 @@ entries! {
     /// Values, and the gradient of the probabilities.
     RELATIVE_VALUES: RelativeValuesArgs = "attend/relative_values" ["relative_values", "relative_values_grad"];
     RELATIVE_TABLE_GRAD: RelativeTableGradArgs = "attend/relative_table_grad" ["relative_table_grad"];
+    /// Attention outputs put together: 16-byte accesses, single elements.
+    MERGE: MergeArgs = "attend/merge" ["merge_wide", "merge_one"];
+    MERGE_GRAD: MergeGradArgs = "attend/merge" ["merge_grad_wide", "merge_grad_one"];
     SINK_GRAD: SinkGradArgs = "attend/softmax_grad" ["sink_grad"];
 }
 

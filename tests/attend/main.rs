@@ -6,6 +6,7 @@ mod biases;
 mod cases;
 mod forget;
 mod libraries;
+mod merge;
 mod overlap;
 mod relative_values;
 mod scales;

@@ -2,7 +2,8 @@
 
 use half::bf16;
 use posenc::attend::{
-    DeviceBias, DeviceInputs, GradOptions, RelativeTableGradPlan, RelativeValues, RelativeValuesPlan,
+    DeviceBias, DeviceInputs, GradOptions, MergeGrad, MergePlan, RelativeTableGradPlan, RelativeValues,
+    RelativeValuesPlan, State,
 };
 use posenc::bias::{
     BiasInputs, DeviceSwin2Weights, DeviceTermInputs, DistanceGradPlan, Distances, Fire, FireGradPlan, GateSums,
@@ -76,6 +77,30 @@ pub fn every_operation(gpu: &Gpu, visit: &mut dyn Visit) {
     gates(&mut visitor);
     attend(&mut visitor);
     relative_values(&mut visitor);
+    merge(&mut visitor);
+}
+
+fn merge(v: &mut Visitor<'_>) {
+    let plan = MergePlan::<bf16>::new(v.gpu).expect("a plan");
+    let (heads, rows) = (Heads::thd(3, 5, 64), Numbers::rows(1, 5, 3, 1));
+    let (mut a, b) = (v.data(3 * 5 * 64), v.data(3 * 5 * 64));
+    let mut a_lse = v.upload(&Data::new(1).values::<f32>(15));
+    let b_lse = v.upload(&Data::new(2).values::<f32>(15));
+    run!(v, "attention outputs put together", a, {
+        let running = State { out: heads.of_mut(&mut a).into(), lse: rows.of_mut(&mut a_lse).into() };
+        plan.merge(running, State { out: heads.of(&b), lse: rows.of(&b_lse) })
+    });
+    let (mut a_grad, mut b_grad) = (v.zeros::<bf16>(3 * 5 * 64), v.zeros::<bf16>(3 * 5 * 64));
+    let (mut a_lse_grad, mut b_lse_grad) = (v.zeros::<f32>(15), v.zeros::<f32>(15));
+    run!(v, "the gradient of attention outputs put together", a_lse_grad, {
+        let [first, second] =
+            [(&a, &a_lse), (&b, &b_lse)].map(|(x, lse)| State { out: heads.of(x), lse: rows.of(lse) });
+        let out = MergeGrad {
+            a: State { out: heads.of_mut(&mut a_grad), lse: rows.of_mut(&mut a_lse_grad) },
+            b: State { out: heads.of_mut(&mut b_grad), lse: rows.of_mut(&mut b_lse_grad) },
+        };
+        plan.grad(first, second, heads.of(&b), Some(rows.of(&a_lse)), out)
+    });
 }
 
 fn rotate(v: &mut Visitor<'_>) {

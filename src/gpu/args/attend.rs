@@ -26,6 +26,72 @@ sizes! {
 }
 
 args! {
+    /// `attend/merge`.
+    MergeArgs {
+        /// attention over some of the keys, and over others
+        a: In,
+        b: In,
+        /// written; `a` itself in place
+        out: Out,
+        /// f32
+        a_lse: In,
+        b_lse: In,
+        /// f32; null: not wanted; `a_lse` itself in place
+        lse: Out,
+        /// elements from one batch, token and head to the next
+        a_strides: [i64; 3],
+        b_strides: [i64; 3],
+        out_strides: [i64; 3],
+        /// elements from one batch, head and token to the next
+        a_lse_strides: [i64; 3],
+        b_lse_strides: [i64; 3],
+        lse_strides: [i64; 3],
+        /// batch x tokens x heads
+        rows: u32,
+        tokens: u32,
+        heads: u32,
+        /// channels of a head
+        dim: u32,
+    }
+
+    /// `attend/merge`, of the gradient.
+    MergeGradArgs {
+        /// attention over some of the keys, and over others
+        a: In,
+        b: In,
+        /// gradient of the result
+        grad: In,
+        /// written
+        a_grad: Out,
+        b_grad: Out,
+        /// f32
+        a_lse: In,
+        b_lse: In,
+        /// f32 gradient of the result's log-sum-exp; null: 0
+        lse_grad: In,
+        /// f32, written
+        a_lse_grad: Out,
+        b_lse_grad: Out,
+        /// elements from one batch, token and head to the next
+        a_strides: [i64; 3],
+        b_strides: [i64; 3],
+        grad_strides: [i64; 3],
+        a_grad_strides: [i64; 3],
+        b_grad_strides: [i64; 3],
+        /// elements from one batch, head and token to the next
+        a_lse_strides: [i64; 3],
+        b_lse_strides: [i64; 3],
+        lse_grad_strides: [i64; 3],
+        a_lse_grad_strides: [i64; 3],
+        b_lse_grad_strides: [i64; 3],
+        /// batch x tokens x heads
+        rows: u32,
+        tokens: u32,
+        heads: u32,
+        /// channels of a head
+        dim: u32,
+    }
+
     /// Scale, softcap, order and window: a part of the arguments of `attend/softmax` and `attend/softmax_grad`.
     SoftmaxLaw {
         /// multiplies the logit
