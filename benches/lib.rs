@@ -11,10 +11,14 @@ mod grid;
 mod learned;
 #[path = "embed/learned_grad.rs"]
 mod learned_grad;
+#[path = "attend/merge.rs"]
+mod merge;
 #[path = "embed/resample.rs"]
 mod resample;
 #[path = "rotate/rope.rs"]
 mod rope;
+#[path = "rotate/rope_grad.rs"]
+mod rope_grad;
 #[path = "embed/sinusoid.rs"]
 mod sinusoid;
 #[path = "attend/softmax.rs"]
@@ -103,9 +107,9 @@ pub fn cases(room: &str) -> Vec<Case> {
             learned_grad::cases(),
             resample::cases(),
         ],
-        "rotate" => vec![rope::cases()],
+        "rotate" => vec![rope::cases(), rope_grad::cases()],
         "bias" => vec![toeplitz::cases(), distance_grad::cases(), terms_grad::cases()],
-        "attend" => vec![softmax::cases(), terms::cases()],
+        "attend" => vec![softmax::cases(), terms::cases(), merge::cases()],
         _ => panic!("{room} is none of {ROOMS:?}"),
     };
     let mut cases: Vec<Case> = operations.into_iter().flatten().collect();
