@@ -47,17 +47,17 @@ struct RawId {
     unsigned low = 0, high = 0;
 
     // Where the id of an index lies.
-    static __device__ const unsigned* at(const PositionArgs& args, long long index) {
-        return static_cast<const unsigned*>(args.ids) + (args.id_type == IdType::I64 ? 2 * index : index);
+    static __device__ const unsigned* at(const void* ids, IdType type, long long index) {
+        return static_cast<const unsigned*>(ids) + (type == IdType::I64 ? 2 * index : index);
     }
 
-    __device__ void load(const PositionArgs& args, const unsigned* at) {
+    __device__ void load(IdType type, const unsigned* at) {
         low = at[0];
-        if (args.id_type == IdType::I64) high = at[1];
+        if (type == IdType::I64) high = at[1];
     }
 
-    __device__ unsigned long long value(const PositionArgs& args) const {
-        unsigned sign = args.id_type == IdType::I32 ? static_cast<unsigned>(static_cast<int>(low) >> 31) : 0;
-        return static_cast<unsigned long long>(args.id_type == IdType::I64 ? high : sign) << 32 | low;
+    __device__ unsigned long long value(IdType type) const {
+        unsigned sign = type == IdType::I32 ? static_cast<unsigned>(static_cast<int>(low) >> 31) : 0;
+        return static_cast<unsigned long long>(type == IdType::I64 ? high : sign) << 32 | low;
     }
 };

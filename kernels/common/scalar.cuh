@@ -193,15 +193,20 @@ template <int W, class E = T> __device__ void merge(Pack<W>& a, Pack<W>& b) {
     }
 }
 
-// Begins to copy 16 bytes from global to shared memory. They are there for the thread itself after `fetched`.
-__device__ __forceinline__ void fetch(uint4* to, const void* from) {
+// Begins to copy 16 bytes from global to shared memory, to an address of the shared window. They are there for the thread
+// itself after `fetched`.
+__device__ __forceinline__ void fetch(unsigned to, const void* from) {
     asm volatile(
         "//sm_80+ cp.async.cg.shared.global [%0], [%1], 16;\n"
         "//sm_80- {.reg .b32 a, b, c, d;\n"
         "//sm_80- ld.global.v4.u32 {a, b, c, d}, [%1];\n"
-        "//sm_80- st.shared.v4.u32 [%0], {a, b, c, d};}" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+        "//sm_80- st.shared.v4.u32 [%0], {a, b, c, d};}" ::"r"(to),
         "l"(__cvta_generic_to_global(from))
         : "memory");
+}
+
+__device__ __forceinline__ void fetch(uint4* to, const void* from) {
+    fetch(static_cast<unsigned>(__cvta_generic_to_shared(to)), from);
 }
 
 __device__ __forceinline__ void fetched() { asm volatile("//sm_80+ cp.async.wait_all;" ::: "memory"); }

@@ -132,17 +132,20 @@ struct Rows {
     __device__ Rows(const LearnedArgs& args, const T::Bits* source, unsigned batch, unsigned first, unsigned at,
                     Before& before)
         : token(source) {
-        long long row = args.position ? position_row(args, batch, first, at, before) : 0;
         long long index = batch * static_cast<long long>(args.tokens) + at;
+        // Both are on their way while the position is looked for.
+        RawId id, kind;
+        if (args.token) id.load(args.id_type, RawId::at(args.ids, args.id_type, index));
+        if (args.types) kind.load(args.type_id_type, RawId::at(args.type_ids, args.type_id_type, index));
+        long long row = args.position ? position_row(args, batch, first, at, before) : 0;
         bool inside[3] = {true, true, true};
         auto find = [&](const T::Bits*& found, const void* table, long long wanted, long long rows, bool& inside) {
             found = static_cast<const T::Bits*>(table) + wanted * args.dim;
             inside = static_cast<unsigned long long>(wanted) < static_cast<unsigned long long>(rows);
         };
-        if (args.token) find(token, args.token, read_id(args.ids, args.id_type, index), args.token_rows, inside[0]);
+        if (args.token) find(token, args.token, id.value(args.id_type), args.token_rows, inside[0]);
         if (args.position) find(position, args.position, row, args.position_rows, inside[1]);
-        if (args.types)
-            find(type, args.types, read_id(args.type_ids, args.type_id_type, index), args.type_rows, inside[2]);
+        if (args.types) find(type, args.types, kind.value(args.type_id_type), args.type_rows, inside[2]);
         if (inside[0] && inside[1] && inside[2]) return;
         token = nullptr;
         unsigned wrong = !inside[0] ? 0 : !inside[1] ? 1 : 2;
@@ -151,22 +154,31 @@ struct Rows {
         }
     }
 
-    // A step of the sum, if there is a row of tokens; without one it is NaN.
-    template <int W> __device__ void sum(const LearnedArgs& args, unsigned channel, float (&v)[STEP<W>]) const {
-        float other[STEP<W>];
-        load_step<W>(token, channel, args.dim, v);
+    // A step of the sum, N channels, if there is a row of tokens; without one it is NaN.
+    template <int W, int N> __device__ void sum(const LearnedArgs& args, unsigned channel, float (&v)[N]) const {
+        RawStep<W, N> raw[3];
+        raw[0].load(token, channel, args.dim);
+        if (position) raw[1].load(position, channel, args.dim);
+        if (type) raw[2].load(type, channel, args.dim);
+        sum(args, raw, v);
+    }
+    // The same from what was loaded of the tables that there are.
+    template <int W, int N> __device__ void sum(const LearnedArgs& args, const RawStep<W, N> (&raw)[3],
+                                                float (&v)[N]) const {
+        float other[N];
+        raw[0].open(v);
         if (position) {
-            load_step<W>(position, channel, args.dim, other);
+            raw[1].open(other);
 #pragma unroll
-            for (int i = 0; i < STEP<W>; ++i) v[i] = fmaf(v[i], args.scale, other[i]);
+            for (int i = 0; i < N; ++i) v[i] = fmaf(v[i], args.scale, other[i]);
         } else {
 #pragma unroll
-            for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] * args.scale;
+            for (int i = 0; i < N; ++i) v[i] = v[i] * args.scale;
         }
         if (type) {
-            load_step<W>(type, channel, args.dim, other);
+            raw[2].open(other);
 #pragma unroll
-            for (int i = 0; i < STEP<W>; ++i) v[i] = v[i] + other[i];
+            for (int i = 0; i < N; ++i) v[i] = v[i] + other[i];
         }
     }
     template <int N> static __device__ void fill(float (&v)[N]) {
@@ -175,17 +187,17 @@ struct Rows {
     }
 };
 
-// f(channel) for every step of this thread in a row of which it owns every blockDim.x-th unit, or with `spread`
+// f(channel) for every channel of this thread in a row of which it owns every blockDim.x-th unit, or with `spread`
 // channel.
-template <int W, class F> __device__ void each_step(unsigned dim, bool spread, F f) {
-    unsigned unit = W == 1 && spread ? 1 : UNIT;
+template <class F> __device__ void each_channel(unsigned dim, bool spread, F f) {
+    unsigned unit = spread ? 1 : UNIT;
     unsigned channel = threadIdx.x * unit;
 #pragma unroll 1
     while (channel < dim) {
         f(channel);
-        channel += STEP<W>;
+        ++channel;
         // A whole unit is done: the next one of this thread.
-        if (STEP<W> == UNIT || channel % unit == 0) channel += (blockDim.x - 1) * unit;
+        if (channel % unit == 0) channel += (blockDim.x - 1) * unit;
     }
 }
 
@@ -214,23 +226,21 @@ struct Moments {
     }
 };
 
-// Gathers a row into the first array of `held` and makes its moments. Every thread of the block must come here.
-template <class Held> __device__ Moments hold_row(const LearnedArgs& args, const Rows& rows, unsigned dim, Held held) {
+// Makes a row in the first array of `held`, from `sum(channel, at, v)`, and its moments. Every thread of the block must
+// come here.
+template <class Held, class F>
+__device__ Moments hold_row(const LearnedArgs& args, const Rows& rows, unsigned dim, Held held, F sum) {
     Moments moments;
-    if (rows.token) {
-        held.each(dim, [&](unsigned channel, unsigned at) {
-            float v[UNIT];
-            rows.sum<WIDE>(args, channel, v);
-            moments.gather<WIDE>(args, 0, channel, v);
-            Held::template store<0>(at, v);
-        });
-    } else {
-        held.each(dim, [&](unsigned, unsigned at) {
-            float v[UNIT];
+    held.each(dim, [&](unsigned channel, unsigned at) {
+        float v[UNIT];
+        if (rows.token) {
+            sum(channel, at, v);
+        } else {
             Rows::fill(v);
-            Held::template store<0>(at, v);
-        });
-    }
+        }
+        moments.gather<WIDE>(args, 0, channel, v);
+        Held::template store<0>(at, v);
+    });
     moments.finish(args, 0);
     held.each(dim, [&](unsigned channel, unsigned at) {
         float v[UNIT];

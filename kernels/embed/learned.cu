@@ -6,8 +6,9 @@
 // ids, type_ids, mask      [batch, tokens]
 // gain, bias               [dim], or null
 //
-// The threads of a row own its units of 8 channels in turn. A norm passes over a row three times: it is held in shared
-// memory, or, where accesses are narrow or the row is too long, gathered again, from a cache.
+// Without a norm the threads of a row take its accesses of 16 bytes in turn, up to four each. With one they own units of
+// 8 channels, and pass over a row three times: it is held in shared memory, or, where accesses are narrow or the row is
+// too long, gathered again, from a cache.
 //
 // Bytes: one row of each table is read and one is written; ids once. A table's rows come from a cache where they are
 // read again: the position table, when the batch is larger than 1, and the type table always.
@@ -53,18 +54,16 @@ template <class F> __device__ void each_token(const LearnedArgs& args, F f) {
 
 __device__ void plain(const LearnedArgs& args) {
     each_token(args, [&](T::Bits* x, const Rows& rows, unsigned dim) {
-        if (rows.token) {
-            each_step<WIDE>(dim, true, [&](unsigned channel) {
-                float v[UNIT];
+    // One access at a time, side by side with those of the other threads.
+#pragma unroll 1
+        for (unsigned channel = threadIdx.x * WIDE; channel < dim; channel += blockDim.x * WIDE) {
+            float v[WIDE];
+            if (rows.token) {
                 rows.sum<WIDE>(args, channel, v);
-                store_step<WIDE>(x, channel, args.dim, v);
-            });
-        } else {
-            each_step<WIDE>(dim, true, [&](unsigned channel) {
-                float v[UNIT];
+            } else {
                 Rows::fill(v);
-                store_step<WIDE>(x, channel, args.dim, v);
-            });
+            }
+            pack(v).store(x + channel);
         }
     });
 }
@@ -72,7 +71,9 @@ __device__ void plain(const LearnedArgs& args) {
 __device__ void norm(const LearnedArgs& args) {
     HeldRow<1> held(args.dim);
     each_token(args, [&](T::Bits* x, const Rows& rows, unsigned dim) {
-        Moments moments = hold_row(args, rows, dim, held);
+        Moments moments = hold_row(args, rows, dim, held, [&](unsigned channel, unsigned, float (&v)[UNIT]) {
+            rows.sum<WIDE>(args, channel, v);
+        });
         held.each(dim, [&](unsigned channel, unsigned at) {
             float v[UNIT];
             held.load<0>(at, v);
@@ -88,7 +89,7 @@ __device__ void narrow(const LearnedArgs& args) {
 #pragma unroll 1
         for (int pass = first_pass(args); pass < 3; ++pass) {
             // Without sums no order has to be kept, and narrow accesses lie side by side.
-            each_step<1>(dim, args.norm == NormKind::NONE, [&](unsigned channel) {
+            each_channel(dim, args.norm == NormKind::NONE, [&](unsigned channel) {
                 float v[1];
                 rows.fill(v);
                 if (rows.token) rows.sum<1>(args, channel, v);
@@ -115,10 +116,10 @@ __device__ void rows(const LearnedArgs& args) {
     });
 }
 
-#define LEARNED(name, f) \
-    extern "C" __global__ void __launch_bounds__(256, 4) KERNEL(name) { f(args); }
+#define LEARNED(name, f, blocks) \
+    extern "C" __global__ void __launch_bounds__(256, blocks) KERNEL(name) { f(args); }
 
-LEARNED(learned_wide, plain)
-LEARNED(learned_norm, norm)
-LEARNED(learned_narrow, narrow)
-LEARNED(learned_rows, rows)
+LEARNED(learned_wide, plain, 5)
+LEARNED(learned_norm, norm, 4)
+LEARNED(learned_narrow, narrow, 4)
+LEARNED(learned_rows, rows, 4)

@@ -97,6 +97,8 @@ template <class F> __device__ void write_sums(const LearnedArgs& args, F sum) {
 // A row's arrays: v; g; the sums of grad * y and of grad.
 __device__ void wide(const LearnedArgs& args) {
     using Held = HeldRow<4>;
+    // 1 if an array's place has a second half beside a unit of T.
+    constexpr int HALF = WIDE == UNIT ? 1 : 0;
     Held held(args.dim);
     held.each(args.dim, [&](unsigned, unsigned at) {
         float zero[UNIT] = {};
@@ -104,13 +106,34 @@ __device__ void wide(const LearnedArgs& args) {
         Held::store<3>(at, zero);
     });
     each_token(args, [&](const T::Bits* from, T::Bits* x, const Rows& rows, unsigned dim) {
-        Moments moments = hold_row(args, rows, dim, held);
+        // All of the row is on its way before any of it is used: what is read goes to the places of v and of g. A half type
+        // has room for three tables there, f32 for one.
+        held.each(dim, [&](unsigned channel, unsigned at) {
+            if (rows.token) {
+                Held::fetch_raw<0>(at, rows.token, channel, args.dim);
+                if (HALF && rows.position) Held::fetch_raw<0, HALF>(at, rows.position, channel, args.dim);
+                if (HALF && rows.type) Held::fetch_raw<1, HALF>(at, rows.type, channel, args.dim);
+            }
+            Held::fetch_raw<1>(at, from, channel, args.dim);
+        });
+        fetched();
+        Moments moments = hold_row(args, rows, dim, held, [&](unsigned channel, unsigned at, float (&v)[UNIT]) {
+            RawStep<WIDE> raw[3];
+            if (!HALF && rows.position) raw[1].load(rows.position, channel, args.dim);
+            if (!HALF && rows.type) raw[2].load(rows.type, channel, args.dim);
+            Held::load_raw<0>(at, channel, args.dim, raw[0]);
+            if (HALF && rows.position) Held::load_raw<0, HALF>(at, channel, args.dim, raw[1]);
+            if (HALF && rows.type) Held::load_raw<1, HALF>(at, channel, args.dim, raw[2]);
+            rows.sum(args, raw, v);
+        });
         Means means;
         held.each(dim, [&](unsigned channel, unsigned at) {
             float y[UNIT], grad[UNIT], sum[UNIT];
+            RawStep<WIDE> raw;
+            Held::load_raw<1>(at, channel, args.dim, raw);
+            raw.open(grad);
             Held::load<0>(at, y);
             normalise(moments, y);
-            load_step<WIDE>(from, channel, args.dim, grad);
             Held::load<2>(at, sum);
 #pragma unroll
             for (int i = 0; i < UNIT; ++i) sum[i] = fmaf(grad[i], y[i], sum[i]);
@@ -145,13 +168,13 @@ __device__ void narrow(const LearnedArgs& args) {
     float* bias_sums = gain_sums + args.dim;
     // The sums of an earlier call may still be read.
     wait_for_predecessor();
-    each_step<1>(args.dim, false, [&](unsigned channel) { gain_sums[channel] = bias_sums[channel] = 0.0f; });
+    each_channel(args.dim, false, [&](unsigned channel) { gain_sums[channel] = bias_sums[channel] = 0.0f; });
     each_token(args, [&](const T::Bits* from, T::Bits* x, const Rows& rows, unsigned dim) {
         Moments moments;
         Means means;
 #pragma unroll 1
         for (int pass = first_pass(args); pass < 4; ++pass) {
-            each_step<1>(dim, false, [&](unsigned channel) {
+            each_channel(dim, false, [&](unsigned channel) {
                 float v[1], grad[1];
                 rows.fill(v);
                 if (rows.token) rows.sum<1>(args, channel, v);

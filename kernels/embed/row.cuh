@@ -10,15 +10,32 @@
 constexpr int UNIT = 8;
 template <int W> constexpr int STEP = W == 1 ? 1 : UNIT;
 
-// STEP channels of a row of `dim`, from `channel` on, which lies inside; zero behind its end.
-template <int W> __device__ void load_step(const T::Bits* row, unsigned channel, unsigned dim, float (&x)[STEP<W>]) {
+// N channels of a row of `dim`, from `channel` on, which lies inside, as they lie in memory; zero behind its end. The
+// first use waits for its load, and so does every load behind that use: all loads come first.
+template <int W, int N = STEP<W>> struct RawStep {
+    Pack<W> packs[N / W];
+
+    __device__ void load(const T::Bits* row, unsigned channel, unsigned dim) {
 #pragma unroll
-    for (int i = 0; i < STEP<W>; i += W) {
-        float part[W] = {};
-        if (i == 0 || channel + i < dim) unpack(Pack<W>::load(row + channel + i), part);
-#pragma unroll
-        for (int j = 0; j < W; ++j) x[i + j] = part[j];
+        for (int i = 0; i < N; i += W) {
+            packs[i / W] = i == 0 || channel + i < dim ? Pack<W>::load(row + channel + i) : Pack<W>{};
+        }
     }
+    __device__ void open(float (&x)[N]) const {
+#pragma unroll
+        for (int i = 0; i < N; i += W) {
+            float part[W];
+            unpack(packs[i / W], part);
+#pragma unroll
+            for (int j = 0; j < W; ++j) x[i + j] = part[j];
+        }
+    }
+};
+
+template <int W> __device__ void load_step(const T::Bits* row, unsigned channel, unsigned dim, float (&x)[STEP<W>]) {
+    RawStep<W> raw;
+    raw.load(row, channel, dim);
+    raw.open(x);
 }
 
 template <int W> __device__ void store_step(T::Bits* row, unsigned channel, unsigned dim, const float (&x)[STEP<W>]) {
@@ -142,6 +159,30 @@ template <int ARRAYS> struct HeldRow {
         asm volatile("st.shared.v4.f32 [%0 + %1], {%2, %3, %4, %5};" ::"r"(at), "n"(ARRAY * 1024 + 512), "f"(x[4]),
                      "f"(x[5]), "f"(x[6]), "f"(x[7])
                      : "memory");
+    }
+
+    // A unit of T as it lies in memory, on its way into the place of an array; those of a half type fill half of it, one of
+    // the two.
+    template <int ARRAY, int PART = 0>
+    static __device__ __forceinline__ void fetch_raw(unsigned at, const T::Bits* row, unsigned channel, unsigned dim) {
+#pragma unroll
+        for (int i = 0; i < UNIT; i += WIDE) {
+            if (i == 0 || channel + i < dim) fetch(at + ARRAY * 1024 + (PART + i / WIDE) * 512, row + channel + i);
+        }
+    }
+    template <int ARRAY, int PART = 0>
+    static __device__ __forceinline__ void load_raw(unsigned at, unsigned channel, unsigned dim, RawStep<WIDE>& raw) {
+#pragma unroll
+        for (int i = 0; i < UNIT; i += WIDE) {
+            uint4& words = raw.packs[i / WIDE].raw;
+            if (i == 0 || channel + i < dim) {
+                asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                             : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+                             : "r"(at + ARRAY * 1024 + (PART + i / WIDE) * 512));
+            } else {
+                words = {};
+            }
+        }
     }
 
     // One number of any row.

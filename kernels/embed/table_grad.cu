@@ -31,7 +31,18 @@ __device__ void vectors_grad(const TableGradArgs& args) {
         static_cast<const float*>(args.grad) + blockIdx.y * static_cast<long long>(args.dim) + channel;
     float sum = 0.0f;
     if (channel < args.dim) {
-        for (unsigned row = threadIdx.y; row < args.batch; row += 8) sum += partials[row * 2ll * args.dim];
+        // Sixteen loads at a time.
+        constexpr unsigned BATCH = 16;
+        unsigned row = threadIdx.y;
+#pragma unroll 1
+        for (; row + 8 * (BATCH - 1) < args.batch; row += 8 * BATCH) {
+            float value[BATCH];
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) value[i] = partials[(row + 8 * i) * 2ll * args.dim];
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) sum += value[i];
+        }
+        for (; row < args.batch; row += 8) sum += partials[row * 2ll * args.dim];
     }
     parts[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();

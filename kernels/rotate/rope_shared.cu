@@ -57,7 +57,7 @@ template <int W, bool INTERLEAVED, int HEADS> __device__ void rope_shared(const 
     // something else must be read before it.
     bool early = args.at.kind != PositionKind::PACKED && !args.axes;
     Position position = Position::own(args.at, batch, token);
-    const unsigned* id_at = RawId::at(args.at, position.index);
+    const unsigned* id_at = RawId::at(args.at.ids, args.at.id_type, position.index);
 
     // The first head of this thread in its tensor.
     unsigned q_walks = (args.q_heads + HEADS - 1) / HEADS;
@@ -77,7 +77,7 @@ template <int W, bool INTERLEAVED, int HEADS> __device__ void rope_shared(const 
     if (makes) rate = *reinterpret_cast<const ulonglong2*>(rates + pair);
     wait_for_predecessor();
     RawId id;
-    if (makes && early && args.at.ids) id.load(args.at, id_at);
+    if (makes && early && args.at.ids) id.load(args.at.id_type, id_at);
     Pack<W> packs[HEADS][2];
 #pragma unroll
     for (int i = 0; i < HEADS; ++i) {
@@ -90,7 +90,7 @@ template <int W, bool INTERLEAVED, int HEADS> __device__ void rope_shared(const 
     float* cosines = waves[0] + threadIdx.z * args.pairs;
     if (makes) {
         if (early) {
-            position.step += id.value(args.at);
+            position.step += id.value(args.at.id_type);
         } else {
             position = Position(args.at, batch, token);
             if (!args.axes) position.step = position.on(args.at, 0);

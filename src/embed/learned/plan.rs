@@ -21,14 +21,23 @@ use crate::{Error, Gpu, Result, Scalar};
 const THREADS: usize = 256;
 
 impl Learned {
-    /// Threads of one row: whole warps, one thread for 8 channels and at most 256.
+    /// Threads of one row with a norm: whole warps, at most 256, four units of 8 channels each, so that more channels share what
+    /// a row's sums cost.
     pub(crate) fn lanes(&self) -> usize {
-        let units = self.dim.div_ceil(8);
-        match self.norm {
-            None if units < 32 => units.next_power_of_two(),
-            None => units.next_multiple_of(32).min(THREADS),
-            // Four units a thread: what a row's sums cost is shared by more channels.
-            Some(_) => units.div_ceil(4).next_multiple_of(32).min(THREADS),
+        self.dim.div_ceil(8).div_ceil(4).next_multiple_of(32).min(THREADS)
+    }
+
+    /// Threads of one row without a norm, for accesses of `width` channels: whole warps, or a power of two.
+    ///
+    /// A thread takes up to four accesses per table, so that what finding the rows costs is shared by more channels: as many as
+    /// leave 1024 threads for each multiprocessor, and at least two threads, which fill a sector.
+    fn plain_lanes(&self, tokens: &Tokens, width: usize, multiprocessors: u32) -> usize {
+        let accesses = self.dim.div_ceil(width);
+        let threads = accesses.saturating_mul(tokens.batch.saturating_mul(tokens.tokens));
+        let each = (threads / (1024 * multiprocessors as usize)).clamp(1, 4);
+        match accesses.div_ceil(each).max(accesses.min(2)) {
+            lanes @ ..32 => lanes.next_power_of_two(),
+            lanes => lanes.next_multiple_of(32).min(THREADS),
         }
     }
 
@@ -37,11 +46,10 @@ impl Learned {
         (self.dim.div_ceil(256) * 1024).saturating_mul(arrays * rows)
     }
 
-    /// Tokens that a block works on at once.
+    /// Tokens that a block of a norm works on at once.
     pub(crate) fn block_rows(&self, tokens: usize) -> usize {
-        // Blocks that hold rows in shared memory are small, so that several find room. A block is whole warps.
-        let threads = if self.norm.is_some() { THREADS / 2 } else { THREADS };
-        (threads / self.lanes()).min(tokens.min(threads).next_power_of_two().max(32 / self.lanes())).max(1)
+        // Small blocks hold rows in shared memory, so that several find room.
+        block_rows(THREADS / 2, self.lanes(), tokens)
     }
 
     /// The arguments that the spec and the shape decide.
@@ -94,11 +102,16 @@ impl Learned {
         Ok((grid, LearnedArgs { tokens_per_block, ..self.args(tokens)? }))
     }
 
-    /// The grid and the arguments that shapes decide; tables and ids are still missing.
-    fn launch(&self, tokens: &Tokens, multiprocessors: u32) -> Result<Launch<LearnedArgs>> {
-        let rows = self.block_rows(tokens.tokens);
-        let (grid, args) = self.groups(tokens, (rows, self.lanes() * rows), multiprocessors)?;
-        Ok(Launch::new(grid, [small("lanes", self.lanes())?, small("rows", rows)?, 1], args))
+    /// The grid and the arguments that shapes decide, for accesses of `width` channels; tables and ids are still missing.
+    fn launch(&self, tokens: &Tokens, width: usize, multiprocessors: u32) -> Result<Launch<LearnedArgs>> {
+        let (lanes, rows) = if self.norm.is_some() {
+            (self.lanes(), self.block_rows(tokens.tokens))
+        } else {
+            let lanes = self.plain_lanes(tokens, width, multiprocessors);
+            (lanes, block_rows(THREADS, lanes, tokens.tokens))
+        };
+        let (grid, args) = self.groups(tokens, (rows, lanes * rows), multiprocessors)?;
+        Ok(Launch::new(grid, [small("lanes", lanes)?, small("rows", rows)?, 1], args))
     }
 
     /// The kernel of [`LEARNED`] and the shared memory of its blocks, which work on `rows` tokens. `wide`: 16-byte accesses are
@@ -111,6 +124,11 @@ impl Learned {
             _ => (2, 0),
         }
     }
+}
+
+/// Tokens that a block of up to `threads` works on at once, `lanes` threads each: whole warps.
+fn block_rows(threads: usize, lanes: usize, tokens: usize) -> usize {
+    (threads / lanes).min(tokens.min(threads).next_power_of_two().max(32 / lanes)).max(1)
 }
 
 // ---------------------------------------------------------------------------------------------------------------- plan
@@ -321,7 +339,7 @@ impl<T: Scalar> LearnedPlan<T> {
         if shape.is_empty() {
             return Ok(());
         }
-        let mut launch = spec.launch(&shape, self.gpu.multiprocessors())?;
+        let mut launch = spec.launch(&shape, 16 / size_of::<T>(), self.gpu.multiprocessors())?;
         let steps = hold(&mut call, spec, &shape, (tables, lookup), flag, &mut launch.args)?;
         (launch.args.x, launch.args.source) = (x.at, x.at.as_in());
         let wide = widest(steps | x.steps | (spec.dim * size_of::<T>()) as u64) == 16;
@@ -409,15 +427,26 @@ mod tests {
     }
 
     #[test]
+    fn threads_take_more_accesses_where_tokens_are_many() {
+        let lanes = |dim, width, tokens| Learned::new(dim).plain_lanes(&Tokens::new(1, tokens, dim), width, 132);
+        assert_eq!([1, 2815, 2816, 4224, 1 << 20].map(|tokens| lanes(768, 8, tokens)), [96, 96, 64, 32, 32]);
+        // Two threads fill a sector.
+        assert_eq!([1, 1 << 20].map(|tokens| lanes(32, 8, tokens)), [4, 2]);
+        assert_eq!([1, 1 << 20].map(|tokens| lanes(8, 8, tokens)), [1, 1]);
+        assert_eq!([1, 1 << 20].map(|tokens| lanes(8192, 4, tokens)), [256, 256]);
+        assert_eq!(lanes(usize::MAX, 8, usize::MAX), 256);
+    }
+
+    #[test]
     fn blocks_are_few_where_each_counts_the_tokens_before_it() {
         let kept = Learned { rows: Rows::Kept { padding: None, first: 0, padded: 0 }, ..Learned::new(768) };
         for (spec, threads) in [(Learned::new(768), 0), (kept, 132 * 1024)] {
             for (batch, tokens) in [(1, 1), (1, 4096), (1, 1 << 20), (300, 777)] {
-                let launch = spec.launch(&Tokens::new(batch, tokens, 768), 132).unwrap();
+                let launch = spec.launch(&Tokens::new(batch, tokens, 768), 8, 132).unwrap();
                 let per_block = launch.args.tokens_per_block as usize;
                 assert!(launch.grid[1] as usize * per_block >= tokens, "{launch:?}");
                 assert!((launch.grid[1] as usize - 1) * per_block < tokens, "{launch:?}");
-                let most = if threads == 0 { 65535 } else { threads / (96 * launch.block[1] as usize) };
+                let most = if threads == 0 { 65535 } else { threads / (launch.block[0] * launch.block[1]) as usize };
                 assert!(launch.grid[1] as usize <= most && per_block.is_multiple_of(launch.block[1] as usize));
             }
         }
