@@ -248,6 +248,44 @@ fn the_last_thread_walks_fewer_sequences() {
     assert!(compare(&out.read(&gpu), &want, |i| rounded::<f32>(want[i], bound)).share <= 1.0);
 }
 
+/// So many tokens that threads walk several of one index: on every axis, in lines that their steps do not divide, with units of
+/// several axes, over several sequences, in both kernels.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn threads_walk_the_tokens_of_one_index() {
+    fn check<T: Scalar>(gpu: &Gpu, grid: &Grid, size: GridSize, batch: usize, shift: usize) {
+        let (dim, count) = (grid.dim(), size.tokens().unwrap());
+        let tokens = Tokens::new(batch, count, dim);
+        let x = vec![T::from_f64(0.5); batch * count * dim];
+        let mut device = Guarded::new(gpu, &x, shift);
+        GridPlan::<T>::new(gpu, grid).unwrap().add(tokens.of_mut(&mut device.view()), size, 2.0).unwrap();
+        if let Some(report) = last_launch() {
+            // Waves are made once for two tokens or more, but for units of several axes.
+            let (tensor, waves) = ((batch * count * dim * size_of::<T>()) as u64, (17 * count * dim) as u64);
+            assert!(dim == 8 || report.counters.bytes_read < tensor + waves * 3 / 4, "{:?}", report.counters);
+        }
+        let got = device.read(gpu);
+        for index in 0..count {
+            let place = size.place(index);
+            let want: Vec<f64> = (0..dim).map(|channel| 1.0 + grid.value(place, channel)).collect();
+            let error = grid.add_error_bound(place, 0.5, 2.0);
+            for sequence in 0..batch {
+                let at = (sequence * count + index) * dim;
+                let worst = compare(&got[at..at + dim], &want, |i| rounded::<T>(want[i], error));
+                assert!(worst.share <= 1.0, "{} {size:?} {index}: {worst:?}", T::NAME);
+            }
+        }
+    }
+    let gpu = gpu();
+    // Threads for each multiprocessor from which on they walk two tokens: 512.
+    let side = (512.0 * f64::from(gpu.multiprocessors())).sqrt() as usize;
+    check::<f32>(&gpu, &Grid::columns_first(16), GridSize::image(side + 7, side / 2 + 1), 1, 0);
+    check::<half::bf16>(&gpu, &Grid::columns_first(32), GridSize::image(side / 3, side * 2 + 5), 1, 0);
+    check::<half::bf16>(&gpu, &Grid::rows_first(8), GridSize::image(side + 3, side + 5), 1, 0);
+    check::<half::bf16>(&gpu, &Grid::video(64), GridSize { frames: 5, rows: side / 4, columns: side / 4 + 1 }, 3, 0);
+    check::<half::f16>(&gpu, &Grid::columns_first(4), GridSize::image(side + 1, side), 1, 1);
+}
+
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn the_masked_kernel_counts_as_the_reference_does() {
@@ -328,7 +366,7 @@ fn a_grid_is_added_with_wide_accesses_and_one_read_and_write() {
         assert_eq!(report.counters.bytes_written, bytes);
         // 17 bytes a channel, for each token and group of sequences.
         assert_eq!(report.counters.bytes_read, bytes + 20 * 256 * 17 * u64::from(report.grid[1]));
-        // All of it in 16-byte accesses, but for the byte that names a channel's axis.
+        // All of it in 16-byte accesses, but for the bytes that name the channels' axes.
         let channels = 20 * 256 * 16 * u64::from(report.grid[1]);
         assert_eq!(report.counters.global_accesses[4] * 16, 2 * bytes + channels);
         assert_eq!(report.counters.launches, 1);

@@ -15,6 +15,29 @@ use crate::{Error, Gpu, Result, Scalar};
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
+/// Tokens with one index that a thread walks at most: then what it writes is twice what it reads for its waves.
+const MOST_RUN: usize = 16;
+/// Threads of each multiprocessor that are left where threads walk several tokens.
+const RUN_THREADS: usize = 256;
+
+/// Threads that 16 bytes of channels need for a grid of `size`, each with up to `run` tokens of one index, on whatever axis they
+/// are.
+fn slots(size: GridSize, run: usize) -> usize {
+    let GridSize { frames, rows, columns } = size;
+    // Lines of one index, and tokens of each, along frames, rows and columns, and of channels of several axes.
+    [(frames, rows * columns), (frames * rows, columns), (columns, frames * rows), (1, frames * rows * columns)]
+        .map(|(lines, tokens)| lines * tokens.div_ceil(run))
+        .into_iter()
+        .fold(1, usize::max)
+}
+
+/// Rates and phases of channels side by side for threads that own `width` channels each: `[width, channels / width]`.
+fn side_by_side(channels: &[u64], width: usize) -> Vec<u64> {
+    let units = channels.len() / 2 / width;
+    let of = |channel: usize| &channels[2 * channel..2 * channel + 2];
+    (0..width).flat_map(|i| (0..units).flat_map(move |unit| of(unit * width + i))).copied().collect()
+}
+
 impl Grid {
     /// Rate and phase of every channel, and its axis as the kernel knows it.
     fn channels(&self) -> (Vec<u64>, Vec<u8>) {
@@ -69,9 +92,15 @@ impl Grid {
     /// The grid and the arguments that shapes decide, for accesses of `width` elements; tensors and channels are still missing.
     fn launch(&self, tokens: &Tokens, size: GridSize, width: usize, multiprocessors: u32) -> Result<Launch<GridArgs>> {
         let units = self.dim().div_ceil(width);
-        let spread = spread(units, tokens.batch, tokens.tokens, true, multiprocessors)?;
+        // A thread needs 17 bytes and 40 instructions per channel for its waves, whatever it writes with them.
+        let threads = units.saturating_mul(tokens.batch.saturating_mul(tokens.tokens));
+        let run = (threads / (RUN_THREADS * multiprocessors as usize)).clamp(1, MOST_RUN);
+        let spread = spread(units, tokens.batch, slots(size, run), true, multiprocessors)?;
         let (rows, columns) = (small("rows", size.rows)?, small("columns", size.columns)?);
+        let run = small("tokens of a thread", run)?;
         let args = GridArgs {
+            by_run: Divisor::new(run),
+            run,
             strides: tokens.strides.map(|stride| stride as i64),
             tokens: small("tokens", tokens.tokens)?,
             rows,
@@ -114,7 +143,8 @@ impl Grid {
 pub struct GridPlan<T> {
     gpu: Gpu,
     spec: Grid,
-    channels: Uploaded<u64>,
+    /// in the order of each of the kernels
+    channels: [Uploaded<u64>; 2],
     axes: Uploaded<u8>,
     masked_channels: Uploaded<f64>,
     masked_axes: Uploaded<u8>,
@@ -133,11 +163,14 @@ impl<T: Scalar> GridPlan<T> {
     pub fn new(gpu: &Gpu, spec: &Grid) -> Result<Self> {
         spec.check()?;
         let (channels, axes) = spec.channels();
+        let width = 16 / size_of::<T>();
+        // Channels that 16-byte accesses do not divide are read one by one alone.
+        let width = if spec.dim().is_multiple_of(width) { width } else { 1 };
         let (masked_channels, masked_axes) = spec.masked_channels();
         Ok(Self {
             gpu: gpu.clone(),
             spec: spec.clone(),
-            channels: gpu.upload(&channels)?,
+            channels: [gpu.upload(&side_by_side(&channels, width))?, gpu.upload(&channels)?],
             axes: gpu.upload(&axes)?,
             masked_channels: gpu.upload(&masked_channels)?,
             masked_axes: gpu.upload(&masked_axes)?,
@@ -303,11 +336,14 @@ impl<T: Scalar> GridPlan<T> {
         if shape.is_empty() {
             return Ok(());
         }
-        let (kernel, width) = fitting::<T, _>(&self.kernels, x.steps | (dim * size_of::<T>()) as u64);
+        let [wide, one] = &self.kernels;
+        let [side_by_side, channels] = &self.channels;
+        let kernels = [(wide, side_by_side), (one, channels)];
+        let (&(kernel, channels), width) = fitting::<T, _>(&kernels, x.steps | (dim * size_of::<T>()) as u64);
         let mut launch = self.spec.launch(&shape, size, width, self.gpu.multiprocessors())?;
         launch.args = GridArgs {
             x: x.at,
-            channels: call.table("channels", &self.channels)?,
+            channels: call.table("channels", channels)?,
             axes: call.table("axes", &self.axes)?,
             scale: scale.unwrap_or(1.0),
             add: u32::from(scale.is_some()),

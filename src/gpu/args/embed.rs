@@ -240,7 +240,7 @@ args! {
     GridArgs {
         /// embeddings
         x: Out,
-        /// rate and phase of each channel in units of 2^-64 turn
+        /// rate and phase of each channel in units of 2^-64 turn, `[W, dim / W]` for accesses of W channels
         channels: In,
         /// axis of each channel in bytes: 0 frame, 1 row, 2 column, 3 always zero
         axes: In,
@@ -256,6 +256,10 @@ args! {
         by_rows: Divisor,
         /// to divide by `columns`
         by_columns: Divisor,
+        /// to divide by `run`
+        by_run: Divisor,
+        /// tokens with one index that one thread walks
+        run: u32,
         /// sequences
         batch: u32,
         /// sequences that one thread walks
