@@ -98,7 +98,7 @@ entries! {
     TIMESTEP: TimestepArgs = "embed/timestep" ["timestep_wide", "timestep_one"];
     GRID: GridArgs = "embed/grid" ["grid_wide", "grid_one"];
     GRID_MASKED: MaskedArgs = "embed/grid_masked" ["grid_masked_wide", "grid_masked_one"];
-    RESAMPLE: ResampleArgs = "embed/resample" ["resample_wide", "resample_one"];
+    RESAMPLE: ResampleArgs = "embed/resample" ["resample_tiles", "resample_wide", "resample_one"];
     /// Wide accesses without a norm; with one, for rows that shared memory holds; narrow accesses for all.
     LEARNED: LearnedArgs = "embed/learned" ["learned_wide", "learned_norm", "learned_narrow"];
     LEARNED_ROWS: LearnedArgs = "embed/learned" ["learned_rows"];

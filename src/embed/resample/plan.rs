@@ -49,6 +49,79 @@ impl Resample {
     }
 }
 
+impl Resample {
+    /// Makes of a launch one in tiles; false if its grid has no dimension for so many channels.
+    fn tile(
+        &self,
+        dim: usize,
+        width: usize,
+        to: GridSize,
+        tile: Tile,
+        launch: &mut Launch<ResampleArgs>,
+    ) -> Result<bool> {
+        let groups = dim.div_ceil(width * TILE_LANES);
+        if groups > 65535 {
+            return Ok(false);
+        }
+        let Tile { out: [rows, columns], inputs, shared } = tile;
+        let column_tiles = to.columns.div_ceil(columns);
+        let tiles = to.rows.div_ceil(rows) * column_tiles;
+        let blocks = tiles + self.prefix.div_ceil(rows * columns);
+        launch.grid = [small("blocks of tokens", blocks)?, small("groups of channels", groups)?, 1];
+        launch.block = [small("lanes", TILE_LANES)?, small("columns", columns)?, small("rows", rows)?];
+        launch.shared = small("bytes of shared memory", shared)?;
+        launch.args.tiles = small("tiles", tiles)?;
+        launch.args.column_tiles = small("tiles", column_tiles)?;
+        launch.args.tile_inputs = small("inputs", inputs[0] * inputs[1])?;
+        launch.args.tile_rows = small("rows", inputs[0])?;
+        Ok(true)
+    }
+}
+
+/// Bytes of shared memory that a kernel has without asking for more.
+const SHARED: usize = 48 << 10;
+/// Threads side by side in a tile, 16 bytes each: a sector.
+const TILE_LANES: usize = 2;
+
+/// Outputs that a block of the tiles' kernel makes together, and the most inputs of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tile {
+    /// rows and columns of outputs
+    out: [usize; 2],
+    /// most rows and columns of inputs
+    inputs: [usize; 2],
+    /// bytes of shared memory
+    shared: usize,
+}
+
+impl Tile {
+    /// The largest tile whose inputs fit into a block's shared memory with their sums, for accesses of `width` elements: up to 16
+    /// columns of 8 rows. None where a tile of one output does not fit, or spans do not begin and end one after another.
+    fn new([rows, columns]: [&[Taps]; 2], width: usize) -> Option<Self> {
+        let most = |taps: &[Taps]| taps.iter().map(|taps| taps.weights.len()).max().unwrap_or(0);
+        let of = |shape: [usize; 2]| {
+            let out = [shape[0].min(rows.len().next_power_of_two()), shape[1].min(columns.len().next_power_of_two())];
+            let inputs = [most_inputs(rows, out[0])?, most_inputs(columns, out[1])?];
+            let units = inputs[0].checked_mul(inputs[1])?.checked_mul(16)?;
+            let lines = inputs[0].checked_mul(out[1] * width * size_of::<f32>())?;
+            // Spans are as large as two weights.
+            let taps = (out[0] * (2 + most(rows))).checked_add(out[1] * (2 + most(columns)))?;
+            let shared =
+                units.checked_add(lines)?.checked_mul(TILE_LANES)?.checked_add(taps.checked_mul(size_of::<f32>())?)?;
+            (shared <= SHARED).then_some(Self { out, inputs, shared })
+        };
+        [[8, 16], [8, 8], [4, 8], [4, 4], [2, 4], [2, 2], [1, 2], [1, 1]].into_iter().find_map(of)
+    }
+}
+
+/// The most inputs that `step` outputs one after another read together; none where spans do not begin and end one after another.
+fn most_inputs(taps: &[Taps], step: usize) -> Option<usize> {
+    let end = |taps: &Taps| taps.first + taps.weights.len();
+    let ordered = taps.windows(2).all(|pair| pair[0].first <= pair[1].first && end(&pair[0]) <= end(&pair[1]));
+    let read = |tile: &[Taps]| Some(end(tile.last()?) - tile.first()?.first);
+    ordered.then(|| taps.chunks(step).filter_map(read).max()).flatten()
+}
+
 // ---------------------------------------------------------------------------------------------------------------- plan
 
 /// The taps of one axis on the device.
@@ -83,7 +156,9 @@ pub struct ResamplePlan<T> {
     spec: Resample,
     /// rows and columns of the resampling, then of its transpose
     taps: [[DeviceTaps; 2]; 2],
-    kernels: [Kernel<ResampleArgs>; 2],
+    tiles: [Option<Tile>; 2],
+    /// of tiles, of 16-byte accesses, of single elements
+    kernels: [Kernel<ResampleArgs>; 3],
     element: PhantomData<T>,
 }
 
@@ -96,13 +171,17 @@ impl<T: Scalar> ResamplePlan<T> {
     /// If the spec is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, spec: &Resample) -> Result<Self> {
         spec.check()?;
-        let taps = |along, transposed| DeviceTaps::new(gpu, &spec.all_taps(along, transposed));
-        let both = |transposed| Ok::<_, Error>([taps(Along::Rows, transposed)?, taps(Along::Columns, transposed)?]);
+        let taps = |transposed| [Along::Rows, Along::Columns].map(|along| spec.all_taps(along, transposed));
+        let [forward, transposed] = [taps(false), taps(true)];
+        let both = |[rows, columns]: &[Vec<Taps>; 2]| {
+            Ok::<_, Error>([DeviceTaps::new(gpu, rows)?, DeviceTaps::new(gpu, columns)?])
+        };
         Ok(Self {
             gpu: gpu.clone(),
             spec: *spec,
-            taps: [both(false)?, both(true)?],
-            kernels: gpu.load::<T, _, 2>(RESAMPLE)?,
+            taps: [both(&forward)?, both(&transposed)?],
+            tiles: [&forward, &transposed].map(|[rows, columns]| Tile::new([rows, columns], 16 / size_of::<T>())),
+            kernels: gpu.load::<T, _, 3>(RESAMPLE)?,
             element: PhantomData,
         })
     }
@@ -209,8 +288,15 @@ impl<T: Scalar> ResamplePlan<T> {
         let table = call.view(table_name, table)?;
         let out = call.view_mut(out_name, out)?;
         let steps = out.steps | table.steps | (dim * size_of::<T>()) as u64;
-        let (kernel, width) = fitting::<T, _>(&self.kernels, steps);
+        let [in_tiles, wide, one] = &self.kernels;
+        let (&(mut kernel), width) = fitting::<T, _>(&[wide, one], steps);
         let mut launch = spec.launch(dim, width, transposed)?;
+        // Without 16-byte accesses an input's place in shared memory is not one access.
+        if let (Some(tile), 2..) = (self.tiles[usize::from(transposed)], width)
+            && spec.tile(dim, width, to, tile, &mut launch)?
+        {
+            kernel = in_tiles;
+        }
         let [rows, columns] = &self.taps[usize::from(transposed)];
         let args = &mut launch.args;
         (args.out, args.table) = (out.at, table.at);
@@ -221,5 +307,35 @@ impl<T: Scalar> ResamplePlan<T> {
         args.column_weights = call.table("column weights", &columns.weights)?;
         args.accumulate = u32::from(accumulate);
         call.launch(kernel, &launch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tile(from: usize, to: usize, antialias: bool, transposed: bool) -> Option<Tile> {
+        let spec = Resample { antialias, ..Resample::new(GridSize::image(from, from), GridSize::image(to, to)) };
+        let taps = [Along::Rows, Along::Columns].map(|along| spec.all_taps(along, transposed));
+        Tile::new([&taps[0], &taps[1]], 8)
+    }
+
+    #[test]
+    fn tiles_fit_into_shared_memory() {
+        // Of 14 to 24, rows 8 to 15 read rows 3 to 10, and columns 0 to 15 read columns 0 to 10.
+        let vit =
+            Tile { out: [8, 16], inputs: [8, 11], shared: 2 * (16 * 8 * 11 + 32 * 8 * 16) + (2 + 4) * 4 * (8 + 16) };
+        assert_eq!(tile(14, 24, false, false), Some(vit));
+        assert_eq!(tile(14, 1, false, false).map(|tile| tile.out), Some([1, 1]));
+        for (from, to) in [(37, 16), (64, 8), (16, 64), (3, 3), (1, 9), (200, 100)] {
+            for (antialias, transposed) in [(false, false), (true, false), (false, true), (true, true)] {
+                if let Some(Tile { out, shared, .. }) = tile(from, to, antialias, transposed) {
+                    assert!(shared <= SHARED && out.iter().product::<usize>() * TILE_LANES <= 256);
+                }
+            }
+        }
+        // All of a large table for one output, and inputs that no output reads.
+        assert_eq!(tile(100, 1, true, false), None);
+        assert_eq!(tile(64, 8, false, true), None);
     }
 }

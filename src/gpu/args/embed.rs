@@ -331,5 +331,13 @@ args! {
         dim: u32,
         /// 1: add to what is there
         accumulate: u32,
+        /// tiles of outputs
+        tiles: u32,
+        /// those side by side
+        column_tiles: u32,
+        /// most inputs of a tile
+        tile_inputs: u32,
+        /// most rows of inputs of a tile
+        tile_rows: u32,
     }
 }
