@@ -30,7 +30,9 @@ struct RowBias : BiasState {
         return row.key_start - (args.key_only ? 0 : row.at);
     }
 
-    // The bias of the `count` keys from `key` on, 1 to 8 of them; the others keep what they hold.
+    // The bias of the `count` keys from `key` on, 1 to 8 of them; the others keep what they hold. `IN_TURN`: FIRE's lines
+    // are looked for one after another, which takes registers.
+    template <bool IN_TURN = false>
     __device__ void of(const BiasArgs& args, const Row& row, int key, int count, float (&bias)[KEYS]) const {
         if (args.kind == BiasKind::NONE) {
 #pragma unroll
@@ -46,7 +48,7 @@ struct RowBias : BiasState {
                 distance[i] = from + i;
                 if (args.key_positions) distance[i] = i < count ? row.key_positions(args)[key + i] - origin : 0;
             }
-            each(args, row, distance, bias);
+            each<IN_TURN>(args, row, distance, bias);
         }
         if (args.gates) {
 #pragma unroll
@@ -67,11 +69,14 @@ private:
         return false;
     }
 
+    template <bool IN_TURN>
     __device__ void each(const BiasArgs& args, const Row& row, const int (&distance)[KEYS], float (&bias)[KEYS]) const {
         if (args.kind == BiasKind::SLOPES) {
             as<SlopesBias>().each(args, row, distance, bias);
         } else if (args.kind == BiasKind::ROW) {
             as<NumbersBias>().each(args, row, distance, bias);
+        } else if constexpr (IN_TURN) {
+            as<FireBias>().each_in_turn(args, row, distance, bias);
         } else {
             as<FireBias>().each(args, row, distance, bias);
         }

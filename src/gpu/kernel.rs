@@ -109,7 +109,7 @@ entries! {
     SORTED_REST: TableGradArgs = "embed/table_grad" ["sorted_rest_wide", "sorted_rest_narrow"];
     ORDER: TableGradArgs = "embed/table_grad" ["order_tile", "order_merge"];
 
-    BIAS: ToeplitzArgs = "bias/toeplitz" ["apply"];
+    BIAS: ToeplitzArgs = "bias/toeplitz" ["apply", "apply_numbers"];
     BIAS_ROW: ToeplitzRowArgs = "bias/toeplitz" ["row"];
     BIAS_TERMS: ApplyTermsArgs = "bias/terms" ["apply_terms"];
     /// Of the queries' states, and of the keys'.

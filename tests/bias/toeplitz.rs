@@ -1,6 +1,6 @@
 use half::{bf16, f16};
 use posenc::accuracy::{assert_close, rounded};
-use posenc::bias::{DistanceGrad, Slopes, Toeplitz};
+use posenc::bias::{BiasInputs, DistanceGrad, Slopes, Toeplitz};
 use posenc::{Alibi, Bias, BiasPlan, Gpu, Logits, Place, Places, Scalar, T5Bias};
 
 use crate::biases::{Buffers, Context, Host, Numbers, each_form, every_place_of_a_pack, plan};
@@ -315,7 +315,8 @@ fn far_keys_share_one_number_of_a_t5_row() {
     let spec = T5Bias::new(32, 128, true);
     let row = spec.row(&Data::new(1).values::<f32>(32), 1).unwrap();
     let plan = BiasPlan::<bf16>::new(&gpu, Bias::Toeplitz(&row)).unwrap();
-    let shape = Logits::bhqk(1, 1, 4, 2048);
+    // Fewer queries than make a tile.
+    let shape = Logits::bhqk(1, 1, 3, 2048);
     let packs = shape.elements().unwrap() as u64 / 8;
     let mut out = Guarded::<bf16>::poisoned(&gpu, shape.elements().unwrap(), 0);
     let mut read = |query: i64| {
@@ -327,8 +328,61 @@ fn far_keys_share_one_number_of_a_t5_row() {
     let Some(far) = read(2048 + 127) else { return };
     assert_eq!(far, 8 * packs);
     let near = read(1024).unwrap();
-    let within = 4 * (2 * 128 / 8 + 1);
-    assert!((8 * packs + 32 * (within - 8)..=8 * packs + 32 * within).contains(&near), "{near}");
+    let within = 3 * (2 * 128 / 8 + 1);
+    assert!((8 * packs + 32 * (within - 6)..=8 * packs + 32 * within).contains(&near), "{near}");
+}
+
+/// Queries of a tile share the numbers of their distances; a call whose keys have positions of their own gives the same bits.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn tiles_of_queries_share_their_numbers() {
+    let gpu = gpu();
+    let mut data = Data::new(9);
+    let row = T5Bias::new(32, 128, true).row(&data.values::<f32>(64), 2).unwrap();
+    let bias = Bias::Toeplitz(&row);
+    for (queries, keys) in [(16, 1), (16, 7), (17, 40), (33, 129), (21, 1023), (16, 1025), (19, 2050)] {
+        let shape = Logits::bhqk(2, 2, queries, keys);
+        let lengths = [[3, queries as i32], [keys as i32, keys.min(30) as i32]];
+        let [query_lengths, key_lengths] = lengths.each_ref().map(|lengths| Some(&lengths[..]));
+        let short = Places { query_lengths, key_lengths, ..Host::bottom_right() };
+        for host in [&Host::bottom_right(), &Host::counted(-3, 20), &short] {
+            check::<f32>(&gpu, "tile", bias, &shape.row(keys + 3), host, 1);
+            check::<bf16>(&gpu, "tile", bias, &shape.row(keys.next_multiple_of(8)), host, 0);
+        }
+    }
+    let (queries, keys) = (21, 1033);
+    let shape = Logits::bhqk(2, 2, queries, keys);
+    let gates = gpu.stream().clone_htod(&data.values::<f32>(4 * queries)).unwrap();
+    let x: Vec<bf16> = data.values(shape.elements().unwrap());
+    let positions = |start: i32, count: usize| -> Vec<i32> {
+        (0..2).flat_map(|_| (0..count as i32).map(move |i| start + i)).collect()
+    };
+    let (at, of) = (positions(500, queries), positions(2, keys));
+    let each = Places { queries: Place::Ids(&at[..]), keys: Place::Ids(&of[..]), ..Host::counted(0, 0) };
+    each_form(2, |name, bias| {
+        // Gates of nothing are refused.
+        let gates = (!matches!(bias, Bias::None)).then_some(&gates as _);
+        let plan = plan::<bf16>(&gpu, bias);
+        let [tiled, alone] = [Host::counted(500, 2), each].map(|host| {
+            let buffers = Buffers::new(&gpu, &host);
+            let mut out = Guarded::new(&gpu, &x, 0);
+            let inputs = BiasInputs { gates, ..buffers.places(&host).into() };
+            plan.add(shape.of_mut(&mut out.view()), inputs).unwrap();
+            out.read(&gpu).iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+        });
+        assert_eq!(tiled, alone, "{name}");
+    });
+
+    let plan = BiasPlan::<bf16>::new(&gpu, bias).unwrap();
+    let shape = Logits::bhqk(1, 2, 32, 1024);
+    let mut out = Guarded::<bf16>::poisoned(&gpu, shape.elements().unwrap(), 0);
+    plan.write(shape.of_mut(&mut out.view()), Places::bottom_right()).unwrap();
+    if let Some(report) = last_launch() {
+        // Two heads of two tiles, each with the distances of 16 queries and 1024 keys.
+        assert_eq!(report.counters.bytes_read, 4 * 4 * (1024 + 15));
+        assert_eq!(report.counters.bytes_written, 2 * shape.elements().unwrap() as u64);
+        assert_eq!(report.counters.global_accesses[4] * 16, report.counters.bytes_written);
+    }
 }
 
 /// A thread has eight keys at a time, unrolled: a division for each would be eight of them and more.

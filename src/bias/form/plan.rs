@@ -7,7 +7,8 @@ use super::{ALL, Bias, check_heads, check_sequences};
 use crate::bias::terms::plan::{TermPlan, hold_terms};
 use crate::bias::{Alibi, DeviceTermInputs, Fire, Slopes, T5Bias, Term, Toeplitz};
 use crate::gpu::args::{
-    ApplyTermsArgs, Args, BiasArgs, BiasKind, Divisor, KEYS, Out, TermsArgs, ToeplitzArgs, ToeplitzRowArgs,
+    ApplyTermsArgs, Args, BiasArgs, BiasKind, Divisor, In, KEYS, Out, TILE_KEYS, TILE_ROWS, TermsArgs, ToeplitzArgs,
+    ToeplitzRowArgs,
 };
 use crate::gpu::kernel::{BIAS, BIAS_ROW, BIAS_TERMS};
 use crate::gpu::{Call, Gpu, Kernel, Launch, Placed, Read, Uploaded, ViewMut, on_stream, widest};
@@ -41,6 +42,22 @@ fn launch<A: Args>(
         ..ToeplitzArgs::zeroed()
     };
     Ok(Launch::new([rows.div_ceil(per_block), 1, 1], [lanes, per_block, 1], args(call)))
+}
+
+/// Grid and block of tiles of queries and keys that share the numbers of their distances: where positions are counted and there
+/// are queries for a whole tile.
+fn tiled(bias: &BiasArgs) -> Option<([u32; 3], [u32; 3])> {
+    let follow = [bias.query_positions, bias.key_positions].iter().all(|at| *at == In::NULL);
+    let numbers = matches!(bias.kind, BiasKind::ROW | BiasKind::FIRE) && bias.key_only == 0;
+    if !(numbers && follow && bias.sequences == 0 && bias.queries >= TILE_ROWS as u32) {
+        return None;
+    }
+    let lanes = bias.keys.div_ceil(KEYS as u32).next_power_of_two().min((TILE_KEYS / KEYS) as u32);
+    let rows = (THREADS / lanes).min(TILE_ROWS as u32);
+    let tiles = bias.queries.div_ceil(TILE_ROWS as u32);
+    let heads = bias.batch.saturating_mul(bias.heads);
+    (tiles <= 65535 && heads <= 65535)
+        .then_some(([bias.keys.div_ceil(TILE_KEYS as u32), tiles, heads], [lanes, rows, 1]))
 }
 
 /// The rows of a call: a grid has a dimension for them.
@@ -174,7 +191,8 @@ pub struct BiasPlan<T> {
     heads: usize,
     form: Form,
     key_only: bool,
-    kernel: Kernel<ToeplitzArgs>,
+    /// of any bias, and of a row of numbers at positions that follow one another
+    kernels: [Kernel<ToeplitzArgs>; 2],
     row_kernel: Kernel<ToeplitzRowArgs>,
     terms_kernel: Kernel<ApplyTermsArgs>,
     element: std::marker::PhantomData<T>,
@@ -272,9 +290,9 @@ impl<T: Scalar> BiasPlan<T> {
     }
 
     fn with(gpu: &Gpu, heads: usize, form: Form) -> Result<Self> {
-        let ([kernel], [row_kernel]) = (gpu.load::<T, _, 1>(BIAS)?, gpu.load::<T, _, 1>(BIAS_ROW)?);
+        let (kernels, [row_kernel]) = (gpu.load::<T, _, 2>(BIAS)?, gpu.load::<T, _, 1>(BIAS_ROW)?);
         let ([terms_kernel], element) = (gpu.load::<T, _, 1>(BIAS_TERMS)?, std::marker::PhantomData);
-        Ok(Self { gpu: gpu.clone(), heads, form, key_only: false, kernel, row_kernel, terms_kernel, element })
+        Ok(Self { gpu: gpu.clone(), heads, form, key_only: false, kernels, row_kernel, terms_kernel, element })
     }
 
     /// The slopes on the device, those of the past and those of the future, to be read or trained in place; `None` for other
@@ -402,7 +420,14 @@ impl<T: Scalar> BiasPlan<T> {
             return Ok(());
         }
         match terms {
-            None => call.launch(&self.kernel, &launch(&x, bias, add, |call| call)?),
+            None => {
+                let mut launch = launch(&x, bias, add, |call| call)?;
+                let tiles = tiled(&bias);
+                if let Some((grid, block)) = tiles {
+                    (launch.grid, launch.block) = (grid, block);
+                }
+                call.launch(&self.kernels[usize::from(tiles.is_some())], &launch)
+            }
             Some(terms) => {
                 let args = |call| ApplyTermsArgs { call, terms, ..ApplyTermsArgs::zeroed() };
                 call.launch(&self.terms_kernel, &launch(&x, bias, add, args)?)

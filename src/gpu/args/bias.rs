@@ -45,6 +45,10 @@ codes! {
 sizes! {
     /// keys that a thread takes at once
     KEYS: int = 8,
+    /// queries of a tile that shares the numbers of its distances
+    TILE_ROWS: int = 16,
+    /// its keys
+    TILE_KEYS: int = 1024,
     /// terms of a bias
     TERMS: int = 4,
     /// keys of a row that a warp stages in shared memory for the gradient of a term
