@@ -1,34 +1,20 @@
 //! What a model's config says about position: `cargo run --example 02_describe -- path/to/config.json ...`
 //!
-//! Reads Hugging Face's `config.json`, Mistral's `params.json` and `.gguf` files; without a path, Gemma 3's keys.
+//! Reads Hugging Face's `config.json`, Mistral's `params.json`, `.gguf` files and folders with one of them; without a path,
+//! Gemma 3's keys.
 
-use std::error::Error;
-use std::fs::File;
-use std::io::BufReader;
-
-use posenc::ModelRope;
-use posenc::rotate::Gguf;
+use posenc::{ModelRope, Result};
 
 const GEMMA3: &str = r#"{
     "model_type": "gemma3_text", "head_dim": 256, "num_hidden_layers": 34, "max_position_embeddings": 131072,
     "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}
 }"#;
 
-fn read(path: &str) -> Result<ModelRope, Box<dyn Error>> {
-    Ok(if path.ends_with(".gguf") {
-        ModelRope::from_gguf(&Gguf::read(BufReader::new(File::open(path)?))?)?
-    } else if path.ends_with("params.json") {
-        ModelRope::from_mistral(&std::fs::read_to_string(path)?)?
-    } else {
-        ModelRope::from_hf(&std::fs::read_to_string(path)?)?
-    })
-}
-
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<()> {
     let paths: Vec<String> = std::env::args().skip(1).collect();
     for path in &paths {
         println!("{path}");
-        match read(path) {
+        match ModelRope::open(path) {
             Ok(model) => println!("{}", model.describe()),
             Err(error) => println!("{error}\n"),
         }

@@ -1,7 +1,11 @@
 //! What can go wrong, one sentence each.
 
+use std::fmt;
+
 /// Every failure of the crate. A message names the argument, the rule and the numbers.
-#[derive(Debug, thiserror::Error)]
+///
+/// `Debug` prints the message too: it is what a `main` that returns the error shows.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A buffer is shorter than its shape.
@@ -61,6 +65,12 @@ pub enum Error {
         /// its error, by name and text
         reason: String,
     },
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// `Result` with this crate's error.

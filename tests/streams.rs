@@ -228,3 +228,21 @@ fn a_plan_runs_on_two_streams_at_once() {
         assert_eq!(error, "the stream lies in another CUDA context than the one this plan was made for");
     }
 }
+
+/// cudarc records an event when a buffer is made, and waits for it inside the capture, which the driver refuses.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_capture_with_event_tracking_names_the_cure() {
+    let context = CudaContext::new(0).expect("a device");
+    let (stream, other) = (context.new_stream().expect("a stream"), context.new_stream().expect("a stream"));
+    let plan = RopePlan::<f32>::new(&Gpu::new(&stream).expect("kernels"), &Rope::new(16, 1e4)).expect("a plan");
+    let mut x = other.alloc_zeros::<f32>(96).expect("memory");
+    context.synchronize().expect("a run");
+    stream.begin_capture(Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).expect("a capture");
+    let error = plan.rotate(Heads::thd(3, 2, 16).of_mut(&mut x), None, Positions::counted()).expect_err("a refusal");
+    let message = error.to_string();
+    assert!(message.starts_with("cuStreamWaitEvent failed: CUDA_ERROR_STREAM_CAPTURE_ISOLATION: "), "{message}");
+    assert!(message.contains("disable_event_tracking") && message.contains("Gpu::new"), "{message}");
+    let flags = Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    assert!(stream.end_capture(flags).is_err(), "the capture is spoilt");
+}

@@ -97,5 +97,22 @@ pub(super) fn reason(error: DriverError) -> String {
 
 #[inline]
 pub(super) fn error(call: &'static str) -> impl Fn(DriverError) -> Error {
-    move |error| Error::Driver { call, reason: reason(error) }
+    move |error| refused(call, error)
+}
+
+/// cudarc waits for events of its own, and reports their errors from whatever is called next.
+#[cold]
+fn refused(call: &'static str, error: DriverError) -> Error {
+    use sys::cudaError_enum::{CUDA_ERROR_CAPTURED_EVENT, CUDA_ERROR_STREAM_CAPTURE_ISOLATION};
+    let reason = reason(error);
+    if !matches!(error.0, CUDA_ERROR_STREAM_CAPTURE_ISOLATION | CUDA_ERROR_CAPTURED_EVENT) {
+        return Error::Driver { call, reason };
+    }
+    Error::Driver {
+        call: "cuStreamWaitEvent",
+        reason: format!(
+            "{reason}; a call is captured into a graph while cudarc's event tracking is on: call \
+             CudaContext::disable_event_tracking before the buffers are made, as the example of Gpu::new does"
+        ),
+    }
 }

@@ -11,6 +11,16 @@ pub(super) fn wrong<T>(text: impl Into<String>) -> Result<T> {
     Err(Error::Config(text.into()))
 }
 
+/// A text that is no JSON, with what the parser says; the text may be the file's path.
+pub(super) fn not_json<T>(name: &str, text: &str, error: &serde_json::Error) -> Result<T> {
+    let text = text.trim();
+    let names_a_file = [".json", ".gguf"].iter().any(|ending| text.ends_with(ending)) || text.contains(['/', '\\']);
+    if names_a_file && !text.contains(['{', '\n']) {
+        return wrong(format!("{name} is {text:?}, which looks like a path; ModelRope::open reads a file"));
+    }
+    wrong(format!("{name} is not JSON: {error}"))
+}
+
 /// A JSON object that remembers which of its keys were asked for.
 pub(super) struct Keys<'a> {
     /// what the messages call it

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::keys::{Keys, wrong};
+use super::keys::{Keys, not_json, wrong};
 use super::{Layer, ModelRope, check_layers};
 use crate::rotate::{QueryScale, Rope, Scaling, Yarn, mla_logit_scale};
 use crate::{Error, Pairing, Result};
@@ -37,7 +37,7 @@ impl ModelRope {
     pub fn from_mistral(json: &str) -> Result<Self> {
         let value: Value = match serde_json::from_str(json) {
             Ok(value) => value,
-            Err(error) => return wrong(format!("params.json is not JSON: {error}")),
+            Err(error) => return not_json("params.json", json, &error),
         };
         let Value::Object(map) = &value else { return wrong("params.json is not a JSON object") };
         let params = Keys::new("params.json", map);

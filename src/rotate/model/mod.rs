@@ -4,6 +4,7 @@
 //! |---|---|
 //! | Hugging Face's `config.json`, legacy and version 5 | [`ModelRope::from_hf`] |
 //! | Mistral's `params.json` | [`ModelRope::from_mistral`] |
+//! | a folder or a file of these, by its name | [`ModelRope::open`] |
 //! | GGUF metadata, or the head of a `.gguf` file | [`ModelRope::from_gguf`], [`Gguf::read`] |
 //!
 //! What is not understood and would change the result is an error, never a default.
@@ -12,6 +13,8 @@ mod gguf;
 mod hf;
 mod keys;
 mod mistral;
+mod open;
+mod words;
 
 use std::fmt::Write;
 
@@ -233,7 +236,7 @@ fn describe_layer(layer: &Layer) -> String {
                 parts.push(format!("beyond the original context times {factor}"));
             }
             if rope.axes != Axes::One {
-                parts.push(format!("axes {:?}", rope.axes));
+                parts.push(words::axes(&rope.axes));
             }
         }
     }
@@ -241,7 +244,7 @@ fn describe_layer(layer: &Layer) -> String {
         parts.push(format!("logits times {}", layer.logit_scale));
     }
     if layer.query_scale != QueryScale::One {
-        parts.push(format!("queries scaled by {:?}", layer.query_scale));
+        parts.push(words::query_scale(&layer.query_scale));
     }
     if let Some(DualChunk { chunk, local }) = layer.dual_chunk {
         parts.push(format!("Dual Chunk Attention, chunks of {chunk}, {local} local"));

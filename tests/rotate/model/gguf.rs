@@ -334,7 +334,7 @@ fn gguf_layers_are_llama_cpps() {
 }
 
 /// A file as llama.cpp writes it, version 3: keys, a vocabulary to pass over, one tensor to read and one not to.
-fn file() -> Vec<u8> {
+pub fn file() -> Vec<u8> {
     let mut bytes = b"GGUF".to_vec();
     bytes.extend(3u32.to_le_bytes());
     bytes.extend(2u64.to_le_bytes());

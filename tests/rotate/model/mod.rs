@@ -3,6 +3,7 @@
 mod gguf;
 mod hf;
 mod mistral;
+mod open;
 
 use posenc::{Pairing, Rope, Scaling};
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use self::families::{Family, Form, family};
 use self::layers::Kind;
-use super::keys::{Keys, wrong};
+use super::keys::{Keys, not_json, wrong};
 use super::{Layer, ModelRope, check_layers};
 use crate::Result;
 
@@ -126,7 +126,7 @@ impl ModelRope {
 fn read(json: &str, as_type: Option<&str>) -> Result<ModelRope> {
     let value: Value = match serde_json::from_str(json) {
         Ok(value) => value,
-        Err(error) => return wrong(format!("the config is not JSON: {error}")),
+        Err(error) => return not_json("the config", json, &error),
     };
     let Value::Object(whole) = &value else {
         return wrong("the config is not a JSON object");

@@ -1,0 +1,38 @@
+//! Parts of a layer's summary.
+
+use crate::rotate::{Axes, QueryScale};
+
+/// The axes of a position, as the summary of a layer names them.
+pub(super) fn axes(axes: &Axes) -> String {
+    let list = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    match axes {
+        Axes::One => "one axis".into(),
+        Axes::Sections(sizes) => format!("{} axes in sections of {} pairs", sizes.len(), list(sizes)),
+        Axes::Interleaved(sizes) => format!("{} axes interleaved, with {} pairs", sizes.len(), list(sizes)),
+        Axes::HeightWidthFirst([time, height, width]) => {
+            format!("3 axes, {height} pairs of height and {width} of width in turn, then {time} of time")
+        }
+        Axes::Table(table) => format!("{} axes, listed for each of {} pairs", axes.count(), table.len()),
+        Axes::Ladders(sizes) => {
+            format!("{} axes of {} pairs, each with its own frequencies", sizes.len(), list(sizes))
+        }
+        Axes::Dealt(count) => format!("{count} axes that share out the frequencies in turn"),
+        Axes::Blocks(count) => format!("{count} axes, each with its own block of channels"),
+    }
+}
+
+/// A factor on the query, as the summary of a layer names it.
+pub(super) fn query_scale(scale: &QueryScale) -> String {
+    match scale {
+        QueryScale::One => "queries as they are".into(),
+        QueryScale::Llama4 { scale, floor } => {
+            format!("queries times 1 + {scale} ln(1 + floor((position + 1) / {floor}))")
+        }
+        QueryScale::Mistral { beta, original_context } => {
+            format!("queries times 1 + {beta} ln(1 + floor(position / {original_context}))")
+        }
+        QueryScale::LogN { train_length } => {
+            format!("queries times ln(position + 1) / ln({train_length}), at least 1")
+        }
+    }
+}
