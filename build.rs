@@ -41,6 +41,9 @@ const PACKED: &str = ".cargo_vcs_info.json";
 /// What made the images of a folder, and each one's name and hash.
 const MANIFEST: &str = "manifest.txt";
 
+/// Folders of kernels.
+const ROOMS: [&str; 4] = ["embed", "rotate", "bias", "attend"];
+
 /// Where the kernels of this build come from.
 enum Kernels {
     /// there are none
@@ -52,24 +55,40 @@ enum Kernels {
 }
 
 impl Kernels {
-    fn choice() -> Result<Self> {
-        Ok(match setting("POSENC_KERNELS")?.as_deref() {
-            Some("none") => Self::None,
-            Some("source") => Self::Source,
-            Some(other) => {
-                bail!("POSENC_KERNELS is {other:?}, it may be none (the CPU alone) or source (compile them)")
+    /// Their origin, and the rooms that are wanted.
+    fn choice() -> Result<(Self, Vec<&'static str>)> {
+        let setting = setting("POSENC_KERNELS")?;
+        let rooms = match setting.as_deref() {
+            Some("none") => return Ok((Self::None, Vec::new())),
+            Some("source") => return Ok((Self::Source, ROOMS.to_vec())),
+            Some(text) => {
+                let room = |name: &str| ROOMS.into_iter().find(|room| *room == name.trim());
+                text.split(',').map(room).collect::<Option<_>>().with_context(|| {
+                    format!(
+                        "POSENC_KERNELS is {text:?}, it may be none (the CPU alone), source (compile them) or a list of {}",
+                        ROOMS.join(", ")
+                    )
+                })?
             }
+            None => ROOMS.to_vec(),
+        };
+        let origin = if env::var_os("DOCS_RS").is_some() {
             // It shows the same pages without kernels, and has no network.
-            None if env::var_os("DOCS_RS").is_some() => Self::None,
-            None if env::var_os("POSENC_NVRTC").is_some() => Self::Source,
-            None if Path::new(PACKAGED).is_dir() => Self::Packaged,
+            Self::None
+        } else if env::var_os("POSENC_NVRTC").is_some() {
+            Self::Source
+        } else if Path::new(PACKAGED).is_dir() {
+            Self::Packaged
+        } else {
             // `cargo publish` builds what it packs.
-            None if Path::new(PACKED).exists() => bail!(
+            ensure!(
+                !Path::new(PACKED).exists(),
                 "this package was packed without the images of its kernels: `cargo xtask package --keep-images` makes them; \
                  POSENC_KERNELS=source compiles them by NVRTC"
-            ),
-            None => Self::Source,
-        })
+            );
+            Self::Source
+        };
+        Ok((origin, rooms))
     }
 }
 
@@ -98,28 +117,31 @@ fn build() -> Result<()> {
         return Ok(());
     }
     let wanted = wanted_architectures()?;
-    let text = match Kernels::choice()? {
+    let (kernels, rooms) = Kernels::choice()?;
+    let text = match kernels {
         Kernels::None => String::from("&[]"),
-        Kernels::Packaged => packaged(&wanted)?,
-        Kernels::Source => compiled(&wanted, &out)?,
+        Kernels::Packaged => packaged(&rooms, &wanted)?,
+        Kernels::Source => compiled(&rooms, &wanted, &out)?,
     };
     fs::write(out.join("images.rs"), text)?;
     Ok(())
 }
 
 /// Compiles the kernels, and gives the list of their images as Rust.
-fn compiled(wanted: &[u32], out: &Path) -> Result<String> {
+fn compiled(rooms: &[&str], wanted: &[u32], out: &Path) -> Result<String> {
     for name in find::variables() {
         println!("cargo::rerun-if-env-changed={name}");
     }
     let nvrtc = Nvrtc::find(out)?;
-    let sources = Sources::read()?;
+    let mut sources = Sources::read()?;
     for listed in kernel::kernels() {
         let there = sources.kernels.iter().any(|file| file.stem() == listed.file);
         ensure!(there, "the list of kernels names {}, there is no kernels/{}.cu", listed.entry, listed.file);
     }
     let cache = out.join("images");
     fs::create_dir_all(&cache)?;
+    let every: Vec<_> = jobs(&sources, &[], &nvrtc.identity)?.iter().flat_map(Job::images).collect();
+    sources.keep(rooms);
     let mut jobs = jobs(&sources, wanted, &nvrtc.identity)?;
     // The longest first, so that no thread works alone at the end.
     let length = |job: &Job| job.headers.iter().map(|header| header.text.len()).sum::<usize>() + job.file.text.len();
@@ -156,20 +178,20 @@ fn compiled(wanted: &[u32], out: &Path) -> Result<String> {
         writeln!(manifest, "{:016x} {name}", hash(&[&fs::read(cache.join(&name))?]))?;
     }
     write_whole(&cache.join(MANIFEST), manifest.as_bytes())?;
-    // Images of architectures that are not wanted now stay for the next build that wants them.
-    let all = self::jobs(&sources, &[], &nvrtc.identity)?;
-    remove_stale(&cache, &all.iter().flat_map(Job::images).collect::<Vec<_>>())?;
+    // Images of architectures and rooms that are not wanted now stay for the next build that wants them.
+    remove_stale(&cache, &every)?;
     list_of_images(&sources, &jobs, &cache)
 }
 
 /// The package's images, if they are those of its sources.
-fn packaged(wanted: &[u32]) -> Result<String> {
+fn packaged(rooms: &[&str], wanted: &[u32]) -> Result<String> {
     println!("cargo::rerun-if-changed={PACKAGED}");
     let folder = env::current_dir()?.join(PACKAGED);
     let text =
         fs::read_to_string(folder.join(MANIFEST)).with_context(|| format!("cannot read {PACKAGED}/{MANIFEST}"))?;
     let (identity, hashes) = Identity::parse(&text).with_context(|| format!("{PACKAGED}/{MANIFEST} is damaged"))?;
-    let sources = Sources::read()?;
+    let mut sources = Sources::read()?;
+    sources.keep(rooms);
     let jobs = jobs(&sources, wanted, &identity)?;
     for (job, name) in jobs.iter().flat_map(|job| job.images().into_iter().map(move |name| (job, name))) {
         let way_out = "POSENC_KERNELS=source compiles the kernels by NVRTC, and so does a clone without that folder";
@@ -337,6 +359,11 @@ impl Sources {
             }
         }
         Ok(Self { kernels, headers })
+    }
+
+    /// Leaves out the kernels of other rooms; they may include each other's headers.
+    fn keep(&mut self, rooms: &[&str]) {
+        self.kernels.retain(|file| rooms.iter().any(|room| file.name.split('/').next() == Some(room)));
     }
 
     /// The headers that `kernel` includes, directly or through another header.

@@ -33,9 +33,9 @@ pub enum Error {
     /// There is no CUDA driver, or no device.
     #[error("no CUDA device: {0}")]
     NoDevice(String),
-    /// The crate was built without its kernels.
+    /// The crate was built without its kernels, or without those that are asked for.
     #[error(
-        "this build of posenc holds no kernels, because POSENC_KERNELS was none when it was compiled; unset it and build again \
+        "this build of posenc lacks these kernels, because POSENC_KERNELS left them out when it was compiled; unset it and build again \
          (a clone needs NVRTC: `pip install nvidia-cuda-nvrtc-cu12==12.9.86`)"
     )]
     NoKernels,

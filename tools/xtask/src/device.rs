@@ -27,10 +27,13 @@ pub struct Real {
 impl Device {
     /// The machine's GPU, or the emulator, built for the purpose.
     pub fn find(force_emulator: bool) -> Result<Self> {
-        if !force_emulator && let Some(real) = devices() {
-            return Ok(Self::Real(real));
-        }
-        Ok(Self::Emulator(emulator()?))
+        let real = if force_emulator { None } else { Self::real() };
+        real.map_or_else(|| Ok(Self::Emulator(emulator()?)), Ok)
+    }
+
+    /// The machine's GPU; nothing is built.
+    pub fn real() -> Option<Self> {
+        devices().map(Self::Real)
     }
 
     pub fn is_real(&self) -> bool {
@@ -114,10 +117,15 @@ pub fn describe() -> Option<String> {
     Some(format!("{name}, compute capability {major}.{minor}, {cuda}\n{number}").trim().into())
 }
 
+/// Where cargo builds.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from)
+}
+
 /// Builds the emulator and gives it the driver's name.
 pub fn emulator() -> Result<PathBuf> {
     crate::run(Command::new(env!("CARGO")).args(["build", "--package", "warpcheck"]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let target = target();
     let folder = std::path::absolute(target.join("emulator"))?;
     fs::create_dir_all(&folder)?;
     let built = target.join("debug/libwarpcheck.so");

@@ -6,6 +6,7 @@ mod check;
 mod cinstall;
 mod clients;
 mod cuda;
+mod demo;
 mod device;
 mod emulator;
 mod find;
@@ -35,13 +36,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Task {
     /// Rotates a model's queries and keys on this machine and shows how exact that is
-    Demo {
-        /// A model's config.json; without it, the values of Llama-3.1-8B
-        config: Option<PathBuf>,
-        /// Tokens to rotate, at positions spread from 0 to 131071
-        #[arg(long, default_value_t = 128)]
-        tokens: usize,
-    },
+    Demo(demo::Options),
     /// Runs every test: on a GPU if there is one, else on the emulator; with NAME, only what can hold NAME
     Test(test::Options),
     /// Measures every kernel on a GPU; without one, checks the same cases on the emulator and counts what they move
@@ -139,12 +134,15 @@ fn main() -> Result<()> {
         std::process::exit(bundle::run(part, &arguments)?.min(99) as i32);
     }
     // A path is relative to where the user stands.
-    if let Task::Demo { config: Some(path), .. } | Task::Plot { record: Some(path) } = &mut task {
+    if let Task::Demo(demo::Options { config: Some(path), .. }) | Task::Plot { record: Some(path) } = &mut task {
         *path = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
+    }
+    if let Task::Demo(demo::Options { plot: Some(path), .. }) = &mut task {
+        *path = std::path::absolute(&*path)?;
     }
     std::env::set_current_dir(root)?;
     match task {
-        Task::Demo { config, tokens } => demo(config, tokens),
+        Task::Demo(options) => demo::run_all(&options),
         Task::Test(options) => test::run_all(&options, &mut steps::Steps::new()),
         Task::Bench { record, emulator, room, filter } => {
             bench::run_all(record, emulator, room.as_deref(), filter.as_deref())
@@ -206,20 +204,4 @@ fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
     ensure!(status.success(), "{command:?} failed: {status}");
     Ok(())
-}
-
-fn demo(config: Option<PathBuf>, tokens: usize) -> Result<()> {
-    let mut command = cargo();
-    // Not quiet: the first build takes minutes, and cargo shows how far it is.
-    command.args(["run", "--release", "--example", "demo", "--"]);
-    command.arg(tokens.to_string());
-    command.args(config);
-    match cuda::nvrtc() {
-        Ok(_) => device::Device::find(false)?.prepare(&mut command)?,
-        Err(error) => {
-            eprintln!("no NVRTC, so no kernels: {error:#}\ngoing on with the CPU alone");
-            command.env("POSENC_KERNELS", "none");
-        }
-    }
-    run(&mut command)
 }

@@ -38,7 +38,7 @@ impl Options {
 const CAPABILITIES: [&str; 4] = ["9.0", "8.0", "7.5", "12.0"];
 /// What runs kernels, in the groups that cargo tests together. Cargo builds dependencies with the features that the chosen
 /// packages ask for, so another group would build some of them, and posenc, once more.
-const GROUPS: [&[&str]; 2] = [&["posenc"], &["posenc-c", "posenc-benches"]];
+const GROUPS: [&[&str]; 2] = [&["posenc"], &["posenc-c", "posenc-benches", "demo"]];
 /// What build.rs makes images for.
 const ARCHITECTURES: [u32; 5] = [75, 80, 90, 100, 120];
 
@@ -174,7 +174,7 @@ fn some(options: &Options, filter: &str, steps: &mut Steps) -> Result<()> {
                 match &program.test {
                     // Each generation runs its own images; what needs no device, and is no image, need not be run again.
                     Some(test) if i == 0 || rooms.contains(test) => arguments.extend(["--test", test]),
-                    None if i == 0 => arguments.push("--lib"),
+                    None if i == 0 => arguments.extend(["--lib", "--bins"]),
                     _ => {}
                 }
             }
@@ -200,7 +200,7 @@ fn is_documentation(filter: &str) -> bool {
 }
 
 /// The architecture of the images that a device of this compute capability loads.
-fn architecture(capability: &str) -> Result<u32> {
+pub fn architecture(capability: &str) -> Result<u32> {
     let number: u32 = capability.replace('.', "").parse().with_context(|| format!("{capability} is not like 9.0"))?;
     let architecture = ARCHITECTURES.into_iter().rfind(|architecture| *architecture <= number);
     architecture.with_context(|| format!("there is no image for compute capability {capability}"))

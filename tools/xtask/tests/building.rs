@@ -173,7 +173,7 @@ fn settings_that_are_wrong_are_refused_with_and_without_nvrtc() {
         place.refused(&[none, ("POSENC_ARCHS", Path::new(value))], &said);
     }
     assert!(place.run(&[none, ("POSENC_ARCHS", Path::new("80, 120"))]).succeeded);
-    for value in ["", "None", "cpu"] {
+    for value in ["", "None", "cpu", "rotate;bias", "rotate,"] {
         place.refused(&[("POSENC_KERNELS", Path::new(value))], &format!("POSENC_KERNELS is {value:?}, it may be none"));
     }
     // The CPU's build asks for nothing.
@@ -201,6 +201,11 @@ fn a_named_nvrtc_that_does_not_work_is_refused_in_words() {
     let whole = place.fake("whole/libnvrtc.so.12", "the fake compiles nothing", &[]);
     refused(&whole, "NVRTC refuses kernels/");
     refused(&place.path("whole"), "the fake compiles nothing");
+    // Of the rooms that are wanted alone.
+    for room in ["embed", "rotate", "bias", "attend"] {
+        let variables = [("POSENC_KERNELS", Path::new(room)), (name, &whole)];
+        place.refused(&variables, &format!("NVRTC refuses kernels/{room}/"));
+    }
     // Cut to every length, in steps: the loader would end the process by SIGBUS for some of them.
     let bytes = fs::read(&whole).expect("the fake");
     let cut = place.path("cut.so");
