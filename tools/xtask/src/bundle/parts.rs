@@ -39,8 +39,8 @@ pub const RESULTS: u64 = 16 << 20;
 pub const TIME: Duration = Duration::from_secs(525);
 
 /// Programs of `tests/` that run kernels: same bits as on the emulator first, then races between launches, then the rooms.
-pub const TESTS: [&str; 10] =
-    ["bits", "overlap", "streams", "rotate", "attend", "embed", "bias", "barrier", "loading", "host_cost"];
+pub const TESTS: [&str; 11] =
+    ["bits", "overlap", "streams", "examples", "rotate", "attend", "embed", "bias", "barrier", "loading", "host_cost"];
 /// Programs of `tests/` that a device changes nothing of. They read sources, call a compiler, touch the CPU alone, or ask the
 /// emulator for faults.
 #[cfg(test)]
