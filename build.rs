@@ -25,6 +25,8 @@ mod kernel;
 mod find;
 #[path = "build/nvrtc.rs"]
 mod nvrtc;
+#[path = "build/pages.rs"]
+mod pages;
 #[path = "src/gpu/ptx.rs"]
 mod ptx;
 
@@ -113,6 +115,10 @@ fn build() -> Result<()> {
         println!("cargo::rerun-if-env-changed={name}");
     }
     let out = PathBuf::from(env::var("OUT_DIR")?);
+    // Documentation alone reads them: a change of a page compiles nothing anew.
+    if Path::new("docs").is_dir() {
+        pages::write(Path::new(""), &out.join("pages"))?;
+    }
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return Ok(());
     }

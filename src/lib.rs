@@ -1,5 +1,7 @@
+//! Positional encodings for transformers as CUDA kernels behind safe Rust, exact at every position.
+//!
 #![deny(missing_debug_implementations)]
-#![doc = include_str!("../README.md")]
+#![cfg_attr(doc, doc = include_str!(concat!(env!("OUT_DIR"), "/pages/front.md")))]
 #![cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "plans alone use it"))]
 //!
 //! # Where names are
@@ -11,6 +13,8 @@ pub mod accuracy;
 pub mod attend;
 pub mod bias;
 mod cpu;
+#[cfg(doc)]
+pub mod docs;
 mod double;
 pub mod embed;
 mod error;
@@ -56,3 +60,8 @@ pub use rotate::RopePlan;
 pub use rotate::{Direction, Rope, Scaling, XPos};
 pub use scalar::Scalar;
 pub use shape::{Heads, Logits, Shape, Tokens};
+
+/// The samples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

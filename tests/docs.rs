@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn pages() -> Vec<PathBuf> {
+#[path = "../build/pages.rs"]
+mod pages;
+
+fn all_pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut pages, mut folders) = (vec![root.join("README.md"), root.join("CHANGELOG.md")], vec![root.join("docs")]);
     while let Some(folder) = folders.pop() {
@@ -41,7 +44,7 @@ fn anchors(prose: &str) -> BTreeSet<String> {
 #[test]
 fn every_relative_link_reaches_a_file_and_an_anchor() {
     let mut broken = Vec::new();
-    for page in pages() {
+    for page in all_pages() {
         let prose = prose(&page);
         let without_code: String = prose.split('`').step_by(2).collect();
         let links = without_code.split("](").skip(1).filter_map(|rest| rest.split(')').next());
@@ -56,14 +59,84 @@ fn every_relative_link_reaches_a_file_and_an_anchor() {
     assert!(broken.is_empty(), "broken links:\n{}", broken.join("\n"));
 }
 
-/// README is also the crate's front page, where a relative link leads nowhere: it names the pages in code spans.
+/// The front page's code is not cut: a line of docs.rs holds 80 characters.
 #[test]
-fn every_page_that_readme_names_exists() {
+fn lines_of_code_fit_the_width_of_a_page() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
+    let code = readme.split("```").skip(1).step_by(2);
+    let long: Vec<_> = code.flat_map(str::lines).filter(|line| line.chars().count() > 80).collect();
+    assert!(long.is_empty(), "{long:?}");
+    let rust = readme.split("```rust").skip(1).filter_map(|rest| rest.split("```").next());
+    let hidden: Vec<_> = rust.flat_map(str::lines).filter(|line| line.starts_with("# ")).collect();
+    assert!(hidden.is_empty(), "GitHub shows {hidden:?}");
+}
+
+/// Every page but those for contributors is linked from the README.
+#[test]
+fn readme_links_every_page() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = prose(&root.join("README.md"));
-    let named: Vec<&str> = readme.split('`').skip(1).step_by(2).filter(|span| span.starts_with("docs/")).collect();
-    let missing: Vec<_> = named.iter().filter(|path| !root.join(path).exists()).collect();
-    assert!(missing.is_empty(), "README.md names {missing:?}");
+    for entry in fs::read_dir(root.join("docs")).expect("docs") {
+        let name = entry.expect("an entry").file_name().into_string().expect("a name");
+        assert!(
+            !name.ends_with(".md") || readme.contains(&format!("](docs/{name})")),
+            "README.md does not link {name}"
+        );
+    }
+}
+
+/// In the crate's documentation every link leads to a module of a page and to an anchor of it, and the picture is there.
+#[test]
+fn links_between_pages_lead_to_modules() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("pages-{}", std::process::id()));
+    pages::write(root, &folder).expect("pages");
+    let mut links = 0;
+    for name in pages::PAGES.into_iter().chain(["front"]) {
+        let text = prose(&folder.join(format!("{name}.md")));
+        let without_code: String = text.split('`').step_by(2).collect();
+        for link in without_code.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let Some((page, anchor)) = link.split_once("/index.html") else {
+                assert!(link.starts_with('#') || link.contains("://"), "{name}: {link}");
+                continue;
+            };
+            let page = page.strip_prefix(if name == "front" { "docs/" } else { "../" }).expect(link);
+            let anchor = anchor.trim_start_matches('#');
+            let target = prose(&root.join(format!("docs/{page}.md")));
+            assert!(pages::PAGES.contains(&page), "{name}: {link}");
+            assert!(anchor.is_empty() || anchors(&target).contains(anchor), "{name}: {link}");
+            links += 1;
+        }
+    }
+    let front = prose(&folder.join("front.md"));
+    fs::remove_dir_all(folder).expect("the folder goes");
+    assert!(links > 50, "{links} links");
+    assert!(front.contains("<svg") && !front.contains("!["), "the picture is missing");
+    assert!(!front.contains("(CONTRIBUTING.md)") && front.contains("contributing"), "a link that leads nowhere");
+}
+
+/// Anchors that documentation of the code links to are in the pages.
+#[test]
+fn links_from_code_reach_their_sections() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut folders, mut links) = (vec![root.join("src")], 0);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("a source");
+            for link in text.split("crate::docs::").skip(1).filter_map(|rest| rest.split([')', ']', '`']).next()) {
+                let (page, anchor) = link.split_once('#').unwrap_or((link, ""));
+                let target = prose(&root.join(format!("docs/{page}.md")));
+                assert!(anchor.is_empty() || anchors(&target).contains(anchor), "{}: {link}", path.display());
+                links += 1;
+            }
+        }
+    }
+    assert!(links >= 20, "{links} links");
 }
 
 /// Listings of docs/adding-an-encoding.md that open with a file's name stand in that file, and so do the files of its table.

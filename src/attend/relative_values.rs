@@ -23,6 +23,8 @@ use crate::{Error, Heads, Logits, Result, Scalar};
 
 /// Shaw's relative positions on the value side.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::attend#relative-values).
+///
 /// ```text
 /// z[b, h, i, :] += sum over keys j of p[b, h, i, j] * table[h or 0, entry(i, j), :]
 /// ```

@@ -46,6 +46,8 @@ pub enum Order {
 
 /// The softmax of attention logits: what to compute, without shape, element type or device.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::attend#softmax).
+///
 /// | field | unit | meaning |
 /// |---|---|---|
 /// | `scale` | | multiplies the logit; 1 for T5 and with [`Inputs::scales`], `1 / sqrt(dim)` elsewhere |

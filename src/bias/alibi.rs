@@ -28,6 +28,8 @@ pub enum Sides {
 
 /// Attention with linear biases: the slopes of some of a model's heads.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::bias#alibi).
+///
 /// With `P` the largest power of two that is at most `total_heads`, and `B = max_bias`, head `h` of the model has
 ///
 /// ```text

@@ -16,6 +16,8 @@ use crate::{Logits, Result, Scalar};
 
 /// The gradient of a distance bias, summed over batch and pairs: one number per head and distance.
 ///
+/// More: [docs](crate::docs::bias#gradients).
+///
 /// The first stage of every parameter's gradient: batch, then diagonals, then buckets. No number depends on the order
 /// in which threads happen to run.
 #[derive(Clone, Debug, PartialEq)]

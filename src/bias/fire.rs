@@ -13,6 +13,8 @@ use crate::{Error, Result, Scalar};
 /// Functional interpolation for relative position encoding. It depends on the query's position and not on the distance
 /// alone, so that it has no Toeplitz row.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::bias#fire).
+///
 /// | field | shape | meaning |
 /// |---|---|---|
 /// | `c` | | stretches distances; 0.1 at the start of training |

@@ -15,6 +15,8 @@ use crate::{Logits, Result, Scalar};
 // ----------------------------------------------------------------------------------------------------------- reference
 
 /// The gradients of [`Fire`], each of its field's shape.
+///
+/// More: [docs](crate::docs::bias#gradients).
 #[derive(Clone, Debug, PartialEq)]
 pub struct FireGrad {
     /// of `c`

@@ -31,6 +31,8 @@ pub enum Gates {
 
 /// Prefix sums of log gates along the tokens of each head, as two floats: for [`Term::endpoints`](crate::bias::Term::endpoints).
 ///
+/// More: [docs](crate::docs::bias#gate-sums).
+///
 /// ```text
 /// B[b, h, t] = sum over s <= t of gate[b, h, s]          out[b, h, t] = (first float, second float)
 /// ```

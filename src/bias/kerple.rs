@@ -22,6 +22,8 @@ pub enum KerpleKind {
 
 /// Kernelized relative positional embedding.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::bias#kerple).
+///
 /// | field | shape | meaning |
 /// |---|---|---|
 /// | `kind` | | which kernel |

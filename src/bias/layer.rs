@@ -56,6 +56,8 @@ pub struct Segments<'a> {
 
 /// An attention layer with relative positions: what its scores are made of.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::bias#content).
+///
 /// | layer | fields |
 /// |---|---|
 /// | Shaw, SpeechT5, VITS, Wav2Vec2-BERT, Granite-Speech | `queries` with `scale`; the table is shared by the heads |

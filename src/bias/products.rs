@@ -26,6 +26,8 @@ const MOST_WIDTH: usize = 1 << 16;
 /// Products of queries' or keys' states with a table of relative positions, added to logits: Shaw, Transformer-XL, Conformer,
 /// DeBERTa, Inkling.
 ///
+/// More: [docs](crate::docs::bias#products).
+///
 /// ```text
 /// bias(b, h, i, j) = factor * (a[b, i, h] + v[h]) . R[b, h, entry(i, j)]          by queries
 /// bias(b, h, i, j) = factor * (a[b, j, h] + v[h]) . R[b, h, entry(i, j)]          by keys

@@ -13,6 +13,8 @@ use crate::{Error, Result};
 
 /// The Sandwich bias of some of a model's heads. Nothing in it is learned.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::bias#sandwich).
+///
 /// | field | unit | meaning |
 /// |---|---|---|
 /// | `total_heads` | heads | of the whole model: the law depends on it |

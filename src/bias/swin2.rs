@@ -38,6 +38,8 @@ pub enum LogCoordinates {
 
 /// Swin v2's continuous relative position bias: what to compute, without weights or device.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::bias#swin2).
+///
 /// | field | unit | meaning |
 /// |---|---|---|
 /// | `window` | tokens | rows and columns |

@@ -14,6 +14,8 @@ use crate::{Error, Result};
 
 /// Relative position buckets of T5.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::bias#t5).
+///
 /// With `N = buckets`, or `buckets / 2` for each side when `bidirectional`, `E = N / 2` and `D = max_distance`, a
 /// distance of `n` tokens into the past falls into
 ///

@@ -71,6 +71,8 @@ pub enum By {
 
 /// One term of a bias: what is read, without the numbers.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::bias#terms).
+///
 /// | field | meaning |
 /// |---|---|
 /// | `index` | which entry a query and a key read |

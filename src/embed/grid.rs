@@ -97,6 +97,8 @@ pub enum Blocks {
 
 /// Sinusoids of a grid's axes side by side: what to compute, without shape, element type or device.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::embed#grid).
+///
 /// | field | meaning |
 /// |---|---|
 /// | `axes` | the axes in the order of their channels |

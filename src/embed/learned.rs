@@ -67,6 +67,8 @@ pub enum Norm {
 
 /// A learned embedding: what to compute, without shape, element type or device.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::embed#learned).
+///
 /// | field | unit | meaning |
 /// |---|---|---|
 /// | `dim` | channels | of one row of every table |

@@ -36,6 +36,8 @@ pub enum Weighting {
 
 /// Resampling of a learned table: what to compute, without element type or device.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::embed#resample).
+///
 /// | field | meaning |
 /// |---|---|
 /// | `from`, `to` | the grids, one frame each |

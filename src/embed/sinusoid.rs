@@ -89,6 +89,8 @@ impl Frequencies {
 
 /// Sinusoidal position embedding: what to compute, without shape, element type or device.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::embed#sinusoid).
+///
 /// | field | unit | meaning |
 /// |---|---|---|
 /// | `dim` | channels | of one token |

@@ -6,6 +6,8 @@ use crate::{Error, Result};
 
 /// The axis of each pair, and which frequency of which ladder it has.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::rotate#axes).
+///
 /// A ladder of size `d` is `base^(-2i/d)` for `i = 0, 1, ...`. Positions are `[axes, tokens]`; where all axes of a token have
 /// the same position, the forms with one ladder are plain RoPE, bit for bit.
 ///

@@ -6,6 +6,8 @@ use crate::{Error, Result};
 
 /// A factor on the query that depends on its position alone, never part of cos and sin.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::rotate#scales).
+///
 /// # Example
 /// ```
 /// use posenc::rotate::QueryScale;

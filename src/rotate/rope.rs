@@ -37,6 +37,8 @@ pub enum Direction {
 }
 
 /// Source of the angles.
+///
+/// More: [docs](crate::docs::rotate#accuracy).
 #[derive(Clone, Debug, PartialEq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Angles {
@@ -64,6 +66,8 @@ impl Angles {
 }
 
 /// Rotary position embedding: what to compute, without shape, element type or device.
+///
+/// Formulas, sources and disagreements: [docs](crate::docs::rotate#rope).
 ///
 /// `angle(position, pair) = position * frequency(pair)`, and `attention_factor` multiplies cosine and sine.
 ///

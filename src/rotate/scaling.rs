@@ -17,6 +17,8 @@ use crate::{Error, Result, Rope};
 
 /// Frequency scaling for a longer context.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::rotate#scalings).
+///
 /// Below, `i` is the pair, `d` the rotary size and `theta_i = base^(-2i/d)`. A scaling changes frequencies only: a factor
 /// on cos and sin belongs to [`Rope::attention_factor`], a factor on the whole logit to neither.
 ///

@@ -9,6 +9,8 @@ use crate::{Error, Heads, Result, Scalar};
 
 /// RoPE, and a factor `zeta_i^((p - center) / scale_base)` on queries and its inverse on keys.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::rotate#xpos).
+///
 /// The product of a query at `m` and a key at `n` has `zeta_i^((m - n) / scale_base)`: since `zeta_i < 1`, a key decays the
 /// further it lies before its query, fast pairs first. `center` falls out of that product; it keeps the factors near 1 where
 /// it lies near the positions. [`XPos::reach`] is the distance from it up to which every factor is between 2^-120 and 2^120:

@@ -30,6 +30,8 @@ pub enum Outside {
 
 /// Entries by distance.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::bias#content).
+///
 /// ```text
 /// n     = distance - first                        distance = key - query, or query - key
 /// entry = lookup[clamp(n, 0, count - 1)]          without a lookup the clamped n itself; Outside::Zero: nothing outside

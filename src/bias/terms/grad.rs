@@ -19,6 +19,8 @@ use crate::{Error, Logits, Result, Scalar};
 // ----------------------------------------------------------------------------------------------------------- reference
 
 /// The gradient of a term's numbers, in f64.
+///
+/// More: [docs](crate::docs::bias#gradients-of-terms).
 #[derive(Clone, Debug, PartialEq)]
 pub struct TermGrad {
     /// laid out as the numbers, 0 in between

@@ -34,6 +34,8 @@ pub enum WindowAxes {
 
 /// Entries by coordinates in a window of tokens, row after row.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::bias#windows).
+///
 /// ```text
 /// token -> (y, x) = ((token - prefix) / width, (token - prefix) % width)
 /// entry = (dy + height - 1) * (2 * width - 1) + dx + width - 1        dy = yq - yk, dx = xq - xk
@@ -244,6 +246,8 @@ impl Window {
 
 /// The mask of shifted windows: a number between tokens that a cyclic shift brought together from different regions of the
 /// image.
+///
+/// Formulas, sources and disagreements: [docs](crate::docs::bias#windows).
 ///
 /// An image of `height` x `width` tokens is shifted up and left by `shift` and cut into windows of `window`, row after row;
 /// sequence `b` of a call is window `b % windows` of image `b / windows`. Regions are bounded by the last window and by what was

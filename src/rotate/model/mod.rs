@@ -26,6 +26,8 @@ use crate::{Error, Pairing, Result};
 
 /// The RoPE of every layer of a model.
 ///
+/// Formulas, sources and disagreements: [docs](crate::docs::rotate#models).
+///
 /// # Example
 /// ```
 /// use posenc::ModelRope;

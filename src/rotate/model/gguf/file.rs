@@ -11,6 +11,8 @@ use crate::Result;
 
 /// Metadata of a GGUF file.
 ///
+/// More: [docs](crate::docs::rotate#gguf).
+///
 /// # Example
 /// ```
 /// use posenc::ModelRope;
