@@ -107,7 +107,6 @@ fn show_rotation(rope: &Rope, gpu: Option<&Gpu>, tokens: usize, heads: [usize; 2
     let x = |heads: &Heads| -> Result<Vec<bf16>> { Ok((0..heads.elements()?).map(value).collect()) };
     let (q_x, k_x) = (x(&q)?, x(&k)?);
     let (mut q_y, mut k_y) = (q_x.clone(), k_x.clone());
-    let mut launch = "the reference on the CPU".to_string();
     match gpu {
         Some(gpu) => {
             let stream = gpu.stream();
@@ -115,13 +114,6 @@ fn show_rotation(rope: &Rope, gpu: Option<&Gpu>, tokens: usize, heads: [usize; 2
             let ids = stream.clone_htod(&positions)?;
             let plan = RopePlan::<bf16>::new(gpu, rope)?;
             plan.rotate(q.of_mut(&mut q_d), k.of_mut(&mut k_d), Positions::ids(&ids))?;
-            launch = "one launch".into();
-            if let Some(report) = emulator::attach().and_then(|emulator| emulator.last_launch()) {
-                let bytes = report.counters.bytes_read + report.counters.bytes_written;
-                let least = 4 * tokens * (heads[0] + heads[1]) * rope.rotary;
-                launch +=
-                    &format!(" of {}; {bytes} bytes read and written (counted; {least} is the least)", report.kernel);
-            }
             (q_y, k_y) = (stream.clone_dtoh(&q_d)?, stream.clone_dtoh(&k_d)?);
         }
         None => {
@@ -133,7 +125,7 @@ fn show_rotation(rope: &Rope, gpu: Option<&Gpu>, tokens: usize, heads: [usize; 2
         "q and k     bf16 [{tokens}, {}, {dim}] and [{tokens}, {}, {dim}], positions 0 to {LAST_POSITION}",
         heads[0], heads[1]
     );
-    println!("rotated by  {launch}");
+    println!("rotated by  {}", gpu.map_or("the reference on the CPU", |_| "one launch of one kernel"));
     for (name, x, y, heads) in [("q", &q_x, &q_y, &q), ("k", &k_x, &k_y, &k)] {
         let expected = rope.expect(x, heads, &positions, Direction::Forward)?;
         let nearest = y.iter().zip(&expected.want).filter(|&(got, want)| *got == bf16::from_f64(*want)).count();

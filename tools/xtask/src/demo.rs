@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use plotters::prelude::*;
 
@@ -22,24 +22,32 @@ pub struct Options {
     pub plot: Option<PathBuf>,
 }
 
+/// Packages that the development profile optimises and the demo does not: it computes for a second.
+const UNOPTIMISED: [&str; 2] = ["posenc", "cudarc"];
+/// The demo's emulator, not optimised either, in a folder of its own: tests have theirs.
+const EMULATOR: &str = "target/demo";
+
 /// Builds the demo with the kernels of its room alone, and runs it.
 pub fn run_all(Options { config, tokens, plot }: &Options) -> Result<()> {
     let mut build = cargo();
     // Not quiet: the first build takes a minute, and cargo shows how far it is.
     build.args(["build", "--package", "demo"]);
-    let mut folder = None;
+    build.args(UNOPTIMISED.iter().flat_map(|package| ["--config".into(), unoptimised(package)]));
+    let mut device = None;
     match cuda::nvrtc() {
         Ok(_) => {
-            let device = device::Device::real();
+            device = device::Device::real();
             let capability = device.as_ref().and_then(device::Device::capability);
             let architecture = capability.map_or(Ok(90), |capability| test::architecture(&capability))?;
             build.env("POSENC_KERNELS", "rotate").env("POSENC_ARCHS", architecture.to_string());
             if device.is_none() {
-                // In one call, which builds side by side.
-                build.args(["--package", "warpcheck"]);
+                // Beside the demo.
+                let emulator = std::thread::spawn(emulator);
+                run(&mut build)?;
+                device = Some(emulator.join().map_err(|_| anyhow!("the emulator's build panicked"))??);
+            } else {
+                run(&mut build)?;
             }
-            run(&mut build)?;
-            folder = Some(device.map_or_else(|| device::Device::find(true), Ok)?);
         }
         Err(error) => {
             eprintln!("no NVRTC, so no kernels: {error:#}\ngoing on with the CPU alone");
@@ -47,7 +55,7 @@ pub fn run_all(Options { config, tokens, plot }: &Options) -> Result<()> {
         }
     }
     let mut demo = Command::new(device::target().join("debug/demo"));
-    if let Some(device) = folder {
+    if let Some(device) = device {
         device.prepare(&mut demo)?;
     }
     let errors = plot.as_ref().map(|picture| picture.with_extension("csv"));
@@ -61,6 +69,20 @@ pub fn run_all(Options { config, tokens, plot }: &Options) -> Result<()> {
         println!("\nerror of cos against position: {}, its numbers: {}", picture.display(), errors.display());
     }
     Ok(())
+}
+
+fn unoptimised(package: &str) -> String {
+    format!("profile.dev.package.{package}.opt-level=0")
+}
+
+/// Builds the demo's emulator.
+fn emulator() -> Result<device::Device> {
+    let mut build = cargo();
+    build.args(["build", "--package", "warpcheck", "--lib", "--no-default-features", "--target-dir", EMULATOR]);
+    run(build.args(["--config", &unoptimised("warpcheck"), "--quiet"]))?;
+    let folder = Path::new(EMULATOR);
+    let built = folder.join("debug/libwarpcheck.so");
+    Ok(device::Device::Emulator(device::named_as_the_driver(&built, &folder.join("emulator"))?))
 }
 
 /// A line of the picture: its label, its color on a light and on a dark page, and where its label stands.

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -126,14 +126,18 @@ pub fn target() -> PathBuf {
 pub fn emulator() -> Result<PathBuf> {
     crate::run(Command::new(env!("CARGO")).args(["build", "--package", "warpcheck"]))?;
     let target = target();
-    let folder = std::path::absolute(target.join("emulator"))?;
+    named_as_the_driver(&target.join("debug/libwarpcheck.so"), &target.join("emulator"))
+}
+
+/// Gives the emulator that was built the driver's name in a folder, which is what the loader needs.
+pub fn named_as_the_driver(built: &Path, folder: &Path) -> Result<PathBuf> {
+    let folder = std::path::absolute(folder)?;
     fs::create_dir_all(&folder)?;
-    let built = target.join("debug/libwarpcheck.so");
     // Renamed into place, so that a program that runs on the old one keeps it whole. Both names are one file, as in a real
     // driver: a program that opens one of them and cudarc, which opens the other, must meet in one library.
     let [first, second] = ["libcuda.so.1", "libcuda.so"].map(|name| folder.join(name));
     let partial = folder.join(format!("libcuda.{}", std::process::id()));
-    fs::copy(&built, &partial).with_context(|| format!("cannot copy {}", built.display()))?;
+    fs::copy(built, &partial).with_context(|| format!("cannot copy {}", built.display()))?;
     let _ = fs::remove_file(&second);
     fs::hard_link(&partial, &second).with_context(|| format!("cannot link {}", second.display()))?;
     fs::rename(partial, first)?;
