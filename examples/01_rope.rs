@@ -6,7 +6,7 @@ use anyhow::Result;
 use posenc::accuracy::assert_close;
 use posenc::{Direction, Error, Gpu, Heads, Positions, Rope, RopePlan};
 
-pub fn main() -> Result<()> {
+pub(crate) fn main() -> Result<()> {
     // Llama-3.1-8B, as its config.json says it.
     let rope = Rope::from_hf_config(
         r#"{

@@ -15,7 +15,7 @@ fn table(rows: usize, dim: usize, seed: usize) -> Vec<f32> {
     (0..rows * dim).map(|i| ((i * 37 + seed * 101) as f32 * 0.11).sin()).collect()
 }
 
-pub fn main() -> Result<()> {
+pub(crate) fn main() -> Result<()> {
     let gpu = match Gpu::open(0) {
         Ok(gpu) => Some(gpu),
         Err(error @ (Error::NoDevice(_) | Error::NoKernels)) => {

@@ -9,7 +9,7 @@ use posenc::attend::{GradOptions, Inputs};
 use posenc::bias::{DistanceGrad, DistanceGradPlan};
 use posenc::{Alibi, Bias, BiasPlan, Error, Gpu, Logits, Places, Softmax, SoftmaxPlan, T5Bias};
 
-pub fn main() -> Result<()> {
+pub(crate) fn main() -> Result<()> {
     // BLOOM-560m has 16 heads, the second of two ranks holds 8..16: its slopes are those of the whole model.
     let slopes = Alibi::new(16).shard(8, 8).slopes()?;
     assert_eq!(slopes.left[7], 1.0 / 256.0);

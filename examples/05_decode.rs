@@ -153,7 +153,7 @@ fn capture(
     stream.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)?.context("an empty graph")
 }
 
-pub fn main() -> Result<()> {
+pub(crate) fn main() -> Result<()> {
     let model = ModelRope::from_hf(CONFIG)?;
     print!("{}", model.describe());
     let count = model.layers().context("layers")?;

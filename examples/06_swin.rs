@@ -8,7 +8,7 @@ use posenc::attend::{DeviceBias, DeviceInputs, HostInputs};
 use posenc::bias::{DeviceTermInputs, Numbers, ShiftedWindows, Term, TermInputs, Terms, Window};
 use posenc::{Bias, Error, Gpu, Logits, Places, Softmax, SoftmaxPlan};
 
-pub fn main() -> Result<()> {
+pub(crate) fn main() -> Result<()> {
     // swin-tiny's first stage: an image of 56 x 56 tokens in windows of 7 x 7, shifted by 3; 3 heads.
     let (heads, window) = (3, Window::swin(7, 7));
     let image = ShiftedWindows { height: 56, width: 56, window: [7, 7], shift: [3, 3] };

@@ -9,7 +9,7 @@ use posenc::attend::{DeviceBias, DeviceInputs, HostInputs, Order};
 use posenc::bias::{DeviceTermInputs, Distances, Numbers, Relative, RelativeLayer, Term, TermInputs, Terms};
 use posenc::{Bias, Error, Gpu, Logits, Places, Softmax, SoftmaxPlan};
 
-pub fn main() -> Result<()> {
+pub(crate) fn main() -> Result<()> {
     // deberta-v3's buckets; two heads of eight channels, twelve tokens.
     let (heads, dim, tokens) = (2, 8, 12);
     let deberta = Distances::deberta(256, 512)?;

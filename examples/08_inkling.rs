@@ -10,7 +10,7 @@ use posenc::attend::{DeviceBias, DeviceInputs, HostInputs};
 use posenc::bias::{DeviceTermInputs, Distances, Numbers, Relative, Term, TermInputs, Terms};
 use posenc::{Bias, Error, Gpu, Logits, Places, Softmax, SoftmaxPlan};
 
-pub fn main() -> Result<()> {
+pub(crate) fn main() -> Result<()> {
     // A sliding layer: four heads on this rank, a band of 512 keys, a cache of 3000.
     let (heads, extent, keys, width) = (4, 512, 3000, 16);
     let band = Distances::inkling(extent);

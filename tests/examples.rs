@@ -7,7 +7,7 @@ macro_rules! examples {
     ($($name:ident in $file:literal;)*) => {
         $(
             #[path = $file]
-            #[allow(missing_docs, dead_code, reason = "a program of its own")]
+            #[allow(dead_code, reason = "a program of its own")]
             mod $name;
 
             #[test]
