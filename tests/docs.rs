@@ -139,6 +139,17 @@ fn links_from_code_reach_their_sections() {
     assert!(links >= 20, "{links} links");
 }
 
+/// `tests/examples.rs` runs each example but the one that reads its command line.
+#[test]
+fn every_example_is_run() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    for entry in fs::read_dir(folder).expect("examples") {
+        let name = entry.expect("an entry").file_name().into_string().expect("a name");
+        let is_run = include_str!("examples.rs").contains(&format!("\"../examples/{name}\""));
+        assert!(is_run || name == "02_describe.rs", "{name} is not run");
+    }
+}
+
 /// Listings of docs/adding-an-encoding.md that open with a file's name stand in that file, and so do the files of its table.
 #[test]
 fn the_worked_example_is_what_the_files_say() {
