@@ -25,17 +25,25 @@ __device__ __forceinline__ void before_softcap(const SoftmaxLaw& law, float scal
     }
 }
 
-// To what is exponentiated, the mask still missing: x becomes z.
-__device__ __forceinline__ void logits_of(const SoftmaxLaw& law, float scale, const float (&bias)[KEYS],
+// What the biases of a softmax are multiplied by before they are added: log2(e) where nothing but a mask comes behind
+// them, 1 where a scale or a softcap does. `log2e` is that of the call: power.cuh.
+__device__ __forceinline__ float bias_factor(const SoftmaxLaw& law, float log2e) {
+    bool last = law.cap == 0.0f ? law.order != LogitOrder::BIAS_THEN_SCALE : law.order == LogitOrder::SOFTCAP_THEN_BIAS;
+    return last ? log2e : 1.0f;
+}
+
+// To what is raised to powers of two, the mask still missing: x becomes z. Biases are those times `bias_factor`.
+__device__ __forceinline__ void powers_of(const SoftmaxLaw& law, float scale, float log2e, const float (&bias)[KEYS],
                                           float (&x)[KEYS]) {
-    bool late = law.cap != 0.0f && law.order == LogitOrder::SOFTCAP_THEN_BIAS;
+    if (law.cap == 0.0f) {
+        before_softcap(law, scale * log2e, false, bias, x);
+        return;
+    }
+    bool late = law.order == LogitOrder::SOFTCAP_THEN_BIAS;
     before_softcap(law, scale, late, bias, x);
-    if (law.cap == 0.0f) return;
+    float cap = law.cap * log2e;
 #pragma unroll
-    for (int i = 0; i < KEYS; ++i) x[i] = law.cap * tanh_fixed(x[i] * law.inverse_cap);
-    if (!late) return;
-#pragma unroll
-    for (int i = 0; i < KEYS; ++i) x[i] += bias[i];
+    for (int i = 0; i < KEYS; ++i) x[i] = fmaf(cap, tanh_fixed(x[i] * law.inverse_cap), late ? bias[i] : 0.0f);
 }
 
 // From the gradients of eight z through the softcap, of which `x` holds what it took: dx becomes those of the logits.

@@ -1,5 +1,5 @@
 // z = softcap(scale * x) + bias + mask          in the order that law.cuh states
-// y = exp(z - lse),  lse = ln(sum over keys of exp(z) + exp(sink))
+// y = exp(z - lse),  lse = ln(sum over keys of exp(z) + exp(sink))          in base 2: power.cuh
 //
 // x, y     [batch, heads, queries, keys] by strides in elements (64 bits), keys contiguous; in place or apart
 // mask     the same with strides of its own, 0 where it is shared
@@ -16,6 +16,7 @@
 // reduce.cuh. What is added to a logit is a type parameter: RowBias, or the sum of terms of bias/terms.cuh.
 #pragma once
 #include "attend/law.cuh"
+#include "attend/power.cuh"
 #include "bias/forms.cuh"
 #include "common/barrier.cuh"
 #include "common/keys.cuh"
@@ -100,22 +101,25 @@ template <class Bias> struct Logits {
 
     // z of eight keys from `key` on, some of which may be seen, whose logits are in the stage where they are whole;
     // -inf where a key is masked or there is none.
-    __device__ void load(const SoftmaxArgs& args, const Stage& stage, int key, float (&z)[KEYS]) const {
+    __device__ void load(const SoftmaxArgs& args, const Stage& stage, int key, float log2e, float (&z)[KEYS]) const {
         int count = min(KEYS, static_cast<int>(args.bias.keys) - key);
         // The bias first: it needs the most registers.
         float value[KEYS];
-        bias.of(args.bias, row, key, count, value);
+        bias.weighted(args.bias, row, key, count, bias_factor(args.law, log2e), value);
         if (key < whole(args)) {
             stage.get_raw(z);
         } else {
             load_keys(x(args) + key, count, false, 0.0f, z);
         }
-        logits_of(args.law, bias.scale(args.law, row), value, z);
+        powers_of(args.law, bias.scale(args.law, row), log2e, value, z);
         if (args.mask) {
             const T::Bits* mask = static_cast<const T::Bits*>(args.mask) + row.offset(args.mask_strides);
             load_keys(mask + key, count, args.team.aligned == 2, 0.0f, value);
 #pragma unroll
-            for (int i = 0; i < KEYS; ++i) z[i] += value[i];
+            for (int i = 0; i < KEYS; ++i) {
+                // -inf masks a key whatever its logit holds.
+                z[i] = value[i] == -infinity() ? -infinity() : fmaf(value[i], log2e, z[i]);
+            }
         }
         if (key < low || key > high - KEYS) {
 #pragma unroll
@@ -170,91 +174,149 @@ __device__ __forceinline__ float load_side(float scale, Stage at, int distance, 
     for (; count > 0; --count, at.skip(1), distance += step) {
         float z[KEYS];
         at.get_raw(z);
-        float from = static_cast<float>(distance);
 #pragma unroll
-        for (int i = 0; i < KEYS; ++i) z[i] = fmaf(z[i], scale, SLOPED ? bias * (from + static_cast<float>(i)) : bias);
-        most = fmaxf(most, max_pack(z));
+        for (int first = 0; first < KEYS; first += WIDE) {
+            float start = static_cast<float>(distance + first);
+#pragma unroll
+            for (int i = 0; i < WIDE; ++i) {
+                z[first + i] = fmaf(z[first + i], scale, SLOPED ? SlopesBias::along(bias, i, start) : bias);
+            }
+        }
+        most = max_nan(most, max_pack(z));
         at.put(z);
     }
     return most;
 }
 
-// Leaves the exponentials of a chunk in the stage, of those packs of which some key may be seen. Two packs at most are
-// worked on together: what lies between waits in shared memory.
-template <class Bias>
-__device__ __forceinline__ Part make(const SoftmaxArgs& args, const Logits<Bias>& logits, const Team& team,
-                                     const Packs& packs, Stage stage) {
-    // All packs are on their way before the first is worked on.
-    Stage at = stage;
-    at.skip(packs.first);
-    const T::Bits* from = logits.x(args) + packs.key_of(args, packs.first);
-#pragma unroll 1
-    for (int i = packs.below(args, logits.whole(args)) - packs.first; i > 0;
-         --i, from += Packs::step(args), at.skip(1)) {
-        at.fetch_raw(from);
-    }
-    fetched();
+// The sum of a team's exponentials: a tree over packs of 16 bytes, so that f32 has two for eight keys, which meet last.
+struct KeySum {
+    static constexpr int EACH = KEYS / WIDE;
+    PackSum sums[EACH];
 
-    // Packs whose keys may all be seen and need no other work than the scale and the bias of one side.
-    bool easy = Bias::SIDED && args.team.aligned && args.law.cap == 0.0f &&
-                args.law.order != LogitOrder::BIAS_THEN_SCALE && !args.mask;
-    int low = logits.low, high = easy ? max(logits.high - (KEYS - 1), low) : low;
-    Sides sides(args.bias, logits.row);
-    int begin[2] = {packs.below(args, low), packs.below(args, max(min(sides.right, high), low))};
-    int end[2] = {packs.below(args, max(min(sides.left, high), low)), packs.below(args, high)};
-    float most = -infinity();
-    if constexpr (Bias::SIDED) {
-#pragma unroll 1
-        for (int side = 0; side < 2; ++side) {
-            int pack = side ? begin[1] : begin[0];
-            int count = side ? end[1] - begin[1] : end[0] - begin[0];
-            if (count <= 0) continue;
-            int distance = packs.key_of(args, pack) + RowBias::shift(args.bias, logits.row);
-            at = stage;
-            at.skip(pack);
-            if (args.bias.kind == BiasKind::SLOPES) {
-                float slope = side ? -logits.bias.right : logits.bias.left;
-                most = fmaxf(most, load_side<true>(args.law.scale, at, distance, Packs::step(args), count, slope));
-            } else {
-                float value = side ? logits.bias.right : logits.bias.left;
-                most = fmaxf(most, load_side<false>(args.law.scale, at, distance, Packs::step(args), count, value));
+    __device__ void add(const float (&x)[KEYS]) {
+        if constexpr (EACH == 1) {
+            sums[0].add(sum_pack(x));
+        } else {
+#pragma unroll
+            for (int i = 0; i < EACH; ++i) {
+                sums[i].add((x[4 * i] + x[4 * i + 2]) + (x[4 * i + 1] + x[4 * i + 3]));
             }
         }
     }
-    float x[KEYS];
-#pragma unroll 1
-    for (int i = packs.first;; ++i) {
-        if (i == begin[0]) i = end[0];
-        if (i == begin[1]) i = end[1];
-        if (i >= packs.end) break;
-        at = stage;
-        at.skip(i);
-        logits.load(args, at, packs.key_of(args, i), x);
-        most = fmaxf(most, max_pack(x));
-        at.put(x);
-    }
-    most = team.max(most);
 
-    // Without keys any number will do: -inf minus it is -inf.
-    float largest = most == -infinity() ? 0.0f : most;
-    PackSum sum;
+    __device__ float total(const Team& team) const {
+        float total = team.sum(sums[0].total());
+        if constexpr (EACH == 1) return total;
+        // One space for both.
+        if (team.lanes > 32) __syncthreads();
+        return total + team.sum(sums[EACH - 1].total());
+    }
+};
+
+// Leaves the exponentials of a chunk in the stage, of those packs of which some key may be seen. Two packs at most are
+// worked on together: what lies between waits in shared memory. All threads of a warp call it together. `marks`: NaN
+// for each key that is seen, and 0 for the others.
+template <class Bias>
+__device__ __forceinline__ Part make(const SoftmaxArgs& args, const Logits<Bias>& logits, const Team& team,
+                                     const Packs& packs, Stage stage, bool marks) {
+    // Finite logits whose z is below the range of f32 are all alike, and are not masked: where a chunk has no others,
+    // or only marks are wanted, z is made smaller.
+    bool small = marks;
+    float largest;
+    float x[KEYS];
+    Stage at;
+    while (true) {
+        // All packs are on their way before the first is worked on.
+        at = stage;
+        at.skip(packs.first);
+        const T::Bits* from = logits.x(args) + packs.key_of(args, packs.first);
+#pragma unroll 1
+        for (int i = packs.below(args, logits.whole(args)) - packs.first; i > 0;
+             --i, from += Packs::step(args), at.skip(1)) {
+            at.fetch_raw(from);
+        }
+        fetched();
+
+        float log2e = small ? LOG2E / 256.0f : LOG2E;
+        float most = -infinity();
+        int begin[2] = {0x7fffffff, 0x7fffffff}, end[2];
+        if constexpr (Bias::SIDED) {
+            // Packs whose keys may all be seen and need no other work than the scale and the bias of one side.
+            bool easy = args.team.aligned && args.law.cap == 0.0f && args.law.order != LogitOrder::BIAS_THEN_SCALE &&
+                        !args.mask;
+            int low = logits.low, high = easy ? max(logits.high - (KEYS - 1), low) : low;
+            Sides sides(args.bias, logits.row, logits.bias, log2e);
+            begin[0] = packs.below(args, low), begin[1] = packs.below(args, max(min(sides.right, high), low));
+            end[0] = packs.below(args, max(min(sides.left, high), low)), end[1] = packs.below(args, high);
+#pragma unroll 1
+            for (int side = 0; side < 2; ++side) {
+                int pack = side ? begin[1] : begin[0];
+                int count = side ? end[1] - begin[1] : end[0] - begin[0];
+                if (count <= 0) continue;
+                int distance = packs.key_of(args, pack) + RowBias::shift(args.bias, logits.row);
+                at = stage;
+                at.skip(pack);
+                float scale = args.law.scale * log2e;
+                float value = (side ? logits.bias.right : logits.bias.left) * log2e;
+                if (args.bias.kind == BiasKind::SLOPES) {
+                    if (side) value = -value;
+                    most = max_nan(most, load_side<true>(scale, at, distance, Packs::step(args), count, value));
+                } else {
+                    most = max_nan(most, load_side<false>(scale, at, distance, Packs::step(args), count, value));
+                }
+            }
+        }
+#pragma unroll 1
+        for (int i = packs.first;; ++i) {
+            if (i == begin[0]) i = end[0];
+            if (i == begin[1]) i = end[1];
+            if (i >= packs.end) break;
+            at = stage;
+            at.skip(i);
+            logits.load(args, at, packs.key_of(args, i), log2e, x);
+            most = max_nan(most, max_pack(x));
+            at.put(x);
+        }
+        largest = team.max(most);
+        bool low = largest == -infinity() && !small && logits.low < logits.high;
+        if (!__any_sync(ALL_LANES, low)) break;
+        small |= low;
+        if (team.lanes > 32) __syncthreads();
+    }
+
+    // Without keys any m will do.
+    float m = largest > -infinity() && largest < infinity() ? rintf(largest) : 0.0f;
+    if (small) m = largest == -infinity() ? 0.0f : -LARGEST;
+    Powers powers(m);
+    KeySum sum;
     at = stage;
     at.skip(packs.first);
 #pragma unroll 2
     for (int i = packs.end - packs.first; i > 0; --i, at.skip(1)) {
         at.get(x);
+        if (small) {
+            float mark = marks ? __int_as_float(0x7fffffff) : 1.0f;
 #pragma unroll
-        for (int j = 0; j < KEYS; ++j) x[j] = exp_below_zero(x[j] - largest);
-        sum.add(sum_pack(x));
+            for (int j = 0; j < KEYS; ++j) x[j] = x[j] == -infinity() ? 0.0f : mark;
+        } else {
+            if (powers.base != 0.0f) {
+#pragma unroll
+                for (int j = 0; j < KEYS; ++j) x[j] -= powers.base;
+            }
+#pragma unroll
+            for (int j = 0; j < KEYS; ++j) x[j] = powers.of(x[j]);
+        }
+        sum.add(x);
         at.put(x);
     }
-    return {largest, team.sum(sum.total())};
+    float total = sum.total(team);
+    return {m, largest < infinity() ? total : __int_as_float(0x7fffffff)};
 }
 
-// Writes a chunk's probabilities: what is in the stage times `factor`, and zeros where no key may be seen.
+// Writes a chunk's probabilities: its share of what is in the stage, and zeros where no key may be seen.
 template <class Bias>
 __device__ __forceinline__ void finish(const SoftmaxArgs& args, const Logits<Bias>& logits, const Packs& packs,
-                                       Stage stage, float factor) {
+                                       Stage stage, const Shares& shares) {
     int keys = args.bias.keys;
     float p[KEYS];
     int end = args.team.aligned ? max(packs.first, min(packs.end, packs.below(args, keys - (KEYS - 1)))) : packs.first;
@@ -265,7 +327,7 @@ __device__ __forceinline__ void finish(const SoftmaxArgs& args, const Logits<Bia
     for (int i = end - packs.first; i > 0; --i, to += Packs::step(args), at.skip(1)) {
         at.get(p);
 #pragma unroll
-        for (int j = 0; j < KEYS; ++j) p[j] *= factor;
+        for (int j = 0; j < KEYS; ++j) p[j] = shares.of(p[j]);
         store_keys(to, KEYS, true, p);
     }
     int count = packs.below(args, keys);
@@ -278,42 +340,34 @@ __device__ __forceinline__ void finish(const SoftmaxArgs& args, const Logits<Bia
         at.skip(i);
         if (seen) at.get(p);
 #pragma unroll
-        for (int j = 0; j < KEYS; ++j) p[j] = seen ? p[j] * factor : 0.0f;
+        for (int j = 0; j < KEYS; ++j) p[j] = seen ? shares.of(p[j]) : 0.0f;
         int key = packs.key_of(args, i);
         store_keys(logits.y(args) + key, min(KEYS, keys - key), args.team.aligned, p);
     }
 }
 
-// What a row's parts are added to.
-__device__ Part start(const SoftmaxArgs& args, const Row& row) {
+// -inf: the row has none.
+__device__ float sink_of(const SoftmaxArgs& args, const Row& row) {
     const float* sinks = static_cast<const float*>(args.sinks);
-    float sink = sinks && row.any ? sinks[row.head] : -infinity();
-    return {sink, sink == -infinity() ? 0.0f : 1.0f};
-}
-
-// What the exponentials of a part are multiplied by; 0 in a row without keys.
-__device__ float factor(const Part& whole, float part_max) {
-    if (whole.sum == 0.0f) return 0.0f;
-    float inverse = 1.0f / whole.sum;
-    return part_max == whole.max ? inverse : exp_below_zero(part_max - whole.max) * inverse;
+    return sinks && row.any ? sinks[row.head] : -infinity();
 }
 
 // Of a row that blocks share.
 __device__ float2* parts_of(const SoftmaxArgs& args, const Place& place) {
-    return static_cast<float2*>(args.parts) + static_cast<long long>(place.row) * args.team.chunks;
+    return static_cast<float2*>(args.team.parts) + static_cast<long long>(place.row) * args.team.chunks;
 }
 
 template <class Bias, class... Terms>
 __device__ __forceinline__ void softmax(const SoftmaxArgs& args, const Terms&... terms) {
     __shared__ BlockSpace space;
-    // The largest logit of each chunk that is held; a launch holds 8 at most.
+    // m of each chunk that is held; a launch holds 8 at most.
     __shared__ float largest[8];
     wait_for_predecessor();
     Team team(args.team.lanes_log, space);
     Place place(args.team);
     Logits<Bias> logits(args, place, terms...);
-    Part whole = start(args, logits.row);
-    Part part = {0.0f, 0.0f};
+    Part whole = part_of_sink(sink_of(args, logits.row));
+    float last = 0.0f;
     int chunks = place.end - place.first;
     bool again = chunks > static_cast<int>(args.team.held);
     // Read once: the barriers between would have it read again.
@@ -327,32 +381,37 @@ __device__ __forceinline__ void softmax(const SoftmaxArgs& args, const Terms&...
         Stage stage;
         if (!again) stage.skip(slot * static_cast<int>(args.team.packs));
         if (i == 0 || chunks > 1) packs = Packs(args, logits, team, place.first + slot);
-        if (first || again) {
-            part = make(args, logits, team, packs, stage);
-            if (chunks > 1 && !again && threadIdx.x == 0) largest[slot] = part.max;
+        if (i == chunks && share > 1 && threadIdx.x == 0) {
+            meet(static_cast<unsigned*>(args.team.counters) + place.row, share);
+            const float2* parts = parts_of(args, place);
+            for (unsigned k = 0; k < args.team.chunks; ++k) whole.add({parts[k].x, parts[k].y});
+            space.row = make_float2(whole.max, whole.sum);
         }
+        if (i == chunks && args.team.chunks > 1) {
+            __syncthreads();
+            if (share > 1) whole = {space.row.x, space.row.y};
+        }
+        // No number: only now is it known that what is masked is to be told from what is small.
+        bool marks = !first && whole.sum != whole.sum;
+        Part part = {0.0f, 0.0f};
+        bool makes = first || again || __any_sync(ALL_LANES, marks);
+        if (makes) part = make(args, logits, team, packs, stage, marks);
         if (first) {
+            if (chunks > 1 && !again && threadIdx.x == 0) largest[slot] = part.max;
             if (share == 1) {
                 whole.add(part);
             } else if (threadIdx.x == 0) {
                 parts_of(args, place)[place.first + slot] = make_float2(part.max, part.sum);
             }
+            last = part.max;
             continue;
         }
-        if (slot == 0 && share > 1 && threadIdx.x == 0) {
-            meet(static_cast<unsigned*>(args.counters) + place.row, share);
-            const float2* parts = parts_of(args, place);
-            for (unsigned k = 0; k < args.team.chunks; ++k) whole.add({parts[k].x, parts[k].y});
-            space.row = make_float2(whole.max, whole.sum);
-        }
-        if (slot == 0 && args.team.chunks > 1) {
-            __syncthreads();
-            if (share > 1) whole = {space.row.x, space.row.y};
-        }
-        if (chunks > 1 && !again) part.max = largest[slot];
-        if (place.live) finish(args, logits, packs, stage, factor(whole, part.max));
+        float max = again ? part.max : chunks > 1 ? largest[slot] : last;
+        Part row = whole;
+        if (marks) row = {0.0f, 1.0f}, max = 0.0f;
+        if (place.live) finish(args, logits, packs, stage, Shares(row, max));
     }
     if (args.lse && place.live && place.first == 0 && team.lane == 0) {
-        static_cast<float*>(args.lse)[place.row] = whole.sum == 0.0f ? -infinity() : whole.max + log_normal(whole.sum);
+        static_cast<float*>(args.lse)[place.row] = whole.log(sink_of(args, logits.row));
     }
 }

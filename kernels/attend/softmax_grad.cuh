@@ -73,9 +73,9 @@ __device__ __forceinline__ void softmax_grad(const SoftmaxGradArgs& args, const 
         Stage stage{shared + threadIdx.x + (again ? 0 : slot * room)};
         if (i == chunks && args.team.share > 1) {
             if (threadIdx.x == 0) {
-                meet(static_cast<unsigned*>(args.counters) + place.row, args.team.share);
+                meet(static_cast<unsigned*>(args.team.counters) + place.row, args.team.share);
                 const float* parts =
-                    static_cast<const float*>(args.parts) + static_cast<long long>(place.row) * args.team.chunks;
+                    static_cast<const float*>(args.team.parts) + static_cast<long long>(place.row) * args.team.chunks;
                 for (unsigned k = 0; k < args.team.chunks; ++k) dot += parts[k];
                 space.row = make_float2(dot, 0.0f);
             }
@@ -142,7 +142,7 @@ __device__ __forceinline__ void softmax_grad(const SoftmaxGradArgs& args, const 
                 dot += part;
             } else if (threadIdx.x == 0) {
                 static_cast<float*>(
-                    args.parts)[static_cast<long long>(place.row) * args.team.chunks + place.first + slot] = part;
+                    args.team.parts)[static_cast<long long>(place.row) * args.team.chunks + place.first + slot] = part;
             }
         }
     }

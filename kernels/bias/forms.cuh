@@ -56,6 +56,23 @@ struct RowBias : BiasState {
         }
     }
 
+    // The same times `factor`, as a softmax adds it.
+    __device__ void weighted(const BiasArgs& args, const Row& row, int key, int count, float factor,
+                             float (&bias)[KEYS]) const {
+        if (args.kind == BiasKind::SLOPES && !args.key_positions) {
+            as<SlopesBias>().weighted(key + shift(args, row), factor, bias);
+            if (!args.gates) return;
+#pragma unroll
+            for (int i = 0; i < KEYS; ++i) bias[i] *= row.gate;
+            return;
+        }
+        of(args, row, key, count, bias);
+#pragma unroll
+        for (int i = 0; i < KEYS; ++i) bias[i] *= factor;
+    }
+
+    __device__ bool masks_a_side(float factor) const { return as<SlopesBias>().masks_a_side(factor); }
+
 private:
     // This row's state as one of the forms, which add functions and no fields.
     template <class Form> __device__ Form& as() { return static_cast<Form&>(static_cast<BiasState&>(*this)); }
@@ -88,12 +105,16 @@ private:
 struct Sides {
     int left, right;
 
-    __device__ Sides(const BiasArgs& args, const Row& row) : left(0), right(0x7fffffff) {
+    // With slopes times `factor`.
+    __device__ Sides(const BiasArgs& args, const Row& row, const RowBias& bias, float factor)
+        : left(0), right(0x7fffffff) {
         bool slopes = args.kind == BiasKind::SLOPES;
-        int most = slopes ? SlopesBias::EXACT : NumbersBias::EXACT;
+        // Positions lie within 2^30.
+        constexpr int MOST = 1 << 30;
         int shift = RowBias::shift(args, row);
-        bool near = shift > -most && shift < most - row.keys;
+        bool near = shift > -MOST && shift < MOST - row.keys;
         if (args.key_positions || args.gates || args.kind == BiasKind::FIRE || !near) return;
+        if (slopes && bias.masks_a_side(factor)) return;
         if (args.kind == BiasKind::NONE) {
             left = right;
             return;

@@ -36,7 +36,7 @@ struct Unit {
         : by_row(element(net.w1, 2 * k)), by_column(element(net.w1, 2 * k + 1)), bias(element(net.b1, k)) {}
 
     // NaN stays.
-    __device__ float at(float2 c) const { return at_least(fmaf(by_row, c.x, fmaf(by_column, c.y, bias)), 0.0f); }
+    __device__ float at(float2 c) const { return max_nan(fmaf(by_row, c.x, fmaf(by_column, c.y, bias)), 0.0f); }
 };
 
 // Of N numbers of each lane, lane i gets the sum of all lanes' i-th, for N neighbouring lanes: N - 1 shuffles, as a

@@ -173,6 +173,14 @@ struct TermsBias {
         }
     }
 
+    // The same times `factor`, as a softmax adds it.
+    __device__ void weighted(const BiasArgs& args, const Row& row, int key, int count, float factor,
+                             float (&bias)[KEYS]) const {
+        of(args, row, key, count, bias);
+#pragma unroll
+        for (int i = 0; i < KEYS; ++i) bias[i] *= factor;
+    }
+
 private:
     // Eight keys that follow one another, if their entries do so too, all lie outside, or all lie inside a window.
     static __device__ bool neighbours(const TermArgs& term, const TermQuery& query, int position, long long base,

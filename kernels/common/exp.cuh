@@ -36,16 +36,17 @@ __device__ __forceinline__ void split_exp(float x, float& f, float& power, float
     power = __int_as_float(__float_as_int(shifted) << 23);
 }
 
-// The larger of two, NaN if the first is.
-__device__ __forceinline__ float at_least(float x, float least) {
-    float y;
+// The larger of two, NaN if one is.
+__device__ __forceinline__ float max_nan(float x, float y) {
+    float most;
     asm("//sm_80+ max.NaN.f32 %0, %1, %2;\n"
-        "//sm_80- {.reg .pred less;\n"
-        "//sm_80- setp.lt.f32 less, %1, %2;\n"
-        "//sm_80- selp.f32 %0, %2, %1, less;}"
-        : "=f"(y)
-        : "f"(x), "f"(least));
-    return y;
+        "//sm_80- {.reg .pred nan;\n"
+        "//sm_80- max.f32 %0, %1, %2;\n"
+        "//sm_80- setp.nan.f32 nan, %1, %2;\n"
+        "//sm_80- selp.f32 %0, 0f7FFFFFFF, %0, nan;}"
+        : "=f"(most)
+        : "f"(x), "f"(y));
+    return most;
 }
 
 // exp(x) for x <= 0, within 1.02e-7 of itself; 1 at 0, 0 below -87.7 (e^-87.7 = 8.2e-39, below the normal range), NaN
@@ -53,7 +54,7 @@ __device__ __forceinline__ float at_least(float x, float least) {
 __device__ __forceinline__ float exp_below_zero(float x) {
     float f, power, g;
     // At -88 the power is 2^-127, whose bits are those of 0.
-    split_exp(at_least(x, -88.0f), f, power, g);
+    split_exp(max_nan(x, -88.0f), f, power, g);
     return fmaf(g, f, 1.0f) * power;
 }
 

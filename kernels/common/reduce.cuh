@@ -13,8 +13,12 @@ __device__ __forceinline__ float sum_pack(const float (&x)[8]) {
     return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
 }
 
-__device__ __forceinline__ float max_pack(const float (&x)[8]) {
-    return fmaxf(fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])), fmaxf(fmaxf(x[4], x[5]), fmaxf(x[6], x[7])));
+// The largest, NaN if one is.
+template <int N> __device__ __forceinline__ float max_pack(const float (&x)[N]) {
+    float most = x[0];
+#pragma unroll
+    for (int i = 1; i < N; ++i) most = max_nan(most, x[i]);
+    return most;
 }
 
 __device__ __forceinline__ float warp_sum(float x) {
@@ -23,27 +27,31 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
-// A part of a row: its largest logit, and the sum of exp(logit - largest).
-struct Part {
-    float max, sum;
+// Integers in the order of the floats, and back; NaN as `max_nan` gives it is the largest.
+__device__ __forceinline__ int ordered(float x) {
+    int bits = __float_as_int(x);
+    return bits ^ (bits >> 31 & 0x7fffffff);
+}
+__device__ __forceinline__ float from_ordered(int bits) { return __int_as_float(bits ^ (bits >> 31 & 0x7fffffff)); }
 
-    // Adds what comes next in the row. A part without keys changes nothing.
-    __device__ void add(const Part& next) {
-        if (next.sum == 0.0f) return;
-        if (sum == 0.0f) {
-            *this = next;
-        } else if (next.max > max) {
-            sum = sum * exp_below_zero(max - next.max) + next.sum;
-            max = next.max;
-        } else {
-            // Also where next holds NaN, which comes out in the sum.
-            sum = sum + next.sum * exp_below_zero(next.max - max);
-        }
-    }
-};
+// The largest of a warp's.
+__device__ __forceinline__ int warp_max(int x) {
+    int y;
+    asm volatile(
+        "//sm_80+ redux.sync.max.s32 %0, %1, 0xffffffff;\n"
+        "//sm_80- {.reg .b32 other; mov.b32 %0, %1;\n"
+        "//sm_80- shfl.sync.bfly.b32 other, %0, 16, 31, 0xffffffff; max.s32 %0, %0, other;\n"
+        "//sm_80- shfl.sync.bfly.b32 other, %0, 8, 31, 0xffffffff; max.s32 %0, %0, other;\n"
+        "//sm_80- shfl.sync.bfly.b32 other, %0, 4, 31, 0xffffffff; max.s32 %0, %0, other;\n"
+        "//sm_80- shfl.sync.bfly.b32 other, %0, 2, 31, 0xffffffff; max.s32 %0, %0, other;\n"
+        "//sm_80- shfl.sync.bfly.b32 other, %0, 1, 31, 0xffffffff; max.s32 %0, %0, other;}"
+        : "=&r"(y)
+        : "r"(x));
+    return y;
+}
 
 struct BlockSpace {
-    float max[8];
+    int max[8];
     float sum[256];
     float2 row;
 };
@@ -59,17 +67,24 @@ struct Team {
     __device__ Team(unsigned lanes_log, BlockSpace& space)
         : lanes(1u << lanes_log), lane(threadIdx.x & ((1u << lanes_log) - 1)), space(space) {}
 
+    // NaN if one is.
     __device__ float max(float x) const {
-        x = across(x, [](float a, float b) { return fmaxf(a, b); });
+        int most = ordered(x);
+        if (lanes < 32) {
+            most = across(most, [](int a, int b) { return ::max(a, b); });
+        } else {
+            most = warp_max(most);
+        }
         if (lanes > 32) {
             // A warp stands for those that are not there too.
             if (lane % 32 == 0) {
-                for (unsigned warp = lane / 32; warp < 8; warp += lanes / 32) space.max[warp] = x;
+                for (unsigned warp = lane / 32; warp < 8; warp += lanes / 32) space.max[warp] = most;
             }
             __syncthreads();
-            x = max_pack(space.max);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) most = ::max(most, space.max[i]);
         }
-        return x;
+        return from_ordered(most);
     }
 
     // A call of `max` or a barrier must lie between two calls: the space is used again.
@@ -89,7 +104,7 @@ struct Team {
 
 private:
     // The lanes that are farthest apart first.
-    template <class Op> __device__ float across(float x, Op op) const {
+    template <class X, class Op> __device__ X across(X x, Op op) const {
         if (lanes >= 32) {
 #pragma unroll
             for (int apart = 16; apart; apart /= 2) x = op(x, __shfl_xor_sync(ALL_LANES, x, apart));

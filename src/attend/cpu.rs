@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::attend::softmax::as_in_f32;
+use crate::attend::softmax::{LARGEST, as_in_f32, masked};
 use crate::attend::{Inputs, Order, Softmax};
 use crate::bias::Bias;
 use crate::bias::cpu::{At, merge, part};
@@ -72,6 +72,7 @@ fn row<T: Scalar>(
     let softmax = &softmax.of_head(inputs, head);
     let keys = seen(softmax, shape, inputs, at);
     let sink = if inputs.places.has(shape, batch, query) { inputs.sink(head) } else { f64::NEG_INFINITY };
+    let sink = as_in_f32(sink);
     // Whole vectors; what lies behind the row adds nothing.
     let z = &mut z[..keys.len().next_multiple_of(8)];
     z[keys.len()..].fill(f64::NEG_INFINITY);
@@ -80,6 +81,10 @@ fn row<T: Scalar>(
     x[..keys.start].fill(zero);
     x[keys.end..].fill(zero);
     let max = as_in_f32(largest(z).max(sink));
+    if max == -LARGEST {
+        // Nothing above it: all that is not masked is alike.
+        z.iter_mut().for_each(|z| *z = as_in_f32(*z));
+    }
     if max == f64::NEG_INFINITY && !z.iter().any(|z| z.is_nan()) {
         x.fill(zero);
         return max;
@@ -177,7 +182,7 @@ fn block<T: Scalar>(
     if let Some((values, first)) = inputs.mask_of(at) {
         let mask = &mut mask[..z.len()];
         widen(&values[first + keys.start..][..z.len()], mask);
-        z.iter_mut().zip(&*mask).for_each(|(z, mask)| *z += mask);
+        z.iter_mut().zip(&*mask).for_each(|(z, mask)| *z = masked(*z, *mask));
     }
     if matches!(places.keys, Place::Counted(_)) && places.packed.is_none() {
         return;

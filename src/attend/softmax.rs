@@ -60,9 +60,14 @@ pub enum Order {
 /// without keys, and one beyond its sequence's length, gets zeros and an `lse` of -inf (of the sink, where there is
 /// one); never NaN.
 ///
-/// `z` and each of its steps must fit into f32: `|scale * logit| < 2^127`, and so with the bias. Beyond, on the CPU as in a kernel,
-/// a `z` above [`f32::MAX`] is inf and makes its row NaN, and one below [`f32::MIN`] is -inf and masked. In a row of NaN a `z` of
-/// -inf gives 0 on the CPU, and 0 or NaN on a device.
+/// Each step of `z` must fit into f32, and `|z| < 2^127`. Beyond `f32::MAX / log2(e)`, which is 2.36e38, on the CPU as in every
+/// kernel:
+///
+/// | `z` | result |
+/// |---|---|
+/// | -inf, or a key that is masked, whatever its logit holds | the key's probability is 0, in every row |
+/// | finite and below -2.36e38 | counts as -2.36e38: a row of nothing else is uniform |
+/// | above 2.36e38, inf or NaN | every key of the row that is not masked is NaN, and so is its `lse` |
 ///
 /// # Example
 /// ```
@@ -161,18 +166,22 @@ impl Softmax {
         }
     }
 
-    /// The largest error of [`Softmax::logit`] in f32, from a bias that is off by `bias_error`: one rounding of each step; the
-    /// kernel's tanh is within 8 of them.
+    /// The largest error of [`Softmax::logit`] in f32, from a bias that is off by `bias_error`: one rounding of each step. What
+    /// brings log2(e) in (the scale, the softcap, or a bias that is added last) has 1.3 of them more, and the kernel's tanh 8.
     pub(super) fn logit_error(&self, s: f64, bias: f64, bias_error: f64) -> f64 {
         let (scale, eps) = (f64::from(self.scale), f32::ROUNDOFF);
         let x = self.before_softcap(s, bias);
+        let z = self.logit(s, bias);
         let capped = |error: f64| match self.softcap.map(f64::from) {
-            None => error,
-            Some(cap) => error + eps * (3.0 * x.abs() + 8.0 * cap * (x / cap).tanh().abs()),
+            None => error + 1.3 * eps * x.abs(),
+            Some(cap) => error + eps * (3.0 * x.abs() + 9.3 * cap * (x / cap).tanh().abs()),
         };
         match self.order {
-            Order::SoftcapThenBias => capped(eps * x.abs()) + bias_error + eps * self.logit(s, bias).abs(),
-            Order::BiasThenSoftcap => capped(eps * ((s * scale).abs() + x.abs()) + bias_error),
+            Order::SoftcapThenBias => capped(eps * x.abs()) + bias_error + eps * (1.3 * bias.abs() + z.abs()),
+            Order::BiasThenSoftcap => {
+                let last = if self.softcap.is_none() { 1.3 * eps * bias.abs() } else { 0.0 };
+                capped(eps * (2.3 * (s * scale).abs() + x.abs()) + bias_error + last)
+            }
             Order::BiasThenScale => capped((eps * (s + bias).abs() + bias_error) * scale.abs() + eps * x.abs()),
         }
     }
@@ -180,12 +189,14 @@ impl Softmax {
     /// The largest relative error of a probability in f32, before it is rounded to its type:
     ///
     /// ```text
-    /// (1 + e) / (1 - mean(e)) * (1 + (32 + 3 * keys / 8192) * 2^-24) - 1,   e = exp(error + |z - max| * 2^-24) - 1
+    /// (1 + e) / (1 - mean(e)) * (1 + (32 + 3 * keys / 8192) * 2^-24) - 1,   e = exp(error) - 1
     /// ```
     ///
-    /// `error` is that of the logit `z`: one rounding of each of its steps, and the bias's own. `mean` weighs with the
-    /// probabilities. The rest are the exponential (3 roundings), the sum, the reciprocal and two products. Weights
-    /// below e^-87.7 of the largest are zero: `2^-120` is added to the bound of each.
+    /// `error` is that of the logit `z`, which is made in base 2: one rounding of each of its steps, 1.3 for log2(e) in scale,
+    /// softcap, mask and bias, and the bias's own. A slope times a distance `d` is off by `2^-24 (3 |slope d| + 7 |slope|)`. The
+    /// largest is subtracted without a rounding. `mean` weighs with the probabilities. The rest are the exponential (3
+    /// roundings), the sum, the reciprocal and two products. Weights below 2^-126 of the largest are between 0 and that, and
+    /// 0 below 2^-128: `2^-120` is added to the bound of each.
     pub fn error_bound(&self, deviation: f64, mean: f64, keys: usize) -> f64 {
         (1.0 + deviation) / (1.0 - mean.min(0.5)) * (1.0 + Self::steps(keys)) - 1.0
     }
@@ -285,7 +296,7 @@ impl Softmax {
             let row = self.row(logits, shape, inputs, at);
             let errors = self.row_errors(logits, shape, inputs, at, &row);
             let deviation = |key: usize| {
-                if row.is_masked(key) { 0.0 } else { (errors[key] + (row.z[key] - row.max).abs() * eps).exp_m1() }
+                if row.is_masked(key) { 0.0 } else { errors[key].exp_m1() }
             };
             let mean: f64 = (0..shape.keys).map(|key| row.probability(key) * deviation(key)).sum();
             for key in 0..shape.keys {
@@ -317,10 +328,11 @@ impl Softmax {
                 return f64::NEG_INFINITY;
             }
             let z = own.logit(x[shape.index(batch, head, query, key)].to_f64(), bias(shape, inputs, at, key));
-            as_in_f32(z + mask.map_or(0.0, |(mask, first)| mask[first + key].to_f64()))
+            as_in_f32(masked(z, mask.map_or(0.0, |(mask, first)| mask[first + key].to_f64())))
         };
         let z: Vec<f64> = (0..shape.keys).map(z).collect();
         let sink = if places.has(shape, batch, query) { inputs.sink(head) } else { f64::NEG_INFINITY };
+        let sink = as_in_f32(sink);
         let max = z.iter().fold(sink, |max, z| max.max(*z));
         let sum: f64 = z.iter().chain([&sink]).map(|z| (z - max).exp()).sum();
         let lse = if max == f64::NEG_INFINITY { max } else { max + sum.ln() };
@@ -337,7 +349,7 @@ impl Softmax {
         row: &Row,
     ) -> Vec<f64> {
         let [batch, head, query] = at;
-        let (own, gate) = (self.of_head(inputs, head), inputs.gate(shape, at));
+        let (own, gate, mask) = (self.of_head(inputs, head), inputs.gate(shape, at), inputs.mask_of(at));
         let error = |key: usize| {
             if row.is_masked(key) {
                 return 0.0;
@@ -345,18 +357,34 @@ impl Softmax {
             let bias = bias(shape, inputs, at, key);
             let pair = Pair::of(shape, &inputs.places, at, key);
             let rounding = if gate == 1.0 { 0.0 } else { bias.abs() * f32::ROUNDOFF };
-            let bias_error = gate.abs() * inputs.bias.error_of(shape, &pair) + rounding;
+            let of_bias = inputs.bias.error_of(shape, &pair) + inputs.bias.error_of_pack(&pair);
+            let bias_error = gate.abs() * of_bias + rounding;
             let s = x[shape.index(batch, head, query, key)].to_f64();
-            own.logit_error(s, bias, bias_error) + f32::ROUNDOFF * row.z[key].abs()
+            // A mask has log2(e) and a sum of its own.
+            let mask = mask.map_or(0.0, |(mask, first)| 1.3 * mask[first + key].to_f64().abs() + row.z[key].abs());
+            own.logit_error(s, bias, bias_error) + f32::ROUNDOFF * mask
         };
         (0..shape.keys).map(error).collect()
     }
 }
 
-/// A logit that is infinite where f32 has no number for it, as a kernel has it.
+/// The largest size of a `z`: in base 2 it is [`f32::MAX`].
+pub(super) const LARGEST: f64 = f32::MAX as f64 / std::f64::consts::LOG2_E;
+
+/// A logit where f32 has no number for it, as a kernel has it: inf above; below, the least that is not masked.
 #[inline(always)]
 pub(super) fn as_in_f32(z: f64) -> f64 {
-    if z.abs() > f64::from(f32::MAX) { f64::INFINITY.copysign(z) } else { z }
+    match z {
+        _ if z > LARGEST => f64::INFINITY,
+        _ if z < -LARGEST && z != f64::NEG_INFINITY => -LARGEST,
+        _ => z,
+    }
+}
+
+/// A logit and its mask: -inf masks a key whatever its logit holds.
+#[inline(always)]
+pub(super) fn masked(z: f64, mask: f64) -> f64 {
+    if mask == f64::NEG_INFINITY { mask } else { z + mask }
 }
 
 /// The bias of a key, times the row's gate.

@@ -146,6 +146,17 @@ impl Bias<'_> {
             Self::Terms(terms) => terms.error_bound(shape, pair),
         }
     }
+
+    /// What a softmax's kernel adds to the error: its slopes are multiplied by the distance of the first of eight keys, and by
+    /// the steps to the others.
+    pub(crate) fn error_of_pack(&self, pair: &Pair) -> f64 {
+        let Self::Slopes(slopes) = self else { return 0.0 };
+        let Pair { batch, head, at: [query, key], .. } = *pair;
+        // A key is 7 behind its pack's first at most, and takes the slope of its own side.
+        let side = if key > query { 1 } else { -1 };
+        let [own, step] = [key - query, side].map(|distance| slopes.bias(batch, head, distance).abs());
+        if own.is_finite() && step.is_finite() { f32::ROUNDOFF * (own + 7.0 * step) } else { 0.0 }
+    }
 }
 
 /// A pair that lies where it sits.

@@ -3,9 +3,6 @@
 #include "bias/form/state.cuh"
 
 struct NumbersBias : BiasState {
-    // Positions lie within 2^30.
-    static constexpr int EXACT = 1 << 30;
-
     __device__ void start(const BiasArgs& args, const Row& row) {
         values = static_cast<const float*>(args.values) + static_cast<long long>(row.head) * args.count;
         left = values[0];

@@ -9,7 +9,7 @@ use crate::attend::work::{HELD, PARTS, Room, Work, held_grad};
 use crate::bias::{AsBias, BiasInputs, BiasPlan, Held, rows};
 use crate::gpu::args::{
     Args, BiasKind, LogitOrder, Out, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxLaw,
-    SoftmaxTermsArgs, TermsArgs,
+    SoftmaxTermsArgs, TeamArgs, TermsArgs,
 };
 use crate::gpu::kernel::{Entry, SINK_GRAD, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_GRAD_TERMS, SOFTMAX_TERMS};
 use crate::gpu::{Call, Gpu, Kernel, Scratch, Update, Write, on_stream, widest};
@@ -68,6 +68,15 @@ pub(in crate::attend) struct Roomy<A> {
     pub(in crate::attend) room: Room,
 }
 
+/// The rows of a call.
+#[derive(Clone, Copy)]
+pub(in crate::attend) struct Rows {
+    pub(in crate::attend) rows: u32,
+    pub(in crate::attend) keys: usize,
+    /// as kernels take it
+    pub(in crate::attend) aligned: u32,
+}
+
 impl<A: Args> Roomy<A> {
     /// Loads it; a key that waits in shared memory takes `key` bytes.
     fn load<T: Scalar>(gpu: &Gpu, entry: [Entry<A>; 1], key: u32) -> Result<Self> {
@@ -75,8 +84,7 @@ impl<A: Args> Roomy<A> {
         Ok(Self { room: Room::of(gpu, &kernel, key)?, kernel })
     }
 
-    /// Launches it over rows of `keys`, with room for at least `least` chunks; `args` is its argument for a division of work and
-    /// the scratch memory of rows that blocks share.
+    /// Launches it over rows of `keys`, with room for at least `least` chunks; `args` is its argument for a division of work.
     ///
     /// Where the driver refuses the cooperative launch (a green context has fewer multiprocessors than the device says), a block
     /// takes each row alone: no bit depends on it.
@@ -84,11 +92,14 @@ impl<A: Args> Roomy<A> {
         &self,
         call: &mut Call<'a>,
         scratch: &'a Scratch,
-        (rows, keys): (u32, usize),
+        Rows { rows, keys, aligned }: Rows,
         least: u32,
-        args: impl Fn(&Work, [Out; 2]) -> A,
+        args: impl Fn(TeamArgs) -> A,
     ) -> Result<()> {
-        let launch = |work: &Work, scratch| work.launch(work.held.max(least), self.room.key, args(work, scratch));
+        let launch = |work: &Work, [counters, parts]: [Out; 2]| {
+            let team = TeamArgs { counters, parts, ..work.team(rows, aligned) };
+            work.launch(work.held.max(least), self.room.key, args(team))
+        };
         let mut work = Work::of(rows, keys, &self.room);
         if work.share > 1 {
             let (counters, parts) = call.scratch(scratch)?;
@@ -230,7 +241,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let x = call.update(["logits", "probabilities"], logits, SIZES)?;
         let shape = x.x.shape;
         let Held { bias, terms } = self.hold_bias(&mut call, &shape, inputs)?;
-        let mut args = SoftmaxArgs {
+        let mut call_args = SoftmaxArgs {
             bias,
             law: self.softmax.law(),
             x: x.x.at,
@@ -247,25 +258,26 @@ impl<T: Scalar> SoftmaxPlan<T> {
             let mask = call.view("mask", mask)?;
             // Strides stand still where a size is 1.
             let dims = mask.shape.strided().dims;
-            args.mask_strides = [0, 1, 2].map(|i| if dims[i].0 == 1 { 0 } else { dims[i].1 as i64 });
-            args.mask = mask.at;
+            call_args.mask_strides = [0, 1, 2].map(|i| if dims[i].0 == 1 { 0 } else { dims[i].1 as i64 });
+            call_args.mask = mask.at;
             mask_steps = mask.steps;
         }
         if shape.batch == 0 || shape.queries == 0 {
             return Ok(());
         }
         let aligned = if widest(x.steps()) < 16 { 0 } else { 1 + u32::from(widest(mask_steps) == 16) };
-        let rows = rows(&shape)?;
-        let size = (rows, shape.keys);
-        let with = |work: &Work, [counters, parts]: [Out; 2]| {
-            let mut args = args;
-            (args.team, args.counters, args.parts) = (work.team(rows, aligned), counters, parts);
+        let rows = Rows { rows: rows(&shape)?, keys: shape.keys, aligned };
+        let args = |team| {
+            let mut args = call_args;
+            args.team = team;
             args
         };
         match terms {
-            None => self.kernel.launch(&mut call, &self.scratch, size, 1, with),
-            Some(terms) => self.terms_kernel.launch(&mut call, &self.scratch, size, 1, |work, scratch| {
-                SoftmaxTermsArgs { call: with(work, scratch), terms, ..SoftmaxTermsArgs::zeroed() }
+            None => self.kernel.launch(&mut call, &self.scratch, rows, 1, args),
+            Some(terms) => self.terms_kernel.launch(&mut call, &self.scratch, rows, 1, |team| SoftmaxTermsArgs {
+                call: args(team),
+                terms,
+                ..SoftmaxTermsArgs::zeroed()
             }),
         }
     }

@@ -3,10 +3,9 @@
 use bytemuck::Zeroable;
 
 use crate::attend::DeviceInputs;
-use crate::attend::softmax::plan::{SIZES, SoftmaxPlan};
-use crate::attend::work::Work;
+use crate::attend::softmax::plan::{Rows, SIZES, SoftmaxPlan};
 use crate::bias::{Held, rows};
-use crate::gpu::args::{Out, SinkGradArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs};
+use crate::gpu::args::{SinkGradArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs};
 use crate::gpu::{Launch, Read, Update, View, Write, check_same, widest};
 use crate::shape::Shape;
 use crate::{Error, Logits, Result, Scalar};
@@ -79,7 +78,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let (shape, out_shape) = (grad.x.shape, grad.y.shape);
         check_same("probabilities", &p.shape, "grad", &shape, SIZES)?;
         let Held { bias, terms } = self.hold_bias(&mut call, &shape, inputs)?;
-        let mut args = SoftmaxGradArgs {
+        let mut call_args = SoftmaxGradArgs {
             bias,
             law: self.softmax.law(),
             p: p.at,
@@ -96,7 +95,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
             let logits = call.view("logits", logits)?;
             check_same("logits", &logits.shape, "grad", &shape, SIZES)?;
             if self.softmax.softcap.is_some() {
-                (args.x, args.x_strides) = (logits.at, logits.shape.strides.map(|stride| stride as i64));
+                (call_args.x, call_args.x_strides) = (logits.at, logits.shape.strides.map(|stride| stride as i64));
                 steps |= logits.steps;
             }
         } else if self.softmax.softcap.is_some() {
@@ -104,7 +103,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
         }
         if let Some(bias) = options.bias {
             let bias = call.view_mut("bias_grad", out_shape.of_mut(bias))?;
-            args.dbias = bias.at;
+            call_args.dbias = bias.at;
             steps |= bias.steps;
         }
         if shape.batch == 0 || shape.queries == 0 {
@@ -113,17 +112,18 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let aligned = u32::from(widest(steps) == 16);
         // Only a softcap's slope asks for the bias, and scales for the kernel of terms.
         let terms = terms.filter(|_| self.softmax.softcap.is_some() || inputs.scales.is_some());
-        let rows = rows(&shape)?;
-        let size = (rows, shape.keys);
-        let with = |work: &Work, [counters, parts]: [Out; 2]| {
-            let mut args = args;
-            (args.team, args.counters, args.parts) = (work.team(rows, aligned), counters, parts);
+        let rows = Rows { rows: rows(&shape)?, keys: shape.keys, aligned };
+        let args = |team| {
+            let mut args = call_args;
+            args.team = team;
             args
         };
         match terms {
-            None => self.grad.launch(&mut call, &self.scratch, size, 0, with),
-            Some(terms) => self.terms_grad.launch(&mut call, &self.scratch, size, 0, |work, scratch| {
-                SoftmaxGradTermsArgs { call: with(work, scratch), terms, ..SoftmaxGradTermsArgs::zeroed() }
+            None => self.grad.launch(&mut call, &self.scratch, rows, 0, args),
+            Some(terms) => self.terms_grad.launch(&mut call, &self.scratch, rows, 0, |team| SoftmaxGradTermsArgs {
+                call: args(team),
+                terms,
+                ..SoftmaxGradTermsArgs::zeroed()
             }),
         }
     }

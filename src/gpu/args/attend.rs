@@ -110,6 +110,10 @@ args! {
 
     /// How rows are cut among threads and blocks: a part of the arguments of `attend/softmax` and `attend/softmax_grad`.
     TeamArgs {
+        /// f32 `[rows, chunks, 2]`: m and sum of each chunk of a shared row; in the gradient `[rows, chunks]`, the sum
+        parts: Out,
+        /// u32 `[rows]`: blocks that have met; 0 between calls
+        counters: Out,
         /// rows, `batch * heads * queries`
         rows: u32,
         /// chunks of 8192 keys of a row
@@ -142,16 +146,12 @@ args! {
         sinks: In,
         /// f32 `[rows]`; null: not wanted
         lse: Out,
-        /// f32 `[rows, chunks, 2]`: maximum and sum of each chunk of a shared row
-        parts: Out,
         /// elements from one batch, head and query to the next
         x_strides: [i64; 3],
         /// the same of `y`
         y_strides: [i64; 3],
         /// the same of `mask`; 0 shares it
         mask_strides: [i64; 3],
-        /// u32 `[rows]`: blocks that have met; 0 between calls
-        counters: Out,
         /// how rows are cut
         team: TeamArgs,
     }
@@ -182,10 +182,6 @@ args! {
         x_strides: [i64; 3],
         /// the same of `dx` and `dbias`
         dx_strides: [i64; 3],
-        /// f32 `[rows, chunks]`: the sum of each chunk of a shared row
-        parts: Out,
-        /// u32 `[rows]`: blocks that have met; 0 between calls
-        counters: Out,
         /// how rows are cut
         team: TeamArgs,
     }
