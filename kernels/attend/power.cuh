@@ -43,6 +43,13 @@ struct Powers {
     __device__ explicit Powers(float m)
         : base(fabsf(m) < NEAR ? 0.0f : m), shift(ROUND - (m - base)), floor(m - base - 127.0f) {}
 
+    // For an m that is below NEAR in size.
+    static __device__ Powers near(float m) {
+        Powers powers(0.0f);
+        powers.shift = ROUND - m, powers.floor = m - 127.0f;
+        return powers;
+    }
+
     // 2^(z - m), 0 from 2^-127 on; below 2^-126 it is any number from 0 to 2^-126. The power of two is an integer that
     // is added to the exponent. z of a row whose `base` is not 0 comes without it.
     __device__ float of(float z) const {
@@ -92,6 +99,9 @@ struct Shares {
         : power(power_of(fminf(max - row.max, 0.0f))), inverse(row.sum == 0.0f ? 0.0f : 1.0f / row.sum), sum(row.sum) {
         if constexpr (sizeof(T::Bits) != 4) inverse *= power;
     }
+
+    // Of a row of one chunk without a sink.
+    __device__ explicit Shares(float sum) : power(1.0f), inverse(1.0f / sum), sum(sum) {}
 
     // f32: the quotient, so that one key alone has a probability of 1. A half type rounds to that anyway.
     __device__ float of(float e) const {

@@ -25,6 +25,54 @@ const MOST_HELD: usize = 8;
 /// Threads of a multiprocessor below which rows get more threads than they need.
 const FULL: u64 = 1024;
 
+/// The shape of an entry whose rows stay in registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RowShape {
+    /// threads of a row
+    pub(super) lanes: u32,
+    /// packs of eight keys that each has
+    pub(super) packs: u32,
+    /// keys of the shortest row that it takes
+    least: usize,
+    /// threads of a multiprocessor that rows must give for it
+    busy: u64,
+    /// which entry takes rows that fill it and of which every key is seen, if one is made for these
+    pub(super) whole: Option<usize>,
+}
+
+/// Each shape, in the order of its entries and of preference. The more packs a thread has, the less its start costs, and the fewer
+/// threads there are to hide the memory's latency.
+pub(super) const SHAPES: [RowShape; 6] = [
+    RowShape { lanes: 16, packs: 8, least: 257, busy: 512, whole: None },
+    RowShape { lanes: 32, packs: 8, least: 1025, busy: 128, whole: None },
+    RowShape { lanes: 64, packs: 8, least: 2049, busy: 128, whole: None },
+    RowShape { lanes: 128, packs: 8, least: 4097, busy: 128, whole: None },
+    RowShape { lanes: 32, packs: 4, least: 257, busy: 128, whole: Some(0) },
+    RowShape { lanes: 128, packs: 1, least: 513, busy: 0, whole: Some(1) },
+];
+
+impl RowShape {
+    /// The index of the one for `rows` rows of `keys`, if there is one.
+    pub(super) fn of(rows: u32, keys: usize, multiprocessors: u32) -> Option<usize> {
+        SHAPES.iter().position(|shape| {
+            let threads = u64::from(rows) * u64::from(shape.lanes) / u64::from(multiprocessors);
+            (shape.least..=shape.places()).contains(&keys) && threads >= shape.busy
+        })
+    }
+
+    /// Keys that it has room for.
+    pub(super) const fn places(self) -> usize {
+        (self.lanes * self.packs) as usize * PACK
+    }
+
+    /// The launch.
+    pub(super) fn launch<A>(self, rows: u32, args: A) -> Launch<A> {
+        // Teams of more than a warp are a block.
+        let threads = if self.lanes > 32 { self.lanes } else { 128 };
+        Launch::new([rows.div_ceil(threads / self.lanes), 1, 1], [threads, 1, 1], args)
+    }
+}
+
 /// What a device has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Room {
@@ -191,6 +239,36 @@ mod tests {
                         assert!(work.shared(1, room.key) <= 32 << 10, "{}", context());
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_stay_in_registers_where_an_entry_has_places_for_them() {
+        let of = |rows, keys| RowShape::of(rows, keys, 132).map(|index| (SHAPES[index].lanes, SHAPES[index].packs));
+        for (rows, keys, want) in [
+            (16, 1024, Some((128, 1))),
+            (1024, 1024, Some((32, 4))),
+            (4224, 1024, Some((16, 8))),
+            (1 << 20, 256, None),
+            (16, 512, None),
+            (263, 2048, None),
+            (528, 2048, Some((32, 8))),
+            (264, 4096, Some((64, 8))),
+            (16, 8192, None),
+            (132, 8192, Some((128, 8))),
+            (528, 8192, Some((128, 8))),
+            (1 << 20, 8193, None),
+            (1, 0, None),
+        ] {
+            assert_eq!(of(rows, keys), want, "{rows} rows of {keys}");
+        }
+        for shape in SHAPES {
+            for rows in [1, 7, 8, 9, i32::MAX as u32] {
+                let Launch { grid, block, .. } = shape.launch(rows, ());
+                let teams = u64::from(grid[0]) * u64::from(block[0] / shape.lanes);
+                assert!((u64::from(rows)..u64::from(rows) + 8).contains(&teams) && block[0] <= 256, "{shape:?} {rows}");
+                assert!(shape.lanes <= 32 || block[0] == shape.lanes, "{shape:?}");
             }
         }
     }

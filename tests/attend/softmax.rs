@@ -325,6 +325,137 @@ fn a_row_has_the_same_bits_however_it_is_read() {
     assert_eq!(few, many);
 }
 
+/// Every entry whose rows stay in registers, against the kernel that takes every row, which rows at an odd address get: numbers of
+/// every size and none, edges at every place, sinks, and a slope that masks a side.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn rows_in_registers_have_the_bits_of_all_others() {
+    fn each_shape<T: Own>(gpu: &Gpu) {
+        let packs = 16 / size_of::<T>();
+        let per = |threads: usize, lanes: usize| (gpu.multiprocessors() as usize * threads).div_ceil(lanes) + 7;
+        // Keys, rows, and the shape; one shape has all of its places filled, and one not.
+        let shapes = [
+            (1024, per(512, 16), "16x8"),
+            (1024, per(128, 32), "32x4"),
+            (1024, 8, "128x1"),
+            (2048, per(128, 32), "32x8"),
+            (4096, per(128, 64), "64x8"),
+            (8192, per(128, 128), "128x8"),
+            (256 + packs, per(512, 16), "16x8"),
+            (512 + packs, 9, "128x1"),
+            (1024 - packs, per(128, 32), "32x4"),
+            (2048 - packs, per(128, 32), "32x8"),
+            (8192 - packs, per(128, 128), "128x8"),
+        ];
+        for (keys, rows, name) in shapes {
+            let mut eight: Vec<f32> = Data::new(keys as u64).values(8 * keys);
+            let large = |x: &mut [f32], by: f32| x.iter_mut().for_each(|x| *x *= by);
+            for (row, x) in eight.chunks_mut(keys).enumerate() {
+                match row {
+                    1 => large(x, 300.0),
+                    2 => large(x, 1e8),
+                    3 => x[keys / 3] = f32::NAN,
+                    4 => x[keys / 2 - 1] = f32::INFINITY,
+                    5 => x[..keys - 3].fill(f32::NEG_INFINITY),
+                    6 => x.fill(f32::MIN),
+                    _ => {}
+                }
+            }
+            let eight: Vec<T> = eight.into_iter().map(T::from_f32).collect();
+            let x = eight.repeat(rows.div_ceil(8));
+            let ends = [keys, 1, 0, keys / 2 + 3, keys - 1, 9, keys / 3, keys - packs];
+            let lengths: Vec<i32> = (0..rows).map(|row| ends[row % 8] as i32).collect();
+            let queries: Vec<i32> = (0..rows).map(|row| i32::from(row % 8 != 4)).collect();
+            let at: Vec<i32> = (0..rows).map(|row| ((row % 8) * keys / 7 + row % 3) as i32).collect();
+            let far = [1 << 22, 1 << 26, 5, 1 << 29, 0, 7, 1 << 25, 3].repeat(rows.div_ceil(8));
+            let slopes = [(0.25, 0.25), (0.0625, 0.5), (f32::INFINITY, 0.125), (0.75, f32::INFINITY)]
+                .map(|(left, right)| Slopes::new(1, &[left], &[right]).unwrap());
+            let places = Host::counted(keys as i64 / 2 - 3, 0);
+            let window = Softmax { left: Some(keys as u32 / 4), right: Some(5), ..Softmax::new(1.1) };
+            let plain = HostInputs::<T>::at(places);
+            let calls = [
+                (Softmax::new(0.7), HostInputs { bias: Bias::Slopes(&slopes[1]), ..plain }),
+                (Softmax::new(1.0), HostInputs { sinks: Some(&[0.3]), ..HostInputs::at(Host::counted(0, 0)) }),
+                (Softmax::new(0.7), HostInputs { bias: Bias::Slopes(&slopes[2]), ..plain }),
+                (Softmax::new(0.7), HostInputs { bias: Bias::Slopes(&slopes[3]), ..plain }),
+                (
+                    Softmax::new(0.7),
+                    HostInputs {
+                        bias: Bias::Slopes(&slopes[0]),
+                        ..HostInputs::at(Places { queries: Place::Ids(&far[..rows]), ..places })
+                    },
+                ),
+                (
+                    Softmax::causal(0.7),
+                    HostInputs {
+                        bias: Bias::Slopes(&slopes[0]),
+                        sinks: Some(&[-1.0]),
+                        ..HostInputs::at(Places {
+                            key_lengths: Some(&lengths),
+                            query_lengths: Some(&queries),
+                            ..Host::bottom_right()
+                        })
+                    },
+                ),
+                (
+                    window,
+                    HostInputs {
+                        bias: Bias::Slopes(&slopes[1]),
+                        ..HostInputs::at(Places { queries: Place::Ids(&at), ..places })
+                    },
+                ),
+            ];
+            // Many rows are seen in whole and in part; few in each way.
+            let calls = calls.iter().step_by(if rows > 1000 { 5 } else { 1 });
+            for (softmax, inputs) in calls {
+                let shape = |rows| Logits::bhqk(rows, 1, 1, keys);
+                let (got, lse) = run(gpu, softmax, &x[..rows * keys], &shape(rows), inputs, 0);
+                if let Some(report) = last_launch() {
+                    let some = softmax.right.is_some() || inputs.places.key_lengths.is_some();
+                    let filled = keys == 1024 && name != "16x8" && !some;
+                    let want = format!("{}_{name}_{}", if filled { "whole" } else { "rows" }, T::NAME);
+                    assert_eq!(report.kernel, want, "{rows} rows of {keys}: {softmax:?}");
+                }
+                let own = HostInputs {
+                    places: Places {
+                        key_lengths: inputs.places.key_lengths.map(|lengths| &lengths[..8]),
+                        query_lengths: inputs.places.query_lengths.map(|lengths| &lengths[..8]),
+                        queries: match inputs.places.queries {
+                            Place::Ids(ids) => Place::Ids(&ids[..8]),
+                            other => other,
+                        },
+                        ..inputs.places
+                    },
+                    ..*inputs
+                };
+                let (want, want_lse) = run(gpu, softmax, &eight, &shape(8), &own, 1);
+                for first in [0, rows / 8 * 8 - 8] {
+                    let context = || format!("{name} {} {softmax:?} {:?} row {first}", T::NAME, inputs.bias);
+                    for row in 0..8 {
+                        let [got, want] = [&got[(first + row) * keys..][..keys], &want[row * keys..][..keys]];
+                        // Positions that are not the same in each eight rows.
+                        if first > 0 && matches!(inputs.places.queries, Place::Ids(ids) if ids[first + row] != ids[row])
+                        {
+                            continue;
+                        }
+                        let same = got.iter().zip(want).all(|(&got, &want)| {
+                            let (got, want) = (got.to_f64(), want.to_f64());
+                            got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan()
+                        });
+                        assert!(same, "row {row}: {}", context());
+                        let (got, want) = (lse[first + row], want_lse[row]);
+                        let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+                        assert!(same, "row {row}: lse {got}, not {want}: {}", context());
+                    }
+                }
+            }
+        }
+    }
+    let gpu = gpu();
+    each_shape::<bf16>(&gpu);
+    each_shape::<f32>(&gpu);
+}
+
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn long_rows_have_the_same_bits_held_shared_and_read_twice() {

@@ -5,13 +5,15 @@ use bytemuck::Zeroable;
 use super::{Order, Softmax};
 use crate::attend::DeviceInputs;
 use crate::attend::inputs::check_mask;
-use crate::attend::work::{HELD, PARTS, Room, Work, held_grad};
+use crate::attend::work::{HELD, PARTS, Room, RowShape, SHAPES, Work, held_grad};
 use crate::bias::{AsBias, BiasInputs, BiasPlan, Held, rows};
 use crate::gpu::args::{
-    Args, BiasKind, LogitOrder, Out, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxLaw,
-    SoftmaxTermsArgs, TeamArgs, TermsArgs,
+    Args, BiasArgs, BiasKind, CHUNK, In, LogitOrder, Out, SinkGradArgs, SoftmaxArgs, SoftmaxGradArgs,
+    SoftmaxGradTermsArgs, SoftmaxLaw, SoftmaxTermsArgs, TeamArgs, TermsArgs,
 };
-use crate::gpu::kernel::{Entry, SINK_GRAD, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_GRAD_TERMS, SOFTMAX_TERMS};
+use crate::gpu::kernel::{
+    Entry, SINK_GRAD, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_GRAD_TERMS, SOFTMAX_ROWS, SOFTMAX_TERMS, SOFTMAX_WHOLE,
+};
 use crate::gpu::{Call, Gpu, Kernel, Scratch, Update, Write, on_stream, widest};
 use crate::shape::Shape;
 use crate::{Error, Logits, Result, Scalar};
@@ -55,6 +57,9 @@ pub struct SoftmaxPlan<T> {
     /// where blocks that share a row leave the sums of their chunks, and count who is there
     pub(in crate::attend) scratch: Scratch,
     kernel: Roomy<SoftmaxArgs>,
+    /// of rows in registers: one for each of `SHAPES`, and those of which every key is seen
+    in_registers: [Kernel<SoftmaxArgs>; SOFTMAX_ROWS.len()],
+    whole: [Kernel<SoftmaxArgs>; SOFTMAX_WHOLE.len()],
     terms_kernel: Roomy<SoftmaxTermsArgs>,
     pub(in crate::attend) grad: Roomy<SoftmaxGradArgs>,
     pub(in crate::attend) terms_grad: Roomy<SoftmaxGradTermsArgs>,
@@ -132,6 +137,8 @@ impl<T: Scalar> SoftmaxPlan<T> {
             bias: bias.plan(gpu)?,
             scratch: Scratch::new(gpu, gpu.multiprocessors() as usize, 2 * PARTS)?,
             kernel: Roomy::load::<T>(gpu, SOFTMAX, HELD)?,
+            in_registers: gpu.load::<T, _, _>(SOFTMAX_ROWS)?,
+            whole: gpu.load::<T, _, _>(SOFTMAX_WHOLE)?,
             terms_kernel: Roomy::load::<T>(gpu, SOFTMAX_TERMS, HELD)?,
             grad: Roomy::load::<T>(gpu, SOFTMAX_GRAD, held_grad::<T>())?,
             terms_grad: Roomy::load::<T>(gpu, SOFTMAX_GRAD_TERMS, held_grad::<T>())?,
@@ -231,6 +238,24 @@ impl<T: Scalar> SoftmaxPlan<T> {
         self.run(logits.into(), inputs, Some(lse))
     }
 
+    /// The entry and the shape for rows that stay in registers, if the call's may: whole packs of 16 bytes of logits that need
+    /// nothing but their scale, and a slope for each side.
+    fn in_registers(&self, args: &SoftmaxArgs, rows: &Rows) -> Option<(&Kernel<SoftmaxArgs>, RowShape)> {
+        let BiasArgs { kind, gates, key_positions, key_lengths, query_lengths, sequences, .. } = args.bias;
+        let SoftmaxLaw { cap, order, left, right, .. } = args.law;
+        let lined =
+            [BiasKind::NONE, BiasKind::SLOPES].contains(&kind) && [gates, key_positions, args.mask] == [In::NULL; 3];
+        let packs = rows.aligned > 0 && rows.keys <= CHUNK && rows.keys % (16 / size_of::<T>()) == 0;
+        if !(lined && packs && sequences == 0 && cap == 0.0 && order != LogitOrder::BIAS_THEN_SCALE) {
+            return None;
+        }
+        let index = RowShape::of(rows.rows, rows.keys, self.gpu.multiprocessors())?;
+        let shape = SHAPES[index];
+        let all = [key_lengths, query_lengths] == [In::NULL; 2] && [left, right] == [i32::MAX; 2];
+        let whole = shape.whole.filter(|_| all && rows.keys == shape.places());
+        Some((whole.map_or(&self.in_registers[index], |index| &self.whole[index]), shape))
+    }
+
     fn run<'a, 'b: 'a>(
         &'a self,
         logits: Update<'a, T, Logits>,
@@ -272,6 +297,12 @@ impl<T: Scalar> SoftmaxPlan<T> {
             args.team = team;
             args
         };
+        if terms.is_none()
+            && let Some((kernel, shape)) = self.in_registers(&call_args, &rows)
+        {
+            call_args.team.rows = rows.rows;
+            return call.launch(kernel, &shape.launch(rows.rows, call_args));
+        }
         match terms {
             None => self.kernel.launch(&mut call, &self.scratch, rows, 1, args),
             Some(terms) => self.terms_kernel.launch(&mut call, &self.scratch, rows, 1, |team| SoftmaxTermsArgs {
