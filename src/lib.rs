@@ -22,6 +22,8 @@ mod filter;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 mod memory;
+#[cfg(feature = "models")]
+pub mod model;
 mod pairing;
 pub mod position;
 pub mod rotate;
@@ -49,12 +51,12 @@ pub use gpu::Gpu;
 #[cfg(feature = "cuda")]
 pub use memory::Device;
 pub use memory::{Host, Memory};
+#[cfg(feature = "models")]
+pub use model::{ModelPositions, ModelRope};
 pub use pairing::Pairing;
 #[cfg(feature = "cuda")]
 pub use position::{Id, Ids};
 pub use position::{Packed, Place, Places, Positions};
-#[cfg(feature = "models")]
-pub use rotate::ModelRope;
 #[cfg(feature = "cuda")]
 pub use rotate::RopePlan;
 pub use rotate::{Direction, Rope, Scaling, XPos};

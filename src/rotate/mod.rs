@@ -4,8 +4,6 @@ mod axes;
 #[cfg(feature = "cpu")]
 mod cpu;
 mod mixed;
-#[cfg(feature = "models")]
-mod model;
 mod power;
 mod query_scale;
 mod rope;
@@ -14,12 +12,12 @@ mod scaling;
 mod table;
 mod xpos;
 
-pub use axes::Axes;
 #[cfg(feature = "cuda")]
 pub use mixed::RopeGradPlan;
 pub use mixed::{Mixed, RopeGrad};
 #[cfg(feature = "models")]
-pub use model::{Gguf, GgufValue, Layer, ModelRope};
+pub use crate::model::{Gguf, GgufValue, Layer, ModelRope};
+pub use axes::Axes;
 pub use query_scale::QueryScale;
 pub use rope::{Angles, Direction, Rope};
 #[cfg(feature = "cuda")]

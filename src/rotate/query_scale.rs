@@ -48,6 +48,16 @@ pub enum QueryScale {
         /// tokens of the training context
         train_length: f64,
     },
+    /// Inkling, in its full layers: `1 + scale * ln(max(1, (position + 1) / floor))`, on the query and on its product with the
+    /// table of relative positions.
+    ///
+    /// Source: `log_scaling_alpha` and `log_scaling_n_floor` in transformers 5.24.0, `modeling_inkling.py`.
+    Inkling {
+        /// `log_scaling_alpha`, 0.1 in the published models
+        scale: f64,
+        /// `log_scaling_n_floor`, 128000 in Inkling 2
+        floor: f64,
+    },
 }
 
 impl QueryScale {
@@ -72,6 +82,10 @@ impl QueryScale {
                 check("the Mistral query scale's beta", beta, 0.0)?;
                 check("the Mistral query scale's original_context", original_context, 0.0)
             }
+            Self::Inkling { scale, floor } => {
+                check("the Inkling query scale's scale", scale, 0.0)?;
+                check("the Inkling query scale's floor", floor, 0.0)
+            }
             Self::LogN { train_length } => check("the log-n query scale's train_length", train_length, 1.0),
         }
     }
@@ -87,6 +101,7 @@ impl QueryScale {
             Self::One => 1.0,
             Self::Llama4 { scale, floor } => 1.0 + scale * ((position + 1.0) / floor).floor().ln_1p(),
             Self::Mistral { beta, original_context } => 1.0 + beta * (position / original_context).floor().ln_1p(),
+            Self::Inkling { scale, floor } => 1.0 + scale * ((position + 1.0) / floor).max(1.0).ln(),
             Self::LogN { train_length } => ((position + 1.0).ln() / train_length.ln()).max(1.0),
         }
     }

@@ -135,7 +135,8 @@ fn gguf_models_have_llama_cpps_pairs_and_factors() {
     let model = ModelRope::from_gguf(&llama4).unwrap();
     assert_eq!(model.layer(3).unwrap().query_scale, QueryScale::Llama4 { scale: 0.1, floor: 8192.0 });
     assert_eq!(model.layer(3).unwrap().rope, None);
-    assert!(ModelRope::from_gguf(&gguf("mpt", &[])).unwrap().describe().contains("ALiBi"));
+    let mpt = gguf("mpt", &[("attention.max_alibi_bias", float(8.0))]);
+    assert!(ModelRope::from_gguf(&mpt).unwrap().describe().contains("ALiBi"));
 }
 
 /// What llama.cpp makes of a scaling, in f64 from its own lines: `rope_yarn`, `rope_yarn_ramp` and `ggml_rope_yarn_corr_dims`
@@ -216,7 +217,8 @@ fn gguf_scalings_are_what_llama_cpp_computes() {
                             dims: 64,
                             original: 4096.0,
                         };
-                        let architecture = if deepseek2 { "deepseek2" } else { "llama" };
+                        // The others do not read the multiplier.
+                        let architecture = if deepseek2 { "deepseek2" } else { "mistral3" };
                         let mut keys = vec![
                             ("attention.key_length", int(if deepseek2 { 192 } else { 64 })),
                             ("rope.dimension_count", int(64)),
@@ -279,7 +281,7 @@ fn gguf_layers_are_llama_cpps() {
     // OLMo 2 has none, and Gemma 3 has none without a window (gemma3.cpp).
     assert_eq!(spec_of("olmo2", &with(&[("block_count", int(5))])).rope().unwrap(), &scaled(half(128, 5e5)));
     assert_eq!(spec_of("gemma3", &[("block_count", int(12))]).rope().unwrap(), &half(128, 5e5));
-    // Mellum (mellum.cpp): not scaled, with the base of the full layers; Laguna (laguna.cpp): base 10000, layer 0 full.
+    // Mellum (mellum.cpp): not scaled, with the base of the full layers; Laguna (laguna.cpp): not scaled, layer 0 full.
     let keys = with(&[("block_count", int(4)), ("attention.sliding_window", int(1024))]);
     windows(&spec_of("mellum", &keys), half(128, 5e5), scaled(half(128, 5e5)), &[true, true, true, false]);
     let keys = with(&[
@@ -287,7 +289,7 @@ fn gguf_layers_are_llama_cpps() {
         ("attention.sliding_window", int(512)),
         ("attention.sliding_window_pattern", int(3)),
     ]);
-    windows(&spec_of("laguna", &keys), half(128, 1e4), scaled(half(128, 5e5)), &[false, true, true, false]);
+    windows(&spec_of("laguna", &keys), half(128, 5e5), scaled(half(128, 5e5)), &[false, true, true, false]);
     // ModernBERT (modern-bert.cpp): each third layer from the first; MiMo-V2 (mimo2.cpp): a list.
     let keys = [("block_count", int(4)), ("attention.sliding_window", int(128)), ("rope.freq_base_swa", float(2e4))];
     windows(&spec_of("modern-bert", &keys), half(128, 2e4), half(128, 5e5), &[false, true, true, false]);

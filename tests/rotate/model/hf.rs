@@ -1,7 +1,7 @@
 //! Hugging Face's `config.json`.
 //!
 //! Sources of the values: A = config.json in ai-dynamo/aiconfigurator at 095f58a51c, L = litgpt 0.5.13, T = the class's
-//! defaults in transformers 5.23.0, H = the model's page, P = params.json in vLLM 0.32.0 and mistral-common 1.13.1,
+//! defaults in transformers 5.24.0, H = the model's page, P = params.json in vLLM 0.32.0 and mistral-common 1.13.1,
 //! M = mlx-lm 0.32.2.
 
 use posenc::position::DualChunk;
@@ -925,7 +925,8 @@ fn the_loader_reads_the_golden_configs() {
     let golden: Value = serde_json::from_str(include_str!("../../golden/rope_scaling_hf.json")).unwrap();
     for case in golden["cases"].as_array().unwrap() {
         let mut config = case["config"].clone();
-        config["model_type"] = json!("llama");
+        // A class in halves that reads a share of the head.
+        config["model_type"] = json!("solar_open");
         let model = hf(config).at_length(case["seq_len"].as_u64().unwrap_or(0));
         let rope = model.rope().unwrap();
         near(rope.attention_factor, case["attention_factor"].as_f64().unwrap());
@@ -941,13 +942,14 @@ fn the_loader_reads_the_golden_configs() {
     }
 }
 
-/// transformers 5.23.0 on 579 configs of 133 model types: of sizes alone, with a legacy base or scaling, with version 5's
-/// parameters written out. What its classes and the loader make of them must be the same in every layer that rotates: pairs,
+/// transformers 5.24.0 on every class with a RoPE: configs of sizes alone, with a legacy base or scaling, one drawn at random, and
+/// with version 5's parameters written out. What its classes and the loader make of them must be the same in every layer that rotates: pairs,
 /// frequencies, the factor on cos and sin, and which channels the model's own code rotates.
 #[test]
 fn defaults_are_those_of_the_classes_in_transformers() {
     let golden: Value = serde_json::from_str(include_str!("../../golden/rope_models_hf.json")).unwrap();
     let mut wrong = Vec::new();
+    let mut unpaired = std::collections::BTreeSet::new();
     for case in golden["cases"].as_array().unwrap() {
         let config = case["config"].to_string();
         let model = match ModelRope::from_hf(&config) {
@@ -978,7 +980,9 @@ fn defaults_are_those_of_the_classes_in_transformers() {
                 (Half, true) => "half backwards",
                 (Interleaved, _) => "interleaved",
             };
-            if case["pairing"] != json!(pairing) {
+            if case["pairing"].is_null() {
+                unpaired.insert(case["config"]["model_type"].as_str().unwrap());
+            } else if case["pairing"] != json!(pairing) {
                 wrong.push(format!("{pairing}, not {}: {config}", case["pairing"]));
                 break;
             }
@@ -1000,6 +1004,8 @@ fn defaults_are_those_of_the_classes_in_transformers() {
         }
     }
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+    // Their rotation takes other arguments than the script's: read in their source.
+    assert_eq!(unpaired.into_iter().collect::<Vec<_>>(), ["hunyuan_vl_text", "minimax_m3_vl_text"]);
 }
 
 // ------------------------------------------------------------------------------------------------------------ refusals
@@ -1150,7 +1156,7 @@ fn configs_that_are_not_understood_are_refused() {
             "mrope_section is [16, 24, 23] and sums to 63, the rotary part has 64 pairs",
         ),
         // Sizes
-        (json!({"model_type": "llama"}), "hidden_size is missing, a head size that head_dim does not give needs it"),
+        (json!({"model_type": "mimo"}), "hidden_size is missing, a head size that head_dim does not give needs it"),
         (
             json!({"model_type": "llama", "hidden_size": 100, "num_attention_heads": 3}),
             "hidden_size 100 does not divide into 3 heads",

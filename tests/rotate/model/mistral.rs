@@ -40,7 +40,7 @@ fn mistrals_own_files_are_read() {
 #[test]
 fn mistral_files_that_are_not_understood_are_refused() {
     let refused = |config: Value| ModelRope::from_mistral(&config.to_string()).unwrap_err().to_string();
-    assert_eq!(refused(json!({"head_dim": 128})), "rope_theta is missing, RoPE needs it");
+    assert_eq!(refused(json!({"head_dim": 128, "rope_theta": "a"})), "rope_theta is \"a\", it must be a number");
     assert_eq!(refused(json!({"rope_theta": 1e4, "dim": 100, "n_heads": 3})), "dim 100 does not divide into 3 heads");
     assert_eq!(
         refused(

@@ -1,9 +1,12 @@
 //! Models: the published configs, their position-encoding keys alone, and what must come of them; refusals.
 
+mod cases;
 mod gguf;
 mod hf;
 mod mistral;
 mod open;
+mod positions;
+mod table;
 
 use posenc::{Pairing, Rope, Scaling};
 

@@ -12,7 +12,7 @@ use proptest::sample::{Index, select};
 use crate::{Run, models};
 
 const READERS: [&str; 2] =
-    [include_str!("../../../src/rotate/model/gguf/mod.rs"), include_str!("../../../src/rotate/model/gguf/file.rs")];
+    [include_str!("../../../src/model/gguf/mod.rs"), include_str!("../../../src/model/gguf/file.rs")];
 
 /// A value by the file format's type numbers.
 #[derive(Clone, Debug)]

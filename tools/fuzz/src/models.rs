@@ -13,10 +13,10 @@ use crate::Run;
 const GOLDEN: &str = include_str!("../../../tests/golden/rope_models_hf.json");
 /// Their quoted words are the keys and values that mean something.
 const READERS: [&str; 4] = [
-    include_str!("../../../src/rotate/model/hf/mod.rs"),
-    include_str!("../../../src/rotate/model/hf/families.rs"),
-    include_str!("../../../src/rotate/model/hf/layer.rs"),
-    include_str!("../../../src/rotate/model/keys.rs"),
+    include_str!("../../../src/model/hf/mod.rs"),
+    include_str!("../../../src/model/hf/families.rs"),
+    include_str!("../../../src/model/hf/layer.rs"),
+    include_str!("../../../src/model/keys.rs"),
 ];
 
 #[derive(Clone, Debug)]

@@ -58,13 +58,14 @@ impl Reader<'_> {
         rotary: usize,
         share: f64,
         context: Option<u64>,
+        notes: &mut Vec<String>,
     ) -> Result<Parts> {
         let config = &self.config;
         let because = format!("rope_type {kind:?}");
         let latent = matches!(self.family.form, Form::Latent | Form::Skipping { latent: true, .. });
         let pairs = rotary / 2;
         // The training length: beside the map (Phi-3, GPT-OSS) or in it.
-        let original = || -> Result<f64> {
+        let mut original = || -> Result<f64> {
             let outside = ["original_max_position_embeddings", "initial_context_length"];
             let inside = map.number("original_max_position_embeddings")?;
             for key in outside {
@@ -80,9 +81,16 @@ impl Reader<'_> {
                     return Ok(outer);
                 }
             }
-            match inside {
-                Some(inside) => Ok(inside),
-                None => wrong(format!("original_max_position_embeddings is missing, {because} needs it")),
+            match (inside, context) {
+                (Some(inside), _) => Ok(inside),
+                // As transformers and vLLM do.
+                (None, Some(context)) => {
+                    notes.push(format!(
+                        "original_max_position_embeddings is missing: max_position_embeddings {context} stands for it"
+                    ));
+                    Ok(context as f64)
+                }
+                (None, None) => wrong(format!("original_max_position_embeddings is missing, {because} needs it")),
             }
         };
         let longest = || match context {
@@ -201,6 +209,16 @@ impl Reader<'_> {
             && beta != 0.0
         {
             parts.query_scale = QueryScale::Mistral { beta, original_context: original()? };
+        }
+        // Nomic's own words for dynamic NTK.
+        if let Some(factor) = config.number("rotary_scaling_factor")? {
+            if parts.scaling != Scaling::None {
+                return wrong(format!(
+                    "rotary_scaling_factor is {factor} beside {because}, only one of them can scale"
+                ));
+            }
+            let context = config.needed("max_trained_positions", "rotary_scaling_factor")?;
+            parts.scaling = Scaling::DynamicNtk { factor, context, length: None };
         }
         if matches!(self.family.form, Form::Stepped) && config.flag("use_dynamic_ntk")?.unwrap_or(true) {
             if parts.scaling != Scaling::None {

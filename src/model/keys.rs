@@ -133,11 +133,15 @@ impl<'a> Keys<'a> {
         list.iter().enumerate().map(text).collect::<Result<_>>().map(Some)
     }
 
-    /// The keys that say something and were never asked for.
+    pub fn asked(&self, key: &str) -> bool {
+        self.asked.borrow().contains(key)
+    }
+
+    /// The keys that say something and were never asked for; a flag that says no says something about RoPE itself.
     pub fn unasked(&self) -> Vec<&'a str> {
         let asked = self.asked.borrow();
         let says = |value: &Value| match value {
-            Value::Null | Value::Bool(false) => false,
+            Value::Null => false,
             Value::Array(list) => !list.is_empty(),
             Value::Object(map) => !map.is_empty(),
             _ => true,

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::super::keys::wrong;
+use super::super::keys::{Keys, wrong};
 use super::families::{Form, GEMMA4, Pattern};
 use super::{Reader, nested};
 use crate::Result;
@@ -19,6 +19,10 @@ pub(super) struct Kind {
     pub rotates: bool,
     pub scaled: bool,
     pub theta: Option<f64>,
+    pub share: Option<f64>,
+    /// channels of a head and of its unrotated part, from `per_layer_config`
+    pub head: Option<usize>,
+    pub nope: Option<usize>,
 }
 
 impl Reader<'_> {
@@ -28,8 +32,17 @@ impl Reader<'_> {
         let listed = config.texts("layer_types")?;
         // MiMo-V2-Flash as published: 1 for a layer with a window.
         let hybrid = config.counts("hybrid_layer_pattern")?;
-        // Bamba's and RecurrentGemma's.
-        let attending = config.counts("attn_layer_indices")?;
+        // Bamba's and RecurrentGemma's, and the first files of LFM2.
+        let attending = match config.counts("attn_layer_indices")? {
+            Some(list) => Some(list),
+            None => config.counts("full_attn_idxs")?,
+        };
+        if let Some(layer) = attending.iter().flatten().find(|&&layer| count.is_some_and(|count| layer >= count)) {
+            return wrong(format!(
+                "the list of layers that attend holds {layer}, the model has {} layers",
+                count.unwrap_or_default()
+            ));
+        }
         let blocks = config.texts("block_types")?;
         let label = |full: bool| if full { "full_attention".to_string() } else { others.to_string() };
         let every = |key: &str, every: usize| -> Result<usize> {
@@ -78,9 +91,40 @@ impl Reader<'_> {
 
     /// The kind of each layer; one where they are all alike and not counted.
     pub(super) fn kinds(&self, count: Option<usize>, merged: &Map<String, Value>) -> Result<Vec<Kind>> {
+        let mut kinds = self.kinds_alone(count, merged)?;
+        let Some(layers) = self.config.object("per_layer_config")? else { return Ok(kinds) };
+        for (layer, map) in layers {
+            let (Ok(index), Value::Object(map)) = (layer.parse::<usize>(), map) else {
+                return wrong(format!(
+                    "per_layer_config.{layer} is {map}, it must be an object for the number of a layer"
+                ));
+            };
+            let map = Keys::new(format!("per_layer_config.{layer}"), map);
+            let (head, nope) = (map.count("head_dim")?, map.count("qk_nope_head_dim")?);
+            if head.is_none() && nope.is_none() {
+                continue;
+            }
+            let len = kinds.len();
+            let Some(kind) = kinds.get_mut(index).filter(|_| count.is_some()) else {
+                return wrong(format!("per_layer_config holds layer {index}, the model has {len}"));
+            };
+            (kind.head, kind.nope) = (head, nope);
+        }
+        Ok(kinds)
+    }
+
+    fn kinds_alone(&self, count: Option<usize>, merged: &Map<String, Value>) -> Result<Vec<Kind>> {
         let config = &self.config;
-        let usual =
-            Kind { label: "every layer".into(), entry: String::new(), rotates: true, scaled: true, theta: None };
+        let usual = Kind {
+            label: "every layer".into(),
+            entry: String::new(),
+            rotates: true,
+            scaled: true,
+            theta: None,
+            share: None,
+            head: None,
+            nope: None,
+        };
         let labelled = |labels: Vec<String>, kind: &dyn Fn(&str) -> Kind| -> Vec<Kind> {
             let rotates = |label: &str| !WITHOUT_ATTENTION.contains(&label);
             let one = |label: String| {
@@ -114,7 +158,11 @@ impl Reader<'_> {
             }
             Form::WindowsOnly(pattern) => {
                 let labels = self.labels(count, *pattern, "sliding_attention")?;
-                let windows = config.get("sliding_window").is_some() || self.model_type == "afmoe";
+                // Absent, the class has one; null is none.
+                let own = ["afmoe", "flint", "kolibri1"].contains(&self.model_type);
+                let windows = config.get("sliding_window").is_some()
+                    || self.model_type == "lara_mini"
+                    || own && !config.map.contains_key("sliding_window");
                 Ok(labelled(labels, &|label| Kind {
                     rotates: !windows || label == "sliding_attention",
                     ..usual.clone()
@@ -143,8 +191,17 @@ impl Reader<'_> {
                     .collect())
             }
             Form::Compressed => self.compressed(needs_count()?, &usual),
-            Form::ThetaList => {
-                let Some(list) = config.numbers("layer_rope_theta")? else { return Ok(all()) };
+            Form::ThetaList { none } => {
+                let Some(list) = config.numbers("layer_rope_theta")? else {
+                    let Some(every) = none else { return Ok(all()) };
+                    let count = needs_count()?;
+                    let kind = |layer: usize| {
+                        let rotates = !(count - 1 - layer).is_multiple_of(*every);
+                        let label = if rotates { "layers with RoPE" } else { "layers without RoPE" };
+                        Kind { label: label.into(), rotates, ..usual.clone() }
+                    };
+                    return Ok((0..count).map(kind).collect());
+                };
                 let count = needs_count()?;
                 fits("layer_rope_theta", list.len(), count)?;
                 let kind = |&theta: &f64| Kind {
@@ -154,6 +211,62 @@ impl Reader<'_> {
                     ..usual.clone()
                 };
                 Ok(list.iter().map(kind).collect())
+            }
+            Form::Cross => {
+                let cross = config.counts("cross_attention_layers")?;
+                let cross = cross.unwrap_or_else(|| (3..40).step_by(5).collect());
+                let Some(count) = count else { return Ok(all()) };
+                let kind = |layer| {
+                    let rotates = !cross.contains(&layer);
+                    let label = if rotates { "layers with self-attention" } else { "layers with cross-attention" };
+                    Kind { label: label.into(), rotates, ..usual.clone() }
+                };
+                Ok((0..count).map(kind).collect())
+            }
+            Form::MemRope => {
+                let count = needs_count()?;
+                let hybrid: Vec<bool> = match (config.texts("layers_block_type")?, config.counts("hybrid_layer_ids")?) {
+                    (Some(types), _) => types.iter().map(|kind| kind == "hybrid").collect(),
+                    (None, Some(list)) => (0..count).map(|layer| list.contains(&layer)).collect(),
+                    (None, None) => return wrong("layers_block_type is missing, model_type \"zamba2\" needs it"),
+                };
+                fits("layers_block_type", hybrid.len(), count)?;
+                let label = |rotates: bool| if rotates { "hybrid layers" } else { "recurrent layers" };
+                let kind = |rotates| Kind { label: label(rotates).into(), rotates, ..usual.clone() };
+                Ok(hybrid.into_iter().map(kind).collect())
+            }
+            Form::Lists if !nested(merged) => {
+                let list = |key: &str| match config.get(key) {
+                    Some(Value::Array(_)) => config.numbers(key),
+                    _ => Ok(None),
+                };
+                let (thetas, shares) = (list("rope_theta")?, list("partial_rotary_factors")?);
+                let types = config.texts("layer_types")?;
+                if thetas.is_none() && shares.is_none() && types.is_none() {
+                    return Ok(all());
+                }
+                let count = needs_count()?;
+                for (key, len) in [
+                    ("rope_theta", thetas.as_ref().map(Vec::len)),
+                    ("partial_rotary_factors", shares.as_ref().map(Vec::len)),
+                    ("layer_types", types.as_ref().map(Vec::len)),
+                ] {
+                    // The lists go on over the layers of multi-token prediction.
+                    if let Some(len) = len.filter(|&len| len < count) {
+                        fits(key, len, count)?;
+                    }
+                }
+                let kind = |layer: usize| {
+                    let label = types.as_ref().map_or("every layer", |types| types[layer].as_str());
+                    Kind {
+                        label: label.into(),
+                        scaled: types.is_none() || label == "full_attention",
+                        theta: thetas.as_ref().map(|list| list[layer]),
+                        share: shares.as_ref().map(|list| list[layer]),
+                        ..usual.clone()
+                    }
+                };
+                Ok((0..count).map(kind).collect())
             }
             Form::ScalingList => {
                 let Some(list) = config.counts("rope_scaling_layers")? else { return Ok(all()) };

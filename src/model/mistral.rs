@@ -15,7 +15,7 @@ impl ModelRope {
     ///
     /// | key | meaning |
     /// |---|---|
-    /// | `rope_theta` | base |
+    /// | `rope_theta` | base; 10000 where it is absent |
     /// | `head_dim`, or `dim` and `n_heads`; `qk_rope_head_dim`, `qk_nope_head_dim` | sizes |
     /// | `yarn.factor`, `.original_max_position_embeddings`, `.beta` (fast), `.alpha` (slow) | YaRN |
     /// | `yarn.apply_scale` | whether YaRN's factor multiplies cos and sin; true where it is absent |
@@ -35,7 +35,7 @@ impl ModelRope {
     /// # Ok::<(), posenc::Error>(())
     /// ```
     pub fn from_mistral(json: &str) -> Result<Self> {
-        let value: Value = match serde_json::from_str(json) {
+        let value: Value = match super::json::parse(json) {
             Ok(value) => value,
             Err(error) => return not_json("params.json", json, &error),
         };
@@ -64,7 +64,8 @@ impl ModelRope {
                 (head, head, 0)
             }
         };
-        let theta = params.needed("rope_theta", "RoPE")?;
+        // Mistral 7B v0.1: the default of its authors' code.
+        let theta = params.number("rope_theta")?.unwrap_or(10_000.0);
         let mut scaling = Scaling::None;
         let (mut attention_factor, mut logit_scale) = (1.0, 1.0);
         if let Some(yarn) = params.object("yarn")? {

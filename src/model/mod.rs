@@ -1,4 +1,5 @@
-//! The RoPE of a model, from the model's own config.
+//! What a model does with positions, from the model's own config: [`ModelRope`], the rotation of every layer, and
+//! [`ModelPositions`], with what is added to tokens and logits.
 //!
 //! | from | function |
 //! |---|---|
@@ -11,18 +12,42 @@
 
 mod gguf;
 mod hf;
+mod json;
 mod keys;
 mod mistral;
 mod open;
+mod positions;
 mod words;
 
 use std::fmt::Write;
 
 pub use gguf::{Gguf, GgufValue};
+pub use positions::{LayerPositions, LogitBias, ModelPositions, PositionEmbedding};
 
 use crate::position::DualChunk;
 use crate::rotate::{Axes, QueryScale, Ramp, Rope, Scaling};
 use crate::{Error, Pairing, Result};
+
+/// What is known of a model type or an architecture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// `model_type` of a `config.json`, or `general.architecture` of a GGUF file
+    pub name: &'static str,
+    /// what takes position in
+    pub positions: String,
+    /// of an architecture: file and line of llama.cpp's `src/models`; else empty
+    pub source: &'static str,
+}
+
+/// The model types that [`ModelPositions::from_hf`] knows.
+pub fn model_types() -> Vec<Known> {
+    hf::known()
+}
+
+/// The architectures of llama.cpp that [`ModelPositions::from_gguf`] knows, those it refuses by name included.
+pub fn architectures() -> Vec<Known> {
+    gguf::known()
+}
 
 /// The RoPE of every layer of a model.
 ///
@@ -149,11 +174,16 @@ impl ModelRope {
     /// # Errors
     /// [`Error::Value`] if the model has no such layer.
     pub fn layer(&self, index: usize) -> Result<&Layer> {
+        Ok(&self.kinds[self.kind(index)?])
+    }
+
+    /// Which of the kinds layer `index` is.
+    fn kind(&self, index: usize) -> Result<usize> {
         if self.layers.is_empty() {
-            return Ok(&self.kinds[0]);
+            return Ok(0);
         }
         match self.layers.get(index) {
-            Some(&kind) => Ok(&self.kinds[kind]),
+            Some(&kind) => Ok(kind),
             None => Err(Error::Value(format!("layer {index} is asked for, the model has {}", self.layers.len()))),
         }
     }

@@ -1,9 +1,11 @@
 //! What a model's code fixes and its config does not say, by `model_type`.
 //!
-//! Read from transformers 5.23.0 (configuration and modelling files of each type) and, where marked, from the code that the
+//! Read from transformers 5.24.0 (configuration and modelling files of each type) and, where marked, from the code that the
 //! model's authors publish beside the weights. `tools/golden/rope_models.py` runs those classes; what they make of minimal
 //! configs is compared with this table.
 
+use super::classes::CLASSES;
+use super::others::RECURRENT;
 use crate::Pairing;
 use crate::rotate::Axes;
 
@@ -25,6 +27,12 @@ pub(super) struct Family {
     pub share_key: Option<&'static str>,
     /// keys about RoPE that change nothing
     pub silent: &'static [&'static str],
+    /// whether the class has ALiBi where a flag says so
+    pub alibi: bool,
+    /// whether the class reads a share of the head
+    pub partial: bool,
+    /// axes of position where the config is silent, for forms that do not say
+    pub axes: Option<ClassAxes>,
     /// whether the class scales where the config is silent, so that the config must speak
     pub must_say: bool,
     pub form: Form,
@@ -48,8 +56,8 @@ pub(super) enum Form {
     WindowsOnly(Pattern),
     /// Layers without attention between layers with it.
     Hybrid(Pattern),
-    /// `layer_rope_theta` holds the base of each layer, 0 for none.
-    ThetaList,
+    /// `layer_rope_theta` holds the base of each layer, 0 for none; absent, all rotate, or all but each n-th from the last.
+    ThetaList { none: Option<usize> },
     /// `rope_scaling_layers` holds the layers that are scaled.
     ScalingList,
     /// ChatGLM: half of the head, base 10000 * `rope_ratio`.
@@ -66,12 +74,16 @@ pub(super) enum Form {
     DealtGrid,
     /// A grid's rows and columns, each with a half of the channels.
     BlockGrid,
-    /// No rotation; the text says what carries position instead.
-    NoRope(&'static str),
-    /// RoPE where a key has this value; else what the text says.
-    If { key: &'static str, value: &'static str, otherwise: &'static str },
-    /// Falcon: RoPE, or ALiBi where `alibi` is true.
-    Falcon,
+    /// RoPE where `position_embedding_type` is one of these; absent, what the text says, or else a learned table.
+    If { values: &'static [&'static str], otherwise: Option<&'static str> },
+    /// Zamba 2: RoPE in `hybrid` layers if `use_mem_rope` is true.
+    MemRope,
+    /// Mllama: none in the layers of `cross_attention_layers`.
+    Cross,
+    /// Step 3.5: `rope_theta` and `partial_rotary_factors` may be lists over the layers; the scaling belongs to full layers.
+    Lists,
+    /// No rotation by one angle a pair; the text says what it is.
+    Refused(&'static str),
     /// MPT: ALiBi or a learned table in `attn_config`.
     Mpt,
     /// Baichuan: RoPE with 32 layers, ALiBi with 40. (authors' code)
@@ -110,7 +122,7 @@ pub(super) enum Pattern {
 }
 
 impl Family {
-    const fn new(pairing: Pairing, theta: f64) -> Self {
+    pub const fn new(pairing: Pairing, theta: f64) -> Self {
         Self {
             pairing,
             backwards: false,
@@ -120,13 +132,25 @@ impl Family {
             theta_in: None,
             share_key: None,
             silent: &[],
+            alibi: false,
+            partial: false,
+            axes: None,
             must_say: false,
             form: Form::Plain,
         }
     }
 
+    /// The share that the class has where the config is silent.
     const fn share(self, share: f64) -> Self {
-        Self { share, ..self }
+        Self { share, partial: true, ..self }
+    }
+
+    const fn partial(self) -> Self {
+        self.share(1.0)
+    }
+
+    const fn axes(self, axes: ClassAxes) -> Self {
+        Self { axes: Some(axes), ..self }
     }
 
     const fn theta_keys(self, theta_keys: &'static [&'static str]) -> Self {
@@ -134,7 +158,7 @@ impl Family {
     }
 
     const fn share_key(self, key: &'static str) -> Self {
-        Self { share_key: Some(key), ..self }
+        Self { share_key: Some(key), partial: true, ..self }
     }
 
     const fn silent(self, silent: &'static [&'static str]) -> Self {
@@ -163,10 +187,6 @@ const fn latent(theta: f64) -> Family {
     interleaved(theta).form(Form::Latent)
 }
 
-const fn no_rope(carrier: &'static str) -> Family {
-    half(10_000.0).form(Form::NoRope(carrier))
-}
-
 const fn every(key: &'static str, every: usize) -> Pattern {
     Pattern::Last { key, every }
 }
@@ -177,11 +197,14 @@ const fn local(key: &'static str, theta: f64, pattern: Pattern) -> Form {
 }
 
 const WINDOWS: &str = "sliding_window_pattern";
-const RECURRENT: &str = "nothing: order comes from the recurrent layers";
 
 /// The conventions of a model type; `None` where they are not known.
 pub(super) fn family(model_type: &str) -> Option<Family> {
     FAMILIES.iter().find(|(names, _)| names.contains(&model_type)).map(|&(_, family)| family)
+}
+
+pub(super) fn all() -> impl Iterator<Item = (&'static str, Family)> {
+    FAMILIES.iter().flat_map(|&(names, family)| names.iter().map(move |&name| (name, family)))
 }
 
 /// Types whose full layers have 512 channels a head where `global_head_dim` is absent, and whose last layer is full whatever the
@@ -190,54 +213,72 @@ pub(super) const GEMMA4: &[&str] = &["gemma4_text", "gemma4_unified_text", "diff
 
 /// Channels of a head where the config has none and the class does not divide the hidden size by the heads.
 pub(super) fn head(model_type: &str) -> Option<usize> {
-    HEADS.iter().find(|(_, names)| names.contains(&model_type)).map(|&(head, _)| head)
+    let own = HEADS.iter().find(|(_, names)| names.contains(&model_type)).map(|&(head, _)| head);
+    own.or_else(|| class(model_type).map(|class| class.head).filter(|&head| head > 0))
 }
 
+/// What a class has where the config is silent; 0 where it has nothing.
+#[derive(Clone, Copy)]
+pub(super) struct Class {
+    pub hidden: usize,
+    pub heads: usize,
+    pub head: usize,
+    pub positions: usize,
+}
+
+pub(super) fn class(model_type: &str) -> Option<Class> {
+    let at = CLASSES.binary_search_by_key(&model_type, |&(name, ..)| name).ok()?;
+    let (_, hidden, heads, head, positions) = CLASSES[at];
+    Some(Class { hidden, heads, head, positions })
+}
+
+/// Beside [`CLASSES`]: names of whole models, and classes that write the size down in each layer's entry.
 #[rustfmt::skip]
 static HEADS: &[(usize, &[&str])] = &[
-    (64, &["gpt_oss", "openai_privacy_filter", "neomme", "gemma4_vision"]),
-    (128, &["qwen3", "qwen3_vl", "qwen3_vl_text", "qwen3_omni_moe_talker_code_predictor", "qwen2_5_omni_talker", "seed_oss", "jetmoe",
-            "hrm_text", "dia_encoder", "dia_decoder", "solar_open", "cwm", "ministral3", "hy_v3", "minimax_m2", "minimax_m3_vl_text",
-            "glm", "glm4", "ernie4_5", "helium", "laguna", "mellum", "lfm3", "beam", "llama4", "llama4_text", "cohere2_moe", "afmoe",
-            "molmo2_text", "paddleocr_vl", "paddleocr_vl_text", "cosmos3_edge_text"]),
-    (192, &["mimo_v2_flash"]),
-    (256, &["gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified_text", "diffusion_gemma_text",
-            "vaultgemma", "t5_gemma_module", "t5gemma2_text", "t5gemma2_decoder", "t5gemma2_encoder", "qwen3_next", "qwen3_5",
-            "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"]),
-    (512, &["deepseek_v4"]),
+    (128, &["qwen3_vl", "llama4", "paddleocr_vl"]),
+    (256, &["gemma3", "gemma4_text", "gemma4_unified_text", "diffusion_gemma_text", "t5gemma2_encoder", "qwen3_5", "qwen3_5_moe"]),
 ];
 
 #[rustfmt::skip]
 static FAMILIES: &[(&[&str], Family)] = &[
     // One RoPE in halves over the head.
     (&["llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "granite", "granitemoe",
-       "granitemoeshared", "starcoder2", "olmo", "olmo2", "olmoe", "phi3", "phi4_multimodal", "arcee", "seed_oss", "jetmoe",
+       "granitemoeshared", "starcoder2", "olmo", "olmo2", "olmoe", "arcee", "seed_oss", "jetmoe",
        "diffllama", "dots1", "ministral", "chameleon", "jais2", "hrm_text", "eurobert", "hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl", "hunyuan_vl_text",
        "vaultgemma", "idefics", "doge", "moshi", "aria_text", "deepseek_ocr2_text", "unlimited_ocr_text", "granite_docling_text",
        "hyperclovax", "esmc", "dia_encoder", "dia_decoder", "voxtral_realtime_text", "kyutai_speech_to_text", "mimi",
+       "nemotron-nas", "llava", "granite4_vision_text", "neucodec", "xcodec2", "timesfm2_5", "gradium_phonon_tts", "pocket_tts",
+       "pocket_tts_audio_tokenizer", "lasr_encoder", "voxtral_realtime_encoder", "minimax_m1",
        "qwen3_omni_moe_talker_text", "qwen3_omni_moe_talker_code_predictor", "falcon_h1", "t5_gemma_module"], half(10_000.0)),
     // (authors' code)
     (&["mimo", "internlm", "internlm2", "xverse", "orion", "minicpm", "deepseek", "exaone", "Yi", "aquila"], half(10_000.0)),
-    (&["mixtral", "phimoe", "qwen3_omni_moe_text", "solar_open", "emu3_text_model"], half(1e6)),
+    (&["mixtral", "phimoe", "qwen3_omni_moe_text", "emu3_text_model"], half(1e6)),
+    (&["solar_open"], half(1e6).partial()),
+    (&["phi3", "phi3_v", "phi4_multimodal"], half(10_000.0).partial()),
     (&["gpt_oss"], half(150_000.0).must_say()),
     (&["openai_privacy_filter"], interleaved(150_000.0).must_say()),
     (&["cwm"], half(1e6).must_say()),
-    (&["apertus"], half(12e6).must_say()),
+    (&["apertus", "apertus1p5_text"], half(12e6).must_say()),
     (&["ministral3"], half(10_000.0).must_say()),
-    (&["bitnet", "csm", "csm_depth_decoder_model", "mllama_text_model", "flex_olmo", "evolla"], half(500_000.0)),
+    (&["bitnet", "csm", "csm_depth_decoder_model", "flex_olmo", "evolla", "muse_glimmer_assistant"], half(500_000.0)),
+    (&["mllama_text_model"], half(500_000.0).form(Form::Cross)),
+    (&["higgs_audio_v2"], half(500_000.0).must_say()),
+    (&["pe_audio_encoder", "pe_audio_video_encoder", "pe_video_encoder"], interleaved(20_000.0)),
     (&["hy_v3"], half(11_158_840.0)),
-    (&["nomic_bert"], half(1_000.0).theta_keys(&["rope_theta", "rotary_emb_base"])),
+    (&["nomic_bert"], half(1_000.0).partial().theta_keys(&["rope_theta", "rotary_emb_base"])),
     (&["jina_embeddings_v3"], half(20_000.0)),
     (&["gte"], half(160_000.0)),
-    (&["minimax_m2", "minimax_m3_vl_text"], half(5e6)),
+    (&["minimax_m2", "minimax_m3", "minimax_m3_vl", "minimax_m3_vl_text"], half(5e6).partial()),
     (&["dbrx"], Family { theta_in: Some("attn_config"), ..half(10_000.0) }),
     (&["nanochat"], Family { backwards: true, ..half(10_000.0) }),
     (&["openelm"], half(10_000.0).theta_keys(&["rope_freq_constant"]).silent(&["rope_max_length"])),                // (authors' code)
     (&["phi3small"], half(1e6).theta_keys(&["rope_embedding_base"])),                                             // (authors' code)
     (&["qwen"], half(10_000.0).theta_keys(&["rotary_emb_base"]).share_key("rotary_pct").form(Form::Stepped)),
-    (&["esm"], half(10_000.0).form(Form::If { key: "position_embedding_type", value: "rotary", otherwise: "a learned table" })),
+    (&["esm"], half(10_000.0).form(Form::If { values: &["rotary", "rope"], otherwise: None })),
     // A share of the head.
-    (&["phi", "persimmon", "nemotron", "glm4_moe"], half(10_000.0).share(0.5)),
+    (&["phi", "persimmon", "nemotron", "glm4_moe", "glmasr_encoder", "dots3_note_audio_encoder", "nemotron3_5_transcribe_asr_audio"],
+     half(10_000.0).share(0.5)),
+    (&["nemotron3_diarization_audio"], half(10_000.0).partial()),
     (&["stablelm"], half(10_000.0).share(0.25)),
     (&["stablelm_epoch"], half(10_000.0).share(0.25).share_key("rope_pct")),                                   // (authors' code)
     (&["gpt_neox"], half(10_000.0).share(0.25).theta_keys(&["rotary_emb_base"]).share_key("rotary_pct")),
@@ -253,11 +294,13 @@ static FAMILIES: &[(&[&str], Family)] = &[
     (&["moonshine_streaming"], interleaved(10_000.0).share(0.8).must_say()),
     // Latent attention.
     (&["deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "glm4_moe_lite", "glm_moe_dsa", "youtu", "axk1", "axk2"], latent(10_000.0)),
-    (&["mistral4"], latent(10_000.0).must_say()),
+    (&["mistral4"], latent(10_000.0).partial().must_say()),
+    (&["dots3_note", "dots3_note_text"], latent(10_000.0).partial().must_say()),
+    (&["hy_v4_vl", "hy_v4_vl_text"], latent(10_000.0).axes(ClassAxes::Interleaved(&[24, 20, 20]))),
     (&["longcat_flash"], latent(1e7)),
     (&["bailing_hybrid"], latent(6e6)),
     (&["minicpm3", "hy_v4"], half(10_000.0).form(Form::Latent)),
-    (&["deepseek_v4"], interleaved(10_000.0).form(Form::Compressed)),
+    (&["deepseek_v4", "deepseek_ref"], interleaved(10_000.0).form(Form::Compressed)),
     // Layers that differ.
     (&["gemma3", "gemma3_text"], half(1e6).form(local("rope_local_base_freq", 10_000.0, every(WINDOWS, 6)))),
     (&["gemma3n_text"], half(1e6).form(local("rope_local_base_freq", 10_000.0, every(WINDOWS, 5)))),
@@ -276,17 +319,24 @@ static FAMILIES: &[(&[&str], Family)] = &[
      })),
     (&["olmo3"], half(500_000.0).form(local("rope_theta", 500_000.0, every(WINDOWS, 4)))),
     (&["laguna"], half(500_000.0).share(0.5).must_say().form(local("swa_rope_theta", 10_000.0, Pattern::Listed))),
-    (&["mellum"], half(500_000.0).must_say().form(local("swa_rope_theta", 10_000.0, Pattern::Listed))),
-    (&["ultrabert", "neomme", "lfm3", "beam"],
-     half(10_000.0).must_say().form(Form::Hybrid(Pattern::Listed))),
+    (&["mellum"], half(500_000.0).partial().must_say().form(local("swa_rope_theta", 10_000.0, Pattern::Listed))),
+    (&["ultrabert", "neomme", "lfm3", "beam", "dory", "embedding_gemma2", "embedding_gemma2_text"],
+     half(10_000.0).partial().must_say().form(Form::Hybrid(Pattern::Listed))),
     (&["llama4", "llama4_text"], interleaved(500_000.0).form(Form::Skipping { latent: false, temperature: true })),
     (&["smollm3"], half(2e6).form(Form::Skipping { latent: false, temperature: false })),
     (&["mistral_large4_text"], interleaved(10_000.0).must_say().form(Form::Skipping { latent: true, temperature: false })),
     (&["cohere2"], interleaved(10_000.0).form(Form::WindowsOnly(every(WINDOWS, 4)))),
     (&["cohere2_moe"], interleaved(10_000.0).form(Form::WindowsOnly(Pattern::Listed))),
-    (&["exaone4", "exaone_moe"], half(10_000.0).form(Form::WindowsOnly(every(WINDOWS, 4)))),
+    (&["zaya"], half(5e6).share(0.5).must_say().form(Form::Hybrid(Pattern::Listed))),
+    (&["step3p5", "step3p7"], half(10_000.0).partial().form(Form::Lists)),
+    (&["cohere_compass", "cohere_compass_text"],
+     half(10_000.0).must_say().axes(ClassAxes::Interleaved(&[24, 20, 20])).form(Form::Hybrid(Pattern::Listed))),
+    (&["flint", "kolibri1", "lara_mini"], half(10_000.0).form(Form::WindowsOnly(Pattern::Listed))),
+    (&["exaone4", "exaone4_5_text", "exaone_moe"], half(10_000.0).form(Form::WindowsOnly(every(WINDOWS, 4)))),
     (&["afmoe"], half(10_000.0).form(Form::WindowsOnly(every("global_attn_every_n_layers", 4)))),
-    (&["granite_swa", "granitemoe_swa"], half(10_000.0).form(Form::ThetaList)),
+    (&["muse_glimmer_text"], half(10_000.0).form(Form::ThetaList { none: Some(4) })),
+    (&["muse_spark_text"], half(500_000.0).form(Form::ThetaList { none: Some(4) })),
+    (&["granite_swa", "granitemoe_swa"], half(10_000.0).form(Form::ThetaList { none: None })),
     (&["molmo2_text"], half(10_000.0).form(Form::ScalingList)),
     // Attention in some layers only.
     (&["qwen3_next"], half(10_000.0).share(0.25).form(Form::Hybrid(every("full_attention_interval", 4)))),
@@ -294,13 +344,15 @@ static FAMILIES: &[(&[&str], Family)] = &[
     (&["olmo_hybrid"], half(10_000.0).form(Form::Hybrid(Pattern::Listed))),
     (&["bamba"], half(10_000.0).share(0.5).silent(&["attn_rotary_emb"]).form(Form::Hybrid(Pattern::Listed))),
     (&["recurrent_gemma"], half(10_000.0).share(0.5).form(Form::Hybrid(Pattern::Listed))),
+    (&["zamba2"], half(10_000.0).form(Form::MemRope)),
     (&["granitemoehybrid"],
-     half(10_000.0).form(Form::If { key: "position_embedding_type", value: "rope", otherwise: RECURRENT })),
+     half(10_000.0).form(Form::If { values: &["rope"], otherwise: Some(RECURRENT) })),
     // Several axes of position.
     (&["qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_5_omni_text", "qwen2_5_omni_talker"],
      half(1e6).form(Form::Axes(ClassAxes::Sections(&[16, 24, 24])))),
     (&["paddleocr_vl", "paddleocr_vl_text"], half(500_000.0).form(Form::Axes(ClassAxes::Sections(&[16, 24, 24])))),
-    (&["glm4v", "glm4v_text", "glm_ocr_text"], interleaved(10_000.0).form(Form::Axes(ClassAxes::Sections(&[8, 12, 12])))),
+    (&["glm4v", "glm4v_text", "glm_ocr_text"], interleaved(10_000.0).partial().form(Form::Axes(ClassAxes::Sections(&[8, 12, 12])))),
+    (&["glm_image_text"], half(10_000.0).partial().form(Form::Axes(ClassAxes::Sections(&[8, 12, 12])))),
     (&["glm4v_moe_text"], half(10_000.0).share(0.5).form(Form::Axes(ClassAxes::Sections(&[8, 12, 12])))),
     (&["qwen3_vl", "qwen3_vl_text", "qwen3_vl_moe", "qwen3_vl_moe_text"],
      half(500_000.0).form(Form::Axes(ClassAxes::Interleaved(&[24, 20, 20])))),
@@ -308,18 +360,21 @@ static FAMILIES: &[(&[&str], Family)] = &[
     (&["ernie4_5_vl_moe_text"], interleaved(500_000.0).form(Form::Axes(ClassAxes::HeightWidthFirst([20, 22, 22])))),
     (&["qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"],
      half(10_000.0).share(0.25).form(Form::HybridAxes(ClassAxes::Interleaved(&[11, 11, 10]), every("full_attention_interval", 4)))),
+    (&["qwen4_exp", "qwen4_exp_text"],
+     half(10_000.0).partial().form(Form::HybridAxes(ClassAxes::Interleaved(&[11, 11, 10]), every("full_attention_interval", 4)))),
     // Vision towers.
     (&["qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision", "qwen3_vl_moe_vision", "qwen3_5_vision",
        "qwen3_5_moe_vision", "glm4v_vision", "glm4v_moe_vision", "glm_ocr_vision", "paddleocr_vl_vision", "qwen2_5_omni_vision_encoder",
-       "qwen3_omni_moe_vision_encoder", "ernie4_5_vl_moe_vision", "video_llama_3_vision", "exaone4_5_vision"], half(10_000.0).form(Form::Grid)),
+       "qwen3_omni_moe_vision_encoder", "ernie4_5_vl_moe_vision", "video_llama_3_vision", "exaone4_5_vision", "qwen4_exp_vision",
+       "cohere_compass_vision", "glm5_next_vision", "dots3_note_vision_encoder", "mlcd_vision_model", "muse_glimmer_vision", "muse_spark_vision"], half(10_000.0).form(Form::Grid)),
+    (&["lfm3_vl_vision"], half(1e6).form(Form::Grid)),
+    (&["sam3_vit_model"], interleaved(10_000.0).form(Form::Grid)),
+    (&["vjepa2"], interleaved(10_000.0).form(Form::Refused(
+        "the two channels of a pair turn by different angles there, which is no rotation"))),
     (&["pixtral"], half(10_000.0).form(Form::DealtGrid)),
     (&["gemma4_vision"], half(100.0).form(Form::BlockGrid)),
     // Other encodings.
-    (&["falcon", "RefinedWeb", "RefinedWebModel"], half(10_000.0).form(Form::Falcon)),
+    (&["falcon", "RefinedWeb", "RefinedWebModel"], Family { alibi: true, ..half(10_000.0) }),
     (&["mpt"], half(10_000.0).form(Form::Mpt)),
     (&["baichuan"], half(10_000.0).form(Form::Baichuan)),
-    (&["bloom", "jais", "btlm", "gpt_refact"], no_rope("ALiBi")),
-    (&["t5", "mt5", "umt5"], no_rope("T5's buckets of distance")),
-    (&["gpt2", "opt", "gpt_neo", "gpt_bigcode", "bert", "roberta"], no_rope("a learned table")),
-    (&["jamba", "mamba", "mamba2", "kimi_linear", "nemotron_h"], no_rope(RECURRENT)),
 ];

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::super::Layer;
 use super::super::keys::{Keys, wrong};
-use super::families::{Form, GEMMA4, head};
+use super::families::{ClassAxes, Form, GEMMA4, class, head};
 use super::layers::Kind;
 use super::scaling::{KNOWN, Parts};
 use super::{Reader, nested, rope_type};
@@ -22,7 +22,7 @@ impl Reader<'_> {
                 return Ok(head);
             }
         }
-        if let Some(head) = head(self.model_type) {
+        if let Some(head) = head(self.model_type).filter(|_| !matches!(self.family.form, Form::Latent)) {
             return Ok(head);
         }
         let first = |keys: [&'static str; 3]| -> Result<Option<(&str, usize)>> {
@@ -34,24 +34,28 @@ impl Reader<'_> {
             Ok(None)
         };
         let because = "a head size that head_dim does not give";
+        let class = class(self.model_type);
         let grid = matches!(self.family.form, Form::Grid | Form::DealtGrid | Form::BlockGrid);
         // Where both stand in a vision tower, hidden_size is the language model's.
         let sizes = if grid { ["embed_dim", "hidden_size", "width"] } else { ["hidden_size", "n_embd", "d_model"] };
-        let Some((size_key, size)) = first(sizes)? else {
+        let of_class = |size: Option<usize>, key| size.filter(|&size| size > 0).map(|size| (key, size));
+        let size = first(sizes)?.or(of_class(class.map(|class| class.hidden), "hidden_size"));
+        let Some((size_key, size)) = size else {
             return wrong(format!("hidden_size is missing, {because} needs it"));
         };
-        let Some((_, heads)) = first(if grid {
+        let heads = first(if grid {
             ["num_heads", "num_attention_heads", "heads"]
         } else {
             ["num_attention_heads", "n_head", "n_heads"]
-        })?
-        else {
+        })?;
+        let Some((_, heads)) = heads.or(of_class(class.map(|class| class.heads), "num_attention_heads")) else {
             return wrong(format!("num_attention_heads is missing, {because} needs it"));
         };
         if heads == 0 || size % heads != 0 {
             return wrong(format!("{size_key} {size} does not divide into {heads} heads"));
         }
-        Ok(size / heads)
+        // Zamba 2 attends over its input beside the hidden state.
+        Ok(size / heads * if matches!(self.family.form, Form::MemRope) { 2 } else { 1 })
     }
 
     /// One kind of layers, built.
@@ -108,7 +112,7 @@ impl Reader<'_> {
         }
 
         let Parts { scaling, rotary, attention_factor, long_attention_factor, logit_scale, query_scale } =
-            self.scaling(&map, &scaling_kind, head, rotary, share, context)?;
+            self.scaling(&map, &scaling_kind, head, rotary, share, context, notes)?;
         let axes = self.axes(&map, rotary / 2)?;
         let scaling = match scaling {
             scaling if !self.family.backwards => scaling,
@@ -174,6 +178,9 @@ impl Reader<'_> {
 
     fn pairing(&self) -> Result<Pairing> {
         // DeepSeek's and GLM's flag, which other classes do not read; absent, the class decides.
+        if matches!(self.family.form, Form::Ratio) && self.two_axes()? || self.plain_attention()? {
+            return Ok(Pairing::Half);
+        }
         if !matches!(self.family.form, Form::Latent | Form::Skipping { latent: true, .. }) {
             return Ok(self.family.pairing);
         }
@@ -184,10 +191,27 @@ impl Reader<'_> {
         })
     }
 
+    /// ChatGLM of 6B: positions in the text and in the block, each with a half of the channels.
+    fn two_axes(&self) -> Result<bool> {
+        Ok(self.config.flag("position_encoding_2d")?.unwrap_or(false))
+    }
+
+    /// DeepSeek's config of a model without latent attention: Llama's.
+    fn plain_attention(&self) -> Result<bool> {
+        let plain = matches!(self.family.form, Form::Latent) && self.config.flag("use_mla")? == Some(false);
+        if plain {
+            // Sizes of what is not there.
+            let _ = (self.config.get("qk_rope_head_dim"), self.config.get("qk_nope_head_dim"));
+        }
+        Ok(plain)
+    }
+
     fn theta(&self, kind: &Kind, map: &Keys<'_>, merged: &Map<String, Value>, is_nested: bool) -> Result<f64> {
         let config = &self.config;
         let mut own: Option<(&str, f64)> = None;
-        for key in self.family.theta_keys.iter().copied().chain(["rope_theta"]) {
+        let listed_by_layer =
+            matches!(self.family.form, Form::Lists) && matches!(config.get("rope_theta"), Some(Value::Array(_)));
+        for key in self.family.theta_keys.iter().copied().chain(["rope_theta"]).filter(|_| !listed_by_layer) {
             let Some(theta) = config.number(key)? else { continue };
             match own {
                 None if !self.family.theta_keys.contains(&key) => {
@@ -249,7 +273,8 @@ impl Reader<'_> {
                 map.name()
             ));
         }
-        let given = listed.or(share.map(|(_, share)| share));
+        let given = kind.share.or(listed).or(share.map(|(_, share)| share));
+        let reads_share = self.family.partial || scaling_kind == "proportional" || self.plain_attention()?;
         let share = given.unwrap_or(self.family.share);
         if !(share > 0.0 && share <= 1.0) {
             return wrong(format!("partial_rotary_factor is {share}, it must be above 0 and at most 1"));
@@ -261,7 +286,18 @@ impl Reader<'_> {
             wrong(format!("the rotary size is {rotary} ({how}), it must be even and at least 2"))
         };
         let latent = matches!(self.family.form, Form::Latent | Form::Skipping { latent: true, .. });
-        if latent {
+        // A share that a class does not read is no silence, unless it is the whole, or says what the sizes say.
+        let unread = |rotary: usize, heads: &[usize]| {
+            let Some(share) = given.filter(|&share| share != 1.0) else { return Ok(()) };
+            if heads.iter().any(|&head| (head as f64 * share - rotary as f64).abs() < 1.0) {
+                return Ok(());
+            }
+            wrong(format!(
+                "partial_rotary_factor is {share}, the class of model_type {:?} rotates {rotary} of {} channels whatever it says",
+                self.model_type, heads[0]
+            ))
+        };
+        if latent && !self.plain_attention()? {
             let because = format!("model_type {:?}", self.model_type);
             let Some(rotary) = config.count("qk_rope_head_dim")? else {
                 return wrong(format!("qk_rope_head_dim is missing, {because} needs it"));
@@ -270,9 +306,15 @@ impl Reader<'_> {
                 Some(nope) => nope,
                 None => return wrong(format!("qk_nope_head_dim is missing, {because} needs it")),
             };
-            return Ok((nope + rotary, even(rotary, "qk_rope_head_dim".into())?, nope, 1.0));
+            let nope = kind.nope.unwrap_or(nope);
+            let rotary = even(rotary, "qk_rope_head_dim".into())?;
+            unread(rotary, &[nope + rotary, config.count("head_dim")?.or(head(self.model_type)).unwrap_or(0)])?;
+            return Ok((nope + rotary, rotary, nope, 1.0));
         }
-        let mut head = self.head()?;
+        let mut head = match kind.head {
+            Some(head) => head,
+            None => self.head()?,
+        };
         if kind.entry == "full_attention"
             && let Some(global) = config.count("global_head_dim")?.or(GEMMA4.contains(&self.model_type).then_some(512))
         {
@@ -283,10 +325,18 @@ impl Reader<'_> {
             if rotary > head {
                 return wrong(format!("qk_rope_head_dim is {rotary}, a head has {head} channels"));
             }
-            return Ok((head, even(rotary, "qk_rope_head_dim".into())?, head - rotary, 1.0));
+            let rotary = even(rotary, "qk_rope_head_dim".into())?;
+            unread(rotary, &[head])?;
+            return Ok((head, rotary, head - rotary, 1.0));
+        }
+        if matches!(self.family.form, Form::Ratio) && self.two_axes()? {
+            return Ok((head, even(head, "head_dim".into())?, 0, 1.0));
         }
         if matches!(self.family.form, Form::Ratio) {
             return Ok((head, even(head / 2, format!("half of the head's {head}"))?, 0, 0.5));
+        }
+        if !reads_share && self.family.share_key.is_none() {
+            unread(head, &[head])?;
         }
         // A count says what a share only comes near to: 44 * (30 / 44) is below 30.
         let mut rotary_dim = config.count("rotary_dim")?;
@@ -324,7 +374,8 @@ impl Reader<'_> {
             Form::Grid => return wrong(format!("a head's {pairs} pairs are not shared equally by rows and columns")),
             Form::DealtGrid => return Ok(Axes::Dealt(2)),
             Form::BlockGrid => return Ok(Axes::Blocks(2)),
-            _ => None,
+            Form::Ratio if self.two_axes()? => return Ok(Axes::Blocks(2)),
+            _ => self.family.axes.map(ClassAxes::axes),
         };
         let interleaved = map.flag("mrope_interleaved")?;
         // Hunyuan's name of it.

@@ -1,0 +1,589 @@
+//! Hugging Face's `config.json`: legacy `rope_scaling`, version 5's `rope_parameters`, and the keys of single models.
+
+mod classes;
+mod families;
+mod layer;
+mod layers;
+mod others;
+mod scaling;
+
+use serde_json::{Map, Value};
+
+use self::families::{Family, Form, class, family};
+use self::layers::Kind;
+use self::others::{Other, other};
+use super::keys::{Keys, not_json, wrong};
+use super::positions::{Carrier, LogitBias, Read, Sizes};
+use super::{Known, Layer, ModelRope, check_layers, json};
+use crate::Result;
+use crate::bias::Distances;
+use crate::rotate::QueryScale;
+
+/// Names of one type.
+fn same_type(kind: &str, model_type: &str) -> String {
+    match kind {
+        "su" => "longrope",
+        // Phi-3's first files.
+        "yarn" if model_type == "phi3" => "longrope",
+        "mrope" => "default",
+        "xdrope" => "ntk_alpha",
+        "deepseek_yarn" => "yarn",
+        other => other,
+    }
+    .to_string()
+}
+
+/// The type that a map of rope parameters names.
+fn rope_type(map: &Keys<'_>, model_type: &str) -> Result<String> {
+    match (map.text("rope_type")?, map.text("type")?) {
+        (Some(new), Some(old)) if same_type(new, model_type) != same_type(old, model_type) => {
+            wrong(format!("{0}.rope_type is {new:?} and {0}.type is {old:?}, they must be the same", map.name()))
+        }
+        (Some(kind), _) | (None, Some(kind)) => Ok(same_type(kind, model_type)),
+        (None, None) => Ok("default".into()),
+    }
+}
+
+/// What the legacy and the version-5 map say together; refuses a contradiction.
+fn merge(config: &Keys<'_>, model_type: &str) -> Result<Map<String, Value>> {
+    let legacy = config.object("rope_scaling")?;
+    let modern = config.object("rope_parameters")?;
+    let mut merged = modern.cloned().unwrap_or_default();
+    let Some(legacy) = legacy else { return Ok(merged) };
+    if !merged.is_empty() {
+        let old = rope_type(&Keys::new("rope_scaling", legacy), model_type)?;
+        let new = rope_type(&Keys::new("rope_parameters", &merged), model_type)?;
+        if nested(&merged) || old != new {
+            return wrong(format!(
+                "rope_scaling says {old:?} and rope_parameters {}, a config must have one of them",
+                if nested(&merged) { "has an entry for each layer type".to_string() } else { format!("{new:?}") }
+            ));
+        }
+    }
+    for (key, value) in legacy {
+        match merged.get(key) {
+            Some(new) if !equal(new, value) && key != "type" && key != "rope_type" => {
+                return wrong(format!(
+                    "rope_scaling.{key} is {value} and rope_parameters.{key} is {new}, they must be the same"
+                ));
+            }
+            _ => _ = merged.insert(key.clone(), value.clone()),
+        }
+    }
+    Ok(merged)
+}
+
+/// Whether two values are the same, 8 and 8.0 too.
+fn equal(a: &Value, b: &Value) -> bool {
+    a == b || (a.is_number() && a.as_f64() == b.as_f64())
+}
+
+/// Whether a map has an entry for each layer type instead of parameters.
+fn nested(map: &Map<String, Value>) -> bool {
+    map.values().any(Value::is_object)
+}
+
+/// The sub-config of a multimodal model that is the language model's.
+const LANGUAGE: &[&str] = &["text_config", "llm_config", "language_config", "thinker_config", "decoder_config"];
+
+impl ModelRope {
+    /// The RoPE of every layer as a model's `config.json` states it.
+    ///
+    /// Of a multimodal model, the language model's. Legacy `rope_theta` and `rope_scaling`, version 5's `rope_parameters`
+    /// (one, or one for each layer type), and the keys of single models are understood; where a key is absent, the model's
+    /// class decides, as in transformers 5.24.0. Numbers that Python writes and JSON has not (`NaN`, `Infinity`) are read.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if the text is not JSON, a key that is needed is missing or not what it must
+    /// be, legacy and version-5 keys contradict each other, a key that has to do with RoPE is not understood, or the
+    /// model's type is not known; [`ModelRope::from_hf_as`] reads such a config. [`Error::Value`](crate::Error::Value) if a
+    /// number is outside the law of its scaling.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::ModelRope;
+    /// let model = ModelRope::from_hf(
+    ///     r#"{"model_type": "qwen3", "head_dim": 128, "num_hidden_layers": 36, "max_position_embeddings": 40960,
+    ///         "rope_theta": 1000000, "rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+    ///                                                 "original_max_position_embeddings": 32768}}"#,
+    /// )?;
+    /// assert_eq!(
+    ///     model.describe(),
+    ///     "qwen3, 36 layers, 40960 positions\n\
+    ///      every layer (36 from layer 0): RoPE over all 128 channels in halves, base 1000000; YaRN by 4 of 32768; \
+    ///      cos and sin times 1.138629436111989\n"
+    /// );
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn from_hf(json: &str) -> Result<Self> {
+        Ok(read(json, None)?.rope)
+    }
+
+    /// [`ModelRope::from_hf`] for a model whose own type is not known but which rotates as `model_type` does: pairs and
+    /// missing keys are that type's.
+    ///
+    /// # Errors
+    /// As [`ModelRope::from_hf`].
+    pub fn from_hf_as(json: &str, model_type: &str) -> Result<Self> {
+        Ok(read(json, Some(model_type))?.rope)
+    }
+}
+
+pub(super) fn read(text: &str, as_type: Option<&str>) -> Result<Read> {
+    let value: Value = match json::parse(text) {
+        Ok(value) => value,
+        Err(error) => return not_json("the config", text, &error),
+    };
+    let Value::Object(whole) = &value else {
+        return wrong("the config is not a JSON object");
+    };
+    let mut map = whole;
+    let mut outer_type = map.get("model_type");
+    let map = loop {
+        match LANGUAGE.iter().find_map(|key| map.get(*key)?.as_object()) {
+            Some(inner) => {
+                outer_type = inner.get("model_type").or(outer_type);
+                refuse_outer(map, inner)?;
+                map = inner;
+            }
+            None => break map,
+        }
+    };
+    let config = Keys::new("the config", map);
+    let own_type = match outer_type {
+        Some(Value::String(name)) => Some(name.as_str()),
+        None | Some(Value::Null) => None,
+        Some(value) => return wrong(format!("model_type is {value}, it must be a string")),
+    };
+    let Some(model_type) = as_type.or(own_type) else {
+        return wrong(
+            "model_type is missing; it decides which channels form a pair (ModelRope::from_hf_as can name one)",
+        );
+    };
+    let name = own_type.unwrap_or(model_type);
+    let (family, other) = (family(model_type), other(model_type));
+    if family.is_none() && other.is_none() {
+        return wrong(format!(
+            "model_type is {model_type:?}, which this crate does not know; ModelRope::from_hf_as reads it as a known one"
+        ));
+    }
+    let rotates = family.is_some();
+    Reader {
+        config,
+        family: family.unwrap_or(Family::new(crate::Pairing::Half, 10_000.0)),
+        rotates,
+        other,
+        model_type,
+        name,
+    }
+    .read()
+}
+
+pub(super) fn known() -> Vec<Known> {
+    let rotating = families::all().map(|(name, family)| {
+        let pairs = match family.pairing {
+            crate::Pairing::Half => "RoPE in halves",
+            crate::Pairing::Interleaved => "RoPE interleaved",
+        };
+        let positions = match family.form {
+            Form::Refused(why) => format!("refused: {why}"),
+            _ => pairs.into(),
+        };
+        Known { name, positions, source: "" }
+    });
+    let others = others::all().map(|(name, other)| {
+        let positions = match other {
+            Other::Deberta | Other::Inkling | Other::SpeechT5 | Other::Vits | Other::Wav2Vec2Bert => {
+                Carrier::Relative(Vec::new()).text().into()
+            }
+            other => other.carrier().map_or(String::new(), |carrier| carrier.text().into()),
+        };
+        Known { name, positions, source: "" }
+    });
+    let mut known: Vec<Known> = rotating.chain(others).collect();
+    known.sort_by_key(|known| known.name);
+    known
+}
+
+/// Refuses RoPE's keys beside the language model's config that it does not repeat: they would be lost.
+fn refuse_outer(outer: &Map<String, Value>, inner: &Map<String, Value>) -> Result<()> {
+    for key in ["rope_theta", "rope_scaling", "rope_parameters"] {
+        let says = |map: &Map<String, Value>| map.get(key).filter(|value| !value.is_null()).cloned();
+        match (says(outer), says(inner)) {
+            (None, _) => {}
+            (Some(out), Some(inn)) if equal(&out, &inn) => {}
+            _ => return wrong(format!("{key} stands beside the language model's config and says something else")),
+        }
+    }
+    Ok(())
+}
+
+struct Reader<'a> {
+    config: Keys<'a>,
+    family: Family,
+    /// whether the type has a family, and with it pairs
+    rotates: bool,
+    /// what the class has in place of RoPE
+    other: Option<Other>,
+    model_type: &'a str,
+    name: &'a str,
+}
+
+impl<'a> Reader<'a> {
+    fn read(self) -> Result<Read> {
+        let config = &self.config;
+        let count = match config.count("num_hidden_layers")? {
+            Some(count) => Some(count),
+            None => {
+                let mut count = None;
+                for key in ["n_layer", "num_layers", "n_layers", "depth", "num_transformer_layers"] {
+                    count = count.or(config.count(key)?);
+                }
+                count
+            }
+        };
+        let count = check_layers("num_hidden_layers", count)?;
+        let context = [
+            "max_position_embeddings",
+            "n_positions",
+            "seq_length",
+            "model_max_length",
+            "max_sequence_length",
+            "max_seq_len",
+            "max_context_length",
+        ];
+        let mut positions = None;
+        for key in context {
+            positions = positions.or(config.count(key)?);
+        }
+        let context = positions.map(|positions| positions as u64);
+        if let Form::Refused(why) = self.family.form {
+            return wrong(format!("model_type is {:?}: {why}", self.model_type));
+        }
+        if let Some(carrier) = self.without_rope(count)? {
+            return self.carried(carrier, count, context);
+        }
+
+        let merged = merge(config, self.model_type)?;
+        if merged.is_empty() && self.family.must_say {
+            return wrong(format!(
+                "rope_parameters is missing; the class of model_type {:?} scales by default, so the config must say how",
+                self.model_type
+            ));
+        }
+        let layers = self.kinds(count, &merged)?;
+        let mut kinds: Vec<Kind> = Vec::new();
+        let mut indices = Vec::new();
+        for kind in &layers {
+            let index = kinds.iter().position(|other| other == kind).unwrap_or_else(|| {
+                kinds.push(kind.clone());
+                kinds.len() - 1
+            });
+            indices.push(index);
+        }
+        if count.is_none() {
+            indices.clear();
+        }
+        let mut notes = Vec::new();
+        let built: Vec<Layer> =
+            kinds.iter().map(|kind| self.layer(kind, &merged, context, &mut notes)).collect::<Result<_>>()?;
+        // Labels that come to the same layer are one kind.
+        let mut distinct: Vec<Layer> = Vec::new();
+        let places: Vec<usize> = built
+            .into_iter()
+            .map(|layer| {
+                let same = |other: &Layer| Layer { label: layer.label.clone(), ..other.clone() } == layer;
+                distinct.iter().position(same).unwrap_or_else(|| {
+                    distinct.push(layer);
+                    distinct.len() - 1
+                })
+            })
+            .collect();
+        if let [only] = &mut distinct[..] {
+            only.label = "every layer".into();
+        }
+        let indices = indices.into_iter().map(|index| places[index]).collect();
+
+        self.refuse_unasked(&mut notes)?;
+        notes.sort();
+        notes.dedup();
+        ModelRope::new(self.name.into(), context, distinct, indices, notes).map(Read::rope)
+    }
+
+    /// What carries position instead of RoPE: what the config names, else what its class has.
+    fn without_rope(&self, count: Option<usize>) -> Result<Option<Carrier>> {
+        let config = &self.config;
+        let named = self.named()?;
+        // A class that rotates whatever such a flag says does not ask for it, and is told so.
+        for key in ["alibi", "use_alibi"].into_iter().filter(|_| self.family.alibi || !self.rotates) {
+            if config.flag(key)? == Some(true) {
+                return Ok(Some(Carrier::Alibi));
+            }
+        }
+        if let Some(named) = named {
+            return Ok(named);
+        }
+        if let Some(other) = self.other {
+            return self.class_carrier(other).map(Some);
+        }
+        Ok(match &self.family.form {
+            Form::If { otherwise: Some(text), .. } => Some(Carrier::Nothing(text)),
+            Form::If { .. } => Some(Carrier::Learned(0)),
+            Form::MemRope if !config.flag("use_mem_rope")?.unwrap_or(false) => {
+                Some(Carrier::Nothing(others::RECURRENT))
+            }
+            Form::Baichuan if count == Some(40) => Some(Carrier::Alibi),
+            Form::Mpt => {
+                let empty = Map::new();
+                let attention = Keys::new("attn_config", config.object("attn_config")?.unwrap_or(&empty));
+                if attention.flag("rope")? == Some(true) {
+                    return wrong("attn_config.rope is true, this crate knows MPT with ALiBi or a learned table only");
+                }
+                let alibi = attention.flag("alibi")?.unwrap_or(true);
+                Some(if alibi { Carrier::Alibi } else { Carrier::Learned(0) })
+            }
+            _ => None,
+        })
+    }
+
+    /// What the config's own words name; the outer `None` if it has none, or none that its class reads.
+    fn named(&self) -> Result<Option<Option<Carrier>>> {
+        let config = &self.config;
+        let keys =
+            ["position_embedding_type", "position_embeddings_type", "position_encoding_type", "pos_embedding_type"];
+        for key in keys {
+            let Some(value) = config.text(key)? else { continue };
+            let rope = || match &self.family.form {
+                Form::If { values, .. } if !values.contains(&value) => None,
+                _ if self.rotates => Some(None),
+                _ => None,
+            };
+            let relative = |queries, keys| {
+                Some(Carrier::Relative(vec![Some(LogitBias::Relative { queries, keys, states: None })]))
+            };
+            let positions = || match config
+                .count("max_position_embeddings")?
+                .or(class(self.model_type).map(|class| class.positions))
+            {
+                Some(positions) if positions > 0 => Ok(positions),
+                _ => wrong(format!("max_position_embeddings is missing, {key} {value:?} needs it")),
+            };
+            return Ok(match value.to_ascii_lowercase().as_str() {
+                // A remark of classes that rotate whatever it says (ModernBERT's file has it).
+                "absolute" | "learned" | "learned_absolute" if self.reads_names() => match self.other {
+                    Some(other @ (Other::Learned(_) | Other::LearnedKept | Other::LearnedMasked)) => {
+                        Some(other.carrier())
+                    }
+                    _ => Some(Some(Carrier::Learned(0))),
+                },
+                "absolute" | "learned" | "learned_absolute" => None,
+                "alibi" if self.reads_names() || self.family.alibi => Some(Some(Carrier::Alibi)),
+                "rope" | "rotary" | "rope_interleaved" if rope().is_some() => rope(),
+                "relative_key" | "relative_key_query" if self.other == Some(Other::Wav2Vec2Bert) => None,
+                "relative_key" => Some(relative(Some(Distances::bert(positions()?)), None)),
+                "relative_key_query" => {
+                    let index = Distances::bert(positions()?);
+                    Some(relative(Some(index.clone()), Some(index)))
+                }
+                "relative" => Some(Other::TransformerXl.carrier()),
+                "nope" | "none" => Some(Some(match &self.family.form {
+                    Form::If { otherwise: Some(text), .. } => Carrier::Nothing(text),
+                    _ => Carrier::Nothing("nothing: the config says so"),
+                })),
+                _ => {
+                    return wrong(format!(
+                        "{key} is {value:?}, which this crate does not know for model_type {:?}",
+                        self.model_type
+                    ));
+                }
+            });
+        }
+        Ok(None)
+    }
+
+    /// Whether the class chooses by the name in its config.
+    fn reads_names(&self) -> bool {
+        !self.rotates || matches!(self.family.form, Form::If { .. })
+    }
+
+    fn class_carrier(&self, other: Other) -> Result<Carrier> {
+        if let Some(carrier) = other.carrier() {
+            return Ok(carrier);
+        }
+        let config = &self.config;
+        let count = |key: &str, most: usize| Ok::<_, crate::Error>(config.count(key)?.unwrap_or(most));
+        let one = |queries, keys| Carrier::Relative(vec![Some(LogitBias::Relative { queries, keys, states: None })]);
+        Ok(match other {
+            Other::SpeechT5 => one(Some(Distances::speecht5(count("encoder_max_relative_position", 160)?)), None),
+            Other::Vits => one(Some(Distances::vits(count("window_size", 4)?)), None),
+            Other::Wav2Vec2Bert => {
+                let (left, right) =
+                    (count("left_max_position_embeddings", 64)?, count("right_max_position_embeddings", 8)?);
+                one(Some(Distances::shaw(left, right)), None)
+            }
+            Other::Deberta if config.flag("relative_attention")? != Some(true) => Carrier::Learned(0),
+            Other::Deberta if config.flag("position_biased_input")?.unwrap_or(true) => {
+                return wrong("position_biased_input is true beside relative_attention, this crate knows one of them");
+            }
+            Other::Deberta => {
+                let positions = count("max_position_embeddings", 512)?;
+                let most = config.number("max_relative_positions")?.filter(|&most| most >= 1.0);
+                let most = most.map_or(positions, |most| most as usize);
+                let buckets = config.number("position_buckets")?.filter(|&buckets| buckets >= 1.0);
+                let index = match buckets {
+                    Some(buckets) => Distances::deberta(buckets as usize, most)?,
+                    None => Distances::deberta_v1(most),
+                };
+                // A list, or words with bars between.
+                let kinds = match config.get("pos_att_type") {
+                    Some(Value::String(text)) => text.split('|').map(str::to_string).collect(),
+                    Some(Value::Array(_)) => config.texts("pos_att_type")?.unwrap_or_default(),
+                    _ => Vec::new(),
+                };
+                let of = |name: &str| kinds.iter().any(|kind| kind.trim() == name).then(|| index.clone());
+                one(of("c2p"), of("p2c"))
+            }
+            Other::Inkling => Carrier::Relative(Vec::new()),
+            _ => Carrier::Nothing(others::RECURRENT),
+        })
+    }
+
+    /// A model without RoPE: its layers, and the sizes that its specs need.
+    fn carried(&self, carrier: Carrier, count: Option<usize>, context: Option<u64>) -> Result<Read> {
+        let config = &self.config;
+        let own = class(self.model_type);
+        let first = |keys: &[&str]| -> Result<Option<usize>> {
+            for key in keys {
+                if let Some(count) = config.count(key)? {
+                    return Ok(Some(count));
+                }
+            }
+            Ok(None)
+        };
+        let of_class = |size: usize| (size > 0).then_some(size);
+        let sizes = Sizes {
+            hidden: first(&["hidden_size", "n_embd", "n_embed", "d_model", "embedding_size", "dim"])?
+                .or(own.and_then(|class| of_class(class.hidden))),
+            heads: first(&["num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"])?
+                .or(own.and_then(|class| of_class(class.heads))),
+            rows: first(&["max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"])?
+                .or(own.and_then(|class| of_class(class.positions))),
+            padding: config.number("pad_token_id")?.map(|id| id as i64),
+            max_bias: match config.object("attn_config")? {
+                Some(map) => Keys::new("attn_config", map).number("alibi_bias_max")?,
+                None => None,
+            },
+            buckets: config.count("relative_attention_num_buckets")?,
+            max_distance: config.count("relative_attention_max_distance")?,
+        };
+        let head = self.head().unwrap_or(0);
+        let mut notes = vec![format!("position comes from {}", carrier.text())];
+        let none = |label: &str| Layer { label: label.into(), ..Layer::none("", head) };
+        let name = self.name.to_string();
+        if self.other == Some(Other::Inkling) && carrier == Carrier::Relative(Vec::new()) {
+            let (layers, kinds, biases) = self.inkling(count, &none)?;
+            let rope = ModelRope::new(name, context, kinds, layers, notes)?;
+            return Ok(Read { rope, carrier: Carrier::Relative(biases), sizes });
+        }
+        let kinds = vec![none("every layer")];
+        notes.dedup();
+        let rope = ModelRope::new(name, context, kinds, vec![0; count.unwrap_or(0)], notes)?;
+        Ok(Read { rope, carrier, sizes })
+    }
+
+    /// Inkling: states of `d_rel` channels meet a table of `rel_extent` distances, or of the window's.
+    #[allow(clippy::type_complexity)]
+    fn inkling(
+        &self,
+        count: Option<usize>,
+        none: &dyn Fn(&str) -> Layer,
+    ) -> Result<(Vec<usize>, Vec<Layer>, Vec<Option<LogitBias>>)> {
+        let config = &self.config;
+        let second = self.model_type.starts_with("inkling2");
+        let window = config.count("sliding_window_size")?.or(config.count("sliding_window")?);
+        let window = window.unwrap_or(if second { 1024 } else { 512 });
+        let extent = config.count("rel_extent")?.unwrap_or(1024);
+        let width = config.count("d_rel")?.unwrap_or(16);
+        let floor = match config.number("log_scaling_n_floor")? {
+            None if self.model_type.starts_with("inkling2_loop") => Some(8192.0),
+            None if second => Some(128_000.0),
+            floor => floor,
+        };
+        let scale = config.number("log_scaling_alpha")?.unwrap_or(0.1);
+        let Some(count) = count else {
+            return wrong("num_hidden_layers is missing, a model whose layers differ needs it");
+        };
+        let sliding: Vec<bool> = match (config.texts("layer_types")?, config.counts("local_layer_ids")?) {
+            (Some(types), _) => types.iter().map(|kind| kind.contains("sliding")).collect(),
+            (None, Some(list)) => (0..count).map(|layer| list.contains(&layer)).collect(),
+            (None, None) => (1..=count).map(|layer| !layer.is_multiple_of(6)).collect(),
+        };
+        if sliding.len() != count {
+            return wrong(format!("layer_types holds {} layers, num_hidden_layers is {count}", sliding.len()));
+        }
+        let bias =
+            |extent| LogitBias::Relative { queries: Some(Distances::inkling(extent)), keys: None, states: Some(width) };
+        let mut full = none("full layers");
+        if let Some(floor) = floor {
+            full.query_scale = QueryScale::Inkling { scale, floor };
+        }
+        let kinds = vec![full, none("layers with a window")];
+        let layers = sliding.into_iter().map(usize::from).collect();
+        Ok((layers, kinds, vec![Some(bias(extent)), Some(bias(window))]))
+    }
+
+    /// Refuses keys about RoPE that were not understood.
+    fn refuse_unasked(&self, notes: &mut Vec<String>) -> Result<()> {
+        // The indexer of sparse attention has a RoPE of its own, of which the model's specs say nothing.
+        let _ = self.config.get("indexer_rope_interleave");
+        for key in self.family.silent {
+            let _ = self.config.get(key);
+        }
+        self.neutral(notes)?;
+        let about_rope = |key: &&str| ["rope", "rotary", "yarn", "alibi"].iter().any(|word| key.contains(word));
+        match self.config.unasked().into_iter().find(about_rope) {
+            None => Ok(()),
+            Some(key) => wrong(format!(
+                "the config holds {key}, which this crate does not know for model_type {:?}",
+                self.model_type
+            )),
+        }
+    }
+
+    /// Notes keys that state what is the case anyway; refuses flags that deny it.
+    fn neutral(&self, notes: &mut Vec<String>) -> Result<()> {
+        let asked = |key: &str| self.config.asked(key);
+        let pairing = self.family.pairing == crate::Pairing::Interleaved;
+        for (key, value) in self.config.map {
+            if asked(key) || value.is_null() {
+                continue;
+            }
+            let neutral = match key.as_str() {
+                "rotary_pct" | "rope_pct" | "rope_percent" | "rotary_emb_fraction" | "rotary_percent" => {
+                    value.as_f64() == Some(1.0)
+                }
+                "use_rope" | "rotary" | "use_rotary_pos_emb" | "use_rotary_embedding" | "use_rotary" | "apply_rope" => {
+                    value == &Value::Bool(true)
+                }
+                "rope_interleaved" | "rope_interleave" | "rotary_emb_interleaved" | "is_rope_interleaved" => {
+                    value == &Value::Bool(pairing)
+                }
+                "rope_type" => value.as_str() == Some("default"),
+                // An addition that is not made.
+                other => {
+                    let added =
+                        ["alibi", "yarn", "ntk", "scaling", "dynamic", "mrope"].iter().any(|word| other.contains(word));
+                    if !added || value != &Value::Bool(false) {
+                        continue;
+                    }
+                    true
+                }
+            };
+            if neutral {
+                let _ = self.config.get(key);
+                notes.push(format!("{key} is {value}, which changes nothing"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+//! `docs/models.md`: what is known of every folder of transformers with a RoPE and of every architecture of llama.cpp.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use posenc::model::{architectures, model_types};
+use serde_json::Value;
+
+/// Classes of folders whose configs the loader does not read, and why.
+const REASONS: &[(&str, &str)] = &[
+    (
+        "clvp",
+        "a share of the first channels, from its encoder's attention sizes alone: `Rope::new(32, 10000.0)` of each head",
+    ),
+    ("esmfold2", "its trunk's; the language model before it is `esm`"),
+    ("evolla", "the protein encoder is `esm`, read from a config without a type"),
+    ("seamless_m4t", "`position_embeddings_type` chooses: `relative` by default"),
+    ("wav2vec2_bert", "`position_embeddings_type` chooses: `relative_key` by default"),
+    ("wav2vec2_conformer", "`position_embeddings_type` chooses: `relative` by default"),
+    ("dinov3_vit", "coordinates are fractions of the grid: `docs/rotate.md`, several axes"),
+    ("eomt_dinov3", "coordinates are fractions of the grid: `docs/rotate.md`, several axes"),
+    ("sapiens2", "coordinates are fractions of the grid: `docs/rotate.md`, several axes"),
+    ("efficientloftr", "rows and columns as fractions of its feature map"),
+    ("edgetam_video", "its memory's attention repeats keys over frames: `Axes::Ladders`, SAM 2's"),
+    ("sam2_video", "`Axes::Ladders`, SAM 2's; positions belong to its memory, not to its config"),
+    ("sam3_tracker_video", "`Axes::Ladders`, SAM 2's; positions belong to its memory, not to its config"),
+    ("llama4", "the tower counts rows and columns from 1: `docs/rotate.md`, several axes"),
+    ("musicflamingo", "positions are seconds, real numbers"),
+    ("inkling2", "columns come first, interleaved: `Axes::Ladders` with the axes exchanged"),
+    ("step3p7", "columns come first: `Axes::Ladders` with the axes exchanged"),
+    ("kimi_k25", "frequencies in rising order, interleaved: divisors"),
+    ("minimax_m3_vl", "three axes of 13 pairs; the last channels of a head are not rotated"),
+    ("deepseek_ocr2", "the class does not build from its config"),
+    ("qwen2_5_omni", "the diffusion transformer of its speech, which rotates one head alone"),
+];
+
+/// Types around a model, whose own config is that of a part.
+fn part(folder: &str, class: &str) -> Option<&'static str> {
+    let inner = [
+        "blt",
+        "dia",
+        "emu3",
+        "glmasr",
+        "muse_glimmer",
+        "muse_spark",
+        "nemotron3_diarization",
+        "qwen2_5_omni",
+        "qwen3_omni_moe",
+        "t5gemma",
+        "voxtral_realtime",
+    ];
+    let tower = class.contains("Vision") || class.contains("DiT");
+    (inner.contains(&folder) && !tower).then_some("by the config of its parts")
+}
+
+#[test]
+fn the_page_of_models_is_current() {
+    let golden: Value = serde_json::from_str(include_str!("../../golden/rope_models_hf.json")).unwrap();
+    let known: BTreeMap<_, _> = model_types().into_iter().map(|known| (known.name, known.positions)).collect();
+    let mut cases: BTreeMap<&str, usize> = BTreeMap::new();
+    for case in golden["cases"].as_array().unwrap() {
+        // Classes without frequencies (GPT-J's hold sinusoids) compare nothing.
+        if case["kinds"].as_object().unwrap().is_empty() {
+            continue;
+        }
+        *cases.entry(case["config"]["model_type"].as_str().unwrap()).or_default() += 1;
+    }
+    let mut page = include_str!("models_head.md").to_string();
+    page.push_str("\n## Folders of transformers 5.24.0\n\n");
+    page.push_str(
+        "Behind a type stands how many of its configs were read by both, and agree in every layer that rotates.\n\n",
+    );
+    page.push_str("| folder | class | `model_type` | posenc |\n|---|---|---|---|\n");
+    let folders = golden["folders"].as_array().unwrap();
+    let mut open = Vec::new();
+    for folder in folders {
+        let name = folder["folder"].as_str().unwrap();
+        let classes = folder["classes"].as_array().unwrap();
+        for (class, kind) in classes.iter().zip(folder["types"].as_array().unwrap()) {
+            let (class, kind) = (class.as_str().unwrap(), kind.as_str().unwrap_or(""));
+            let answer = match (known.get(kind), cases.get(kind)) {
+                (Some(positions), Some(count)) => format!("{positions}; configs: {count}"),
+                (Some(positions), None) => positions.clone(),
+                (None, _) => match part(name, class) {
+                    Some(text) => text.into(),
+                    None => match REASONS.iter().find(|(folder, _)| *folder == name) {
+                        Some((_, why)) => format!("not read: {why}"),
+                        None => {
+                            open.push((name, class, kind));
+                            continue;
+                        }
+                    },
+                },
+            };
+            let _ = writeln!(page, "| {name} | {class} | {kind} | {answer} |");
+        }
+    }
+    assert!(open.is_empty(), "neither read nor explained: {open:?}");
+    page.push_str("\n## Architectures of llama.cpp\n\n");
+    page.push_str("By the graph in `src/models`, as the crate llama-cpp-sys-2 0.1.161 packs it.\n\n");
+    page.push_str("| architecture | source | what takes position in |\n|---|---|---|\n");
+    let architectures = architectures();
+    for known in &architectures {
+        let _ = writeln!(page, "| {} | {} | {} |", known.name, known.source, known.positions);
+    }
+    page.push_str("\n## Every `model_type`\n\n| what takes position in | `model_type` |\n|---|---|\n");
+    let mut by_answer: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    known.iter().for_each(|(name, positions)| by_answer.entry(positions).or_default().push(name));
+    for (positions, names) in by_answer {
+        let _ = writeln!(page, "| {positions} | {} |", names.join(", "));
+    }
+    assert_eq!((folders.len(), architectures.len()), (205, 154));
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/models.md");
+    if std::env::var_os("POSENC_BLESS").is_some() {
+        std::fs::write(path, &page).unwrap();
+    }
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(committed == page, "docs/models.md is not what the loader knows: run this test with POSENC_BLESS=1");
+}
+
+/// Every name is known once, and both functions read what they list.
+#[test]
+fn what_is_listed_is_read() {
+    for known in [model_types(), architectures()] {
+        let names: std::collections::BTreeSet<_> = known.iter().map(|known| known.name).collect();
+        assert_eq!(names.len(), known.len());
+        assert!(known.iter().all(|known| !known.positions.is_empty()));
+    }
+}
