@@ -4,12 +4,14 @@
 mod fixed;
 mod maps;
 mod places;
+mod spans;
 
 #[cfg(feature = "cuda")]
 pub use fixed::{FixedPlan, Reals};
 pub use maps::*;
 pub(crate) use places::LIMIT;
 pub use places::{Packed, Place, Places};
+pub use spans::{After, Mix, Patches, Span, SpanPositions};
 
 #[cfg(feature = "cuda")]
 use crate::gpu::{Call, Read, args};

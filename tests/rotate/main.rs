@@ -8,6 +8,7 @@ mod model;
 mod positions;
 mod rope;
 mod scaling;
+mod spans;
 #[path = "../support/mod.rs"]
 mod support;
 mod xpos;
