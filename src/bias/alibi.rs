@@ -205,6 +205,45 @@ impl Alibi {
         self.scale * (-exponent).exp2()
     }
 
+    /// The slopes of one rank of `ranks` among which the model's heads are shared equally, `total_heads / ranks` rounded up each:
+    /// the heads that pad the last ranks have slopes of 0.
+    ///
+    /// # Errors
+    /// As [`Alibi::check`], and [`Error::Value`] if this is a shard itself or there is no such rank.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::Alibi;
+    /// // 66 heads on 8 ranks: 9 each, of which the last rank has 3.
+    /// let slopes = Alibi::new(66).padded_shard(8, 7)?;
+    /// assert_eq!(slopes.bias(0, 2, -1), -Alibi::new(66).slope(65));
+    /// assert_eq!(slopes.bias(0, 3, -1), 0.0);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn padded_shard(&self, ranks: usize, rank: usize) -> Result<Slopes> {
+        let wrong = |text: String| Err(Error::Value(text));
+        if (self.first, self.heads) != (0, self.total_heads) {
+            return wrong(format!(
+                "{} heads from head {} are a shard of {} already",
+                self.heads, self.first, self.total_heads
+            ));
+        }
+        if ranks == 0 || rank >= ranks {
+            return wrong(format!("rank is {rank} of {ranks}, it must be below the number of ranks"));
+        }
+        self.check()?;
+        let each = self.total_heads.div_ceil(ranks);
+        let first = rank * each;
+        let own = self.total_heads.saturating_sub(first).min(each);
+        let mut sides = [vec![0.0; each], vec![0.0; each]];
+        if own > 0 {
+            let slopes = self.shard(first, own).slopes()?;
+            sides[0][..own].copy_from_slice(&slopes.left);
+            sides[1][..own].copy_from_slice(&slopes.right);
+        }
+        Slopes::new(each, &sides[0], &sides[1])
+    }
+
     /// The slopes of both sides, rounded to f32.
     ///
     /// # Errors

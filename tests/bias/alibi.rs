@@ -88,6 +88,30 @@ fn the_papers_text_alone_is_off_by_45_at_12_heads() {
 }
 
 #[test]
+fn padded_shards_hold_the_models_slopes_and_zeros() {
+    for sides in [Sides::Symmetric, Sides::Signed, Sides::Halves] {
+        for (heads, ranks) in [(66, 8), (8, 8), (12, 5), (6, 8), (2, 1)] {
+            let whole = Alibi { sides, ..Alibi::new(heads) };
+            let slopes = whole.slopes().unwrap();
+            let each = heads.div_ceil(ranks);
+            for rank in 0..ranks {
+                let part = whole.padded_shard(ranks, rank).unwrap();
+                for head in 0..each {
+                    for distance in [-3, 3] {
+                        let own = rank * each + head;
+                        let want = if own < heads { slopes.bias(0, own, distance) } else { 0.0 };
+                        assert_eq!(part.bias(0, head, distance), want, "{heads} heads, rank {rank} of {ranks}");
+                    }
+                }
+            }
+        }
+    }
+    let text = |slopes: posenc::Result<_>| slopes.map(|_: posenc::bias::Slopes| ()).unwrap_err().to_string();
+    assert_eq!(text(Alibi::new(66).padded_shard(8, 8)), "rank is 8 of 8, it must be below the number of ranks");
+    assert_eq!(text(Alibi::new(66).shard(0, 33).padded_shard(2, 0)), "33 heads from head 0 are a shard of 66 already");
+}
+
+#[test]
 fn shards_together_are_the_whole() {
     for heads in HEADS {
         for sides in [Sides::Symmetric, Sides::Signed, Sides::Halves] {
