@@ -461,6 +461,43 @@ impl Learned {
         Ok(gradients)
     }
 
+    /// Sets the gradients of a row of the token table and of one of the position table to 0: torch's `padding_idx`, as BERT's token
+    /// table and both of RoBERTa's tables have it. Of gradients on a device, [`TableGrad::skipped`](crate::embed::TableGrad) does
+    /// the same.
+    ///
+    /// # Errors
+    /// [`Error::Value`] if a table has no such row; nothing is changed then.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::embed::{HostLookup, HostTables, Learned, Rows};
+    /// // RoBERTa's rows with padding id 1, six rows of one channel each.
+    /// let learned = Learned { rows: Rows::Kept { padding: Some(1), first: 2, padded: 1 }, ..Learned::new(1) };
+    /// let table = [0.0f32; 6];
+    /// let tables = HostTables { token: Some(&table[..]), position: Some(&table[..]), ..HostTables::default() };
+    /// let lookup = HostLookup { ids: Some(&[5i64, 1, 3, 1][..]), ..HostLookup::default() };
+    /// let mut gradients = learned.grad((1, 4), &[], &[1.0f32, 2.0, 4.0, 8.0], &tables, &lookup)?;
+    /// learned.skip_rows(&mut gradients, Some(1), Some(1))?;
+    /// assert_eq!(gradients.token, [0.0, 0.0, 0.0, 4.0, 0.0, 1.0]);
+    /// assert_eq!(gradients.position, [0.0, 0.0, 1.0, 4.0, 0.0, 0.0]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn skip_rows(&self, gradients: &mut Gradients, token: Option<usize>, position: Option<usize>) -> Result<()> {
+        let tables = [("token", &gradients.token, token), ("position", &gradients.position, position)];
+        for (name, table, row) in tables {
+            let rows = table.len() / self.dim.max(1);
+            if let Some(row) = row.filter(|&row| row >= rows) {
+                return Err(Error::Value(format!("row {row} of the {name} table is skipped, it has {rows} rows")));
+            }
+        }
+        for (table, row) in [(&mut gradients.token, token), (&mut gradients.position, position)] {
+            if let Some(row) = row {
+                table[row * self.dim..][..self.dim].fill(0.0);
+            }
+        }
+        Ok(())
+    }
+
     /// The sum of one token's rows, and the sum of their magnitudes.
     fn sum<T: Scalar>(&self, row: &Row, x: &[T], tables: &HostTables<'_, T>) -> (Vec<f64>, Vec<f64>) {
         let of =
