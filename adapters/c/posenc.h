@@ -315,99 +315,6 @@ PosencStatus posenc_rope_free(PosencRope *rope);
 /* Rotates queries, and keys if there are any, in one kernel. */
 PosencStatus posenc_rope_rotate(const PosencRope *rope, const PosencRopeCall *call);
 
-#define POSENC_QUERY_SCALE_ONE 0 /* Query scale: 1 everywhere. */
-#define POSENC_QUERY_SCALE_LLAMA4 1 /* `1 + factor * ln(1 + floor((position + 1) / context))`: Llama 4 */
-#define POSENC_QUERY_SCALE_MISTRAL 2 /* `1 + factor * ln(1 + floor(position / context))`: Mistral */
-#define POSENC_QUERY_SCALE_LOG_N 3 /* `max(1, ln(position + 1) / ln(context))` */
-
-/* A factor on the query that depends on its position: attention temperature. */
-typedef struct PosencQueryScale {
-    uint32_t kind; /* `POSENC_QUERY_SCALE_...` */
-    uint32_t reserved; /* 0 */
-    double factor; /* see the kind */
-    double context; /* tokens; see the kind */
-} PosencQueryScale;
-
-/* What position does in one layer of a model. */
-typedef struct PosencLayer {
-    uint32_t has_rope; /* 1: the layer rotates; `posenc_rope_of_model` makes its plan */
-    uint32_t has_dual_chunk; /* 1: Dual Chunk Attention */
-    uint64_t head; /* channels of a query's head */
-    uint64_t rotary; /* rotated channels of a head */
-    uint64_t offset; /* the first rotated channel */
-    double logit_scale; /* multiplies every logit, beside `1 / sqrt(head)` */
-    PosencQueryScale query_scale; /* multiplies the query at each position */
-    int64_t chunk; /* of Dual Chunk Attention: the longest distance */
-    int64_t local; /* of Dual Chunk Attention: how far distances to the chunk before are exact */
-} PosencLayer;
-
-/* The RoPE of every layer of a model. */
-typedef struct PosencModel PosencModel;
-
-/* Reads Hugging Face's `config.json`, a text that ends in a zero byte. What is not understood is an error, never a
-   default. */
-PosencStatus posenc_model_from_hf(const char *config, PosencModel **out);
-
-/* The same for a model whose own type is not known but which rotates as `model_type` does. */
-PosencStatus posenc_model_from_hf_as(const char *config, const char *model_type, PosencModel **out);
-
-/* Reads Mistral's `params.json`, a text that ends in a zero byte. */
-PosencStatus posenc_model_from_mistral(const char *params, PosencModel **out);
-
-/* Reads the head of the `.gguf` file at `path`. */
-PosencStatus posenc_model_from_gguf(const char *path, PosencModel **out);
-
-/* Frees it; null is allowed. */
-PosencStatus posenc_model_free(PosencModel *model);
-
-/* Gives the model's type, as its config names it; it lives as long as the handle. */
-PosencStatus posenc_model_name(const PosencModel *model, const char **out);
-
-/* Gives what was understood, for a person to read; it lives as long as the handle. */
-PosencStatus posenc_model_describe(const PosencModel *model, const char **out);
-
-/* Gives the positions that the config promises; 0 if it promises none. */
-PosencStatus posenc_model_context(const PosencModel *model, uint64_t *out);
-
-/* Gives the number of layers; 0 if the config does not count them, and all are alike. */
-PosencStatus posenc_model_layers(const PosencModel *model, uint64_t *out);
-
-/* Gives what position does in layer `layer`, counted from 0. */
-PosencStatus posenc_model_layer(const PosencModel *model, uint64_t layer, PosencLayer *out);
-
-/* Gives the factor on the query at `position`. */
-PosencStatus posenc_query_scale_at(const PosencQueryScale *scale, uint64_t position, double *out);
-
-/* Makes the plan of layer `layer` of a model; `length` is the tokens of the longest sequence, the new ones included,
-   for scalings that depend on it. In latent attention (DeepSeek) it is the query's: the key's rotary part is a
-   tensor of its own. */
-PosencStatus posenc_rope_of_model(
-    const PosencGpu *gpu,
-    const PosencModel *model,
-    uint64_t layer,
-    uint64_t length,
-    uint32_t element,
-    PosencRope **out);
-
-/* The same of a `config.json` at once: `posenc_model_from_hf` and `posenc_rope_of_model`. */
-PosencStatus posenc_rope_from_hf(
-    const PosencGpu *gpu,
-    const char *config,
-    uint64_t layer,
-    uint64_t length,
-    uint32_t element,
-    PosencRope **out);
-
-/* YaRN's factor on cosine and sine, `attention_factor` of its spec: `0.1 mscale ln(factor) + 1`; 1 up to a factor of
-   1. */
-double posenc_yarn_mscale(double factor, double mscale);
-
-/* DeepSeek's factor on the logits beside `1 / sqrt(head)`: the square of `posenc_yarn_mscale`. */
-double posenc_mla_logit_scale(double factor, double mscale_all_dim);
-
-/* LongRoPE's factor on cosine and sine: `sqrt(1 + ln(factor) / ln(original_context))`; 1 up to a factor of 1. */
-double posenc_longrope_attention_factor(double factor, double original_context);
-
 #define POSENC_ODD_REFUSE 0 /* Of an odd number of channels, the last one: is refused. */
 #define POSENC_ODD_ZERO 1 /* holds 0 */
 #define POSENC_ODD_LONGER 2 /* holds the first wave of one more pair */
@@ -1764,6 +1671,171 @@ PosencStatus posenc_relative_table_grad_len(const PosencRelativeTableGrad *grad,
 PosencStatus posenc_relative_table_grad_apply(
     const PosencRelativeTableGrad *grad,
     const PosencRelativeTableGradCall *call);
+
+#define POSENC_QUERY_SCALE_ONE 0 /* Query scale: 1 everywhere. */
+#define POSENC_QUERY_SCALE_LLAMA4 1 /* `1 + factor * ln(1 + floor((position + 1) / context))`: Llama 4 */
+#define POSENC_QUERY_SCALE_MISTRAL 2 /* `1 + factor * ln(1 + floor(position / context))`: Mistral */
+#define POSENC_QUERY_SCALE_LOG_N 3 /* `max(1, ln(position + 1) / ln(context))` */
+#define POSENC_QUERY_SCALE_INKLING 4 /* `1 + factor * ln(max(1, (position + 1) / context))`: Inkling */
+
+#define POSENC_EMBEDDING_NONE 0 /* What a model adds to its tokens' vectors: nothing. */
+#define POSENC_EMBEDDING_LEARNED 1 /* a row of a learned table: `learned` */
+#define POSENC_EMBEDDING_SINUSOID 2 /* sinusoids: `sinusoid` */
+
+#define POSENC_LOGIT_BIAS_NONE 0 /* What a layer adds to its logits: nothing. */
+#define POSENC_LOGIT_BIAS_ALIBI 1 /* a slope for each head: `heads`, `max_bias` */
+#define POSENC_LOGIT_BIAS_T5 2 /* buckets of distance: `buckets`, `max_distance`, `has_encoder`, `has_decoder` */
+#define POSENC_LOGIT_BIAS_RELATIVE 3 /* products with a table of relative positions: `queries`, `keys`, `states` */
+
+/* Stretches of a sequence: `tokens` with the same position on all axes, one after the other. */
+#define POSENC_SPAN_TEXT 0
+#define POSENC_SPAN_TOGETHER 1 /* `tokens` at one position */
+#define POSENC_SPAN_PATCHES 2 /* an image or a video */
+#define POSENC_SPAN_SOUNDING 3 /* a video mixed with `tokens` of its sound */
+
+#define POSENC_MIX_CHUNKS 0 /* How a video and its sound are mixed: by chunks of `chunk` positions (Qwen2.5-Omni). */
+#define POSENC_MIX_TIME 1 /* by time (Qwen3-Omni) */
+
+/* Where a sequence goes on after a grid: behind the largest position of the last stretch. */
+#define POSENC_AFTER_LARGEST 0
+#define POSENC_AFTER_SPACE 1 /* the larger of height and width further on: transformers 5, but for the Omni models */
+
+/* A factor on the query that depends on its position: attention temperature. */
+typedef struct PosencQueryScale {
+    uint32_t kind; /* `POSENC_QUERY_SCALE_...` */
+    uint32_t reserved; /* 0 */
+    double factor; /* see the kind */
+    double context; /* tokens; see the kind */
+} PosencQueryScale;
+
+/* What position does in one layer of a model. */
+typedef struct PosencLayer {
+    uint32_t has_rope; /* 1: the layer rotates; `posenc_rope_of_model` makes its plan */
+    uint32_t has_dual_chunk; /* 1: Dual Chunk Attention */
+    uint64_t head; /* channels of a query's head */
+    uint64_t rotary; /* rotated channels of a head */
+    uint64_t offset; /* the first rotated channel */
+    double logit_scale; /* multiplies every logit, beside `1 / sqrt(head)` */
+    PosencQueryScale query_scale; /* multiplies the query at each position */
+    int64_t chunk; /* of Dual Chunk Attention: the longest distance */
+    int64_t local; /* of Dual Chunk Attention: how far distances to the chunk before are exact */
+} PosencLayer;
+
+/* What a layer of a model adds beside its rotation, and what the model adds to its tokens. */
+typedef struct PosencAdded {
+    uint32_t embedding; /* `POSENC_EMBEDDING_...`, of the model */
+    uint32_t bias; /* `POSENC_LOGIT_BIAS_...`, of the layer */
+    PosencLearnedSpec learned; /* see `embedding` */
+    uint64_t table_rows; /* rows of the learned table; 0 if the config does not say */
+    PosencSinusoidSpec sinusoid; /* see `embedding` */
+    uint64_t heads; /* heads of ALiBi */
+    double max_bias; /* of ALiBi */
+    uint64_t buckets; /* of T5 */
+    uint64_t max_distance; /* of T5 */
+    uint32_t has_encoder; /* 1: T5's encoder has the buckets of both sides */
+    uint32_t has_decoder; /* 1: T5's decoder has those of the past */
+    uint32_t has_queries; /* 1: queries, or states of their own, meet the table */
+    uint32_t has_keys; /* 1: keys meet the table */
+    uint64_t states; /* channels of states in place of the queries (Inkling); 0: the queries */
+    PosencDistances queries; /* rows that queries meet; `lookup` lives as long as the model */
+    PosencDistances keys; /* rows that keys meet; `lookup` lives as long as the model */
+} PosencAdded;
+
+/* A stretch of a sequence. */
+typedef struct PosencSpan {
+    uint32_t kind; /* `POSENC_SPAN_...` */
+    uint32_t mix; /* `POSENC_MIX_...`, of a video with its sound */
+    uint64_t tokens; /* of text, or of the sound */
+    uint64_t grid[3]; /* patches of time, height and width, before merging */
+    uint64_t merge; /* patches of a token along height and along width */
+    uint64_t temporal_merge; /* patches of a token along time: 1 */
+    double interval; /* positions from one token of time to the next: 1 */
+    uint64_t chunk; /* positions of a chunk of `POSENC_MIX_CHUNKS` */
+} PosencSpan;
+
+/* What a model does with positions. */
+typedef struct PosencModel PosencModel;
+
+/* Reads Hugging Face's `config.json`, a text that ends in a zero byte. What is not understood is an error, never a
+   default. */
+PosencStatus posenc_model_from_hf(const char *config, PosencModel **out);
+
+/* The same for a model whose own type is not known but which rotates as `model_type` does. */
+PosencStatus posenc_model_from_hf_as(const char *config, const char *model_type, PosencModel **out);
+
+/* Reads Mistral's `params.json`, a text that ends in a zero byte. */
+PosencStatus posenc_model_from_mistral(const char *params, PosencModel **out);
+
+/* Reads the head of the `.gguf` file at `path`. */
+PosencStatus posenc_model_from_gguf(const char *path, PosencModel **out);
+
+/* Frees it; null is allowed. */
+PosencStatus posenc_model_free(PosencModel *model);
+
+/* Gives the model's type, as its config names it; it lives as long as the handle. */
+PosencStatus posenc_model_name(const PosencModel *model, const char **out);
+
+/* Gives what was understood, for a person to read; it lives as long as the handle. */
+PosencStatus posenc_model_describe(const PosencModel *model, const char **out);
+
+/* Gives the positions that the config promises; 0 if it promises none. */
+PosencStatus posenc_model_context(const PosencModel *model, uint64_t *out);
+
+/* Gives the number of layers; 0 if the config does not count them, and all are alike. */
+PosencStatus posenc_model_layers(const PosencModel *model, uint64_t *out);
+
+/* Gives what position does in layer `layer`, counted from 0. */
+PosencStatus posenc_model_layer(const PosencModel *model, uint64_t layer, PosencLayer *out);
+
+/* Gives what layer `layer` adds beside its rotation, and what the model adds to its tokens. Tables whose size
+   depends on the call (Transformer-XL, windows of towers) are named by `posenc_model_describe` alone. */
+PosencStatus posenc_model_added(const PosencModel *model, uint64_t layer, PosencAdded *out);
+
+/* Gives the tokens of `count` stretches. */
+PosencStatus posenc_span_tokens(const PosencSpan *spans, uint64_t count, uint64_t *out);
+
+/* Writes the positions of one sequence of `count` stretches on time, height and width: `ids[axis * stride + token]`,
+   in host memory, where `stride` is at least the sequence's tokens; gives the position of the token that follows it. */
+PosencStatus posenc_span_positions(
+    const PosencSpan *spans,
+    uint64_t count,
+    uint32_t after,
+    uint64_t stride,
+    int64_t *ids,
+    int64_t *out);
+
+/* Gives the factor on the query at `position`. */
+PosencStatus posenc_query_scale_at(const PosencQueryScale *scale, uint64_t position, double *out);
+
+/* Makes the plan of layer `layer` of a model; `length` is the tokens of the longest sequence, the new ones included,
+   for scalings that depend on it. In latent attention (DeepSeek) it is the query's: the key's rotary part is a
+   tensor of its own. */
+PosencStatus posenc_rope_of_model(
+    const PosencGpu *gpu,
+    const PosencModel *model,
+    uint64_t layer,
+    uint64_t length,
+    uint32_t element,
+    PosencRope **out);
+
+/* The same of a `config.json` at once: `posenc_model_from_hf` and `posenc_rope_of_model`. */
+PosencStatus posenc_rope_from_hf(
+    const PosencGpu *gpu,
+    const char *config,
+    uint64_t layer,
+    uint64_t length,
+    uint32_t element,
+    PosencRope **out);
+
+/* YaRN's factor on cosine and sine, `attention_factor` of its spec: `0.1 mscale ln(factor) + 1`; 1 up to a factor of
+   1. */
+double posenc_yarn_mscale(double factor, double mscale);
+
+/* DeepSeek's factor on the logits beside `1 / sqrt(head)`: the square of `posenc_yarn_mscale`. */
+double posenc_mla_logit_scale(double factor, double mscale_all_dim);
+
+/* LongRoPE's factor on cosine and sine: `sqrt(1 + ln(factor) / ln(original_context))`; 1 up to a factor of 1. */
+double posenc_longrope_attention_factor(double factor, double original_context);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -2,11 +2,22 @@
 
 use std::ffi::{CString, c_char};
 
+use posenc::bias::Distances;
+use posenc::embed::{Learned, Rows, Wave};
+use posenc::model::{LogitBias, ModelPositions, PositionEmbedding};
+use posenc::position::{After, Mix, Patches, Span, SpanPositions};
 use posenc::rotate::{Gguf, QueryScale, longrope_attention_factor, mla_logit_scale, yarn_mscale};
-use posenc::{Gpu, ModelRope, RopePlan};
+use posenc::{Gpu, ModelRope, RopePlan, Sinusoid};
 
-use crate::header::header;
-use crate::{Failure, PosencGpu, PosencRope, PosencStatus, borrow, give, make, plan_of, text, unknown};
+use crate::embed::{
+    POSENC_NORM_NONE, POSENC_ROWS_KEPT_BY_ID, POSENC_ROWS_KEPT_BY_MASK, POSENC_ROWS_OFFSET, PosencLearnedSpec,
+    PosencSinusoidSpec,
+};
+use crate::header::{Coded, header};
+use crate::terms::PosencDistances;
+use crate::{
+    Failure, POSENC_ABI, PosencGpu, PosencRope, PosencStatus, borrow, give, make, plan_of, slice, text, unknown,
+};
 
 header! {{}
     kinds QueryScale {
@@ -14,6 +25,32 @@ header! {{}
         POSENC_QUERY_SCALE_LLAMA4 = 1 => Llama4: "`1 + factor * ln(1 + floor((position + 1) / context))`: Llama 4",
         POSENC_QUERY_SCALE_MISTRAL = 2 => Mistral: "`1 + factor * ln(1 + floor(position / context))`: Mistral",
         POSENC_QUERY_SCALE_LOG_N = 3 => LogN: "`max(1, ln(position + 1) / ln(context))`",
+        POSENC_QUERY_SCALE_INKLING = 4 => Inkling: "`1 + factor * ln(max(1, (position + 1) / context))`: Inkling",
+    }
+    kinds PositionEmbedding {
+        POSENC_EMBEDDING_NONE = 0: "What a model adds to its tokens' vectors: nothing.",
+        POSENC_EMBEDDING_LEARNED = 1 => Learned: "a row of a learned table: `learned`",
+        POSENC_EMBEDDING_SINUSOID = 2 => Sinusoid: "sinusoids: `sinusoid`",
+    }
+    kinds LogitBias {
+        POSENC_LOGIT_BIAS_NONE = 0: "What a layer adds to its logits: nothing.",
+        POSENC_LOGIT_BIAS_ALIBI = 1 => Alibi: "a slope for each head: `heads`, `max_bias`",
+        POSENC_LOGIT_BIAS_T5 = 2 => T5: "buckets of distance: `buckets`, `max_distance`, `has_encoder`, `has_decoder`",
+        POSENC_LOGIT_BIAS_RELATIVE = 3 => Relative: "products with a table of relative positions: `queries`, `keys`, `states`",
+    }
+    kinds Span {
+        POSENC_SPAN_TEXT = 0 => Text: "Stretches of a sequence: `tokens` with the same position on all axes, one after the other.",
+        POSENC_SPAN_TOGETHER = 1 => Together: "`tokens` at one position",
+        POSENC_SPAN_PATCHES = 2 => Patches: "an image or a video",
+        POSENC_SPAN_SOUNDING = 3 => Sounding: "a video mixed with `tokens` of its sound",
+    }
+    kinds Mix {
+        POSENC_MIX_CHUNKS = 0 => Chunks: "How a video and its sound are mixed: by chunks of `chunk` positions (Qwen2.5-Omni).",
+        POSENC_MIX_TIME = 1 => Time: "by time (Qwen3-Omni)",
+    }
+    codes After {
+        POSENC_AFTER_LARGEST = 0 => Largest: "Where a sequence goes on after a grid: behind the largest position of the last stretch.",
+        POSENC_AFTER_SPACE = 1 => Space: "the larger of height and width further on: transformers 5, but for the Omni models",
     }
 
     /// A factor on the query that depends on its position: attention temperature.
@@ -36,23 +73,65 @@ header! {{}
         local: i64 => "of Dual Chunk Attention: how far distances to the chunk before are exact",
     }
 
-    /// The RoPE of every layer of a model.
-    opaque PosencModel { model: ModelRope, name: CString, description: CString }
+    /// What a layer of a model adds beside its rotation, and what the model adds to its tokens.
+    struct PosencAdded {
+        embedding: u32 => "`POSENC_EMBEDDING_...`, of the model",
+        bias: u32 => "`POSENC_LOGIT_BIAS_...`, of the layer",
+        learned: PosencLearnedSpec => "see `embedding`",
+        table_rows: u64 => "rows of the learned table; 0 if the config does not say",
+        sinusoid: PosencSinusoidSpec => "see `embedding`",
+        heads: u64 => "heads of ALiBi",
+        max_bias: f64 => "of ALiBi",
+        buckets: u64 => "of T5",
+        max_distance: u64 => "of T5",
+        has_encoder: u32 => "1: T5's encoder has the buckets of both sides",
+        has_decoder: u32 => "1: T5's decoder has those of the past",
+        has_queries: u32 => "1: queries, or states of their own, meet the table",
+        has_keys: u32 => "1: keys meet the table",
+        states: u64 => "channels of states in place of the queries (Inkling); 0: the queries",
+        queries: PosencDistances => "rows that queries meet; `lookup` lives as long as the model",
+        keys: PosencDistances => "rows that keys meet; `lookup` lives as long as the model",
+    }
+    /// A stretch of a sequence.
+    struct PosencSpan {
+        kind: u32 => "`POSENC_SPAN_...`",
+        mix: u32 => "`POSENC_MIX_...`, of a video with its sound",
+        tokens: u64 => "of text, or of the sound",
+        grid: [u64; 3] => "patches of time, height and width, before merging",
+        merge: u64 => "patches of a token along height and along width",
+        temporal_merge: u64 => "patches of a token along time: 1",
+        interval: f64 => "positions from one token of time to the next: 1",
+        chunk: u64 => "positions of a chunk of `POSENC_MIX_CHUNKS`",
+    }
+
+    /// What a model does with positions.
+    opaque PosencModel {
+        model: ModelRope, positions: Result<ModelPositions, String>, name: CString, description: CString
+    }
 
     /// Reads Hugging Face's `config.json`, a text that ends in a zero byte. What is not understood is an error, never a
     /// default.
     fn posenc_model_from_hf(config: *const c_char, out: *mut *mut PosencModel) -> PosencStatus as ModelRope::from_hf {
-        give(out, || model(ModelRope::from_hf(text("config", config)?)?))
+        give(out, || {
+            let config = text("config", config)?;
+            model(ModelRope::from_hf(config)?, ModelPositions::from_hf(config))
+        })
     }
     /// The same for a model whose own type is not known but which rotates as `model_type` does.
     fn posenc_model_from_hf_as(
         config: *const c_char, model_type: *const c_char, out: *mut *mut PosencModel,
     ) -> PosencStatus as ModelRope::from_hf_as {
-        give(out, || model(ModelRope::from_hf_as(text("config", config)?, text("model_type", model_type)?)?))
+        give(out, || {
+            let (config, model_type) = (text("config", config)?, text("model_type", model_type)?);
+            model(ModelRope::from_hf_as(config, model_type)?, ModelPositions::from_hf_as(config, model_type))
+        })
     }
     /// Reads Mistral's `params.json`, a text that ends in a zero byte.
     fn posenc_model_from_mistral(params: *const c_char, out: *mut *mut PosencModel) -> PosencStatus as ModelRope::from_mistral {
-        give(out, || model(ModelRope::from_mistral(text("params", params)?)?))
+        give(out, || {
+            let params = text("params", params)?;
+            model(ModelRope::from_mistral(params)?, ModelPositions::from_mistral(params))
+        })
     }
     /// Reads the head of the `.gguf` file at `path`.
     fn posenc_model_from_gguf(path: *const c_char, out: *mut *mut PosencModel) -> PosencStatus as ModelRope::from_gguf {
@@ -60,7 +139,8 @@ header! {{}
             let path = text("path", path)?;
             let file = std::fs::File::open(path)
                 .map_err(|error| Failure::argument(format!("{path} cannot be opened: {error}")))?;
-            model(ModelRope::from_gguf(&Gguf::read(std::io::BufReader::new(file))?)?)
+            let gguf = Gguf::read(std::io::BufReader::new(file))?;
+            model(ModelRope::from_gguf(&gguf)?, ModelPositions::from_gguf(&gguf))
         })
     }
     free posenc_model_free(model: PosencModel);
@@ -99,6 +179,44 @@ header! {{}
             })
         })
     }
+    /// Gives what layer `layer` adds beside its rotation, and what the model adds to its tokens. Tables whose size depends on
+    /// the call (Transformer-XL, windows of towers) are named by `posenc_model_describe` alone.
+    fn posenc_model_added(model: *const PosencModel, layer: u64, out: *mut PosencAdded) -> PosencStatus {
+        give(out, || match &borrow("model", model)?.positions {
+            Ok(positions) => added(positions, layer as usize),
+            Err(error) => Err(Failure::argument(error.clone())),
+        })
+    }
+    /// Gives the tokens of `count` stretches.
+    fn posenc_span_tokens(spans: *const PosencSpan, count: u64, out: *mut u64) -> PosencStatus {
+        give(out, || {
+            let spans = spans_of(slice("spans", spans, count)?)?;
+            let tokens = spans.iter().map(Span::tokens).collect::<posenc::Result<Vec<_>>>()?;
+            let sum = tokens.into_iter().try_fold(0usize, usize::checked_add);
+            sum.map(|sum| sum as u64).ok_or_else(|| Failure::argument("the tokens of all spans do not fit into 64 bits".into()))
+        })
+    }
+    /// Writes the positions of one sequence of `count` stretches on time, height and width: `ids[axis * stride + token]`, in
+    /// host memory, where `stride` is at least the sequence's tokens; gives the position of the token that follows it.
+    fn posenc_span_positions(
+        spans: *const PosencSpan, count: u64, after: u32, stride: u64, ids: *mut i64, out: *mut i64,
+    ) -> PosencStatus {
+        give(out, || {
+            let spans = spans_of(slice("spans", spans, count)?)?;
+            let made = SpanPositions::new(&[&spans], After::of("after", after)?)?;
+            let (tokens, stride) = (made.ids.len() / 3, stride as usize);
+            if stride < tokens {
+                return Err(Failure::argument(format!("stride is {stride}, the sequence has {tokens} tokens")));
+            }
+            if ids.is_null() && tokens > 0 {
+                return Err(Failure::argument("ids is null".into()));
+            }
+            for (axis, row) in made.ids.chunks(tokens.max(1)).enumerate() {
+                ids.add(axis * stride).copy_from_nonoverlapping(row.as_ptr(), row.len());
+            }
+            Ok(made.next[0])
+        })
+    }
     /// Gives the factor on the query at `position`.
     fn posenc_query_scale_at(scale: *const PosencQueryScale, position: u64, out: *mut f64) -> PosencStatus {
         give(out, || Ok(borrow("scale", scale)?.get()?.at(position)))
@@ -133,10 +251,155 @@ header! {{}
     }
 }
 
-fn model(model: ModelRope) -> Result<*mut PosencModel, Failure> {
-    let [name, description] = [model.name().to_string(), model.describe()]
-        .map(|text| CString::new(text.replace('\0', " ")).unwrap_or_default());
-    Ok(Box::into_raw(Box::new(PosencModel { model, name, description })))
+fn model(model: ModelRope, positions: posenc::Result<ModelPositions>) -> Result<*mut PosencModel, Failure> {
+    let description = positions.as_ref().map_or_else(|_| model.describe(), ModelPositions::describe);
+    let [name, description] =
+        [model.name().to_string(), description].map(|text| CString::new(text.replace('\0', " ")).unwrap_or_default());
+    let positions = positions.map_err(|error| error.to_string());
+    Ok(Box::into_raw(Box::new(PosencModel { model, positions, name, description })))
+}
+
+fn added(positions: &ModelPositions, layer: usize) -> Result<PosencAdded, Failure> {
+    let none = PosencDistances { sign: 0, outside: 0, first: 0, count: 0, entries: 0, lookup: std::ptr::null() };
+    let distances = |distances: &Option<Distances>| match distances {
+        None => none,
+        Some(Distances { sign, first, count, outside, lookup, entries }) => PosencDistances {
+            sign: sign.code(),
+            outside: outside.code(),
+            first: *first,
+            count: *count as u64,
+            entries: *entries as u64,
+            lookup: if lookup.is_empty() { std::ptr::null() } else { lookup.as_ptr() },
+        },
+    };
+    let mut added = PosencAdded {
+        embedding: POSENC_EMBEDDING_NONE,
+        bias: POSENC_LOGIT_BIAS_NONE,
+        learned: PosencLearnedSpec::of(&Learned::new(0)),
+        table_rows: 0,
+        sinusoid: PosencSinusoidSpec::of(&Sinusoid::new(0)),
+        heads: 0,
+        max_bias: 0.0,
+        buckets: 0,
+        max_distance: 0,
+        has_encoder: 0,
+        has_decoder: 0,
+        has_queries: 0,
+        has_keys: 0,
+        states: 0,
+        queries: none,
+        keys: none,
+    };
+    match positions.embedding() {
+        None => {}
+        Some(PositionEmbedding::Learned { spec, rows }) => {
+            added.embedding = POSENC_EMBEDDING_LEARNED;
+            added.learned = PosencLearnedSpec::of(spec);
+            added.table_rows = rows.unwrap_or(0);
+        }
+        Some(PositionEmbedding::Sinusoid(spec)) => {
+            added.embedding = POSENC_EMBEDDING_SINUSOID;
+            added.sinusoid = PosencSinusoidSpec::of(spec);
+        }
+        Some(other) => return Err(Failure::argument(format!("the header has no constant for {other:?}"))),
+    }
+    match positions.layer(layer)?.bias {
+        None => {}
+        Some(LogitBias::Alibi(alibi)) => {
+            added.bias = POSENC_LOGIT_BIAS_ALIBI;
+            (added.heads, added.max_bias) = (alibi.total_heads as u64, alibi.max_bias);
+        }
+        Some(LogitBias::T5 { encoder, decoder }) => {
+            added.bias = POSENC_LOGIT_BIAS_T5;
+            if let Some(spec) = encoder.or(*decoder) {
+                (added.buckets, added.max_distance) = (spec.buckets as u64, spec.max_distance as u64);
+            }
+            (added.has_encoder, added.has_decoder) = (encoder.is_some().into(), decoder.is_some().into());
+        }
+        Some(LogitBias::Relative { queries, keys, states }) => {
+            added.bias = POSENC_LOGIT_BIAS_RELATIVE;
+            (added.has_queries, added.has_keys) = (queries.is_some().into(), keys.is_some().into());
+            (added.queries, added.keys) = (distances(queries), distances(keys));
+            added.states = states.unwrap_or(0) as u64;
+        }
+        Some(other) => return Err(Failure::argument(format!("the header has no constant for {other:?}"))),
+    }
+    Ok(added)
+}
+
+impl PosencLearnedSpec {
+    fn of(spec: &Learned) -> Self {
+        let (rows, first, padded, padding) = match spec.rows {
+            Rows::Kept { padding: Some(padding), first, padded } => (POSENC_ROWS_KEPT_BY_ID, first, padded, padding),
+            Rows::Kept { padding: None, first, padded } => (POSENC_ROWS_KEPT_BY_MASK, first, padded, 0),
+            Rows::Offset(first) => (POSENC_ROWS_OFFSET, first, 0, 0),
+            _ => (u32::MAX, 0, 0, 0),
+        };
+        Self {
+            version: POSENC_ABI,
+            size: size_of::<Self>() as u32,
+            dim: spec.dim as u64,
+            scale: spec.scale,
+            rows,
+            // A config's table has none.
+            norm: POSENC_NORM_NONE,
+            first,
+            padded,
+            padding,
+            eps: 0.0,
+        }
+    }
+}
+
+impl PosencSinusoidSpec {
+    fn of(spec: &Sinusoid) -> Self {
+        Self {
+            version: POSENC_ABI,
+            size: size_of::<Self>() as u32,
+            dim: spec.dim as u64,
+            pairing: spec.pairing.code(),
+            cosine_first: u32::from(spec.first == Wave::Cosine),
+            odd: spec.odd.code(),
+            frequencies: spec.frequencies.code(),
+            shift: spec.shift,
+            max_period: spec.max_period,
+            scale: spec.scale,
+            offset: spec.offset,
+            has_padding: u32::from(spec.padding.is_some()),
+            reserved: 0,
+            padding: spec.padding.unwrap_or(0),
+        }
+    }
+}
+
+fn spans_of(spans: &[PosencSpan]) -> Result<Vec<Span>, Failure> {
+    spans.iter().map(PosencSpan::span).collect()
+}
+
+impl PosencSpan {
+    fn span(&self) -> Result<Span, Failure> {
+        let tokens = self.tokens as usize;
+        let patches = Patches {
+            grid: self.grid.map(|size| size as usize),
+            merge: self.merge as usize,
+            temporal_merge: self.temporal_merge as usize,
+            interval: self.interval,
+        };
+        Ok(match self.kind {
+            POSENC_SPAN_TEXT => Span::Text(tokens),
+            POSENC_SPAN_TOGETHER => Span::Together(tokens),
+            POSENC_SPAN_PATCHES => Span::Patches(patches),
+            POSENC_SPAN_SOUNDING => {
+                let mix = match self.mix {
+                    POSENC_MIX_CHUNKS => Mix::Chunks(self.chunk as usize),
+                    POSENC_MIX_TIME => Mix::Time,
+                    other => return Err(unknown("mix", other)),
+                };
+                Span::Sounding { video: patches, audio: tokens, mix }
+            }
+            other => return Err(unknown("the kind of a span", other)),
+        })
+    }
 }
 
 fn plan(gpu: &Gpu, model: &ModelRope, layer: u64, length: u64, element: u32) -> Result<PosencRope, Failure> {
@@ -153,6 +416,7 @@ impl PosencQueryScale {
             QueryScale::Llama4 { scale, floor } => (POSENC_QUERY_SCALE_LLAMA4, scale, floor),
             QueryScale::Mistral { beta, original_context } => (POSENC_QUERY_SCALE_MISTRAL, beta, original_context),
             QueryScale::LogN { train_length } => (POSENC_QUERY_SCALE_LOG_N, 0.0, train_length),
+            QueryScale::Inkling { scale, floor } => (POSENC_QUERY_SCALE_INKLING, scale, floor),
             other => return Err(Failure::argument(format!("the header has no constant for {other:?}"))),
         };
         Ok(Self { kind, reserved: 0, factor, context })
@@ -165,9 +429,82 @@ impl PosencQueryScale {
             POSENC_QUERY_SCALE_LLAMA4 => QueryScale::Llama4 { scale: factor, floor: context },
             POSENC_QUERY_SCALE_MISTRAL => QueryScale::Mistral { beta: factor, original_context: context },
             POSENC_QUERY_SCALE_LOG_N => QueryScale::LogN { train_length: context },
+            POSENC_QUERY_SCALE_INKLING => QueryScale::Inkling { scale: factor, floor: context },
             other => return Err(unknown("the kind of a query scale", other)),
         };
         scale.check()?;
         Ok(scale)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::POSENC_OK;
+
+    fn model_of(config: &str) -> *mut PosencModel {
+        let config = CString::new(config).unwrap();
+        let mut model = std::ptr::null_mut();
+        // SAFETY: a text that ends in zero, and a place for a pointer.
+        assert_eq!(unsafe { posenc_model_from_hf(config.as_ptr(), &mut model) }, POSENC_OK);
+        model
+    }
+
+    #[test]
+    fn what_is_added_arrives() {
+        let model = model_of(r#"{"model_type": "opt", "hidden_size": 768, "max_position_embeddings": 2048}"#);
+        let mut added = std::mem::MaybeUninit::uninit();
+        // SAFETY: a model, and a place for a struct, which is written on success.
+        let opt = unsafe {
+            assert_eq!(posenc_model_added(model, 0, added.as_mut_ptr()), POSENC_OK);
+            posenc_model_free(model);
+            added.assume_init()
+        };
+        assert_eq!((opt.embedding, opt.bias, opt.table_rows), (POSENC_EMBEDDING_LEARNED, POSENC_LOGIT_BIAS_NONE, 2050));
+        let learned = opt.learned;
+        assert_eq!((learned.dim, learned.rows, learned.first, learned.padded), (768, POSENC_ROWS_KEPT_BY_MASK, 2, 1));
+        let model = model_of(r#"{"model_type": "inkling_text", "num_hidden_layers": 6}"#);
+        // SAFETY: as above.
+        let full = unsafe {
+            assert_eq!(posenc_model_added(model, 5, added.as_mut_ptr()), POSENC_OK);
+            posenc_model_free(model);
+            added.assume_init()
+        };
+        assert_eq!((full.bias, full.has_queries, full.has_keys, full.states), (POSENC_LOGIT_BIAS_RELATIVE, 1, 0, 16));
+        assert_eq!((full.queries.count, full.queries.sign, full.queries.outside), (1024, 1, 1));
+    }
+
+    #[test]
+    fn positions_of_spans_arrive() {
+        let text = PosencSpan {
+            kind: POSENC_SPAN_TEXT,
+            mix: 0,
+            tokens: 2,
+            grid: [0; 3],
+            merge: 0,
+            temporal_merge: 0,
+            interval: 0.0,
+            chunk: 0,
+        };
+        let image = PosencSpan {
+            kind: POSENC_SPAN_PATCHES,
+            grid: [1, 4, 4],
+            merge: 2,
+            temporal_merge: 1,
+            interval: 1.0,
+            ..text
+        };
+        let spans = [text, image];
+        let (mut tokens, mut next, mut ids) = (0, 0, [-1i64; 21]);
+        // SAFETY: two spans, and rows of seven positions.
+        unsafe {
+            assert_eq!(posenc_span_tokens(spans.as_ptr(), 2, &mut tokens), POSENC_OK);
+            let made = posenc_span_positions(spans.as_ptr(), 2, POSENC_AFTER_LARGEST, 7, ids.as_mut_ptr(), &mut next);
+            assert_eq!(made, POSENC_OK);
+            let short = posenc_span_positions(spans.as_ptr(), 2, POSENC_AFTER_LARGEST, 5, ids.as_mut_ptr(), &mut next);
+            assert_ne!(short, POSENC_OK);
+        }
+        assert_eq!((tokens, next), (6, 4));
+        assert_eq!(ids, [0, 1, 2, 2, 2, 2, -1, 0, 1, 2, 2, 3, 3, -1, 0, 1, 2, 3, 2, 3, -1]);
     }
 }
