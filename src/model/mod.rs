@@ -26,7 +26,7 @@ pub use positions::{LayerPositions, LogitBias, ModelPositions, PositionEmbedding
 
 use crate::position::DualChunk;
 use crate::rotate::{Axes, QueryScale, Ramp, Rope, Scaling};
-use crate::{Error, Pairing, Result};
+use crate::{Direction, Error, Heads, Pairing, Positions, Result, Scalar, Shape};
 
 /// What is known of a model type or an architecture.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ pub struct ModelRope {
 pub struct Layer {
     /// which layers these are, in the config's words
     pub label: String,
-    /// The rotation; `None` in layers without RoPE.
+    /// The rotation; `None` in layers without RoPE, which [`Layer::rotate`] leaves alone.
     ///
     /// In latent attention (DeepSeek) it is the query's: its rotary part follows `qk_nope_head_dim` channels. The key's rotary
     /// part is a tensor of its own there, to which the same spec with `offset: 0` applies.
@@ -120,6 +120,36 @@ impl Layer {
             rope.attention_factor = factor;
         }
         layer
+    }
+
+    /// Rotates `x` as this layer does, in place: [`Rope::rotate`], or nothing at all in a layer without RoPE.
+    ///
+    /// On a device, `layer.rope.as_ref().map(|rope| RopePlan::new(&gpu, rope)).transpose()?` is the plan, or none.
+    ///
+    /// # Errors
+    /// As [`Rope::rotate`]; without RoPE, if `x` is shorter than its shape.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{Direction, Heads, ModelRope};
+    /// let llama4 = ModelRope::from_hf(r#"{"model_type": "llama4_text", "head_dim": 2, "num_hidden_layers": 4}"#)?;
+    /// let mut x = [1.0f32, 0.0];
+    /// // Every fourth layer has none.
+    /// llama4.layer(3)?.rotate(&mut x, &Heads::thd(1, 1, 2), &[5], Direction::Forward)?;
+    /// assert_eq!(x, [1.0, 0.0]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn rotate<'a, T: Scalar>(
+        &self,
+        x: &mut [T],
+        heads: &Heads,
+        positions: impl Into<Positions<&'a [i64]>>,
+        direction: Direction,
+    ) -> Result<()> {
+        match &self.rope {
+            Some(rope) => rope.rotate(x, heads, positions, direction),
+            None => heads.check_written("x", x.len()).map(|_| ()),
+        }
     }
 
     /// Refuses a rotation outside its law, whose length may still be missing, or outside its head.

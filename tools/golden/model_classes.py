@@ -73,8 +73,8 @@ for model_type, kind in classes():
                 pass
     rows[model_type] = (hidden, heads, head, number(config, *POSITIONS))
 
-print(f"""//! Sizes of config classes where a config.json is silent, as transformers {transformers.__version__} has them; 0 for
-//! none.
+print(f"""//! Sizes of config classes where a config.json is silent, as transformers {transformers.__version__} has
+//! them; 0 for none.
 //!
 //! Written by `tools/golden/model_classes.py`.
 

@@ -28,12 +28,13 @@ from transformers import CONFIG_MAPPING
 torch.set_num_threads(1)
 
 # Classes whose RoPE is no text's: towers (rope_axes.py has those of Qwen2-VL's kind), or no law of one position.
-TOWERS = re.compile("Vision|ViT|SAM|Sam|DINO|Dino|Sapiens|LoFTR|MLCD|Pixtral|EdgeTam|VJEPA|MusicFlamingo|DiT|Axial")
+TOWERS = re.compile("Vision|ViT|Sam|DINO|Dino|Sapiens|LoFTR|MLCD|Pixtral|EdgeTam|VJEPA|MusicFlamingo|DiT")
 # Where one module serves several configs, or a config of another name.
-MORE = """phi4_multimodal gemma3n_text blt_local_encoder blt_local_decoder blt_global_transformer blt_patcher dia_decoder
-emu3_text_model t5_gemma_module qwen2_vl_text qwen2_5_vl_text qwen2_5_omni_text qwen2_5_omni_talker
-qwen3_omni_moe_talker_code_predictor csm_depth_decoder_model t5gemma2_decoder minimax_m3_vl_text muse_glimmer_text
-muse_spark_text nemotron3_diarization_audio step3p5 glmasr_encoder cohere_compass_text paddleocr_vl_text""".split()
+MORE = """phi4_multimodal gemma3n_text blt_local_encoder blt_local_decoder blt_global_transformer blt_patcher
+dia_decoder emu3_text_model t5_gemma_module qwen2_vl_text qwen2_5_vl_text qwen2_5_omni_text
+qwen2_5_omni_talker qwen3_omni_moe_talker_code_predictor csm_depth_decoder_model t5gemma2_decoder
+minimax_m3_vl_text muse_glimmer_text muse_spark_text nemotron3_diarization_audio step3p5 glmasr_encoder
+cohere_compass_text paddleocr_vl_text""".split()
 
 
 def folders():
@@ -199,10 +200,13 @@ def pairing(config, module):
 
 
 # Classes whose own default is a scaling, or an entry for each layer type: the loader wants those written out.
-WRITTEN_OUT = """mistral_large4_text nemotron3_5_transcribe_asr_audio apertus1p5_text dory embedding_gemma2_text dots3_note_text higgs_audio_v2 zaya gpt_oss apertus cwm ministral3 mistral4 gemma4_text laguna mellum mimo_v2_flash gemma4_unified_text
-diffusion_gemma_text ultrabert neomme lfm3 beam openai_privacy_filter moonshine_streaming cosmos3_edge_text""".split()
+WRITTEN_OUT = """mistral_large4_text nemotron3_5_transcribe_asr_audio apertus1p5_text dory embedding_gemma2_text
+dots3_note_text higgs_audio_v2 zaya gpt_oss apertus cwm ministral3 mistral4 gemma4_text laguna mellum
+mimo_v2_flash gemma4_unified_text diffusion_gemma_text ultrabert neomme lfm3 beam openai_privacy_filter
+moonshine_streaming cosmos3_edge_text""".split()
 # Layers that the config must list.
-LISTED = """lfm2_moe dory embedding_gemma2_text dots3_note_text zaya flint kolibri1 lara_mini qwen4_exp_text step3p5 cohere_compass_text lfm2 minimax deepseek_v4 laguna mellum olmo_hybrid ultrabert neomme lfm3 beam bamba
+LISTED = """lfm2_moe dory embedding_gemma2_text dots3_note_text zaya flint kolibri1 lara_mini qwen4_exp_text step3p5
+cohere_compass_text lfm2 minimax deepseek_v4 laguna mellum olmo_hybrid ultrabert neomme lfm3 beam bamba
 recurrent_gemma granitemoehybrid cohere2_moe bailing_hybrid""".split()
 # Classes with RoPE where the config asks for it.
 ASKED = {
@@ -349,5 +353,6 @@ meta = {
     "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     "date": datetime.date.today().isoformat(),
 }
-json.dump({"meta": meta, "folders": found_folders, "refused": failed, "cases": cases}, sys.stdout, separators=(",", ":"))
+output = {"meta": meta, "folders": found_folders, "refused": failed, "cases": cases}
+json.dump(output, sys.stdout, separators=(",", ":"))
 print()

@@ -1,5 +1,5 @@
-//! Sizes of config classes where a config.json is silent, as transformers 5.24.0 has them; 0 for
-//! none.
+//! Sizes of config classes where a config.json is silent, as transformers 5.24.0 has
+//! them; 0 for none.
 //!
 //! Written by `tools/golden/model_classes.py`.
 

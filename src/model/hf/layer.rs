@@ -112,7 +112,7 @@ impl Reader<'_> {
         }
 
         let Parts { scaling, rotary, attention_factor, long_attention_factor, logit_scale, query_scale } =
-            self.scaling(&map, &scaling_kind, head, rotary, share, context, notes)?;
+            self.scaling(&map, &scaling_kind, (head, rotary, share), context, notes)?;
         let axes = self.axes(&map, rotary / 2)?;
         let scaling = match scaling {
             scaling if !self.family.backwards => scaling,

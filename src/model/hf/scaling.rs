@@ -54,9 +54,7 @@ impl Reader<'_> {
         &self,
         map: &Keys<'_>,
         kind: &str,
-        head: usize,
-        rotary: usize,
-        share: f64,
+        (head, rotary, share): (usize, usize, f64),
         context: Option<u64>,
         notes: &mut Vec<String>,
     ) -> Result<Parts> {
