@@ -216,7 +216,7 @@ impl Alibi {
     /// use posenc::Alibi;
     /// // 66 heads on 8 ranks: 9 each, of which the last rank has 3.
     /// let slopes = Alibi::new(66).padded_shard(8, 7)?;
-    /// assert_eq!(slopes.bias(0, 2, -1), -Alibi::new(66).slope(65));
+    /// assert_eq!(slopes.bias(0, 0, -1), -Alibi::new(66).slope(63));
     /// assert_eq!(slopes.bias(0, 3, -1), 0.0);
     /// # Ok::<(), posenc::Error>(())
     /// ```
