@@ -57,9 +57,11 @@ pub use pairing::Pairing;
 #[cfg(feature = "cuda")]
 pub use position::{Id, Ids};
 pub use position::{Packed, Place, Places, Positions};
-#[cfg(feature = "cuda")]
-pub use rotate::RopePlan;
+#[cfg(feature = "models")]
+pub use rotate::ModelRope;
 pub use rotate::{Direction, Rope, Scaling, XPos};
+#[cfg(feature = "cuda")]
+pub use rotate::{RopePlan, RopePlans};
 pub use scalar::Scalar;
 pub use shape::{Heads, Logits, Shape, Tokens};
 

@@ -107,7 +107,10 @@ impl Strided {
     ///
     /// Proved apart: ranges that do not meet, at the top level or inside a common outer dimension whose stride holds
     /// both. Everything else is refused, even where a finer argument would find no common element.
-    pub(crate) fn check_apart(&self, name: &str, other: &Self, other_name: &str) -> Result<()> {
+    ///
+    /// # Errors
+    /// With offsets and strides of both.
+    pub fn check_apart(&self, name: &str, other: &Self, other_name: &str) -> Result<()> {
         // Outermost first; a dimension of one element has no stride to speak of.
         let sorted = |of: &Self| {
             let mut dims = of.dims.map(|(size, stride)| (size, if size == 1 { 0 } else { stride }));
@@ -156,6 +159,10 @@ mod sealed {
 /// The sizes and strides of a tensor: [`Heads`], [`Tokens`](crate::embed::Tokens), [`Logits`] or
 /// [`Numbers`](crate::bias::Numbers). Sealed.
 pub trait Shape: sealed::Sealed + Copy + std::fmt::Debug + PartialEq {
+    /// names of the sizes
+    #[doc(hidden)]
+    const SIZES: &'static str;
+
     #[doc(hidden)]
     fn strided(&self) -> Strided;
 
@@ -179,6 +186,22 @@ pub trait Shape: sealed::Sealed + Copy + std::fmt::Debug + PartialEq {
         let span = self.check(name, len)?;
         distinct(name, self.strided().dims)?;
         Ok(span)
+    }
+
+    /// Refuses two tensors of different sizes.
+    #[doc(hidden)]
+    #[inline]
+    fn check_same(&self, name: &str, other: &Self, other_name: &str) -> Result<()> {
+        let of = |shape: &Self| shape.strided().dims.map(|(size, _)| size);
+        if of(self) == of(other) {
+            return Ok(());
+        }
+        let (sizes, missing) = (Self::SIZES.replace(" x ", ", "), 4 - Self::SIZES.split(" x ").count());
+        Err(Error::Value(format!(
+            "{name} has the sizes {:?} and {other_name} {:?} ({sizes}), they must be equal",
+            &of(self)[missing..],
+            &of(other)[missing..]
+        )))
     }
 }
 
@@ -212,6 +235,8 @@ macro_rules! shape {
         }
 
         impl Shape for $Shape {
+            const SIZES: &'static str = $sizes;
+
             #[inline]
             fn strided(&self) -> Strided {
                 Strided { what: $what, offset: self.offset, dims: $dims(self) }
@@ -270,7 +295,8 @@ impl Tokens {
     }
 
     /// Refuses another number of channels than `dim`.
-    pub(crate) fn check_dim(&self, name: &str, dim: usize) -> Result<()> {
+    #[doc(hidden)]
+    pub fn check_dim(&self, name: &str, dim: usize) -> Result<()> {
         if self.dim == dim {
             return Ok(());
         }
@@ -355,6 +381,19 @@ impl Heads {
     /// True if a call has nothing to do.
     pub const fn is_empty(&self) -> bool {
         self.batch == 0 || self.tokens == 0
+    }
+
+    /// Refuses keys that do not go with these queries.
+    #[doc(hidden)]
+    pub fn check_pair(&self, k: &Self) -> Result<()> {
+        for (what, q, k) in
+            [("sequences", self.batch, k.batch), ("tokens", self.tokens, k.tokens), ("channels", self.dim, k.dim)]
+        {
+            if q != k {
+                return Err(Error::Value(format!("q has {q} {what} and k {k}, they must be equal")));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ use crate::attend::softmax::bias;
 use crate::attend::{Inputs, Order, Softmax};
 use crate::memory::zeros;
 use crate::shape::Shape;
-use crate::{Logits, Result, Scalar};
+use crate::{Error, Logits, Result, Scalar};
 
 // ----------------------------------------------------------------------------------------------------------------- law
 
@@ -135,6 +135,53 @@ impl Softmax {
             }
         }
         Ok(Gradient { logits: logits_grad, bias: bias_grad, sinks, scales })
+    }
+
+    /// The gradient of the sinks on the CPU, in f64, `[heads]`, from what softmax and gradient leave behind.
+    ///
+    /// ```text
+    /// dsink[head] = -sum over batch and queries of exp(sink[head] - lse) * dot
+    /// ```
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `sinks` | `[heads]` | as in the softmax |
+    /// | `lse` | `[batch, heads, queries]` | log-sum-exp of each row |
+    /// | `dots` | `[batch, heads, queries]` | sum of probability and gradient of each row |
+    /// | `shape` | | of the logits |
+    ///
+    /// # Errors
+    /// If a length is not the shape's.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{Logits, Softmax};
+    /// // Key and sink have a logit of 0 each: both get a half.
+    /// let (lse, dots) = ([2f32.ln()], [0.5]);
+    /// let grad = Softmax::new(1.0).sink_grad(&[0.0], &lse, &dots, &Logits::bhqk(1, 1, 1, 1))?;
+    /// assert!((grad[0] + 0.25).abs() < 1e-7);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn sink_grad(&self, sinks: &[f32], lse: &[f32], dots: &[f32], shape: &Logits) -> Result<Vec<f64>> {
+        self.check()?;
+        shape.check_sizes("logits")?;
+        let rows = shape.rows()?;
+        for (name, got, need) in
+            [("sinks", sinks.len(), shape.heads), ("lse", lse.len(), rows), ("dots", dots.len(), rows)]
+        {
+            if got < need {
+                return Err(Error::Length { name, got, need });
+            }
+        }
+        let mut grad = zeros("sums by head", shape.heads)?;
+        for (row, [_, head, _]) in shape.each_row().enumerate() {
+            let (sink, lse, dot) = (f64::from(sinks[head]), f64::from(lse[row]), f64::from(dots[row]));
+            // A row without keys and without a sink has no share of either.
+            if lse != f64::NEG_INFINITY {
+                grad[head] -= (sink - lse).exp() * dot;
+            }
+        }
+        Ok(grad)
     }
 
     /// The gradients that a kernel computes, in f64 from the probabilities as they were rounded, and the error allowed at

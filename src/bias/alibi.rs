@@ -96,8 +96,10 @@ impl Alibi {
     /// [`Error::Value`] with the field, the rule and the value.
     pub fn check(&self) -> Result<()> {
         let wrong = |text: String| Err(Error::Value(text));
-        if self.heads == 0 || self.total_heads == 0 {
-            return wrong(format!("ALiBi has {} heads of {}, both must be at least 1", self.heads, self.total_heads));
+        for (name, heads) in [("total_heads", self.total_heads), ("heads", self.heads)] {
+            if heads == 0 {
+                return wrong(format!("{name} is 0, it must be at least 1"));
+            }
         }
         if self.first.checked_add(self.heads).is_none_or(|end| end > self.total_heads) {
             return wrong(format!(

@@ -63,9 +63,14 @@ impl Sandwich {
     /// # Errors
     /// [`Error::Value`] with the field, the rule and the value.
     pub fn check(&self) -> Result<()> {
-        if self.heads == 0 || self.first.checked_add(self.heads).is_none_or(|end| end > self.total_heads) {
+        for (name, heads) in [("total_heads", self.total_heads), ("heads", self.heads)] {
+            if heads == 0 {
+                return Err(Error::Value(format!("{name} is 0, it must be at least 1")));
+            }
+        }
+        if self.first.checked_add(self.heads).is_none_or(|end| end > self.total_heads) {
             return Err(Error::Value(format!(
-                "Sandwich's shard of {} heads from head {} must hold 1 and lie inside a model of {} heads",
+                "Sandwich's shard of {} heads from head {} lies outside a model of {} heads",
                 self.heads, self.first, self.total_heads
             )));
         }

@@ -18,6 +18,7 @@ pub use tables::{DeviceLookup, DeviceTables};
 pub use tables::{HostLookup, HostTables, Lookup, Tables};
 
 use crate::embed::{Tokens, at_least, check_scale, cpu};
+use crate::memory::reserved;
 use crate::shape::{Shape, product};
 use crate::{Error, Result, Scalar};
 
@@ -230,29 +231,13 @@ impl Learned {
         let table_rows = self.check_tables(tables)?;
         let all = product("batch x tokens", &[batch, tokens])?;
         let needs = self.needs(tables);
-        fn exact<'a, V>(name: &str, values: Option<&'a [V]>, needed: bool, need: usize) -> Result<&'a [V]> {
-            match values {
-                _ if !needed => Ok(&[]),
-                Some(values) if values.len() != need => {
-                    Err(Error::Value(format!("{name} holds {} elements, the call needs {need}", values.len())))
-                }
-                values => Ok(values.unwrap_or(&[])),
-            }
-        }
         lookup.check(&needs)?;
         let ids = exact("ids", lookup.ids, needs.ids, all)?;
         let types = exact("types", lookup.types, needs.types, all)?;
-        let mask = exact("mask", lookup.mask, needs.mask, all)?;
-        let shared = lookup.positions.is_shared(batch);
-        // Where tokens are counted, the number of each sequence's kept tokens before the call.
-        let positions = match needs.positions {
-            false => None,
-            true => {
-                let tokens = if needs.counted { 1 } else { tokens };
-                Some(lookup.positions.resolve(1, if shared { 1 } else { batch }, tokens)?)
-            }
+        let position_rows = match tables.position {
+            Some(_) => self.position_rows(batch, tokens, lookup)?,
+            None => Vec::new(),
         };
-        let position = |index: usize| positions.as_ref().map_or(0, |positions| positions[index]);
         let inside = |name: &str, index: usize, id: i64, rows: Option<usize>, table_name: &str| {
             let rows = rows.unwrap_or(0);
             match usize::try_from(id) {
@@ -263,31 +248,61 @@ impl Learned {
         let mut rows = Vec::new();
         rows.try_reserve_exact(all)
             .map_err(|_| Error::Value(format!("there is no memory for the rows of {all} tokens")))?;
+        for index in 0..all {
+            let mut row = Row::default();
+            if tables.token.is_some() {
+                row.token = inside("ids", index, ids[index], table_rows[0], "token")?;
+            }
+            if tables.types.is_some() {
+                row.types = inside("types", index, types[index], table_rows[2], "type")?;
+            }
+            if let Some(&at) = position_rows.get(index) {
+                row.position = inside("the position row of token", index, at, table_rows[1], "position")?;
+            }
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    /// The row of the position table that every token reads, `[batch, tokens]`, whether or not a table has it.
+    ///
+    /// # Errors
+    /// If something that the rule needs is missing or has another length than `batch * tokens`.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::embed::{HostLookup, Learned, Rows};
+    /// // OPT: kept tokens are counted from row 2 on, padding reads row 1.
+    /// let learned = Learned { rows: Rows::Kept { padding: None, first: 2, padded: 1 }, ..Learned::new(1) };
+    /// let lookup = HostLookup { mask: Some(&[0, 1, 1]), ..HostLookup::default() };
+    /// assert_eq!(learned.position_rows(1, 3, &lookup)?, [1, 2, 3]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn position_rows(&self, batch: usize, tokens: usize, lookup: &HostLookup<'_>) -> Result<Vec<i64>> {
+        let all = product("batch x tokens", &[batch, tokens])?;
+        let needs = self.row_needs();
+        lookup.check(&needs)?;
+        let ids = exact("ids", lookup.ids, needs.ids, all)?;
+        let mask = exact("mask", lookup.mask, needs.mask, all)?;
+        let shared = lookup.positions.is_shared(batch);
+        // Where tokens are counted, the number of each sequence's kept tokens before the call.
+        let each = if needs.counted { 1 } else { tokens };
+        let positions = lookup.positions.resolve(1, if shared { 1 } else { batch }, each)?;
+        let mut rows = reserved("rows of a position table", all)?;
         // None of them where they have no tokens, however many they are.
         for sequence in 0..if tokens > 0 { batch } else { 0 } {
             let first = if shared { 0 } else { sequence };
-            let mut seen = if needs.counted { position(first) } else { 0 };
+            let mut seen = if needs.counted { positions[first] } else { 0 };
             for token in 0..tokens {
                 let index = sequence * tokens + token;
-                let mut row = Row::default();
-                if tables.token.is_some() {
-                    row.token = inside("ids", index, ids[index], table_rows[0], "token")?;
-                }
-                if tables.types.is_some() {
-                    row.types = inside("types", index, types[index], table_rows[2], "type")?;
-                }
-                if tables.position.is_some() {
-                    let padding = match self.rows {
-                        Rows::Offset(_) => false,
-                        Rows::Kept { padding: None, .. } => mask[index] == 0,
-                        Rows::Kept { padding: Some(padding), .. } => ids[index] == padding,
-                    };
-                    let own = if needs.counted { 0 } else { position(first * tokens + token) };
-                    let at = self.rows.row(own, seen, padding);
-                    seen = seen.wrapping_add(i64::from(!padding));
-                    row.position = inside("the position row of token", index, at, table_rows[1], "position")?;
-                }
-                rows.push(row);
+                let padding = match self.rows {
+                    Rows::Offset(_) => false,
+                    Rows::Kept { padding: None, .. } => mask[index] == 0,
+                    Rows::Kept { padding: Some(padding), .. } => ids[index] == padding,
+                };
+                let own = if needs.counted { 0 } else { positions[first * tokens + token] };
+                rows.push(self.rows.row(own, seen, padding));
+                seen = seen.wrapping_add(i64::from(!padding));
             }
         }
         Ok(rows)
@@ -530,6 +545,17 @@ impl Learned {
         let square = v.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / dim;
         let sigma = (square + eps).sqrt();
         Some(Normed { y: v.iter().map(|v| (v - mean) / sigma).collect(), sigma })
+    }
+}
+
+/// Values of a lookup, exactly `need` of them where they are read.
+fn exact<'a, V>(name: &str, values: Option<&'a [V]>, needed: bool, need: usize) -> Result<&'a [V]> {
+    match values {
+        _ if !needed => Ok(&[]),
+        Some(values) if values.len() != need => {
+            Err(Error::Value(format!("{name} holds {} elements, the call needs {need}", values.len())))
+        }
+        values => Ok(values.unwrap_or(&[])),
     }
 }
 

@@ -99,21 +99,6 @@ pub(crate) const fn widest(steps: u64) -> usize {
     1 << if zeros < 4 { zeros } else { 4 }
 }
 
-/// Refuses two tensors of different sizes; `sizes` names them.
-#[inline]
-pub(crate) fn check_same<S: Shape>(name: &str, x: &S, other_name: &str, other: &S, sizes: &str) -> Result<()> {
-    let of = |shape: &S| shape.strided().dims.map(|(size, _)| size);
-    if of(x) == of(other) {
-        return Ok(());
-    }
-    let count = sizes.split(", ").count();
-    Err(Error::Value(format!(
-        "{name} has the sizes {:?} and {other_name} {:?} ({sizes}), they must be equal",
-        &of(x)[4 - count..],
-        &of(other)[4 - count..]
-    )))
-}
-
 impl Gpu {
     /// Opens a call.
     #[inline]
@@ -286,12 +271,11 @@ impl<'a> Call<'a> {
         Ok(Placed { at: Out::new(at), shape, steps })
     }
 
-    /// A tensor to be changed in place, or read and written elsewhere. `sizes` names the sizes of both.
+    /// A tensor to be changed in place, or read and written elsewhere.
     pub(crate) fn update<T, S: Shape>(
         &mut self,
         [name, out_name]: [&'static str; 2],
         x: Update<'a, T, S>,
-        sizes: &str,
     ) -> Result<Updated<S>> {
         match x {
             Update::InPlace(x) => {
@@ -304,10 +288,28 @@ impl<'a> Call<'a> {
                 // Both lengths before the sizes: a short buffer is what the caller must know first.
                 let span = x.shape.check(name, x.buffer.len())?;
                 let out_span = y.shape.check_written(out_name, y.buffer.len())?;
-                check_same(name, &x.shape, out_name, &y.shape, sizes)?;
+                x.shape.check_same(name, &y.shape, out_name)?;
                 let x = self.place(name, x, span)?;
-                let y = self.place_mut(out_name, y, out_span)?;
-                Ok(Updated { x, y, in_place: false, buffer: (0, 0) })
+                let base = self.tensors.last().map_or(0, |tensor| tensor.base);
+                let ViewMut { buffer, shape } = y;
+                self.check_context(out_name, buffer)?;
+                let len = buffer.len();
+                let (out_base, order) = buffer.hold_mut(self.gpu.stream());
+                // The same elements under both names, which addresses of elsewhere may be.
+                let in_place = span > 0 && out_base == base && shape == x.shape;
+                if in_place {
+                    self.ranges.pop();
+                    self.tensors.pop();
+                }
+                let width = size_of::<T>() as u64;
+                let (at, steps) = self.hold_tensor(out_name, [out_base, width], &shape, out_span, true)?;
+                self.orders.push(order);
+                let y = Placed { at: Out::new(at), shape, steps };
+                Ok(if in_place {
+                    Updated::in_place(y, (base, len))
+                } else {
+                    Updated { x, y, in_place, buffer: (0, 0) }
+                })
             }
         }
     }

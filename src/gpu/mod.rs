@@ -31,7 +31,7 @@ pub use kernel::{Listed, kernels};
 pub use modules::{Image, Images, images};
 pub use tensor::{Read, Update, View, ViewMut, Write};
 
-pub(crate) use call::{Call, Placed, Updated, check_same, widest};
+pub(crate) use call::{Call, Placed, Updated, widest};
 pub(crate) use launch::{Kernel, Launch};
 pub(crate) use on::{OnStream, on_stream};
 pub(crate) use scratch::{Scratch, ScratchOnNeed};

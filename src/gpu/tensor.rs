@@ -41,7 +41,8 @@ impl<T, S: Copy> Clone for View<'_, T, S> {
 impl<T, S: Copy> Copy for View<'_, T, S> {}
 
 impl<'a, T, S: Shape> View<'a, T, S> {
-    /// The result goes to `out`, which has the same sizes and strides of its own.
+    /// The result goes to `out`, which has the same sizes and strides of its own. At the same address with the same strides
+    /// ([`Raw`](super::Raw)) it is in place.
     #[must_use]
     pub fn to(self, out: ViewMut<'a, T, S>) -> Update<'a, T, S> {
         Update::Copy(self, out)

@@ -10,7 +10,7 @@ mod spans;
 pub use fixed::{FixedPlan, Reals};
 pub use maps::*;
 pub(crate) use places::LIMIT;
-pub use places::{Packed, Place, Places};
+pub use places::{AsLengths, Packed, Place, Places};
 pub use spans::{After, Mix, Patches, Span, SpanPositions};
 
 #[cfg(feature = "cuda")]
@@ -353,7 +353,17 @@ impl<'a> Positions<Ids<'a>> {
 
 impl Positions<&[i64]> {
     /// The position of every token on every axis, `[axes, batch, tokens]`: for one row of ids the caller's own.
-    pub(crate) fn resolve(&self, axes: usize, batch: usize, tokens: usize) -> Result<std::borrow::Cow<'_, [i64]>> {
+    ///
+    /// # Errors
+    /// If the positions do not go with these sizes, or a buffer is too short.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::Positions;
+    /// assert_eq!(*Positions::starts(&[7, 0]).resolve(1, 2, 3)?, [7, 8, 9, 0, 1, 2]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn resolve(&self, axes: usize, batch: usize, tokens: usize) -> Result<std::borrow::Cow<'_, [i64]>> {
         let (rows, row, axis_stride) = self.check(axes, batch, tokens)?;
         let all = product("axes x batch x tokens", &[axes, batch, tokens])?;
         let mut made = Vec::new();

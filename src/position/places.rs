@@ -1,5 +1,7 @@
 //! Where queries and keys sit.
 
+#[cfg(feature = "cuda")]
+use crate::gpu::Read;
 use crate::{Error, Logits, Result};
 
 /// Positions of the queries, or of the keys, of every sequence.
@@ -83,6 +85,68 @@ impl<A> Places<A> {
     }
 }
 
+/// What the lengths of sequences may be made of: a slice of `i32` on the CPU, a buffer of `i32` on the device.
+#[diagnostic::on_unimplemented(
+    message = "lengths of sequences cannot be made of `{Self}`",
+    note = "they are a slice of i32 on the CPU, a device buffer of i32 on a GPU"
+)]
+pub trait AsLengths {
+    /// `&[i32]` on the CPU, [`Read`](crate::gpu::Read) on the device.
+    type Lengths;
+
+    #[doc(hidden)]
+    fn into_lengths(self) -> Self::Lengths;
+}
+
+macro_rules! lengths {
+    ($($(#[$attribute:meta])* [$($generics:tt)*] $Type:ty => $Lengths:ty),* $(,)?) => {$(
+        $(#[$attribute])*
+        impl<'a, $($generics)*> AsLengths for $Type {
+            type Lengths = $Lengths;
+
+            fn into_lengths(self) -> $Lengths {
+                self
+            }
+        }
+    )*};
+}
+
+lengths! {
+    [] &'a [i32] => &'a [i32],
+    [] &'a Vec<i32> => &'a [i32],
+    [const N: usize] &'a [i32; N] => &'a [i32],
+    #[cfg(feature = "cuda")] [] Read<'a, i32> => Read<'a, i32>,
+    #[cfg(feature = "cuda")] [] &'a cudarc::driver::CudaSlice<i32> => Read<'a, i32>,
+    #[cfg(feature = "cuda")] [] &'a cudarc::driver::CudaView<'_, i32> => Read<'a, i32>,
+    #[cfg(feature = "cuda")] [] &'a crate::gpu::Raw<i32> => Read<'a, i32>,
+}
+
+impl<A> Places<A> {
+    /// The lengths of the sequences in queries, `[batch]`: rows beyond are zero.
+    #[must_use]
+    pub fn query_lengths(self, lengths: impl AsLengths<Lengths = A>) -> Self {
+        Self { query_lengths: Some(lengths.into_lengths()), ..self }
+    }
+
+    /// The lengths of the sequences in keys, `[batch]`: keys beyond are masked. A decode batch brings these.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{Alibi, Bias, Logits, Places};
+    /// // One query for each of two sequences of 3 and 2 keys, at its last key.
+    /// let places = Places::bottom_right().key_lengths(&[3, 2]);
+    /// let (slopes, mut bias) = (Alibi::new(1).slopes()?, [0.0f32; 6]);
+    /// Bias::Slopes(&slopes).write(&mut bias, &Logits::bhqk(2, 1, 1, 3), &places)?;
+    /// assert_eq!(bias[..3], [-2.0 / 256.0, -1.0 / 256.0, 0.0]);
+    /// assert_eq!(bias[3..5], [-1.0 / 256.0, 0.0]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    #[must_use]
+    pub fn key_lengths(self, lengths: impl AsLengths<Lengths = A>) -> Self {
+        Self { key_lengths: Some(lengths.into_lengths()), ..self }
+    }
+}
+
 impl Packed<&[i32]> {
     /// The sequence of a query or key, by the first ones of all; `None` for padding.
     fn of(&self, firsts: &[i32], index: usize) -> Option<usize> {
@@ -102,8 +166,11 @@ impl Packed<&[i32]> {
 pub(crate) const LIMIT: i64 = 1 << 30;
 
 impl Places<&[i32]> {
-    /// The position of a query.
-    pub(crate) fn query(&self, shape: &Logits, batch: usize, query: usize) -> i64 {
+    /// The position of query `query` of sequence `batch`, for places that [`Places::check`] accepts.
+    ///
+    /// # Panics
+    /// If there is no such query.
+    pub fn query(&self, shape: &Logits, batch: usize, query: usize) -> i64 {
         let (queries, keys, first) = match self.packed {
             None => (self.queries_of(shape, batch), self.keys_of(shape, batch), 0),
             Some(packed) => packed.of(packed.queries, query).map_or((0, 0, 0), |sequence| {
@@ -119,8 +186,11 @@ impl Places<&[i32]> {
         }
     }
 
-    /// The position of a key.
-    pub(crate) fn key(&self, shape: &Logits, batch: usize, key: usize) -> i64 {
+    /// The position of key `key` of sequence `batch`, for places that [`Places::check`] accepts.
+    ///
+    /// # Panics
+    /// If there is no such key, or keys are placed by [`Place::BottomRight`].
+    pub fn key(&self, shape: &Logits, batch: usize, key: usize) -> i64 {
         match (self.keys, self.packed) {
             (Place::Ids(positions), _) => i64::from(positions[batch * shape.keys + key]),
             (Place::Counted(start), None) => start + key as i64,
@@ -162,7 +232,10 @@ impl Places<&[i32]> {
     }
 
     /// Refuses arrays that are too short, lengths outside the tensor, and starts outside 2^30.
-    pub(crate) fn check(&self, shape: &Logits) -> Result<()> {
+    ///
+    /// # Errors
+    /// With the field and the numbers.
+    pub fn check(&self, shape: &Logits) -> Result<()> {
         self.check_starts(shape)?;
         for (name, place, size) in
             [("query positions", self.queries, shape.queries), ("key positions", self.keys, shape.keys)]

@@ -16,9 +16,10 @@ const GRAIN: usize = 1 << 16;
 /// Pairs of a block of tokens, whose cosines and sines should stay in the first cache beside a few heads: 16 KiB.
 const BLOCK: usize = 1024;
 
-/// Rotates a tensor whose shape and positions, `[axes, batch, tokens]`, were checked.
+/// Rotates a tensor whose shape and positions, `[axes, batch, tokens]`, were checked: in place, or what `from` reads.
 pub(super) fn rotate<T: Scalar>(
     rope: &Rope,
+    from: Option<(&[T], &Heads)>,
     x: &mut [T],
     heads: &Heads,
     positions: &[i64],
@@ -26,13 +27,16 @@ pub(super) fn rotate<T: Scalar>(
 ) -> Result<()> {
     let sharing = heads.heads / rope.sets();
     for set in 0..rope.sets() {
-        let heads = Heads { heads: sharing, offset: heads.offset + set * sharing * heads.strides[2], ..*heads };
+        let own = |of: &Heads| Heads { heads: sharing, offset: of.offset + set * sharing * of.strides[2], ..*of };
+        let heads = own(heads);
+        let from = from.map(|(from, of)| (from, own(of)));
+        let from = from.as_ref().map(|(from, of)| (*from, of));
         let turner = Turner::new(rope, set, positions, heads.batch * heads.tokens, heads.tokens, direction);
         let x = &mut x[heads.offset..heads.span()?];
         turner.part(&heads).share_out(x, heads.dim, GRAIN, &|part, x| {
             wide(
                 #[inline(always)]
-                || turner.rotate(x, part),
+                || turner.rotate(from, x, part),
             )
         });
     }
@@ -103,7 +107,7 @@ impl<'a> Turner<'a> {
     }
 
     #[inline(always)]
-    fn rotate<T: Scalar>(&self, x: &mut [T], part: Part) {
+    fn rotate<T: Scalar>(&self, from: Option<(&[T], &Heads)>, x: &mut [T], part: Part) {
         let ([batch, tokens, heads], [_, token_stride, head_stride]) = (part.sizes, part.strides);
         let pairs = self.rope.pairs();
         let block = (BLOCK / pairs).clamp(1, tokens);
@@ -126,7 +130,13 @@ impl<'a> Turner<'a> {
                 for i in outer {
                     for j in inner.clone() {
                         let (t, h) = if head_stride < token_stride { (i, j) } else { (j, i) };
-                        let at = part.at(b, t, h) + self.rope.offset;
+                        let at = part.at(b, t, h);
+                        if let Some((from, heads)) = from {
+                            let [b, t, h] = [part.first[0] + b, part.first[1] + t, part.first[2] + h];
+                            let from_at = heads.index(b, t, h, 0);
+                            x[at..at + heads.dim].copy_from_slice(&from[from_at..from_at + heads.dim]);
+                        }
+                        let at = at + self.rope.offset;
                         let turn = (t - first) * pairs..(t - first + 1) * pairs;
                         self.turn(&mut x[at..at + 2 * pairs], &sin[turn.clone()], &cos[turn], &mut row);
                     }
@@ -278,7 +288,7 @@ mod tests {
                 Some(grain) => {
                     let turner = Turner::new(rope, 0, &positions, row, heads.tokens, direction);
                     let x = &mut got[heads.offset..heads.span().unwrap()];
-                    turner.part(heads).cut(x, heads.dim, grain, &|part, x| turner.rotate(x, part));
+                    turner.part(heads).cut(x, heads.dim, grain, &|part, x| turner.rotate(None, x, part));
                 }
             }
             assert_close(&got, &expected.want, |i| {
@@ -326,6 +336,52 @@ mod tests {
                 check::<bf16>(&rope, &heads, None);
             }
         }
+    }
+
+    /// In other strides and not in place: the bits of the rotation in place, whatever lay there, and nothing in between.
+    #[test]
+    fn rotate_to_has_the_bits_of_rotate() {
+        fn check<T: Scalar + PartialEq>(rope: &Rope, heads: &Heads, out_heads: &Heads) {
+            let x = data::<T>(heads.span().unwrap());
+            let positions: Vec<i64> =
+                (0..heads.batch * heads.tokens * rope.axes.count()).map(|i| 3 * i as i64 - 7).collect();
+            let poison = T::from_f64(9.0);
+            let mut want = vec![poison; out_heads.span().unwrap() + 3];
+            for b in 0..heads.batch {
+                for t in 0..heads.tokens {
+                    for h in 0..heads.heads {
+                        let [from, to] = [heads, out_heads].map(|of| of.index(b, t, h, 0));
+                        want[to..to + heads.dim].copy_from_slice(&x[from..from + heads.dim]);
+                    }
+                }
+            }
+            rope.rotate(&mut want, out_heads, &positions, Direction::Inverse).unwrap();
+            let mut out = vec![poison; want.len()];
+            rope.rotate_to((&x, heads), (&mut out, out_heads), &positions, Direction::Inverse).unwrap();
+            assert_eq!(out, want);
+        }
+        for rope in ropes() {
+            for (heads, out_heads) in [
+                (Heads::bthd(2, 5, 3, 16), Heads::bhtd(2, 3, 5, 16).at(3)),
+                (Heads::bthd(2, 5, 3, 16).row(100).at(7), Heads::bthd(2, 5, 3, 16).row(70)),
+                // One head for all, as a framework's expanded tensor has it; and a large one, for threads.
+                (Heads { strides: [80, 16, 0], ..Heads::bthd(2, 5, 3, 16) }, Heads::bthd(2, 5, 3, 16)),
+                (Heads::bhtd(1, 8, 1100, 16), Heads::bthd(1, 1100, 8, 16)),
+            ] {
+                check::<f32>(&rope, &heads, &out_heads);
+                check::<f16>(&rope, &heads, &out_heads);
+                check::<bf16>(&rope, &heads, &out_heads);
+            }
+        }
+        let (rope, heads) = (Rope::new(4, 1e4), Heads::thd(2, 1, 4));
+        let to = |x: &[f32], out_heads: &Heads| {
+            let out = &mut [0.0f32; 16][..];
+            rope.rotate_to((x, &heads), (out, out_heads), &[0, 1], Direction::Forward).unwrap_err().to_string()
+        };
+        assert_eq!(to(&[0.0; 7], &heads), "x holds 7 elements, the shape needs 8");
+        let sizes = "x has the sizes [1, 2, 1, 4] and out [1, 2, 2, 4] (batch, tokens, heads, dim), they must be equal";
+        assert_eq!(to(&[0.0; 8], &Heads::thd(2, 2, 4)), sizes);
+        assert_eq!(to(&[0.0; 8], &Heads::thd(2, 1, 4).at(9)), "out holds 16 elements, the shape needs 17");
     }
 
     #[test]

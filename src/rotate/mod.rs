@@ -21,7 +21,7 @@ pub use axes::Axes;
 pub use query_scale::QueryScale;
 pub use rope::{Angles, Direction, Rope};
 #[cfg(feature = "cuda")]
-pub use rope::{Keys, RopePlan, Rotation};
+pub use rope::{Keys, RopePlan, RopePlans, Rotation};
 pub use scaling::{Ramp, Scaling, Yarn, longrope_attention_factor, mla_logit_scale, yarn_mscale};
 #[cfg(feature = "cuda")]
 pub use table::{OutOfRange, Table, TableValues};

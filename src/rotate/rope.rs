@@ -9,11 +9,13 @@
 
 #[cfg(feature = "cuda")]
 mod plan;
+#[cfg(feature = "cuda")]
+mod plans;
 
 #[cfg(feature = "cuda")]
-pub(super) use plan::check_pair;
-#[cfg(feature = "cuda")]
 pub use plan::{Keys, RopePlan, Rotation};
+#[cfg(feature = "cuda")]
+pub use plans::RopePlans;
 
 use crate::accuracy::{Expected, rounded};
 use crate::double::Double;
@@ -280,7 +282,8 @@ impl Rope {
     }
 
     /// [`Rope::check`], and that the rotated channels lie inside a head of `dim` channels.
-    pub(crate) fn check_head(&self, dim: usize) -> Result<()> {
+    #[doc(hidden)]
+    pub fn check_head(&self, dim: usize) -> Result<()> {
         self.check()?;
         self.check_fits(dim)
     }
@@ -425,21 +428,81 @@ impl Rope {
         self.check_head(heads.dim)?;
         self.check_sets("x", heads.heads)?;
         heads.check_written("x", x.len())?;
-        let positions = positions.into();
+        self.turn(None, x, heads, positions.into(), direction)
+    }
+
+    /// Rotates `x` into `out` on the CPU: for queries and keys that stay as they are, and for a framework's tensors of any strides.
+    ///
+    /// | argument | shape | meaning |
+    /// |---|---|---|
+    /// | `x` | its own | queries or keys, read; channels outside the rotary part are copied |
+    /// | `out` | its own, of the same sizes | written |
+    /// | `positions`, `direction` | | as in [`Rope::rotate`] |
+    ///
+    /// Every element is read and written once. Accuracy is that of [`Rope::rotate`].
+    ///
+    /// # Errors
+    /// As [`Rope::rotate`], and if the sizes of both shapes differ.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{Direction, Heads, Positions, Rope};
+    /// // [batch, heads, tokens, dim] in, [batch, tokens, heads, dim] out.
+    /// let (x, mut out) = ([1.0f32, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0], [0.0; 8]);
+    /// let (from, to) = (Heads::bhtd(1, 2, 2, 2), Heads::bthd(1, 2, 2, 2));
+    /// Rope::new(2, 10_000.0).rotate_to((&x, &from), (&mut out, &to), Positions::counted(), Direction::Forward)?;
+    /// let (sin, cos) = (1f64.sin() as f32, 1f64.cos() as f32);
+    /// assert_eq!(out, [1.0, 0.0, 0.0, 1.0, cos, sin, -sin, cos]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn rotate_to<'a, T: Scalar>(
+        &self,
+        (x, heads): (&[T], &Heads),
+        (out, out_heads): (&mut [T], &Heads),
+        positions: impl Into<Positions<&'a [i64]>>,
+        direction: Direction,
+    ) -> Result<()> {
+        self.check_head(heads.dim)?;
+        self.check_sets("x", heads.heads)?;
+        heads.check("x", x.len())?;
+        out_heads.check_written("out", out.len())?;
+        heads.check_same("x", out_heads, "out")?;
+        self.turn(Some((x, heads)), out, out_heads, positions.into(), direction)
+    }
+
+    /// Rotates checked tensors: `x` in place, or what `from` reads.
+    fn turn<T: Scalar>(
+        &self,
+        from: Option<(&[T], &Heads)>,
+        x: &mut [T],
+        heads: &Heads,
+        positions: Positions<&[i64]>,
+        direction: Direction,
+    ) -> Result<()> {
+        let resolved = positions.resolve(self.position_axes(), heads.batch, heads.tokens)?;
         if heads.is_empty() {
-            return positions.resolve(self.position_axes(), heads.batch, heads.tokens).map(|_| ());
+            return Ok(());
         }
         #[cfg(feature = "cpu")]
         {
-            let positions = positions.resolve(self.position_axes(), heads.batch, heads.tokens)?;
-            super::cpu::rotate(self, x, heads, &positions, direction)
+            super::cpu::rotate(self, from, x, heads, &resolved, direction)
         }
         #[cfg(not(feature = "cpu"))]
-        self.rotate_f64(x, heads, positions, direction, self.sin_cos(), |x, _, outputs, values| {
-            for (index, value) in outputs.into_iter().zip(values) {
-                x[index] = T::from_f64(value);
+        {
+            if let Some((from, of)) = from {
+                let each = (0..heads.batch * heads.tokens * heads.heads)
+                    .map(|i| (i / heads.heads / heads.tokens, i / heads.heads % heads.tokens, i % heads.heads));
+                for (batch, token, head) in each {
+                    let (from_at, at) = (of.index(batch, token, head, 0), heads.index(batch, token, head, 0));
+                    x[at..at + heads.dim].copy_from_slice(&from[from_at..from_at + heads.dim]);
+                }
             }
-        })
+            self.rotate_f64(x, heads, (&resolved[..]).into(), direction, self.sin_cos(), |x, _, outputs, values| {
+                for (index, value) in outputs.into_iter().zip(values) {
+                    x[index] = T::from_f64(value);
+                }
+            })
+        }
     }
 
     /// The wanted values in f64 and the error allowed at each element, for comparison with a rotation of `x`.

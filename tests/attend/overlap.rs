@@ -38,7 +38,7 @@ fn a_softmax_refuses_what_shares_memory_with_its_outputs() {
     assert_eq!(error, "logits is written and shares memory with sinks");
     let error = with(&DeviceInputs { gates: Some(&shared), ..none() });
     assert_eq!(error, "logits is written and shares memory with gates");
-    let places = Places { key_lengths: Some(&lengths as _), ..Places::bottom_right() };
+    let places = Places::bottom_right().key_lengths(&lengths);
     assert_eq!(with(&DeviceInputs::at(places)), "logits is written and shares memory with key_lengths");
     let mask = Some(Logits::bhqk(1, 1, 1, 8).of(&shared));
     let error = with(&DeviceInputs { mask, ..none() });

@@ -205,7 +205,8 @@ fn the_gradient_of_slopes_is_that_of_finite_differences() {
 #[test]
 fn what_breaks_the_law_is_refused() {
     let text = |alibi: Alibi| alibi.slopes().unwrap_err().to_string();
-    assert_eq!(text(Alibi::new(0)), "ALiBi has 0 heads of 0, both must be at least 1");
+    assert_eq!(text(Alibi::new(0)), "total_heads is 0, it must be at least 1");
+    assert_eq!(text(Alibi { heads: 0, ..Alibi::new(4) }), "heads is 0, it must be at least 1");
     assert_eq!(
         text(Alibi::new(12).shard(8, 8)),
         "ALiBi's shard of 8 heads from head 8 lies outside a model of 12 heads"

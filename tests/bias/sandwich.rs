@@ -47,7 +47,9 @@ fn what_breaks_the_law_is_refused() {
     let text = |spec: Sandwich| spec.check().unwrap_err().to_string();
     assert_eq!(
         text(Sandwich { first: 8, heads: 8, ..Sandwich::new(12) }),
-        "Sandwich's shard of 8 heads from head 8 must hold 1 and lie inside a model of 12 heads"
+        "Sandwich's shard of 8 heads from head 8 lies outside a model of 12 heads"
     );
+    assert_eq!(text(Sandwich::new(0)), "total_heads is 0, it must be at least 1");
+    assert_eq!(text(Sandwich { heads: 0, ..Sandwich::new(4) }), "heads is 0, it must be at least 1");
     assert_eq!(text(Sandwich { width: 7, ..Sandwich::new(12) }), "width is 7, it must be even and at least 2");
 }

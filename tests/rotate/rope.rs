@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use posenc::accuracy::assert_close;
 use posenc::gpu::Update;
 use posenc::rotate::{Angles, Axes, OutOfRange, Rotation, Table, TableValues};
-use posenc::{Direction, Gpu, Heads, Ids, Pairing, Positions, Rope, RopePlan, Scalar, Scaling};
+use posenc::{Direction, Gpu, Heads, Ids, Pairing, Positions, Rope, RopePlan, RopePlans, Scalar, Scaling};
 
 use crate::support::{Data, Guarded, POSITIONS, alias, gpu, last_launch, poison};
 
@@ -571,6 +571,64 @@ fn check_one_in_place(gpu: &Gpu, rope: &Rope) {
         let rest = got.iter().zip(&written).filter(|(_, written)| !**written);
         assert!(rest.clone().count() > 0 && rest.clone().all(|(x, _)| x.to_bits() == poison::<bf16>().to_bits()));
     }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn one_object_has_a_plan_for_every_element_type() {
+    fn check<T: Scalar>(gpu: &Gpu, plans: &RopePlans, rope: &Rope) {
+        let (heads, x) = (Heads::thd(3, 2, 8), Data::new(5).values::<T>(48));
+        let mut y = gpu.stream().clone_htod(&x).expect("a copy");
+        let plan = plans.of::<T>().expect("a plan");
+        plan.rotate(heads.of_mut(&mut y), None, Positions::counted()).expect("a call");
+        let want = rope.expect(&x, &heads, Positions::counted(), Direction::Forward).expect("reference");
+        assert_close(&gpu.stream().clone_dtoh(&y).expect("a copy"), &want.want, |i| want.bound[i]);
+        assert!(std::ptr::eq(plan, plans.of::<T>().expect("the same plan")));
+    }
+    let (gpu, rope) = (gpu(), Rope::new(8, 10_000.0));
+    let plans = RopePlans::new(&gpu, &rope).expect("a spec");
+    check::<f32>(&gpu, &plans, &rope);
+    check::<f16>(&gpu, &plans, &rope);
+    check::<bf16>(&gpu, &plans, &rope);
+    let error = RopePlans::new(&gpu, &Rope::new(7, 10_000.0)).expect_err("an odd number");
+    assert_eq!(error.to_string(), "rotary is 7, it must be even and at least 2");
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_copy_to_its_own_address_is_in_place() {
+    let gpu = gpu();
+    // With a head twice as wide as its rotary part: in place the rest is not touched, and would be copied.
+    let (rope, q, k) = (Rope::new(8, 10_000.0), Heads::bthd(2, 3, 4, 16), Heads::bthd(2, 3, 1, 16));
+    let plan = RopePlan::<f32>::new(&gpu, &rope).expect("a plan");
+    let mut data = Data::new(21);
+    let [q_x, k_x] = [&q, &k].map(|heads| data.values::<f32>(heads.span().expect("small")));
+    let [q_in, k_in, k_out] = [&q_x, &k_x, &k_x].map(|x| gpu.stream().clone_htod(x).expect("a copy"));
+    // An engine gives one address twice, and the cache's for the keys.
+    let (from, mut to) = (alias::<f32, _>(&q_in, 0, q_x.len()), alias::<f32, _>(&q_in, 0, q_x.len()));
+    let (k_from, mut k_to) = (alias::<f32, _>(&k_in, 0, k_x.len()), alias::<f32, _>(&k_out, 0, k_x.len()));
+    let (q_same, k_copy) = (q.of(&from).to(q.of_mut(&mut to)), k.of(&k_from).to(k.of_mut(&mut k_to)));
+    plan.rotate(q_same, k_copy, Positions::counted()).expect("a call");
+    for (got, x, heads) in [(&q_in, &q_x, &q), (&k_out, &k_x, &k)] {
+        let want = rope.expect(x, heads, Positions::counted(), Direction::Forward).expect("reference");
+        assert_close(&gpu.stream().clone_dtoh(got).expect("a copy"), &want.want, |i| want.bound[i]);
+    }
+    assert_eq!(gpu.stream().clone_dtoh(&k_in).expect("a copy"), k_x);
+    // The same memory in other strides is no copy to itself.
+    let turned = Heads { strides: [192, 16, 48], ..q };
+    let (from, mut to) = (alias::<f32, _>(&q_in, 0, q_x.len()), alias::<f32, _>(&q_in, 0, q_x.len()));
+    let error = plan.rotate(q.of(&from).to(turned.of_mut(&mut to)), None, Positions::counted()).expect_err("overlap");
+    assert!(error.to_string().ends_with("may overlap in one buffer"), "{error}");
+    // Packed queries, keys beside them.
+    let both = Heads::bthd(2, 3, 2, 16).row(64);
+    let (from, mut to) = (alias::<f32, _>(&q_in, 0, q_x.len()), alias::<f32, _>(&q_in, 0, q_x.len()));
+    plan.rotate(both.of(&from).to(both.of_mut(&mut to)), both.at(32), Positions::counted()).expect("packed");
+    // Pairs that move are not moved in place, whatever its name.
+    let moved = Rope { pairing_out: Some(Pairing::Interleaved), ..rope };
+    let plan = RopePlan::<f32>::new(&gpu, &moved).expect("a plan");
+    let (from, mut to) = (alias::<f32, _>(&q_in, 0, q_x.len()), alias::<f32, _>(&q_in, 0, q_x.len()));
+    let error = plan.rotate(q.of(&from).to(q.of_mut(&mut to)), None, Positions::counted()).expect_err("in place");
+    assert!(error.to_string().ends_with("the rotation cannot be in place"), "{error}");
 }
 
 #[test]

@@ -109,8 +109,8 @@ impl<T: Scalar> MergePlan<T> {
         check_sizes("b", &b.out.shape, &shape)?;
         check_lse("b_lse", &b.lse.shape, &shape)?;
         let mut call = self.gpu.call();
-        let a_out = call.update(["a", "out"], a.out, "batch, tokens, heads, dim")?;
-        let a_lse = call.update(["a_lse", "lse"], a.lse, "batch, heads, tokens, entries")?;
+        let a_out = call.update(["a", "out"], a.out)?;
+        let a_lse = call.update(["a_lse", "lse"], a.lse)?;
         let (b_out, b_lse) = (call.view("b", b.out)?, call.view("b_lse", b.lse)?);
         let rows = small("rows", product("batch x tokens x heads", &[shape.batch, shape.tokens, shape.heads])?)?;
         if shape.is_empty() {

@@ -263,7 +263,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
         lse: Option<Write<'a, f32>>,
     ) -> Result<()> {
         let mut call = self.gpu.call();
-        let x = call.update(["logits", "probabilities"], logits, SIZES)?;
+        let x = call.update(["logits", "probabilities"], logits)?;
         let shape = x.x.shape;
         let Held { bias, terms } = self.hold_bias(&mut call, &shape, inputs)?;
         let mut call_args = SoftmaxArgs {
@@ -313,6 +313,3 @@ impl<T: Scalar> SoftmaxPlan<T> {
         }
     }
 }
-
-/// Names of the sizes of logits.
-pub(in crate::attend) const SIZES: &str = "batch, heads, queries, keys";

@@ -3,10 +3,10 @@
 use bytemuck::Zeroable;
 
 use crate::attend::DeviceInputs;
-use crate::attend::softmax::plan::{Rows, SIZES, SoftmaxPlan};
+use crate::attend::softmax::plan::{Rows, SoftmaxPlan};
 use crate::bias::{Held, rows};
 use crate::gpu::args::{SinkGradArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs};
-use crate::gpu::{Launch, Read, Update, View, Write, check_same, widest};
+use crate::gpu::{Launch, Read, Update, View, Write, widest};
 use crate::shape::Shape;
 use crate::{Error, Logits, Result, Scalar};
 
@@ -74,9 +74,9 @@ impl<T: Scalar> SoftmaxPlan<T> {
     ) -> Result<()> {
         let mut call = self.gpu.call();
         let p = call.view("probabilities", probabilities)?;
-        let grad = call.update(["grad", "logits_grad"], grad.into(), SIZES)?;
+        let grad = call.update(["grad", "logits_grad"], grad.into())?;
         let (shape, out_shape) = (grad.x.shape, grad.y.shape);
-        check_same("probabilities", &p.shape, "grad", &shape, SIZES)?;
+        p.shape.check_same("probabilities", &shape, "grad")?;
         let Held { bias, terms } = self.hold_bias(&mut call, &shape, inputs)?;
         let mut call_args = SoftmaxGradArgs {
             bias,
@@ -93,7 +93,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let mut steps = p.steps | grad.steps();
         if let Some(logits) = options.logits {
             let logits = call.view("logits", logits)?;
-            check_same("logits", &logits.shape, "grad", &shape, SIZES)?;
+            logits.shape.check_same("logits", &shape, "grad")?;
             if self.softmax.softcap.is_some() {
                 (call_args.x, call_args.x_strides) = (logits.at, logits.shape.strides.map(|stride| stride as i64));
                 steps |= logits.steps;

@@ -131,7 +131,8 @@ impl Term {
     }
 
     /// Refuses a term that reads no numbers.
-    fn check_has_numbers(&self) -> Result<()> {
+    #[doc(hidden)]
+    pub fn check_has_numbers(&self) -> Result<()> {
         if matches!(self.index, Index::Shifted(_)) {
             return Err(Error::Value("a term by shifted windows reads no numbers, there is no gradient".into()));
         }

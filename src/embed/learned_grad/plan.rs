@@ -10,8 +10,8 @@ use crate::embed::learned::{hold, shared_room};
 use crate::embed::{DeviceLookup, DeviceTables, ErrorFlag, Learned, Norm, Tokens, check_scale};
 use crate::gpu::args::{Divisor, LearnedArgs, ORDER_CHUNK, ORDER_TILE, ORDER_WAYS, Out, TableGradArgs};
 use crate::gpu::kernel::{COUNTED_GRAD, NORM_GRAD, ORDER, SORTED_GRAD, SORTED_REST, VECTORS_GRAD};
-use crate::gpu::{Kernel, Launch, Read, Scratch, View, ViewMut, Write, check_same, on_stream, widest};
-use crate::shape::product;
+use crate::gpu::{Kernel, Launch, Read, Scratch, View, ViewMut, Write, on_stream, widest};
+use crate::shape::{Shape, product};
 use crate::{Error, Gpu, Ids, Result, Scalar};
 
 // -------------------------------------------------------------------------------------------------------------- launch
@@ -100,7 +100,7 @@ const fn order_numbers(count: usize) -> usize {
 
 /// Refuses tensors that one set of strides cannot describe.
 fn check_strides(name: &str, x: &Tokens, other_name: &str, other: &Tokens) -> Result<()> {
-    check_same(name, x, other_name, other, "batch, tokens, dim")?;
+    x.check_same(name, other, other_name)?;
     let taken =
         |of: &Tokens| [(of.batch, of.strides[0]), (of.tokens, of.strides[1])].map(|(n, by)| if n > 1 { by } else { 0 });
     if taken(x) == taken(other) {

@@ -171,7 +171,7 @@ impl<T: Scalar> RopeGradPlan<T> {
         let shape = q.x.shape;
         rope.check_fits(shape.dim)?;
         if let Some(k) = &k {
-            crate::rotate::rope::check_pair(&shape, &k.x.shape)?;
+            shape.check_pair(&k.x.shape)?;
         }
         let mut steps = ((rope.pairs() | rope.offset) * size_of::<T>()) as u64;
         let mut args = RopeGradArgs {

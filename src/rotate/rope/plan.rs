@@ -516,7 +516,6 @@ impl<T: Scalar> RopePlan<T> {
         };
         let names = if side == Side::Key { ["k", "k_out"] } else { ["q", "q_out"] };
         let shape = *q.shape();
-        self.check_moves(matches!(q, Update::InPlace(_)))?;
         self.rope.check_fits(shape.dim)?;
         self.rope.check_sets(names[0], shape.heads)?;
         match &k {
@@ -525,27 +524,26 @@ impl<T: Scalar> RopePlan<T> {
                 return Err(Error::Value("the first tensor is keys, there are no others beside it".into()));
             }
             Keys::Apart(k) => {
-                self.check_moves(matches!(k, Update::InPlace(_)))?;
-                check_pair(&shape, k.shape())?;
+                shape.check_pair(k.shape())?;
                 self.rope.check_sets("k", k.shape().heads)?;
             }
             Keys::Beside(k) => {
-                if matches!(q, Update::Copy(..)) {
-                    return Err(Error::Value("k lies in the buffer of q, which then is rotated in place".into()));
-                }
-                check_pair(&shape, k)?;
+                shape.check_pair(k)?;
                 self.rope.check_sets("k", k.heads)?;
             }
         }
 
-        const SIZES: &str = "batch, tokens, heads, dim";
         let mut call = self.gpu.call();
-        let q = call.update(names, q, SIZES)?;
+        let q = call.update(names, q)?;
         let k = match k {
             Keys::None => None,
-            Keys::Apart(k) => Some(call.update(["k", "k_out"], k, SIZES)?),
+            Keys::Apart(k) => Some(call.update(["k", "k_out"], k)?),
+            Keys::Beside(_) if !q.in_place => {
+                return Err(Error::Value("k lies in the buffer of q, which then is rotated in place".into()));
+            }
             Keys::Beside(k) => Some(call.beside::<T, _>("k", &q, k)?),
         };
+        self.check_moves(q.in_place || k.as_ref().is_some_and(|k| k.in_place))?;
         if shape.is_empty() {
             return Ok(());
         }
@@ -661,16 +659,6 @@ impl<T: Scalar> RopePlan<T> {
             rope.written()
         )))
     }
-}
-
-/// Refuses keys that do not go with the queries.
-pub(in crate::rotate) fn check_pair(q: &Heads, k: &Heads) -> Result<()> {
-    let differ = |what: &str, q: usize, k: usize| {
-        if q == k { Ok(()) } else { Err(Error::Value(format!("q has {q} {what} and k {k}, they must be equal"))) }
-    };
-    differ("sequences", q.batch, k.batch)?;
-    differ("tokens", q.tokens, k.tokens)?;
-    differ("channels", q.dim, k.dim)
 }
 
 /// What makes the rates of learned frequencies.
