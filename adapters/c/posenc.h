@@ -6,11 +6,15 @@
 
    - Functions return a status, 0 for success. posenc_last_error is the sentence to the thread's last other one.
    - A spec and a call begin with `version` and `size`: POSENC_INIT(PosencRopeCall) fills both in, and 0 everywhere else.
-     Other versions and sizes are refused, so that a program and a library of different versions cannot misread each other.
-     A `scale` or `factor` of 0 is refused too, where it was forgotten: 1 changes nothing.
-   - A buffer is a device address and the elements there; a shape has an offset and strides in elements. Lengths are checked
+     Other versions are refused. Later headers add fields at the end alone: of a shorter struct, as a program was compiled
+     with, what is missing is 0; of a longer one, what this library does not know must be 0.
+     A `scale` or `factor` of 0 is refused, where it was forgotten: 1 changes nothing.
+   - A buffer is an address and the elements there; a shape has an offset and strides in elements. Lengths are checked
      against shapes. The library cannot check the allocation: a wrong length is undefined behaviour.
-   - Everything is checked before anything is launched. A call launches into the stream and returns; it allocates nothing
+   - posenc_gpu_new gives a device: its plans take device addresses. posenc_cpu_new gives the CPU, which needs no driver: its
+     plans take the same calls with host addresses, allocate as they like and are done when a call returns. Tensors that one
+     such call writes lie in memory of their own; queries and keys alone may lie between each other.
+   - Everything is checked before anything is written. On a device a call launches into the stream and returns; it allocates nothing
      and waits for nothing, and can be captured in a graph.
    - Pointers to host memory are null or point to what their types say, for as long as the call; handles come from their
      constructors and were not freed; memory on the device stays until the kernel has run. Several threads may use one
@@ -34,6 +38,12 @@ typedef struct CUstream_st *PosencStream;
 /* 0 for success, else another of the statuses below. */
 typedef int32_t PosencStatus;
 
+/* The version of this header; posenc_version() is the library's. */
+#define POSENC_VERSION_MAJOR 0
+#define POSENC_VERSION_MINOR 1
+#define POSENC_VERSION_PATCH 0
+#define POSENC_VERSION (POSENC_VERSION_MAJOR * 10000 + POSENC_VERSION_MINOR * 100 + POSENC_VERSION_PATCH)
+
 #define POSENC_ABI 1 /* The version of every struct of this header that begins with `version` and `size`. */
 
 #define POSENC_F32 0 /* Element types of tensors and tables. */
@@ -44,7 +54,7 @@ typedef int32_t PosencStatus;
 #define POSENC_HALF 0 /* Pairing: pair `i` is `(i, i + rotary / 2)`: GPT-NeoX, Llama, Qwen, Mistral. */
 #define POSENC_INTERLEAVED 1 /* Pair `i` is `(2 i, 2 i + 1)`: GPT-J, GLM, DeepSeek; the paper's sinusoid. */
 
-/* A device and a stream on it. */
+/* A device and a stream on it, or the CPU. */
 typedef struct PosencGpu PosencGpu;
 
 /* Opens device `ordinal` through its primary context (PyTorch's and the runtime's), for launches into `stream`.
@@ -53,6 +63,11 @@ typedef struct PosencGpu PosencGpu;
    kernels may start before their predecessor in the stream has ended (programmatic dependent launch, compute
    capability 9.0 on); they wait for its memory themselves. */
 PosencStatus posenc_gpu_new(uint32_t ordinal, PosencStream stream, uint32_t overlap, PosencGpu **out);
+
+/* Gives the CPU, without a driver or a device. Plans that are made with it take the same specs and calls, whose
+   addresses are then host addresses; a call has done its work when it returns. It computes in f64 and rounds once,
+   in as many threads as the machine has. */
+PosencStatus posenc_cpu_new(PosencGpu **out);
 
 /* Frees it; null is allowed. */
 PosencStatus posenc_gpu_free(PosencGpu *gpu);
@@ -90,13 +105,13 @@ uint32_t posenc_version(void);
 #define POSENC_PLACE_BOTTOM_RIGHT 1
 #define POSENC_PLACE_IDS 2 /* A position for each, `[batch, n]`, 32 bits. */
 
-/* Memory on the device. */
+/* Memory where the plan computes: on its device, or on the host for a plan of `posenc_cpu_new`. */
 typedef struct PosencBuffer {
     uint64_t data; /* address; 0: there is none, or it is empty */
     uint64_t len; /* elements there */
 } PosencBuffer;
 
-/* Integers on the device. */
+/* Integers there. */
 typedef struct PosencIds {
     uint64_t data; /* address; 0: there are none */
     uint64_t len; /* elements there */
@@ -530,7 +545,7 @@ typedef struct PosencLookup {
 /* A flag on the device that kernels raise when an id lies outside its table. */
 typedef struct PosencErrorFlag PosencErrorFlag;
 
-/* Makes a flag that is down. */
+/* Makes a flag that is down. The CPU's stays down: its calls refuse such an id themselves. */
 PosencStatus posenc_error_flag_new(const PosencGpu *gpu, PosencErrorFlag **out);
 
 /* Frees it; null is allowed. */

@@ -7,7 +7,11 @@ drift from it. A function that fails raises the library's own sentence.
     c.rope_rotate(rope, c.RopeCall(q=..., k=..., positions=...))
 
 Names lose their `posenc_`, `Posenc` or `POSENC_`. Constructors return their handle; specs and calls know their version
-and size.
+and size. On the CPU, arrays of numpy and others are buffers as they are:
+
+    cpu = c.cpu_new()
+    rope = c.rope_new(cpu, c.RopeSpec(rotary=128, base=1e4, attention_factor=1.0), c.F32)
+    c.rope_rotate(rope, c.RopeCall(q=c.Operand(x=c.buffer(q), heads=c.heads(*q.shape)), positions=...))
 """
 
 import ctypes
@@ -118,6 +122,23 @@ class Library:
     def release(self):
         n = self.version()
         return f"{n // 10000}.{n // 100 % 100}.{n % 100}"
+
+    # Arrays on the host, for plans of `cpu_new`.
+
+    def buffer(self, array):
+        """A contiguous, writable array (numpy, array, ctypes), which must live as long as the buffer is used."""
+        view = memoryview(array)
+        if view.readonly or not view.c_contiguous:
+            raise ValueError("the array must be writable and contiguous")
+        n = view.nbytes // view.itemsize
+        address = ctypes.addressof((ctypes.c_char * view.nbytes).from_buffer(view)) if n else 0
+        return self.Buffer(data=address, len=n)
+
+    def ids(self, array):
+        """A contiguous array of i32, i64 or u32."""
+        element = {"i": self.I32, "l": self.I64, "q": self.I64, "I": self.U32}[memoryview(array).format]
+        buffer = self.buffer(array)
+        return self.Ids(data=buffer.data, len=buffer.len, element=element)
 
     # Shapes of contiguous tensors.
 

@@ -1,9 +1,11 @@
-"""posenc.py against the library, on any driver: the driver's functions come from libcuda.so.1 itself. No PyTorch.
+"""posenc.py against the library, on the CPU and on any driver, whose functions come from libcuda.so.1 itself. No PyTorch.
 
-usage: test_posenc.py LIBRARY HEADER
+usage: test_posenc.py LIBRARY HEADER cpu|gpu
 """
 
+import array
 import ctypes
+import importlib.util
 import math
 import struct
 import sys
@@ -30,6 +32,9 @@ class Driver:
         status = getattr(self.c, name)(*args)
         assert status == 0, f"{name} gives {status}"
 
+    def device(self, c):
+        return c.gpu_new(0, self.stream, 0)
+
     def upload(self, data):
         address = c_uint64()
         self.call("cuMemAlloc_v2", byref(address), ctypes.c_size_t(len(data)))
@@ -41,6 +46,23 @@ class Driver:
         data = ctypes.create_string_buffer(4 * n)
         self.call("cuMemcpyDtoH_v2", data, c_uint64(address), ctypes.c_size_t(4 * n))
         return list(struct.unpack(f"{n}f", data.raw))
+
+
+class Host:
+    """The same for plans on the CPU."""
+
+    def __init__(self):
+        self.kept = []
+
+    def device(self, c):
+        return c.cpu_new()
+
+    def upload(self, data):
+        self.kept.append(ctypes.create_string_buffer(data, len(data)))
+        return ctypes.addressof(self.kept[-1])
+
+    def read(self, address, n):
+        return list((ctypes.c_float * n).from_address(address))
 
 
 def floats(x):
@@ -212,11 +234,38 @@ def resizes_a_table(c):
     assert c.swin2_logit_scale(9.0) == 100.0
 
 
-def main(library, header):
-    driver = Driver()
+def takes_arrays(c, cpu):
+    q, ids = array.array("f", values(TOKENS * Q_HEADS * DIM)), array.array("q", POSITIONS)
+    rotates_arrays(c, cpu, q, ids, list(q))
+    if importlib.util.find_spec("numpy"):
+        import numpy
+
+        q = numpy.array(values(TOKENS * Q_HEADS * DIM), dtype=numpy.float32).reshape(TOKENS, Q_HEADS, DIM)
+        rotates_arrays(c, cpu, q, numpy.array(POSITIONS), q.flatten().tolist())
+    for wrong in (b"1234", memoryview(array.array("f", [0.0] * 4))[::2]):
+        try:
+            c.buffer(wrong)
+            raise AssertionError(wrong)
+        except ValueError as error:
+            assert str(error) == "the array must be writable and contiguous", error
+
+
+def rotates_arrays(c, cpu, q, ids, before):
+    rope = c.rope_new(cpu, c.RopeSpec(rotary=DIM, base=BASE, attention_factor=1.0), c.F32)
+    operand = c.Operand(x=c.buffer(q), heads=c.heads(TOKENS, Q_HEADS, DIM))
+    call = c.RopeCall(q=operand, positions=c.Positions(kind=c.IDS, ids=c.ids(ids)))
+    c.rope_rotate(rope, call)
+    close(memoryview(q).cast("B").cast("f").tolist(), rotated(before, Q_HEADS, False))
+    c.rope_free(rope)
+
+
+def main(library, header, device):
+    driver = {"cpu": Host, "gpu": Driver}[device]()
     c = posenc.Library(library, header)
     assert c.release().count(".") == 2 and len(c.functions) > 50, c.functions
-    gpu = c.gpu_new(0, driver.stream, 0)
+    gpu = driver.device(c)
+    if device == "cpu":
+        takes_arrays(c, gpu)
     refuses_what_no_struct_holds(c)
     rotates(c, driver, gpu)
     reads_a_models_config(c, gpu)

@@ -4,7 +4,7 @@ use posenc::attend::{DeviceBias, GradOptions, Inputs, Order};
 use posenc::{Bias, Device, Scalar, Softmax, SoftmaxPlan};
 
 use crate::header::{Coded, header};
-use crate::memory::Scope;
+use crate::memory::{Scope, Space};
 use crate::{
     Failure, PosencBias, PosencBuffer, PosencGpu, PosencLogits, PosencPlaces, PosencStatus, PosencTermInputs, factor,
     switch, term_inputs,
@@ -74,15 +74,15 @@ header! {{}
     }
 
     /// Softmax on a device, for one element type. Its calls follow one another in the stream.
-    plan PosencSoftmax(SoftmaxPlan);
+    plan PosencSoftmax(SoftmaxPlan, Softmax);
     /// Makes a plan: loads the kernels for `element`. A call brings its bias.
-    new posenc_softmax_new(spec: PosencSoftmaxSpec) -> PosencSoftmax as SoftmaxPlan::new,
-        |gpu| SoftmaxPlan::new(gpu, &spec.softmax()?, Bias::None);
+    new posenc_softmax_new(spec: PosencSoftmaxSpec) -> PosencSoftmax as SoftmaxPlan::new
+        where softmax = spec.softmax()?, |gpu| SoftmaxPlan::new(gpu, &softmax, Bias::None);
     on posenc_softmax_on(softmax: PosencSoftmax) as SoftmaxPlan::on;
     free posenc_softmax_free(softmax: PosencSoftmax);
     /// The softmax of every row, in one kernel.
     verb posenc_softmax_apply(softmax: PosencSoftmax, call: PosencSoftmaxCall)
-        as SoftmaxPlan::apply, SoftmaxPlan::apply_with_lse, |plan, scope| {
+        as SoftmaxPlan::apply, SoftmaxPlan::apply_with_lse where cpu = apply, |plan, scope| {
             let inputs = call.inputs.forward(scope)?;
             let out = (&call.out, &call.out_shape);
             let logits = call.shape.update(&call.x, out, scope, ["logits", "probabilities"])?;
@@ -92,7 +92,7 @@ header! {{}
             }
         };
     /// The gradients of the logits, and of the bias if it is wanted, in one kernel.
-    verb posenc_softmax_grad(softmax: PosencSoftmax, call: PosencSoftmaxGradCall) as SoftmaxPlan::grad, |plan, scope| {
+    verb posenc_softmax_grad(softmax: PosencSoftmax, call: PosencSoftmaxGradCall) as SoftmaxPlan::grad where cpu = grad, |plan, scope| {
         let inputs = call.inputs.backward(scope)?;
         let probabilities = call.probabilities_shape.of(&call.probabilities, scope, "probabilities")?;
         let out = (&call.out, &call.out_shape);
@@ -105,7 +105,7 @@ header! {{}
         plan.grad(probabilities, grad, &inputs, options)
     };
     /// The gradient of the sinks, in one kernel.
-    verb posenc_softmax_sink_grad(softmax: PosencSoftmax, call: PosencSinkGradCall) as SoftmaxPlan::sink_grad, |plan, scope| {
+    verb posenc_softmax_sink_grad(softmax: PosencSoftmax, call: PosencSinkGradCall) as SoftmaxPlan::sink_grad where cpu = grad, |plan, scope| {
         let (sinks, lse) = (call.sinks.read(scope, "sinks")?, call.lse.read(scope, "lse")?);
         plan.sink_grad(sinks, lse, call.dots.read(scope, "dots")?, call.shape.shape(), call.grad.write(scope, "grad")?)
     };
@@ -126,27 +126,47 @@ impl PosencSoftmaxSpec {
 impl PosencInputs {
     /// # Safety
     /// `bias` is null or comes from a constructor; `terms` is null or points to `term_count` of them.
-    unsafe fn forward<'a, T: Scalar>(&self, scope: &Scope<'a>) -> Result<Inputs<'a, T, Device>, Failure> {
+    unsafe fn forward<'a, T: Scalar>(&self, scope: &Scope<'a, Device>) -> Result<Inputs<'a, T, Device>, Failure> {
         // SAFETY: as the caller promises.
         let inputs = unsafe { self.backward(scope) }?;
-        let mask = self.mask_shape.of_some(&self.mask, scope, "mask")?;
-        Ok(Inputs { mask, sinks: self.sinks.read_some(scope, "sinks")?, ..inputs })
+        self.with_mask(inputs, scope)
     }
 
     /// # Safety
     /// As [`PosencInputs::forward`].
-    unsafe fn backward<'a, T: Scalar>(&self, scope: &Scope<'a>) -> Result<Inputs<'a, T, Device>, Failure> {
+    unsafe fn backward<'a, T: Scalar>(&self, scope: &Scope<'a, Device>) -> Result<Inputs<'a, T, Device>, Failure> {
         // SAFETY: as the caller promises.
         let plan = unsafe { self.bias.as_ref() }.map(PosencBias::of).transpose()?;
         // SAFETY: as the caller promises.
         let terms = unsafe { term_inputs(self.terms, self.term_count, scope) }?;
+        Ok(Inputs { bias: DeviceBias { plan, terms }, ..self.without_bias(scope)? })
+    }
+
+    /// What a softmax and its gradient read beside the bias.
+    pub(crate) fn without_bias<'a, T: Scalar, M: Space>(
+        &self,
+        scope: &Scope<'a, M>,
+    ) -> Result<Inputs<'a, T, M>, Failure> {
         Ok(Inputs {
-            bias: DeviceBias { plan, terms },
+            bias: M::default_bias(),
             places: self.places.get(scope)?,
             mask: None,
             sinks: None,
             gates: self.gates.read_some(scope, "gates")?,
             scales: self.scales.read_some(scope, "scales")?,
         })
+    }
+
+    /// Adds what a softmax alone reads.
+    pub(crate) fn with_mask<'a, T: Scalar, M: Space>(
+        &self,
+        inputs: Inputs<'a, T, M>,
+        scope: &Scope<'a, M>,
+    ) -> Result<Inputs<'a, T, M>, Failure> {
+        let mask = match self.mask.data {
+            0 => None,
+            _ => Some(M::mask(scope, &self.mask, &self.mask_shape)?),
+        };
+        Ok(Inputs { mask, sinks: self.sinks.read_some(scope, "sinks")?, ..inputs })
     }
 }

@@ -5,16 +5,18 @@ use std::ops::RangeInclusive;
 
 use cudarc::driver::{CudaViewMut, DevicePtr, DeviceSlice};
 use posenc::bias::{
-    Alibi, Bias, BiasInputs, BiasPlan, DistanceGradPlan, Fire, FireGradPlan, Kerple, KerpleKind, KeyOnly, Sandwich,
-    Sides, Slopes, T5Bias, Term, Toeplitz,
+    Alibi, BiasInputs, BiasPlan, DistanceGradPlan, Fire, FireGradPlan, Kerple, KerpleKind, KeyOnly, Sandwich, Sides,
+    Slopes, T5Bias, Term, Toeplitz,
 };
-use posenc::{Gpu, Scalar};
+use posenc::{Device, Host, Scalar};
 
+use crate::cpu::{Form, HostBias, HostDistanceGrad, fire_grad_len};
 use crate::header::{Coded, header};
-use crate::memory::Scope;
+use crate::memory::{Scope, slots, term_slots};
 use crate::{
-    Failure, OfElement, PosencBuffer, PosencGpu, PosencLogits, PosencPlaces, PosencStatus, PosencTerm,
-    PosencTermInputs, borrow, borrow_mut, each, factor, give, guarded, list, slice, switch, term_inputs, versioned,
+    Failure, OfElement, Plan, PosencBuffer, PosencGpu, PosencLogits, PosencPlaces, PosencStatus, PosencTerm,
+    PosencTermInputs, borrow, borrow_mut, each, factor, give, guarded, list, nested, slice, switch, term_inputs,
+    versioned,
 };
 
 header! {{}
@@ -132,56 +134,60 @@ header! {{}
     }
 
     /// A bias on a device, for one element type of logits: written, added, or given to a softmax.
-    plan PosencBias(BiasPlan);
+    plan PosencBias(BiasPlan, HostBias);
     /// Makes a plan of ALiBi: uploads the slopes and loads the kernels for `element`.
-    new posenc_bias_alibi_new(spec: PosencAlibiSpec) -> PosencBias as BiasPlan::new, BiasPlan::key_only,
-        |gpu| plan(gpu, Bias::Slopes(&spec.alibi()?.slopes()?), spec.key_only);
+    new posenc_bias_alibi_new(spec: PosencAlibiSpec) -> PosencBias as BiasPlan::new, BiasPlan::key_only
+        where bias = HostBias::new(Form::Slopes(spec.alibi()?.slopes()?), spec.key_only)?, |gpu| bias.plan(gpu);
     /// Makes a plan of ALiBi in a library's rounding.
-    new posenc_bias_key_only_new(spec: PosencKeyOnlySpec) -> PosencBias as BiasPlan::key_only,
-        |gpu| plan(gpu, Bias::Toeplitz(&spec.row()?), 1);
+    new posenc_bias_key_only_new(spec: PosencKeyOnlySpec) -> PosencBias as BiasPlan::key_only
+        where bias = HostBias::new(Form::Row(spec.row()?), 1)?, |gpu| bias.plan(gpu);
     /// Makes a plan of slopes of the caller.
-    new posenc_bias_slopes_new(spec: PosencSlopesSpec) -> PosencBias as BiasPlan::new, BiasPlan::key_only,
-        |gpu| plan(gpu, Bias::Slopes(&spec.slopes()?), spec.key_only);
+    new posenc_bias_slopes_new(spec: PosencSlopesSpec) -> PosencBias as BiasPlan::new, BiasPlan::key_only
+        where bias = HostBias::new(Form::Slopes(spec.slopes()?), spec.key_only)?, |gpu| bias.plan(gpu);
     /// Makes a plan of T5's bias.
-    new posenc_bias_t5_new(spec: PosencT5Spec) -> PosencBias as BiasPlan::new, BiasPlan::t5,
-        |gpu| if spec.table.is_null() {
-            Ok(BiasPlan::t5(gpu, spec.t5()?, spec.heads as usize)?)
-        } else {
-            plan(gpu, Bias::Toeplitz(&spec.row()?), 0)
-        };
+    new posenc_bias_t5_new(spec: PosencT5Spec) -> PosencBias as BiasPlan::new, BiasPlan::t5
+        where bias = HostBias::new(spec.form()?, 0)?, |gpu| bias.plan(gpu);
     /// Makes a plan of any law of distance.
-    new posenc_bias_row_new(spec: PosencRowSpec) -> PosencBias as BiasPlan::new, BiasPlan::key_only,
-        |gpu| plan(gpu, Bias::Toeplitz(&spec.row()?), spec.key_only);
+    new posenc_bias_row_new(spec: PosencRowSpec) -> PosencBias as BiasPlan::new, BiasPlan::key_only
+        where bias = HostBias::new(Form::Row(spec.row()?), spec.key_only)?, |gpu| bias.plan(gpu);
     /// Makes a plan of KERPLE's bias.
-    new posenc_bias_kerple_new(spec: PosencKerpleSpec) -> PosencBias as BiasPlan::new,
-        |gpu| plan(gpu, Bias::Toeplitz(&spec.kerple()?.row(spec.least..=spec.most)?), 0);
+    new posenc_bias_kerple_new(spec: PosencKerpleSpec) -> PosencBias as BiasPlan::new
+        where bias = HostBias::new(Form::Row(spec.kerple()?.row(spec.least..=spec.most)?), 0)?, |gpu| bias.plan(gpu);
     /// Makes a plan of Sandwich's bias.
-    new posenc_bias_sandwich_new(spec: PosencSandwichSpec) -> PosencBias as BiasPlan::new,
-        |gpu| plan(gpu, Bias::Toeplitz(&spec.sandwich().row(spec.least..=spec.most)?), 0);
+    new posenc_bias_sandwich_new(spec: PosencSandwichSpec) -> PosencBias as BiasPlan::new
+        where bias = HostBias::new(Form::Row(spec.sandwich().row(spec.least..=spec.most)?), 0)?, |gpu| bias.plan(gpu);
     /// Makes a plan of FIRE's bias.
-    new posenc_bias_fire_new(spec: PosencFireSpec) -> PosencBias as BiasPlan::fire,
-        |gpu| BiasPlan::fire(gpu, &spec.fire()?, spec.reach as usize);
+    new posenc_bias_fire_new(spec: PosencFireSpec) -> PosencBias as BiasPlan::fire
+        where bias = HostBias::new(Form::Fire(spec.fire()?, spec.reach as usize), 0)?, |gpu| bias.plan(gpu);
     /// Makes a plan of a sum of terms; a call brings what they read.
-    new posenc_bias_terms_new(spec: PosencTermsSpec) -> PosencBias as BiasPlan::new,
-        |gpu| BiasPlan::new(gpu, &spec.terms()?[..]);
+    new posenc_bias_terms_new(spec: PosencTermsSpec) -> PosencBias as BiasPlan::new
+        where bias = HostBias::new(Form::Terms(spec.terms()?), 0)?, |gpu| bias.plan(gpu);
     on posenc_bias_on(bias: PosencBias) as BiasPlan::on;
     free posenc_bias_free(bias: PosencBias);
     /// Writes the bias of every query and key, in one kernel.
-    verb posenc_bias_write(bias: PosencBias, call: PosencBiasCall) as BiasPlan::write, |plan, scope| {
+    verb posenc_bias_write(bias: PosencBias, call: PosencBiasCall) as BiasPlan::write where cpu = write, |plan, scope| {
         plan.write(call.shape.of_mut(&call.x, scope, "out")?, call.inputs(scope)?)
     };
     /// Adds the bias to logits in place, in one kernel.
-    verb posenc_bias_add(bias: PosencBias, call: PosencBiasCall) as BiasPlan::add, |plan, scope| {
+    verb posenc_bias_add(bias: PosencBias, call: PosencBiasCall) as BiasPlan::add where cpu = add, |plan, scope| {
         plan.add(call.shape.of_mut(&call.x, scope, "logits")?, call.inputs(scope)?)
     };
     /// Takes a new T5 table from the device, in one kernel; the plan was made without one. No other call uses `bias` at the
     /// same time.
     fn posenc_bias_set_table(bias: *mut PosencBias, call: *const PosencSetTableCall) -> PosencStatus as BiasPlan::set_table {
         guarded(|| {
-            let plan = &mut borrow_mut("bias", bias)?.plan;
-            let (call, mut slots) = (versioned("call", call)?, Scope::slots());
-            let table = call.table.read(&Scope::new(&mut slots), "table")?;
-            Ok(each!(plan, plan => plan.set_table(table))?)
+            let call = versioned("call", call)?;
+            match &mut borrow_mut("bias", bias)?.plan {
+                Plan::Gpu(plan) => {
+                    let (mut slots, mut terms) = (slots::<Device>(), term_slots::<Device>());
+                    let table = call.table.read(&Scope::<Device>::new(&mut slots, &mut terms), "table")?;
+                    Ok(each!(plan, plan => plan.set_table(table))?)
+                }
+                Plan::Cpu { spec, .. } => {
+                    let (mut slots, mut terms) = (slots::<Host>(), term_slots::<Host>());
+                    spec.set_table(call.table.read(&Scope::<Host>::new(&mut slots, &mut terms), "table")?)
+                }
+            }
         })
     }
     /// Gives the numbers of a plan on the device, f32, to be read or trained in place: 0 the row `[heads, distances]` or the
@@ -189,7 +195,10 @@ header! {{}
     fn posenc_bias_numbers(bias: *mut PosencBias, which: u32, out: *mut PosencBuffer) -> PosencStatus
         as BiasPlan::slopes_mut, BiasPlan::row_mut {
         give(out, || {
-            each!(&mut borrow_mut("bias", bias)?.plan, plan => numbers(plan, which))
+            match &mut borrow_mut("bias", bias)?.plan {
+                Plan::Gpu(plan) => each!(plan, plan => numbers(plan, which)),
+                Plan::Cpu { spec, .. } => spec.numbers(which),
+            }
         })
     }
 
@@ -210,59 +219,65 @@ header! {{}
     }
 
     /// Gradients of a distance bias on a device, for one element type of logits. Its calls follow one another in the stream.
-    plan PosencDistanceGrad(DistanceGradPlan);
+    plan PosencDistanceGrad(DistanceGradPlan, HostDistanceGrad);
     /// Makes a plan for T5's table; `max_shape` is the shape of the largest call.
-    new posenc_distance_grad_t5_new(spec: PosencT5Spec, max_shape: PosencLogits) -> PosencDistanceGrad as DistanceGradPlan::t5,
-        |gpu| DistanceGradPlan::t5(gpu, spec.t5()?, spec.heads as usize, max_shape.shape());
+    new posenc_distance_grad_t5_new(spec: PosencT5Spec, max_shape: PosencLogits) -> PosencDistanceGrad as DistanceGradPlan::t5
+        where grad = HostDistanceGrad::T5(spec.t5()?, spec.heads as usize), |gpu| grad.plan(gpu, max_shape.shape());
     /// Makes a plan for slopes; `max_shape` is the shape of the largest call.
     new posenc_distance_grad_slopes_new(spec: PosencSlopesGradSpec, max_shape: PosencLogits) -> PosencDistanceGrad
-        as DistanceGradPlan::slopes,
-        |gpu| DistanceGradPlan::slopes(gpu, spec.heads as usize, max_shape.shape());
+        as DistanceGradPlan::slopes
+        where grad = HostDistanceGrad::Slopes(spec.heads as usize), |gpu| grad.plan(gpu, max_shape.shape());
     /// Makes a plan for a row; `max_shape` is the shape of the largest call. The row's numbers are not read.
     new posenc_distance_grad_row_new(spec: PosencRowSpec, max_shape: PosencLogits) -> PosencDistanceGrad
-        as DistanceGradPlan::row,
-        |gpu| DistanceGradPlan::row(gpu, spec.heads as usize, spec.range()?, max_shape.shape());
+        as DistanceGradPlan::row
+        where grad = HostDistanceGrad::Row(spec.heads as usize, spec.range()?), |gpu| grad.plan(gpu, max_shape.shape());
     /// Makes a plan for KERPLE's `p` and `a`, at their present values; `max_shape` is the shape of the largest call.
     new posenc_distance_grad_kerple_new(spec: PosencKerpleSpec, max_shape: PosencLogits) -> PosencDistanceGrad
-        as DistanceGradPlan::kerple,
-        |gpu| DistanceGradPlan::kerple(gpu, &spec.kerple()?, spec.least..=spec.most, max_shape.shape());
+        as DistanceGradPlan::kerple
+        where grad = HostDistanceGrad::Kerple(spec.kerple()?, spec.least..=spec.most), |gpu| grad.plan(gpu, max_shape.shape());
     on posenc_distance_grad_on(grad: PosencDistanceGrad) as DistanceGradPlan::on;
     free posenc_distance_grad_free(grad: PosencDistanceGrad);
     /// Gives the number of gradient values.
     fn posenc_distance_grad_len(grad: *const PosencDistanceGrad, out: *mut u64) -> PosencStatus as DistanceGradPlan::len {
-        give(out, || Ok(each!(&borrow("grad", grad)?.plan, plan => plan.len()) as u64))
+        give(out, || match &borrow("grad", grad)?.plan {
+            Plan::Gpu(plan) => Ok(each!(plan, plan => plan.len()) as u64),
+            Plan::Cpu { spec, .. } => Ok(spec.len() as u64),
+        })
     }
     /// Writes the gradient of the parameters, in one kernel.
-    verb posenc_distance_grad_apply(grad: PosencDistanceGrad, call: PosencDistanceGradCall) as DistanceGradPlan::apply,
-        |plan, scope| {
+    verb posenc_distance_grad_apply(grad: PosencDistanceGrad, call: PosencDistanceGradCall) as DistanceGradPlan::apply
+        where cpu = distance_grad, |plan, scope| {
             let (factor, inputs) = (factor("factor", call.factor)?, inputs(&call.places, &call.gates, scope)?);
             plan.apply(call.shape.of(&call.grad, scope, "grad")?, inputs, factor, call.out.write(scope, "out")?)
         };
 
     /// Gradients of FIRE's parameters on a device, for one element type of logits. Its calls follow one another in the stream.
-    plan PosencFireGrad(FireGradPlan);
+    plan PosencFireGrad(FireGradPlan, Fire);
     /// Makes a plan for FIRE's parameters, at their present values; `max_shape` is the shape of the largest call.
-    new posenc_fire_grad_new(spec: PosencFireSpec, max_shape: PosencLogits) -> PosencFireGrad as FireGradPlan::new,
-        |gpu| FireGradPlan::new(gpu, &spec.fire()?, spec.reach as usize, max_shape.shape());
+    new posenc_fire_grad_new(spec: PosencFireSpec, max_shape: PosencLogits) -> PosencFireGrad as FireGradPlan::new
+        where fire = spec.fire()?, |gpu| FireGradPlan::new(gpu, &fire, spec.reach as usize, max_shape.shape());
     on posenc_fire_grad_on(grad: PosencFireGrad) as FireGradPlan::on;
     free posenc_fire_grad_free(grad: PosencFireGrad);
     /// Gives the number of gradient values.
     fn posenc_fire_grad_len(grad: *const PosencFireGrad, out: *mut u64) -> PosencStatus as FireGradPlan::len {
-        give(out, || Ok(each!(&borrow("grad", grad)?.plan, plan => plan.len()) as u64))
+        give(out, || match &borrow("grad", grad)?.plan {
+            Plan::Gpu(plan) => Ok(each!(plan, plan => plan.len()) as u64),
+            Plan::Cpu { spec, .. } => Ok(fire_grad_len(spec) as u64),
+        })
     }
     /// Writes the gradient of the parameters, in one kernel.
-    verb posenc_fire_grad_apply(grad: PosencFireGrad, call: PosencDistanceGradCall) as FireGradPlan::apply, |plan, scope| {
+    verb posenc_fire_grad_apply(grad: PosencFireGrad, call: PosencDistanceGradCall) as FireGradPlan::apply where cpu = fire_grad, |plan, scope| {
         let (factor, inputs) = (factor("factor", call.factor)?, inputs(&call.places, &call.gates, scope)?);
         plan.apply(call.shape.of(&call.grad, scope, "grad")?, inputs, factor, call.out.write(scope, "out")?)
     };
 }
 
-fn inputs<'a>(places: &PosencPlaces, gates: &PosencBuffer, scope: &Scope<'a>) -> Result<BiasInputs<'a>, Failure> {
+fn inputs<'a>(
+    places: &PosencPlaces,
+    gates: &PosencBuffer,
+    scope: &Scope<'a, Device>,
+) -> Result<BiasInputs<'a>, Failure> {
     Ok(BiasInputs { places: places.get(scope)?, gates: gates.read_some(scope, "gates")?, terms: &[] })
-}
-
-fn plan<T: Scalar>(gpu: &Gpu, bias: Bias<'_>, key_only: u32) -> Result<BiasPlan<T>, Failure> {
-    Ok(if switch("key_only", key_only)? { BiasPlan::key_only(gpu, bias) } else { BiasPlan::new(gpu, bias) }?)
 }
 
 fn numbers<T: Scalar>(plan: &mut BiasPlan<T>, which: u32) -> Result<PosencBuffer, Failure> {
@@ -283,9 +298,12 @@ impl PosencBias {
     /// The plan, if it is for this element type.
     pub(crate) fn of<T: Scalar>(&self) -> Result<&BiasPlan<T>, Failure> {
         let (plan, element): (&dyn Any, _) = match &self.plan {
-            OfElement::F32(plan) => (plan, "f32"),
-            OfElement::F16(plan) => (plan, "f16"),
-            OfElement::Bf16(plan) => (plan, "bf16"),
+            Plan::Gpu(OfElement::F32(plan)) => (plan, "f32"),
+            Plan::Gpu(OfElement::F16(plan)) => (plan, "f16"),
+            Plan::Gpu(OfElement::Bf16(plan)) => (plan, "bf16"),
+            Plan::Cpu { .. } => {
+                return Err(Failure::argument("the bias is the CPU's, the softmax is a device's".into()));
+            }
         };
         plan.downcast_ref()
             .ok_or_else(|| Failure::argument(format!("the bias is for {element}, the logits are {}", T::NAME)))
@@ -312,8 +330,7 @@ impl PosencAlibiSpec {
 
 impl PosencKeyOnlySpec {
     fn row(&self) -> Result<Toeplitz, Failure> {
-        // SAFETY: a reference to what lies in this struct.
-        let alibi = unsafe { versioned("alibi", &self.alibi) }?.alibi()?;
+        let alibi = nested("alibi", &self.alibi)?.alibi()?;
         Ok(KeyOnly::of("library", self.library)?.bias(&alibi, self.keys as usize)?)
     }
 }
@@ -337,11 +354,14 @@ impl PosencT5Spec {
     }
 
     /// # Safety
-    /// `table` points to `buckets x heads` values.
-    unsafe fn row(&self) -> Result<Toeplitz, Failure> {
+    /// `table` is null or points to `buckets x heads` values.
+    unsafe fn form(&self) -> Result<Form, Failure> {
+        let (t5, heads, n) = (self.t5()?, self.heads as usize, count("buckets x heads", [self.buckets, self.heads])?);
+        if self.table.is_null() {
+            return Ok(Form::T5(t5, heads));
+        }
         // SAFETY: as the caller promises.
-        let table = unsafe { list("table", self.table, count("buckets x heads", [self.buckets, self.heads])?) }?;
-        Ok(self.t5()?.row(&table, self.heads as usize)?)
+        Ok(Form::Row(t5.row(unsafe { slice("table", self.table, n) }?, heads)?))
     }
 }
 
@@ -388,7 +408,7 @@ impl PosencTermsSpec {
 impl PosencBiasCall {
     /// # Safety
     /// `terms` is null or points to `term_count` of them.
-    unsafe fn inputs<'a>(&self, scope: &Scope<'a>) -> Result<BiasInputs<'a>, Failure> {
+    unsafe fn inputs<'a>(&self, scope: &Scope<'a, Device>) -> Result<BiasInputs<'a>, Failure> {
         // SAFETY: as the caller promises.
         let terms = unsafe { term_inputs(self.terms, self.term_count, scope) }?;
         Ok(BiasInputs { terms, ..inputs(&self.places, &self.gates, scope)? })

@@ -1,17 +1,17 @@
 //! A vector is added to the token embedding: sinusoids, timesteps, grids, learned tables, resampling.
 
 use posenc::embed::{
-    Along, Axis, Blocks, Counted, DeviceLookup, DeviceTables, ErrorFlag, Filter, Frequencies, Grid, GridPlan, GridSize,
-    Learned, LearnedGradPlan, LearnedPlan, Lookup, Norm, NormGrad, Odd, Resample, ResamplePlan, Rows, Sinusoid,
-    SinusoidPlan, TableGrad, Tables, TimestepPlan, Wave, Weighting,
+    Along, Axis, Blocks, Counted, ErrorFlag, Filter, Frequencies, Grid, GridPlan, GridSize, Learned, LearnedGradPlan,
+    LearnedPlan, Lookup, Norm, NormGrad, Odd, Resample, ResamplePlan, Rows, Sinusoid, SinusoidPlan, TableGrad, Tables,
+    TimestepPlan, Wave, Weighting,
 };
 use posenc::{Gpu, Pairing, Scalar};
 
 use crate::header::{Coded, header};
-use crate::memory::Scope;
+use crate::memory::{Scope, Space};
 use crate::{
     Failure, POSENC_F32, POSENC_F64, PosencBuffer, PosencGpu, PosencIds, PosencPositions, PosencStatus, PosencTokens,
-    borrow_mut, factor, guarded, list, make, switch, unknown, versioned,
+    borrow_mut, factor, guarded, list, make, nested, switch, unknown,
 };
 
 header! {{}
@@ -81,18 +81,18 @@ header! {{}
     }
 
     /// Sinusoids of positions on a device, for one element type.
-    plan PosencSinusoid(SinusoidPlan);
+    plan PosencSinusoid(SinusoidPlan, Sinusoid);
     /// Makes a plan: uploads the frequencies and loads the kernels for `element`.
-    new posenc_sinusoid_new(spec: PosencSinusoidSpec) -> PosencSinusoid as SinusoidPlan::new,
-        |gpu| SinusoidPlan::new(gpu, &spec.sinusoid()?);
+    new posenc_sinusoid_new(spec: PosencSinusoidSpec) -> PosencSinusoid as SinusoidPlan::new
+        where sinusoid = spec.sinusoid()?, |gpu| SinusoidPlan::new(gpu, &sinusoid);
     on posenc_sinusoid_on(sinusoid: PosencSinusoid) as SinusoidPlan::on;
     free posenc_sinusoid_free(sinusoid: PosencSinusoid);
     /// Writes sinusoids, in one kernel.
-    verb posenc_sinusoid_write(sinusoid: PosencSinusoid, call: PosencSinusoidCall) as SinusoidPlan::write, |plan, scope| {
+    verb posenc_sinusoid_write(sinusoid: PosencSinusoid, call: PosencSinusoidCall) as SinusoidPlan::write where cpu = write, |plan, scope| {
         plan.write(call.tokens.of_mut(&call.x, scope, "x")?, call.positions.get(scope)?)
     };
     /// `x = x * scale + sinusoid` in place, in one kernel.
-    verb posenc_sinusoid_add(sinusoid: PosencSinusoid, call: PosencSinusoidCall) as SinusoidPlan::add, |plan, scope| {
+    verb posenc_sinusoid_add(sinusoid: PosencSinusoid, call: PosencSinusoidCall) as SinusoidPlan::add where cpu = add, |plan, scope| {
         let scale = factor("scale", call.scale)?;
         plan.add(call.tokens.of_mut(&call.x, scope, "x")?, call.positions.get(scope)?, scale)
     };
@@ -107,14 +107,14 @@ header! {{}
     }
 
     /// Sinusoids of fractional times, of diffusion models, on a device, for one element type.
-    plan PosencTimestep(TimestepPlan);
+    plan PosencTimestep(TimestepPlan, Sinusoid);
     /// Makes a plan: uploads the frequencies and loads the kernels for `element`.
-    new posenc_timestep_new(spec: PosencSinusoidSpec) -> PosencTimestep as TimestepPlan::new,
-        |gpu| TimestepPlan::new(gpu, &spec.sinusoid()?);
+    new posenc_timestep_new(spec: PosencSinusoidSpec) -> PosencTimestep as TimestepPlan::new
+        where sinusoid = spec.sinusoid()?, |gpu| TimestepPlan::new(gpu, &sinusoid);
     on posenc_timestep_on(timestep: PosencTimestep) as TimestepPlan::on;
     free posenc_timestep_free(timestep: PosencTimestep);
     /// Writes one row for each time, in one kernel.
-    verb posenc_timestep_write(timestep: PosencTimestep, call: PosencTimestepCall) as TimestepPlan::write, |plan, scope| {
+    verb posenc_timestep_write(timestep: PosencTimestep, call: PosencTimestepCall) as TimestepPlan::write where cpu = write, |plan, scope| {
         let out = call.tokens.of_mut(&call.out, scope, "out")?;
         match call.t_element {
             POSENC_F32 => plan.write::<f32>(out, call.t.read(scope, "t")?),
@@ -158,25 +158,24 @@ header! {{}
     }
 
     /// A grid's sinusoids on a device, for one element type.
-    plan PosencGrid(GridPlan);
+    plan PosencGrid(GridPlan, Grid);
     /// Makes a plan: uploads the channels and loads the kernels for `element`.
-    new posenc_grid_new(spec: PosencGridSpec) -> PosencGrid as GridPlan::new, |gpu| GridPlan::new(gpu, &spec.grid()?);
+    new posenc_grid_new(spec: PosencGridSpec) -> PosencGrid as GridPlan::new where grid = spec.grid()?, |gpu| GridPlan::new(gpu, &grid);
     on posenc_grid_on(grid: PosencGrid) as GridPlan::on;
     free posenc_grid_free(grid: PosencGrid);
     /// Writes the grid's table, once for every sequence, in one kernel.
-    verb posenc_grid_write(grid: PosencGrid, call: PosencGridCall) as GridPlan::write, |plan, scope| {
+    verb posenc_grid_write(grid: PosencGrid, call: PosencGridCall) as GridPlan::write where cpu = write, |plan, scope| {
         plan.write(call.tokens.of_mut(&call.x, scope, "x")?, call.size())
     };
     /// `x = x * scale + grid` in place, in one kernel.
-    verb posenc_grid_add(grid: PosencGrid, call: PosencGridCall) as GridPlan::add, |plan, scope| {
+    verb posenc_grid_add(grid: PosencGrid, call: PosencGridCall) as GridPlan::add where cpu = add, |plan, scope| {
         let scale = factor("scale", call.scale)?;
         plan.add(call.tokens.of_mut(&call.x, scope, "x")?, call.size(), scale)
     };
     /// Writes a table for each image whose coordinates are counted over a padding mask, in one kernel.
-    verb posenc_grid_write_masked(grid: PosencGrid, call: PosencGridMaskedCall) as GridPlan::write_masked, |plan, scope| {
+    verb posenc_grid_write_masked(grid: PosencGrid, call: PosencGridMaskedCall) as GridPlan::write_masked where cpu = write, |plan, scope| {
         let out = call.tokens.of_mut(&call.out, scope, "out")?;
-        let size = GridSize::image(call.rows as usize, call.columns as usize);
-        plan.write_masked(out, call.mask.read(scope, "mask")?, size, call.counted()?)
+        plan.write_masked(out, call.mask.read(scope, "mask")?, call.size(), call.counted()?)
     };
 
     /// Learned tables: `norm(token[id] * scale + position[row] + type[kind])`.
@@ -207,18 +206,23 @@ header! {{}
     }
 
     /// A flag on the device that kernels raise when an id lies outside its table.
-    opaque PosencErrorFlag { flag: ErrorFlag, gpu: Gpu }
-    /// Makes a flag that is down.
+    opaque PosencErrorFlag { flag: Option<(ErrorFlag, Gpu)> }
+    /// Makes a flag that is down. The CPU's stays down: its calls refuse such an id themselves.
     fn posenc_error_flag_new(gpu: *const PosencGpu, out: *mut *mut PosencErrorFlag) -> PosencStatus {
-        make(gpu, out, |gpu| Ok(PosencErrorFlag { flag: ErrorFlag::new(gpu)?, gpu: gpu.clone() }))
+        make(gpu, out, |gpu| {
+            let flag = gpu.map(|gpu| Ok::<_, Failure>((ErrorFlag::new(gpu)?, gpu.clone()))).transpose()?;
+            Ok(PosencErrorFlag { flag })
+        })
     }
     free posenc_error_flag_free(flag: PosencErrorFlag);
     /// Waits for the stream and takes the flag down; `POSENC_VALUE`, with the first token and its table, if it was up. No other
     /// call uses `flag` at the same time.
     fn posenc_error_flag_check(flag: *mut PosencErrorFlag) -> PosencStatus {
         guarded(|| {
-            let PosencErrorFlag { flag, gpu } = borrow_mut("flag", flag)?;
-            Ok(flag.check(gpu)?)
+            match &mut borrow_mut("flag", flag)?.flag {
+                Some((flag, gpu)) => Ok(flag.check(gpu)?),
+                None => Ok(()),
+            }
         })
     }
 
@@ -240,20 +244,20 @@ header! {{}
     }
 
     /// Learned tables on a device, for one element type.
-    plan PosencLearned(LearnedPlan);
+    plan PosencLearned(LearnedPlan, Learned);
     /// Makes a plan: loads the kernels for `element`.
-    new posenc_learned_new(spec: PosencLearnedSpec) -> PosencLearned as LearnedPlan::new,
-        |gpu| LearnedPlan::new(gpu, &spec.learned()?);
+    new posenc_learned_new(spec: PosencLearnedSpec) -> PosencLearned as LearnedPlan::new
+        where learned = spec.learned()?, |gpu| LearnedPlan::new(gpu, &learned);
     on posenc_learned_on(learned: PosencLearned) as LearnedPlan::on;
     free posenc_learned_free(learned: PosencLearned);
     /// Gathers, adds and normalises, in one kernel. A row whose id lies outside its table becomes NaN.
-    verb posenc_learned_gather(learned: PosencLearned, call: PosencLearnedCall) as LearnedPlan::gather, |plan, scope| {
+    verb posenc_learned_gather(learned: PosencLearned, call: PosencLearnedCall) as LearnedPlan::gather where cpu = gather, |plan, scope| {
         let (tables, lookup) = (call.tables.get(scope)?, call.lookup.get(scope)?);
-        let flag = call.flag.as_mut().map(|flag| &mut flag.flag);
+        let flag = call.flag.as_mut().map(PosencErrorFlag::on_device).transpose()?;
         plan.gather(call.tokens.of_mut(&call.x, scope, "x")?, &tables, &lookup, flag)
     };
     /// Writes the row of the position table that each token reads, in one kernel.
-    verb posenc_learned_rows(learned: PosencLearned, call: PosencRowsCall) as LearnedPlan::rows, |plan, scope| {
+    verb posenc_learned_rows(learned: PosencLearned, call: PosencRowsCall) as LearnedPlan::rows where cpu = write, |plan, scope| {
         let lookup = call.lookup.get(scope)?;
         plan.rows(call.rows.write(scope, "rows")?, call.batch as usize, call.tokens as usize, &lookup)
     };
@@ -298,42 +302,42 @@ header! {{}
     }
 
     /// Gradients of learned tables on a device, for one element type. Its calls follow one another in the stream.
-    plan PosencLearnedGrad(LearnedGradPlan);
+    plan PosencLearnedGrad(LearnedGradPlan, Learned);
     /// Makes a plan: loads the kernels for `element`, and allocates scratch memory for calls of up to the sequences and
     /// tokens of `max_shape`.
-    new posenc_learned_grad_new(spec: PosencLearnedSpec, max_shape: PosencTokens) -> PosencLearnedGrad as LearnedGradPlan::new,
-        |gpu| LearnedGradPlan::new(gpu, &spec.learned()?, max_shape.shape());
+    new posenc_learned_grad_new(spec: PosencLearnedSpec, max_shape: PosencTokens) -> PosencLearnedGrad as LearnedGradPlan::new
+        where learned = spec.learned()?, |gpu| LearnedGradPlan::new(gpu, &learned, max_shape.shape());
     on posenc_learned_grad_on(grad: PosencLearnedGrad) as LearnedGradPlan::on;
     free posenc_learned_grad_free(grad: PosencLearnedGrad);
     /// The gradient of the sum from that of the normalised result, in one kernel; with gain or bias in two.
     verb posenc_learned_grad_norm(grad: PosencLearnedGrad, call: PosencNormGradCall)
-        as LearnedGradPlan::norm, |plan, scope| {
+        as LearnedGradPlan::norm where cpu = grad, |plan, scope| {
         let (tables, lookup) = (call.tables.get(scope)?, call.lookup.get(scope)?);
         let out = NormGrad {
             sum: call.sum_tokens.of_mut(&call.sum, scope, "sum")?,
             gain: call.gain.write_some(scope, "gain")?,
             bias: call.bias.write_some(scope, "bias")?,
             accumulate: switch("accumulate", call.accumulate)?,
-            flag: call.flag.as_mut().map(|flag| &mut flag.flag),
+            flag: call.flag.as_mut().map(PosencErrorFlag::on_device).transpose()?,
         };
         let grad = call.grad_tokens.of(&call.grad, scope, "grad")?;
         plan.norm(out, grad, call.x_tokens.of_some(&call.x, scope, "x")?, &tables, &lookup)
     };
     /// The gradient of a position table whose positions are counted, a sum over the batch, in one kernel.
     verb posenc_learned_grad_counted(grad: PosencLearnedGrad, call: PosencTableGradCall)
-        as LearnedGradPlan::counted, |plan, scope| {
+        as LearnedGradPlan::counted where cpu = counted, |plan, scope| {
         let how = call.how()?;
         let grad = call.tokens.of(&call.grad, scope, "grad")?;
         plan.counted(call.table.write(scope, "table")?, grad, call.first as usize, how)
     };
     /// Writes the tokens in the order of their ids, in one kernel up to 1024 of them.
     verb posenc_learned_grad_order(grad: PosencLearnedGrad, call: PosencOrderCall)
-        as LearnedGradPlan::order, |plan, scope| {
+        as LearnedGradPlan::order where cpu = write, |plan, scope| {
         plan.order(call.order.write(scope, "order")?, call.ids.get(scope, "ids")?, call.count as usize)
     };
     /// The gradient of a table by ids, in two kernels.
     verb posenc_learned_grad_table(grad: PosencLearnedGrad, call: PosencTableGradCall)
-        as LearnedGradPlan::table, |plan, scope| {
+        as LearnedGradPlan::table where cpu = by_ids, |plan, scope| {
         let how = call.how()?;
         let (grad, ids) = (call.tokens.of(&call.grad, scope, "grad")?, call.ids.get(scope, "ids")?);
         plan.table(call.table.write(scope, "table")?, grad, ids, call.order.read(scope, "order")?, how)
@@ -361,23 +365,30 @@ header! {{}
     }
 
     /// Resampling on a device, for one element type.
-    plan PosencResample(ResamplePlan);
+    plan PosencResample(ResamplePlan, Resample);
     /// Makes a plan: uploads the weights and loads the kernels for `element`.
-    new posenc_resample_new(spec: PosencResampleSpec) -> PosencResample as ResamplePlan::new,
-        |gpu| ResamplePlan::new(gpu, &spec.resample()?);
+    new posenc_resample_new(spec: PosencResampleSpec) -> PosencResample as ResamplePlan::new
+        where resample = spec.resample()?, |gpu| ResamplePlan::new(gpu, &resample);
     on posenc_resample_on(resample: PosencResample) as ResamplePlan::on;
     free posenc_resample_free(resample: PosencResample);
     /// Resamples a table, in one kernel.
-    verb posenc_resample_write(resample: PosencResample, call: PosencResampleCall) as ResamplePlan::write, |plan, scope| {
+    verb posenc_resample_write(resample: PosencResample, call: PosencResampleCall) as ResamplePlan::write where cpu = write, |plan, scope| {
         let out = call.resampled_tokens.of_mut(&call.resampled, scope, "resampled")?;
         plan.write(out, call.table_tokens.of(&call.table, scope, "table")?)
     };
     /// The gradient of the table from that of the resampled one, in one kernel.
-    verb posenc_resample_grad(resample: PosencResample, call: PosencResampleCall) as ResamplePlan::grad, |plan, scope| {
+    verb posenc_resample_grad(resample: PosencResample, call: PosencResampleCall) as ResamplePlan::grad where cpu = grad, |plan, scope| {
         let accumulate = switch("accumulate", call.accumulate)?;
         let table = call.table_tokens.of_mut(&call.table, scope, "table")?;
         plan.grad(table, call.resampled_tokens.of(&call.resampled, scope, "resampled")?, accumulate)
     };
+}
+
+impl PosencErrorFlag {
+    fn on_device(&mut self) -> Result<&mut ErrorFlag, Failure> {
+        let other = || Failure::argument("the flag is the CPU's, the plan is a device's".into());
+        self.flag.as_mut().map(|(flag, _)| flag).ok_or_else(other)
+    }
 }
 
 impl PosencSinusoidSpec {
@@ -403,8 +414,7 @@ impl PosencGridSpec {
     unsafe fn grid(&self) -> Result<Grid, Failure> {
         let axis = |axis: PosencAxis| {
             let along = Along::of("along", axis.along)?;
-            // SAFETY: a reference to what lies in the array.
-            let sinusoid = unsafe { versioned("an axis's sinusoid", &axis.sinusoid) }?.sinusoid()?;
+            let sinusoid = nested("an axis's sinusoid", &axis.sinusoid)?.sinusoid()?;
             Ok(Axis { along, sinusoid })
         };
         // SAFETY: as the caller promises.
@@ -415,13 +425,17 @@ impl PosencGridSpec {
 }
 
 impl PosencGridCall {
-    fn size(&self) -> GridSize {
+    pub(crate) fn size(&self) -> GridSize {
         GridSize { frames: self.frames as usize, rows: self.rows as usize, columns: self.columns as usize }
     }
 }
 
 impl PosencGridMaskedCall {
-    fn counted(&self) -> Result<Counted, Failure> {
+    pub(crate) fn size(&self) -> GridSize {
+        GridSize::image(self.rows as usize, self.columns as usize)
+    }
+
+    pub(crate) fn counted(&self) -> Result<Counted, Failure> {
         let normalize = switch("normalize", self.normalize)?;
         let scale = if normalize { factor("scale", self.scale)? } else { self.scale };
         Ok(Counted { normalize, scale, centre: self.centre })
@@ -451,7 +465,7 @@ impl PosencLearnedSpec {
 }
 
 impl PosencTables {
-    fn get<'a, T: Scalar>(&self, scope: &Scope<'a>) -> Result<DeviceTables<'a, T>, Failure> {
+    pub(crate) fn get<'a, T: Scalar, M: Space>(&self, scope: &Scope<'a, M>) -> Result<Tables<'a, T, M>, Failure> {
         Ok(Tables {
             token: self.token.read_some(scope, "the token table")?,
             position: self.position.read_some(scope, "the position table")?,
@@ -463,7 +477,7 @@ impl PosencTables {
 }
 
 impl PosencLookup {
-    fn get<'a>(&self, scope: &Scope<'a>) -> Result<DeviceLookup<'a>, Failure> {
+    pub(crate) fn get<'a, M: Space>(&self, scope: &Scope<'a, M>) -> Result<Lookup<'a, M>, Failure> {
         Ok(Lookup {
             ids: self.ids.some(scope, "ids")?,
             types: self.types.some(scope, "types")?,
@@ -474,7 +488,7 @@ impl PosencLookup {
 }
 
 impl PosencTableGradCall {
-    fn how(&self) -> Result<TableGrad, Failure> {
+    pub(crate) fn how(&self) -> Result<TableGrad, Failure> {
         Ok(TableGrad {
             rows: self.rows as usize,
             scale: factor("scale", self.scale)?,

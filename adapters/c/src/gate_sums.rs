@@ -1,9 +1,11 @@
 //! Prefix sums of log gates: the endpoints of a forgetting attention.
 
+use posenc::Device;
 use posenc::bias::{GateSums, GateSumsPlan, Gates};
 
 use crate::header::{Coded, header};
-use crate::{Failure, PosencBuffer, PosencGpu, PosencNumbers, PosencStatus, any_numbers};
+use crate::memory::Space;
+use crate::{Failure, PosencBuffer, PosencGpu, PosencNumbers, PosencStatus};
 
 header! {{}
     codes Gates {
@@ -42,20 +44,20 @@ header! {{}
     }
 
     /// Prefix sums of log gates on a device, for gates of f32 or of one element type.
-    plan PosencGateSums(GateSumsPlan);
+    plan PosencGateSums(GateSumsPlan, GateSums);
     /// Makes a plan: loads the kernels for `element`.
-    new posenc_gate_sums_new(spec: PosencGateSumsSpec) -> PosencGateSums as GateSumsPlan::new,
-        |gpu| GateSumsPlan::new(gpu, spec.sums()?);
+    new posenc_gate_sums_new(spec: PosencGateSumsSpec) -> PosencGateSums as GateSumsPlan::new
+        where sums = spec.sums()?, |gpu| GateSumsPlan::new(gpu, sums);
     on posenc_gate_sums_on(sums: PosencGateSums) as GateSumsPlan::on;
     free posenc_gate_sums_free(sums: PosencGateSums);
     /// Writes the sums, in one kernel.
-    verb posenc_gate_sums_write(sums: PosencGateSums, call: PosencGateSumsCall) as GateSumsPlan::write, |plan, scope| {
-        let gates = any_numbers(call.element, &call.gates, &call.gates_shape, scope, "gates")?;
+    verb posenc_gate_sums_write(sums: PosencGateSums, call: PosencGateSumsCall) as GateSumsPlan::write where cpu = write, |plan, scope| {
+        let gates = Device::numbers(scope, "gates", call.element, &call.gates, &call.gates_shape)?;
         plan.write(gates, call.out_shape.of_mut(&call.out, scope, "out")?, call.state.write_some(scope, "state")?)
     };
     /// Writes the gradient of the gates' numbers, in one kernel.
-    verb posenc_gate_sums_grad(sums: PosencGateSums, call: PosencGateSumsGradCall) as GateSumsPlan::grad, |plan, scope| {
-        let gates = any_numbers(call.element, &call.gates, &call.gates_shape, scope, "gates")?;
+    verb posenc_gate_sums_grad(sums: PosencGateSums, call: PosencGateSumsGradCall) as GateSumsPlan::grad where cpu = grad, |plan, scope| {
+        let gates = Device::numbers(scope, "gates", call.element, &call.gates, &call.gates_shape)?;
         let query_grad = call.query_grad_shape.of(&call.query_grad, scope, "query_grad")?;
         let key_grad = call.key_grad_shape.of(&call.key_grad, scope, "key_grad")?;
         plan.grad(gates, query_grad, key_grad, call.grad_shape.of_mut(&call.grad, scope, "grad")?)

@@ -1,16 +1,42 @@
 //! What the functions of the header share: handles, versioned structs, values of the caller.
 
-use posenc::Gpu;
+use posenc::{Device, Gpu, Host};
 
-use crate::memory::Scope;
-use crate::{Failure, POSENC_ABI, PosencGpu, PosencStatus, guarded};
+use crate::memory::{Scope, slots, term_slots};
+use crate::{Failure, POSENC_ABI, POSENC_BF16, POSENC_F16, POSENC_F32, PosencGpu, PosencStatus, guarded};
 
 /// A struct of the header that begins with `version` and `size`.
 ///
 /// # Safety
 /// It is `repr(C)`, its first two fields are 32-bit numbers, and all its fields are numbers, raw pointers and structs of
-/// them: any bits are a value.
+/// them: any bits are a value, zeros too.
 pub(crate) unsafe trait Versioned: Copy {}
+
+/// An element type of plans.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Element {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Element {
+    /// The element type of a constant; `field` holds it.
+    pub(crate) fn of(field: &str, code: u32) -> Result<Self, Failure> {
+        match code {
+            POSENC_F32 => Ok(Self::F32),
+            POSENC_F16 => Ok(Self::F16),
+            POSENC_BF16 => Ok(Self::Bf16),
+            other => Err(unknown(field, other)),
+        }
+    }
+}
+
+/// A plan on a device, or the spec that the CPU computes.
+pub(crate) enum Plan<D, S> {
+    Gpu(D),
+    Cpu { spec: S, element: Element },
+}
 
 /// A plan of one of the three element types.
 pub(crate) enum OfElement<A, B, C> {
@@ -45,15 +71,55 @@ macro_rules! map_each {
 macro_rules! plan_of {
     ($element:expr, $plan:expr) => {
         match $element {
-            $crate::POSENC_F32 => $crate::OfElement::F32($plan),
-            $crate::POSENC_F16 => $crate::OfElement::F16($plan),
-            $crate::POSENC_BF16 => $crate::OfElement::Bf16($plan),
-            other => return Err($crate::unknown("element", other)),
+            $crate::Element::F32 => $crate::OfElement::F32($plan),
+            $crate::Element::F16 => $crate::OfElement::F16($plan),
+            $crate::Element::Bf16 => $crate::OfElement::Bf16($plan),
         }
     };
 }
 
-pub(crate) use {each, map_each, plan_of};
+/// Runs one expression with `$T` as an element type.
+macro_rules! with_element {
+    ($element:expr, $T:ident => $value:expr) => {
+        match $element {
+            $crate::Element::F32 => {
+                type $T = f32;
+                $value
+            }
+            $crate::Element::F16 => {
+                type $T = half::f16;
+                $value
+            }
+            $crate::Element::Bf16 => {
+                type $T = half::bf16;
+                $value
+            }
+        }
+    };
+}
+
+pub(crate) use {each, map_each, plan_of, with_element};
+
+/// A spec that the CPU computes.
+pub(crate) trait Spec {
+    /// Refuses what no plan is made of.
+    fn checked(&self) -> Result<(), Failure>;
+}
+
+macro_rules! specs {
+    ($($Spec:ty),*) => {$(
+        impl Spec for $Spec {
+            fn checked(&self) -> Result<(), Failure> {
+                Ok(self.check()?)
+            }
+        }
+    )*};
+}
+
+specs! {
+    posenc::Sinusoid, posenc::Grid, posenc::Learned, posenc::Resample, posenc::Fire, posenc::Softmax,
+    posenc::bias::RelativeProducts, posenc::bias::Swin2Bias, posenc::attend::RelativeValues
+}
 
 /// Makes a handle and puts it into `out`.
 ///
@@ -62,27 +128,33 @@ pub(crate) use {each, map_each, plan_of};
 pub(crate) unsafe fn make<H>(
     gpu: *const PosencGpu,
     out: *mut *mut H,
-    new: impl FnOnce(&Gpu) -> Result<H, Failure>,
+    new: impl FnOnce(Option<&Gpu>) -> Result<H, Failure>,
 ) -> PosencStatus {
     // SAFETY: as the caller promises.
-    unsafe { give(out, || Ok(Box::into_raw(Box::new(new(&borrow("gpu", gpu)?.gpu)?)))) }
+    unsafe { give(out, || Ok(Box::into_raw(Box::new(new(borrow("gpu", gpu)?.gpu.as_ref())?)))) }
 }
 
 /// Runs one verb of a handle.
 ///
 /// # Safety
 /// `handle` is null or comes from its constructor; `call` is null or points to what its type says.
-pub(crate) unsafe fn verb<H, C: Versioned>(
+pub(crate) unsafe fn verb<H, D, S, C: Versioned>(
     name: &str,
     handle: *const H,
     call: *const C,
-    body: impl for<'a> FnOnce(&'a H, &'a C, &Scope<'a>) -> Result<(), Failure>,
+    plan: impl for<'a> FnOnce(&'a H) -> &'a Plan<D, S>,
+    device: impl for<'a> FnOnce(&'a D, &'a C, &Scope<'a, Device>) -> Result<(), Failure>,
+    host: impl for<'a> FnOnce(&'a S, Element, &'a C, &Scope<'a, Host>) -> Result<(), Failure>,
 ) -> PosencStatus {
     guarded(|| {
         // SAFETY: as the caller promises.
         let (handle, call) = unsafe { (borrow(name, handle)?, versioned("call", call)?) };
-        let mut slots = Scope::slots();
-        body(handle, call, &Scope::new(&mut slots))
+        match plan(handle) {
+            Plan::Gpu(plan) => device(plan, &call, &Scope::new(&mut slots::<Device>(), &mut term_slots::<Device>())),
+            Plan::Cpu { spec, element } => {
+                host(spec, *element, &call, &Scope::new(&mut slots::<Host>(), &mut term_slots::<Host>()))
+            }
+        }
     })
 }
 
@@ -136,22 +208,59 @@ pub(crate) unsafe fn borrow_mut<'a, T>(name: &str, pointer: *mut T) -> Result<&'
     unsafe { pointer.as_mut() }.ok_or_else(|| Failure::argument(format!("{name} is null")))
 }
 
-/// Refuses a struct of a version or size that this library does not know, before anything else of it is read.
+/// Bytes of fields that later headers add to a struct, at most: other sizes are none.
+const MOST_LATER: usize = 4096;
+
+/// Version and size of a struct, before anything else of it is read.
 ///
 /// # Safety
-/// `pointer` is null or points to two 32-bit numbers, version and size, and to the struct that they name.
-pub(crate) unsafe fn versioned<'a, T: Versioned>(name: &str, pointer: *const T) -> Result<&'a T, Failure> {
-    // SAFETY: every struct of the header begins with these two.
+/// `pointer` is null or points to two 32-bit numbers.
+unsafe fn size_of_version<T>(name: &str, pointer: *const T) -> Result<usize, Failure> {
+    // SAFETY: every versioned struct of the header begins with these two.
     let [version, size] = *unsafe { borrow(name, pointer.cast::<[u32; 2]>()) }?;
     if version != POSENC_ABI {
-        return Err(Failure::argument(format!("{name} has version {version}, this library knows {POSENC_ABI}")));
+        let text =
+            format!("{name} has version {version}, this library knows {POSENC_ABI}; POSENC_INIT sets version and size");
+        return Err(Failure::argument(text));
     }
-    if size as usize != size_of::<T>() {
-        let want = size_of::<T>();
-        return Err(Failure::argument(format!("{name} has size {size}, version {version} has {want}")));
+    Ok(size as usize)
+}
+
+/// A struct of another version is refused. Of a shorter one, as an older header had it, what is missing is 0; of a longer one, as
+/// a newer header has it, what is over must be 0.
+///
+/// # Safety
+/// `pointer` is null or points to two 32-bit numbers, version and size, and to as many bytes as these say.
+pub(crate) unsafe fn versioned<T: Versioned>(name: &str, pointer: *const T) -> Result<T, Failure> {
+    // SAFETY: as the caller promises.
+    let (size, own) = (unsafe { size_of_version(name, pointer) }?, size_of::<T>());
+    if !(size_of::<[u32; 2]>()..=own + MOST_LATER).contains(&size) {
+        return Err(Failure::argument(format!("{name} has size {size}, version {POSENC_ABI} has {own}")));
     }
-    // SAFETY: not null, and of the size that the version has.
-    unsafe { borrow(name, pointer) }
+    // SAFETY: the caller promises as many bytes.
+    let bytes = unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), size) };
+    if let Some(at) = bytes.iter().skip(own).position(|&byte| byte != 0) {
+        return Err(Failure::argument(format!(
+            "{name} has size {size}, this library knows {own} bytes of it, and byte {} is not 0",
+            own + at
+        )));
+    }
+    let mut whole = std::mem::MaybeUninit::<T>::zeroed();
+    // SAFETY: as many bytes are there, and there is room for `own`; any bits are a value of `T`, zeros too.
+    unsafe {
+        whole.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), size.min(own));
+        Ok(whole.assume_init())
+    }
+}
+
+/// A struct within another, which has its size: another one would move what follows it.
+pub(crate) fn nested<'a, T: Versioned>(name: &str, inner: &'a T) -> Result<&'a T, Failure> {
+    // SAFETY: a reference to a struct that begins with both.
+    let (size, own) = (unsafe { size_of_version(name, inner) }?, size_of::<T>());
+    if size != own {
+        return Err(Failure::argument(format!("{name} has size {size}, within another struct it must have {own}")));
+    }
+    Ok(inner)
 }
 
 /// A copy of `count` values of the caller in host memory; null is allowed where there are none.

@@ -69,9 +69,9 @@ pub(crate) trait Coded: Copy + PartialEq + 'static {
 /// | `kinds Enum { A = 0 => Variant: "doc", .. }` | constants of an enum with data; `tests/complete.rs` asks for every variant of both |
 /// | `struct Name { field: type => "doc", .. }` | a `repr(C)` struct |
 /// | `versioned struct Name { .. }` | the same behind `version` and `size`, [`Versioned`](crate::Versioned) |
-/// | `plan Name(RopePlan)` | an opaque handle: a plan of one of three element types |
-/// | `new f(spec: Spec, extra: Type) -> Name as RopePlan::new, \|gpu\| body` | its constructor; `body` makes the plan of any element type |
-/// | `verb f(name: Name, call: Call) as RopePlan::rotate, \|plan, scope\| body` | a call of its plan |
+/// | `plan Name(RopePlan, Rope)` | an opaque handle: a plan of one of three element types, or the spec that the CPU computes |
+/// | `new f(spec: Spec, extra: Type) -> Name as RopePlan::new where rope = spec.rope()?, \|gpu\| body` | its constructor; `body` makes the plan of any element type from the spec |
+/// | `verb f(name: Name, call: Call) as RopePlan::rotate where cpu = rotate, \|plan, scope\| body` | a call of its plan; on the CPU `call.rotate::<T>(spec, scope)` |
 /// | `on f(name: Name) as RopePlan::on` | makes the same plan for another stream |
 /// | `free f(name: Name)` | frees a handle |
 /// | `opaque Name { field: type, .. }` | any other handle |
@@ -132,11 +132,11 @@ macro_rules! header {
         } },} $($rest)*}
     };
 
-    ({$($items:expr,)*} $(#[doc = $doc:literal])+ plan $Name:ident($Plan:ident); $($rest:tt)*) => {
+    ({$($items:expr,)*} $(#[doc = $doc:literal])+ plan $Name:ident($Plan:ident, $Spec:ty); $($rest:tt)*) => {
         header! {
             {$($items,)*}
             $(#[doc = $doc])+
-            opaque $Name { plan: $crate::OfElement<$Plan<f32>, $Plan<half::f16>, $Plan<half::bf16>> }
+            opaque $Name { plan: $crate::Plan<$crate::OfElement<$Plan<f32>, $Plan<half::f16>, $Plan<half::bf16>>, $Spec> }
             $($rest)*
         }
     };
@@ -151,30 +151,40 @@ macro_rules! header {
     };
 
     ({$($items:expr,)*} $(#[doc = $doc:literal])+ new $name:ident($spec:ident: $Spec:ident $(, $more:ident: $More:ident)*) -> $Name:ident
-        as $($Plan:ident::$method:ident),+, |$gpu:ident| $body:expr; $($rest:tt)*) => {
+        as $($Plan:ident::$method:ident),+ where $made:ident = $value:expr, |$gpu:ident| $body:expr; $($rest:tt)*) => {
         header! {
             {$($items,)*}
             $(#[doc = $doc])+
             fn $name(gpu: *const PosencGpu, spec: *const $Spec, $($more: *const $More,)* element: u32, out: *mut *mut $Name) -> PosencStatus
             as $($Plan::$method),+ {
-                $crate::make(gpu, out, |$gpu| {
+                $crate::make(gpu, out, |gpu| {
                     let $spec = $crate::versioned("spec", spec)?;
                     $(let $more = $crate::borrow(stringify!($more), $more)?;)*
-                    Ok($Name { plan: $crate::plan_of!(element, $body?) })
+                    let ($made, element) = ($value, $crate::Element::of("element", element)?);
+                    let Some($gpu) = gpu else {
+                        $crate::Spec::checked(&$made)?;
+                        return Ok($Name { plan: $crate::Plan::Cpu { spec: $made, element } });
+                    };
+                    Ok($Name { plan: $crate::Plan::Gpu($crate::plan_of!(element, $body?)) })
                 })
             }
             $($rest)*
         }
     };
     ({$($items:expr,)*} $(#[doc = $doc:literal])+ verb $name:ident($handle:ident: $Name:ident, $call:ident: $Call:ident)
-        as $($Plan:ident::$method:ident),+, |$plan:ident, $scope:ident| $body:expr; $($rest:tt)*) => {
+        as $($Plan:ident::$method:ident),+ where cpu = $cpu:ident, |$plan:ident, $scope:ident| $body:expr; $($rest:tt)*) => {
         header! {
             {$($items,)*}
             $(#[doc = $doc])+
             fn $name($handle: *const $Name, call: *const $Call) -> PosencStatus as $($Plan::$method),+ {
-                $crate::verb(stringify!($handle), $handle, call, |handle, $call, $scope| {
-                    $crate::each!(&handle.plan, $plan => Ok($body?))
-                })
+                $crate::verb(
+                    stringify!($handle),
+                    $handle,
+                    call,
+                    |handle| &handle.plan,
+                    |plan, $call, $scope| $crate::each!(plan, $plan => Ok($body?)),
+                    |spec, element, call, scope| $crate::with_element!(element, T => call.$cpu::<T>(spec, scope)),
+                )
             }
             $($rest)*
         }
@@ -186,8 +196,16 @@ macro_rules! header {
             #[doc = " stream waits for what the plan's own has been given so far."]
             fn $name($handle: *const $Name, gpu: *const PosencGpu, out: *mut *mut $Name) -> PosencStatus as $Plan::$method {
                 $crate::make(gpu, out, |gpu| {
-                    let old = &$crate::borrow(stringify!($handle), $handle)?.plan;
-                    Ok($Name { plan: $crate::map_each!(old, plan => plan.$method(gpu.stream())?) })
+                    let plan = match ($crate::borrow(stringify!($handle), $handle).map(|handle| &handle.plan)?, gpu) {
+                        ($crate::Plan::Gpu(old), Some(gpu)) => {
+                            $crate::Plan::Gpu($crate::map_each!(old, plan => plan.$method(gpu.stream())?))
+                        }
+                        ($crate::Plan::Cpu { spec, element }, None) => {
+                            $crate::Plan::Cpu { spec: spec.clone(), element: *element }
+                        }
+                        _ => return Err($crate::Failure::argument(concat!("one of gpu and ", stringify!($handle), " is the CPU's").into())),
+                    };
+                    Ok($Name { plan })
                 })
             }
             $($rest)*

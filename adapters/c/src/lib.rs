@@ -9,6 +9,7 @@
 
 mod attend;
 mod bias;
+mod cpu;
 mod embed;
 mod gate_sums;
 mod handle;
@@ -65,8 +66,8 @@ header! {{}
         POSENC_INTERLEAVED = 1 => Interleaved: "Pair `i` is `(2 i, 2 i + 1)`: GPT-J, GLM, DeepSeek; the paper's sinusoid.",
     }
 
-    /// A device and a stream on it.
-    opaque PosencGpu { gpu: Gpu }
+    /// A device and a stream on it, or the CPU.
+    opaque PosencGpu { gpu: Option<Gpu> }
 
     /// Opens device `ordinal` through its primary context (PyTorch's and the runtime's), for launches into `stream`.
     ///
@@ -81,8 +82,14 @@ header! {{}
             // ordered by that same stream.
             let stream = own.stream().context().wrap_borrowed_stream(stream);
             let gpu = Gpu::new(&stream)?.overlapping(overlap != 0);
-            Ok(Box::into_raw(Box::new(PosencGpu { gpu })))
+            Ok(Box::into_raw(Box::new(PosencGpu { gpu: Some(gpu) })))
         })
+    }
+    /// Gives the CPU, without a driver or a device. Plans that are made with it take the same specs and calls, whose addresses are
+    /// then host addresses; a call has done its work when it returns. It computes in f64 and rounds once, in as many threads as
+    /// the machine has.
+    fn posenc_cpu_new(out: *mut *mut PosencGpu) -> PosencStatus {
+        give(out, || Ok(Box::into_raw(Box::new(PosencGpu { gpu: None }))))
     }
     free posenc_gpu_free(gpu: PosencGpu);
 }

@@ -9,6 +9,7 @@ use posenc::position::{After, Mix, Patches, Span, SpanPositions};
 use posenc::rotate::{Gguf, QueryScale, longrope_attention_factor, mla_logit_scale, yarn_mscale};
 use posenc::{Gpu, ModelRope, RopePlan, Sinusoid};
 
+use crate::cpu::HostRope;
 use crate::embed::{
     POSENC_NORM_NONE, POSENC_ROWS_KEPT_BY_ID, POSENC_ROWS_KEPT_BY_MASK, POSENC_ROWS_OFFSET, PosencLearnedSpec,
     PosencSinusoidSpec,
@@ -16,7 +17,8 @@ use crate::embed::{
 use crate::header::{Coded, header};
 use crate::terms::PosencDistances;
 use crate::{
-    Failure, POSENC_ABI, PosencGpu, PosencRope, PosencStatus, borrow, give, make, plan_of, slice, text, unknown,
+    Element, Failure, POSENC_ABI, Plan, PosencGpu, PosencRope, PosencStatus, borrow, give, make, plan_of, slice, text,
+    unknown,
 };
 
 header! {{}
@@ -402,11 +404,16 @@ impl PosencSpan {
     }
 }
 
-fn plan(gpu: &Gpu, model: &ModelRope, layer: u64, length: u64, element: u32) -> Result<PosencRope, Failure> {
-    let Some(rope) = &model.at_length(length).layer(layer as usize)?.rope.clone() else {
+fn plan(gpu: Option<&Gpu>, model: &ModelRope, layer: u64, length: u64, element: u32) -> Result<PosencRope, Failure> {
+    let Some(rope) = model.at_length(length).layer(layer as usize)?.rope.clone() else {
         return Err(Failure::argument(format!("layer {layer} has no RoPE")));
     };
-    Ok(PosencRope { plan: plan_of!(element, RopePlan::new(gpu, rope)?) })
+    let element = Element::of("element", element)?;
+    let plan = match gpu {
+        Some(gpu) => Plan::Gpu(plan_of!(element, RopePlan::new(gpu, &rope)?)),
+        None => Plan::Cpu { spec: HostRope::Rope(rope), element },
+    };
+    Ok(PosencRope { plan })
 }
 
 impl PosencQueryScale {

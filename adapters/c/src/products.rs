@@ -27,22 +27,22 @@ header! {{}
     }
 
     /// Products of states and a table on a device, for one element type.
-    plan PosencRelativeProducts(RelativeProductsPlan);
+    plan PosencRelativeProducts(RelativeProductsPlan, RelativeProducts);
     /// Makes a plan: uploads the lookup, if there is one, and loads the kernels for `element`.
-    new posenc_relative_products_new(spec: PosencRelativeProductsSpec) -> PosencRelativeProducts as RelativeProductsPlan::new,
-        |gpu| RelativeProductsPlan::new(gpu, &products(&spec.term)?);
+    new posenc_relative_products_new(spec: PosencRelativeProductsSpec) -> PosencRelativeProducts as RelativeProductsPlan::new
+        where products = products(&spec.term)?, |gpu| RelativeProductsPlan::new(gpu, &products);
     on posenc_relative_products_on(products: PosencRelativeProducts) as RelativeProductsPlan::on;
     free posenc_relative_products_free(products: PosencRelativeProducts);
     /// Adds the products to logits, in one kernel.
     verb posenc_relative_products_add(products: PosencRelativeProducts, call: PosencRelativeProductsCall)
-        as RelativeProductsPlan::add, |plan, scope| {
+        as RelativeProductsPlan::add where cpu = add, |plan, scope| {
             let (x, states) = (call.shape.of_mut(&call.x, scope, "x")?, call.states_shape.of(&call.states, scope, "states")?);
             let (bias, table) = (call.bias.read_some(scope, "bias")?, call.table_shape.of(&call.table, scope, "table")?);
             plan.add(x, states, bias, table, call.places.get(scope)?)
         };
     /// Writes the products of every query and key, in one kernel.
     verb posenc_relative_products_write(products: PosencRelativeProducts, call: PosencRelativeProductsCall)
-        as RelativeProductsPlan::write, |plan, scope| {
+        as RelativeProductsPlan::write where cpu = write, |plan, scope| {
             let (x, states) = (call.shape.of_mut(&call.x, scope, "x")?, call.states_shape.of(&call.states, scope, "states")?);
             let (bias, table) = (call.bias.read_some(scope, "bias")?, call.table_shape.of(&call.table, scope, "table")?);
             plan.write(x, states, bias, table, call.places.get(scope)?)

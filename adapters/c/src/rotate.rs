@@ -2,13 +2,14 @@
 
 use posenc::gpu::Read;
 use posenc::rotate::{Angles, Axes, Keys, OutOfRange, Ramp, Rotation, Side, Table, TableValues, XPos, Yarn};
-use posenc::{Direction, Pairing, Rope, RopePlan, Scalar, Scaling};
+use posenc::{Device, Direction, Pairing, Rope, RopePlan, Scalar, Scaling};
 
+use crate::cpu::HostRope;
 use crate::header::{Coded, header};
 use crate::memory::Scope;
 use crate::{
     Failure, POSENC_BF16, POSENC_F16, POSENC_F32, PosencBuffer, PosencGpu, PosencHeads, PosencPositions, PosencStatus,
-    list, switch, unknown, versioned,
+    list, nested, switch, unknown,
 };
 
 header! {{}
@@ -132,19 +133,21 @@ header! {{}
     }
 
     /// RoPE or xPos on a device, for one element type.
-    plan PosencRope(RopePlan);
+    plan PosencRope(RopePlan, HostRope);
 
     /// Makes a plan: uploads the frequencies and loads the kernels for `element` (`POSENC_F32`, `POSENC_F16`, `POSENC_BF16`).
-    new posenc_rope_new(spec: PosencRopeSpec) -> PosencRope as RopePlan::new, |gpu| RopePlan::new(gpu, &spec.rope()?);
+    new posenc_rope_new(spec: PosencRopeSpec) -> PosencRope as RopePlan::new
+        where rope = HostRope::Rope(spec.rope()?), |gpu| rope.plan(gpu);
 
     /// Makes a plan of xPos.
-    new posenc_rope_xpos_new(spec: PosencXPosSpec) -> PosencRope as RopePlan::xpos, |gpu| RopePlan::xpos(gpu, &spec.xpos()?);
+    new posenc_rope_xpos_new(spec: PosencXPosSpec) -> PosencRope as RopePlan::xpos
+        where rope = HostRope::XPos(spec.xpos()?), |gpu| rope.plan(gpu);
 
     on posenc_rope_on(rope: PosencRope) as RopePlan::on;
     free posenc_rope_free(rope: PosencRope);
 
     /// Rotates queries, and keys if there are any, in one kernel.
-    verb posenc_rope_rotate(rope: PosencRope, call: PosencRopeCall) as RopePlan::rotate, |plan, scope| {
+    verb posenc_rope_rotate(rope: PosencRope, call: PosencRopeCall) as RopePlan::rotate where cpu = rotate, |plan, scope| {
         let PosencOperand { x, heads, out, out_heads } = &call.q;
         let q = heads.update(x, (out, out_heads), scope, ["q", "q_out"])?;
         plan.rotate(q, call.keys(scope)?, call.rotation(scope)?)
@@ -249,28 +252,44 @@ impl PosencXPosSpec {
     /// # Safety
     /// As [`PosencRopeSpec::rope`].
     unsafe fn xpos(&self) -> Result<XPos, Failure> {
-        // SAFETY: a reference to what lies in this struct, and as the caller promises.
-        let rope = unsafe { versioned("rope", &self.rope)?.rope() }?;
+        // SAFETY: as the caller promises.
+        let rope = unsafe { nested("rope", &self.rope)?.rope() }?;
         Ok(XPos { rope, gamma: self.gamma, scale_base: self.scale_base, center: self.center })
     }
 }
 
+/// Where the keys of a call are.
+pub(crate) enum KeysOf {
+    None,
+    Apart,
+    /// in the buffer of the queries
+    Beside,
+}
+
 impl PosencRopeCall {
-    fn keys<'a, T: Scalar>(&self, scope: &Scope<'a>) -> Result<Keys<'a, T>, Failure> {
-        let PosencOperand { x, heads, out, out_heads } = &self.k;
-        Ok(match (switch("packed", self.packed)?, x.data, out.data) {
+    pub(crate) fn keys_of(&self) -> Result<KeysOf, Failure> {
+        Ok(match (switch("packed", self.packed)?, self.k.x.data, self.k.out.data) {
             (true, data, _) if data != 0 && data != self.q.x.data => {
                 let text = "packed queries and keys have one address, these have two";
                 return Err(Failure::argument(text.into()));
             }
-            (true, ..) => Keys::Beside(heads.shape()),
-            (false, 0, 0) => Keys::None,
+            (true, ..) => KeysOf::Beside,
+            (false, 0, 0) => KeysOf::None,
             (false, 0, _) => return Err(Failure::argument("k is null and k_out is not".into())),
-            _ => Keys::Apart(heads.update(x, (out, out_heads), scope, ["k", "k_out"])?),
+            _ => KeysOf::Apart,
         })
     }
 
-    fn rotation<'a, T: Scalar>(&self, scope: &Scope<'a>) -> Result<Rotation<'a, T>, Failure> {
+    fn keys<'a, T: Scalar>(&self, scope: &Scope<'a, Device>) -> Result<Keys<'a, T>, Failure> {
+        let PosencOperand { x, heads, out, out_heads } = &self.k;
+        Ok(match self.keys_of()? {
+            KeysOf::None => Keys::None,
+            KeysOf::Beside => Keys::Beside(heads.shape()),
+            KeysOf::Apart => Keys::Apart(heads.update(x, (out, out_heads), scope, ["k", "k_out"])?),
+        })
+    }
+
+    fn rotation<'a, T: Scalar>(&self, scope: &Scope<'a, Device>) -> Result<Rotation<'a, T>, Failure> {
         let inverse = switch("inverse", self.inverse)?;
         Ok(Rotation {
             positions: self.positions.get(scope)?,
@@ -285,24 +304,35 @@ impl PosencRopeCall {
 }
 
 impl PosencTable {
-    fn get<'a, T: Scalar>(&self, scope: &Scope<'a>) -> Result<Table<'a, T>, Failure> {
-        fn both<'a, V>(table: &PosencTable, scope: &Scope<'a>) -> Result<(Read<'a, V>, Option<Read<'a, V>>), Failure> {
-            Ok((table.cos.read(scope, "cos")?, table.sin.read_some(scope, "sin")?))
-        }
+    /// Whether values are of the tensors' type, and not f32.
+    pub(crate) fn own<T: Scalar>(&self) -> Result<bool, Failure> {
         let own = match T::NAME {
             "f32" => POSENC_F32,
             "f16" => POSENC_F16,
             _ => POSENC_BF16,
         };
-        let values = if self.element == POSENC_F32 {
-            let (cos, sin) = both(self, scope)?;
-            TableValues::F32 { cos, sin }
-        } else if self.element == own {
+        match self.element {
+            POSENC_F32 => Ok(false),
+            element if element == own => Ok(true),
+            element => Err(Failure::argument(format!(
+                "table.element is {element}, it must be POSENC_F32 or the tensors' own ({own})"
+            ))),
+        }
+    }
+
+    fn get<'a, T: Scalar>(&self, scope: &Scope<'a, Device>) -> Result<Table<'a, T>, Failure> {
+        fn both<'a, V>(
+            table: &PosencTable,
+            scope: &Scope<'a, Device>,
+        ) -> Result<(Read<'a, V>, Option<Read<'a, V>>), Failure> {
+            Ok((table.cos.read(scope, "cos")?, table.sin.read_some(scope, "sin")?))
+        }
+        let values = if self.own::<T>()? {
             let (cos, sin) = both(self, scope)?;
             TableValues::Same { cos, sin }
         } else {
-            let text = format!("table.element is {}, it must be POSENC_F32 or the tensors' own ({own})", self.element);
-            return Err(Failure::argument(text));
+            let (cos, sin) = both(self, scope)?;
+            TableValues::F32 { cos, sin }
         };
         let out_of_range = match self.out_of_range {
             POSENC_OUT_OF_RANGE_CLAMP => OutOfRange::Clamp,

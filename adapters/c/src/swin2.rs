@@ -1,9 +1,10 @@
 //! Swin v2's continuous position bias: its table and the gradient of its network.
 
-use posenc::bias::{DeviceSwin2Weights, LogCoordinates, Swin2Bias, Swin2GradOut, Swin2Plan, swin2_logit_scale};
+use posenc::Device;
+use posenc::bias::{LogCoordinates, Swin2Bias, Swin2GradOut, Swin2Plan, Swin2Weights, swin2_logit_scale};
 
 use crate::header::header;
-use crate::memory::Scope;
+use crate::memory::{Scope, Space};
 use crate::{Failure, PosencBuffer, PosencGpu, PosencStatus, unknown};
 
 header! {{}
@@ -43,17 +44,17 @@ header! {{}
     }
 
     /// Swin v2's network on a device, for weights of one element type. Its calls follow one another in the stream.
-    plan PosencSwin2(Swin2Plan);
+    plan PosencSwin2(Swin2Plan, Swin2Bias);
     /// Makes a plan: uploads the coordinates and loads the kernels for `element`.
-    new posenc_swin2_new(spec: PosencSwin2Spec) -> PosencSwin2 as Swin2Plan::new, |gpu| Swin2Plan::new(gpu, &spec.bias()?);
+    new posenc_swin2_new(spec: PosencSwin2Spec) -> PosencSwin2 as Swin2Plan::new where bias = spec.bias()?, |gpu| Swin2Plan::new(gpu, &bias);
     on posenc_swin2_on(swin2: PosencSwin2) as Swin2Plan::on;
     free posenc_swin2_free(swin2: PosencSwin2);
     /// Writes the table, in one kernel.
-    verb posenc_swin2_write(swin2: PosencSwin2, call: PosencSwin2Call) as Swin2Plan::write, |plan, scope| {
+    verb posenc_swin2_write(swin2: PosencSwin2, call: PosencSwin2Call) as Swin2Plan::write where cpu = write, |plan, scope| {
         plan.write(call.weights.get(scope)?, call.table.write(scope, "table")?)
     };
     /// Writes the gradient of the weights from that of the table, in two kernels.
-    verb posenc_swin2_grad(swin2: PosencSwin2, call: PosencSwin2GradCall) as Swin2Plan::grad, |plan, scope| {
+    verb posenc_swin2_grad(swin2: PosencSwin2, call: PosencSwin2GradCall) as Swin2Plan::grad where cpu = grad, |plan, scope| {
         let (weights, table_grad) = (call.weights.get(scope)?, call.table_grad.read(scope, "table_grad")?);
         plan.grad(weights, table_grad, call.out.grad_out(scope)?)
     };
@@ -82,8 +83,8 @@ impl PosencSwin2Spec {
 }
 
 impl PosencSwin2Weights {
-    fn get<'a, T>(&self, scope: &Scope<'a>) -> Result<DeviceSwin2Weights<'a, T>, Failure> {
-        Ok(DeviceSwin2Weights {
+    pub(crate) fn get<'a, T: 'a, M: Space>(&self, scope: &Scope<'a, M>) -> Result<Swin2Weights<'a, T, M>, Failure> {
+        Ok(Swin2Weights {
             w1: self.w1.read(scope, "w1")?,
             b1: self.b1.read(scope, "b1")?,
             w2: self.w2.read(scope, "w2")?,
@@ -91,7 +92,7 @@ impl PosencSwin2Weights {
         })
     }
 
-    fn grad_out<'a>(&self, scope: &Scope<'a>) -> Result<Swin2GradOut<'a>, Failure> {
+    fn grad_out<'a>(&self, scope: &Scope<'a, Device>) -> Result<Swin2GradOut<'a>, Failure> {
         Ok(Swin2GradOut {
             w1: self.w1.write(scope, "w1_grad")?,
             b1: self.b1.write(scope, "b1_grad")?,

@@ -1,16 +1,15 @@
 //! A bias as a sum of terms: what each is, and what it reads.
 
+use posenc::Memory;
 use posenc::bias::{
-    AnyNumbers, By, Coordinates, DeviceTermInputs, Distances, Index, Indices, Outside, ShiftedWindows, Sign, Term,
-    Window, WindowAxes,
+    By, Coordinates, Distances, Index, Indices, Outside, ShiftedWindows, Sign, Term, TermData, Window, WindowAxes,
 };
-use posenc::gpu::Read;
 
 use crate::header::{Coded, header};
-use crate::memory::Scope;
+use crate::memory::{Scope, Space, TermOf};
 use crate::{
-    Failure, POSENC_BF16, POSENC_F16, POSENC_F32, POSENC_I32, POSENC_U8, POSENC_U16, PosencBuffer, PosencIds,
-    PosencNumbers, PosencStatus, borrow, factor, give, list, slice, switch, unknown,
+    Failure, POSENC_I32, POSENC_U8, POSENC_U16, PosencBuffer, PosencIds, PosencNumbers, PosencStatus, borrow, factor,
+    give, list, slice, switch, unknown,
 };
 
 header! {{}
@@ -344,13 +343,13 @@ impl PosencTerm {
 }
 
 impl PosencTermInputs {
-    fn get<'a>(&self, scope: &Scope<'a>) -> Result<DeviceTermInputs<'a>, Failure> {
-        let numbers = |x: &PosencBuffer, shape: &PosencNumbers, name: &str| {
+    fn get<'a, M: Space>(&self, scope: &Scope<'a, M>) -> Result<TermOf<'a, M>, Failure> {
+        let numbers = |x: &PosencBuffer, shape: &PosencNumbers, name: &'static str| {
             // An empty tensor of other libraries has no address, but a shape.
             let none = x.data == 0 && shape.entries == 0;
-            if none { Ok(None) } else { any_numbers(self.element, x, shape, scope, name).map(Some) }
+            if none { Ok(None) } else { M::numbers(scope, name, self.element, x, shape).map(Some) }
         };
-        Ok(DeviceTermInputs {
+        Ok(TermData {
             numbers: numbers(&self.numbers, &self.numbers_shape, "numbers")?,
             key_numbers: numbers(&self.key_numbers, &self.key_numbers_shape, "key_numbers")?,
             indices: if self.indices.data == 0 { None } else { Some(indices(&self.indices, scope)?) },
@@ -360,25 +359,10 @@ impl PosencTermInputs {
     }
 }
 
-/// Numbers of f32 or of the call's element type.
-pub(crate) fn any_numbers<'a>(
-    element: u32,
-    x: &PosencBuffer,
-    shape: &PosencNumbers,
-    scope: &Scope<'a>,
-    name: &str,
-) -> Result<AnyNumbers<'a>, Failure> {
-    Ok(match element {
-        POSENC_F32 => shape.of::<f32>(x, scope, name)?.into(),
-        POSENC_F16 => shape.of::<half::f16>(x, scope, name)?.into(),
-        POSENC_BF16 => shape.of::<half::bf16>(x, scope, name)?.into(),
-        other => return Err(unknown("element", other)),
-    })
-}
+type IndicesOf<'a, M> =
+    Indices<<M as Memory>::Slice<'a, u8>, <M as Memory>::Slice<'a, u16>, <M as Memory>::Slice<'a, i32>>;
 
-type DeviceIndices<'a> = Indices<Read<'a, u8>, Read<'a, u16>, Read<'a, i32>>;
-
-fn indices<'a>(ids: &PosencIds, scope: &Scope<'a>) -> Result<DeviceIndices<'a>, Failure> {
+fn indices<'a, M: Space>(ids: &PosencIds, scope: &Scope<'a, M>) -> Result<IndicesOf<'a, M>, Failure> {
     let buffer = PosencBuffer { data: ids.data, len: ids.len };
     Ok(match ids.element {
         POSENC_U8 => Indices::U8(buffer.read(scope, "indices")?),
@@ -392,11 +376,11 @@ fn indices<'a>(ids: &PosencIds, scope: &Scope<'a>) -> Result<DeviceIndices<'a>, 
 ///
 /// # Safety
 /// `terms` is null or points to `count` of them.
-pub(crate) unsafe fn term_inputs<'a>(
+pub(crate) unsafe fn term_inputs<'a, M: Space>(
     terms: *const PosencTermInputs,
     count: u64,
-    scope: &Scope<'a>,
-) -> Result<&'a [DeviceTermInputs<'a>], Failure> {
+    scope: &Scope<'a, M>,
+) -> Result<&'a [TermOf<'a, M>], Failure> {
     let held = scope.terms(count)?;
     // SAFETY: as the caller promises.
     let terms = unsafe { slice("terms", terms, count) }?;

@@ -1,15 +1,12 @@
 //! C programs, one for each room, one for biases of terms, one for their gradients and what goes with them, one with threads; compiled
 //! by the machine's compiler and linked to the library, run on the device.
 
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The folder of the built library: the test's own, or the one above it.
-fn library() -> PathBuf {
-    let own = std::env::current_exe().expect("the test's path");
-    let mut folders = own.ancestors().skip(1).take(2);
-    folders.find(|folder| folder.join("libposenc_c.so").exists()).expect("libposenc_c.so beside the test").into()
-}
+use support::library;
 
 const ROOMS: [&str; 6] = ["embed", "rope", "bias", "terms", "relative", "threads"];
 
@@ -31,9 +28,12 @@ fn compile(room: &str, kind: &str, link: &[&str]) -> PathBuf {
 }
 
 #[track_caller]
-fn run(program: &Path) {
+fn run(program: &Path, on_cpu: bool) {
     // What a program writes, it writes where it lies.
     let mut command = Command::new(program);
+    if on_cpu {
+        command.env("POSENC_ON_CPU", "1");
+    }
     command.env("LD_LIBRARY_PATH", library_path()).current_dir(std::env::temp_dir());
     let output = command.output().expect("the program starts");
     std::fs::remove_file(program).expect("the program goes");
@@ -58,7 +58,18 @@ fn every_operation_works_through_the_shared_library() {
     let folder = library();
     let folder = folder.to_str().expect("a path");
     for room in ROOMS {
-        run(&compile(room, "shared", &["-L", folder, "-lposenc_c", "-ldl", "-lm", "-lpthread"]));
+        run(&compile(room, "shared", &["-L", folder, "-lposenc_c", "-ldl", "-lm", "-lpthread"]), false);
+    }
+}
+
+/// The same programs, with the CPU in the device's place.
+#[test]
+fn every_operation_works_on_the_cpu() {
+    let folder = library();
+    let folder = folder.to_str().expect("a path");
+    // Threads share a stream.
+    for room in ROOMS.into_iter().filter(|room| *room != "threads") {
+        run(&compile(room, "cpu", &["-L", folder, "-lposenc_c", "-ldl", "-lm", "-lpthread"]), true);
     }
 }
 
@@ -68,7 +79,7 @@ fn every_operation_works_through_the_static_library() {
     let archive = library().join("libposenc_c.a");
     let archive = archive.to_str().expect("a path");
     for room in ROOMS {
-        run(&compile(room, "static", &[archive, "-ldl", "-lm", "-lpthread"]));
+        run(&compile(room, "static", &[archive, "-ldl", "-lm", "-lpthread"]), false);
     }
 }
 

@@ -25,7 +25,7 @@ const IN_OTHER_WORDS: [(&str, &str, &[&str]); 14] = [
     ("Pass", "integers that the caller computes", &["Near", "Far"]),
     ("Part", "integers that the caller computes", &["Intra", "Successive", "Inter"]),
     ("GgufValue", "a file, which posenc_model_from_gguf reads", &["Integer", "Float", "Bool", "Text", "List"]),
-    ("Host", "the crate on the CPU", &[]),
+    ("Host", "`posenc_cpu_new`", &[]),
 ];
 
 /// Methods that the header has in other words, or needs not.

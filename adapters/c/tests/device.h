@@ -1,4 +1,5 @@
-/* What the C programs share: the driver's functions that a program has anyway (no CUDA header is needed), data, checks. */
+/* What the C programs share: the driver's functions that a program has anyway (no CUDA header is needed), or those of the host
+   in their place, if POSENC_ON_CPU is set; data, checks. */
 #include "posenc.h"
 
 #include <dlfcn.h>
@@ -14,6 +15,8 @@ static int (*to_host)(void *, uint64_t, size_t);
 
 static PosencStream stream;
 static PosencGpu *gpu;
+/* Whether plans compute on the host. */
+static int on_cpu;
 
 static void check_at(int ok, const char *what, int line) {
     if (ok) return;
@@ -79,7 +82,32 @@ static inline PosencNumbers table(uint64_t heads, uint64_t entries) {
     return (PosencNumbers){1, heads, 1, entries, 0, {0, 1, 0, heads}};
 }
 
+static int host_allocate(uint64_t *address, size_t bytes) {
+    *address = (uint64_t)(uintptr_t)malloc(bytes ? bytes : 1);
+    return *address == 0;
+}
+
+static int host_write(uint64_t address, const void *data, size_t bytes) {
+    memcpy((void *)(uintptr_t)address, data, bytes);
+    return 0;
+}
+
+static int host_read(void *data, uint64_t address, size_t bytes) {
+    memcpy(data, (const void *)(uintptr_t)address, bytes);
+    return 0;
+}
+
+static int host_wait(PosencStream stream_) {
+    (void)stream_;
+    return 0;
+}
+
 static void open_device(void) {
+    if (getenv("POSENC_ON_CPU") != NULL) {
+        on_cpu = 1, allocate = host_allocate, to_device = host_write, to_host = host_read, stream_synchronize = host_wait;
+        OK(posenc_cpu_new(&gpu));
+        return;
+    }
     void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL), *context, *found[9];
     CHECK(driver != NULL);
     const char *names[9] = {"cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent", "cuStreamCreate",

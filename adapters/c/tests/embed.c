@@ -212,8 +212,12 @@ static void learned(void) {
     /* An id outside its table raises the flag, which is then down again. */
     PosencLearnedCall outside = call;
     outside.tables.token.len = 5 * DIM;
-    OK(posenc_learned_gather(plan, &outside));
-    REFUSED(posenc_error_flag_check(flag), POSENC_VALUE, "token 4: its id lies outside the token table of 5 rows");
+    if (on_cpu) {
+        REFUSED(posenc_learned_gather(plan, &outside), POSENC_VALUE, "ids[4] is 5, the token table has 5 rows");
+    } else {
+        OK(posenc_learned_gather(plan, &outside));
+        REFUSED(posenc_error_flag_check(flag), POSENC_VALUE, "token 4: its id lies outside the token table of 5 rows");
+    }
     OK(posenc_error_flag_check(flag));
     outside.tables.token.len = DIM + 1;
     REFUSED(posenc_learned_gather(plan, &outside), POSENC_VALUE, "its rows hold 12");
@@ -283,9 +287,11 @@ static void learned(void) {
     order_call.ids = call.lookup.ids;
     order_call.count = BATCH * TOKENS;
     OK(posenc_learned_grad_order(grad, &order_call));
-    order_call.count = 2000;
-    order_call.order.len = order_call.ids.len = 2000;
-    REFUSED(posenc_learned_grad_order(grad, &order_call), POSENC_VALUE, "scratch memory");
+    if (!on_cpu) {
+        order_call.count = 2000;
+        order_call.order.len = order_call.ids.len = 2000;
+        REFUSED(posenc_learned_grad_order(grad, &order_call), POSENC_VALUE, "scratch memory");
+    }
     download(order, order_call.order, sizeof order);
     CHECK(order[0] == 11 && order[1] == 1 && order[2] == 3 && order[11] == 7);
     table.table = BUFFER(token_grad);

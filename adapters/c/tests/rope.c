@@ -1,6 +1,7 @@
 /* Rotates queries and keys through posenc.h and compares them with a rotation in double; then provokes every refusal. */
 #include "device.h"
 
+#include <stddef.h>
 #include <unistd.h>
 
 enum { TOKENS = 5, Q_HEADS = 3, K_HEADS = 2, DIM = 24, ROTARY = 16, Q = TOKENS * Q_HEADS * DIM, K = TOKENS * K_HEADS * DIM };
@@ -290,9 +291,41 @@ static void models(PosencBuffer x, PosencBuffer y, const float *q) {
     OK(posenc_model_free(NULL));
 }
 
+/* Structs as an older and a newer header have them: what is missing is 0, what is over must be 0. */
+static void sizes(PosencRope *rope, const PosencRopeCall *call) {
+    struct {
+        PosencRopeCall call;
+        uint32_t later[4];
+    } newer = {*call, {0}};
+    const uint32_t table = (uint32_t)(offsetof(PosencRopeCall, table));
+    PosencRopeCall older = *call;
+    memset((char *)&older + table, 0x55, sizeof older - table);
+    older.size = table;
+    OK(posenc_rope_rotate(rope, &older));
+    newer.call.size = sizeof newer;
+    OK(posenc_rope_rotate(rope, &newer.call));
+    newer.later[2] = 0x100;
+    char sentence[160];
+    snprintf(sentence, sizeof sentence, "call has size %u, this library knows %u bytes of it, and byte %u is not 0",
+             (unsigned)sizeof newer, (unsigned)sizeof(PosencRopeCall), (unsigned)sizeof(PosencRopeCall) + 9);
+    REFUSED(posenc_rope_rotate(rope, &newer.call), POSENC_ARGUMENT, sentence);
+    /* A spec too: without its axes. */
+    PosencRopeSpec spec = plain();
+    PosencRope *shorter = NULL;
+    spec.size = (uint32_t)(offsetof(PosencRopeSpec, divisors));
+    spec.axes = 99;
+    OK(posenc_rope_new(gpu, &spec, POSENC_F32, &shorter));
+    OK(posenc_rope_free(shorter));
+    /* A struct within another has its size. */
+    PosencXPosSpec xpos = POSENC_INIT(PosencXPosSpec);
+    xpos.rope = plain();
+    xpos.rope.size -= 8;
+    REFUSED(posenc_rope_xpos_new(gpu, &xpos, POSENC_F32, &shorter), POSENC_ARGUMENT, "within another struct it must have");
+}
+
 int main(void) {
     open_device();
-    CHECK(posenc_version() >= 100);
+    CHECK(posenc_version() == POSENC_VERSION && POSENC_VERSION >= 100);
 
     float q[Q], k[K], got[Q];
     fill(q, Q, 1);
@@ -350,7 +383,7 @@ int main(void) {
         for (int i = 0; i < ROTARY; ++i) halves[at + i / 2 + i % 2 * (ROTARY / 2)] = got[at + i];
     }
     CHECK(worst(q, halves, Q_HEADS, positions, 10000.0) < 2e-6);
-    REFUSED(posenc_rope_rotate(moved, &call), POSENC_VALUE, "the rotation cannot be in place");
+    if (!on_cpu) REFUSED(posenc_rope_rotate(moved, &call), POSENC_VALUE, "the rotation cannot be in place");
     OK(posenc_rope_free(moved));
     spec.pairing_out = 7;
     REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &moved), POSENC_ARGUMENT, "pairing_out is 7");
@@ -488,10 +521,16 @@ int main(void) {
     REFUSED(posenc_rope_rotate(rope, NULL), POSENC_ARGUMENT, "call is null");
     PosencRopeCall wrong = call;
     wrong.version = 9;
-    REFUSED(posenc_rope_rotate(rope, &wrong), POSENC_ARGUMENT, "call has version 9, this library knows 1");
+    REFUSED(posenc_rope_rotate(rope, &wrong), POSENC_ARGUMENT,
+            "call has version 9, this library knows 1; POSENC_INIT sets version and size");
+    wrong.version = 0;
+    REFUSED(posenc_rope_rotate(rope, &wrong), POSENC_ARGUMENT, "POSENC_INIT sets version and size");
     wrong = call;
-    wrong.size -= 8;
-    REFUSED(posenc_rope_rotate(rope, &wrong), POSENC_ARGUMENT, "version 1 has");
+    wrong.size = 4;
+    REFUSED(posenc_rope_rotate(rope, &wrong), POSENC_ARGUMENT, "call has size 4, version 1 has");
+    wrong.size = UINT32_MAX;
+    REFUSED(posenc_rope_rotate(rope, &wrong), POSENC_ARGUMENT, "call has size 4294967295, version 1 has");
+    sizes(rope, &call);
     wrong = call;
     wrong.q.x.data = 0;
     REFUSED(posenc_rope_rotate(rope, &wrong), POSENC_ARGUMENT, "q is null");
@@ -517,7 +556,7 @@ int main(void) {
     wrong.q.heads.heads = UINT64_MAX;
     REFUSED(posenc_rope_rotate(rope, &wrong), POSENC_VALUE, "does not fit into 63 bits");
     wrong = copy;
-    wrong.q.out.data = wrong.q.x.data;
+    wrong.q.out.data = wrong.q.x.data + sizeof(float);
     REFUSED(posenc_rope_rotate(rope, &wrong), POSENC_VALUE, "q_out");
     PosencRope *none = NULL;
     PosencRopeSpec odd = spec;

@@ -1,4 +1,4 @@
-//! The C library where other builds find it: header, libraries, and files for pkg-config and CMake.
+//! The C library where other builds find it: headers, libraries, and files for pkg-config and CMake.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ pub fn install(options: &Options) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     let libraries = match &options.from {
         Some(folder) => folder.clone(),
-        None => release(abi)?,
+        None => release()?,
     };
 
     let lib = options.prefix.join("lib");
@@ -37,6 +37,7 @@ pub fn install(options: &Options) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
     fs::write(include.join("posenc.h"), &header)?;
+    fs::copy("adapters/c/posenc.hpp", include.join("posenc.hpp")).context("adapters/c/posenc.hpp")?;
     let shared = format!("libposenc_c.so.{version}");
     copy(&libraries.join("libposenc_c.a"), &lib.join("libposenc_c.a"))?;
     copy(&libraries.join("libposenc_c.so"), &lib.join(&shared))?;
@@ -52,12 +53,10 @@ pub fn install(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Builds both libraries; the shared one says which header it goes with.
-fn release(abi: &str) -> Result<PathBuf> {
+/// Builds both libraries; the build script of the shared one names it for the dynamic linker.
+fn release() -> Result<PathBuf> {
     cuda::nvrtc()?;
-    let mut build = cargo();
-    build.args(["rustc", "--release", "--package", "posenc-c", "--lib", "--crate-type", "cdylib,staticlib", "--"]);
-    run(build.args(["-C", &format!("link-arg=-Wl,-soname,libposenc_c.so.{abi}")]))?;
+    run(cargo().args(["build", "--release", "--package", "posenc-c"]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     Ok(target.join("release"))
 }
