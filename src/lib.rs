@@ -57,8 +57,6 @@ pub use pairing::Pairing;
 #[cfg(feature = "cuda")]
 pub use position::{Id, Ids};
 pub use position::{Packed, Place, Places, Positions};
-#[cfg(feature = "models")]
-pub use rotate::ModelRope;
 pub use rotate::{Direction, Rope, Scaling, XPos};
 #[cfg(feature = "cuda")]
 pub use rotate::{RopePlan, RopePlans};

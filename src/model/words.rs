@@ -31,6 +31,9 @@ pub(super) fn query_scale(scale: &QueryScale) -> String {
         QueryScale::Mistral { beta, original_context } => {
             format!("queries times 1 + {beta} ln(1 + floor(position / {original_context}))")
         }
+        QueryScale::Inkling { scale, floor } => {
+            format!("queries and their products with the table times 1 + {scale} ln(max(1, (position + 1) / {floor}))")
+        }
         QueryScale::LogN { train_length } => {
             format!("queries times ln(position + 1) / ln({train_length}), at least 1")
         }

@@ -129,14 +129,26 @@ impl Rope {
         (0..self.axes.count()).flat_map(|axis| (0..self.pairs()).map(move |pair| of(axis, pair))).collect()
     }
 
+    /// Refuses a spec that the gradients of angles are not made for.
+    fn check_angles(&self) -> Result<()> {
+        self.check()?;
+        match self.axes.blocks() {
+            1 => Ok(()),
+            blocks => {
+                Err(Error::Value(format!("gradients of angles know no blocks of channels, the axes have {blocks}")))
+            }
+        }
+    }
+
     /// Hands every pair of every head to `each` with its row, its set of frequencies and `[a, b, da, db]`.
     fn each_angle<T: Scalar>(
         &self,
         tensors: &[RopeGrad<(&[T], Heads)>],
         mut each: impl FnMut(usize, usize, usize, [f64; 4]),
     ) -> Result<()> {
+        self.check_angles()?;
         for RopeGrad { x: (x, heads), grad: (grad, grad_heads) } in tensors {
-            self.check_head(heads.dim)?;
+            self.check_fits(heads.dim)?;
             self.check_sets("x", heads.heads)?;
             heads.check("x", x.len())?;
             grad_heads.check("grad", grad.len())?;
@@ -174,7 +186,7 @@ impl Rope {
     /// [`RopeGradPlan::frequencies`](crate::rotate::RopeGradPlan::frequencies) adds in f32; `want` itself is in f64.
     ///
     /// # Errors
-    /// As [`Rope::rotate`], and if a gradient has other sizes than its tensor.
+    /// As [`Rope::rotate`], and if a gradient has other sizes than its tensor, or the axes are blocks of channels.
     pub fn frequency_grad<'a, T: Scalar>(
         &self,
         tensors: &[RopeGrad<(&[T], Heads)>],

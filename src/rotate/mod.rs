@@ -12,12 +12,12 @@ mod scaling;
 mod table;
 mod xpos;
 
-#[cfg(feature = "cuda")]
-pub use mixed::RopeGradPlan;
-pub use mixed::{Mixed, RopeGrad};
 #[cfg(feature = "models")]
 pub use crate::model::{Gguf, GgufValue, Layer, ModelRope};
 pub use axes::Axes;
+#[cfg(feature = "cuda")]
+pub use mixed::RopeGradPlan;
+pub use mixed::{Mixed, RopeGrad};
 pub use query_scale::QueryScale;
 pub use rope::{Angles, Direction, Rope};
 #[cfg(feature = "cuda")]

@@ -461,6 +461,15 @@ fn gradients_are_differences_of_the_score() {
     }
 }
 
+#[test]
+fn gradients_of_blocks_of_channels_are_refused() {
+    let rope = Rope { axes: Axes::Blocks(2), ..Rope::new(8, 1e4) };
+    let heads = Heads::thd(1, 1, 8);
+    let tensors = [RopeGrad { x: (&[0f32; 8][..], heads), grad: (&[0f32; 8][..], heads) }];
+    let error = rope.frequency_grad(&tensors, &[0, 0]).unwrap_err().to_string();
+    assert_eq!(error, "gradients of angles know no blocks of channels, the axes have 2");
+}
+
 /// Both gradients of one shape in one alignment: the bits.
 fn gradients<T: Scalar>(
     gpu: &Gpu,

@@ -15,6 +15,7 @@ mod gate_sums;
 mod handle;
 mod header;
 mod memory;
+mod merge;
 mod model;
 mod products;
 mod relative_values;
@@ -38,6 +39,7 @@ pub(crate) use handle::*;
 #[doc(hidden)]
 pub use header::{Item, Kind};
 pub use memory::*;
+pub use merge::*;
 pub use model::*;
 pub use products::*;
 pub use relative_values::*;
@@ -100,5 +102,5 @@ pub fn items() -> impl Iterator<Item = &'static Item> {
     let first = [ITEMS, status::ITEMS, memory::ITEMS, rotate::ITEMS, embed::ITEMS];
     let bias =
         [terms::ITEMS, resize::ITEMS, bias::ITEMS, term_grad::ITEMS, products::ITEMS, swin2::ITEMS, gate_sums::ITEMS];
-    first.into_iter().chain(bias).chain([attend::ITEMS, relative_values::ITEMS, model::ITEMS]).flatten()
+    first.into_iter().chain(bias).chain([attend::ITEMS, relative_values::ITEMS, merge::ITEMS, model::ITEMS]).flatten()
 }

@@ -1,15 +1,18 @@
 //! Queries and keys are rotated: RoPE and xPos.
 
-use posenc::gpu::Read;
-use posenc::rotate::{Angles, Axes, Keys, OutOfRange, Ramp, Rotation, Side, Table, TableValues, XPos, Yarn};
-use posenc::{Device, Direction, Pairing, Rope, RopePlan, Scalar, Scaling};
+use posenc::gpu::{Read, View};
+use posenc::position::{FixedPlan, Reals};
+use posenc::rotate::{
+    Angles, Axes, Keys, Mixed, OutOfRange, Ramp, RopeGrad, RopeGradPlan, Rotation, Side, Table, TableValues, XPos, Yarn,
+};
+use posenc::{Device, Direction, Heads, Host, Pairing, Rope, RopePlan, Scalar, Scaling};
 
-use crate::cpu::HostRope;
+use crate::cpu::{HostRope, HostRopeGrad};
 use crate::header::{Coded, header};
-use crate::memory::Scope;
+use crate::memory::{Scope, slots, term_slots};
 use crate::{
-    Failure, POSENC_BF16, POSENC_F16, POSENC_F32, PosencBuffer, PosencGpu, PosencHeads, PosencPositions, PosencStatus,
-    list, nested, switch, unknown,
+    Failure, POSENC_BF16, POSENC_F16, POSENC_F32, POSENC_F64, Plan, PosencBuffer, PosencGpu, PosencHeads,
+    PosencPositions, PosencStatus, borrow, borrow_mut, each, guarded, list, make, nested, switch, unknown, versioned,
 };
 
 header! {{}
@@ -23,6 +26,8 @@ header! {{}
             compute it.",
         POSENC_GIVEN = 2 => Given: "The same of given frequencies, a model's `inv_freq`; base and scaling are then not \
             used.",
+        POSENC_MIXED = 3 => Mixed: "A sum over axes, exact at every position, with frequencies for every head: `mixed`; base, \
+            scaling and axes are then not used.",
     }
     kinds Scaling {
         POSENC_SCALING_NONE = 0 => None: "Scaling: none.",
@@ -93,6 +98,10 @@ header! {{}
         axes: u32 => "`POSENC_AXES_...`",
         axis_count: u32 => "sizes of axes, at most 4; axes of `POSENC_AXES_DEALT` and `POSENC_AXES_BLOCKS`",
         axis_sizes: [u32; 4] => "pairs of each axis",
+        fraction_bits: [u32; 4] => "positions on each axis are whole numbers of units of `2^-bits`; all 0: of ones",
+        mixed: *const f64 => "of `POSENC_MIXED`: `[mixed_axes, mixed_heads, rotary / 2]` radians per position, in host memory",
+        mixed_axes: u32 => "of `POSENC_MIXED`: axes of a position",
+        mixed_heads: u32 => "of `POSENC_MIXED`: sets of frequencies, which heads share equally",
     }
     /// xPos: rotated queries shrink with their position, keys grow.
     versioned struct PosencXPosSpec {
@@ -152,6 +161,123 @@ header! {{}
         let q = heads.update(x, (out, out_heads), scope, ["q", "q_out"])?;
         plan.rotate(q, call.keys(scope)?, call.rotation(scope)?)
     };
+
+    /// Learned frequencies of a plan.
+    versioned struct PosencSetFrequenciesCall {
+        frequencies: PosencBuffer => "f32 `[mixed_axes, mixed_heads, rotary / 2]`, radians per position, below 2^40 in magnitude",
+        flag: PosencBuffer => "a 32-bit word that becomes 1 if one is not; or no `data`",
+    }
+    /// Makes the angles of a plan of `POSENC_MIXED` of learned frequencies, in one kernel. No other call uses `rope` at the same
+    /// time.
+    fn posenc_rope_set_frequencies(rope: *mut PosencRope, call: *const PosencSetFrequenciesCall) -> PosencStatus
+        as RopePlan::set_frequencies {
+        guarded(|| {
+            let call = versioned("call", call)?;
+            match &mut borrow_mut("rope", rope)?.plan {
+                Plan::Gpu(plan) => {
+                    let (mut slots, mut terms) = (slots::<Device>(), term_slots::<Device>());
+                    let scope = Scope::<Device>::new(&mut slots, &mut terms);
+                    let (frequencies, flag) =
+                        (call.frequencies.read(&scope, "frequencies")?, call.flag.write_some(&scope, "flag")?);
+                    Ok(each!(plan, plan => plan.set_frequencies(frequencies, flag))?)
+                }
+                Plan::Cpu { spec, .. } => {
+                    let (mut slots, mut terms) = (slots::<Host>(), term_slots::<Host>());
+                    spec.set_frequencies(&call, &Scope::<Host>::new(&mut slots, &mut terms))
+                }
+            }
+        })
+    }
+
+    /// A tensor with its gradient, both before the rotation or both after it.
+    struct PosencTensorGrad {
+        x: PosencBuffer => "elements; no `data`: there is no such tensor",
+        heads: PosencHeads => "the shape of `x`",
+        grad: PosencBuffer => "their gradient",
+        grad_heads: PosencHeads => "its shape, of the same sizes",
+    }
+    /// One call for the gradient of frequencies.
+    versioned struct PosencFrequencyGradCall {
+        q: PosencTensorGrad => "queries",
+        k: PosencTensorGrad => "keys with the same frequencies, or none",
+        positions: PosencPositions => "those of the rotation",
+        out: PosencBuffer => "f32 `[axes, sets, rotary / 2]`, written",
+    }
+    /// One call for the gradient of positions.
+    versioned struct PosencPositionGradCall {
+        q: PosencTensorGrad => "queries",
+        k: PosencTensorGrad => "keys with the same frequencies, or none",
+        frequencies: PosencBuffer => "f32 `[axes, sets, rotary / 2]`, learned ones; no `data`: those of the spec",
+        out: PosencBuffer => "f32 `[axes, batch, tokens]`, written: per whole position",
+    }
+    /// Gradients of RoPE's angles, for tensors of one element type.
+    plan PosencRopeGrad(RopeGradPlan, HostRopeGrad);
+    /// Makes a plan: uploads the frequencies and loads the kernels for `element`.
+    new posenc_rope_grad_new(spec: PosencRopeSpec) -> PosencRopeGrad as RopeGradPlan::new
+        where rope = HostRopeGrad(spec.rope()?), |gpu| RopeGradPlan::new(gpu, &rope.0);
+    on posenc_rope_grad_on(rope: PosencRopeGrad) as RopeGradPlan::on;
+    free posenc_rope_grad_free(rope: PosencRopeGrad);
+    /// Writes the gradient of frequencies: the sum over tokens and the heads of a set of `position * (a db - b da)`.
+    verb posenc_rope_grad_frequencies(rope: PosencRopeGrad, call: PosencFrequencyGradCall) as RopeGradPlan::frequencies
+        where cpu = frequencies, |plan, scope| {
+        let (q, k) = (call.q.get(scope, ["q", "q_grad"])?, call.k.get_some(scope, ["k", "k_grad"])?);
+        plan.frequencies(q, k, call.positions.get(scope)?, call.out.write(scope, "out")?)
+    };
+    /// Writes the gradient of positions: the sum over heads and pairs of `frequency * (a db - b da)`.
+    verb posenc_rope_grad_positions(rope: PosencRopeGrad, call: PosencPositionGradCall) as RopeGradPlan::positions
+        where cpu = positions, |plan, scope| {
+        let (q, k) = (call.q.get(scope, ["q", "q_grad"])?, call.k.get_some(scope, ["k", "k_grad"])?);
+        plan.positions(q, k, call.frequencies.read_some(scope, "frequencies")?, call.out.write(scope, "out")?)
+    };
+
+    /// Real positions in units.
+    versioned struct PosencFixedCall {
+        positions: PosencBuffer => "real numbers",
+        element: u32 => "`POSENC_F32` or `POSENC_F64`",
+        bits: u32 => "fraction bits, at most 62",
+        out: PosencBuffer => "64-bit integers, as many, written: units of `2^-bits`, rounded to the nearest, ties to even",
+        flag: PosencBuffer => "a 32-bit word that becomes 1 if a position is not finite or does not fit, whose units are 0; or \
+            no `data`. The CPU refuses such a position in place of it",
+    }
+    /// What makes units of real positions.
+    opaque PosencFixed { plan: Option<FixedPlan> }
+    /// Loads the kernel.
+    fn posenc_fixed_new(gpu: *const PosencGpu, out: *mut *mut PosencFixed) -> PosencStatus as FixedPlan::new {
+        make(gpu, out, |gpu| Ok(PosencFixed { plan: gpu.map(FixedPlan::new).transpose()? }))
+    }
+    /// Makes the same for another stream.
+    fn posenc_fixed_on(fixed: *const PosencFixed, gpu: *const PosencGpu, out: *mut *mut PosencFixed) -> PosencStatus
+        as FixedPlan::on {
+        make(gpu, out, |gpu| match (&borrow("fixed", fixed)?.plan, gpu) {
+            (Some(plan), Some(gpu)) => Ok(PosencFixed { plan: Some(plan.on(gpu.stream())?) }),
+            (None, None) => Ok(PosencFixed { plan: None }),
+            _ => Err(Failure::argument("one of `fixed` and `gpu` is of the CPU and the other of a device".into())),
+        })
+    }
+    free posenc_fixed_free(fixed: PosencFixed);
+    /// Writes real positions in units, in one kernel.
+    fn posenc_fixed_write(fixed: *const PosencFixed, call: *const PosencFixedCall) -> PosencStatus as FixedPlan::write {
+        guarded(|| {
+            let call = versioned("call", call)?;
+            match &borrow("fixed", fixed)?.plan {
+                Some(plan) => {
+                    let (mut slots, mut terms) = (slots::<Device>(), term_slots::<Device>());
+                    let scope = Scope::<Device>::new(&mut slots, &mut terms);
+                    let reals = match call.element {
+                        POSENC_F32 => Reals::F32(call.positions.read(&scope, "positions")?),
+                        POSENC_F64 => Reals::F64(call.positions.read(&scope, "positions")?),
+                        other => return Err(unknown("element", other)),
+                    };
+                    let (out, flag) = (call.out.write(&scope, "out")?, call.flag.write_some(&scope, "flag")?);
+                    Ok(plan.write(reals, call.bits, out, flag)?)
+                }
+                None => {
+                    let (mut slots, mut terms) = (slots::<Host>(), term_slots::<Host>());
+                    call.write(&Scope::<Host>::new(&mut slots, &mut terms))
+                }
+            }
+        })
+    }
 }
 
 impl PosencRopeSpec {
@@ -175,11 +301,24 @@ impl PosencRopeSpec {
                 POSENC_OTHER => Some(Pairing::Half),
                 other => return Err(unknown("pairing_out", other)),
             },
+            fraction_bits: if self.fraction_bits == [0; 4] {
+                Vec::new()
+            } else {
+                let axes = if self.angles == POSENC_MIXED { self.mixed_axes } else { self.axis_count.max(1) };
+                self.fraction_bits.iter().copied().chain(std::iter::repeat(0)).take(axes as usize).collect()
+            },
             angles: match self.angles {
                 POSENC_EXACT => Angles::Exact,
                 POSENC_HF_COMPAT => Angles::HfCompat,
                 // SAFETY: the caller promises one for each pair.
                 POSENC_GIVEN => Angles::Given(unsafe { list("frequencies", self.frequencies, self.rotary / 2) }?),
+                POSENC_MIXED => {
+                    let (axes, heads) = (self.mixed_axes as usize, self.mixed_heads as usize);
+                    let count = self.rotary / 2 * u64::from(self.mixed_axes) * u64::from(self.mixed_heads);
+                    // SAFETY: the caller promises one for each axis, set and pair.
+                    let frequencies = unsafe { list("mixed", self.mixed, count) }?;
+                    Angles::Mixed(Mixed { axes, heads, frequencies })
+                }
                 other => return Err(unknown("angles", other)),
             },
         })
@@ -300,6 +439,25 @@ impl PosencRopeCall {
                 Side::Key => Some(Side::Key),
             },
         })
+    }
+}
+
+impl PosencTensorGrad {
+    fn get<'a, T: Scalar>(
+        &self,
+        scope: &Scope<'a, Device>,
+        [name, grad_name]: [&'static str; 2],
+    ) -> Result<RopeGrad<View<'a, T, Heads>>, Failure> {
+        let x = self.heads.of(&self.x, scope, name)?;
+        Ok(RopeGrad { x, grad: self.grad_heads.of(&self.grad, scope, grad_name)? })
+    }
+
+    fn get_some<'a, T: Scalar>(
+        &self,
+        scope: &Scope<'a, Device>,
+        names: [&'static str; 2],
+    ) -> Result<Option<RopeGrad<View<'a, T, Heads>>>, Failure> {
+        if self.x.data == 0 { Ok(None) } else { self.get(scope, names).map(Some) }
     }
 }
 

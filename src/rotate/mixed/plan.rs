@@ -58,9 +58,9 @@ impl<T: Scalar> RopeGradPlan<T> {
     /// Uploads the frequencies and loads the kernels.
     ///
     /// # Errors
-    /// If the spec is refused, or the kernels cannot be loaded.
+    /// If the spec is refused or its axes are blocks of channels, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, rope: &Rope) -> Result<Self> {
-        rope.check()?;
+        rope.check_angles()?;
         let axes = rope.position_axes();
         let frequencies: Vec<f32> = rope.frequencies().into_iter().map(|frequency| frequency as f32).collect();
         let units: Vec<f32> = (0..axes).map(|axis| rope.unit(axis) as f32).collect();

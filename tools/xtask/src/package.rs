@@ -292,7 +292,10 @@ fn refusals(container: &Container) -> Result<()> {
     ensure!(text_of_list.contains(".sm_80.") && !text_of_list.contains(".sm_90."), "POSENC_ARCHS chooses nothing");
     ensure!(build().env("POSENC_KERNELS", "rotate").output()?.status.success(), "one room is refused");
     let text_of_list = fs::read_to_string(&list)?;
-    ensure!(text_of_list.contains("rotate/rope") && !text_of_list.contains("attend/"), "POSENC_KERNELS chooses no room");
+    ensure!(
+        text_of_list.contains("rotate/rope") && !text_of_list.contains("attend/"),
+        "POSENC_KERNELS chooses no room"
+    );
     let folder = source.join(IMAGES);
     let packaged = |start: &str| -> Result<PathBuf> {
         let mut entries = fs::read_dir(&folder)?.flatten().map(|entry| entry.path());

@@ -1,15 +1,15 @@
 //! Logits become probabilities, on the host.
 
-use posenc::attend::{HostInputs, RelativeValues};
+use posenc::attend::{HostInputs, MergePlan, RelativeValues, State, merge_expect, merge_grad_expect};
 use posenc::bias::{Numbers, TermInputs};
-use posenc::{Bias, Error, Host, Logits, Places, Scalar, Shape, Softmax};
+use posenc::{Bias, Error, Gpu, Heads, Host, Logits, Places, Scalar, Shape, Softmax};
 
 use super::{HostBias, Rows, at_least, put};
-use crate::memory::{Scope, Space};
+use crate::memory::{Scope, Space, slots, term_slots};
 use crate::{
-    Failure, Plan, PosencBias, PosencInputs, PosencRelativeTableGradCall, PosencRelativeValuesCall,
-    PosencRelativeValuesGradCall, PosencSinkGradCall, PosencSoftmaxCall, PosencSoftmaxGradCall, Spec, switch,
-    term_inputs,
+    Failure, Plan, PosencBias, PosencInputs, PosencMergeCall, PosencMergeGradCall, PosencRelativeTableGradCall,
+    PosencRelativeValuesCall, PosencRelativeValuesGradCall, PosencSinkGradCall, PosencSoftmaxCall,
+    PosencSoftmaxGradCall, PosencState, Spec, switch, term_inputs,
 };
 
 impl PosencInputs {
@@ -224,6 +224,120 @@ impl PosencRelativeTableGradCall {
         at_least("out", self.out.len as usize, of.len())?;
         let out = self.out.lend_exact::<f32>(scope, "out", of.len())?;
         out.iter_mut().zip(grad.table).for_each(|(place, value)| put(place, value, false));
+        Ok(())
+    }
+}
+
+/// Attention outputs put together.
+#[derive(Clone, Copy)]
+pub(crate) struct HostMerge;
+
+impl HostMerge {
+    pub(crate) fn plan<T: Scalar>(self, gpu: &Gpu) -> posenc::Result<MergePlan<T>> {
+        MergePlan::new(gpu)
+    }
+}
+
+impl Spec for HostMerge {
+    fn checked(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// A state on the host.
+type HostState<'a, T> = State<(&'a [T], Heads), (&'a [f32], Numbers)>;
+
+impl PosencState {
+    fn host<'a, T: Scalar>(
+        &self,
+        scope: &Scope<'a, Host>,
+        [name, lse_name]: [&'static str; 2],
+    ) -> Result<HostState<'a, T>, Failure> {
+        let out = self.heads.host(&self.out, scope, name)?;
+        Ok(State { out, lse: self.lse_shape.host(&self.lse, scope, lse_name)? })
+    }
+
+    /// Writes log-sum-exps, or gradients of them, that are `[batch, heads, tokens]`.
+    fn put_rows(
+        &self,
+        scope: &Scope<'_, Host>,
+        name: &'static str,
+        sizes: &Heads,
+        rows: &[f64],
+    ) -> Result<(), Failure> {
+        let (out, shape) = self.lse_shape.host_mut::<f32>(&self.lse, scope, name)?;
+        let of = Numbers::rows(sizes.batch, sizes.heads, sizes.tokens, 1);
+        of.check_same(name, &shape, "a")?;
+        for (index, row) in rows.iter().enumerate() {
+            let (batch, rest) = (index / (sizes.heads * sizes.tokens), index % (sizes.heads * sizes.tokens));
+            out[shape.index(batch, rest / sizes.tokens, rest % sizes.tokens, 0)] = *row as f32;
+        }
+        Ok(())
+    }
+
+    /// Writes the elements of a tensor whose values lie as those of `from` do.
+    fn put_elements<T: Scalar>(
+        &self,
+        scope: &Scope<'_, Host>,
+        name: &'static str,
+        from: &Heads,
+        values: &[f64],
+    ) -> Result<(), Failure> {
+        let (out, shape) = self.heads.host_mut::<T>(&self.out, scope, name)?;
+        from.check_same("a", &shape, name)?;
+        for batch in 0..if shape.tokens == 0 { 0 } else { shape.batch } {
+            for (token, head) in (0..shape.tokens).flat_map(|token| (0..shape.heads).map(move |head| (token, head))) {
+                let at = from.index(batch, token, head, 0);
+                let places = &mut out[shape.index(batch, token, head, 0)..][..shape.dim];
+                places.iter_mut().zip(&values[at..]).for_each(|(place, value)| put(place, *value, false));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl PosencMergeCall {
+    pub(crate) fn merge<T: Scalar>(&self, _: &HostMerge, scope: &Scope<'_, Host>) -> Result<(), Failure> {
+        let b = self.b.host::<T>(scope, ["b", "b_lse"])?;
+        let in_place = self.result.out.data == 0;
+        let sizes = self.a.heads.shape();
+        let expected = if in_place {
+            // What is written is read first: in a scope of its own, which is gone when it is written.
+            let (mut slots, mut terms) = (slots::<Host>(), term_slots::<Host>());
+            merge_expect(self.a.host::<T>(&Scope::new(&mut slots, &mut terms), ["a", "a_lse"])?, b)?
+        } else {
+            merge_expect(self.a.host::<T>(scope, ["a", "a_lse"])?, b)?
+        };
+        let (to, names) = if in_place { (&self.a, ["a", "a_lse"]) } else { (&self.result, ["out", "lse"]) };
+        to.put_elements::<T>(scope, names[0], &sizes, &expected.out.want)?;
+        to.put_rows(scope, names[1], &sizes, &expected.lse.want)
+    }
+}
+
+impl PosencMergeGradCall {
+    pub(crate) fn grad<T: Scalar>(&self, _: &HostMerge, scope: &Scope<'_, Host>) -> Result<(), Failure> {
+        let (a, b) = (self.a.host::<T>(scope, ["a", "a_lse"])?, self.b.host::<T>(scope, ["b", "b_lse"])?);
+        let grad = self.grad.heads.host::<T>(&self.grad.out, scope, "grad")?;
+        let sizes = a.out.1;
+        let rows = Numbers::rows(sizes.batch, sizes.heads, sizes.tokens, 1);
+        let lse_grad = if self.grad.lse.data == 0 {
+            None
+        } else {
+            let (values, shape) = self.grad.lse_shape.host::<f32>(&self.grad.lse, scope, "lse_grad")?;
+            rows.check_same("a", &shape, "lse_grad")?;
+            let of = |index: usize| {
+                let (batch, rest) = (index / (sizes.heads * sizes.tokens), index % (sizes.heads * sizes.tokens));
+                values[shape.index(batch, rest / sizes.tokens, rest % sizes.tokens, 0)]
+            };
+            Some((0..sizes.batch * sizes.heads * sizes.tokens).map(of).collect::<Vec<f32>>())
+        };
+        let expected = merge_grad_expect(a, b, grad, lse_grad.as_deref())?;
+        let parts =
+            [(&self.a_grad, ["a_grad", "a_lse_grad"], a.out.1), (&self.b_grad, ["b_grad", "b_lse_grad"], b.out.1)];
+        for (i, (to, names, from)) in parts.into_iter().enumerate() {
+            to.put_elements::<T>(scope, names[0], &from, &expected.out[i].want)?;
+            to.put_rows(scope, names[1], &sizes, &expected.lse[i].want)?;
+        }
         Ok(())
     }
 }

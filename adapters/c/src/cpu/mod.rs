@@ -12,9 +12,9 @@ mod rotate;
 use posenc::embed::Tokens;
 use posenc::{Logits, Scalar};
 
-pub(crate) use attend::HostTableGrad;
+pub(crate) use attend::{HostMerge, HostTableGrad};
 pub(crate) use bias::{Form, HostBias, HostDistanceGrad, fire_grad_len};
-pub(crate) use rotate::HostRope;
+pub(crate) use rotate::{HostRope, HostRopeGrad};
 
 use crate::Failure;
 

@@ -1,14 +1,16 @@
 //! Queries and keys are rotated, on the host.
 
-use posenc::rotate::{Side, XPos};
+use posenc::position::fixed;
+use posenc::rotate::{Angles, Axes, Mixed, RopeGrad, Side, XPos};
 use posenc::{Direction, Error, Gpu, Heads, Host, Rope, RopePlan, Scalar, Shape};
 
 use super::{at_least, put};
 use crate::header::Coded;
 use crate::memory::{HostHeads, Scope};
 use crate::{
-    Failure, KeysOf, POSENC_OUT_OF_RANGE_CLAMP, POSENC_OUT_OF_RANGE_NAN, PosencOperand, PosencRopeCall, PosencTable,
-    Spec, switch, unknown,
+    Failure, KeysOf, POSENC_F32, POSENC_F64, POSENC_OUT_OF_RANGE_CLAMP, POSENC_OUT_OF_RANGE_NAN, PosencFixedCall,
+    PosencFrequencyGradCall, PosencOperand, PosencPositionGradCall, PosencRopeCall, PosencSetFrequenciesCall,
+    PosencTable, PosencTensorGrad, Spec, switch, unknown,
 };
 
 /// RoPE or xPos.
@@ -48,6 +50,109 @@ impl HostRope {
             Self::Rope(rope) => rope,
             Self::XPos(xpos) => &xpos.rope,
         }
+    }
+}
+
+impl HostRope {
+    pub(crate) fn set_frequencies(
+        &mut self,
+        call: &PosencSetFrequenciesCall,
+        scope: &Scope<'_, Host>,
+    ) -> Result<(), Failure> {
+        let Self::Rope(Rope { angles: Angles::Mixed(mixed), .. }) = self else {
+            return Err(Error::Value("the plan's angles are not mixed, it has no learned frequencies".into()).into());
+        };
+        let frequencies: &[f32] = call.frequencies.read(scope, "frequencies")?;
+        let need = mixed.frequencies.len();
+        at_least("frequencies", frequencies.len(), need)?;
+        let own = |frequency: &f32| f64::from(*frequency);
+        let are_small = |frequency: &f64| frequency.abs() < (1u64 << 40) as f64;
+        let new: Vec<f64> = frequencies[..need].iter().map(own).collect();
+        if call.flag.data != 0 && !new.iter().all(are_small) {
+            let flag = call.flag.lend_plain::<u32>(scope, "flag")?;
+            at_least("flag", flag.len(), 1)?;
+            flag[0] = 1;
+        }
+        mixed.frequencies = new.into_iter().map(|own| if are_small(&own) { own } else { 0.0 }).collect();
+        Ok(())
+    }
+}
+
+/// The rope of gradients.
+#[derive(Clone)]
+pub(crate) struct HostRopeGrad(pub(crate) Rope);
+
+impl Spec for HostRopeGrad {
+    fn checked(&self) -> Result<(), Failure> {
+        Ok(self.0.check()?)
+    }
+}
+
+/// Tensors of a call, with their gradients.
+type Tensors<'a, T> = Vec<RopeGrad<(&'a [T], Heads)>>;
+
+impl PosencTensorGrad {
+    /// Queries, and keys if there are any.
+    fn host<'a, T: Scalar>(q: &Self, k: &Self, scope: &Scope<'a, Host>) -> Result<Tensors<'a, T>, Failure> {
+        let mut tensors = Vec::new();
+        for (of, [name, grad_name], there) in [(q, ["q", "q_grad"], true), (k, ["k", "k_grad"], k.x.data != 0)] {
+            if there {
+                let x = of.heads.host::<T>(&of.x, scope, name)?;
+                tensors.push(RopeGrad { x, grad: of.grad_heads.host::<T>(&of.grad, scope, grad_name)? });
+            }
+        }
+        if let [q, k] = &tensors[..] {
+            q.x.1.check_pair(&k.x.1)?;
+        }
+        Ok(tensors)
+    }
+}
+
+/// Rounds gradients into their place.
+fn put_all(out: &mut [f32], values: Vec<f64>) -> Result<(), Failure> {
+    at_least("out", out.len(), values.len())?;
+    out.iter_mut().zip(values).for_each(|(place, value)| put(place, value, false));
+    Ok(())
+}
+
+impl PosencFrequencyGradCall {
+    pub(crate) fn frequencies<T: Scalar>(&self, rope: &HostRopeGrad, scope: &Scope<'_, Host>) -> Result<(), Failure> {
+        let tensors = PosencTensorGrad::host::<T>(&self.q, &self.k, scope)?;
+        let expected = rope.0.frequency_grad(&tensors, self.positions.get(scope)?)?;
+        put_all(self.out.lend::<f32>(scope, "out")?, expected.want)
+    }
+}
+
+impl PosencPositionGradCall {
+    pub(crate) fn positions<T: Scalar>(&self, rope: &HostRopeGrad, scope: &Scope<'_, Host>) -> Result<(), Failure> {
+        let tensors = PosencTensorGrad::host::<T>(&self.q, &self.k, scope)?;
+        let learned: Option<&[f32]> = self.frequencies.read_some(scope, "frequencies")?;
+        let rope = match learned {
+            None => rope.0.clone(),
+            Some(learned) => {
+                let axes = rope.0.position_axes();
+                let heads = if let Angles::Mixed(mixed) = &rope.0.angles { mixed.heads } else { 1 };
+                let need = axes * heads * rope.0.pairs();
+                at_least("frequencies", learned.len(), need)?;
+                let frequencies = learned[..need].iter().map(|&frequency| f64::from(frequency)).collect();
+                Rope { angles: Angles::Mixed(Mixed { axes, heads, frequencies }), axes: Axes::One, ..rope.0.clone() }
+            }
+        };
+        put_all(self.out.lend::<f32>(scope, "out")?, rope.position_grad(&tensors)?.want)
+    }
+}
+
+impl PosencFixedCall {
+    pub(crate) fn write(&self, scope: &Scope<'_, Host>) -> Result<(), Failure> {
+        let units = match self.element {
+            POSENC_F32 => fixed::<f32>(self.positions.read(scope, "positions")?, self.bits),
+            POSENC_F64 => fixed::<f64>(self.positions.read(scope, "positions")?, self.bits),
+            other => return Err(unknown("element", other)),
+        }?;
+        let out = self.out.lend_plain::<i64>(scope, "out")?;
+        at_least("out", out.len(), units.len())?;
+        out[..units.len()].copy_from_slice(&units);
+        Ok(())
     }
 }
 
@@ -182,7 +287,7 @@ impl PosencRopeCall {
         if let Some(k) = &k {
             shape.check_pair(&k.x.heads)?;
         }
-        let axes = rope.axes.count();
+        let axes = rope.position_axes();
         let positions = self.positions.get(scope)?;
         let positions = positions.resolve(axes, shape.batch, shape.tokens)?;
         let table = if by_table { Some(self.table.host::<T>(rope.pairs(), scope)?) } else { None };
