@@ -3,11 +3,11 @@
 #include "attend/softmax_rows.cuh"
 
 // Blocks of a multiprocessor: what their registers let be there at once without a spill at compute capability 9.0.
-constexpr int HALF = WIDE == KEYS;
+constexpr bool HALF = WIDE == KEYS;
 
-#define ENTRY(NAME, LANES, PACKS, FULL, BLOCKS)                                                    \
-    extern "C" __global__ void __launch_bounds__(LANES <= 32 ? 128 : LANES, BLOCKS) KERNEL(NAME) { \
-        softmax_rows<LANES, PACKS * KEYS / WIDE, FULL>(args);                                      \
+#define ENTRY(NAME, LANES, PACKS, FULL, BLOCKS)                                                            \
+    extern "C" __global__ void __launch_bounds__(LANES <= 32 ? SMALL_BLOCK : LANES, BLOCKS) KERNEL(NAME) { \
+        softmax_rows<LANES, PACKS * KEYS / WIDE, FULL>(args);                                              \
     }
 
 ENTRY(whole_32x4, 32, 4, true, 6)

@@ -14,6 +14,9 @@
 #include "common/keys.cuh"
 #include "common/reduce.cuh"
 
+// Threads of a block of several rows.
+constexpr int SMALL_BLOCK = 128;
+
 template <int LANES> struct TeamSpace {
     int max[LANES / 32];
     float sum[LANES];
@@ -82,7 +85,7 @@ template <int LANES, bool FULL> struct RowInRegisters {
 
     __device__ __forceinline__ explicit RowInRegisters(const SoftmaxArgs& args) {
         const BiasArgs& bias = args.bias;
-        row = LANES > 32 ? blockIdx.x : (blockIdx.x * blockDim.x + threadIdx.x) / LANES;
+        row = LANES > 32 ? blockIdx.x : blockIdx.x * (SMALL_BLOCK / LANES) + threadIdx.x / LANES;
         // More than a warp are a block, and there are as many of these as rows.
         live = LANES > 32 || row < args.team.rows;
         // Beside a live row of its warp it reads that row's numbers, before they are written.
@@ -246,7 +249,7 @@ template <int LANES, int PACKS, bool FULL> __device__ __forceinline__ void softm
     __shared__ TeamSpace<LANES> space;
     FixedTeam<LANES> team{space};
     // A warp without a row; blocks of more than a warp a row have one each.
-    if (LANES <= 32 && (blockIdx.x * blockDim.x + (threadIdx.x & ~31u)) / LANES >= args.team.rows) return;
+    if (LANES <= 32 && blockIdx.x * (SMALL_BLOCK / LANES) + (threadIdx.x & ~31u) / LANES >= args.team.rows) return;
     wait_for_predecessor();
     RowInRegisters<LANES, FULL> row(args);
     const int lane = threadIdx.x % LANES, key = lane * WIDE, keys = args.bias.keys;
