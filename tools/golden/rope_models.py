@@ -257,6 +257,7 @@ THETA = {
 # OLMo 3's class gives a legacy rope_theta to the full layers alone; its models have the default everywhere.
 DEFAULT_THETA = ["olmo3"]
 
+
 def rotates(model_type):
     """Whether a type's config is itself that of the layers, not of a model around them."""
     try:

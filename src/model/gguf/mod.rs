@@ -299,9 +299,13 @@ fn classes(keys: &Keys<'_>, count: usize) -> Result<Vec<Class>> {
         Rotates::Switch => vec![keys.flag("rope.scaling.finetuned")?.unwrap_or(true); count],
     };
     let compressed = match keys.architecture.rotates {
-        Rotates::Compressed => match keys.counts("attention.compress_ratios", count)? {
-            Some(ratios) => ratios.into_iter().map(|ratio| ratio != 0).collect(),
-            None => {
+        Rotates::Compressed => match keys.get("attention.compress_ratios") {
+            // The list may go on over the layers of multi-token prediction.
+            (_, Some(GgufValue::List(list))) => {
+                let ratios = keys.counts("attention.compress_ratios", list.len().max(count))?;
+                ratios.into_iter().flatten().take(count).map(|ratio| ratio != 0).collect::<Vec<_>>()
+            }
+            _ => {
                 return wrong(format!(
                     "{0}.attention.compress_ratios is missing, the architecture {0:?} needs it",
                     keys.architecture.name

@@ -17,7 +17,11 @@ impl Reader<'_> {
     /// Channels of a query's head.
     pub(super) fn head(&self) -> Result<usize> {
         let config = &self.config;
-        for key in ["head_dim", "kv_channels", "attention_head_dim"] {
+        // Zamba 2 attends over its input beside the hidden state: kv_channels is half of its head.
+        let twice = matches!(self.family.form, Form::MemRope);
+        let keys: &[&str] =
+            if twice { &["attention_head_dim"] } else { &["head_dim", "kv_channels", "attention_head_dim"] };
+        for key in keys {
             if let Some(head) = config.count(key)? {
                 return Ok(head);
             }
@@ -54,8 +58,7 @@ impl Reader<'_> {
         if heads == 0 || size % heads != 0 {
             return wrong(format!("{size_key} {size} does not divide into {heads} heads"));
         }
-        // Zamba 2 attends over its input beside the hidden state.
-        Ok(size / heads * if matches!(self.family.form, Form::MemRope) { 2 } else { 1 })
+        Ok(if twice { 2 * size / heads } else { size / heads })
     }
 
     /// One kind of layers, built.
@@ -177,10 +180,10 @@ impl Reader<'_> {
     }
 
     fn pairing(&self) -> Result<Pairing> {
-        // DeepSeek's and GLM's flag, which other classes do not read; absent, the class decides.
         if matches!(self.family.form, Form::Ratio) && self.two_axes()? || self.plain_attention()? {
             return Ok(Pairing::Half);
         }
+        // DeepSeek's and GLM's flag, which other classes do not read; absent, the class decides.
         if !matches!(self.family.form, Form::Latent | Form::Skipping { latent: true, .. }) {
             return Ok(self.family.pairing);
         }

@@ -78,7 +78,7 @@ fn layers_that_do_not_rotate_are_found() {
     // Zamba 2: its shared attention sees twice the channels, and rotates if use_mem_rope says so (T)
     let zamba = |rope: bool| {
         hf(json!({"model_type": "zamba2", "hidden_size": 2560, "num_attention_heads": 32, "num_hidden_layers": 3,
-            "layers_block_type": ["mamba", "hybrid", "mamba"], "use_mem_rope": rope}))
+            "kv_channels": 80, "layers_block_type": ["mamba", "hybrid", "mamba"], "use_mem_rope": rope}))
     };
     assert_eq!(rotating(&zamba(true)), [1]);
     assert_eq!(zamba(true).layer(1).unwrap().rope, Some(half(160, 1e4)));

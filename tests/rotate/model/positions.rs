@@ -285,7 +285,7 @@ fn gguf_layers_rotate_where_the_graph_does() {
     // deepseek4.cpp: the last channels; layers with compressed keys on another base
     let keys = [
         ("rope.dimension_count", int(64)),
-        ("attention.compress_ratios", list(&[0, 4, 128, 0])),
+        ("attention.compress_ratios", list(&[0, 4, 128, 0, 0])),
         ("attention.compress_rope_freq_base", GgufValue::Float(160_000.0)),
     ];
     let deepseek = read("deepseek4", 4, &keys);
