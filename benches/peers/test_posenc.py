@@ -1,4 +1,4 @@
-"""posenc.py against the library, on the CPU and on any driver, whose functions come from libcuda.so.1 itself. No PyTorch.
+"""posenc.py against the library, on the CPU and on any driver (functions of libcuda.so.1 itself). No PyTorch.
 
 usage: test_posenc.py LIBRARY HEADER cpu|gpu
 """

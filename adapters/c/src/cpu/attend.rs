@@ -4,7 +4,7 @@ use posenc::attend::{HostInputs, MergePlan, RelativeValues, State, merge_expect,
 use posenc::bias::{Numbers, TermInputs};
 use posenc::{Bias, Error, Gpu, Heads, Host, Logits, Places, Scalar, Shape, Softmax};
 
-use super::{HostBias, Rows, at_least, put};
+use super::{HostBias, Rows, at_least, few, put};
 use crate::memory::{Scope, Space, slots, term_slots};
 use crate::{
     Failure, Plan, PosencBias, PosencInputs, PosencMergeCall, PosencMergeGradCall, PosencRelativeTableGradCall,
@@ -197,7 +197,7 @@ impl Spec for HostTableGrad {
             let text = format!("the table has {heads} heads of {dim} channels, both must be at least 1");
             return Err(Error::Value(text).into());
         }
-        Ok(())
+        few("gradient values", &[heads, self.values.index.entries, dim])
     }
 }
 

@@ -8,7 +8,7 @@ use posenc::bias::{
 };
 use posenc::{Bias, BiasPlan, DistanceGradPlan, Error, Fire, Gpu, Host, Logits, Place, Places, Scalar, Shape, T5Bias};
 
-use super::{Rows, at_least, put};
+use super::{Rows, at_least, few, put};
 use crate::memory::Scope;
 use crate::{
     Failure, PosencBiasCall, PosencBuffer, PosencDistanceGradCall, PosencGateSumsCall, PosencGateSumsGradCall,
@@ -249,11 +249,12 @@ pub(crate) enum HostDistanceGrad {
 
 impl Spec for HostDistanceGrad {
     fn checked(&self) -> Result<(), Failure> {
-        Ok(match self {
+        match self {
             Self::T5(t5, _) => t5.check(),
             Self::Kerple(kerple, _) => kerple.check(),
             Self::Slopes(_) | Self::Row(..) => Ok(()),
-        }?)
+        }?;
+        few("gradient values", &[self.heads(), self.of_head()])
     }
 }
 
@@ -274,14 +275,18 @@ impl HostDistanceGrad {
         }
     }
 
+    /// Gradient values of a head.
+    fn of_head(&self) -> usize {
+        match self {
+            Self::T5(t5, _) => t5.buckets,
+            Self::Slopes(_) | Self::Kerple(..) => 2,
+            Self::Row(_, distances) => (distances.end() - distances.start() + 1) as usize,
+        }
+    }
+
     /// Number of gradient values.
     pub(crate) fn len(&self) -> usize {
-        self.heads()
-            * match self {
-                Self::T5(t5, _) => t5.buckets,
-                Self::Slopes(_) | Self::Kerple(..) => 2,
-                Self::Row(_, distances) => (distances.end() - distances.start() + 1) as usize,
-            }
+        self.heads() * self.of_head()
     }
 }
 

@@ -233,7 +233,7 @@ impl PosencResampleCall {
     /// Refuses tensors that are not one sequence of as many tokens as the spec says, or of different channels.
     fn check(&self, resample: &Resample, table: &Tokens, resampled: &Tokens) -> Result<(), Failure> {
         for (name, tokens, grid) in [("table", table, resample.from), ("resampled", resampled, resample.to)] {
-            let (rows, Tokens { batch, tokens, .. }) = (resample.prefix + grid.tokens()?, *tokens);
+            let (rows, Tokens { batch, tokens, .. }) = (resample.prefix.saturating_add(grid.tokens()?), *tokens);
             if batch != 1 || tokens != rows {
                 let text = format!("{name} has {batch} sequences of {tokens} tokens, it must have 1 of {rows}");
                 return Err(Error::Value(text).into());

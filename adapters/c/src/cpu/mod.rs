@@ -23,6 +23,16 @@ fn at_least(name: &'static str, got: usize, need: usize) -> Result<(), Failure> 
     if got < need { Err(posenc::Error::Length { name, got, need }.into()) } else { Ok(()) }
 }
 
+/// Refuses no numbers, and more than a plan on a device has.
+fn few(what: &str, sizes: &[usize]) -> Result<(), Failure> {
+    let n = sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+    if n.is_some_and(|n| (1..=1 << 30).contains(&n)) {
+        return Ok(());
+    }
+    let sizes = sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
+    Err(posenc::Error::Value(format!("there are {sizes} {what}, there must be 1 to 2^30")).into())
+}
+
 /// Rounds a result into its place, or adds it to what is there.
 fn put<T: Scalar>(place: &mut T, value: f64, add: bool) {
     *place = T::from_f64(if add { place.to_f64() + value } else { value });
