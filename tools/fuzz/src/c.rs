@@ -6,9 +6,10 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use cudarc::driver::{CudaContext, CudaSlice, DevicePtr};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
 use libloading::Library;
 use posenc_c::{Item, Kind, items};
 use proptest::collection::vec;
@@ -16,9 +17,9 @@ use proptest::prelude::*;
 
 use crate::Run;
 
-/// Bytes of a device buffer, and of the host memory that a pointer points to.
+/// Bytes of a buffer, and of the host memory that a pointer points to.
 const ROOM: usize = 1 << 16;
-/// Device buffers of one call.
+/// Buffers of one call.
 const BUFFERS: usize = 96;
 
 /// Every function, as one of up to eight integers and pointers: they all go in the same registers and stack slots.
@@ -41,7 +42,11 @@ struct World {
     structs: HashMap<&'static str, &'static [(&'static str, &'static str, &'static str)]>,
     functions: Vec<(&'static str, Vec<String>)>,
     library: Library,
-    buffers: Vec<CudaSlice<u8>>,
+    /// the device's stream and memory; none: plans are the CPU's
+    device: Option<(Arc<CudaStream>, Vec<CudaSlice<u8>>)>,
+    /// addresses of the buffers of a call
+    buffers: Vec<u64>,
+    /// what pointers of structs point to, and the CPU's buffers behind it
     host: Vec<u64>,
     gpu: usize,
     /// live handles by type
@@ -150,9 +155,8 @@ impl Scene<'_> {
                     place.copy_from_slice(&(layout(self.world, name)?.0 as u32).to_le_bytes());
                 }
                 ("PosencBuffer" | "PosencIds", "data") => {
-                    let buffer = &self.world.buffers[self.next % BUFFERS];
+                    let address = self.world.buffers[self.next % BUFFERS];
                     self.next += 1;
-                    let (address, _order) = buffer.device_ptr(buffer.stream());
                     let address = match self.dice.below(16) {
                         0 => 0,
                         1 => address + 2,
@@ -197,7 +201,7 @@ impl Scene<'_> {
 }
 
 impl World {
-    fn new(library: &Path) -> Result<Self> {
+    fn new(library: &Path, on_cpu: bool) -> Result<Self> {
         // SAFETY: the library's initialisers have no preconditions.
         let library = unsafe { Library::new(library) }
             .with_context(|| format!("{} is built by cargo xtask fuzz", library.display()))?;
@@ -212,23 +216,26 @@ impl World {
                 Kind::Codes { .. } | Kind::Opaque { .. } => {}
             }
         }
-        let stream = CudaContext::new(0)?.default_stream();
-        let buffers = (0..BUFFERS).map(|_| stream.alloc_zeros(ROOM)).collect::<Result<_, _>>()?;
-        let mut world = Self {
-            structs,
-            functions,
-            library,
-            buffers,
-            host: vec![0x3f80_0000_3f80_0000; ROOM / 8],
-            gpu: 0,
-            handles: RefCell::default(),
-        };
+        let host = vec![0x3f80_0000_3f80_0000; (1 + BUFFERS) * ROOM / 8];
+        let mut buffers = (1..=BUFFERS).map(|i| host[i * ROOM / 8..].as_ptr() as u64).collect::<Vec<_>>();
+        let mut device = None;
+        if !on_cpu {
+            let stream = CudaContext::new(0)?.default_stream();
+            let memory = (0..BUFFERS).map(|_| stream.alloc_zeros(ROOM)).collect::<Result<Vec<CudaSlice<u8>>, _>>()?;
+            buffers = memory.iter().map(|buffer| buffer.device_ptr(&stream).0).collect();
+            device = Some((stream, memory));
+        }
+        let mut world =
+            Self { structs, functions, library, device, buffers, host, gpu: 0, handles: RefCell::default() };
         let mut gpu = 0usize;
+        let place = (&raw mut gpu) as usize;
+        let (name, arguments) =
+            if on_cpu { ("posenc_cpu_new", vec![place]) } else { ("posenc_gpu_new", vec![0, 0, 0, place]) };
         // SAFETY: ordinal, the null stream, no overlap, and a place for the handle.
-        let status = unsafe { world.call("posenc_gpu_new", &[0, 0, 0, (&raw mut gpu) as usize])? };
+        let status = unsafe { world.call(name, &arguments)? };
         world.gpu = gpu;
         if status != 0 {
-            bail!("posenc_gpu_new gives {status}");
+            bail!("{name} gives {status}");
         }
         Ok(world)
     }
@@ -261,7 +268,7 @@ impl World {
         let (name, types) = &self.functions[scene.dice.below(self.functions.len())];
         // Floating-point numbers go in other registers; handles of streams and devices are the caller's own.
         let skipped = types.iter().any(|ty| ["f32", "f64", "PosencStream"].contains(&ty.as_str())) || types.len() > 8;
-        if skipped || name.starts_with("posenc_gpu_") {
+        if skipped || name.starts_with("posenc_gpu_") || name.starts_with("posenc_cpu_") {
             return Ok(false);
         }
         let mut out: usize = 0;
@@ -306,13 +313,14 @@ impl World {
             return Err(format!("{name}: {said}"));
         }
         // A kernel that reached outside, or that did not end, is an error of everything behind it.
-        let stream = self.buffers[0].stream();
-        stream.synchronize().map_err(|error| format!("{name} left {error}, and said {said:?}"))?;
+        if let Some((stream, _)) = &self.device {
+            stream.synchronize().map_err(|error| format!("{name} left {error}, and said {said:?}"))?;
+        }
         Ok(status == 0)
     }
 }
 
-pub(crate) fn fuzz(run: &Run, library: &Path) -> Result<()> {
-    let world = World::new(library)?;
+pub(crate) fn fuzz(run: &Run, library: &Path, on_cpu: bool) -> Result<()> {
+    let world = World::new(library, on_cpu)?;
     run.of(&vec(any::<u32>(), 1..700), |numbers| world.play(numbers))
 }

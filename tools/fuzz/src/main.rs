@@ -32,6 +32,8 @@ enum Target {
     Ptx,
     /// the C library, called with random structs
     C,
+    /// the same on the CPU
+    CCpu,
 }
 
 #[derive(Parser)]
@@ -126,7 +128,8 @@ fn main() -> Result<()> {
             Target::Gguf => gguf::fuzz(&run("gguf"))?,
             Target::Shapes => shapes::fuzz(&run("shapes"))?,
             Target::Ptx => ptx::fuzz(&run("ptx"))?,
-            Target::C => c::fuzz(&run("c"), &options.library)?,
+            Target::C => c::fuzz(&run("c"), &options.library, false)?,
+            Target::CCpu => c::fuzz(&run("c-cpu"), &options.library, true)?,
         }
     }
     Ok(())
