@@ -47,17 +47,20 @@ class bias;
 class distance_grad;
 class error_flag;
 class fire_grad;
+class fixed;
 class gate_sums;
 class gpu;
 class grid;
 class learned;
 class learned_grad;
+class merge;
 class model;
 class relative_products;
 class relative_table_grad;
 class relative_values;
 class resample;
 class rope;
+class rope_grad;
 class sinusoid;
 class softmax;
 class swin2;
@@ -111,6 +114,14 @@ public:
     void apply(const PosencDistanceGradCall &call) const;
 };
 
+class fixed : public handle<PosencFixed, posenc_fixed_free> {
+public:
+    using handle::handle;
+    static fixed make(const gpu &gpu);
+    fixed on(const gpu &gpu) const;
+    void write(const PosencFixedCall &call) const;
+};
+
 class gate_sums : public handle<PosencGateSums, posenc_gate_sums_free> {
 public:
     using handle::handle;
@@ -157,6 +168,15 @@ public:
     void table(const PosencTableGradCall &call) const;
 };
 
+class merge : public handle<PosencMerge, posenc_merge_free> {
+public:
+    using handle::handle;
+    static merge make(const gpu &gpu, const PosencMergeSpec &spec, uint32_t element);
+    merge on(const gpu &gpu) const;
+    void merge(const PosencMergeCall &call) const;
+    void grad(const PosencMergeGradCall &call) const;
+};
+
 class model : public handle<PosencModel, posenc_model_free> {
 public:
     using handle::handle;
@@ -169,6 +189,7 @@ public:
     uint64_t context() const;
     uint64_t layers() const;
     PosencLayer layer(uint64_t layer) const;
+    PosencAdded added(uint64_t layer) const;
 };
 
 class relative_products : public handle<PosencRelativeProducts, posenc_relative_products_free> {
@@ -214,8 +235,18 @@ public:
     static rope make_xpos(const gpu &gpu, const PosencXPosSpec &spec, uint32_t element);
     rope on(const gpu &gpu) const;
     void rotate(const PosencRopeCall &call) const;
+    void set_frequencies(const PosencSetFrequenciesCall &call);
     static rope of_model(const gpu &gpu, const model &model, uint64_t layer, uint64_t length, uint32_t element);
     static rope from_hf(const gpu &gpu, const char *config, uint64_t layer, uint64_t length, uint32_t element);
+};
+
+class rope_grad : public handle<PosencRopeGrad, posenc_rope_grad_free> {
+public:
+    using handle::handle;
+    static rope_grad make(const gpu &gpu, const PosencRopeSpec &spec, uint32_t element);
+    rope_grad on(const gpu &gpu) const;
+    void frequencies(const PosencFrequencyGradCall &call) const;
+    void positions(const PosencPositionGradCall &call) const;
 };
 
 class sinusoid : public handle<PosencSinusoid, posenc_sinusoid_free> {
@@ -305,88 +336,44 @@ inline void rope::rotate(const PosencRopeCall &call) const {
     posenc::check(posenc_rope_rotate(get(), &call));
 }
 
-inline model model::from_hf(const char *config) {
-    PosencModel *raw = nullptr;
-    posenc::check(posenc_model_from_hf(config, &raw));
-    return model(raw);
+inline void rope::set_frequencies(const PosencSetFrequenciesCall &call) {
+    posenc::check(posenc_rope_set_frequencies(get(), &call));
 }
 
-inline model model::from_hf_as(const char *config, const char *model_type) {
-    PosencModel *raw = nullptr;
-    posenc::check(posenc_model_from_hf_as(config, model_type, &raw));
-    return model(raw);
+inline rope_grad rope_grad::make(const gpu &gpu, const PosencRopeSpec &spec, uint32_t element) {
+    PosencRopeGrad *raw = nullptr;
+    posenc::check(posenc_rope_grad_new(gpu.get(), &spec, element, &raw));
+    return rope_grad(raw);
 }
 
-inline model model::from_mistral(const char *params) {
-    PosencModel *raw = nullptr;
-    posenc::check(posenc_model_from_mistral(params, &raw));
-    return model(raw);
+inline rope_grad rope_grad::on(const gpu &gpu) const {
+    PosencRopeGrad *raw = nullptr;
+    posenc::check(posenc_rope_grad_on(get(), gpu.get(), &raw));
+    return rope_grad(raw);
 }
 
-inline model model::from_gguf(const char *path) {
-    PosencModel *raw = nullptr;
-    posenc::check(posenc_model_from_gguf(path, &raw));
-    return model(raw);
+inline void rope_grad::frequencies(const PosencFrequencyGradCall &call) const {
+    posenc::check(posenc_rope_grad_frequencies(get(), &call));
 }
 
-inline const char *model::name() const {
-    const char *value = {};
-    posenc::check(posenc_model_name(get(), &value));
-    return value;
+inline void rope_grad::positions(const PosencPositionGradCall &call) const {
+    posenc::check(posenc_rope_grad_positions(get(), &call));
 }
 
-inline const char *model::describe() const {
-    const char *value = {};
-    posenc::check(posenc_model_describe(get(), &value));
-    return value;
+inline fixed fixed::make(const gpu &gpu) {
+    PosencFixed *raw = nullptr;
+    posenc::check(posenc_fixed_new(gpu.get(), &raw));
+    return fixed(raw);
 }
 
-inline uint64_t model::context() const {
-    uint64_t value = {};
-    posenc::check(posenc_model_context(get(), &value));
-    return value;
+inline fixed fixed::on(const gpu &gpu) const {
+    PosencFixed *raw = nullptr;
+    posenc::check(posenc_fixed_on(get(), gpu.get(), &raw));
+    return fixed(raw);
 }
 
-inline uint64_t model::layers() const {
-    uint64_t value = {};
-    posenc::check(posenc_model_layers(get(), &value));
-    return value;
-}
-
-inline PosencLayer model::layer(uint64_t layer) const {
-    PosencLayer value = {};
-    posenc::check(posenc_model_layer(get(), layer, &value));
-    return value;
-}
-
-inline double query_scale_at(const PosencQueryScale &scale, uint64_t position) {
-    double value = {};
-    posenc::check(posenc_query_scale_at(&scale, position, &value));
-    return value;
-}
-
-inline rope rope::of_model(const gpu &gpu, const model &model, uint64_t layer, uint64_t length, uint32_t element) {
-    PosencRope *raw = nullptr;
-    posenc::check(posenc_rope_of_model(gpu.get(), model.get(), layer, length, element, &raw));
-    return rope(raw);
-}
-
-inline rope rope::from_hf(const gpu &gpu, const char *config, uint64_t layer, uint64_t length, uint32_t element) {
-    PosencRope *raw = nullptr;
-    posenc::check(posenc_rope_from_hf(gpu.get(), config, layer, length, element, &raw));
-    return rope(raw);
-}
-
-inline double yarn_mscale(double factor, double mscale) {
-    return posenc_yarn_mscale(factor, mscale);
-}
-
-inline double mla_logit_scale(double factor, double mscale_all_dim) {
-    return posenc_mla_logit_scale(factor, mscale_all_dim);
-}
-
-inline double longrope_attention_factor(double factor, double original_context) {
-    return posenc_longrope_attention_factor(factor, original_context);
+inline void fixed::write(const PosencFixedCall &call) const {
+    posenc::check(posenc_fixed_write(get(), &call));
 }
 
 inline sinusoid sinusoid::make(const gpu &gpu, const PosencSinusoidSpec &spec, uint32_t element) {
@@ -925,6 +912,128 @@ inline uint64_t relative_table_grad::len() const {
 
 inline void relative_table_grad::apply(const PosencRelativeTableGradCall &call) const {
     posenc::check(posenc_relative_table_grad_apply(get(), &call));
+}
+
+inline merge merge::make(const gpu &gpu, const PosencMergeSpec &spec, uint32_t element) {
+    PosencMerge *raw = nullptr;
+    posenc::check(posenc_merge_new(gpu.get(), &spec, element, &raw));
+    return merge(raw);
+}
+
+inline merge merge::on(const gpu &gpu) const {
+    PosencMerge *raw = nullptr;
+    posenc::check(posenc_merge_on(get(), gpu.get(), &raw));
+    return merge(raw);
+}
+
+inline void merge::merge(const PosencMergeCall &call) const {
+    posenc::check(posenc_merge_merge(get(), &call));
+}
+
+inline void merge::grad(const PosencMergeGradCall &call) const {
+    posenc::check(posenc_merge_grad(get(), &call));
+}
+
+inline model model::from_hf(const char *config) {
+    PosencModel *raw = nullptr;
+    posenc::check(posenc_model_from_hf(config, &raw));
+    return model(raw);
+}
+
+inline model model::from_hf_as(const char *config, const char *model_type) {
+    PosencModel *raw = nullptr;
+    posenc::check(posenc_model_from_hf_as(config, model_type, &raw));
+    return model(raw);
+}
+
+inline model model::from_mistral(const char *params) {
+    PosencModel *raw = nullptr;
+    posenc::check(posenc_model_from_mistral(params, &raw));
+    return model(raw);
+}
+
+inline model model::from_gguf(const char *path) {
+    PosencModel *raw = nullptr;
+    posenc::check(posenc_model_from_gguf(path, &raw));
+    return model(raw);
+}
+
+inline const char *model::name() const {
+    const char *value = {};
+    posenc::check(posenc_model_name(get(), &value));
+    return value;
+}
+
+inline const char *model::describe() const {
+    const char *value = {};
+    posenc::check(posenc_model_describe(get(), &value));
+    return value;
+}
+
+inline uint64_t model::context() const {
+    uint64_t value = {};
+    posenc::check(posenc_model_context(get(), &value));
+    return value;
+}
+
+inline uint64_t model::layers() const {
+    uint64_t value = {};
+    posenc::check(posenc_model_layers(get(), &value));
+    return value;
+}
+
+inline PosencLayer model::layer(uint64_t layer) const {
+    PosencLayer value = {};
+    posenc::check(posenc_model_layer(get(), layer, &value));
+    return value;
+}
+
+inline PosencAdded model::added(uint64_t layer) const {
+    PosencAdded value = {};
+    posenc::check(posenc_model_added(get(), layer, &value));
+    return value;
+}
+
+inline uint64_t span_tokens(const PosencSpan &spans, uint64_t count) {
+    uint64_t value = {};
+    posenc::check(posenc_span_tokens(&spans, count, &value));
+    return value;
+}
+
+inline int64_t span_positions(const PosencSpan &spans, uint64_t count, uint32_t after, uint64_t stride, int64_t *ids) {
+    int64_t value = {};
+    posenc::check(posenc_span_positions(&spans, count, after, stride, ids, &value));
+    return value;
+}
+
+inline double query_scale_at(const PosencQueryScale &scale, uint64_t position) {
+    double value = {};
+    posenc::check(posenc_query_scale_at(&scale, position, &value));
+    return value;
+}
+
+inline rope rope::of_model(const gpu &gpu, const model &model, uint64_t layer, uint64_t length, uint32_t element) {
+    PosencRope *raw = nullptr;
+    posenc::check(posenc_rope_of_model(gpu.get(), model.get(), layer, length, element, &raw));
+    return rope(raw);
+}
+
+inline rope rope::from_hf(const gpu &gpu, const char *config, uint64_t layer, uint64_t length, uint32_t element) {
+    PosencRope *raw = nullptr;
+    posenc::check(posenc_rope_from_hf(gpu.get(), config, layer, length, element, &raw));
+    return rope(raw);
+}
+
+inline double yarn_mscale(double factor, double mscale) {
+    return posenc_yarn_mscale(factor, mscale);
+}
+
+inline double mla_logit_scale(double factor, double mscale_all_dim) {
+    return posenc_mla_logit_scale(factor, mscale_all_dim);
+}
+
+inline double longrope_attention_factor(double factor, double original_context) {
+    return posenc_longrope_attention_factor(factor, original_context);
 }
 
 } // namespace posenc

@@ -5,7 +5,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use super::keys::wrong;
-use super::{Gguf, ModelRope};
+use super::{Gguf, ModelPositions, ModelRope};
 use crate::{Error, Result};
 
 impl ModelRope {
@@ -28,19 +28,49 @@ impl ModelRope {
     /// # Ok::<(), posenc::Error>(())
     /// ```
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
+        match Text::open(path.as_ref())? {
+            Text::Hf(json) => Self::from_hf(&json),
+            Text::Mistral(json) => Self::from_mistral(&json),
+            Text::Gguf(gguf) => Self::from_gguf(&gguf),
+        }
+    }
+}
+
+impl ModelPositions {
+    /// What takes position in, layer by layer, from a model's file or its folder: as [`ModelRope::open`].
+    ///
+    /// # Errors
+    /// As [`ModelRope::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        match Text::open(path.as_ref())? {
+            Text::Hf(json) => Self::from_hf(&json),
+            Text::Mistral(json) => Self::from_mistral(&json),
+            Text::Gguf(gguf) => Self::from_gguf(&gguf),
+        }
+    }
+}
+
+/// What a model's file holds.
+enum Text {
+    Hf(String),
+    Mistral(String),
+    Gguf(Gguf),
+}
+
+impl Text {
+    fn open(path: &Path) -> Result<Self> {
         let unreadable = |error: std::io::Error| Error::Config(format!("cannot read {}: {error}", path.display()));
         if fs::metadata(path).map_err(unreadable)?.is_dir() {
-            return Self::open(file_of(path)?);
+            return Self::open(&file_of(path)?);
         }
         if has_ending(path, "gguf") {
-            return Self::from_gguf(&Gguf::read(BufReader::new(File::open(path).map_err(unreadable)?))?);
+            return Ok(Self::Gguf(Gguf::read(BufReader::new(File::open(path).map_err(unreadable)?))?));
         }
         let json = fs::read_to_string(path).map_err(unreadable)?;
-        match path.file_name() {
-            Some(name) if name == "params.json" => Self::from_mistral(&json),
-            _ => Self::from_hf(&json),
-        }
+        Ok(match path.file_name() {
+            Some(name) if name == "params.json" => Self::Mistral(json),
+            _ => Self::Hf(json),
+        })
     }
 }
 

@@ -145,6 +145,13 @@ header! {{}
             model(ModelRope::from_gguf(&gguf)?, ModelPositions::from_gguf(&gguf))
         })
     }
+    /// Reads the model at `path`: a folder, its `config.json`, `params.json` or `.gguf`.
+    fn posenc_model_open(path: *const c_char, out: *mut *mut PosencModel) -> PosencStatus as ModelRope::open {
+        give(out, || {
+            let path = text("path", path)?;
+            model(ModelRope::open(path)?, ModelPositions::open(path))
+        })
+    }
     free posenc_model_free(model: PosencModel);
 
     /// Gives the model's type, as its config names it; it lives as long as the handle.

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use posenc_c::{Kind, items};
 
 /// Enums that the header has in other words than constants of their own.
-const IN_OTHER_WORDS: [(&str, &str, &[&str]); 14] = [
+const IN_OTHER_WORDS: [(&str, &str, &[&str]); 15] = [
+    ("Reals", "`element` of PosencFixedCall", &["F32", "F64"]),
     ("Wave", "`cosine_first`", &["Sine", "Cosine"]),
     ("Direction", "`inverse`", &["Forward", "Inverse"]),
     ("Keys", "`k`, and `packed`", &["None", "Apart", "Beside"]),
@@ -34,6 +35,7 @@ const METHODS_IN_OTHER_WORDS: [(&str, &[&str]); 8] = [
         "gives back the spec, which the caller made",
         &[
             "RopePlan::rope",
+            "RopeGradPlan::rope",
             "SinusoidPlan::sinusoid",
             "TimestepPlan::sinusoid",
             "GridPlan::grid",
