@@ -1,7 +1,7 @@
 //! What a test sees of the emulator: counters, the last launch, the last error, settings.
 
 use crate::counters::Counters;
-use crate::driver::{Status, TABLE_VERSION, Table};
+use crate::driver::{Load, Status, TABLE_VERSION, Table};
 
 /// How much is checked. The default is [`Strictness::All`], or what `EMULATOR_STRICT` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,8 +23,33 @@ pub struct LaunchReport {
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: [u32; 3],
+    /// Bytes of dynamic shared memory of a block.
+    pub dynamic_shared: u32,
     /// What it did.
     pub counters: Counters,
+}
+
+/// The launch that `fill` writes; `None` if it says that there is none.
+fn report(fill: impl FnOnce(&mut Status) -> u32) -> Option<LaunchReport> {
+    let mut status = Status {
+        grid: [0; 3],
+        block: [0; 3],
+        dynamic: 0,
+        name_length: 0,
+        name: [0; 512],
+        counters: Counters::default(),
+    };
+    if fill(&mut status) == 0 {
+        return None;
+    }
+    let name = &status.name[..(status.name_length as usize).min(512)];
+    Some(LaunchReport {
+        kernel: String::from_utf8_lossy(name).into_owned(),
+        grid: status.grid,
+        block: status.block,
+        dynamic_shared: status.dynamic,
+        counters: status.counters,
+    })
 }
 
 /// The emulator that is loaded in this process. Everything it says is about the calling thread.
@@ -75,7 +100,7 @@ impl Emulator {
         out
     }
 
-    /// Starts the sum anew.
+    /// Starts the sum and the list of launches anew.
     pub fn reset_counters(&self) {
         // SAFETY: no arguments.
         unsafe { (self.table.reset_counters)() };
@@ -83,19 +108,28 @@ impl Emulator {
 
     /// The last launch of this thread.
     pub fn last_launch(&self) -> Option<LaunchReport> {
-        let mut status =
-            Status { grid: [0; 3], block: [0; 3], name_length: 0, name: [0; 512], counters: Counters::default() };
-        // SAFETY: the place is ours.
-        if unsafe { (self.table.last_launch)(&mut status) } == 0 {
-            return None;
+        // SAFETY: the place is one of a launch.
+        report(|status| unsafe { (self.table.last_launch)(status) })
+    }
+
+    /// Lines of the loaded PTX text that read global memory in the launch of that index in [`Emulator::launches`], first line 1,
+    /// and how many warp instructions did; empty unless [`Emulator::set_unique`] was on.
+    pub fn loads(&self, launch: usize) -> Vec<(u32, u64)> {
+        let mut out = Vec::new();
+        loop {
+            // SAFETY: there are as many places as the call says.
+            let n = unsafe { (self.table.loads)(launch, out.as_mut_ptr(), out.len()) };
+            if n <= out.len() {
+                return out[..n].iter().map(|load| (load.line as u32, load.count)).collect();
+            }
+            out.resize(n, Load::default());
         }
-        let name = &status.name[..(status.name_length as usize).min(512)];
-        Some(LaunchReport {
-            kernel: String::from_utf8_lossy(name).into_owned(),
-            grid: status.grid,
-            block: status.block,
-            counters: status.counters,
-        })
+    }
+
+    /// This thread's launches since [`Emulator::reset_counters`], of which at most 256 are remembered.
+    pub fn launches(&self) -> Vec<LaunchReport> {
+        // SAFETY: the place is one of a launch.
+        (0..).map_while(|index| report(|status| unsafe { (self.table.launch)(index, status) })).collect()
     }
 
     /// The full sentence of the last fault or refusal that this thread met.
@@ -139,7 +173,7 @@ impl Emulator {
     }
 
     /// Launches of this thread count the distinct bytes that they touch, which makes them slower: see
-    /// [`Counters::unique_bytes_read`].
+    /// [`Counters::unique_bytes_read`]. They also count which lines read global memory: see [`Emulator::loads`].
     pub fn set_unique(&self, on: bool) {
         // SAFETY: a number.
         unsafe { (self.table.set_unique)(u32::from(on)) };

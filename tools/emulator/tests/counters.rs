@@ -201,7 +201,9 @@ fn distinct_bytes_are_those_of_all_blocks_and_atomics_read_and_write() {
     let run = Run::new();
     let d = &run.device;
     d.emulator.set_unique(true);
+    d.emulator.reset_counters();
     let f = d.kernel(SHARED_BY_BLOCKS, "all");
+    let line = |text: &str| SHARED_BY_BLOCKS.lines().position(|line| line.contains(text)).unwrap() as u32 + 1;
     let mut sum = d.stream.alloc_zeros::<u32>(1).unwrap();
     for launches in 1..=2u64 {
         // enough blocks for helpers, too
@@ -210,6 +212,9 @@ fn distinct_bytes_are_those_of_all_blocks_and_atomics_read_and_write() {
         let c = d.emulator.last_launch().unwrap().counters;
         assert_eq!((c.unique_bytes_read, c.unique_bytes_written), (256 * 4 + 4, 4));
         assert_eq!(c.bytes_read, 500 * 256 * 3 * 4);
+        let warps = 500 * 256 / 32;
+        let wanted = ["ld.global.u32 v", "ld.global.u32 old", "red.global"].map(|text| (line(text), warps));
+        assert_eq!(d.emulator.loads(launches as usize - 1), wanted);
         // a sum over launches counts each anew
         assert_eq!(d.emulator.counters().unique_bytes_written, 4 * launches);
     }

@@ -44,6 +44,10 @@ fn bf16_vectors_and_64_bit_products() {
         assert_eq!(c.global_accesses, [0, 0, 0, n as u64, 2 * n as u64, 0]);
         let last = d.emulator.last_launch().unwrap();
         assert_eq!((last.kernel.as_str(), last.grid, last.block), ("scale", [8, 1, 1], [128, 1, 1]));
+        assert_eq!((last.dynamic_shared, last.counters), (0, c));
+        assert_eq!(d.emulator.launches(), [last]);
+        d.emulator.reset_counters();
+        assert_eq!(d.emulator.launches(), []);
     }
 }
 

@@ -7,7 +7,7 @@ use crate::counters::Counters;
 use std::sync::atomic::Ordering;
 
 /// Version of [`Table`]; a client of another version does not attach.
-pub(crate) const TABLE_VERSION: u32 = 4;
+pub(crate) const TABLE_VERSION: u32 = 5;
 
 /// A launch as it crosses the boundary; the name is cut where it is longer than its room.
 #[repr(C)]
@@ -15,9 +15,18 @@ pub(crate) const TABLE_VERSION: u32 = 4;
 pub(crate) struct Status {
     pub(crate) grid: [u32; 3],
     pub(crate) block: [u32; 3],
+    pub(crate) dynamic: u32,
     pub(crate) name_length: u32,
     pub(crate) name: [u8; 512],
     pub(crate) counters: Counters,
+}
+
+/// A line of PTX that read global memory.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Load {
+    pub(crate) line: u64,
+    pub(crate) count: u64,
 }
 
 /// The functions.
@@ -30,6 +39,11 @@ pub(crate) struct Table {
     pub(crate) reset_counters: unsafe extern "C" fn(),
     /// 1 if there was a launch.
     pub(crate) last_launch: unsafe extern "C" fn(*mut Status) -> u32,
+    /// The launch of that number since the last reset; 1 if there was one and it is remembered.
+    pub(crate) launch: unsafe extern "C" fn(usize, *mut Status) -> u32,
+    /// Lines that read global memory in the launch of that number, and how often a warp did: copies as many as there is room
+    /// for and returns how many there are.
+    pub(crate) loads: unsafe extern "C" fn(usize, *mut Load, usize) -> usize,
     /// Copies the message, returns its length; `usize::MAX` if there is none.
     pub(crate) last_error: unsafe extern "C" fn(*mut u8, usize) -> usize,
     pub(crate) strictness: unsafe extern "C" fn() -> u32,
@@ -54,14 +68,34 @@ unsafe extern "C" fn reset_counters() {
 }
 
 unsafe extern "C" fn last_launch(out: *mut Status) -> u32 {
-    let Some(report) = launch::last() else { return 0 };
+    // SAFETY: the client gives a place.
+    unsafe { give(launch::last(), out) }
+}
+
+unsafe extern "C" fn nth_launch(index: usize, out: *mut Status) -> u32 {
+    // SAFETY: the client gives a place.
+    unsafe { give(launch::nth(index), out) }
+}
+
+unsafe extern "C" fn loads(index: usize, out: *mut Load, room: usize) -> usize {
+    let loads = launch::nth(index).map_or_else(Vec::new, |report| report.loads);
+    for (i, &(line, count)) in loads.iter().enumerate().take(room) {
+        // SAFETY: the client gives places for `room` lines.
+        unsafe { out.add(i).write(Load { line: line.into(), count }) };
+    }
+    loads.len()
+}
+
+/// Writes a launch, if there is one, and says whether there was.
+unsafe fn give(report: Option<launch::Report>, out: *mut Status) -> u32 {
+    let Some(report) = report else { return 0 };
     let text = report.function.kernel().name.as_bytes();
     let n = text.len().min(512);
     let mut name = [0; 512];
     name[..n].copy_from_slice(&text[..n]);
-    let status =
-        Status { grid: report.grid, block: report.block, name_length: n as u32, name, counters: report.counters };
-    // SAFETY: the client gives a place.
+    let launch::Report { grid, block, dynamic, counters, .. } = report;
+    let status = Status { grid, block, dynamic, name_length: n as u32, name, counters };
+    // SAFETY: the caller gives a place.
     unsafe { out.write(status) };
     1
 }
@@ -116,6 +150,8 @@ static TABLE: Table = Table {
     counters,
     reset_counters,
     last_launch,
+    launch: nth_launch,
+    loads,
     last_error,
     strictness,
     set_strictness,

@@ -55,14 +55,23 @@ pub(crate) struct Report {
     pub(crate) function: Arc<Function>,
     pub(crate) grid: [u32; 3],
     pub(crate) block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub(crate) dynamic: u32,
     pub(crate) counters: Counters,
+    /// Lines of the PTX that read global memory, and how often a warp did.
+    pub(crate) loads: Vec<(u32, u64)>,
 }
+
+/// Launches that a thread remembers; later ones are only counted.
+const REMEMBERED: usize = 256;
 
 #[derive(Default)]
 struct Local {
     /// The function that was looked up last, and the age of handles then.
     known: Option<(u64, u64, Arc<Function>)>,
     report: Option<Report>,
+    /// The first launches since the last reset.
+    reports: Vec<Report>,
     sum: Counters,
 }
 
@@ -77,9 +86,18 @@ pub(crate) fn sum() -> Counters {
     LOCAL.with(|l| l.borrow().sum)
 }
 
-/// Starts the sum anew.
+/// Starts the sum and the list of launches anew.
 pub(crate) fn reset() {
-    LOCAL.with(|l| l.borrow_mut().sum = Counters::default());
+    LOCAL.with(|l| {
+        let mut local = l.borrow_mut();
+        local.sum = Counters::default();
+        local.reports.clear();
+    });
+}
+
+/// The thread's launch of this number since the last reset.
+pub(crate) fn nth(index: usize) -> Option<Report> {
+    LOCAL.with(|l| l.borrow().reports.get(index).cloned())
 }
 
 /// The thread's last launch.
@@ -251,6 +269,9 @@ fn note(report: Report) {
     LOCAL.with(|l| {
         let mut local = l.borrow_mut();
         local.sum.add(&report.counters);
+        if local.reports.len() < REMEMBERED {
+            local.reports.push(report.clone());
+        }
         local.report = Some(report);
     });
 }
@@ -268,7 +289,7 @@ fn note_nothing(f: &Arc<Function>, grid: [u32; 3], block: [u32; 3]) {
             return;
         }
         let counters = Counters { launches: 1, ..Counters::default() };
-        local.report = Some(Report { function: f.clone(), grid, block, counters });
+        local.report = Some(Report { function: f.clone(), grid, block, dynamic: 0, counters, loads: Vec::new() });
     });
 }
 
@@ -285,7 +306,7 @@ fn run(p: &Prepared, on: &Stream) -> Call {
         return refuse(ERROR_OUT_OF_MEMORY, "the system has no address space for the count of distinct bytes");
     }
     let begun = strict.races.then(|| on.begin(p.overlaps));
-    let (mut counters, serial, fault) = grid::run(grid::Launch {
+    let (mut outcome, serial) = grid::run(grid::Launch {
         program: f.module.program.clone(),
         function: f.kernel().function,
         grid_dim: p.grid,
@@ -307,9 +328,11 @@ fn run(p: &Prepared, on: &Stream) -> Call {
     if let Some(begun) = begun {
         on.timeline.launched(&begun, serial, &f.kernel().name);
     }
+    let mut counters = outcome.counters;
     counters.launches = 1;
-    note(Report { function: f.clone(), grid: p.grid, block: p.block, counters });
-    if let Some(fault) = fault {
+    let loads = std::mem::take(&mut outcome.loads).into_iter().collect();
+    note(Report { function: f.clone(), grid: p.grid, block: p.block, dynamic: p.dynamic as u32, counters, loads });
+    if let Some(fault) = outcome.fault {
         // as on a device, the launch itself succeeds and everything after it fails
         context.error.store(fault.kind.code(), Ordering::Relaxed);
         report(&fault.message);

@@ -32,4 +32,4 @@ mod extension;
 mod proc;
 mod unsupported;
 
-pub(crate) use extension::{Status, TABLE_VERSION, Table};
+pub(crate) use extension::{Load, Status, TABLE_VERSION, Table};

@@ -8,6 +8,7 @@ use crate::config::Strict;
 use crate::counters::Counters;
 use crate::device::Memory;
 use crate::fault::Fault;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -41,10 +42,15 @@ pub(crate) struct Launch {
 /// Helpers of all launches that run now, so that many host threads do not start too many.
 static HELPERS: AtomicUsize = AtomicUsize::new(0);
 
+/// How a launch went.
 #[derive(Default)]
-struct Outcome {
-    counters: Counters,
-    fault: Option<Box<Fault>>,
+pub(crate) struct Outcome {
+    /// What it did.
+    pub(crate) counters: Counters,
+    /// Warp instructions that read global memory, by their line in the PTX, if it counts distinct bytes.
+    pub(crate) loads: BTreeMap<u32, u64>,
+    /// What went wrong.
+    pub(crate) fault: Option<Box<Fault>>,
 }
 
 fn keep(outcome: &Mutex<Outcome>, cx: &mut Cx) {
@@ -64,6 +70,9 @@ fn keep(outcome: &Mutex<Outcome>, cx: &mut Cx) {
     c.matrix = class(Class::Matrix);
     let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
     outcome.counters.add(&c);
+    for (line, count) in std::mem::take(&mut cx.loads) {
+        *outcome.loads.entry(line).or_default() += count;
+    }
     if outcome.fault.is_none() {
         outcome.fault = cx.fault.take();
     }
@@ -74,8 +83,8 @@ thread_local! {
     static SPARE: std::cell::RefCell<Option<Block>> = const { std::cell::RefCell::new(None) };
 }
 
-/// Runs a launch to its end. What it did, the number in its stamps (0: none), and what went wrong.
-pub(crate) fn run(launch: Launch) -> (Counters, u32, Option<Box<Fault>>) {
+/// Runs a launch to its end, and gives the number in its stamps, too; 0 is none.
+pub(crate) fn run(launch: Launch) -> (Outcome, u32) {
     let memory = launch.memory.clone();
     let serial = if launch.strict.races { memory.serial() } else { 0 };
     if !launch.strict.uninitialised {
@@ -143,8 +152,7 @@ pub(crate) fn run(launch: Launch) -> (Counters, u32, Option<Box<Fault>>) {
     keep(&outcome, &mut cx);
     let block = std::mem::replace(&mut cx.block, Block::new());
     SPARE.with(|s| *s.borrow_mut() = Some(block));
-    let outcome = outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
-    (outcome.counters, serial, outcome.fault)
+    (outcome.into_inner().unwrap_or_else(PoisonError::into_inner), serial)
 }
 
 /// Runs blocks until there are none; with `alone`, only for a while: `true` means that blocks are left.

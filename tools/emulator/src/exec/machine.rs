@@ -11,6 +11,7 @@ use crate::config::Strict;
 use crate::counters::Counters;
 use crate::device::{Memory, Table};
 use crate::fault::{Fault, FaultKind};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -215,6 +216,8 @@ pub(crate) struct Cx<'g> {
     pub(crate) grid: &'g Grid,
     pub(crate) classes: [u64; CLASSES],
     pub(crate) counters: Counters,
+    /// Warp instructions that read global memory, by their line, if a launch counts distinct bytes.
+    pub(crate) loads: BTreeMap<u32, u64>,
     pub(crate) fault: Option<Box<Fault>>,
     /// Allocations that instructions met last, by their place in the code.
     pub(crate) cache: [(u64, u64); 32],
@@ -238,6 +241,7 @@ impl<'g> Cx<'g> {
             grid,
             classes: [0; CLASSES],
             counters: Default::default(),
+            loads: BTreeMap::new(),
             fault: None,
             cache: [(1, 0); 32],
             fuel: 0,

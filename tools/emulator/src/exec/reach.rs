@@ -114,6 +114,9 @@ fn reach_global(cx: &mut Cx, access: &Access, addr: &mut [u64; LANES], mask: u32
         c.sectors_written += sectors;
     }
     if cx.grid.unique.is_some() {
+        if touch != Touch::Write {
+            count_load(cx);
+        }
         count_unique(cx, addr, mask, bytes, touch);
     }
     let strict = cx.grid.strict;
@@ -124,6 +127,13 @@ fn reach_global(cx: &mut Cx, access: &Access, addr: &mut [u64; LANES], mask: u32
         return false;
     }
     true
+}
+
+/// Notes that the current instruction read global memory.
+#[cold]
+fn count_load(cx: &mut Cx) {
+    let line = cx.code.lines.get(cx.pc as usize).copied().unwrap_or(0);
+    *cx.loads.entry(line).or_default() += 1;
 }
 
 #[cold]
