@@ -5,10 +5,14 @@ use std::time::{Duration, Instant};
 
 mod support;
 
+use posenc::{Rope, RopePlan, Scaling};
 use support::calls::{Visit, every_operation};
 
 /// What a call may take. 0.1 to 0.7 microseconds are seen on the emulator, overflow checks included.
 const LIMIT: Duration = Duration::from_micros(3);
+
+/// What a plan of RoPE may take whose spec is known.
+const PLAN: Duration = Duration::from_micros(10);
 
 struct Cost {
     is_judged: bool,
@@ -37,6 +41,25 @@ impl Visit for Cost {
     }
 
     fn result(&mut self, _: &str, _: Vec<u8>) {}
+}
+
+/// A plan of a spec whose plans were made before evaluates no law.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_plan_of_a_known_spec_takes_microseconds() {
+    let gpu = support::gpu();
+    let is_judged = support::emulator().is_some();
+    for rope in [Rope::new(128, 5e5), Rope { scaling: Scaling::Linear { factor: 8.0 }, ..Rope::new(128, 1e4) }] {
+        let time = || {
+            let start = Instant::now();
+            let plan = RopePlan::<half::bf16>::new(&gpu, &rope).expect("a plan");
+            (start.elapsed(), plan)
+        };
+        let (first, _plan) = time();
+        let fastest = (0..200).map(|_| time().0).min().expect("rounds");
+        println!("first {first:?}, then {fastest:?}");
+        assert!(fastest < PLAN || !is_judged, "a plan of a known spec takes {fastest:?}, at most {PLAN:?} are allowed");
+    }
 }
 
 #[test]
