@@ -91,6 +91,8 @@ impl Spread {
 
 const SAMPLES: usize = 30;
 const MIB: u64 = 1 << 20;
+/// Bytes from which on a case is timed from memory, too: what made less a moment ago left it in the cache.
+pub const COLD: u64 = 4 * MIB;
 
 struct Clock {
     criterion: Criterion<CudaEvents>,
@@ -201,7 +203,7 @@ pub fn run(bench: &Bench, cases: &[Case]) -> Result<()> {
         let bytes = case.bytes();
         // Cold: sets that hold four times the L2 cache. Hot: one set, where it fits in half of it.
         let cold = usize::try_from((4 * timing.clock.l2).div_ceil(bytes.max(1)))?.max(1);
-        let regimes = [("cold", cold, bytes >= 4 * MIB), ("hot", 1, bytes <= timing.clock.l2 / 2)];
+        let regimes = [("cold", cold, bytes >= COLD), ("hot", 1, bytes <= timing.clock.l2 / 2)];
         for (regime, sets, _) in regimes.into_iter().filter(|(.., wanted)| *wanted) {
             let name = format!("{} {regime}", case.name);
             if bench.end.is_some_and(|end| Instant::now() >= end) {

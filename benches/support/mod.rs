@@ -7,12 +7,16 @@
 //! copy that moves the bytes which the case must move (a memset of them, where a call reads next to nothing), and an empty
 //! kernel, both replayed from graphs likewise.
 //!
-//! **On the emulator** there is no time. Each case is checked, and its bytes, sectors and instructions are counted. With
+//! **On the emulator** there is no time. Each case is checked, and its bytes, sectors and instructions are counted; a model of a
+//! device makes a *predicted* time of them (`docs/device-model.md`). With
 //! `POSENC_REHEARSE=1` the way of a GPU is taken for a few small cases, floors and all, to see that it works; no number comes
 //! out of it.
 
+pub mod machine;
 pub mod measure;
+pub mod model;
 pub mod record;
+pub mod sass;
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +24,9 @@ use anyhow::{Context, Result, ensure};
 use cudarc::driver::CudaContext;
 use emulator::Emulator;
 use posenc::Gpu;
+
+use machine::Machine;
+use model::{H200, Work};
 
 /// Makes a case's operation on a device, with as many sets of buffers as are wanted.
 pub type Make = Box<dyn Fn(&Gpu, usize) -> Result<Box<dyn Operation>>>;
@@ -110,62 +117,123 @@ impl Bench {
 
     fn count(&self, emulator: &Emulator, cases: &[Case], most: u64) -> Result<()> {
         println!("{}: on the emulator: checked and counted, not timed", self.room);
+        let mut machine = Machine::find();
+        match machine {
+            Some(_) => println!(
+                "predicted for an {}, {}, data from memory where 4 MiB or more must move; share: of a copy, - where it is nearer than 15 %",
+                H200.name,
+                model::ERROR
+            ),
+            None => println!("nothing is predicted without the machine code: cargo xtask fetch"),
+        }
         println!(
-            "{:52} {:>14} {:>14} {:>14} {:>9}",
-            "case", "bytes to move", "bytes asked", "sector bytes", "PTX/elem"
+            "{:52} {:>14} {:>14} {:>14} {:>14} {:>9} {:>9} {:>13} {:>6} {:>8}",
+            "case",
+            "bytes to move",
+            "bytes asked",
+            "sectors read",
+            "written",
+            "PTX/elem",
+            "SASS/elem",
+            "predicted us",
+            "share",
+            "bound by"
         );
-        let header = "case,bytes_to_move,bytes_asked,sector_bytes,ptx_instructions_per_element";
-        let record = record::open(&self.gpu, record::Kind::Counts(most), header)?;
+        let record =
+            record::open(&self.gpu, record::Kind::Counts(most), &format!("case,{COLUMNS},predicted_us,bound_by"))?;
         for case in cases {
             if case.elements > most {
                 println!("{:52} left to a GPU: {} elements", case.name, case.elements);
                 continue;
             }
-            let count = count(&self.gpu, emulator, case)?;
+            let count = count(&self.gpu, emulator, machine.as_mut(), case)?;
+            let hot = case.bytes() < measure::COLD;
+            let predicted = count.works.as_deref().map(|works| model::predict(works, &H200, hot));
+            let copy = model::predict(&[Work::copy(case.bytes() as f64)], &H200, hot);
+            let [time, share, limit] = predicted.map_or(["", "", ""].map(String::from), |predicted| {
+                let share = model::ratio(copy.time / predicted.time);
+                [format!("{:.2}", predicted.time), share, predicted.limit.name().into()]
+            });
             println!(
-                "{:52} {:14} {:14} {:14} {:9.3}",
+                "{:52} {:14} {:14} {:14} {:14} {:9.3} {:9.3} {time:>13} {share:>6} {limit:>8}",
                 case.name,
                 case.bytes(),
                 count.bytes,
-                count.sector_bytes,
-                count.instructions_per_element
+                count.read,
+                count.written,
+                count.ptx,
+                count.sass
             );
-            record.row(&format!(
-                "{}/{},{},{},{},{:.3}",
-                self.room,
-                case.name,
-                case.bytes(),
-                count.bytes,
-                count.sector_bytes,
-                count.instructions_per_element
-            ))?;
+            record.row(&format!("{}/{},{},{time},{limit}", self.room, case.name, count.row(case)))?;
         }
         Ok(())
     }
 }
 
-/// What the emulator counted in one call.
+/// Columns of a case's counts, behind its name.
+pub const COLUMNS: &str = "bytes_to_move,bytes_asked,sector_bytes_read,sector_bytes_written,ptx_instructions_per_element,\
+                           sass_instructions_per_element,bytes_in_flight,bank_conflicts";
+
+/// What the emulator counted in one call, and what the machine code says of it.
 pub struct Count {
     /// bytes that threads asked for and stored
     pub bytes: u64,
-    /// bytes of the 32-byte sectors that these accesses touch, each once for a warp's instruction
-    pub sector_bytes: u64,
-    pub instructions_per_element: f64,
+    /// bytes of the 32-byte sectors that reads touch, each once for a warp's instruction
+    pub read: u64,
+    /// the same of writes
+    pub written: u64,
+    /// PTX instructions of an element
+    pub ptx: f64,
+    /// machine instructions of an element; 0 without the machine code
+    pub sass: f64,
+    /// the most bytes that a thread has on their way from global memory; 0 without the machine code
+    pub in_flight: u32,
+    /// passes over shared memory that bank conflicts cost
+    pub bank_conflicts: u64,
+    /// the launches, if their machine code is known
+    pub works: Option<Vec<Work>>,
+}
+
+impl Count {
+    /// The columns as text.
+    pub fn row(&self, case: &Case) -> String {
+        format!(
+            "{},{},{},{},{:.3},{:.3},{},{}",
+            case.bytes(),
+            self.bytes,
+            self.read,
+            self.written,
+            self.ptx,
+            self.sass,
+            self.in_flight,
+            self.bank_conflicts
+        )
+    }
 }
 
 /// Checks a case on the emulator and counts its call.
-pub fn count(gpu: &Gpu, emulator: &Emulator, case: &Case) -> Result<Count> {
+pub fn count(gpu: &Gpu, emulator: &Emulator, machine: Option<&mut Machine>, case: &Case) -> Result<Count> {
     let mut operation = (case.make)(gpu, 1).with_context(|| case.name.clone())?;
     operation.verify().with_context(|| format!("{} is wrong", case.name))?;
     // The sum: a call may be more than one kernel.
     emulator.reset_counters();
-    operation.call(0)?;
+    emulator.set_unique(machine.is_some());
+    let called = operation.call(0);
+    emulator.set_unique(false);
+    called?;
     let counters = emulator.counters();
     ensure!(counters.launches > 0, "the emulator saw no launch");
+    let cost = machine.map(|machine| machine.cost(emulator)).transpose()?.flatten();
+    let per_element = |instructions: f64| instructions / case.elements as f64;
     Ok(Count {
         bytes: counters.bytes_read + counters.bytes_written,
-        sector_bytes: 32 * (counters.sectors_read + counters.sectors_written),
-        instructions_per_element: counters.instructions() as f64 / case.elements as f64,
+        read: 32 * counters.sectors_read,
+        written: 32 * counters.sectors_written,
+        ptx: per_element(counters.instructions() as f64),
+        sass: cost.as_ref().map_or(0.0, |cost| per_element(cost.instructions)),
+        in_flight: cost.as_ref().map_or(0, |cost| cost.in_flight),
+        bank_conflicts: counters.bank_conflicts,
+        works: cost.map(|cost| cost.works),
     })
 }
 

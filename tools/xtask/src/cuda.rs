@@ -18,10 +18,9 @@ pub fn fetch() -> Result<[(&'static str, PathBuf); 3]> {
     Ok([("POSENC_NVRTC", nvrtc()?), ("POSENC_PTXAS", package(PTXAS)?), ("POSENC_NVDISASM", package(NVDISASM)?)])
 }
 
-/// NVRTC and the assembler: what tests need.
+/// What tests and benches need, which find it by themselves.
 pub fn fetch_for_tests() -> Result<()> {
-    nvrtc()?;
-    package(PTXAS)?;
+    fetch()?;
     Ok(())
 }
 

@@ -21,7 +21,7 @@ impl Clone {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../run-on-device");
         clone.write("tools/run-on-device", &fs::read_to_string(script).expect("the script"));
         // What libtest answers to stands in the file of a test.
-        let program = "#!/bin/sh\n# include-ignored\necho \"$*\"\necho \"$LD_LIBRARY_PATH\"\necho \"$POSENC_PTXAS\"\n";
+        let program = "#!/bin/sh\n# include-ignored\necho \"$*\"\necho \"$LD_LIBRARY_PATH\"\necho \"$POSENC_PTXAS\"\necho \"$POSENC_NVDISASM\"\n";
         for path in ["target/debug/deps/rotate-0123", "target/debug/examples/demo"] {
             clone.write(path, program);
         }
@@ -44,17 +44,21 @@ impl Clone {
         self.write("target/emulator/libcuda.so.1", "old");
         self.write("target/cuda/nvidia-cuda-nvrtc-cu12-12.9.86/nvidia/cuda_nvrtc/lib/libnvrtc.so.12", "");
         self.write("target/cuda/nvidia-cuda-nvcc-cu12-12.9.86/nvidia/cuda_nvcc/bin/ptxas", "");
+        self.write("target/cuda/nvidia-cuda-nvdisasm-13.5.37/nvidia/cu13/bin/nvdisasm", "");
     }
 
-    /// What the program printed: arguments, the loader's path, ptxas.
-    fn run(&self, package: &str, program: &str, arguments: &[&str]) -> [String; 3] {
+    /// What the program printed: arguments, the loader's path, ptxas, nvdisasm.
+    fn run(&self, package: &str, program: &str, arguments: &[&str]) -> [String; 4] {
         let mut command = Command::new(self.path("tools/run-on-device"));
         command.arg(self.path(program)).args(arguments).env("CARGO_PKG_NAME", package).env("LD_LIBRARY_PATH", "/own");
-        let output = command.env_remove("CARGO_TARGET_DIR").env_remove("POSENC_PTXAS").output().expect("it starts");
+        for name in ["CARGO_TARGET_DIR", "POSENC_PTXAS", "POSENC_NVDISASM"] {
+            command.env_remove(name);
+        }
+        let output = command.output().expect("it starts");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout).expect("text");
         let mut lines = text.lines().map(str::to_owned);
-        [(); 3].map(|()| lines.next().expect("three lines"))
+        [(); 4].map(|()| lines.next().expect("four lines"))
     }
 }
 
@@ -63,8 +67,8 @@ const TEST: &str = "target/debug/deps/rotate-0123";
 #[test]
 fn before_anything_is_fetched_programs_are_started_as_they_are() {
     let clone = Clone::new("bare");
-    let [arguments, path, ptxas] = clone.run("posenc", TEST, &["rope::", "--nocapture"]);
-    assert_eq!((arguments.as_str(), ptxas.as_str()), ("rope:: --nocapture", ""));
+    let [arguments, path, ptxas, nvdisasm] = clone.run("posenc", TEST, &["rope::", "--nocapture"]);
+    assert_eq!([arguments, ptxas, nvdisasm], ["rope:: --nocapture", "", ""]);
     assert!(path.starts_with("/own"), "{path}");
 }
 
@@ -72,9 +76,9 @@ fn before_anything_is_fetched_programs_are_started_as_they_are() {
 fn what_was_fetched_is_found_and_tests_that_need_it_are_run() {
     let clone = Clone::new("fetched");
     clone.fetch();
-    let [arguments, path, ptxas] = clone.run("posenc", TEST, &["rope::"]);
+    let [arguments, path, ptxas, nvdisasm] = clone.run("posenc", TEST, &["rope::"]);
     assert_eq!(arguments, "rope:: --include-ignored");
-    assert!(Path::new(&ptxas).exists(), "{ptxas}");
+    assert!(Path::new(&ptxas).exists() && Path::new(&nvdisasm).exists(), "{ptxas} {nvdisasm}");
     let folders: Vec<&str> = path.split(':').collect();
     let emulator = clone.path("target/emulator");
     // A GPU is preferred.
@@ -90,7 +94,7 @@ fn what_was_fetched_is_found_and_tests_that_need_it_are_run() {
     assert_eq!(clone.run("posenc", "target/debug/examples/demo", &["128"])[0], "128");
     // These see to the emulator themselves.
     for package in ["warpcheck", "xtask"] {
-        assert_eq!(clone.run(package, TEST, &[]), ["", "/own", ""]);
+        assert_eq!(clone.run(package, TEST, &[]), ["", "/own", "", ""]);
     }
 }
 
