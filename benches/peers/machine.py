@@ -130,6 +130,10 @@ class Gpu(Machine):
         self.capability = properties.major * 10 + properties.minor
         self.side = torch.cuda.Stream()
 
+    def kernels(self, name):
+        """A module whose kernels run on a GPU alone."""
+        return need(name)
+
     def stream(self):
         return self.torch.cuda.current_stream().cuda_stream
 
@@ -193,6 +197,9 @@ class Check(Machine):
         self.driver.call("cuCtxSetCurrent", context)
         self.driver.call("cuStreamCreate", ctypes.byref(self._stream), 1)
         self.captures = 0
+
+    def kernels(self, name):
+        raise Missing(f"missing: the kernels of {name} run on a GPU alone")
 
     def stream(self):
         return self._stream.value

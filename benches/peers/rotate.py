@@ -96,7 +96,7 @@ class Rope(Case):
         return version("transformers"), call
 
     def liger(self):
-        rope = need("liger_kernel.transformers.rope")
+        rope = self.machine.kernels("liger_kernel.transformers.rope")
         cos, sin = self.cos[None].contiguous(), self.sin[None].contiguous()
 
         def call(q, k):
@@ -106,7 +106,7 @@ class Rope(Case):
         return version("liger_kernel"), call
 
     def flashinfer_cache(self):
-        flashinfer = need("flashinfer")
+        flashinfer = self.machine.kernels("flashinfer")
 
         def call(q, k):
             q_flat, k_flat = q.view(self.tokens, -1), k.view(self.tokens, -1)
@@ -118,7 +118,7 @@ class Rope(Case):
         return version("flashinfer-python"), call
 
     def flashinfer_on_the_fly(self):
-        flashinfer = need("flashinfer")
+        flashinfer = self.machine.kernels("flashinfer")
         positions = self.positions.int()
 
         def call(q, k):
@@ -128,7 +128,7 @@ class Rope(Case):
         return version("flashinfer-python"), call
 
     def vllm(self):
-        operations = need("vllm._custom_ops")
+        operations = self.machine.kernels("vllm._custom_ops")
         cache = self.cache.to(self.torch.bfloat16)
 
         def call(q, k):
@@ -139,8 +139,7 @@ class Rope(Case):
         return version("vllm"), call
 
     def xformers(self):
-        need("xformers.ops")
-        rope = need("xformers.ops.rope_padded").rope_padded
+        rope = self.machine.kernels("xformers.ops.rope_padded").rope_padded
         masks = need("xformers.ops.fmha.attn_bias")
         tokens, torch = self.tokens, self.torch
         bias = masks.BlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(

@@ -11,6 +11,7 @@ import struct
 import sys
 from ctypes import byref, c_int, c_uint64, c_void_p
 
+import machine
 import posenc
 
 TOKENS, Q_HEADS, K_HEADS, DIM, BASE = 4, 3, 2, 16, 10000.0
@@ -259,6 +260,16 @@ def rotates_arrays(c, cpu, q, ids, before):
     c.rope_free(rope)
 
 
+def leaves_kernels_of_others_to_a_gpu():
+    """A check without a GPU names who is missing; it does not fail."""
+    try:
+        machine.Check.kernels(None, "liger_kernel")
+    except machine.Missing as missing:
+        assert str(missing) == "missing: the kernels of liger_kernel run on a GPU alone", missing
+    else:
+        raise AssertionError("a kernel for a GPU was promised without one")
+
+
 def main(library, header, device):
     driver = {"cpu": Host, "gpu": Driver}[device]()
     c = posenc.Library(library, header)
@@ -274,6 +285,7 @@ def main(library, header, device):
     writes_a_table_of_a_window(c, driver, gpu)
     adds_relative_values(c, driver, gpu)
     resizes_a_table(c)
+    leaves_kernels_of_others_to_a_gpu()
     c.gpu_free(gpu)
     print("all is well")
 

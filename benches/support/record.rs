@@ -37,6 +37,8 @@ pub enum Kind {
     Rehearsal,
     /// counts of the emulator, of cases of so many elements at most
     Counts(u64),
+    /// the same of other implementations' kernels
+    Peers,
 }
 
 /// The day's record, which takes a row at a time: a run that is ended leaves the rows that it came to.
@@ -50,6 +52,7 @@ pub fn open(gpu: &Gpu, kind: Kind, header: &str) -> Result<Record> {
     let (major, minor) = gpu.capability();
     let name = match kind {
         Kind::Counts(_) => format!("emulator-{major}.{minor}"),
+        Kind::Peers => format!("peers-emulator-{major}.{minor}"),
         Kind::Rehearsal => format!("rehearsal-{major}.{minor}"),
         Kind::Times => {
             let name = gpu.stream().context().name()?.to_lowercase();
@@ -69,6 +72,7 @@ pub fn open(gpu: &Gpu, kind: Kind, header: &str) -> Result<Record> {
             machine,
             "device: the emulator; counts, no times; cases of more than {most} elements are left to a GPU"
         )?,
+        Kind::Peers => writeln!(machine, "device: the emulator; counts, and times that are predicted of them")?,
         Kind::Rehearsal => writeln!(machine, "device: the emulator; a rehearsal, without times")?,
         Kind::Times => writeln!(machine, "device: {}", device(gpu)?)?,
     }

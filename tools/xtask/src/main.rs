@@ -61,6 +61,15 @@ enum Task {
         /// Only this room: embed, rotate, bias or attend
         #[arg(long)]
         room: Option<String>,
+        /// Without a GPU or PyTorch: compiles the peers' kernels and counts them on the emulator beside ours; 500 MB to fetch
+        #[arg(long, conflicts_with_all = ["check", "room"])]
+        count: bool,
+        /// Of --count: write the rows to benches/record and draw them
+        #[arg(long, requires = "count")]
+        record: bool,
+        /// Of --count: only cases whose name contains this
+        #[arg(requires = "count")]
+        filter: Option<String>,
     },
     /// Draws cost against size from a record of the benches, and says how each family grows
     Plot {
@@ -147,7 +156,8 @@ fn main() -> Result<()> {
         Task::Bench { record, emulator, room, filter } => {
             bench::run_all(record, emulator, room.as_deref(), filter.as_deref())
         }
-        Task::Peers { check, room } => peers::run_all(check, room.as_deref()),
+        Task::Peers { count: true, record, filter, .. } => peers::count::run_all(record, filter.as_deref()),
+        Task::Peers { check, room, .. } => peers::run_all(check, room.as_deref()),
         Task::Plot { record } => {
             let record = match record {
                 Some(record) => record,

@@ -12,7 +12,8 @@ const REQUIREMENTS: &str = include_str!("../requirements.txt");
 
 /// The file or folder `inside` the package `name`, which is fetched into `folder` if it is not there.
 pub fn package(folder: &str, name: &str, inside: &str) -> Result<PathBuf> {
-    let requirement = requirement(name).with_context(|| format!("requirements.txt does not name {name}"))?;
+    let requirement =
+        requirement(REQUIREMENTS, name).with_context(|| format!("requirements.txt does not name {name}"))?;
     let version = requirement.split_whitespace().next().unwrap_or_default();
     let folder = std::env::current_dir()?.join(folder).join(version.replace("==", "-"));
     let wanted = folder.join(inside);
@@ -65,9 +66,9 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// The requirement of one package, on one line.
-fn requirement(name: &str) -> Option<String> {
-    let joined = REQUIREMENTS.replace("\\\n", " ");
+/// The requirement of one package of a list, on one line.
+pub fn requirement(list: &str, name: &str) -> Option<String> {
+    let joined = list.replace("\\\n", " ");
     let line = joined.lines().find(|line| line.starts_with(&format!("{name}==")))?;
     Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
 }
@@ -78,9 +79,9 @@ mod tests {
 
     #[test]
     fn a_requirement_has_its_version_and_its_hashes() {
-        let ruff = requirement("ruff").expect("ruff is listed");
+        let ruff = requirement(REQUIREMENTS, "ruff").expect("ruff is listed");
         assert!(ruff.starts_with("ruff==") && ruff.contains(" --hash=sha256:") && !ruff.contains('\\'), "{ruff}");
-        assert_eq!(requirement("ruf"), None);
+        assert_eq!(requirement(REQUIREMENTS, "ruf"), None);
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub fn youngest(folder: &Path) -> Result<PathBuf> {
 
 /// Draws `<record>.svg`: a line for each family, both axes logarithmic, and prints each family's growth.
 ///
-/// A record of a GPU gives nanoseconds, one of the emulator the bytes of touched sectors.
+/// A record of a GPU gives nanoseconds, one of the emulator the bytes of touched sectors, one of peers on the emulator predicted times.
 pub fn draw(record: &Path) -> Result<PathBuf> {
     let text = std::fs::read_to_string(record).with_context(|| record.display().to_string())?;
     let (families, unit) = read(&text).with_context(|| record.display().to_string())?;
@@ -64,18 +64,25 @@ fn read(text: &str) -> Result<(Families, &'static str)> {
     let mut lines = text.lines();
     let columns: Vec<&str> = lines.next().context("the record is empty")?.split(',').collect();
     let wanted = |name: &str| columns.iter().position(|column| *column == name);
-    let (cost, unit) = match (wanted("median_ns"), wanted("sector_bytes")) {
-        (Some(at), _) => (at, "nanoseconds"),
-        (None, Some(at)) => (at, "bytes of sectors"),
-        _ => anyhow::bail!("neither median_ns nor sector_bytes is a column"),
+    let all = |names: &[&str]| names.iter().map(|name| wanted(name)).collect::<Option<Vec<_>>>();
+    let (costs, unit) = if let Some(at) = all(&["median_ns"]) {
+        (at, "nanoseconds")
+    } else if let Some(at) = all(&["predicted_us"]).filter(|_| wanted("times_ours").is_some()) {
+        (at, "predicted microseconds")
+    } else if let Some(at) = all(&["sector_bytes_read", "sector_bytes_written"]).or_else(|| all(&["sector_bytes"])) {
+        (at, "bytes of sectors")
+    } else {
+        anyhow::bail!("it has neither times nor bytes of sectors")
     };
-    let regime = wanted("cache");
+    // Who it is, and where data came from.
+    let regime = wanted("cache").or(wanted("peer"));
     let mut families = Families::new();
     for line in lines {
         let cells: Vec<&str> = line.split(',').collect();
-        let (Some(name), Some(value)) = (cells.first(), cells.get(cost)) else { continue };
+        let Some(name) = cells.first() else { continue };
+        let value = costs.iter().map(|at| cells.get(*at)?.parse::<f64>().ok()).sum::<Option<f64>>();
         let Some((family, size)) = name.rsplit_once('/') else { continue };
-        let (Ok(size), Ok(value)) = (size.parse::<f64>(), value.parse::<f64>()) else { continue };
+        let (Ok(size), Some(value)) = (size.parse::<f64>(), value) else { continue };
         let cache = regime.and_then(|at| cells.get(at)).map_or(String::new(), |cache| format!(" {cache}"));
         families.entry(format!("{family}{cache}")).or_default().push((size, value));
     }
@@ -139,8 +146,8 @@ mod tests {
     #[test]
     fn a_record_without_costs_is_refused() {
         let error = read("case,time\nrope/a/1,3\n").expect_err("a refusal");
-        assert_eq!(error.to_string(), "neither median_ns nor sector_bytes is a column");
-        let error = read("case,sector_bytes\nrope/a/1,3\n").expect_err("a refusal");
+        assert_eq!(error.to_string(), "it has neither times nor bytes of sectors");
+        let error = read("case,sector_bytes_read,sector_bytes_written\nrope/a/1,3,4\n").expect_err("a refusal");
         assert_eq!(error.to_string(), "there is no family of four sizes");
     }
 
@@ -149,9 +156,9 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("posenc-plot-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         let record = folder.join("2000-01-01-x.csv");
-        let mut text = String::from("case,sector_bytes\n");
+        let mut text = String::from("case,sector_bytes_read,sector_bytes_written\n");
         for size in [1, 2, 4, 8] {
-            text += &format!("bias/keys/{size},{}\nrope/heads/{size},{}\n", 32 * size, 64 * size);
+            text += &format!("bias/keys/{size},{},{size}\nrope/heads/{size},{},{size}\n", 31 * size, 63 * size);
         }
         std::fs::write(&record, text).expect("a record");
         let picture = draw(&youngest(&folder).expect("the record")).expect("a picture");

@@ -1,5 +1,7 @@
 //! posenc beside other implementations: their times on a GPU, or, without one, whether every comparison holds.
 
+pub mod count;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
