@@ -194,6 +194,9 @@ typedef struct PosencPlaces {
 /* The product of an f32 frequency and an f32 position, as Hugging Face's models compute it. */
 #define POSENC_HF_COMPAT 1
 #define POSENC_GIVEN 2 /* The same of given frequencies, a model's `inv_freq`; base and scaling are then not used. */
+/* A sum over axes, exact at every position, with frequencies for every head: `mixed`; base, scaling and axes are
+   then not used. */
+#define POSENC_MIXED 3
 
 #define POSENC_SCALING_NONE 0 /* Scaling: none. */
 #define POSENC_SCALING_LINEAR 1 /* `factor` */
@@ -260,6 +263,11 @@ typedef struct PosencRopeSpec {
     uint32_t axes; /* `POSENC_AXES_...` */
     uint32_t axis_count; /* sizes of axes, at most 4; axes of `POSENC_AXES_DEALT` and `POSENC_AXES_BLOCKS` */
     uint32_t axis_sizes[4]; /* pairs of each axis */
+    uint32_t fraction_bits[4]; /* positions on each axis are whole numbers of units of `2^-bits`; all 0: of ones */
+    /* of `POSENC_MIXED`: `[mixed_axes, mixed_heads, rotary / 2]` radians per position, in host memory */
+    const double *mixed;
+    uint32_t mixed_axes; /* of `POSENC_MIXED`: axes of a position */
+    uint32_t mixed_heads; /* of `POSENC_MIXED`: sets of frequencies, which heads share equally */
 } PosencRopeSpec;
 
 /* xPos: rotated queries shrink with their position, keys grow. */
@@ -329,6 +337,98 @@ PosencStatus posenc_rope_free(PosencRope *rope);
 
 /* Rotates queries, and keys if there are any, in one kernel. */
 PosencStatus posenc_rope_rotate(const PosencRope *rope, const PosencRopeCall *call);
+
+/* Learned frequencies of a plan. */
+typedef struct PosencSetFrequenciesCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencSetFrequenciesCall)` */
+    /* f32 `[mixed_axes, mixed_heads, rotary / 2]`, radians per position, below 2^40 in magnitude */
+    PosencBuffer frequencies;
+    PosencBuffer flag; /* a 32-bit word that becomes 1 if one is not; or no `data` */
+} PosencSetFrequenciesCall;
+
+/* Makes the angles of a plan of `POSENC_MIXED` of learned frequencies, in one kernel. No other call uses `rope` at
+   the same time. */
+PosencStatus posenc_rope_set_frequencies(PosencRope *rope, const PosencSetFrequenciesCall *call);
+
+/* A tensor with its gradient, both before the rotation or both after it. */
+typedef struct PosencTensorGrad {
+    PosencBuffer x; /* elements; no `data`: there is no such tensor */
+    PosencHeads heads; /* the shape of `x` */
+    PosencBuffer grad; /* their gradient */
+    PosencHeads grad_heads; /* its shape, of the same sizes */
+} PosencTensorGrad;
+
+/* One call for the gradient of frequencies. */
+typedef struct PosencFrequencyGradCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencFrequencyGradCall)` */
+    PosencTensorGrad q; /* queries */
+    PosencTensorGrad k; /* keys with the same frequencies, or none */
+    PosencPositions positions; /* those of the rotation */
+    PosencBuffer out; /* f32 `[axes, sets, rotary / 2]`, written */
+} PosencFrequencyGradCall;
+
+/* One call for the gradient of positions. */
+typedef struct PosencPositionGradCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencPositionGradCall)` */
+    PosencTensorGrad q; /* queries */
+    PosencTensorGrad k; /* keys with the same frequencies, or none */
+    PosencBuffer frequencies; /* f32 `[axes, sets, rotary / 2]`, learned ones; no `data`: those of the spec */
+    PosencBuffer out; /* f32 `[axes, batch, tokens]`, written: per whole position */
+} PosencPositionGradCall;
+
+/* Gradients of RoPE's angles, for tensors of one element type. */
+typedef struct PosencRopeGrad PosencRopeGrad;
+
+/* Makes a plan: uploads the frequencies and loads the kernels for `element`. */
+PosencStatus posenc_rope_grad_new(
+    const PosencGpu *gpu,
+    const PosencRopeSpec *spec,
+    uint32_t element,
+    PosencRopeGrad **out);
+
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_rope_grad_on(const PosencRopeGrad *rope, const PosencGpu *gpu, PosencRopeGrad **out);
+
+/* Frees it; null is allowed. */
+PosencStatus posenc_rope_grad_free(PosencRopeGrad *rope);
+
+/* Writes the gradient of frequencies: the sum over tokens and the heads of a set of `position * (a db - b da)`. */
+PosencStatus posenc_rope_grad_frequencies(const PosencRopeGrad *rope, const PosencFrequencyGradCall *call);
+
+/* Writes the gradient of positions: the sum over heads and pairs of `frequency * (a db - b da)`. */
+PosencStatus posenc_rope_grad_positions(const PosencRopeGrad *rope, const PosencPositionGradCall *call);
+
+/* Real positions in units. */
+typedef struct PosencFixedCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencFixedCall)` */
+    PosencBuffer positions; /* real numbers */
+    uint32_t element; /* `POSENC_F32` or `POSENC_F64` */
+    uint32_t bits; /* fraction bits, at most 62 */
+    PosencBuffer out; /* 64-bit integers, as many, written: units of `2^-bits`, rounded to the nearest, ties to even */
+    /* a 32-bit word that becomes 1 if a position is not finite or does not fit, whose units are 0; or no `data`. The
+       CPU refuses such a position in place of it */
+    PosencBuffer flag;
+} PosencFixedCall;
+
+/* What makes units of real positions. */
+typedef struct PosencFixed PosencFixed;
+
+/* Loads the kernel. */
+PosencStatus posenc_fixed_new(const PosencGpu *gpu, PosencFixed **out);
+
+/* Makes the same for another stream. */
+PosencStatus posenc_fixed_on(const PosencFixed *fixed, const PosencGpu *gpu, PosencFixed **out);
+
+/* Frees it; null is allowed. */
+PosencStatus posenc_fixed_free(PosencFixed *fixed);
+
+/* Writes real positions in units, in one kernel. */
+PosencStatus posenc_fixed_write(const PosencFixed *fixed, const PosencFixedCall *call);
 
 #define POSENC_ODD_REFUSE 0 /* Of an odd number of channels, the last one: is refused. */
 #define POSENC_ODD_ZERO 1 /* holds 0 */
@@ -1687,6 +1787,60 @@ PosencStatus posenc_relative_table_grad_apply(
     const PosencRelativeTableGrad *grad,
     const PosencRelativeTableGradCall *call);
 
+/* Attention outputs put together. */
+typedef struct PosencMergeSpec {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencMergeSpec)` */
+    uint64_t reserved; /* 0 */
+} PosencMergeSpec;
+
+/* Attention of queries over some of their keys. */
+typedef struct PosencState {
+    PosencBuffer out; /* probabilities times values; of a call's result no `data`: in place */
+    PosencHeads heads; /* its shape */
+    PosencBuffer lse; /* f32: natural logarithms of the sums of exponentials; -inf: no keys */
+    PosencNumbers lse_shape; /* its shape, `[batch, heads, tokens, 1]` */
+} PosencState;
+
+/* One call that puts two states together. */
+typedef struct PosencMergeCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencMergeCall)` */
+    PosencState a; /* over some of the keys; changed in place if there is no `result.out.data` */
+    PosencState b; /* over others */
+    PosencState result; /* written: the attention over both; or nothing */
+} PosencMergeCall;
+
+/* One call for the gradient of both states. */
+typedef struct PosencMergeGradCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencMergeGradCall)` */
+    PosencState a; /* as it was put in */
+    PosencState b; /* as it was put in */
+    PosencState grad; /* gradients of the result and of its log-sum-exps; no `lse.data`: those are 0 */
+    PosencState a_grad; /* written: gradients of `a` and of its log-sum-exps */
+    PosencState b_grad; /* written: gradients of `b` and of its log-sum-exps */
+} PosencMergeGradCall;
+
+/* Attention outputs put together, for one element type. */
+typedef struct PosencMerge PosencMerge;
+
+/* Makes a plan: loads the kernels for `element`. */
+PosencStatus posenc_merge_new(const PosencGpu *gpu, const PosencMergeSpec *spec, uint32_t element, PosencMerge **out);
+
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_merge_on(const PosencMerge *merge, const PosencGpu *gpu, PosencMerge **out);
+
+/* Frees it; null is allowed. */
+PosencStatus posenc_merge_free(PosencMerge *merge);
+
+/* Puts two states together: the attention over both sets of keys, in one kernel. */
+PosencStatus posenc_merge_merge(const PosencMerge *merge, const PosencMergeCall *call);
+
+/* Writes the gradient of both states from that of the result, in one kernel. */
+PosencStatus posenc_merge_grad(const PosencMerge *merge, const PosencMergeGradCall *call);
+
 #define POSENC_QUERY_SCALE_ONE 0 /* Query scale: 1 everywhere. */
 #define POSENC_QUERY_SCALE_LLAMA4 1 /* `1 + factor * ln(1 + floor((position + 1) / context))`: Llama 4 */
 #define POSENC_QUERY_SCALE_MISTRAL 2 /* `1 + factor * ln(1 + floor(position / context))`: Mistral */
@@ -1783,6 +1937,9 @@ PosencStatus posenc_model_from_mistral(const char *params, PosencModel **out);
 
 /* Reads the head of the `.gguf` file at `path`. */
 PosencStatus posenc_model_from_gguf(const char *path, PosencModel **out);
+
+/* Reads the model at `path`: a folder, its `config.json`, `params.json` or `.gguf`. */
+PosencStatus posenc_model_open(const char *path, PosencModel **out);
 
 /* Frees it; null is allowed. */
 PosencStatus posenc_model_free(PosencModel *model);
