@@ -42,13 +42,14 @@ pub(super) struct RowShape {
 
 /// Each shape, in the order of its entries and of preference. The more packs a thread has, the less its start costs, and the fewer
 /// threads there are to hide the memory's latency.
-pub(super) const SHAPES: [RowShape; 6] = [
+pub(super) const SHAPES: [RowShape; 7] = [
     RowShape { lanes: 16, packs: 8, least: 257, busy: 512, whole: None },
     RowShape { lanes: 32, packs: 8, least: 1025, busy: 128, whole: None },
     RowShape { lanes: 64, packs: 8, least: 2049, busy: 128, whole: None },
     RowShape { lanes: 128, packs: 8, least: 4097, busy: 128, whole: None },
     RowShape { lanes: 32, packs: 4, least: 257, busy: 128, whole: Some(0) },
     RowShape { lanes: 128, packs: 1, least: 513, busy: 0, whole: Some(1) },
+    RowShape { lanes: 256, packs: 1, least: 1025, busy: 0, whole: None },
 ];
 
 impl RowShape {
@@ -252,7 +253,8 @@ mod tests {
             (4224, 1024, Some((16, 8))),
             (1 << 20, 256, None),
             (16, 512, None),
-            (263, 2048, None),
+            (263, 2048, Some((256, 1))),
+            (16, 4096, None),
             (528, 2048, Some((32, 8))),
             (264, 4096, Some((64, 8))),
             (16, 8192, None),

@@ -128,7 +128,7 @@ entries! {
     SOFTMAX: SoftmaxArgs = "attend/softmax" ["softmax"];
     /// Rows in registers, in the order of `SHAPES` in `src/attend/work.rs`; and those of which every key is seen.
     SOFTMAX_ROWS: SoftmaxArgs = "attend/softmax_rows"
-        ["rows_16x8", "rows_32x8", "rows_64x8", "rows_128x8", "rows_32x4", "rows_128x1"];
+        ["rows_16x8", "rows_32x8", "rows_64x8", "rows_128x8", "rows_32x4", "rows_128x1", "rows_256x1"];
     SOFTMAX_WHOLE: SoftmaxArgs = "attend/softmax_rows" ["whole_32x4", "whole_128x1"];
     SOFTMAX_GRAD: SoftmaxGradArgs = "attend/softmax_grad" ["grad"];
     SOFTMAX_TERMS: SoftmaxTermsArgs = "attend/softmax_terms" ["softmax_terms"];

@@ -245,7 +245,7 @@ impl<T: Scalar> SoftmaxPlan<T> {
         let SoftmaxLaw { cap, order, left, right, .. } = args.law;
         let lined =
             [BiasKind::NONE, BiasKind::SLOPES].contains(&kind) && [gates, key_positions, args.mask] == [In::NULL; 3];
-        let packs = rows.aligned > 0 && rows.keys <= CHUNK && rows.keys % (16 / size_of::<T>()) == 0;
+        let packs = rows.aligned > 0 && rows.keys <= CHUNK && rows.keys.is_multiple_of(16 / size_of::<T>());
         if !(lined && packs && sequences == 0 && cap == 0.0 && order != LogitOrder::BIAS_THEN_SCALE) {
             return None;
         }
