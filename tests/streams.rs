@@ -217,7 +217,7 @@ fn a_plan_runs_on_two_streams_at_once() {
     let want = want(&slopes);
     for x in &all {
         let got = one.clone_dtoh(x).expect("a copy");
-        assert!(got.iter().zip(&want).all(|(got, want)| (got - want).abs() <= 1e-6 * want.max(1e-6)));
+        assert!(got.iter().zip(&want).all(|(got, want)| (got - want).abs() <= 3e-6 * want.max(1e-6)));
     }
     drop(others);
     let elsewhere = CudaContext::new(1);

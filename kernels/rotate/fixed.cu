@@ -19,7 +19,7 @@ extern "C" __global__ void __launch_bounds__(256) KERNEL(mixed_rates) {
         f = 0.0;
         if (args.flag) atomicOr(static_cast<unsigned*>(args.flag), 1u);
     }
-    if (args.bits) f *= unit(static_cast<const unsigned*>(args.bits)[i / args.axis_size]);
+    if (args.bits) f *= unit(static_cast<const unsigned*>(args.bits)[divide(i, args.by_axis)]);
     // By 1 / (2 pi) in 106 bits.
     double turns = f * 0x1.45f306dc9c883p-3;
     double rest = fma(f, 0x1.45f306dc9c883p-3, -turns) + f * -0x1.6b01ec5417056p-57;

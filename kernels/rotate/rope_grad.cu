@@ -77,7 +77,7 @@ template <bool PACKS> __device__ void frequency_grad(const RopeGradArgs& args) {
         float sum[AXES][WIDE] = {};
 #pragma unroll 1
         for (unsigned row = begin + threadIdx.y; there && row < end; row += ROWS) {
-            unsigned batch = row / args.tokens, token = row - batch * args.tokens;
+            unsigned batch = divide(row, args.by_tokens), token = row - batch * args.tokens;
             float g[WIDE] = {};
             add_angles<PACKS>(args, args.q, batch, token, set * args.q.sharing, args.q.sharing, pair, g);
             add_angles<PACKS>(args, args.k, batch, token, set * args.k.sharing, args.k.sharing, pair, g);
@@ -146,15 +146,15 @@ template <bool PACKS> __device__ void position_grad(const RopeGradArgs& args) {
     if (row >= args.rows) return;
     wait_for_predecessor();
     unsigned first_axis = blockIdx.y * AXES, axes = min(AXES, args.axis_count - first_axis);
-    unsigned batch = row / args.tokens, token = row - batch * args.tokens;
-    unsigned groups = (args.pairs + WIDE - 1) / WIDE;
+    unsigned batch = divide(row, args.by_tokens), token = row - batch * args.tokens;
     float sum[AXES] = {};
 #pragma unroll 1
     for (int keys = 0; keys < 2; ++keys) {
         const TensorGradArgs& of = keys ? args.k : args.q;
 #pragma unroll 1
-        for (unsigned i = threadIdx.x % 32; i < of.heads * groups; i += 32) {
-            unsigned head = i / groups, pair = (i - head * groups) * WIDE, set = head / of.sharing;
+        for (unsigned i = threadIdx.x % 32; i < of.heads * args.groups; i += 32) {
+            unsigned head = divide(i, args.by_groups), pair = (i - head * args.groups) * WIDE;
+            unsigned set = divide(head, of.by_sharing);
             float g[WIDE] = {};
             add_angles<PACKS>(args, of, batch, token, head, 1, pair, g);
             const float* frequencies = static_cast<const float*>(args.frequencies);

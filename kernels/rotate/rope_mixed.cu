@@ -63,7 +63,7 @@ template <int W> __device__ void rope_mixed(const RopeArgs& args) {
                 Walk walk(args, keys, batch, token, first, last);
                 unsigned sharing = keys ? args.k_sharing : args.q_sharing;
                 unsigned head = keys ? max(first, args.q_heads) - args.q_heads : first;
-                unsigned set = walk.count ? head / sharing : 0, left = 0;
+                unsigned set = walk.count ? divide(head, keys ? args.by_k_sharing : args.by_q_sharing) : 0, left = 0;
                 if (walk.count) left = (set + 1) * sharing - head;
                 bool made = false;
 #pragma unroll 1

@@ -36,7 +36,7 @@ pub struct State<X, L> {
 }
 
 /// A [`State`] on the CPU.
-type Host<'a, T> = State<(&'a [T], Heads), (&'a [f32], Numbers)>;
+pub type HostState<'a, T> = State<(&'a [T], Heads), (&'a [f32], Numbers)>;
 
 /// Refuses log-sum-exps that are not `[batch, heads, tokens, 1]`.
 fn check_lse(name: &str, lse: &Numbers, heads: &Heads) -> Result<()> {
@@ -58,7 +58,7 @@ fn check_sizes(name: &str, x: &Heads, a: &Heads) -> Result<()> {
     Err(Error::Value(format!("a is {:?} and {name} {:?}, they must be equal", sizes(a), sizes(x))))
 }
 
-fn check_parts<T: Scalar>(a: &Host<'_, T>, b: &Host<'_, T>) -> Result<()> {
+fn check_parts<T: Scalar>(a: &HostState<'_, T>, b: &HostState<'_, T>) -> Result<()> {
     let shape = &a.out.1;
     check_sizes("b", &b.out.1, shape)?;
     for (names, part) in [(["a", "a_lse"], a), (["b", "b_lse"], b)] {
@@ -140,8 +140,8 @@ pub struct ExpectedMergeGrad {
 
 /// Goes through the rows: index of the row in `[batch, heads, tokens]`, the three coordinates, the weights.
 fn each_row<T: Scalar>(
-    a: &Host<'_, T>,
-    b: &Host<'_, T>,
+    a: &HostState<'_, T>,
+    b: &HostState<'_, T>,
     mut row: impl FnMut(usize, [usize; 3], &Weights),
 ) -> Result<()> {
     check_parts(a, b)?;
@@ -149,7 +149,7 @@ fn each_row<T: Scalar>(
     for batch in 0..if shape.is_empty() { 0 } else { shape.batch } {
         for head in 0..shape.heads {
             for token in 0..shape.tokens {
-                let lse = |part: &Host<'_, T>| part.lse.0[part.lse.1.index(batch, head, token, 0)];
+                let lse = |part: &HostState<'_, T>| part.lse.0[part.lse.1.index(batch, head, token, 0)];
                 let index = (batch * shape.heads + head) * shape.tokens + token;
                 row(index, [batch, token, head], &Weights::new(lse(a), lse(b)));
             }
@@ -193,8 +193,8 @@ fn each_row<T: Scalar>(
 /// # Ok::<(), posenc::Error>(())
 /// ```
 pub fn merge_states<T: Scalar>(
-    a: State<(&[T], Heads), (&[f32], Numbers)>,
-    b: State<(&[T], Heads), (&[f32], Numbers)>,
+    a: HostState<'_, T>,
+    b: HostState<'_, T>,
     out: &mut [T],
     out_shape: &Heads,
 ) -> Result<Vec<f32>> {
@@ -217,10 +217,7 @@ pub fn merge_states<T: Scalar>(
 ///
 /// # Errors
 /// As [`merge_states`].
-pub fn merge_expect<T: Scalar>(
-    a: State<(&[T], Heads), (&[f32], Numbers)>,
-    b: State<(&[T], Heads), (&[f32], Numbers)>,
-) -> Result<ExpectedMerge> {
+pub fn merge_expect<T: Scalar>(a: HostState<'_, T>, b: HostState<'_, T>) -> Result<ExpectedMerge> {
     let (shape, eps) = (a.out.1, f32::ROUNDOFF);
     let rows = shape.batch * shape.heads * shape.tokens;
     let [mut want, mut bound] = [zeros("values", a.out.0.len())?, zeros("bounds", a.out.0.len())?];
@@ -255,8 +252,8 @@ pub fn merge_expect<T: Scalar>(
 /// # Errors
 /// As [`merge_states`].
 pub fn merge_grad_expect<T: Scalar>(
-    a: State<(&[T], Heads), (&[f32], Numbers)>,
-    b: State<(&[T], Heads), (&[f32], Numbers)>,
+    a: HostState<'_, T>,
+    b: HostState<'_, T>,
     (grad, grad_shape): (&[T], Heads),
     lse_grad: Option<&[f32]>,
 ) -> Result<ExpectedMergeGrad> {

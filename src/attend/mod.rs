@@ -14,7 +14,7 @@ mod work;
 pub use inputs::{Attended, HostInputs, Inputs};
 #[cfg(feature = "cuda")]
 pub use inputs::{DeviceBias, DeviceInputs};
-pub use merge::{ExpectedMerge, ExpectedMergeGrad, State, merge_expect, merge_grad_expect, merge_states};
+pub use merge::{ExpectedMerge, ExpectedMergeGrad, HostState, State, merge_expect, merge_grad_expect, merge_states};
 #[cfg(feature = "cuda")]
 pub use merge::{MergeGrad, MergePlan};
 #[cfg(feature = "cuda")]

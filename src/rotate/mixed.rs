@@ -240,10 +240,10 @@ impl Rope {
     }
 
     /// Positions of all rows, and how many rows there are.
-    fn grad_positions<'a, T>(
+    fn grad_positions<T>(
         &self,
         tensors: &[RopeGrad<(&[T], Heads)>],
-        positions: Positions<&'a [i64]>,
+        positions: Positions<&[i64]>,
     ) -> Result<(Vec<i64>, usize)> {
         let Some(RopeGrad { x: (_, first), .. }) = tensors.first() else { return Ok((Vec::new(), 0)) };
         for RopeGrad { x: (_, heads), .. } in tensors {

@@ -72,12 +72,16 @@ impl PosencMergeSpec {
     }
 }
 
+/// A state that is read, and one that is written.
+type Read<'a, T> = State<View<'a, T, Heads>, View<'a, f32, Numbers>>;
+type Written<'a, T> = State<ViewMut<'a, T, Heads>, ViewMut<'a, f32, Numbers>>;
+
 impl PosencState {
     fn get<'a, T: Scalar>(
         &self,
         scope: &Scope<'a, Device>,
         [name, lse_name]: [&'static str; 2],
-    ) -> Result<State<View<'a, T, Heads>, View<'a, f32, Numbers>>, Failure> {
+    ) -> Result<Read<'a, T>, Failure> {
         let out = self.heads.of(&self.out, scope, name)?;
         Ok(State { out, lse: self.lse_shape.of(&self.lse, scope, lse_name)? })
     }
@@ -86,7 +90,7 @@ impl PosencState {
         &self,
         scope: &Scope<'a, Device>,
         [name, lse_name]: [&'static str; 2],
-    ) -> Result<State<ViewMut<'a, T, Heads>, ViewMut<'a, f32, Numbers>>, Failure> {
+    ) -> Result<Written<'a, T>, Failure> {
         let out = self.heads.of_mut(&self.out, scope, name)?;
         Ok(State { out, lse: self.lse_shape.of_mut(&self.lse, scope, lse_name)? })
     }

@@ -1,6 +1,6 @@
 //! Arguments of `kernels/rotate`.
 
-use super::{In, Out, PositionArgs, args, codes, words};
+use super::{Divisor, In, Out, PositionArgs, args, codes, words};
 
 codes! {
     /// Policy for positions outside the cos/sin table.
@@ -104,6 +104,8 @@ args! {
         /// heads of queries that share a set, and of keys
         q_sharing: u32,
         k_sharing: u32,
+        by_q_sharing: Divisor,
+        by_k_sharing: Divisor,
     }
 
     /// `rotate/fixed`, of frequencies.
@@ -116,9 +118,10 @@ args! {
         rates: Out,
         /// set to 1 if a frequency is too large or not finite; null: no report
         flag: Out,
-        /// frequencies of all axes, and of one
+        /// frequencies of all axes
         count: u32,
-        axis_size: u32,
+        /// frequencies of one axis
+        by_axis: Divisor,
     }
 
     /// `rotate/fixed`, of positions.
@@ -150,6 +153,7 @@ args! {
         /// heads, and how many share a set of frequencies
         heads: u32,
         sharing: u32,
+        by_sharing: Divisor,
     }
 
     /// `rotate/rope_grad`.
@@ -176,6 +180,10 @@ args! {
         pairs: u32,
         sets: u32,
         axis_count: u32,
+        by_tokens: Divisor,
+        /// threads for the pairs of a head
+        groups: u32,
+        by_groups: Divisor,
         /// rows of a chunk, and chunks
         chunk: u32,
         chunks: u32,

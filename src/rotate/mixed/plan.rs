@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 
 use super::{RopeGrad, check_grad, chunk};
-use crate::gpu::args::{In, RopeGradArgs, TensorGradArgs};
+use crate::gpu::args::{Divisor, In, RopeGradArgs, TensorGradArgs};
 use crate::gpu::kernel::{FREQUENCY_GRAD, POSITION_GRAD};
 use crate::gpu::{Call, Gpu, Kernel, Launch, Read, ScratchOnNeed, Uploaded, View, Write, on_stream, widest};
 use crate::position::{Ids, Positions};
@@ -174,9 +174,13 @@ impl<T: Scalar> RopeGradPlan<T> {
             shape.check_pair(&k.x.shape)?;
         }
         let mut steps = ((rope.pairs() | rope.offset) * size_of::<T>()) as u64;
+        let groups = rope.pairs().div_ceil(16 / size_of::<T>());
         let mut args = RopeGradArgs {
             rows: small("tokens", product("batch x tokens", &[shape.batch, shape.tokens])?)?,
             tokens: small("tokens", shape.tokens)?,
+            by_tokens: Divisor::new(small("tokens", shape.tokens)?.max(1)),
+            groups: small("threads", groups)?,
+            by_groups: Divisor::new(small("threads", groups)?),
             batch: small("sequences", shape.batch)?,
             pairs: small("pairs", rope.pairs())?,
             sets: small("sets", rope.sets())?,
@@ -199,6 +203,7 @@ impl<T: Scalar> RopeGradPlan<T> {
                 grad_strides: strides(&grad.shape),
                 heads: small("heads", x.shape.heads)?,
                 sharing: small("heads", x.shape.heads / rope.sets())?,
+                by_sharing: Divisor::new(small("heads", x.shape.heads / rope.sets())?.max(1)),
                 ..TensorGradArgs::zeroed()
             })
         };

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytemuck::Zeroable;
 
 use super::{Angles, Direction, Rope};
-use crate::gpu::args::{In, MixedRatesArgs, RopeArgs};
+use crate::gpu::args::{Divisor, In, MixedRatesArgs, RopeArgs};
 use crate::gpu::kernel::{
     Entry, MIXED_RATES, ROPE, ROPE_BLOCKS, ROPE_COMPAT, ROPE_MIXED, ROPE_ONE, ROPE_SHARED_HALF,
     ROPE_SHARED_INTERLEAVED, ROPE_TABLE, ROPE_XPOS,
@@ -617,6 +617,8 @@ impl<T: Scalar> RopePlan<T> {
             args.sets = self.rope.sets() as u32;
             args.q_sharing = args.q_heads / args.sets;
             args.k_sharing = args.k_heads / args.sets;
+            args.by_q_sharing = Divisor::new(args.q_sharing.max(1));
+            args.by_k_sharing = Divisor::new(args.k_sharing.max(1));
         }
         if let Some(xpos) = &self.xpos {
             xpos.hold(&mut call, side, args)?;
@@ -663,7 +665,7 @@ impl<T: Scalar> RopePlan<T> {
             rates: call.table_mut("rates", rates)?,
             flag: call.write_some("flag", flag, 1)?,
             count: u32::try_from(need).map_err(|_| Error::Overflow(format!("{need} frequencies")))?,
-            axis_size: (need / self.rope.position_axes()) as u32,
+            by_axis: Divisor::new((need / self.rope.position_axes()) as u32),
             ..MixedRatesArgs::zeroed()
         };
         call.launch(&mixed.kernel, &Launch::new([args.count.div_ceil(256), 1, 1], [256, 1, 1], args))
