@@ -184,6 +184,7 @@ public:
     static model from_hf_as(const char *config, const char *model_type);
     static model from_mistral(const char *params);
     static model from_gguf(const char *path);
+    static model open(const char *path);
     const char *name() const;
     const char *describe() const;
     uint64_t context() const;
@@ -955,6 +956,12 @@ inline model model::from_mistral(const char *params) {
 inline model model::from_gguf(const char *path) {
     PosencModel *raw = nullptr;
     posenc::check(posenc_model_from_gguf(path, &raw));
+    return model(raw);
+}
+
+inline model model::open(const char *path) {
+    PosencModel *raw = nullptr;
+    posenc::check(posenc_model_open(path, &raw));
     return model(raw);
 }
 

@@ -242,12 +242,11 @@ header! {{}
     /// What makes units of real positions.
     opaque PosencFixed { plan: Option<FixedPlan> }
     /// Loads the kernel.
-    fn posenc_fixed_new(gpu: *const PosencGpu, out: *mut *mut PosencFixed) -> PosencStatus as FixedPlan::new {
+    fn posenc_fixed_new(gpu: *const PosencGpu, out: *mut *mut PosencFixed) -> PosencStatus {
         make(gpu, out, |gpu| Ok(PosencFixed { plan: gpu.map(FixedPlan::new).transpose()? }))
     }
     /// Makes the same for another stream.
-    fn posenc_fixed_on(fixed: *const PosencFixed, gpu: *const PosencGpu, out: *mut *mut PosencFixed) -> PosencStatus
-        as FixedPlan::on {
+    fn posenc_fixed_on(fixed: *const PosencFixed, gpu: *const PosencGpu, out: *mut *mut PosencFixed) -> PosencStatus {
         make(gpu, out, |gpu| match (&borrow("fixed", fixed)?.plan, gpu) {
             (Some(plan), Some(gpu)) => Ok(PosencFixed { plan: Some(plan.on(gpu.stream())?) }),
             (None, None) => Ok(PosencFixed { plan: None }),
@@ -256,7 +255,7 @@ header! {{}
     }
     free posenc_fixed_free(fixed: PosencFixed);
     /// Writes real positions in units, in one kernel.
-    fn posenc_fixed_write(fixed: *const PosencFixed, call: *const PosencFixedCall) -> PosencStatus as FixedPlan::write {
+    fn posenc_fixed_write(fixed: *const PosencFixed, call: *const PosencFixedCall) -> PosencStatus {
         guarded(|| {
             let call = versioned("call", call)?;
             match &borrow("fixed", fixed)?.plan {

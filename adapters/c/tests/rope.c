@@ -286,8 +286,8 @@ static void models(PosencBuffer x, PosencBuffer y, const float *q) {
     scale.kind = POSENC_QUERY_SCALE_LOG_N;
     OK(posenc_query_scale_at(&scale, 8192 * 8192 - 1, &factor));
     CHECK(near(factor, 2.0, 1e-15));
-    scale.kind = 4;
-    REFUSED(posenc_query_scale_at(&scale, 1, &factor), POSENC_ARGUMENT, "the kind of a query scale is 4");
+    scale.kind = 5;
+    REFUSED(posenc_query_scale_at(&scale, 1, &factor), POSENC_ARGUMENT, "the kind of a query scale is 5");
     OK(posenc_model_free(NULL));
 }
 
@@ -323,8 +323,137 @@ static void sizes(PosencRope *rope, const PosencRopeCall *call) {
     REFUSED(posenc_rope_xpos_new(gpu, &xpos, POSENC_F32, &shorter), POSENC_ARGUMENT, "within another struct it must have");
 }
 
+/* Frequencies of two heads on one axis, in half units of the position; gradients of angles; units of real positions. */
+static void mixed(void) {
+    const double none[2] = {0.0, 0.0};
+    const float learned[2] = {1.0f, 2.0f};
+    PosencRopeSpec spec = POSENC_INIT(PosencRopeSpec);
+    spec.rotary = 2;
+    spec.base = 1.0;
+    spec.attention_factor = 1.0;
+    spec.angles = POSENC_MIXED;
+    spec.mixed = none;
+    spec.mixed_axes = 1;
+    spec.mixed_heads = 2;
+    spec.fraction_bits[0] = 1;
+    PosencRope *rope = NULL;
+    OK(posenc_rope_new(gpu, &spec, POSENC_F32, &rope));
+    PosencSetFrequenciesCall set = POSENC_INIT(PosencSetFrequenciesCall);
+    set.frequencies = BUFFER(learned);
+    OK(posenc_rope_set_frequencies(rope, &set));
+
+    const float reals[1] = {1.5f};
+    int64_t units[1] = {0};
+    PosencFixed *fixed = NULL, *other = NULL;
+    OK(posenc_fixed_new(gpu, &fixed));
+    OK(posenc_fixed_on(fixed, gpu, &other));
+    OK(posenc_fixed_free(fixed));
+    PosencFixedCall real = POSENC_INIT(PosencFixedCall);
+    real.positions = BUFFER(reals);
+    real.element = POSENC_F32;
+    real.bits = 1;
+    real.out = BUFFER(units);
+    OK(posenc_fixed_write(other, &real));
+    download(units, real.out, sizeof(units));
+    CHECK(units[0] == 3);
+    OK(posenc_fixed_free(other));
+
+    const float x[4] = {1.0f, 0.0f, 1.0f, 0.0f}, dy[4] = {0.0f, 1.0f, 0.0f, 1.0f};
+    float y[4];
+    PosencRopeCall call = POSENC_INIT(PosencRopeCall);
+    call.q.x = BUFFER(x);
+    call.q.heads = (PosencHeads){1, 1, 2, 2, 0, {4, 4, 2}};
+    call.positions.ids = (PosencIds){real.out.data, 1, POSENC_I64, 0};
+    OK(posenc_rope_rotate(rope, &call));
+    download(y, call.q.x, sizeof(y));
+    CHECK(fabs(y[0] - cos(1.5)) < 1e-6 && fabs(y[3] - sin(3.0)) < 1e-6);
+    OK(posenc_rope_free(rope));
+
+    PosencRopeGrad *grad = NULL;
+    OK(posenc_rope_grad_new(gpu, &spec, POSENC_F32, &grad));
+    ON(PosencRopeGrad, posenc_rope_grad_on, posenc_rope_grad_free, grad);
+    float out[2] = {0.0f, 0.0f};
+    PosencFrequencyGradCall by_frequency = POSENC_INIT(PosencFrequencyGradCall);
+    by_frequency.q.x = call.q.x;
+    by_frequency.q.heads = by_frequency.q.grad_heads = call.q.heads;
+    by_frequency.q.grad = BUFFER(dy);
+    by_frequency.positions = call.positions;
+    by_frequency.out = BUFFER(out);
+    OK(posenc_rope_grad_frequencies(grad, &by_frequency));
+    download(out, by_frequency.out, sizeof(out));
+    /* position * (a db - b da) */
+    CHECK(fabs(out[0] - 1.5 * cos(1.5)) < 1e-5 && fabs(out[1] - 1.5 * cos(3.0)) < 1e-5);
+    PosencPositionGradCall by_position = POSENC_INIT(PosencPositionGradCall);
+    by_position.q = by_frequency.q;
+    by_position.frequencies = set.frequencies;
+    by_position.out = by_frequency.out;
+    OK(posenc_rope_grad_positions(grad, &by_position));
+    download(out, by_position.out, sizeof(out));
+    CHECK(fabs(out[0] - (cos(1.5) + 2.0 * cos(3.0))) < 1e-5);
+    OK(posenc_rope_grad_free(grad));
+}
+
+/* Attention over one key and over three, put together, and the gradient. */
+static void merged(void) {
+    PosencMergeSpec spec = POSENC_INIT(PosencMergeSpec);
+    PosencMerge *merge = NULL;
+    OK(posenc_merge_new(gpu, &spec, POSENC_F32, &merge));
+    ON(PosencMerge, posenc_merge_on, posenc_merge_free, merge);
+    const float a[2] = {4.0f, 0.0f}, b[2] = {0.0f, 4.0f}, one[1] = {0.0f}, three[1] = {1.0986123f}, g[2] = {1.0f, 0.0f};
+    float out[2], lse[1];
+    const PosencHeads heads = {1, 1, 1, 2, 0, {2, 2, 2}};
+    const PosencNumbers rows = {1, 1, 1, 1, 0, {1, 1, 1, 1}};
+    const PosencState other = {BUFFER(b), heads, BUFFER(three), rows};
+    PosencMergeGradCall grad = POSENC_INIT(PosencMergeGradCall);
+    grad.a = (PosencState){BUFFER(a), heads, BUFFER(one), rows};
+    grad.b = other;
+    grad.grad = (PosencState){BUFFER(g), heads, {0, 0}, rows};
+    grad.a_grad = (PosencState){BUFFER(a), heads, BUFFER(one), rows};
+    grad.b_grad = (PosencState){BUFFER(b), heads, BUFFER(three), rows};
+    OK(posenc_merge_grad(merge, &grad));
+    download(out, grad.a_grad.out, sizeof(out));
+    download(lse, grad.a_grad.lse, sizeof(lse));
+    CHECK(fabs(out[0] - 0.25) < 1e-6 && fabs(lse[0] - 0.75) < 1e-5);
+    PosencMergeCall call = POSENC_INIT(PosencMergeCall);
+    call.a = grad.a;
+    call.b = other;
+    OK(posenc_merge_merge(merge, &call));
+    download(out, call.a.out, sizeof(out));
+    download(lse, call.a.lse, sizeof(lse));
+    CHECK(fabs(out[0] - 1.0) < 1e-6 && fabs(out[1] - 3.0) < 1e-6 && fabs(lse[0] - 1.3862944) < 1e-6);
+    OK(posenc_merge_free(merge));
+    PosencModel *model = NULL;
+    REFUSED(posenc_model_open("/no/such/model", &model), POSENC_VALUE, "cannot read /no/such/model");
+    OK(posenc_model_from_hf("{\"model_type\": \"smollm3\", \"num_hidden_layers\": 4, \"hidden_size\": 48, "
+                            "\"num_attention_heads\": 2, \"rope_theta\": 5000, \"max_position_embeddings\": 2048}", &model));
+    PosencAdded added;
+    OK(posenc_model_added(model, 0, &added));
+    CHECK(added.embedding == POSENC_EMBEDDING_NONE && added.bias == POSENC_LOGIT_BIAS_NONE);
+    OK(posenc_model_free(model));
+
+    /* Two words and an image of 2 x 2 tokens. */
+    PosencSpan spans[2];
+    memset(spans, 0, sizeof(spans));
+    spans[0].kind = POSENC_SPAN_TEXT;
+    spans[0].tokens = 2;
+    spans[1].kind = POSENC_SPAN_PATCHES;
+    spans[1].grid[0] = 1, spans[1].grid[1] = spans[1].grid[2] = 4;
+    spans[1].merge = 2;
+    spans[1].temporal_merge = 1;
+    spans[1].interval = 1.0;
+    uint64_t tokens = 0;
+    OK(posenc_span_tokens(spans, 2, &tokens));
+    CHECK(tokens == 6);
+    int64_t at[18], next = 0;
+    OK(posenc_span_positions(spans, 2, POSENC_AFTER_LARGEST, 6, at, &next));
+    /* The image begins at 2 on every axis; its last token is one down and one to the right. */
+    CHECK(at[1] == 1 && at[5] == 2 && at[6 + 5] == 3 && at[12 + 5] == 3 && next == 4);
+}
+
 int main(void) {
     open_device();
+    mixed();
+    merged();
     CHECK(posenc_version() == POSENC_VERSION && POSENC_VERSION >= 100);
 
     float q[Q], k[K], got[Q];
