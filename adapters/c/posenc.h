@@ -1836,7 +1836,7 @@ PosencStatus posenc_merge_on(const PosencMerge *merge, const PosencGpu *gpu, Pos
 PosencStatus posenc_merge_free(PosencMerge *merge);
 
 /* Puts two states together: the attention over both sets of keys, in one kernel. */
-PosencStatus posenc_merge_merge(const PosencMerge *merge, const PosencMergeCall *call);
+PosencStatus posenc_merge_states(const PosencMerge *merge, const PosencMergeCall *call);
 
 /* Writes the gradient of both states from that of the result, in one kernel. */
 PosencStatus posenc_merge_grad(const PosencMerge *merge, const PosencMergeGradCall *call);

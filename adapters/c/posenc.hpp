@@ -173,7 +173,7 @@ public:
     using handle::handle;
     static merge make(const gpu &gpu, const PosencMergeSpec &spec, uint32_t element);
     merge on(const gpu &gpu) const;
-    void merge(const PosencMergeCall &call) const;
+    void states(const PosencMergeCall &call) const;
     void grad(const PosencMergeGradCall &call) const;
 };
 
@@ -927,8 +927,8 @@ inline merge merge::on(const gpu &gpu) const {
     return merge(raw);
 }
 
-inline void merge::merge(const PosencMergeCall &call) const {
-    posenc::check(posenc_merge_merge(get(), &call));
+inline void merge::states(const PosencMergeCall &call) const {
+    posenc::check(posenc_merge_states(get(), &call));
 }
 
 inline void merge::grad(const PosencMergeGradCall &call) const {

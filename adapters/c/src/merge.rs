@@ -46,7 +46,7 @@ header! {{}
     on posenc_merge_on(merge: PosencMerge) as MergePlan::on;
     free posenc_merge_free(merge: PosencMerge);
     /// Puts two states together: the attention over both sets of keys, in one kernel.
-    verb posenc_merge_merge(merge: PosencMerge, call: PosencMergeCall) as MergePlan::merge where cpu = merge, |plan, scope| {
+    verb posenc_merge_states(merge: PosencMerge, call: PosencMergeCall) as MergePlan::merge where cpu = merge, |plan, scope| {
         let PosencState { out, heads, lse, lse_shape } = &call.result;
         // Both in place, or neither.
         let lse = if out.data == 0 { PosencBuffer { data: 0, len: 0 } } else { *lse };

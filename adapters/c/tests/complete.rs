@@ -32,7 +32,7 @@ const IN_OTHER_WORDS: [(&str, &str, &[&str]); 15] = [
 /// Methods that the header has in other words, or needs not.
 const METHODS_IN_OTHER_WORDS: [(&str, &[&str]); 9] = [
     (
-        "posenc_merge_merge and posenc_merge_grad of the CPU",
+        "posenc_merge_states and posenc_merge_grad of the CPU",
         &["attend::merge_states", "attend::merge_expect", "attend::merge_grad_expect"],
     ),
     (
