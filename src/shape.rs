@@ -563,6 +563,13 @@ impl Numbers {
         self.offset + batch * b + head * h + row * r + entry * e
     }
 
+    /// Strides of batch, head and row, as a kernel takes them.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn row_strides(&self) -> [i64; 3] {
+        let [batch, head, row, _] = self.strides;
+        [batch, head, row].map(|stride| stride as i64)
+    }
+
     /// The index of a number, where a size of 1 serves all.
     pub(crate) fn shared_index(&self, batch: usize, head: usize, row: usize, entry: usize) -> usize {
         let own = |size: usize, at: usize| if size == 1 { 0 } else { at };

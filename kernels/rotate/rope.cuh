@@ -116,6 +116,25 @@ struct Walk {
     }
 };
 
+// Rotates the W pairs of two packs as they lie in a head.
+template <int W>
+__device__ void turn_head(const RopeArgs& args, Pack<W>& a_pack, Pack<W>& b_pack, const float (&sin)[W],
+                          const float (&cos)[W]) {
+    if (args.interleaved) split(a_pack, b_pack);
+    float a[W], b[W];
+    unpack(a_pack, a);
+    unpack(b_pack, b);
+    float a_out[W], b_out[W];
+#pragma unroll
+    for (int i = 0; i < W; ++i) {
+        a_out[i] = fmaf(a[i], cos[i], -(b[i] * sin[i]));
+        b_out[i] = fmaf(a[i], sin[i], b[i] * cos[i]);
+    }
+    a_pack = pack(a_out);
+    b_pack = pack(b_out);
+    if (args.interleaved_out) merge(a_pack, b_pack);
+}
+
 // Out of place: the channels before and after the rotated ones, of the heads from `first` to `last`.
 template <int W>
 __device__ void copy_beside(const RopeArgs& args, unsigned batch, unsigned token, unsigned first, unsigned last) {
@@ -166,19 +185,7 @@ template <int W, class Source> __device__ void rope(const RopeArgs& args) {
                 for (; walk.count; walk.next()) {
                     Pack<W> a_pack = Pack<W>::load(walk.x + from.a);
                     Pack<W> b_pack = Pack<W>::load(walk.x + from.b);
-                    if (args.interleaved) split(a_pack, b_pack);
-                    float a[W], b[W];
-                    unpack(a_pack, a);
-                    unpack(b_pack, b);
-                    float a_out[W], b_out[W];
-#pragma unroll
-                    for (int i = 0; i < W; ++i) {
-                        a_out[i] = fmaf(a[i], cos[i], -(b[i] * sin[i]));
-                        b_out[i] = fmaf(a[i], sin[i], b[i] * cos[i]);
-                    }
-                    a_pack = pack(a_out);
-                    b_pack = pack(b_out);
-                    if (args.interleaved_out) merge(a_pack, b_pack);
+                    turn_head<W>(args, a_pack, b_pack, sin, cos);
                     a_pack.store(walk.y + to.a);
                     b_pack.store(walk.y + to.b);
                 }

@@ -73,18 +73,7 @@ template <int W> __device__ void rope_mixed(const RopeArgs& args) {
                     if (!made) mixed_angles<W>(args, position, set, pair, sin, cos);
                     made = --left;
                     if (!made) ++set, left = sharing;
-                    if (args.interleaved) split(a_pack, b_pack);
-                    float a[W], b[W], a_out[W], b_out[W];
-                    unpack(a_pack, a);
-                    unpack(b_pack, b);
-#pragma unroll
-                    for (int i = 0; i < W; ++i) {
-                        a_out[i] = fmaf(a[i], cos[i], -(b[i] * sin[i]));
-                        b_out[i] = fmaf(a[i], sin[i], b[i] * cos[i]);
-                    }
-                    a_pack = pack(a_out);
-                    b_pack = pack(b_out);
-                    if (args.interleaved_out) merge(a_pack, b_pack);
+                    turn_head<W>(args, a_pack, b_pack, sin, cos);
                     a_pack.store(walk.y + to.a);
                     b_pack.store(walk.y + to.b);
                 }

@@ -7,10 +7,7 @@ use crate::{Error, Result};
 /// Threads of a block; the kernels' launch bounds allow 256.
 pub(crate) const THREADS: usize = 128;
 
-/// `n` as a kernel's argument.
-pub(crate) fn small(what: &str, n: usize) -> Result<u32> {
-    u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32).ok_or_else(|| Error::Overflow(format!("{n} {what}")))
-}
+pub(crate) use crate::gpu::small;
 
 /// The kernel of 16-byte accesses if they divide `steps`, in bytes, else the one of single elements; and the elements of one.
 pub(crate) fn fitting<T, K>([wide, one]: &[K; 2], steps: u64) -> (&K, usize) {

@@ -29,6 +29,11 @@ pub struct Launch<A> {
     pub args: A,
 }
 
+/// A count as a kernel takes it: below 2^31.
+pub(crate) fn small(what: &str, n: usize) -> Result<u32> {
+    u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32).ok_or_else(|| Error::Overflow(format!("{n} {what}")))
+}
+
 /// The largest grid of every CUDA device.
 const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65535, 65535];
 

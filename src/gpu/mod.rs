@@ -32,7 +32,7 @@ pub use modules::{Image, Images, images};
 pub use tensor::{Read, Update, View, ViewMut, Write};
 
 pub(crate) use call::{Call, Placed, Updated, widest};
-pub(crate) use launch::{Kernel, Launch};
+pub(crate) use launch::{Kernel, Launch, small};
 pub(crate) use on::{OnStream, on_stream};
 pub(crate) use scratch::{Scratch, ScratchOnNeed};
 pub(crate) use uploaded::Uploaded;

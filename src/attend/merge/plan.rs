@@ -8,17 +8,13 @@ use super::{State, check_lse, check_sizes};
 use crate::bias::Numbers;
 use crate::gpu::args::{In, MergeArgs, MergeGradArgs};
 use crate::gpu::kernel::{MERGE, MERGE_GRAD};
-use crate::gpu::{Gpu, Kernel, Launch, Update, View, ViewMut, on_stream, widest};
+use crate::gpu::{Gpu, Kernel, Launch, Update, View, ViewMut, on_stream, small, widest};
 use crate::shape::product;
-use crate::{Error, Heads, Result, Scalar};
+use crate::{Heads, Result, Scalar};
 
 /// Threads of a block, and of a row: `LANES` in `kernels/attend/merge.cu`.
 const THREADS: u32 = 128;
 const LANES: u32 = 16;
-
-fn small(what: &str, n: usize) -> Result<u32> {
-    u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32).ok_or_else(|| Error::Overflow(format!("{n} {what}")))
-}
 
 fn launch<A>(rows: u32, args: A) -> Launch<A> {
     Launch::new([rows.div_ceil(THREADS / LANES), 1, 1], [THREADS, 1, 1], args)
@@ -26,11 +22,6 @@ fn launch<A>(rows: u32, args: A) -> Launch<A> {
 
 fn tensor(heads: &Heads) -> [i64; 3] {
     heads.strides.map(|stride| stride as i64)
-}
-
-fn numbers(numbers: &Numbers) -> [i64; 3] {
-    let [batch, head, row, _] = numbers.strides;
-    [batch, head, row].map(|stride| stride as i64)
 }
 
 /// [`merge_states`](super::merge_states) on a [`Gpu`], and its gradient, for one element type.
@@ -127,9 +118,9 @@ impl<T: Scalar> MergePlan<T> {
             a_strides: tensor(&a_out.x.shape),
             b_strides: tensor(&b_out.shape),
             out_strides: tensor(&a_out.y.shape),
-            a_lse_strides: numbers(&a_lse.x.shape),
-            b_lse_strides: numbers(&b_lse.shape),
-            lse_strides: numbers(&a_lse.y.shape),
+            a_lse_strides: a_lse.x.shape.row_strides(),
+            b_lse_strides: b_lse.shape.row_strides(),
+            lse_strides: a_lse.y.shape.row_strides(),
             rows,
             tokens: small("tokens", shape.tokens)?,
             heads: small("heads", shape.heads)?,
@@ -205,11 +196,11 @@ impl<T: Scalar> MergePlan<T> {
             grad_strides: tensor(&grad.shape),
             a_grad_strides: tensor(&a_grad.shape),
             b_grad_strides: tensor(&b_grad.shape),
-            a_lse_strides: numbers(&a_lse.shape),
-            b_lse_strides: numbers(&b_lse.shape),
-            lse_grad_strides: lse_grad.as_ref().map_or([0; 3], |grad| numbers(&grad.shape)),
-            a_lse_grad_strides: numbers(&a_lse_grad.shape),
-            b_lse_grad_strides: numbers(&b_lse_grad.shape),
+            a_lse_strides: a_lse.shape.row_strides(),
+            b_lse_strides: b_lse.shape.row_strides(),
+            lse_grad_strides: lse_grad.as_ref().map_or([0; 3], |grad| grad.shape.row_strides()),
+            a_lse_grad_strides: a_lse_grad.shape.row_strides(),
+            b_lse_grad_strides: b_lse_grad.shape.row_strides(),
             rows,
             tokens: small("tokens", shape.tokens)?,
             heads: small("heads", shape.heads)?,

@@ -8,9 +8,9 @@ use super::{GateSums, Gates, check_sizes};
 use crate::bias::{AnyNumbers, Numbers};
 use crate::gpu::args::{GATE_ITEMS, GateGradArgs, GateSumsArgs};
 use crate::gpu::kernel::{GATE_SUMS, GATE_SUMS_GRAD};
-use crate::gpu::{Gpu, Kernel, Launch, View, ViewMut, Write, on_stream};
+use crate::gpu::{Gpu, Kernel, Launch, View, ViewMut, Write, on_stream, small};
 use crate::shape::product;
-use crate::{Error, Result, Scalar};
+use crate::{Result, Scalar};
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
@@ -19,17 +19,6 @@ fn launch<A>(gates: &Numbers, args: A) -> Result<Launch<A>> {
     let rows = product("batch x heads", &[gates.batch, gates.heads])?;
     let threads = gates.rows.div_ceil(GATE_ITEMS).next_power_of_two().clamp(32, 256) as u32;
     Ok(Launch::new([small("rows", rows)?, 1, 1], [threads, 1, 1], args))
-}
-
-/// Strides of batch, head and token.
-fn strides(numbers: &Numbers) -> [i64; 3] {
-    let [batch, head, token, _] = numbers.strides;
-    [batch, head, token].map(|stride| stride as i64)
-}
-
-/// A count as a kernel takes it.
-fn small(what: &str, n: usize) -> Result<u32> {
-    u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32).ok_or_else(|| Error::Overflow(format!("{n} {what}")))
 }
 
 // ---------------------------------------------------------------------------------------------------------------- plan
@@ -112,8 +101,8 @@ impl<T: Scalar> GateSumsPlan<T> {
             gates: gates.at,
             out: out.at,
             state: call.write_some("state", state, need)?,
-            gates_strides: strides(&shape),
-            out_strides: strides(&out.shape),
+            gates_strides: shape.row_strides(),
+            out_strides: out.shape.row_strides(),
             second: out.shape.strides[3] as i64,
             heads: small("heads", shape.heads)?,
             tokens: small("tokens", shape.rows)?,
@@ -165,10 +154,10 @@ impl<T: Scalar> GateSumsPlan<T> {
             query_grad: query.at,
             key_grad: key.at,
             out: out.at,
-            gates_strides: strides(&shape),
-            query_strides: strides(&query.shape),
-            key_strides: strides(&key.shape),
-            out_strides: strides(&out.shape),
+            gates_strides: shape.row_strides(),
+            query_strides: query.shape.row_strides(),
+            key_strides: key.shape.row_strides(),
+            out_strides: out.shape.row_strides(),
             heads: small("heads", shape.heads)?,
             tokens: small("tokens", shape.rows)?,
             gates_f32: u32::from(is_f32),

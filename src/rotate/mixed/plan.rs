@@ -7,11 +7,11 @@ use bytemuck::Zeroable;
 use super::{RopeGrad, check_grad, chunk};
 use crate::gpu::args::{Divisor, In, RopeGradArgs, TensorGradArgs};
 use crate::gpu::kernel::{FREQUENCY_GRAD, POSITION_GRAD};
-use crate::gpu::{Call, Gpu, Kernel, Launch, Read, ScratchOnNeed, Uploaded, View, Write, on_stream, widest};
+use crate::gpu::{Call, Gpu, Kernel, Launch, Read, ScratchOnNeed, Uploaded, View, Write, on_stream, small, widest};
 use crate::position::{Ids, Positions};
 use crate::rotate::Rope;
 use crate::shape::product;
-use crate::{Error, Heads, Pairing, Result, Scalar};
+use crate::{Heads, Pairing, Result, Scalar};
 
 // -------------------------------------------------------------------------------------------------------------- launch
 
@@ -20,10 +20,6 @@ const AXES: usize = 4;
 const ROWS: u32 = 8;
 /// Chunks of one call, at most.
 const MOST_CHUNKS: usize = 512;
-
-fn small(what: &str, n: usize) -> Result<u32> {
-    u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32).ok_or_else(|| Error::Overflow(format!("{n} {what}")))
-}
 
 // ---------------------------------------------------------------------------------------------------------------- plan
 
