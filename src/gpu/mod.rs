@@ -15,6 +15,7 @@ pub(crate) mod kernel;
 mod launch;
 mod modules;
 mod on;
+mod packed;
 #[allow(dead_code, reason = "build.rs uses the rest")]
 mod ptx;
 mod scratch;

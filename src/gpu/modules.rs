@@ -7,6 +7,7 @@ use cudarc::driver::sys::CUjit_option_enum as Option_;
 use cudarc::driver::{CudaContext, DriverError, sys};
 
 use super::driver::{self, reason};
+use super::packed::unpacked;
 use super::ptx;
 use crate::{Error, Result};
 
@@ -28,8 +29,8 @@ pub struct Images {
 pub struct Image {
     /// the architecture; 90 is compute capability 9.0
     pub sm: u32,
-    /// its bytes, deflated; one PTX text serves several architectures
-    pub deflated: &'static [u8],
+    /// its bytes, packed; one PTX text serves several architectures
+    pub packed: &'static [u8],
     /// of PTX, the version that the architecture's instructions need
     pub ptx_version: Option<&'static str>,
 }
@@ -37,7 +38,7 @@ pub struct Image {
 impl Image {
     /// A cubin, or the PTX text of this architecture; empty if the build's own compression is damaged.
     pub fn bytes(&self) -> Vec<u8> {
-        let bytes = miniz_oxide::inflate::decompress_to_vec(self.deflated).unwrap_or_default();
+        let bytes = unpacked(self.packed).unwrap_or_default();
         match self.ptx_version {
             None => bytes,
             Some(version) => ptx::for_architecture(&String::from_utf8_lossy(&bytes), self.sm, version).into_bytes(),

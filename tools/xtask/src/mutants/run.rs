@@ -22,6 +22,8 @@ const BUDGET: &str = "30000000";
 /// Only this architecture's images are compiled, and run.
 const ARCHITECTURE: &str = "90";
 
+#[path = "../../../../src/gpu/packed.rs"]
+mod packed;
 #[path = "../../../../src/gpu/ptx.rs"]
 mod ptx;
 
@@ -379,7 +381,7 @@ fn texts(images: &[PathBuf]) -> Result<BTreeMap<String, (u32, String)>> {
         let Some((module, rest)) = name.split_once(".compute_").filter(|_| name.ends_with(".ptx")) else { continue };
         let from: u32 = rest.split('.').next().unwrap_or_default().parse().with_context(|| name.clone())?;
         if from <= target && texts.get(module).is_none_or(|(other, _)| *other < from) {
-            texts.insert(module.into(), (from, ptx::for_architecture(&inflate(path)?, target, version)));
+            texts.insert(module.into(), (from, ptx::for_architecture(&unpacked(path)?, target, version)));
         }
     }
     Ok(texts)
@@ -414,11 +416,9 @@ fn including(sources: &BTreeMap<PathBuf, String>, path: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// An image of the build, which keeps them deflated.
-fn inflate(path: &Path) -> Result<String> {
-    let Ok(bytes) = miniz_oxide::inflate::decompress_to_vec(&fs::read(path)?) else {
-        bail!("{} is damaged", path.display())
-    };
+/// The text of an image of the build, which keeps them packed.
+fn unpacked(path: &Path) -> Result<String> {
+    let Some(bytes) = packed::unpacked(&fs::read(path)?) else { bail!("{} is damaged", path.display()) };
     Ok(String::from_utf8(bytes)?)
 }
 
