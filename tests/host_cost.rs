@@ -56,7 +56,8 @@ fn a_plan_of_a_known_spec_takes_microseconds() {
             (start.elapsed(), plan)
         };
         let (first, _plan) = time();
-        let fastest = (0..200).map(|_| time().0).min().expect("rounds");
+        // Some tens of milliseconds: the other test runs beside this one.
+        let fastest = (0..5000).map(|_| time().0).min().expect("rounds");
         println!("first {first:?}, then {fastest:?}");
         assert!(fastest < PLAN || !is_judged, "a plan of a known spec takes {fastest:?}, at most {PLAN:?} are allowed");
     }

@@ -367,7 +367,7 @@ on_stream! { RopePlan { gpu } }
 static KNOWN: Mutex<Vec<(Rope, Arc<[u64]>)>> = Mutex::new(Vec::new());
 const MOST_KNOWN: usize = 16;
 
-/// Checks the spec and gives [`Rope::rate`] of each pair; nothing for angles in f32. The law of a pair takes about two
+/// Checks the spec and gives its rates; nothing for angles in f32. The law of a pair takes about two
 /// microseconds in 106 bits, so that those of the last specs are kept.
 fn exact_rates(rope: &Rope) -> Result<Arc<[u64]>> {
     let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -375,8 +375,7 @@ fn exact_rates(rope: &Rope) -> Result<Arc<[u64]>> {
         return Ok(rates.clone());
     }
     rope.check()?;
-    let pairs = if rope.angles == Angles::Exact { rope.pairs() } else { 0 };
-    let rates: Arc<[u64]> = (0..pairs).map(|pair| rope.rate(pair)).collect();
+    let rates: Arc<[u64]> = if rope.angles.in_f32() { Arc::default() } else { rope.all_rates().into() };
     let mut known = known();
     if known.len() == MOST_KNOWN {
         known.remove(0);
@@ -410,7 +409,7 @@ impl<T: Scalar> RopePlan<T> {
             Angles::Mixed(_) => {
                 let [wide, one] = load::<T, 2>(gpu, ROPE_MIXED)?;
                 let own = Kernels { sharing: None, wide, mid: None, one };
-                (Rates::Exact(gpu.upload(&rope.all_rates())?), own)
+                (Rates::Exact(gpu.upload(&exact)?), own)
             }
             Angles::HfCompat | Angles::Given(_) => {
                 let rates: Vec<f32> = (0..rope.pairs()).map(|pair| rope.compat_frequency(pair)).collect();
