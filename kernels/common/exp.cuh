@@ -44,7 +44,7 @@ __device__ __forceinline__ float max_nan(float x, float y) {
         "//sm_80- max.f32 %0, %1, %2;\n"
         "//sm_80- setp.nan.f32 nan, %1, %2;\n"
         "//sm_80- selp.f32 %0, 0f7FFFFFFF, %0, nan;}"
-        : "=f"(most)
+        : "=&f"(most)
         : "f"(x), "f"(y));
     return most;
 }

@@ -27,6 +27,14 @@ impl Prefix {
         run(install.arg("--from").arg(library()));
         Self(folder)
     }
+
+    /// Where the dynamic linker looks for this install before the builds of this tree, which a test run names first.
+    fn library_path(&self) -> std::ffi::OsString {
+        let mut path = self.0.join("prefix/lib").into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default());
+        path
+    }
 }
 
 impl Drop for Prefix {
@@ -51,7 +59,9 @@ fn a_cmake_project_builds_and_runs() {
         .arg(&build)
         .arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.0.join("prefix").display())));
     run(Command::new("cmake").arg("--build").arg(&build));
-    let tests = run(Command::new("ctest").current_dir(&build).arg("--output-on-failure"));
+    let mut ctest = Command::new("ctest");
+    ctest.current_dir(&build).arg("--output-on-failure").env("LD_LIBRARY_PATH", prefix.library_path());
+    let tests = run(&mut ctest);
     assert!(tests.contains("100% tests passed"), "{tests}");
 }
 
@@ -82,8 +92,5 @@ fn pkg_config_gives_the_flags_of_both_libraries() {
     // The program asks for the library of its header's structs.
     let needed = run(Command::new("readelf").arg("-d").arg(&program));
     assert!(needed.contains(&format!("[libposenc_c.so.{}]", posenc_c::POSENC_ABI)), "{needed}");
-    let mut path = prefix.0.join("prefix/lib").into_os_string();
-    path.push(":");
-    path.push(std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default());
-    run(Command::new(program).env("LD_LIBRARY_PATH", path));
+    run(Command::new(program).env("LD_LIBRARY_PATH", prefix.library_path()));
 }
