@@ -8,8 +8,8 @@
 // a, b, out    [batch, tokens, heads, dim] by strides in elements (64 bits), channels contiguous
 // lse          f32 [batch, heads, tokens] by strides
 //
-// A row is one head of one token, for LANES lanes of a warp; a lane takes WIDE channels in a row, whatever the accesses.
-// Bytes: each element of a, b and grad is read once, each of the results written once.
+// A row is one head of one token, for LANES lanes of a warp; a lane takes WIDE channels in a row, whatever the
+// accesses. Bytes: each element of a, b and grad is read once, each of the results written once.
 #include "common/exp.cuh"
 #include "common/index.cuh"
 #include "common/scalar.cuh"

@@ -30,8 +30,8 @@ struct RowBias : BiasState {
         return row.key_start - (args.key_only ? 0 : row.at);
     }
 
-    // The bias of the `count` keys from `key` on, 1 to 8 of them; the others keep what they hold. `IN_TURN`: FIRE's lines
-    // are looked for one after another, which takes registers.
+    // The bias of the `count` keys from `key` on, 1 to 8 of them; the others keep what they hold. `IN_TURN`: FIRE's
+    // lines are looked for one after another, which takes registers.
     template <bool IN_TURN = false>
     __device__ void of(const BiasArgs& args, const Row& row, int key, int count, float (&bias)[KEYS]) const {
         if (args.kind == BiasKind::NONE) {

@@ -7,8 +7,8 @@
 //
 // write and add: blockDim.x threads walk one row, eight keys each at a time; blockDim.y rows a block. Rounded once,
 // from float; keys of another packed sequence than the query's get -inf. Bytes: each element is written once, and read
-// once by `add`; slopes and rows come from a cache, in apply_numbers once for the queries of a tile. row: one thread per
-// number.
+// once by `add`; slopes and rows come from a cache, in apply_numbers once for the queries of a tile. row: one thread
+// per number.
 #include "bias/apply.cuh"
 #include "bias/forms.cuh"
 
@@ -25,8 +25,8 @@ struct AppliedBias : RowBias {
 extern "C" __global__ void BOUNDS KERNEL(apply) { apply<AppliedBias>(args); }
 
 // The numbers of a tile's distances in shared memory, in four copies that each begin one number later: any eight that
-// follow one another are two aligned accesses of one copy. Those of even and of odd index lie apart, so that threads side
-// by side meet no bank twice.
+// follow one another are two aligned accesses of one copy. Those of even and of odd index lie apart, so that threads
+// side by side meet no bank twice.
 struct Tile {
     static constexpr int HALF = 132;
     static_assert((TILE_KEYS + TILE_ROWS + 6) / 8 < HALF && HALF % 8 == 4, "room, and banks of their own");
@@ -53,8 +53,8 @@ struct Tile {
     }
 };
 
-// The same for a row of numbers, and for FIRE, whose numbers are its logarithms, where positions follow one another: for
-// TILE_ROWS queries of a head at a time.
+// The same for a row of numbers, and for FIRE, whose numbers are its logarithms, where positions follow one another:
+// for TILE_ROWS queries of a head at a time.
 __device__ __forceinline__ void apply_numbers(const ToeplitzArgs& args) {
     __shared__ float4 copies[4][2 * Tile::HALF];
     Tile tile{copies};

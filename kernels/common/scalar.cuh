@@ -193,8 +193,8 @@ template <int W, class E = T> __device__ void merge(Pack<W>& a, Pack<W>& b) {
     }
 }
 
-// Begins to copy 16 bytes from global to shared memory, to an address of the shared window. They are there for the thread
-// itself after `fetched`.
+// Begins to copy 16 bytes from global to shared memory, to an address of the shared window. They are there for the
+// thread itself after `fetched`.
 __device__ __forceinline__ void fetch(unsigned to, const void* from) {
     asm volatile(
         "//sm_80+ cp.async.cg.shared.global [%0], [%1], 16;\n"

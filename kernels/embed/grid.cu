@@ -5,8 +5,9 @@
 //            cosine's phase is a quarter turn, cropping adds to it
 // axes       [dim] bytes: 0 frame, 1 row, 2 column, 3 none: the channel has no rate and no phase, and its sine is 0
 //
-// One thread owns W channels, makes their waves once for up to `run` tokens with one index along the channels' axis, and
-// walks `batches_per_thread` sequences of each. Where its channels have several axes, it makes them for every token.
+// One thread owns W channels, makes their waves once for up to `run` tokens with one index along the channels' axis,
+// and walks `batches_per_thread` sequences of each. Where its channels have several axes, it makes them for every
+// token.
 //
 // Bytes: every element is written once, and read once by `add`; 17 bytes a channel from a cache.
 #include "args.cuh"

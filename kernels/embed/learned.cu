@@ -6,9 +6,9 @@
 // ids, type_ids, mask      [batch, tokens]
 // gain, bias               [dim], or null
 //
-// Without a norm the threads of a row take its accesses of 16 bytes in turn, up to four each. With one they own units of
-// 8 channels, and pass over a row three times: it is held in shared memory, or, where accesses are narrow or the row is
-// too long, gathered again, from a cache.
+// Without a norm the threads of a row take its accesses of 16 bytes in turn, up to four each. With one they own units
+// of 8 channels, and pass over a row three times: it is held in shared memory, or, where accesses are narrow or the row
+// is too long, gathered again, from a cache.
 //
 // Bytes: one row of each table is read and one is written; ids once. A table's rows come from a cache where they are
 // read again: the position table, when the batch is larger than 1, and the type table always.

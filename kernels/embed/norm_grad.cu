@@ -106,8 +106,8 @@ __device__ void wide(const LearnedArgs& args) {
         Held::store<3>(at, zero);
     });
     each_token(args, [&](const T::Bits* from, T::Bits* x, const Rows& rows, unsigned dim) {
-        // All of the row is on its way before any of it is used: what is read goes to the places of v and of g. A half type
-        // has room for three tables there, f32 for one.
+        // All of the row is on its way before any of it is used: what is read goes to the places of v and of g. A half
+        // type has room for three tables there, f32 for one.
         held.each(dim, [&](unsigned channel, unsigned at) {
             if (rows.token) {
                 Held::fetch_raw<0>(at, rows.token, channel, args.dim);

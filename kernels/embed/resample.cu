@@ -85,9 +85,9 @@ template <class N> __device__ void stage(N* to, const N* from, unsigned count) {
     for (unsigned i = thread; i < count; i += blockDim.x * blockDim.y * blockDim.z) to[i] = from[i];
 }
 
-// A block owns a tile of outputs, blockDim.z rows of blockDim.y, and 16 bytes of channels for each of blockDim.x threads.
-// It stages the tile's inputs, sums each row of them for each column of outputs, and then those lines for each row of
-// outputs: the same sums in the same order as `resample`. Blocks behind the tiles copy the prefix.
+// A block owns a tile of outputs, blockDim.z rows of blockDim.y, and 16 bytes of channels for each of blockDim.x
+// threads. It stages the tile's inputs, sums each row of them for each column of outputs, and then those lines for each
+// row of outputs: the same sums in the same order as `resample`. Blocks behind the tiles copy the prefix.
 __device__ __forceinline__ void tiles(const ResampleArgs& args) {
     constexpr int FOURS = WIDE / 4;
     unsigned channel = (blockIdx.y * blockDim.x + threadIdx.x) * WIDE;

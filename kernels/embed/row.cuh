@@ -161,8 +161,8 @@ template <int ARRAYS> struct HeldRow {
                      : "memory");
     }
 
-    // A unit of T as it lies in memory, on its way into the place of an array; those of a half type fill half of it, one of
-    // the two.
+    // A unit of T as it lies in memory, on its way into the place of an array; those of a half type fill half of it,
+    // one of the two.
     template <int ARRAY, int PART = 0>
     static __device__ __forceinline__ void fetch_raw(unsigned at, const T::Bits* row, unsigned channel, unsigned dim) {
 #pragma unroll

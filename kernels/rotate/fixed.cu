@@ -36,8 +36,8 @@ extern "C" __global__ void __launch_bounds__(256) KERNEL(position_units) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= args.count) return;
     wait_for_predecessor();
-    double position = args.is_f64 ? static_cast<const double*>(args.positions)[i]
-                                  : static_cast<const float*>(args.positions)[i];
+    double position =
+        args.is_f64 ? static_cast<const double*>(args.positions)[i] : static_cast<const float*>(args.positions)[i];
     double units = position / unit(args.bits);
     bool fits = -0x1p63 <= units && units < 0x1p63;
     if (!fits && args.flag) atomicOr(static_cast<unsigned*>(args.flag), 1u);

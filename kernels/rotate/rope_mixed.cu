@@ -4,8 +4,8 @@
 //
 // rates      [axes, sets, pairs] turns per position in units of 2^-64; a phase is a wrapping sum of wrapping products
 //
-// One thread owns W pairs of one token and walks `heads_per_thread` heads. It asks for a head's elements before it makes
-// the angles, which it makes anew for every set.
+// One thread owns W pairs of one token and walks `heads_per_thread` heads. It asks for a head's elements before it
+// makes the angles, which it makes anew for every set.
 //
 // Bytes: every rotated element is read once and written once; in place nothing else is touched, out of place the other
 // channels are copied. Rates are 8 bytes a pair, axis and set, an id up to 8 bytes a token and axis, from a cache after
