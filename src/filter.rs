@@ -1,4 +1,4 @@
-//! Interpolation filters: the weights of neighbours on one axis, with half-pixel centres.
+//! Interpolation filters: the weights of neighbours on one axis.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -74,13 +74,24 @@ fn keys<R: Real>(x: R, a: f64, last: bool) -> R {
     }
 }
 
+/// Where outputs stand among inputs, in steps of one output to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stand {
+    /// Output `i` at `step * (i + 1/2)`, with inputs at 1/2, 3/2 ...
+    Centres,
+    /// The same, with a filter that is widened where the grid shrinks.
+    Antialiased,
+    /// Output `i` at `step * i`, with inputs at 0, 1 ...
+    Corners,
+}
+
 /// The weights of output `index`, from the inputs, the step from one output to the next, and the filter.
-pub(crate) fn taps<R: Real>(from: usize, step: R, index: usize, filter: Filter, antialias: bool) -> Taps {
+pub(crate) fn taps<R: Real>(from: usize, step: R, index: usize, filter: Filter, stand: Stand) -> Taps {
     let of = R::of;
     let (half, one) = (of(0.5), of(1.0));
     let middle = of(index as f64) + half;
     let wide = |weights: Vec<R>| weights.into_iter().map(R::wide).collect();
-    if antialias {
+    if stand == Stand::Antialiased {
         let place = step * middle;
         let shrinks = step >= one;
         let reach = of(match filter {
@@ -106,7 +117,7 @@ pub(crate) fn taps<R: Real>(from: usize, step: R, index: usize, filter: Filter, 
             .collect();
         return Taps { first, weights: wide(weights.into_iter().map(|weight| weight / sum).collect()) };
     }
-    let source = step.fused(middle, -half);
+    let source = if stand == Stand::Corners { step * of(index as f64) } else { step.fused(middle, -half) };
     let source = if filter == Filter::Bilinear && source < of(0.0) { of(0.0) } else { source };
     let base = source.wide().floor();
     let t = source - of(base);

@@ -1,7 +1,7 @@
 //! Tables of relative positions at another window size, as the models' code resizes them: once for each resolution, on the host.
 
 use crate::bias::{Coordinates, Numbers, Window};
-use crate::filter::{Filter, Taps, taps};
+use crate::filter::{Filter, Stand, Taps, taps};
 use crate::memory::{collected, reserved};
 use crate::shape::product;
 use crate::{Error, Result, Scalar};
@@ -75,9 +75,9 @@ impl TableResize {
         let places = geometric(from, to);
         let step = from as f64 / to as f64;
         let of = |index: usize| match self {
-            Self::Bilinear => taps(from, step, index, Filter::Bilinear, false),
-            Self::Bicubic => taps(from, step, index, Filter::Bicubic, false),
-            Self::BicubicAntialias => taps(from, step, index, Filter::Bicubic, true),
+            Self::Bilinear => taps(from, step, index, Filter::Bilinear, Stand::Centres),
+            Self::Bicubic => taps(from, step, index, Filter::Bicubic, Stand::Centres),
+            Self::BicubicAntialias => taps(from, step, index, Filter::Bicubic, Stand::Antialiased),
             Self::Geometric => geometric_taps(&places, index as i64 - (to / 2) as i64),
         };
         (0..to).map(of).collect()

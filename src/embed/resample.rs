@@ -11,7 +11,7 @@ mod plan;
 pub use plan::ResamplePlan;
 
 use crate::embed::{Along, GridSize, at_least, cpu};
-use crate::filter::{Filter, Taps, taps};
+use crate::filter::{Filter, Stand, Taps, taps};
 use crate::shape::product;
 use crate::{Error, Result, Scalar};
 
@@ -44,6 +44,7 @@ pub enum Weighting {
 /// | `filter` | interpolation filter |
 /// | `antialias` | widens the filter where the grid shrinks, cuts it at the border and makes its weights sum to 1 |
 /// | `factors` | rows and columns: new over old, where code gives factors in place of sizes; the step is their inverse |
+/// | `align_corners` | the first and last outputs stand on the first and last inputs, in place of edges on edges |
 /// | `prefix` | class and register tokens before the grid, copied |
 /// | `weighting` | exact weights, or torch's in f32 |
 ///
@@ -52,10 +53,11 @@ pub enum Weighting {
 /// | Hugging Face's ViT, CLIP, SigLIP, DINOv2 | [`Resample::new`] |
 /// | timm, Hugging Face's DINOv2 with registers | `antialias: true` |
 /// | SigLIP 2, NaFlex | `filter: Bilinear, antialias: true` |
+/// | Depth Anything's and DPT's heads, code with `align_corners=True` | `align_corners: true` |
 /// | the original DINO and DINOv2 at n patches a side, from m | `factors: Some([(n + 0.1) / m, (n + 0.1) / m])` |
 ///
 /// # Source
-/// R. Keys, "Cubic convolution interpolation", 1981, equation 15; torch 2.15's `interpolate` with `align_corners=False`.
+/// R. Keys, "Cubic convolution interpolation", 1981, equation 15; torch 2.15's `interpolate`.
 ///
 /// # Example
 /// ```
@@ -77,6 +79,9 @@ pub struct Resample {
     pub antialias: bool,
     /// new over old of rows and columns, where it is not the quotient of the sizes
     pub factors: Option<[f64; 2]>,
+    /// the first and last outputs stand on the first and last inputs
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub align_corners: bool,
     /// tokens before the grid
     pub prefix: usize,
     /// what the weights are made in
@@ -95,12 +100,14 @@ impl Resample {
             filter: Filter::Bicubic,
             antialias: false,
             factors: None,
+            align_corners: false,
             prefix: 0,
             weighting: Weighting::Exact,
         }
     }
 
-    /// Refuses a size of 0 or above 65536, frames, and factors that are not finite and above 0 or that step outside the table.
+    /// Refuses a size of 0 or above 65536, frames, factors that are not finite and above 0 or that step outside the table, and
+    /// aligned corners with factors, which torch passes over, or with antialiasing, where torch keeps the place of centres.
     ///
     /// # Errors
     /// [`Error::Value`] with the field, the rule and the value.
@@ -115,6 +122,13 @@ impl Resample {
             }
             if size.frames != 1 {
                 return Err(Error::Value(format!("the grid has {} frames, a table of images has 1", size.frames)));
+            }
+        }
+        for (other, there) in [("factors", self.factors.is_some()), ("antialias", self.antialias)] {
+            if self.align_corners && there {
+                return Err(Error::Value(format!(
+                    "align_corners and {other} are both given: the steps of aligned corners are made of the sizes alone, one of both is to be left out"
+                )));
             }
         }
         for (along, factor) in [Along::Rows, Along::Columns].into_iter().zip(self.factors.into_iter().flatten()) {
@@ -151,7 +165,8 @@ impl Resample {
     /// The weights of output `index` along one axis.
     ///
     /// The output stands at `step * (index + 0.5)` with inputs at 0.5, 1.5 ...; `step` is the quotient of the sizes, or the
-    /// inverse of the factor. Without antialiasing, neighbours outside the table are its border. With it, the filter is
+    /// inverse of the factor. With aligned corners it stands at `index * (from - 1) / (to - 1)` with inputs at 0, 1 ..., and one
+    /// output alone at the first input. Without antialiasing, neighbours outside the table are its border. With it, the filter is
     /// widened by `step` where that is above 1, inputs outside are left out, and weights are divided by their sum.
     ///
     /// # Panics
@@ -160,18 +175,25 @@ impl Resample {
         let (from, to) = self.sizes(along);
         assert!(index < to, "output {index} of {to}");
         let factor = self.factors.map(|[rows, columns]| if along == Along::Columns { columns } else { rows });
+        let stand = match (self.align_corners, self.antialias) {
+            (true, _) => Stand::Corners,
+            (false, true) => Stand::Antialiased,
+            (false, false) => Stand::Centres,
+        };
+        // Sizes that are counted from corner to corner.
+        let (long, wide) = if self.align_corners { (from - 1, (to - 1).max(1)) } else { (from, to) };
         match self.weighting {
             Weighting::Exact => {
-                let step = factor.map_or(from as f64 / to as f64, |factor| 1.0 / factor);
-                taps(from, step, index, self.filter, self.antialias)
+                let step = factor.map_or(long as f64 / wide as f64, |factor| 1.0 / factor);
+                taps(from, step, index, self.filter, stand)
             }
             // Whatever the factor.
             Weighting::TorchF32 if from == to && (self.antialias || self.filter == Filter::Bilinear) => {
                 Taps { first: index, weights: vec![1.0] }
             }
             Weighting::TorchF32 => {
-                let step = factor.map_or(from as f32 / to as f32, |factor| (1.0 / factor) as f32);
-                taps(from, step, index, self.filter, self.antialias)
+                let step = factor.map_or(long as f32 / wide as f32, |factor| (1.0 / factor) as f32);
+                taps(from, step, index, self.filter, stand)
             }
         }
     }
@@ -228,7 +250,7 @@ impl Resample {
     /// If the spec is refused, `dim` is 0, or a buffer is too short. Nothing is written then.
     ///
     /// # Source
-    /// torch 2.15, `interpolate` with `align_corners=False`.
+    /// torch 2.15, `interpolate`.
     ///
     /// # Example
     /// ```

@@ -17,6 +17,7 @@ fn of_case(case: &serde_json::Value) -> Resample {
     Resample {
         filter: if case["mode"] == "bicubic" { Filter::Bicubic } else { Filter::Bilinear },
         antialias: case["antialias"] == true,
+        align_corners: case["align_corners"] == true,
         factors: case.get("factors").map(|_| {
             let factors = golden::floats(case, "factors");
             [factors[0], factors[1]]
@@ -100,7 +101,10 @@ fn both_torchs(case: &serde_json::Value) -> [(Resample, Vec<f64>); 2] {
 
 #[test]
 fn the_reference_is_torchs_to_a_millionth() {
-    for case in golden::named("resample", "size").chain(golden::named("resample", "factor")) {
+    for case in golden::named("resample", "size")
+        .chain(golden::named("resample", "factor"))
+        .chain(golden::named("resample", "aligned"))
+    {
         let table: Vec<f32> = golden::floats(case, "table").iter().map(|&x| x as f32).collect();
         for (spec, want) in both_torchs(case) {
             let mut got = vec![f32::NAN; want.len()];
@@ -159,6 +163,20 @@ fn specs() -> Vec<Resample> {
                         ..Resample::new(GridSize::image(from.0, from.1), GridSize::image(to.0, to.1))
                     });
                 }
+            }
+        }
+    }
+    for (from, to) in [((7, 5), (11, 6)), ((14, 9), (7, 5)), ((1, 6), (3, 1))] {
+        for filter in [Filter::Bilinear, Filter::Bicubic] {
+            for weighting in [Weighting::Exact, Weighting::TorchF32] {
+                let sizes = (GridSize::image(from.0, from.1), GridSize::image(to.0, to.1));
+                specs.push(Resample {
+                    filter,
+                    align_corners: true,
+                    weighting,
+                    prefix: 1,
+                    ..Resample::new(sizes.0, sizes.1)
+                });
             }
         }
     }

@@ -328,6 +328,44 @@ def learned():
     }
 
 
+def aligned(channels):
+    """Corners on corners."""
+    torch.manual_seed(1)
+    for rows, columns, to_rows, to_columns in ((7, 5, 11, 6), (14, 14, 7, 5), (3, 4, 1, 2), (5, 1, 8, 3)):
+        table = torch.randn(1, channels, rows, columns, dtype=torch.float64)
+        for mode in ("bilinear", "bicubic"):
+            how = {"size": (to_rows, to_columns), "mode": mode, "align_corners": True}
+            x = table.clone().requires_grad_()
+            out = torch.nn.functional.interpolate(x, **how)
+            grad = torch.randn_like(out)
+            out.backward(grad)
+            yield {
+                "name": "aligned",
+                "from": [rows, columns],
+                "to": [to_rows, to_columns],
+                "mode": mode,
+                "align_corners": True,
+                "table": flat(table.permute(0, 2, 3, 1)),
+                "values": flat(out.permute(0, 2, 3, 1)),
+                "f32": flat(torch.nn.functional.interpolate(table.float(), **how).permute(0, 2, 3, 1)),
+                "grad": flat(grad.permute(0, 2, 3, 1)),
+                "table_grad": flat(x.grad.permute(0, 2, 3, 1)),
+            }
+    for columns, to_columns in ((5, 3), (14, 24), (24, 14), (16, 37), (37, 16)):
+        impulses = torch.eye(columns).reshape(columns, 1, 1, columns)
+        for mode in ("bilinear", "bicubic"):
+            how = {"size": (1, to_columns), "mode": mode, "align_corners": True}
+            bits = torch.nn.functional.interpolate(impulses, **how).reshape(columns, to_columns).T.contiguous()
+            yield {
+                "name": "weights",
+                "from": [1, columns],
+                "to": [1, to_columns],
+                "mode": mode,
+                "align_corners": True,
+                "bits": bits.view(torch.int32).reshape(-1).tolist(),
+            }
+
+
 def resampling():
     from timm.layers.pos_embed import resample_abs_pos_embed
 
@@ -402,6 +440,9 @@ def resampling():
                     "bits": bits.reshape(-1).tolist(),
                 }
     table = torch.randn(1, 1 + 16, channels)
+    # What torch draws for what comes later stays what it was.
+    with torch.random.fork_rng():
+        yield from aligned(channels)
     yield {
         "name": "timm",
         "from": [4, 4],

@@ -20,6 +20,7 @@ import torch
 torch.set_num_threads(1)
 torch.manual_seed(0)
 
+
 # timm and diffusers as a whole need more than these files do.
 def folder(package):
     return pathlib.Path(importlib.util.find_spec(package).origin).parent

@@ -352,7 +352,7 @@ header! {{}
         antialias: u32 => "1: the filter widens where the grid shrinks",
         factors: [f64; 2] => "new over old of rows and columns; 0 and 0: the quotient of the sizes",
         weighting: u32 => "`POSENC_WEIGHTING_...`",
-        reserved: u32 => "0",
+        align_corners: u32 => "1: the first and last outputs stand on the first and last inputs; without factors and antialias",
     }
     /// One call.
     versioned struct PosencResampleCall {
@@ -507,6 +507,7 @@ impl PosencResampleSpec {
             filter: Filter::of("filter", self.filter)?,
             antialias: switch("antialias", self.antialias)?,
             factors: (self.factors != [0.0, 0.0]).then_some(self.factors),
+            align_corners: switch("align_corners", self.align_corners)?,
             prefix: self.prefix as usize,
             weighting: Weighting::of("weighting", self.weighting)?,
         })

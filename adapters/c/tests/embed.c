@@ -365,6 +365,25 @@ static void resampled(void) {
     spec.weighting = 2;
     REFUSED(posenc_resample_new(gpu, &spec, POSENC_F32, &none), POSENC_ARGUMENT, "weighting is 2");
     OK(posenc_resample_free(plan));
+    /* From corner to corner of 1 x 2: 0, 1/3, 2/3, 1. */
+    spec.filter = POSENC_BILINEAR;
+    spec.weighting = POSENC_WEIGHTING_EXACT;
+    spec.align_corners = 1;
+    OK(posenc_resample_new(gpu, &spec, POSENC_F32, &plan));
+    call.table = BUFFER(table);
+    call.resampled = BUFFER(out);
+    call.table_tokens = (PosencTokens){1, 3, DIM, 0, {3 * DIM, DIM}};
+    OK(posenc_resample_write(plan, &call));
+    download(out, call.resampled, sizeof out);
+    for (int c = 0; c < DIM; ++c) {
+        for (int i = 0; i < 4; ++i) {
+            double want = (3 - i) / 3.0 * table[DIM + c] + i / 3.0 * table[2 * DIM + c];
+            CHECK(near(out[(i + 1) * DIM + c], want, 1e-6));
+        }
+    }
+    OK(posenc_resample_free(plan));
+    spec.antialias = 1;
+    REFUSED(posenc_resample_new(gpu, &spec, POSENC_F32, &none), POSENC_VALUE, "align_corners and antialias are both given");
 }
 
 int main(void) {
