@@ -236,8 +236,8 @@ typedef struct PosencPlaces {
 typedef struct PosencRopeSpec {
     uint32_t version; /* `POSENC_ABI` */
     uint32_t size; /* `sizeof(PosencRopeSpec)` */
-    uint64_t rotary; /* rotated channels of a head, even */
-    uint64_t offset; /* first rotated channel */
+    uint64_t rotary; /* rotated channels of a head, even; 0 with a base of 1: no rotation */
+    uint64_t offset; /* first rotated channel; heads of `rotary` channels hold nothing else and are rotated whole */
     double base; /* theta */
     double attention_factor; /* multiplies cosine and sine; 1 unless a scaling says otherwise */
     uint32_t pairing; /* `POSENC_HALF` or `POSENC_INTERLEAVED` */
@@ -788,7 +788,8 @@ typedef struct PosencResampleSpec {
     uint32_t antialias; /* 1: the filter widens where the grid shrinks */
     double factors[2]; /* new over old of rows and columns; 0 and 0: the quotient of the sizes */
     uint32_t weighting; /* `POSENC_WEIGHTING_...` */
-    uint32_t reserved; /* 0 */
+    /* 1: the first and last outputs stand on the first and last inputs; without factors and antialias */
+    uint32_t align_corners;
 } PosencResampleSpec;
 
 /* One call. */
@@ -1981,7 +1982,8 @@ PosencStatus posenc_query_scale_at(const PosencQueryScale *scale, uint64_t posit
 
 /* Makes the plan of layer `layer` of a model; `length` is the tokens of the longest sequence, the new ones included,
    for scalings that depend on it. In latent attention (DeepSeek) it is the query's: the key's rotary part is a
-   tensor of its own. */
+   tensor of its own, which a call of its own rotates whole, as heads of `rotary` channels. The plan of a layer
+   without RoPE rotates nothing. */
 PosencStatus posenc_rope_of_model(
     const PosencGpu *gpu,
     const PosencModel *model,

@@ -138,6 +138,8 @@ __device__ void turn_head(const RopeArgs& args, Pack<W>& a_pack, Pack<W>& b_pack
 // Out of place: the channels before and after the rotated ones, of the heads from `first` to `last`.
 template <int W>
 __device__ void copy_beside(const RopeArgs& args, unsigned batch, unsigned token, unsigned first, unsigned last) {
+    // Where nothing is rotated, nothing has waited yet.
+    if (args.pairs == 0) wait_for_predecessor();
 #pragma unroll 1
     for (unsigned c = threadIdx.x * W; c < args.copied; c += blockDim.x * W) {
         unsigned channel = c < args.offset ? c : c + 2 * args.pairs;

@@ -83,7 +83,7 @@ pub struct Layer {
     /// The rotation; `None` in layers without RoPE, which [`Layer::rotate`] leaves alone.
     ///
     /// In latent attention (DeepSeek) it is the query's: its rotary part follows `qk_nope_head_dim` channels. The key's rotary
-    /// part is a tensor of its own there, to which the same spec with `offset: 0` applies.
+    /// part is a tensor of its own there, whose heads of `rotary` channels the same spec rotates whole.
     pub rope: Option<Rope>,
     /// channels of a query's head
     pub head: usize,
@@ -110,6 +110,11 @@ impl Layer {
         }
     }
 
+    /// The rotation, [`Rope::none`] in layers without RoPE.
+    pub fn rope_or_none(&self) -> Rope {
+        self.rope.clone().unwrap_or_else(Rope::none)
+    }
+
     fn at_length(&self, length: u64) -> Self {
         let mut layer = self.clone();
         let Some(rope) = &mut layer.rope else { return layer };
@@ -124,7 +129,7 @@ impl Layer {
 
     /// Rotates `x` as this layer does, in place: [`Rope::rotate`], or nothing at all in a layer without RoPE.
     ///
-    /// On a device, `layer.rope.as_ref().map(|rope| RopePlan::new(&gpu, rope)).transpose()?` is the plan, or none.
+    /// On a device, `RopePlan::new(&gpu, &layer.rope_or_none())` is the plan.
     ///
     /// # Errors
     /// As [`Rope::rotate`]; without RoPE, if `x` is shorter than its shape.

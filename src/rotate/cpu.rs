@@ -32,6 +32,7 @@ pub(super) fn rotate<T: Scalar>(
         let from = from.map(|(from, of)| (from, own(of)));
         let from = from.as_ref().map(|(from, of)| (*from, of));
         let turner = Turner::new(rope, set, positions, heads.batch * heads.tokens, heads.tokens, direction);
+        let turner = Turner { channel: rope.first_channel(heads.dim), ..turner };
         let x = &mut x[heads.offset..heads.span()?];
         turner.part(&heads).share_out(x, heads.dim, GRAIN, &|part, x| {
             wide(
@@ -49,6 +50,8 @@ struct Turner<'a> {
     /// of heads with the same frequencies
     set: usize,
     law: Arc<Law>,
+    /// first rotated channel of a head
+    channel: usize,
     /// axis of each pair, if there are several
     axes: Option<Vec<usize>>,
     /// pairs of a block of channels: all but for grids like Gemma 4's; no head has to divide for it
@@ -98,7 +101,8 @@ impl<'a> Turner<'a> {
         let law = Law::of(rope);
         let sign = if direction == Direction::Forward { 1.0 } else { -1.0 };
         let block = rope.pairs() / rope.axes.blocks();
-        Self { rope, set, law, axes, block, positions, row, tokens, factor: rope.attention_factor, sign }
+        let factor = rope.attention_factor;
+        Self { rope, set, law, channel: rope.offset, axes, block, positions, row, tokens, factor, sign }
     }
 
     /// All of a tensor.
@@ -136,7 +140,7 @@ impl<'a> Turner<'a> {
                             let from_at = heads.index(b, t, h, 0);
                             x[at..at + heads.dim].copy_from_slice(&from[from_at..from_at + heads.dim]);
                         }
-                        let at = at + self.rope.offset;
+                        let at = at + self.channel;
                         let turn = (t - first) * pairs..(t - first + 1) * pairs;
                         self.turn(&mut x[at..at + 2 * pairs], &sin[turn.clone()], &cos[turn], &mut row);
                     }

@@ -160,7 +160,7 @@ impl Rope {
                         for pair in 0..self.pairs() {
                             let (a, b) = self.channels(self.pairing, pair);
                             let [a, b] = [a, b].map(|channel| {
-                                let channel = self.offset + channel;
+                                let channel = self.first_channel(heads.dim) + channel;
                                 let at = heads.index(batch, token, head, channel);
                                 (x[at].to_f64(), grad[grad_heads.index(batch, token, head, channel)].to_f64())
                             });

@@ -76,7 +76,7 @@ impl Angles {
 /// | field | unit | meaning |
 /// |---|---|---|
 /// | `rotary` | channels | rotated channels of a head, even; the others pass through |
-/// | `offset` | channels | first rotated channel |
+/// | `offset` | channels | first rotated channel; heads of `rotary` channels hold nothing else and are rotated whole, as the keys of latent attention are |
 /// | `pairing` | | which channels form a pair |
 /// | `base` | | theta of the paper, 10000 there |
 /// | `scaling` | | what stretches the frequencies |
@@ -151,6 +151,25 @@ impl Rope {
         }
     }
 
+    /// No rotation, for layers without RoPE wherever a rope is asked for: in place nothing is touched, elsewhere all is copied.
+    /// It has no channels and the base 1, which no other spec has.
+    ///
+    /// ```
+    /// use posenc::{Direction, Heads, Rope};
+    /// let mut x = [1.0f32, 2.0, 3.0];
+    /// Rope::none().rotate(&mut x, &Heads::thd(1, 1, 3), &[7], Direction::Forward)?;
+    /// assert_eq!(x, [1.0, 2.0, 3.0]);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub const fn none() -> Self {
+        Self::new(0, 1.0)
+    }
+
+    /// Whether nothing is rotated.
+    pub fn is_none(&self) -> bool {
+        self.rotary == 0
+    }
+
     /// Pairs that are rotated, `rotary / 2`.
     pub const fn pairs(&self) -> usize {
         self.rotary / 2
@@ -206,6 +225,9 @@ impl Rope {
     /// [`Error::Value`] with the field, the rule and the value.
     pub fn check(&self) -> Result<()> {
         let wrong = |text: String| Err(Error::Value(text));
+        if *self == Self::none() {
+            return Ok(());
+        }
         if self.rotary == 0 || self.rotary % 2 == 1 {
             return wrong(format!("rotary is {}, it must be even and at least 2", self.rotary));
         }
@@ -288,9 +310,16 @@ impl Rope {
         self.check_fits(dim)
     }
 
+    /// The first rotated channel of a head of `dim` channels: of the rotary part alone the first, whatever stands before it in
+    /// other heads.
+    #[doc(hidden)]
+    pub const fn first_channel(&self, dim: usize) -> usize {
+        if dim == self.rotary { 0 } else { self.offset }
+    }
+
     /// Refuses a head of `dim` channels that the rotated ones leave.
     pub(crate) fn check_fits(&self, dim: usize) -> Result<()> {
-        if self.offset + self.rotary > dim {
+        if self.first_channel(dim) + self.rotary > dim {
             return Err(Error::Value(format!(
                 "the rotary part ends at channel {} ({} from {}), a head has {dim}",
                 self.offset + self.rotary,
@@ -484,10 +513,9 @@ impl Rope {
             return Ok(());
         }
         #[cfg(feature = "cpu")]
-        {
-            super::cpu::rotate(self, from, x, heads, &resolved, direction)
+        if !self.is_none() {
+            return super::cpu::rotate(self, from, x, heads, &resolved, direction);
         }
-        #[cfg(not(feature = "cpu"))]
         {
             if let Some((from, of)) = from {
                 let each = (0..heads.batch * heads.tokens * heads.heads)
@@ -553,6 +581,9 @@ impl Rope {
     /// Refuses what has no rows in a table of cosines and sines by whole position.
     pub(crate) fn check_table(&self) -> Result<()> {
         let wrong = |text: &str| Err(Error::Value(text.into()));
+        if self.is_none() {
+            return wrong("a table has rows of angles, this rope is no rotation");
+        }
         if matches!(self.angles, Angles::Mixed(_)) {
             return wrong("a table has a row for each position, mixed angles depend on all axes and on the head");
         }
@@ -629,9 +660,9 @@ impl Rope {
                             *turn = (sin * self.attention_factor, cos * self.attention_factor);
                         }
                     }
-                    let place = |channels: [usize; 2]| {
-                        channels.map(|channel| heads.index(batch, token, head, self.offset + channel))
-                    };
+                    let first = self.first_channel(heads.dim);
+                    let place =
+                        |channels: [usize; 2]| channels.map(|channel| heads.index(batch, token, head, first + channel));
                     // All pairs of a head are read before one is written: they may move.
                     for (input, &(channels, _)) in inputs.iter_mut().zip(&pairs) {
                         *input = place(channels).map(|index| x[index].to_f64());

@@ -75,6 +75,9 @@ impl XPos {
     pub fn check(&self) -> Result<()> {
         let wrong = |text: String| Err(Error::Value(text));
         self.rope.check()?;
+        if self.rope.is_none() {
+            return wrong("the rope is no rotation, xPos scales what is rotated".into());
+        }
         if self.rope.position_axes() > 1 {
             return wrong(format!("the rope has {} axes of position, xPos has one", self.rope.position_axes()));
         }
@@ -214,8 +217,9 @@ impl XPos {
                 for pair in 0..self.rope.pairs() {
                     let scale = self.scale(position, pair, side);
                     for head in 0..heads.heads {
+                        let first = self.rope.first_channel(heads.dim);
                         let places = |(a, b): (usize, usize)| {
-                            [a, b].map(|channel| heads.index(batch, token, head, self.rope.offset + channel))
+                            [a, b].map(|channel| heads.index(batch, token, head, first + channel))
                         };
                         let from = places(self.rope.channels(self.rope.pairing, pair));
                         let [a, b] = from.map(|index| x[index].to_f64());

@@ -349,6 +349,49 @@ fn layouts_and_strides() {
     }
 }
 
+/// Layers without RoPE: nothing is touched in place, all is copied elsewhere, in wide and in narrow accesses.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn no_rope_is_a_rope_that_copies() {
+    let (gpu, mut data) = (gpu(), Data::new(31));
+    for dim in [1, 7, 16, 128] {
+        let wide = |heads: usize| Heads::bthd(2, 5, heads, dim);
+        let odd = |heads: usize| Heads::bhtd(2, heads, 5, dim).at(3);
+        for (q, k) in [(wide(6), Some(wide(2))), (odd(3), Some(wide(3))), (wide(1), None)] {
+            let mut case = Case::in_place(&Rope::none(), q, k, &mut data);
+            case.check::<bf16>(&gpu, &mut data);
+            case.out = Some((odd(q.heads), k.map(|k| wide(k.heads))));
+            case.check::<f32>(&gpu, &mut data);
+            case.out = Some((wide(q.heads), k.map(|k| wide(k.heads))));
+            case.check::<bf16>(&gpu, &mut data);
+        }
+    }
+    let refused = Rope { offset: 1, ..Rope::none() }.check().unwrap_err().to_string();
+    assert_eq!(refused, "rotary is 0, it must be even and at least 2");
+}
+
+/// Keys of latent attention: the rotary part of a longer head, as a tensor of its own.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_rotary_part_alone_is_rotated_whole() {
+    let (gpu, mut data) = (gpu(), Data::new(32));
+    for rope in pairings(Rope { offset: 128, ..Rope::new(64, 10_000.0) }) {
+        let alone = Rope { offset: 0, ..rope.clone() };
+        for heads in [Heads::thd(5, 1, 64), Heads::thd(5, 3, 64).row(200).at(8)] {
+            let mut case = Case::in_place(&rope, heads, None, &mut data);
+            if rope.pairing == rope.written() {
+                case.check::<bf16>(&gpu, &mut data);
+            }
+            case.out = Some((Heads::thd(5, heads.heads, 64), None));
+            case.check::<f32>(&gpu, &mut data);
+            let x: Vec<f32> = data.values(heads.span().unwrap());
+            let [part, whole] = [&rope, &alone]
+                .map(|rope| rope.expect(&x, &heads, Positions::counted(), Direction::Forward).unwrap().want);
+            assert_eq!(part, whole);
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
 fn random_calls() {
@@ -1384,11 +1427,11 @@ fn specs_outside_the_law_are_refused() {
     for rotary in [65538, 1 << 22, u32::MAX as usize - 1] {
         assert_eq!(message(Rope::new(rotary, 1e4)), format!("rotary is {rotary}, it must be at most 65536"));
     }
-    let mut x = [0.0f32; 8];
+    let mut x = [0.0f32; 9];
     let error = Rope { offset: 2, ..Rope::new(8, 1e4) }
-        .rotate(&mut x, &Heads::thd(1, 1, 8), &[0], Direction::Forward)
+        .rotate(&mut x, &Heads::thd(1, 1, 9).row(9), &[0], Direction::Forward)
         .expect_err("a refusal");
-    assert_eq!(error.to_string(), "the rotary part ends at channel 10 (8 from 2), a head has 8");
+    assert_eq!(error.to_string(), "the rotary part ends at channel 10 (8 from 2), a head has 9");
     let error = Rope::new(8, 1e4).rotate(&mut x, &Heads::thd(1, 1, 8), &[], Direction::Forward).expect_err("a refusal");
     assert_eq!(error.to_string(), "positions holds 0 elements, the shape needs 1");
 }

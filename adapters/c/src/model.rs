@@ -233,7 +233,7 @@ header! {{}
 
     /// Makes the plan of layer `layer` of a model; `length` is the tokens of the longest sequence, the new ones included, for
     /// scalings that depend on it. In latent attention (DeepSeek) it is the query's: the key's rotary part is a tensor of its
-    /// own.
+    /// own, which a call of its own rotates whole, as heads of `rotary` channels. The plan of a layer without RoPE rotates nothing.
     fn posenc_rope_of_model(
         gpu: *const PosencGpu, model: *const PosencModel, layer: u64, length: u64, element: u32, out: *mut *mut PosencRope,
     ) -> PosencStatus {
@@ -412,9 +412,7 @@ impl PosencSpan {
 }
 
 fn plan(gpu: Option<&Gpu>, model: &ModelRope, layer: u64, length: u64, element: u32) -> Result<PosencRope, Failure> {
-    let Some(rope) = model.at_length(length).layer(layer as usize)?.rope.clone() else {
-        return Err(Failure::argument(format!("layer {layer} has no RoPE")));
-    };
+    let rope = model.at_length(length).layer(layer as usize)?.rope_or_none();
     let element = Element::of("element", element)?;
     let plan = match gpu {
         Some(gpu) => Plan::Gpu(plan_of!(element, RopePlan::new(gpu, &rope)?)),

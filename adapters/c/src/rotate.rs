@@ -72,8 +72,8 @@ header! {{}
 
     /// RoPE: what to compute.
     versioned struct PosencRopeSpec {
-        rotary: u64 => "rotated channels of a head, even",
-        offset: u64 => "first rotated channel",
+        rotary: u64 => "rotated channels of a head, even; 0 with a base of 1: no rotation",
+        offset: u64 => "first rotated channel; heads of `rotary` channels hold nothing else and are rotated whole",
         base: f64 => "theta",
         attention_factor: f64 => "multiplies cosine and sine; 1 unless a scaling says otherwise",
         pairing: u32 => "`POSENC_HALF` or `POSENC_INTERLEAVED`",

@@ -169,7 +169,8 @@ impl<T: Scalar> RopeGradPlan<T> {
         if let Some(k) = &k {
             shape.check_pair(&k.x.shape)?;
         }
-        let mut steps = ((rope.pairs() | rope.offset) * size_of::<T>()) as u64;
+        let offset = rope.first_channel(shape.dim);
+        let mut steps = ((rope.pairs() | offset) * size_of::<T>()) as u64;
         let groups = rope.pairs().div_ceil(16 / size_of::<T>());
         let mut args = RopeGradArgs {
             rows: small("tokens", product("batch x tokens", &[shape.batch, shape.tokens])?)?,
@@ -181,7 +182,7 @@ impl<T: Scalar> RopeGradPlan<T> {
             pairs: small("pairs", rope.pairs())?,
             sets: small("sets", rope.sets())?,
             axis_count: small("axes", rope.position_axes())?,
-            offset: small("channels before the rotary part", rope.offset)?,
+            offset: small("channels before the rotary part", offset)?,
             interleaved: u32::from(rope.pairing == Pairing::Interleaved),
             units: call.table("units", &self.units)?,
             ..RopeGradArgs::zeroed()

@@ -135,7 +135,7 @@ impl Rope {
     /// The union of the sizes that decide how wide a thread's accesses may be, in elements; `copied` where channels beside the
     /// rotated ones are copied from heads of `dim`.
     fn sizes(&self, dim: usize, copied: bool) -> usize {
-        (self.pairs() / self.axes.blocks()) | self.offset | if copied { dim } else { 0 }
+        (self.pairs() / self.axes.blocks()) | self.first_channel(dim) | if copied { dim } else { 0 }
     }
 
     /// Whether a kernel whose blocks share their angles knows such pairs, whatever the call.
@@ -143,12 +143,13 @@ impl Rope {
         self.angles == Angles::Exact
             && self.pairing == self.written()
             && self.axes.blocks() == 1
-            && self.pairs() <= SHARED_ANGLES
+            && (1..=SHARED_ANGLES).contains(&self.pairs())
     }
 
     /// How a call lies over the device: the layout of least cost, and of fewest instructions where costs are equal.
     fn layout(&self, cut: &Cut) -> Layout {
-        let pairs = self.pairs();
+        // Without a rotation, threads copy as many channels.
+        let pairs = if self.is_none() { (cut.q.dim / 2).max(1) } else { self.pairs() };
         let cheapest = |layouts: &mut dyn Iterator<Item = Layout>| {
             let fits = layouts.filter(|layout| layout.splits <= 65535);
             fits.map(|layout| (layout.cost(cut, pairs), layout)).min_by_key(|(cost, _)| *cost)
@@ -212,7 +213,7 @@ impl Rope {
             apart: small("pairs between runs", runs.apart)?,
             x_second: small("elements between accesses", runs.second(self.pairing, width, block))?,
             y_second: small("elements between accesses", runs.second(self.written(), width, block))?,
-            offset: small("channels before the rotary part", self.offset)?,
+            offset: small("channels before the rotary part", self.first_channel(q.dim))?,
             interleaved: u32::from(self.pairing == Pairing::Interleaved),
             interleaved_out: u32::from(self.written() == Pairing::Interleaved),
             factor: self.attention_factor as f32,
@@ -375,7 +376,12 @@ fn exact_rates(rope: &Rope) -> Result<Arc<[u64]>> {
         return Ok(rates.clone());
     }
     rope.check()?;
-    let rates: Arc<[u64]> = if rope.angles.in_f32() { Arc::default() } else { rope.all_rates().into() };
+    // A table on the device has at least one number, though a plan without a rotation reads none.
+    let rates: Arc<[u64]> = match rope.angles.in_f32() {
+        true => Arc::default(),
+        false if rope.is_none() => Arc::new([0]),
+        false => rope.all_rates().into(),
+    };
     let mut known = known();
     if known.len() == MOST_KNOWN {
         known.remove(0);
@@ -569,6 +575,9 @@ impl<T: Scalar> RopePlan<T> {
             return Ok(());
         }
         let copied = !q.in_place || k.as_ref().is_some_and(|k| !k.in_place);
+        if self.rope.is_none() && !copied {
+            return Ok(());
+        }
         let sizes = (self.rope.sizes(shape.dim, copied) * size_of::<T>()) as u64;
         let kernels = if rotation.table.is_some() { &self.by_table } else { &self.own };
         let (walking, width) = kernels.fitting::<T>(q.steps() | k.as_ref().map_or(0, Updated::steps) | sizes);

@@ -311,7 +311,7 @@ impl PosencRopeCall {
                             .zip(values)
                             .for_each(|(place, want)| put(place, *want, false));
                         if table.nan && outside(&positions, table.rows, &shape, [b, t]) {
-                            out[to + rope.offset..][..rope.rotary].fill(T::from_f64(f64::NAN));
+                            out[to + rope.first_channel(shape.dim)..][..rope.rotary].fill(T::from_f64(f64::NAN));
                         }
                     }
                     Ok(())
