@@ -115,9 +115,10 @@ fn build() -> Result<()> {
     println!("cargo::metadata=include={}", env::current_dir()?.join("kernels").display());
     println!("cargo::rerun-if-changed=src/gpu/args");
     println!("cargo::rerun-if-changed=src/gpu/kernel.rs");
-    for name in ["POSENC_KERNELS", "POSENC_NVRTC", "POSENC_ARCHS", "DOCS_RS"] {
+    for name in ["POSENC_KERNELS", "POSENC_NVRTC", "POSENC_ARCHS", "POSENC_VECTORS", "DOCS_RS"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
+    vectors()?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     // Documentation alone reads them: a change of a page compiles nothing anew.
     if Path::new("docs").is_dir() {
@@ -134,6 +135,19 @@ fn build() -> Result<()> {
         Kernels::Source => compiled(&rooms, &wanted, &out)?,
     };
     fs::write(out.join("images.rs"), text)?;
+    Ok(())
+}
+
+/// Whether the CPU's loops are compiled for AVX-512, too.
+fn vectors() -> Result<()> {
+    println!("cargo::rustc-check-cfg=cfg(avx512)");
+    match setting("POSENC_VECTORS")?.as_deref() {
+        Some("avx2") => {}
+        Some(other) => bail!("POSENC_VECTORS is {other:?}, it may be avx2 (no loops for AVX-512)"),
+        // Its target features are stable since then.
+        None if autocfg::new().probe_rustc_version(1, 89) => println!("cargo::rustc-cfg=avx512"),
+        None => {}
+    }
     Ok(())
 }
 

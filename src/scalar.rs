@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::cpu;
+use crate::cpu::{self, Width};
 
 mod sealed {
     pub trait Sealed {}
@@ -47,12 +47,12 @@ pub trait Scalar: sealed::Sealed + bytemuck::Pod + DeviceScalar + std::fmt::Debu
     fn from_f32(value: f32) -> Self;
     /// The nearest value, ties to even.
     fn from_f64(value: f64) -> Self;
-    /// [`Scalar::to_f64`] of each element, in vectors, as `f32`; both slices have one length.
+    /// [`Scalar::to_f64`] of each element, in vectors of `width`, as `f32`; both slices have one length.
     #[doc(hidden)]
-    fn widen(from: &[Self], to: &mut [f32]);
-    /// [`Scalar::from_f32`] of each element, in vectors; both slices have one length.
+    fn widen(width: Width, from: &[Self], to: &mut [f32]);
+    /// [`Scalar::from_f32`] of each element, in vectors of `width`; both slices have one length.
     #[doc(hidden)]
-    fn narrow(from: &[f32], to: &mut [Self]);
+    fn narrow(width: Width, from: &[f32], to: &mut [Self]);
 }
 
 impl Scalar for f32 {
@@ -71,11 +71,11 @@ impl Scalar for f32 {
         value as f32
     }
     #[inline(always)]
-    fn widen(from: &[Self], to: &mut [f32]) {
+    fn widen(_: Width, from: &[Self], to: &mut [f32]) {
         to.copy_from_slice(from);
     }
     #[inline(always)]
-    fn narrow(from: &[f32], to: &mut [Self]) {
+    fn narrow(_: Width, from: &[f32], to: &mut [Self]) {
         to.copy_from_slice(from);
     }
 }
@@ -96,12 +96,12 @@ impl Scalar for f16 {
         f16::from_f32(to_odd(value))
     }
     #[inline(always)]
-    fn widen(from: &[Self], to: &mut [f32]) {
-        cpu::f16::widen(from, to);
+    fn widen(width: Width, from: &[Self], to: &mut [f32]) {
+        cpu::f16::widen(width, from, to);
     }
     #[inline(always)]
-    fn narrow(from: &[f32], to: &mut [Self]) {
-        cpu::f16::narrow(from, to);
+    fn narrow(width: Width, from: &[f32], to: &mut [Self]) {
+        cpu::f16::narrow(width, from, to);
     }
 }
 
@@ -121,13 +121,13 @@ impl Scalar for bf16 {
         bf16::from_f32(to_odd(value))
     }
     #[inline(always)]
-    fn widen(from: &[Self], to: &mut [f32]) {
+    fn widen(_: Width, from: &[Self], to: &mut [f32]) {
         for (from, to) in from.iter().zip(to) {
             *to = f32::from_bits(u32::from(from.to_bits()) << 16);
         }
     }
     #[inline(always)]
-    fn narrow(from: &[f32], to: &mut [Self]) {
+    fn narrow(_: Width, from: &[f32], to: &mut [Self]) {
         // bf16::from_f32 branches on NaN, which keeps the compiler from vectors; this selects.
         for (from, to) in from.iter().zip(to) {
             let bits = from.to_bits();
@@ -170,7 +170,7 @@ mod tests {
     fn slices_of_bf16_convert_like_single_values() {
         let all: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
         let mut wide = vec![0f32; all.len()];
-        bf16::widen(&all, &mut wide);
+        bf16::widen(Width::Least, &all, &mut wide);
         let mut between = Vec::new();
         for (i, (value, wide)) in all.iter().zip(&wide).enumerate() {
             let exact = value.to_f64();
@@ -180,7 +180,7 @@ mod tests {
             between.extend([*wide, wide.next_up(), wide.next_down(), middle, middle.next_up(), middle.next_down()]);
         }
         let mut narrow = vec![bf16::ZERO; between.len()];
-        bf16::narrow(&between, &mut narrow);
+        bf16::narrow(Width::Least, &between, &mut narrow);
         for (&got, &from) in narrow.iter().zip(&between) {
             let want = bf16::from_f32(from);
             assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{from:e} gives {got:?}");

@@ -10,7 +10,7 @@ use crate::attend::{Inputs, Order, Softmax};
 use crate::bias::Bias;
 use crate::bias::cpu::{At, merge, part};
 use crate::cpu::vector::{exp, exponentials, largest, narrow, wide, widen};
-use crate::cpu::{Lines, Part};
+use crate::cpu::{Lines, Part, Width};
 use crate::memory::collected;
 use crate::position::Place;
 use crate::{Logits, Result, Scalar};
@@ -38,19 +38,21 @@ pub(super) fn softmax<T: Scalar>(
         let [mut z, mut mask] = [shape.keys, BLOCK].map(|len| Lines::new(0.0, len.next_multiple_of(8)));
         wide(
             #[inline(always)]
-            || {
+            |width| {
                 part.rows(
                     x,
                     shape.keys,
                     #[inline(always)]
-                    |at, x| put(at, row(softmax, x, shape, inputs, at, &mut z, &mut mask)),
+                    |at, x| put(at, row(width, softmax, x, shape, inputs, at, [&mut z, &mut mask])),
                 );
             },
         );
     };
     if shape.keys == 0 {
         // There is nothing to write, and still a row may have a sink.
-        shape.each_row().for_each(|at| put(at, row(softmax, &mut [], shape, inputs, at, &mut [], &mut [])));
+        shape
+            .each_row()
+            .for_each(|at| put(at, row(Width::Least, softmax, &mut [], shape, inputs, at, [&mut [], &mut []])));
     } else if rows > 0 {
         part(shape).share_out(&mut x[shape.offset..], shape.keys, GRAIN, &work);
     }
@@ -60,13 +62,13 @@ pub(super) fn softmax<T: Scalar>(
 /// The softmax of a row, and its log-sum-exp.
 #[inline(always)]
 fn row<T: Scalar>(
+    width: Width,
     softmax: &Softmax,
     x: &mut [T],
     shape: &Logits,
     inputs: &Inputs<T>,
     at: At,
-    z: &mut [f64],
-    mask: &mut [f64],
+    [z, mask]: [&mut [f64]; 2],
 ) -> f64 {
     let [batch, head, query] = at;
     let softmax = &softmax.of_head(inputs, head);
@@ -76,7 +78,7 @@ fn row<T: Scalar>(
     // Whole vectors; what lies behind the row adds nothing.
     let z = &mut z[..keys.len().next_multiple_of(8)];
     z[keys.len()..].fill(f64::NEG_INFINITY);
-    logits(softmax, x, shape, inputs, at, keys.clone(), [z, mask]);
+    logits(width, softmax, x, shape, inputs, (at, keys.clone()), [z, mask]);
     let zero = T::from_f32(0.0);
     x[..keys.start].fill(zero);
     x[keys.end..].fill(zero);
@@ -89,16 +91,16 @@ fn row<T: Scalar>(
         x.fill(zero);
         return max;
     }
-    let total = exp(sink - max) + exponentials(z, max);
+    let total = exponentials(z, max) + if sink == f64::NEG_INFINITY { 0.0 } else { exp(sink - max) };
     if !(max.is_finite() && total.is_finite()) {
         // A logit of NaN or inf: no number has a share but where the mask leaves none.
-        logits(softmax, x, shape, inputs, at, keys.clone(), [z, mask]);
+        logits(width, softmax, x, shape, inputs, (at, keys.clone()), [z, mask]);
         for (x, z) in x[keys.clone()].iter_mut().zip(&*z) {
             *x = if as_in_f32(*z) == f64::NEG_INFINITY { zero } else { T::from_f64(f64::NAN) };
         }
         return f64::NAN;
     }
-    narrow(z, 1.0 / total, &mut x[keys]);
+    narrow(width, z, 1.0 / total, &mut x[keys]);
     max + total.ln()
 }
 
@@ -121,32 +123,32 @@ fn seen<T: Scalar>(softmax: &Softmax, shape: &Logits, inputs: &Inputs<T>, [batch
 /// The logits of a row, with all that is added to them.
 #[inline(always)]
 fn logits<T: Scalar>(
+    width: Width,
     softmax: &Softmax,
     x: &[T],
     shape: &Logits,
     inputs: &Inputs<T>,
-    at: At,
-    keys: Range<usize>,
+    (at, keys): (At, Range<usize>),
     [z, mask]: [&mut [f64]; 2],
 ) {
     for (first, z) in keys.clone().step_by(BLOCK).zip(z.chunks_mut(BLOCK)) {
         let end = keys.end.min(first + BLOCK);
-        block(softmax, x, shape, inputs, at, first..end, [&mut z[..end - first], &mut *mask]);
+        block(width, softmax, x, shape, inputs, (at, first..end), [&mut z[..end - first], &mut *mask]);
     }
 }
 
 /// Up to [`BLOCK`] of them.
 #[inline(always)]
 fn block<T: Scalar>(
+    width: Width,
     softmax: &Softmax,
     x: &[T],
     shape: &Logits,
     inputs: &Inputs<T>,
-    at: At,
-    keys: Range<usize>,
+    (at, keys): (At, Range<usize>),
     [z, mask]: [&mut [f64]; 2],
 ) {
-    widen(&x[keys.clone()], z);
+    widen(width, &x[keys.clone()], z);
     let scale = f64::from(softmax.scale);
     let gate = inputs.gate(shape, at);
     let (bias, places) = (inputs.bias, &inputs.places);
@@ -181,7 +183,7 @@ fn block<T: Scalar>(
     }
     if let Some((values, first)) = inputs.mask_of(at) {
         let mask = &mut mask[..z.len()];
-        widen(&values[first + keys.start..][..z.len()], mask);
+        widen(width, &values[first + keys.start..][..z.len()], mask);
         z.iter_mut().zip(&*mask).for_each(|(z, mask)| *z = masked(*z, *mask));
     }
     if matches!(places.keys, Place::Counted(_)) && places.packed.is_none() {

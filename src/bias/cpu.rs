@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use crate::bias::Bias;
 use crate::bias::terms::Pair;
-use crate::cpu::Part;
 use crate::cpu::vector::{through, wide};
+use crate::cpu::{Part, Width};
 use crate::position::{Place, Places};
 use crate::{Logits, Scalar};
 
@@ -54,6 +54,7 @@ impl<F: Fn(&mut f64, f64)> Merge<f64> for F {
 
 /// Written, or added.
 struct Put {
+    width: Width,
     add: bool,
 }
 
@@ -73,6 +74,7 @@ impl<T: Scalar> Merge<T> for Put {
     #[inline(always)]
     fn same(&self, row: &mut [T], bias: f64) {
         through(
+            self.width,
             row,
             self.add,
             #[inline(always)]
@@ -83,6 +85,7 @@ impl<T: Scalar> Merge<T> for Put {
     #[inline(always)]
     fn each(&self, row: &mut [T], biases: &[f32]) {
         through(
+            self.width,
             row,
             self.add,
             #[inline(always)]
@@ -102,6 +105,7 @@ impl<T: Scalar> Merge<T> for Put {
         // Both sides alike need no choice.
         let alike = past == -future && past.is_finite();
         through(
+            self.width,
             row,
             self.add,
             #[inline(always)]
@@ -205,11 +209,11 @@ pub(super) fn put<T: Scalar>(bias: Bias, out: &mut [T], add: bool, shape: &Logit
     if shape.is_empty() {
         return;
     }
-    let put = Put { add };
     part(shape).share_out(&mut out[shape.offset..], shape.keys, GRAIN, &|part, out| {
         wide(
             #[inline(always)]
-            || {
+            |width| {
+                let put = Put { width, add };
                 part.rows(
                     out,
                     shape.keys,

@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The laws of the last `KEPT` specs, the latest first. A law in 106 bits takes 2 microseconds a pair, more than a token's
-/// rotation, and a decoder asks for the same one or two at every layer.
+/// The laws of the last `KEPT` specs, the latest first: a law in 106 bits takes 2 microseconds a pair.
 pub(crate) struct Kept<Spec, Law, const KEPT: usize = 8>(Mutex<Vec<(Spec, Arc<Law>)>>);
 
 impl<Spec: PartialEq + Clone, Law, const KEPT: usize> Kept<Spec, Law, KEPT> {
@@ -11,24 +10,31 @@ impl<Spec: PartialEq + Clone, Law, const KEPT: usize> Kept<Spec, Law, KEPT> {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// The law of a spec, made if it is not there: outside the lock, so that threads make different ones side by side.
+    /// The law of a spec, made if it is not there.
+    #[cfg(any(test, feature = "cpu"))]
     pub(crate) fn of(&self, spec: &Spec, make: impl FnOnce() -> Law) -> Arc<Law> {
+        let made: Result<_, std::convert::Infallible> = self.try_of(spec, || Ok(make()));
+        made.unwrap_or_else(|never| match never {})
+    }
+
+    /// The same, unless it cannot be made: outside the lock, so that threads make different ones side by side.
+    pub(crate) fn try_of<E>(&self, spec: &Spec, make: impl FnOnce() -> Result<Law, E>) -> Result<Arc<Law>, E> {
         let known = |laws: &mut Vec<(Spec, Arc<Law>)>| {
             let at = laws.iter().position(|(known, _)| known == spec)?;
             laws[..=at].rotate_right(1);
             Some(laws[0].1.clone())
         };
         if let Some(law) = known(&mut self.lock()) {
-            return law;
+            return Ok(law);
         }
-        let law = Arc::new(make());
+        let law = Arc::new(make()?);
         let mut laws = self.lock();
         // Another thread may have made it meanwhile.
-        known(&mut laws).unwrap_or_else(|| {
+        Ok(known(&mut laws).unwrap_or_else(|| {
             laws.insert(0, (spec.clone(), law.clone()));
             laws.truncate(KEPT);
             law
-        })
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(Spec, Arc<Law>)>> {

@@ -3,7 +3,7 @@
 #[cfg(feature = "cpu")]
 mod ahead;
 pub(crate) mod f16;
-#[cfg(feature = "cpu")]
+#[cfg(any(feature = "cpu", feature = "cuda"))]
 mod kept;
 #[cfg(feature = "cpu")]
 mod lines;
@@ -11,12 +11,14 @@ mod lines;
 mod share;
 #[cfg(feature = "cpu")]
 pub(crate) mod vector;
+mod width;
 
 #[cfg(feature = "cpu")]
 pub(crate) use ahead::ask_for;
-#[cfg(feature = "cpu")]
+#[cfg(any(feature = "cpu", feature = "cuda"))]
 pub(crate) use kept::Kept;
 #[cfg(feature = "cpu")]
 pub(crate) use lines::Lines;
 #[cfg(feature = "cpu")]
 pub(crate) use share::Part;
+pub use width::Width;

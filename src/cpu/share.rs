@@ -1,6 +1,6 @@
 //! A tensor shared out among threads.
 
-use rayon::join;
+use std::sync::{Mutex, PoisonError};
 
 /// A box of a tensor's rows, in a slice that begins at its first element. Rows are contiguous and three dimensions count
 /// them.
@@ -23,7 +23,7 @@ impl Part {
     /// how they are cut.
     ///
     /// Elements of different rows do not overlap; `row` is their length, and a thread is worth its start from `grain`
-    /// elements on.
+    /// elements on. The calling thread works, too: one that waited for others would have to be woken.
     pub(crate) fn share_out<T: Send>(
         self,
         x: &mut [T],
@@ -31,24 +31,42 @@ impl Part {
         grain: usize,
         work: &(impl Fn(Self, &mut [T]) + Sync),
     ) {
-        let threads = rayon::current_num_threads();
         if self.sizes.contains(&0) {
             return;
         }
+        let threads = rayon::current_num_threads();
         // Two parts a thread level out what else the machine does; more would make what rows have in common more often.
         let even = (self.elements(row) / (2 * threads)).max(grain);
-        self.cut(x, row, if threads == 1 { usize::MAX } else { even }, work);
+        if threads == 1 || self.elements(row) <= even {
+            return work(self, x);
+        }
+        let mut parts = Vec::new();
+        self.cut(x, row, even, &mut |part, x| parts.push((part, x)));
+        let others = threads.min(parts.len()) - 1;
+        let parts = Mutex::new(parts.into_iter());
+        let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let take = || {
+            while let Some((part, x)) = next() {
+                work(part, x);
+            }
+        };
+        rayon::in_place_scope(|scope| {
+            (0..others).for_each(|_| scope.spawn(|_| take()));
+            take();
+        });
     }
 
-    pub(crate) fn cut<T: Send>(self, x: &mut [T], row: usize, most: usize, work: &(impl Fn(Self, &mut [T]) + Sync)) {
+    /// Boxes of at most `most` elements that make up this one, or of one row.
+    pub(crate) fn cut<'a, T>(self, x: &'a mut [T], row: usize, most: usize, each: &mut impl FnMut(Self, &'a mut [T])) {
         if self.elements(row) > most
             && let Some((low, high, at)) = self.halves()
         {
             let (x_low, x_high) = x.split_at_mut(at);
-            join(|| low.cut(x_low, row, most, work), || high.cut(x_high, row, most, work));
+            low.cut(x_low, row, most, each);
+            high.cut(x_high, row, most, each);
             return;
         }
-        work(self, x);
+        each(self, x);
     }
 
     fn elements(&self, row: usize) -> usize {
@@ -104,7 +122,7 @@ mod tests {
             assert_eq!(want.iter().filter(|&&x| x > 0).count(), 2 * 3 * 4 * 5);
             for most in [0, 1, 12, 50, 100, 1000] {
                 let mut x = vec![0; span];
-                part.cut(&mut x, 5, most, &|part, x| {
+                part.cut(&mut x, 5, most, &mut |part, x| {
                     part.rows(x, 5, |place, row| row.iter_mut().for_each(|x| *x += number(place)));
                 });
                 assert_eq!(x, want, "{strides:?} {most}");

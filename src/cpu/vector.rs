@@ -1,37 +1,38 @@
 //! Loops that a compiler makes vectors of: no library function and no branch stands in them.
 //!
-//! They are written for any processor and compiled twice: for the least one, and for the vectors of four `f64` that most
-//! have, which [`wide`] chooses when it runs. Nothing is reordered, and products and sums are fused where `mul_add` says so
-//! and nowhere else, so both give the same bits.
+//! They are written for any processor and compiled for each [`Width`], of which [`wide`] chooses one when it runs. Nothing is
+//! reordered, and products and sums are fused where `mul_add` says so and nowhere else, so all give the same bits.
 
 use std::ops::Range;
 
 use crate::Scalar;
 use crate::cpu::Lines;
+use crate::cpu::width::Width;
 
-/// Runs `work` with this processor's vectors. What it calls must be inlined into it.
+/// Runs `work` with this processor's vectors. What it calls must be inlined into it; the width that it is given is a constant then.
 #[inline]
-pub(crate) fn wide<R>(work: impl FnOnce() -> R) -> R {
+pub(crate) fn wide<R>(work: impl FnOnce(Width) -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     {
-        /// With what processors since 2013 have.
         #[target_feature(enable = "avx2,bmi1,bmi2,f16c,fma")]
-        fn vectors<R>(work: impl FnOnce() -> R) -> R {
-            work()
+        fn avx2<R>(work: impl FnOnce(Width) -> R) -> R {
+            work(Width::Avx2)
         }
-        let has = |there: [bool; 5]| there.into_iter().all(|there| there);
-        if has([
-            is_x86_feature_detected!("avx2"),
-            is_x86_feature_detected!("bmi1"),
-            is_x86_feature_detected!("bmi2"),
-            is_x86_feature_detected!("f16c"),
-            is_x86_feature_detected!("fma"),
-        ]) {
-            // SAFETY: the processor has each of them, as was just seen.
-            return unsafe { vectors(work) };
+        #[cfg(avx512)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,bmi1,bmi2,f16c,fma")]
+        fn avx512<R>(work: impl FnOnce(Width) -> R) -> R {
+            work(Width::Avx512)
+        }
+        match Width::chosen() {
+            // SAFETY: the processor has what the chosen width names.
+            #[cfg(avx512)]
+            Width::Avx512 => return unsafe { avx512(work) },
+            // SAFETY: as above.
+            Width::Avx2 => return unsafe { avx2(work) },
+            _ => {}
         }
     }
-    work()
+    work(Width::Least)
 }
 
 /// Elements that are converted at once: their loops have a fixed length, and stay in the first cache.
@@ -59,19 +60,19 @@ fn blocks<T: Scalar>(n: usize, mut work: impl FnMut(Range<usize>)) {
 
 /// The exact values of a block.
 #[inline(always)]
-fn floats<'a, T: Scalar>(from: &'a [T], between: &'a mut Block) -> &'a [f32] {
+fn floats<'a, T: Scalar>(width: Width, from: &'a [T], between: &'a mut Block) -> &'a [f32] {
     if T::NAME == f32::NAME {
         return bytemuck::cast_slice(from);
     }
     let between = &mut between.0[..from.len()];
-    T::widen(from, between);
+    T::widen(width, from, between);
     between
 }
 
 /// Calls `work` on `x` as `f32`, a part from `first` on at a time, and rounds what it leaves there to `T`. What it finds there has
 /// a meaning if they are `read`.
 #[inline(always)]
-pub(crate) fn through<T: Scalar>(x: &mut [T], read: bool, mut work: impl FnMut(usize, &mut [f32])) {
+pub(crate) fn through<T: Scalar>(width: Width, x: &mut [T], read: bool, mut work: impl FnMut(usize, &mut [f32])) {
     blocks::<T>(
         x.len(),
         #[inline(always)]
@@ -83,24 +84,24 @@ pub(crate) fn through<T: Scalar>(x: &mut [T], read: bool, mut work: impl FnMut(u
             let mut between = Block([0.0; BLOCK]);
             let between = &mut between.0[..x.len()];
             if read {
-                T::widen(x, between);
+                T::widen(width, x, between);
             }
             work(first, between);
-            T::narrow(between, x);
+            T::narrow(width, between, x);
         },
     );
 }
 
 /// Calls `work` on each of `to` and the exact value beside it.
 #[inline(always)]
-fn beside<T: Scalar>(to: &mut [f64], from: &[T], work: impl Fn(&mut f64, f64)) {
+fn beside<T: Scalar>(width: Width, to: &mut [f64], from: &[T], work: impl Fn(&mut f64, f64)) {
     blocks::<T>(
         from.len(),
         #[inline(always)]
         |at| {
             let mut between = Block([0.0; BLOCK]);
             let to = &mut to[at.clone()];
-            for (to, from) in to.iter_mut().zip(floats(&from[at], &mut between)) {
+            for (to, from) in to.iter_mut().zip(floats(width, &from[at], &mut between)) {
                 work(to, f64::from(*from));
             }
         },
@@ -109,8 +110,9 @@ fn beside<T: Scalar>(to: &mut [f64], from: &[T], work: impl Fn(&mut f64, f64)) {
 
 /// The exact values.
 #[inline(always)]
-pub(crate) fn widen<T: Scalar>(from: &[T], to: &mut [f64]) {
+pub(crate) fn widen<T: Scalar>(width: Width, from: &[T], to: &mut [f64]) {
     beside(
+        width,
         to,
         from,
         #[inline(always)]
@@ -120,8 +122,9 @@ pub(crate) fn widen<T: Scalar>(from: &[T], to: &mut [f64]) {
 
 /// `to = to + from * weight` of the exact values.
 #[inline(always)]
-pub(crate) fn gather<T: Scalar>(to: &mut [f64], from: &[T], weight: f64) {
+pub(crate) fn gather<T: Scalar>(width: Width, to: &mut [f64], from: &[T], weight: f64) {
     beside(
+        width,
         to,
         from,
         #[inline(always)]
@@ -132,6 +135,7 @@ pub(crate) fn gather<T: Scalar>(to: &mut [f64], from: &[T], weight: f64) {
 /// `to = from * scale + a + b` of the exact values; the sum of what they are above `origin`, and of its squares.
 #[inline(always)]
 pub(crate) fn sum_of_three<T: Scalar>(
+    width: Width,
     to: &mut [f64],
     from: &[T],
     scale: f64,
@@ -140,6 +144,7 @@ pub(crate) fn sum_of_three<T: Scalar>(
 ) -> [f64; 2] {
     let [mut sums, mut squares] = [[0.0; 8]; 2];
     three(
+        width,
         from,
         more,
         #[inline(always)]
@@ -164,29 +169,30 @@ pub(crate) fn sum_of_three<T: Scalar>(
 
 /// Calls `work` on the exact values of three, a part from somewhere on at a time.
 #[inline(always)]
-fn three<T: Scalar>(from: &[T], [a, b]: [&[T]; 2], mut work: impl FnMut(usize, [&[f32]; 3])) {
+fn three<T: Scalar>(width: Width, from: &[T], [a, b]: [&[T]; 2], mut work: impl FnMut(usize, [&[f32]; 3])) {
     blocks::<T>(
         from.len(),
         #[inline(always)]
         |at| {
             let [mut x, mut y, mut z] = [(); 3].map(|()| Block([0.0; BLOCK]));
             let (from, a, b) = (&from[at.clone()], &a[at.clone()], &b[at.clone()]);
-            work(at.start, [floats(from, &mut x), floats(a, &mut y), floats(b, &mut z)]);
+            work(at.start, [floats(width, from, &mut x), floats(width, a, &mut y), floats(width, b, &mut z)]);
         },
     );
 }
 
 /// `x = x * scale + a + b`
 #[inline(always)]
-pub(crate) fn add_three<T: Scalar>(x: &mut [T], scale: f64, [a, b]: [&[T]; 2]) {
+pub(crate) fn add_three<T: Scalar>(width: Width, x: &mut [T], scale: f64, [a, b]: [&[T]; 2]) {
     through(
+        width,
         x,
         true,
         #[inline(always)]
         |first, x| {
             let [mut y, mut z] = [(); 2].map(|()| Block([0.0; BLOCK]));
             let at = first..first + x.len();
-            let (a, b) = (floats(&a[at.clone()], &mut y), floats(&b[at], &mut z));
+            let (a, b) = (floats(width, &a[at.clone()], &mut y), floats(width, &b[at], &mut z));
             for ((x, a), b) in x.iter_mut().zip(a).zip(b) {
                 *x = (f64::from(*x).mul_add(scale, f64::from(*a)) + f64::from(*b)) as f32;
             }
@@ -196,8 +202,9 @@ pub(crate) fn add_three<T: Scalar>(x: &mut [T], scale: f64, [a, b]: [&[T]; 2]) {
 
 /// `from * scale`, rounded to `f32` and from there to `T`.
 #[inline(always)]
-pub(crate) fn narrow<T: Scalar>(from: &[f64], scale: f64, to: &mut [T]) {
+pub(crate) fn narrow<T: Scalar>(width: Width, from: &[f64], scale: f64, to: &mut [T]) {
     through(
+        width,
         to,
         false,
         #[inline(always)]
@@ -212,14 +219,15 @@ pub(crate) fn narrow<T: Scalar>(from: &[f64], scale: f64, to: &mut [T]) {
 
 /// `x += more`, rounded once: every type's sum of two is right when `f32` rounds it first, which has more than twice the bits.
 #[inline(always)]
-pub(crate) fn add_two<T: Scalar>(x: &mut [T], more: &[T]) {
+pub(crate) fn add_two<T: Scalar>(width: Width, x: &mut [T], more: &[T]) {
     through(
+        width,
         x,
         true,
         #[inline(always)]
         |first, x| {
             let mut between = Block([0.0; BLOCK]);
-            let more = floats(&more[first..first + x.len()], &mut between);
+            let more = floats(width, &more[first..first + x.len()], &mut between);
             x.iter_mut().zip(more).for_each(|(x, more)| *x += more);
         },
     );
@@ -303,7 +311,7 @@ pub(crate) fn waves(rates: &[u64], position: u64) -> [Lines; 2] {
     let [mut sin, mut cos] = [(); 2].map(|()| Lines::new(0.0, rates.len()));
     wide(
         #[inline(always)]
-        || {
+        |_| {
             for ((sin, cos), rate) in sin.iter_mut().zip(&mut *cos).zip(rates) {
                 (*sin, *cos) = sin_cos_of_phase(rate.wrapping_mul(position));
             }
@@ -409,6 +417,36 @@ mod tests {
     }
 
     #[test]
+    fn every_width_gives_the_same_bits() {
+        fn check<T: Scalar>() {
+            let x: Vec<T> = (0..331).map(|i| T::from_f64((bits(i) >> 40) as f64 / 1e6 - 8.0)).collect();
+            let mut first = None;
+            Width::each(|_| {
+                let (mut z, mut y, mut w) = ([0.0; 331], x.clone(), x.clone());
+                let found = wide(
+                    #[inline(always)]
+                    |width| {
+                        let sums = sum_of_three(width, &mut z, &x, 1.7, [&x, &x], 0.3);
+                        gather(width, &mut z, &x, -0.3);
+                        add_three(width, &mut y, 0.7, [&x, &x]);
+                        let max = largest(&z);
+                        let total = exponentials(&mut z, max);
+                        narrow(width, &z, 1.0 / total, &mut w);
+                        (sums, total)
+                    },
+                );
+                let waves = waves(&[1, u64::MAX / 3, u64::MAX / 7], 123_456_789).map(|waves| waves.to_vec());
+                let bits: Vec<_> = y.iter().chain(&w).map(|value| value.to_f64().to_bits()).collect();
+                let got = (found, bits, waves);
+                assert_eq!(*first.get_or_insert_with(|| got.clone()), got);
+            });
+        }
+        check::<f32>();
+        check::<f16>();
+        check::<bf16>();
+    }
+
+    #[test]
     fn exponentials_down_to_nothing() {
         for i in 0..100_000 {
             let x = -0.007 * f64::from(i);
@@ -428,9 +466,9 @@ mod tests {
             );
             x.extend([0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 65520.0, 3.39e38, 1e-46, 7e-46]);
             let mut got = vec![T::from_f64(7.0); x.len()];
-            wide(|| narrow(&x, 1.0, &mut got));
+            wide(|width| narrow(width, &x, 1.0, &mut got));
             let mut back = vec![7.0; x.len()];
-            wide(|| widen(&got, &mut back));
+            wide(|width| widen(width, &got, &mut back));
             for ((&x, got), &back) in x.iter().zip(&got).zip(&back) {
                 let want = T::from_f64(x).to_f64();
                 assert!(got.to_f64() == want || want.is_nan() && got.to_f64().is_nan(), "{x:e}: {got:?}");
@@ -447,7 +485,7 @@ mod tests {
         fn check<T: Scalar>() {
             let from: Vec<T> = (0..331).map(|i| T::from_f64((bits(i) >> 40) as f64 / 1e6 - 8.0)).collect();
             let mut sums: Vec<f64> = (0..331).map(f64::from).collect();
-            wide(|| gather(&mut sums, &from, 0.25));
+            wide(|width| gather(width, &mut sums, &from, 0.25));
             for (i, (sum, from)) in (0..).map(f64::from).zip(sums.iter().zip(&from)) {
                 assert_eq!(*sum, i + from.to_f64() * 0.25);
             }
@@ -470,7 +508,7 @@ mod tests {
             };
             let (a, b) = (of(1), of(2));
             let mut got = a.clone();
-            wide(|| add_two(&mut got, &b));
+            wide(|width| add_two(width, &mut got, &b));
             for ((got, a), b) in got.iter().zip(&a).zip(&b) {
                 assert_eq!(got.to_f64(), T::from_f64(a.to_f64() + b.to_f64()).to_f64(), "{a:?} + {b:?}");
             }

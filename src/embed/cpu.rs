@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::cpu::vector::{
     add_three, add_two, gather as gather_from, narrow, sin_cos_of_turns, sum_of_three, through, waves, wide, widen,
 };
-use crate::cpu::{Kept, Lines, Part, ask_for};
+use crate::cpu::{Kept, Lines, Part, Width, ask_for};
 use crate::embed::{GridSize, HostTables, Learned, Norm, Row, Sinusoid, Tokens, Wave};
 use crate::filter::Taps;
 use crate::{Pairing, Scalar};
@@ -22,36 +22,40 @@ const GRAIN_OF_ROWS: usize = 1 << 16;
 /// Bytes of a table's rows that are asked for before they are needed.
 const AHEAD: usize = 3 << 10;
 
-/// Positions that share the waves of the first of them.
+/// Positions that share the waves of the first of them, and such groups that share those of the first group's first.
 const NEAR: u64 = 16;
+const GROUPS: u64 = 64;
 
-/// How many such waves are kept of a spec, 16 bytes a channel each: those of 1024 positions that come again in every call.
-const BASES: usize = 64;
+/// How many of the latter are kept of a spec, 16 bytes a channel each: those of 65,536 positions.
+const FAR: usize = 64;
 
 static STEPS: Kept<Sinusoid, Steps> = Kept::new();
 static TURNS: Kept<Sinusoid, [Vec<f64>; 2]> = Kept::new();
 
-/// What a sinusoid's rows are made of: the waves of a position are those of the last multiple of [`NEAR`], turned on.
+/// What a sinusoid's rows are made of. A position has three digits, `1024 a + 16 b + c`: the waves of `1024 a` are turned on by
+/// `16 b`, which serves sixteen positions, and by `c`.
 struct Steps {
     /// turns per position in units of 2^-64
     rates: Vec<u64>,
-    /// of 0 to 15 positions, each pair's cosine and sine for both its channels
+    /// of each `c`, and of each `16 b`: a pair's cosine and sine for both its channels
     near: Vec<[Lines; 2]>,
-    /// of the last multiples of [`NEAR`], each channel's wave and the one a quarter of a turn on
-    bases: Kept<u64, [Lines; 2], BASES>,
+    groups: Vec<[Lines; 2]>,
+    /// of the last `1024 a`: each channel's wave and the one a quarter of a turn on
+    far: Kept<u64, [Lines; 2], FAR>,
 }
 
 impl Steps {
     fn new(spec: &Sinusoid) -> Self {
         let rates: Vec<u64> = (0..spec.pairs()).map(|pair| spec.rate(pair)).collect();
-        let near = (0..NEAR).map(|position| {
+        let turn = |position| {
             let [sin, cos] = waves(&rates, position);
             [&cos, &sin].map(|wave| channels(spec, wave.iter().map(|wave| (*wave, *wave))))
-        });
-        Self { near: near.collect(), rates, bases: Kept::new() }
+        };
+        let (near, groups) = ((0..NEAR).map(turn).collect(), (0..GROUPS).map(|group| turn(group * NEAR)).collect());
+        Self { near, groups, rates, far: Kept::new() }
     }
 
-    fn base(&self, spec: &Sinusoid, first: u64) -> [Lines; 2] {
+    fn far(&self, spec: &Sinusoid, first: u64) -> [Lines; 2] {
         let [sin, cos] = waves(&self.rates, first);
         let waves = sin.iter().zip(&*cos);
         [channels(spec, waves.clone().map(|(s, c)| (*s, *c))), channels(spec, waves.map(|(s, c)| (*c, -s)))]
@@ -62,24 +66,47 @@ impl Steps {
 struct Waves<'a> {
     spec: &'a Sinusoid,
     steps: &'a Steps,
-    base: Option<(u64, Arc<[Lines; 2]>)>,
+    /// those of the last `1024 a`
+    far: (u64, Arc<[Lines; 2]>),
+    /// those of the last `1024 a + 16 b` whose `b` is not 0
+    group: (u64, [Lines; 2]),
 }
 
 impl<'a> Waves<'a> {
     fn new(spec: &'a Sinusoid, steps: &'a Steps) -> Self {
-        Self { spec, steps, base: None }
+        let none = || [(); 2].map(|()| Lines::new(0.0, 0));
+        // No group begins there.
+        Self { spec, steps, far: (u64::MAX, Arc::new(none())), group: (u64::MAX, none()) }
     }
 
     /// What the waves of a position that is no padding are sums of products of: the first with the third, the second with the
     /// fourth.
     #[inline(always)]
     fn at(&mut self, position: u64) -> [&[f64]; 4] {
-        let (first, near) = (position - position % NEAR, &self.steps.near[(position % NEAR) as usize]);
-        let (_, base) = match self.base.take() {
-            Some(known) if known.0 == first => self.base.insert(known),
-            _ => self.base.insert((first, self.steps.bases.of(&first, || self.steps.base(self.spec, first)))),
-        };
-        [&base[0], &base[1], &near[0], &near[1]]
+        let first = position - position % NEAR;
+        let (start, group) = (first - first % (NEAR * GROUPS), first / NEAR % GROUPS);
+        if self.far.0 != start {
+            self.far = (start, self.steps.far.of(&start, || self.steps.far(self.spec, start)));
+        }
+        if group > 0 && self.group.0 != first {
+            if self.group.0 == u64::MAX {
+                self.group.1 = [(); 2].map(|()| Lines::new(0.0, self.spec.dim));
+            }
+            self.group.0 = first;
+            turn_on(&self.far.1, &self.steps.groups[group as usize], &mut self.group.1);
+        }
+        let [wave, quarter] = if group == 0 { &*self.far.1 } else { &self.group.1 };
+        let [cos, sin] = &self.steps.near[(position % NEAR) as usize];
+        [wave, quarter, cos, sin]
+    }
+}
+
+/// The waves and those a quarter of a turn on, turned on.
+#[inline(always)]
+fn turn_on([a, b]: &[Lines; 2], [cos, sin]: &[Lines; 2], [wave, quarter]: &mut [Lines; 2]) {
+    let turns = a.iter().zip(&**b).zip(cos.iter().zip(&**sin));
+    for ((wave, quarter), ((a, b), (cos, sin))) in wave.iter_mut().zip(&mut **quarter).zip(turns) {
+        (*wave, *quarter) = (a.mul_add(*cos, b * sin), b.mul_add(*cos, -(a * sin)));
     }
 }
 
@@ -160,9 +187,10 @@ pub(super) fn write<T: Scalar>(spec: &Sinusoid, out: &mut [T], positions: &[i64]
             }
             wide(
                 #[inline(always)]
-                || {
+                |width| {
                     let of = waves.at(position as u64);
                     through(
+                        width,
                         out,
                         false,
                         #[inline(always)]
@@ -203,7 +231,7 @@ pub(super) fn add<T: Scalar>(
             let padding = spec.padding == Some(position);
             wide(
                 #[inline(always)]
-                || {
+                |width| {
                     if several && made != Some(position) {
                         made = Some(position);
                         row.fill(0.0);
@@ -215,6 +243,7 @@ pub(super) fn add<T: Scalar>(
                     }
                     let of = if several || padding { None } else { Some(waves.at(position as u64)) };
                     through(
+                        width,
                         x,
                         true,
                         #[inline(always)]
@@ -257,10 +286,10 @@ pub(super) fn write_times<T: Scalar>(
             None => out.fill(T::from_f32(0.0)),
             Some(t) => wide(
                 #[inline(always)]
-                || {
+                |width| {
                     let turns = turns[0].iter().zip(&turns[1]);
                     put(spec, &mut waves, turns, |(hi, lo)| sin_cos_of_turns(t, *hi, *lo));
-                    narrow(&waves, 1.0, out);
+                    narrow(width, &waves, 1.0, out);
                 },
             ),
         });
@@ -282,7 +311,7 @@ pub(super) fn gather<T: Scalar>(
     let part = Part::whole([1, tokens.batch, tokens.tokens], [0, tokens.strides[0], tokens.strides[1]]);
     let vector = |from: &[T], default: f64| {
         let mut vector = Lines::new(default, if spec.norm.is_some() { dim } else { 0 });
-        widen(from, &mut vector[..from.len()]);
+        widen(Width::Least, from, &mut vector[..from.len()]);
         vector
     };
     let (gain, bias) = (vector(tables.gain.unwrap_or(&[]), 1.0), vector(tables.bias.unwrap_or(&[]), 0.0));
@@ -307,18 +336,18 @@ pub(super) fn gather<T: Scalar>(
             let [position, types] = more.map(|(table, row)| row.map_or(&none[..], |row| &table[at(row)]));
             wide(
                 #[inline(always)]
-                || match spec.norm {
+                |width| match spec.norm {
                     Some(norm) => {
-                        let [mean, inverse] = moments(&mut v, x, spec.scale, [position, types], norm);
-                        normalise(&v, [mean, inverse], &gain, &bias, x);
+                        let [mean, inverse] = moments(width, &mut v, x, spec.scale, [position, types], norm);
+                        normalise(width, &v, [mean, inverse], &gain, &bias, x);
                     }
                     None if spec.scale == 1.0 && row.types.is_none() => {
                         // A row alone is a copy.
                         if row.position.is_some() {
-                            add_two(x, position);
+                            add_two(width, x, position);
                         }
                     }
-                    None => add_three(x, spec.scale, [position, types]),
+                    None => add_three(width, x, spec.scale, [position, types]),
                 },
             );
         });
@@ -327,7 +356,7 @@ pub(super) fn gather<T: Scalar>(
 
 /// `v = x * scale + a + b`, and what a norm needs of it: the mean to subtract and the factor.
 #[inline(always)]
-fn moments<T: Scalar>(v: &mut [f64], x: &[T], scale: f64, more: [&[T]; 2], norm: Norm) -> [f64; 2] {
+fn moments<T: Scalar>(width: Width, v: &mut [f64], x: &[T], scale: f64, more: [&[T]; 2], norm: Norm) -> [f64; 2] {
     let n = v.len() as f64;
     let (eps, first) = match norm {
         Norm::Rms { eps } => (eps, false),
@@ -335,15 +364,16 @@ fn moments<T: Scalar>(v: &mut [f64], x: &[T], scale: f64, more: [&[T]; 2], norm:
     };
     // About an element: it is at most sqrt(n) deviations away from the mean, so that the difference below is safe.
     let origin = if first { x[0].to_f64().mul_add(scale, more[0][0].to_f64()) + more[1][0].to_f64() } else { 0.0 };
-    let [sum, squares] = sum_of_three(v, x, scale, more, origin);
+    let [sum, squares] = sum_of_three(width, v, x, scale, more, origin);
     let mean = if first { sum / n } else { 0.0 };
     [origin + mean, 1.0 / (squares / n - mean * mean + eps).sqrt()]
 }
 
 /// `(v - mean) * inverse * gain + bias`
 #[inline(always)]
-fn normalise<T: Scalar>(v: &[f64], [mean, inverse]: [f64; 2], gain: &[f64], bias: &[f64], out: &mut [T]) {
+fn normalise<T: Scalar>(width: Width, v: &[f64], [mean, inverse]: [f64; 2], gain: &[f64], bias: &[f64], out: &mut [T]) {
     through(
+        width,
         out,
         false,
         #[inline(always)]
@@ -372,15 +402,15 @@ pub(super) fn resample<T: Scalar>(
             let (rows, columns) = (&rows[y], &columns[x]);
             wide(
                 #[inline(always)]
-                || {
+                |width| {
                     sum.fill(0.0);
                     for (i, row) in rows.weights.iter().enumerate() {
                         for (j, column) in columns.weights.iter().enumerate() {
                             let place = (rows.first + i) * from.columns + columns.first + j;
-                            gather_from(&mut sum, &table[place * dim..(place + 1) * dim], row * column);
+                            gather_from(width, &mut sum, &table[place * dim..(place + 1) * dim], row * column);
                         }
                     }
-                    narrow(&sum, 1.0, out);
+                    narrow(width, &sum, 1.0, out);
                 },
             );
         });
@@ -517,6 +547,16 @@ mod tests {
         written_and_added::<f32>();
         written_and_added::<f16>();
         written_and_added::<bf16>();
+    }
+
+    #[test]
+    fn sinusoids_of_every_digit_are_their_law() {
+        let spec = Sinusoid::new(38);
+        let positions: Vec<i64> = (-40..80).chain(990..1060).chain((0..200).map(|i| i * 1021)).collect();
+        let mut got = vec![0.0f32; positions.len() * spec.dim];
+        spec.write(&mut got, &positions).unwrap();
+        let want: Vec<f64> = (0..got.len()).map(|i| spec.value(positions[i / spec.dim], i % spec.dim)).collect();
+        assert_close(&got, &want, |i| rounded_on_cpu::<f32>(want[i], 3e-15));
     }
 
     #[test]

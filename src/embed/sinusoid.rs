@@ -400,8 +400,8 @@ impl Sinusoid {
     ///
     /// # Speed
     /// Positions that come again and again are added faster from a table, which [`Sinusoid::write`] makes once and
-    /// [`Learned::gather`](crate::embed::Learned::gather) adds: 57 us instead of 135 for 512 x 768 in f32, in one thread of the
-    /// AMD EPYC of `docs/notes/2026-11-30.md`. The table's numbers are rounded to `T` first, so that half an ulp of the
+    /// [`Learned::gather`](crate::embed::Learned::gather) adds: 41 us instead of 100 for 512 x 768 in f32, in one thread of the
+    /// AMD EPYC with AVX-512 of `docs/notes/2026-11-30.md`. The table's numbers are rounded to `T` first, so that half an ulp of the
     /// sinusoid comes to the error: 2^-25 at most in f32, 2^-12 in f16, 2^-9 in bf16.
     ///
     /// ```

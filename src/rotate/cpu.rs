@@ -1,24 +1,23 @@
 //! RoPE on the CPU in vectors and threads: what [`Rope::rotate`] runs, and users without a GPU with it.
 //!
 //! The reference is the loop behind [`Rope::expect`]; tests hold this to it. They share the rates and nothing else.
-//! Cosines and sines are made once for a block of tokens and serve all its heads. No library function and no branch stand
-//! in the loops over pairs, so that the compiler makes vectors of them.
+//! Cosines and sines are computed in f64 once for a block of tokens and serve all its heads; half types are rotated by their
+//! nearest f32. No library function and no branch stand in the loops over pairs, so that the compiler makes vectors of them.
 
-use std::sync::Arc;
-
-use crate::cpu::vector::{sin_cos_of_phase, waves, wide};
-use crate::cpu::{Kept, Lines, Part};
-use crate::rotate::{Angles, Direction, Rope};
+use crate::cpu::vector::{sin_cos_of_phase, through, waves, wide};
+use crate::cpu::{Lines, Part, Width};
+use crate::rotate::rope::Law;
+use crate::rotate::{Direction, Rope};
 use crate::{Heads, Pairing, Result, Scalar};
 
-/// Elements below which a thread is not worth its start, about 20 microseconds of work.
+/// Elements below which a thread is not worth its start, about 10 microseconds of work.
 const GRAIN: usize = 1 << 16;
 /// Pairs of a block of tokens, whose cosines and sines should stay in the first cache beside a few heads: 16 KiB.
 const BLOCK: usize = 1024;
 
 /// Rotates a tensor whose shape and positions, `[axes, batch, tokens]`, were checked: in place, or what `from` reads.
 pub(super) fn rotate<T: Scalar>(
-    rope: &Rope,
+    (rope, law): (&Rope, &Law),
     from: Option<(&[T], &Heads)>,
     x: &mut [T],
     heads: &Heads,
@@ -31,13 +30,13 @@ pub(super) fn rotate<T: Scalar>(
         let heads = own(heads);
         let from = from.map(|(from, of)| (from, own(of)));
         let from = from.as_ref().map(|(from, of)| (*from, of));
-        let turner = Turner::new(rope, set, positions, heads.batch * heads.tokens, heads.tokens, direction);
+        let turner = Turner::new((rope, law), set, positions, [heads.batch * heads.tokens, heads.tokens], direction);
         let turner = Turner { channel: rope.first_channel(heads.dim), ..turner };
         let x = &mut x[heads.offset..heads.span()?];
         turner.part(&heads).share_out(x, heads.dim, GRAIN, &|part, x| {
             wide(
                 #[inline(always)]
-                || turner.rotate(from, x, part),
+                |width| turner.rotate(width, from, x, part),
             )
         });
     }
@@ -49,7 +48,7 @@ struct Turner<'a> {
     rope: &'a Rope,
     /// of heads with the same frequencies
     set: usize,
-    law: Arc<Law>,
+    law: &'a Law,
     /// first rotated channel of a head
     channel: usize,
     /// axis of each pair, if there are several
@@ -64,41 +63,16 @@ struct Turner<'a> {
     sign: f64,
 }
 
-enum Law {
-    Exact {
-        /// turns per position in units of 2^-64
-        rates: Vec<u64>,
-        /// the waves of single tokens: a decoder rotates queries and keys of every layer at one position
-        last: Kept<i64, [Lines; 2]>,
-    },
-    /// turns per position in units of 2^-64, `[axes, sets, pairs]`
-    Mixed(Vec<u64>),
-    /// radians per position
-    Compat(Vec<f32>),
-}
-
-static LAWS: Kept<Rope, Law> = Kept::new();
-
-impl Law {
-    fn of(rope: &Rope) -> Arc<Self> {
-        LAWS.of(rope, || {
-            let pairs = 0..rope.pairs();
-            match rope.angles {
-                Angles::Exact => Self::Exact { rates: rope.all_rates(), last: Kept::new() },
-                Angles::Mixed(_) => Self::Mixed(rope.all_rates()),
-                Angles::HfCompat | Angles::Given(_) => {
-                    Self::Compat(pairs.map(|pair| rope.compat_frequency(pair)).collect())
-                }
-            }
-        })
-    }
-}
-
 impl<'a> Turner<'a> {
-    fn new(rope: &'a Rope, set: usize, positions: &'a [i64], row: usize, tokens: usize, direction: Direction) -> Self {
+    fn new(
+        (rope, law): (&'a Rope, &'a Law),
+        set: usize,
+        positions: &'a [i64],
+        [row, tokens]: [usize; 2],
+        direction: Direction,
+    ) -> Self {
         let pairs = 0..rope.pairs();
         let axes = (rope.axes.count() > 1).then(|| pairs.clone().map(|i| rope.axes.axis(i, rope.pairs())).collect());
-        let law = Law::of(rope);
         let sign = if direction == Direction::Forward { 1.0 } else { -1.0 };
         let block = rope.pairs() / rope.axes.blocks();
         let factor = rope.attention_factor;
@@ -111,17 +85,22 @@ impl<'a> Turner<'a> {
     }
 
     #[inline(always)]
-    fn rotate<T: Scalar>(&self, from: Option<(&[T], &Heads)>, x: &mut [T], part: Part) {
+    fn rotate<T: Scalar>(&self, width: Width, from: Option<(&[T], &Heads)>, x: &mut [T], part: Part) {
+        if T::NAME == f32::NAME {
+            self.rotate_by::<T, f64>(width, from, x, part);
+        } else {
+            self.rotate_by::<T, f32>(width, from, x, part);
+        }
+    }
+
+    #[inline(always)]
+    fn rotate_by<T: Scalar, N: Number>(&self, width: Width, from: Option<(&[T], &Heads)>, x: &mut [T], part: Part) {
         let ([batch, tokens, heads], [_, token_stride, head_stride]) = (part.sizes, part.strides);
         let pairs = self.rope.pairs();
         let block = (BLOCK / pairs).clamp(1, tokens);
-        let [mut sin, mut cos] = [(); 2].map(|()| Lines::new(0.0, block * pairs));
-        // Other types are widened, and a head whose pairs move has a copy; `f32` is turned where it lies.
-        let mut row = if T::NAME == f32::NAME && self.rope.pairing == self.rope.written() {
-            Vec::new()
-        } else {
-            vec![0f32; 4 * pairs]
-        };
+        let [mut sin, mut cos] = [(); 2].map(|()| Lines::new(N::of(0.0), block * pairs));
+        // Of a head whose pairs move: what is rotated, and where it goes.
+        let mut row = vec![0f32; if self.rope.pairing == self.rope.written() { 0 } else { 4 * pairs }];
         for b in 0..batch {
             for first in (0..tokens).step_by(block) {
                 let block = first..(first + block).min(tokens);
@@ -142,7 +121,7 @@ impl<'a> Turner<'a> {
                         }
                         let at = at + self.channel;
                         let turn = (t - first) * pairs..(t - first + 1) * pairs;
-                        self.turn(&mut x[at..at + 2 * pairs], &sin[turn.clone()], &cos[turn], &mut row);
+                        self.turn(width, &mut x[at..at + 2 * pairs], &sin[turn.clone()], &cos[turn], &mut row);
                     }
                 }
             }
@@ -151,11 +130,11 @@ impl<'a> Turner<'a> {
 
     /// Sine and cosine of every pair at one token, with direction and factor.
     #[inline(always)]
-    fn turns(&self, batch: usize, token: usize, sin: &mut [f64], cos: &mut [f64]) {
+    fn turns<N: Number>(&self, batch: usize, token: usize, sin: &mut [N], cos: &mut [N]) {
         let at = |axis: usize| self.positions[axis * self.row + batch * self.tokens + token];
-        let scaled = |(s, c): (f64, f64)| (s * (self.factor * self.sign), c * self.factor);
+        let scaled = |(s, c): (f64, f64)| (N::of(s * (self.factor * self.sign)), N::of(c * self.factor));
         let out = sin.iter_mut().zip(cos.iter_mut());
-        match (&*self.law, &self.axes) {
+        match (self.law, &self.axes) {
             (Law::Exact { rates, last }, None) if self.row == 1 => {
                 let last = last.of(&at(0), || waves(rates, at(0) as u64));
                 for ((s, c), last) in out.zip(last[0].iter().zip(&*last[1])) {
@@ -193,78 +172,123 @@ impl<'a> Turner<'a> {
 
     /// Rotates the pairs of one head.
     #[inline(always)]
-    fn turn<T: Scalar>(&self, x: &mut [T], sin: &[f64], cos: &[f64], row: &mut [f32]) {
+    fn turn<T: Scalar, N: Number>(&self, width: Width, x: &mut [T], sin: &[N], cos: &[N], row: &mut [f32]) {
         let (from, to) = (self.rope.pairing, self.rope.written());
-        if T::NAME == f32::NAME && from == to {
-            return self.turn_blocks(bytemuck::cast_slice_mut(x), sin, cos);
+        if from == to {
+            return self.turn_blocks(width, x, sin, cos);
         }
         let (row, moved) = row.split_at_mut(x.len());
-        T::widen(x, row);
-        self.turn_blocks(row, sin, cos);
-        if from == to {
-            return T::narrow(row, x);
-        }
+        T::widen(width, x, row);
+        self.turn_blocks(width, row, sin, cos);
         for pair in 0..sin.len() {
             let ((a, b), (a_out, b_out)) = (self.rope.channels(from, pair), self.rope.channels(to, pair));
             (moved[a_out], moved[b_out]) = (row[a], row[b]);
         }
-        T::narrow(moved, x);
+        T::narrow(width, moved, x);
     }
 
     /// Each block of channels for itself.
     #[inline(always)]
-    fn turn_blocks(&self, x: &mut [f32], sin: &[f64], cos: &[f64]) {
-        if self.block == sin.len() {
-            return turn_row(x, sin, cos, self.rope.pairing);
-        }
+    fn turn_blocks<T: Scalar, N: Number>(&self, width: Width, x: &mut [T], sin: &[N], cos: &[N]) {
         let turns = sin.chunks_exact(self.block).zip(cos.chunks_exact(self.block));
         for (x, (sin, cos)) in x.chunks_exact_mut(2 * self.block).zip(turns) {
-            turn_row(x, sin, cos, self.rope.pairing);
+            match self.rope.pairing {
+                Pairing::Half => turn_halves(width, x, sin, cos),
+                Pairing::Interleaved => turn_neighbours(width, x, sin, cos),
+            }
         }
     }
 }
 
-/// `a' = a cos - b sin`, `b' = a sin + b cos` for every pair of a head.
-#[inline(always)]
-fn turn_row(x: &mut [f32], sin: &[f64], cos: &[f64], pairing: Pairing) {
-    let turn = |a: &mut f32, b: &mut f32, sin: f64, cos: f64| {
-        let (x, y) = (f64::from(*a), f64::from(*b));
-        (*a, *b) = (x.mul_add(cos, -(y * sin)) as f32, x.mul_add(sin, y * cos) as f32);
-    };
-    let turns = sin.iter().zip(cos);
-    match pairing {
-        Pairing::Half => {
-            let (a, b) = x.split_at_mut(sin.len());
-            let (a8, a) = a.as_chunks_mut::<8>();
-            let (b8, b) = b.as_chunks_mut::<8>();
-            let (sin8, sin) = sin.as_chunks::<8>();
-            let (cos8, cos) = cos.as_chunks::<8>();
-            for (((a, b), sin), cos) in a8.iter_mut().zip(b8).zip(sin8).zip(cos8) {
-                let (mut c, mut d) = ([0f32; 8], [0f32; 8]);
-                for i in 0..8 {
-                    let (x, y) = (f64::from(a[i]), f64::from(b[i]));
-                    (c[i], d[i]) = (x.mul_add(cos[i], -(y * sin[i])) as f32, x.mul_add(sin[i], y * cos[i]) as f32);
-                }
-                (*a, *b) = (c, d);
-            }
-            for ((a, b), (&sin, &cos)) in a.iter_mut().zip(b).zip(sin.iter().zip(cos)) {
-                turn(a, b, sin, cos);
-            }
-        }
-        Pairing::Interleaved => {
-            for (pair, (&sin, &cos)) in x.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
-                let [a, b] = pair;
-                turn(a, b, sin, cos);
-            }
-        }
+/// What pairs of f32 are rotated in: f64 for results in f32, f32 for those in half types.
+trait Number: bytemuck::Pod {
+    fn of(value: f64) -> Self;
+    /// `a cos - b sin` and `a sin + b cos`, rounded to f32.
+    fn turn(pair: [f32; 2], sin: Self, cos: Self) -> [f32; 2];
+}
+
+impl Number for f64 {
+    #[inline(always)]
+    fn of(value: f64) -> Self {
+        value
     }
+    #[inline(always)]
+    fn turn(pair: [f32; 2], sin: Self, cos: Self) -> [f32; 2] {
+        let [a, b] = pair.map(f64::from);
+        [a.mul_add(cos, -(b * sin)) as f32, a.mul_add(sin, b * cos) as f32]
+    }
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn of(value: f64) -> Self {
+        value as f32
+    }
+    #[inline(always)]
+    fn turn([a, b]: [f32; 2], sin: Self, cos: Self) -> [f32; 2] {
+        [a.mul_add(cos, -(b * sin)), a.mul_add(sin, b * cos)]
+    }
+}
+
+/// Rotates the pairs of a row whose second half has each pair's second channel.
+#[inline(always)]
+fn turn_halves<T: Scalar, N: Number>(width: Width, x: &mut [T], sin: &[N], cos: &[N]) {
+    // 512 bits of what pairs are rotated in.
+    if T::NAME == f32::NAME {
+        turn_packs::<T, N, 8>(width, x, sin, cos);
+    } else {
+        turn_packs::<T, N, 16>(width, x, sin, cos);
+    }
+}
+
+/// `P` pairs at a time, which so stay in registers, and one at a time.
+#[inline(always)]
+fn turn_packs<T: Scalar, N: Number, const P: usize>(width: Width, x: &mut [T], sin: &[N], cos: &[N]) {
+    let (a, b) = x.split_at_mut(sin.len());
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks_mut::<P>(), b.as_chunks_mut::<P>());
+    let ((sin, sin_rest), (cos, cos_rest)) = (sin.as_chunks::<P>(), cos.as_chunks::<P>());
+    for ((a, b), (sin, cos)) in a.iter_mut().zip(b).zip(sin.iter().zip(cos)) {
+        turn_pack(width, [a, b], sin, cos);
+    }
+    for ((a, b), (sin, cos)) in a_rest.iter_mut().zip(b_rest).zip(sin_rest.iter().zip(cos_rest)) {
+        turn_pack(width, [a, b].map(std::array::from_mut), &[*sin], &[*cos]);
+    }
+}
+
+#[inline(always)]
+fn turn_pack<T: Scalar, N: Number, const P: usize>(width: Width, [a, b]: [&mut [T; P]; 2], sin: &[N; P], cos: &[N; P]) {
+    let [mut x, mut y, mut c, mut d] = [[0f32; P]; 4];
+    T::widen(width, a, &mut x);
+    T::widen(width, b, &mut y);
+    for i in 0..P {
+        [c[i], d[i]] = N::turn([x[i], y[i]], sin[i], cos[i]);
+    }
+    T::narrow(width, &c, a);
+    T::narrow(width, &d, b);
+}
+
+/// Rotates the pairs of a row whose channels are neighbours.
+#[inline(always)]
+fn turn_neighbours<T: Scalar, N: Number>(width: Width, x: &mut [T], sin: &[N], cos: &[N]) {
+    through(
+        width,
+        x,
+        true,
+        #[inline(always)]
+        |first, x| {
+            let at = first / 2..(first + x.len()) / 2;
+            for (pair, (sin, cos)) in x.as_chunks_mut::<2>().0.iter_mut().zip(sin[at.clone()].iter().zip(&cos[at])) {
+                *pair = N::turn(*pair, *sin, *cos);
+            }
+        },
+    );
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::accuracy::{assert_close, rounded_on_cpu};
-    use crate::rotate::Axes;
+    use crate::rotate::{Angles, Axes};
     use half::{bf16, f16};
 
     /// Numbers of magnitude 0.5 to 2 by index, no two alike.
@@ -290,9 +314,11 @@ mod tests {
             match grain {
                 None => rope.rotate(&mut got, heads, &positions, direction).unwrap(),
                 Some(grain) => {
-                    let turner = Turner::new(rope, 0, &positions, row, heads.tokens, direction);
+                    let law = Law::of(rope).unwrap();
+                    let turner = Turner::new((rope, &law), 0, &positions, [row, heads.tokens], direction);
                     let x = &mut got[heads.offset..heads.span().unwrap()];
-                    turner.part(heads).cut(x, heads.dim, grain, &|part, x| turner.rotate(None, x, part));
+                    let mut rotate = |part, x: &mut [T]| turner.rotate(Width::Least, None, x, part);
+                    turner.part(heads).cut(x, heads.dim, grain, &mut rotate);
                 }
             }
             assert_close(&got, &expected.want, |i| {
@@ -301,9 +327,22 @@ mod tests {
                     return 0.0;
                 }
                 // Of a pair of numbers up to 2.
-                let error = rope.attention_factor * 4.0 * 2e-15;
+                let error = rope.attention_factor * 4.0 * if T::NAME == f32::NAME { 2e-15 } else { 1.2e-7 };
                 rounded_on_cpu::<T>(want, error)
             });
+        }
+    }
+
+    /// Packs of 8 and 16 pairs, and what is left of them.
+    #[test]
+    fn rows_of_several_packs() {
+        for rotary in [16, 30, 32, 66, 128] {
+            for pairing in [Pairing::Half, Pairing::Interleaved] {
+                let (rope, heads) = (Rope { pairing, ..Rope::new(rotary, 10_000.0) }, Heads::thd(3, 2, rotary));
+                check::<f32>(&rope, &heads, None);
+                check::<f16>(&rope, &heads, None);
+                check::<bf16>(&rope, &heads, None);
+            }
         }
     }
 
@@ -386,6 +425,26 @@ mod tests {
         let sizes = "x has the sizes [1, 2, 1, 4] and out [1, 2, 2, 4] (batch, tokens, heads, dim), they must be equal";
         assert_eq!(to(&[0.0; 8], &Heads::thd(2, 2, 4)), sizes);
         assert_eq!(to(&[0.0; 8], &Heads::thd(2, 1, 4).at(9)), "out holds 16 elements, the shape needs 17");
+    }
+
+    #[test]
+    fn every_width_gives_the_same_bits() {
+        fn check<T: Scalar + PartialEq>() {
+            for rope in ropes() {
+                let heads = Heads::bthd(2, 7, 3, 15).row(100).at(5);
+                let x = data::<T>(heads.span().unwrap());
+                let positions: Vec<i64> = (0..14 * rope.axes.count() as i64).map(|i| i * 7919).collect();
+                let mut first = None;
+                Width::each(|_| {
+                    let mut x = x.clone();
+                    rope.rotate(&mut x, &heads, &positions, Direction::Forward).unwrap();
+                    assert_eq!(*first.get_or_insert_with(|| x.clone()), x);
+                });
+            }
+        }
+        check::<f32>();
+        check::<f16>();
+        check::<bf16>();
     }
 
     #[test]

@@ -1,10 +1,8 @@
 //! [`Rope`] on a device: one launch for queries and keys.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use bytemuck::Zeroable;
 
-use super::{Angles, Direction, Rope};
+use super::{Angles, Direction, Law, Rope};
 use crate::gpu::args::{Divisor, In, MixedRatesArgs, RopeArgs};
 use crate::gpu::kernel::{
     Entry, MIXED_RATES, ROPE, ROPE_BLOCKS, ROPE_COMPAT, ROPE_MIXED, ROPE_ONE, ROPE_SHARED_HALF,
@@ -364,44 +362,18 @@ fn load<T: Scalar, const N: usize>(gpu: &Gpu, entries: [Entry<RopeArgs>; N]) -> 
 
 on_stream! { RopePlan { gpu } }
 
-/// Specs whose rates are kept, the youngest last: a model makes a plan of one or two for each layer or stream.
-static KNOWN: Mutex<Vec<(Rope, Arc<[u64]>)>> = Mutex::new(Vec::new());
-const MOST_KNOWN: usize = 16;
-
-/// Checks the spec and gives its rates; nothing for angles in f32. The law of a pair takes about two
-/// microseconds in 106 bits, so that those of the last specs are kept.
-fn exact_rates(rope: &Rope) -> Result<Arc<[u64]>> {
-    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, rates)) = known().iter().find(|(spec, _)| spec == rope) {
-        return Ok(rates.clone());
-    }
-    rope.check()?;
-    // A table on the device has at least one number, though a plan without a rotation reads none.
-    let rates: Arc<[u64]> = match rope.angles.in_f32() {
-        true => Arc::default(),
-        false if rope.is_none() => Arc::new([0]),
-        false => rope.all_rates().into(),
-    };
-    let mut known = known();
-    if known.len() == MOST_KNOWN {
-        known.remove(0);
-    }
-    known.push((rope.clone(), rates.clone()));
-    Ok(rates)
-}
-
 impl<T: Scalar> RopePlan<T> {
     /// Uploads the rates and loads the kernels.
     ///
     /// # Errors
     /// If the spec is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, rope: &Rope) -> Result<Self> {
-        let exact = exact_rates(rope)?;
+        let law = Law::of(rope)?;
         let [one] = load::<T, 1>(gpu, ROPE_ONE)?;
         let single = |[wide]: [Resident; 1]| Kernels { sharing: None, wide, mid: None, one: one.clone() };
         let double = |[wide, mid]: [Resident; 2]| Kernels { sharing: None, wide, mid: Some(mid), one: one.clone() };
-        let (rates, own) = match rope.angles {
-            Angles::Exact => {
+        let (rates, own) = match &*law {
+            Law::Exact { rates, .. } => {
                 let blocks = rope.axes.blocks() > 1;
                 let mut own =
                     if blocks { single(load::<T, 1>(gpu, ROPE_BLOCKS)?) } else { double(load::<T, 2>(gpu, ROPE)?) };
@@ -410,17 +382,16 @@ impl<T: Scalar> RopePlan<T> {
                     let entries = if halves { ROPE_SHARED_HALF } else { ROPE_SHARED_INTERLEAVED };
                     own.sharing = Some(load::<T, 2>(gpu, entries)?);
                 }
-                (Rates::Exact(gpu.upload(&exact)?), own)
+                // A table on the device has at least one number, though a plan without a rotation reads none.
+                let rates = if rates.is_empty() { &[0][..] } else { rates };
+                (Rates::Exact(gpu.upload(rates)?), own)
             }
-            Angles::Mixed(_) => {
+            Law::Mixed(rates) => {
                 let [wide, one] = load::<T, 2>(gpu, ROPE_MIXED)?;
                 let own = Kernels { sharing: None, wide, mid: None, one };
-                (Rates::Exact(gpu.upload(&exact)?), own)
+                (Rates::Exact(gpu.upload(rates)?), own)
             }
-            Angles::HfCompat | Angles::Given(_) => {
-                let rates: Vec<f32> = (0..rope.pairs()).map(|pair| rope.compat_frequency(pair)).collect();
-                (Rates::Compat(gpu.upload(&rates)?), single(load::<T, 1>(gpu, ROPE_COMPAT)?))
-            }
+            Law::Compat(rates) => (Rates::Compat(gpu.upload(rates)?), single(load::<T, 1>(gpu, ROPE_COMPAT)?)),
         };
         Ok(Self {
             gpu: gpu.clone(),

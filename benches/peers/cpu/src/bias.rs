@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use posenc::attend::Inputs;
 use posenc::{Alibi, Bias, Logits, Places, Scalar, Softmax};
 
-use crate::{Bench, Element, close, tensor, values};
+use crate::{Bench, Element, Values, close, tensor, values};
 
 const HEADS: usize = 16;
 
@@ -33,14 +33,18 @@ fn alibi_add<T: Element>(bench: &Bench, queries: usize, keys: usize) -> Result<(
     }
     let slopes = Alibi::new(HEADS).slopes()?;
     let shape = Logits::bhqk(1, HEADS, queries, keys);
-    let x: Vec<T> = values(shape.elements()?);
+    let x: Values<T> = values(shape.elements()?);
     let mut y = x.clone();
     Bias::Slopes(&slopes).add(&mut y, &shape, &Places::bottom_right())?;
     let (input, bias) =
         (tensor(&x, &[1, HEADS, queries, keys])?, dense::<T>(Bias::Slopes(&slopes), queries, keys, false)?);
     let theirs = || -> Result<Tensor> { Ok((&input + &bias)?) };
     close(&theirs()?, &y, 4.0)?;
-    bench.row(&case, || Ok(Bias::Slopes(&slopes).add(&mut y, &shape, &Places::bottom_right())?), Some(|| theirs().map(drop)))
+    bench.row(
+        &case,
+        || Ok(Bias::Slopes(&slopes).add(&mut y, &shape, &Places::bottom_right())?),
+        Some(|| theirs().map(drop)),
+    )
 }
 
 fn alibi_softmax<T: Element>(bench: &Bench, queries: usize, keys: usize) -> Result<()> {
@@ -52,7 +56,7 @@ fn alibi_softmax<T: Element>(bench: &Bench, queries: usize, keys: usize) -> Resu
     let shape = Logits::bhqk(1, HEADS, queries, keys);
     let softmax = Softmax::causal(0.125);
     let inputs = Inputs { bias: Bias::Slopes(&slopes), ..Inputs::default() };
-    let x: Vec<T> = values(shape.elements()?);
+    let x: Values<T> = values(shape.elements()?);
     let mut y = x.clone();
     softmax.apply(&mut y, &shape, &inputs)?;
     let (input, bias) =

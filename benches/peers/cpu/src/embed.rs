@@ -6,26 +6,37 @@ use half::{bf16, f16};
 use posenc::Positions;
 use posenc::embed::{Filter, GridSize, HostLookup, HostTables, Learned, Norm, Resample, Sinusoid, Tokens};
 
-use crate::{Bench, Element, close, table, tensor, values};
+use crate::{Bench, Element, Values, close, table, tensor, values};
 
 const DIM: usize = 768;
 const VOCABULARY: usize = 30_522;
 
-/// The paper's sinusoid is added; the peer has its table.
+/// The peer's sinusoids of positions that count from 0, as its operations make them of ready frequencies.
+fn made<T: Element>(frequency: &Tensor, tokens: usize) -> Result<Tensor> {
+    let angle = table::<f32>(tokens, 1, |token, _| token as f64)?.matmul(frequency)?;
+    Ok(Tensor::stack(&[angle.sin()?, angle.cos()?], D::Minus1)?.flatten_from(1)?.to_dtype(T::DTYPE)?)
+}
+
+/// What the peer's angles, which are f32 products, may be off by, in roundings of its type.
+fn slack<T: Element>(tokens: usize) -> f64 {
+    tokens as f64 * f64::from(f32::EPSILON) / T::ROUNDOFF
+}
+
+/// The paper's sinusoid is added; both compute it.
 fn sinusoid_add<T: Element>(bench: &Bench, batch: usize, tokens: usize) -> Result<()> {
     let case = format!("sinusoid add {batch}x{tokens}x{DIM} {}", T::NAME);
     if !bench.wants(&case) {
         return Ok(());
     }
     let spec = Sinusoid::new(DIM);
-    let x: Vec<T> = values(batch * tokens * DIM);
+    let x: Values<T> = values(batch * tokens * DIM);
     let shape = Tokens::new(batch, tokens, DIM);
     let mut y = x.clone();
     spec.add(&mut y, &shape, Positions::counted(), 1.0)?;
     let input = tensor(&x, &[batch, tokens, DIM])?;
-    let waves = table::<T>(tokens, DIM, |token, channel| spec.value(token as i64, channel))?;
-    let theirs = || -> Result<Tensor> { Ok(input.broadcast_add(&waves)?) };
-    close(&theirs()?, &y, 4.0)?;
+    let frequency = table::<f32>(1, DIM / 2, |_, pair| spec.frequency(pair))?;
+    let theirs = || -> Result<Tensor> { Ok(input.broadcast_add(&made::<T>(&frequency, tokens)?)?) };
+    close(&theirs()?, &y, 4.0 + slack::<T>(tokens))?;
     bench.row(&case, || Ok(spec.add(&mut y, &shape, Positions::counted(), 1.0)?), Some(|| theirs().map(drop)))
 }
 
@@ -35,7 +46,7 @@ fn table_add<T: Element>(bench: &Bench, batch: usize, tokens: usize) -> Result<(
     if !bench.wants(&case) {
         return Ok(());
     }
-    let (x, rows): (Vec<T>, Vec<T>) = (values(batch * tokens * DIM), values(tokens * DIM));
+    let (x, rows): (Values<T>, Values<T>) = (values(batch * tokens * DIM), values(tokens * DIM));
     let (spec, shape) = (Learned::new(DIM), Tokens::new(batch, tokens, DIM));
     let (tables, lookup) = (HostTables { position: Some(&rows), ..HostTables::default() }, HostLookup::default());
     let mut y = x.clone();
@@ -54,16 +65,11 @@ fn sinusoid_write<T: Element>(bench: &Bench, tokens: usize) -> Result<()> {
     }
     let spec = Sinusoid::new(DIM);
     let positions: Vec<i64> = (0..tokens as i64).collect();
-    let mut y: Vec<T> = values(tokens * DIM);
+    let mut y: Values<T> = values(tokens * DIM);
     spec.write(&mut y, &positions)?;
     let frequency = table::<f32>(1, DIM / 2, |_, pair| spec.frequency(pair))?;
-    let theirs = || -> Result<Tensor> {
-        let position = table::<f32>(tokens, 1, |token, _| token as f64)?;
-        let angle = position.matmul(&frequency)?;
-        Ok(Tensor::stack(&[angle.sin()?, angle.cos()?], D::Minus1)?.flatten_from(1)?.to_dtype(T::DTYPE)?)
-    };
-    // Its angles are f32 products.
-    close(&theirs()?, &y, 2.0 + tokens as f64 * f64::from(f32::EPSILON) / T::ROUNDOFF)?;
+    let theirs = || made::<T>(&frequency, tokens);
+    close(&theirs()?, &y, 2.0 + slack::<T>(tokens))?;
     bench.row(&case, || Ok(spec.write(&mut y, &positions)?), Some(|| theirs().map(drop)))
 }
 
@@ -76,7 +82,7 @@ fn timestep<T: Element>(bench: &Bench, times: usize) -> Result<()> {
     }
     let spec = Sinusoid::timestep(DIM);
     let t: Vec<f32> = (0..times).map(|i| (i % 1000) as f32 + 0.25).collect();
-    let mut y: Vec<T> = values(times * DIM);
+    let mut y: Values<T> = values(times * DIM);
     spec.write_times(&mut y, &t)?;
     let frequency = table::<f32>(1, DIM / 2, |_, pair| spec.frequency(pair))?;
     let given = tensor(&t, &[times, 1])?;
@@ -95,8 +101,8 @@ fn learned<T: Element>(bench: &Bench, tokens: usize, bert: bool) -> Result<()> {
     if !bench.wants(&case) {
         return Ok(());
     }
-    let (token, position): (Vec<T>, Vec<T>) = (values(VOCABULARY * DIM), values(tokens * DIM));
-    let (kinds, gain, shift): (Vec<T>, Vec<T>, Vec<T>) = (values(2 * DIM), values(DIM), values(DIM));
+    let (token, position): (Values<T>, Values<T>) = (values(VOCABULARY * DIM), values(tokens * DIM));
+    let (kinds, gain, shift): (Values<T>, Values<T>, Values<T>) = (values(2 * DIM), values(DIM), values(DIM));
     let ids: Vec<i64> = (0..tokens).map(|i| (i * 7919 % VOCABULARY) as i64).collect();
     let types: Vec<i64> = (0..tokens).map(|i| i64::from(i > tokens / 2)).collect();
     let mut spec = Learned::new(DIM);
@@ -108,7 +114,7 @@ fn learned<T: Element>(bench: &Bench, tokens: usize, bert: bool) -> Result<()> {
         lookup.types = Some(&types);
     }
     let shape = Tokens::new(1, tokens, DIM);
-    let mut y: Vec<T> = values(tokens * DIM);
+    let mut y: Values<T> = values(tokens * DIM);
     spec.gather(&mut y, &shape, &tables, &lookup)?;
     let (token_table, position_table) = (tensor(&token, &[VOCABULARY, DIM])?, tensor(&position, &[tokens, DIM])?);
     let (type_table, gain, shift) = (tensor(&kinds, &[2, DIM])?, tensor(&gain, &[DIM])?, tensor(&shift, &[DIM])?);
@@ -136,8 +142,8 @@ fn resample<T: Element>(bench: &Bench) -> Result<()> {
         return Ok(());
     }
     let spec = Resample { filter: Filter::Bicubic, ..Resample::new(GridSize::image(14, 14), GridSize::image(24, 24)) };
-    let x: Vec<T> = values(14 * 14 * DIM);
-    let mut y: Vec<T> = values(24 * 24 * DIM);
+    let x: Values<T> = values(14 * 14 * DIM);
+    let mut y: Values<T> = values(24 * 24 * DIM);
     bench.row(&case, || Ok(spec.write(&mut y, &x, DIM)?), None::<fn() -> Result<()>>)
 }
 

@@ -1,15 +1,16 @@
-//! posenc on the CPU beside candle, on the same values, in one process; `torch_cpu.py` puts PyTorch beside both.
+//! posenc on the CPU beside candle, on the same values, in one process; `compare.py` puts the other peers beside both.
 //!
-//! `cargo run --release --manifest-path benches/peers/cpu/Cargo.toml [part of a case's name]`
+//! `cargo run --release --manifest-path benches/peers/cpu/Cargo.toml [part of a case's name [seconds a case]]`
 //!
-//! What a peer can have ready beforehand it is given: tables of cosines and sines, of sinusoids, of biases; posenc makes its
-//! numbers in the call. Each result is compared with the reference before it is timed. The figure is the fastest of many
+//! The peer is given tables of cosines and sines and of biases, which posenc computes in the call. Sinusoids are computed by
+//! both, or are a table of both. Each result is compared with the reference before it is timed. The figure is the fastest of many
 //! rounds: other programs can only add.
 
 mod bias;
 mod embed;
 mod rope;
 
+use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -20,9 +21,10 @@ use posenc::Scalar;
 pub trait Element: Scalar + WithDType {}
 impl<T: Scalar + WithDType> Element for T {}
 
-/// Which cases are wanted.
+/// Which cases are wanted, and for how long each is run.
 pub struct Bench {
     filter: String,
+    seconds: f64,
 }
 
 impl Bench {
@@ -39,7 +41,7 @@ impl Bench {
     ) -> Result<()> {
         let (mut best, mut their_best) = (f64::INFINITY, f64::INFINITY);
         let start = Instant::now();
-        while start.elapsed().as_secs_f64() < 0.5 {
+        while start.elapsed().as_secs_f64() < self.seconds {
             best = best.min(turn(&mut ours)?);
             if let Some(theirs) = &mut theirs {
                 their_best = their_best.min(turn(theirs)?);
@@ -63,9 +65,44 @@ fn turn(call: &mut impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(best)
 }
 
+/// Elements that begin at a line of the cache, as every tensor of PyTorch does.
+pub struct Values<T> {
+    buffer: Vec<T>,
+    first: usize,
+}
+
+impl<T: Scalar> Values<T> {
+    fn of(length: usize, value: impl Fn(usize) -> T) -> Self {
+        let mut buffer = vec![T::from_f64(0.0); length + 64];
+        let first = buffer.as_ptr().align_offset(64);
+        buffer[first..first + length].iter_mut().enumerate().for_each(|(i, x)| *x = value(i));
+        buffer.truncate(first + length);
+        Self { buffer, first }
+    }
+}
+
+impl<T: Scalar> Clone for Values<T> {
+    fn clone(&self) -> Self {
+        Self::of(self.len(), |i| self[i])
+    }
+}
+
+impl<T> Deref for Values<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &self.buffer[self.first..]
+    }
+}
+
+impl<T> DerefMut for Values<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.buffer[self.first..]
+    }
+}
+
 /// Numbers between -1 and 1, the same on every run.
-pub fn values<T: Scalar>(n: usize) -> Vec<T> {
-    (0..n).map(|i| T::from_f64(((i * 7919) % 1021) as f64 / 512.0 - 1.0)).collect()
+pub fn values<T: Scalar>(n: usize) -> Values<T> {
+    Values::of(n, |i| T::from_f64(((i * 7919) % 1021) as f64 / 512.0 - 1.0))
 }
 
 /// A tensor at the peer.
@@ -93,7 +130,9 @@ pub fn close<T: Element>(theirs: &Tensor, ours: &[T], roundings: f64) -> Result<
 }
 
 fn main() -> Result<()> {
-    let bench = Bench { filter: std::env::args().nth(1).unwrap_or_default() };
+    let mut arguments = std::env::args().skip(1);
+    let filter = arguments.next().unwrap_or_default();
+    let bench = Bench { filter, seconds: arguments.next().map_or(Ok(0.5), |seconds| seconds.parse())? };
     println!("case | posenc us | candle us");
     rope::run(&bench)?;
     embed::run(&bench)?;

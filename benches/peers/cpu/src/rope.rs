@@ -6,7 +6,7 @@ use candle_nn::rotary_emb as candle;
 use half::{bf16, f16};
 use posenc::{Direction, Heads, Pairing, Rope, Scalar};
 
-use crate::{Bench, Element, table, tensor, values};
+use crate::{Bench, Element, Values, table, tensor, values};
 
 const HEADS: usize = 32;
 const DIM: usize = 128;
@@ -26,7 +26,7 @@ fn check<T: Scalar>(rope: &Rope, before: &[T], after: &[T], heads: &Heads, slack
 
 fn compare<T: Element>(bench: &Bench, tokens: usize) -> Result<()> {
     let positions: Vec<i64> = (0..tokens as i64).collect();
-    let x: Vec<T> = values(tokens * HEADS * DIM);
+    let x: Values<T> = values(tokens * HEADS * DIM);
     for (layout, pairing) in [("thd", Pairing::Half), ("bhtd", Pairing::Half), ("bhtd", Pairing::Interleaved)] {
         let case = format!("rope {layout} {pairing:?} {HEADS}x{DIM} {tokens} {}", T::NAME);
         if !bench.wants(&case) {
