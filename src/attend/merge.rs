@@ -49,18 +49,9 @@ fn check_lse(name: &str, lse: &Numbers, heads: &Heads) -> Result<()> {
     )))
 }
 
-/// Refuses a tensor of other sizes.
-fn check_sizes(name: &str, x: &Heads, a: &Heads) -> Result<()> {
-    let sizes = |heads: &Heads| [heads.batch, heads.tokens, heads.heads, heads.dim];
-    if sizes(x) == sizes(a) {
-        return Ok(());
-    }
-    Err(Error::Value(format!("a is {:?} and {name} {:?}, they must be equal", sizes(a), sizes(x))))
-}
-
 fn check_parts<T: Scalar>(a: &HostState<'_, T>, b: &HostState<'_, T>) -> Result<()> {
     let shape = &a.out.1;
-    check_sizes("b", &b.out.1, shape)?;
+    shape.check_same("a", &b.out.1, "b")?;
     for (names, part) in [(["a", "a_lse"], a), (["b", "b_lse"], b)] {
         part.out.1.check(names[0], part.out.0.len())?;
         check_lse(names[1], &part.lse.1, shape)?;
@@ -198,7 +189,7 @@ pub fn merge_states<T: Scalar>(
     out: &mut [T],
     out_shape: &Heads,
 ) -> Result<Vec<f32>> {
-    check_sizes("out", out_shape, &a.out.1)?;
+    a.out.1.check_same("a", out_shape, "out")?;
     out_shape.check_written("out", out.len())?;
     let mut lse = Vec::new();
     each_row(&a, &b, |_, [batch, token, head], weights| {
@@ -258,7 +249,7 @@ pub fn merge_grad_expect<T: Scalar>(
     lse_grad: Option<&[f32]>,
 ) -> Result<ExpectedMergeGrad> {
     let (shape, eps) = (a.out.1, f32::ROUNDOFF);
-    check_sizes("grad", &grad_shape, &shape)?;
+    shape.check_same("a", &grad_shape, "grad")?;
     grad_shape.check("grad", grad.len())?;
     let rows = shape.batch * shape.heads * shape.tokens;
     if let Some(lse_grad) = lse_grad

@@ -152,7 +152,7 @@ impl Rope {
             self.check_sets("x", heads.heads)?;
             heads.check("x", x.len())?;
             grad_heads.check("grad", grad.len())?;
-            check_grad(heads, grad_heads)?;
+            heads.check_same("x", grad_heads, "grad")?;
             let sharing = heads.heads / self.sets();
             for batch in 0..if heads.is_empty() { 0 } else { heads.batch } {
                 for token in 0..heads.tokens {
@@ -258,13 +258,4 @@ impl Rope {
         let positions = positions.resolve(self.position_axes(), first.batch, first.tokens)?;
         Ok((positions.into_owned(), first.batch * first.tokens))
     }
-}
-
-/// Refuses a gradient of other sizes than its tensor.
-fn check_grad(x: &Heads, grad: &Heads) -> Result<()> {
-    let sizes = |heads: &Heads| [heads.batch, heads.tokens, heads.heads, heads.dim];
-    if sizes(x) == sizes(grad) {
-        return Ok(());
-    }
-    Err(Error::Value(format!("the tensor is {:?} and its gradient {:?}, they must be equal", sizes(x), sizes(grad))))
 }

@@ -99,7 +99,8 @@ fn states_that_do_not_go_together_are_refused() {
         let b = State { out: (x, b_heads), lse: (&lse[..], b_rows) };
         merge_states(a, b, &mut [0f32; 24], &heads).unwrap_err().to_string()
     };
-    assert_eq!(refused(Heads::thd(2, 3, 2), rows, &x), "a is [1, 2, 3, 4] and b [1, 2, 3, 2], they must be equal");
+    let sizes = "a has the sizes [1, 2, 3, 4] and b [1, 2, 3, 2] (batch, tokens, heads, dim), they must be equal";
+    assert_eq!(refused(Heads::thd(2, 3, 2), rows, &x), sizes);
     assert_eq!(refused(heads, Numbers::rows(1, 2, 3, 1), &x), "b_lse is [1, 2, 3, 1], it must be [1, 3, 2, 1]");
     assert_eq!(refused(heads, rows, &x[1..]), "b holds 23 elements, the shape needs 24");
 }

@@ -577,7 +577,7 @@ fn gradients_without_tokens_are_zero_and_wrong_sizes_refused() {
     };
     assert_eq!(
         refused(of(heads, Heads::thd(2, 1, 8)), None, 16),
-        "the tensor is [1, 2, 2, 8] and its gradient [1, 2, 1, 8], they must be equal"
+        "q has the sizes [1, 2, 2, 8] and q_grad [1, 2, 1, 8] (batch, tokens, heads, dim), they must be equal"
     );
     assert_eq!(refused(of(heads, heads), None, 15), "out holds 15 elements, the shape needs 16");
     let k = Heads::thd(1, 2, 8);

@@ -4,12 +4,12 @@ use std::marker::PhantomData;
 
 use bytemuck::Zeroable;
 
-use super::{State, check_lse, check_sizes};
+use super::{State, check_lse};
 use crate::bias::Numbers;
 use crate::gpu::args::{In, MergeArgs, MergeGradArgs};
 use crate::gpu::kernel::{MERGE, MERGE_GRAD};
 use crate::gpu::{Gpu, Kernel, Launch, Update, View, ViewMut, on_stream, small, widest};
-use crate::shape::product;
+use crate::shape::{Shape, product};
 use crate::{Heads, Result, Scalar};
 
 /// Threads of a block, and of a row: `LANES` in `kernels/attend/merge.cu`.
@@ -97,7 +97,7 @@ impl<T: Scalar> MergePlan<T> {
     ) -> Result<()> {
         let shape = *a.out.shape();
         check_lse("a_lse", a.lse.shape(), &shape)?;
-        check_sizes("b", &b.out.shape, &shape)?;
+        shape.check_same("a", &b.out.shape, "b")?;
         check_lse("b_lse", &b.lse.shape, &shape)?;
         let mut call = self.gpu.call();
         let a_out = call.update(["a", "out"], a.out)?;
@@ -157,7 +157,7 @@ impl<T: Scalar> MergePlan<T> {
         for (name, heads) in
             [("b", &b.out.shape), ("grad", &grad.shape), ("a_grad", &out.a.out.shape), ("b_grad", &out.b.out.shape)]
         {
-            check_sizes(name, heads, &shape)?;
+            shape.check_same("a", heads, name)?;
         }
         for (name, lse) in [
             ("a_lse", Some(&a.lse.shape)),

@@ -4,13 +4,13 @@ use std::marker::PhantomData;
 
 use bytemuck::Zeroable;
 
-use super::{RopeGrad, check_grad, chunk};
+use super::{RopeGrad, chunk};
 use crate::gpu::args::{Divisor, In, RopeGradArgs, TensorGradArgs};
 use crate::gpu::kernel::{FREQUENCY_GRAD, POSITION_GRAD};
 use crate::gpu::{Call, Gpu, Kernel, Launch, Read, ScratchOnNeed, Uploaded, View, Write, on_stream, small, widest};
 use crate::position::{Ids, Positions};
 use crate::rotate::Rope;
-use crate::shape::product;
+use crate::shape::{Shape, product};
 use crate::{Heads, Pairing, Result, Scalar};
 
 // -------------------------------------------------------------------------------------------------------------- launch
@@ -189,7 +189,7 @@ impl<T: Scalar> RopeGradPlan<T> {
         };
         let mut one = |names: [&'static str; 2], of: RopeGrad<View<'a, T, Heads>>| -> Result<TensorGradArgs> {
             rope.check_sets(names[0], of.x.shape.heads)?;
-            check_grad(&of.x.shape, &of.grad.shape)?;
+            of.x.shape.check_same(names[0], &of.grad.shape, names[1])?;
             let (x, grad) = (call.view(names[0], of.x)?, call.view(names[1], of.grad)?);
             steps |= x.steps | grad.steps;
             let strides = |shape: &Heads| shape.strides.map(|stride| stride as i64);
