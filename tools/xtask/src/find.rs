@@ -16,11 +16,12 @@ pub struct Program {
 }
 
 /// Packages with their folders, and the root of their unit tests.
-const PACKAGES: [(&str, &str, Option<&str>); 6] = [
+const PACKAGES: [(&str, &str, Option<&str>); 7] = [
     ("posenc", ".", Some("src/lib.rs")),
     ("posenc-c", "adapters/c", Some("src/lib.rs")),
     ("posenc-benches", "benches", None),
     ("demo", "tools/demo", Some("src/main.rs")),
+    ("posenc-cli", "tools/cli", Some("src/main.rs")),
     ("warpcheck", "tools/emulator", Some("src/main.rs")),
     ("xtask", "tools/xtask", Some("src/main.rs")),
 ];

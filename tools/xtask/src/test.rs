@@ -103,6 +103,7 @@ fn every(options: &Options, steps: &mut Steps) -> Result<()> {
         emulator::tests(false, steps)?;
     }
     steps.run("tests of xtask", || run(cargo().args(["test", "--package", "xtask"])))?;
+    steps.run("tests of the program", || run(&mut program_alone("posenc-cli")))?;
     let rooms = find::rooms()?;
     for (i, capability) in plan.capabilities.iter().enumerate() {
         // Each generation runs its own images; what needs no device, and is no image, need not be run again.
@@ -143,10 +144,9 @@ fn some(options: &Options, filter: &str, steps: &mut Steps) -> Result<()> {
     }
     // These packages need neither kernels nor a device.
     let (tools_alone, programs): (Vec<_>, Vec<_>) =
-        programs.into_iter().partition(|program| ["warpcheck", "xtask"].contains(&program.package));
+        programs.into_iter().partition(|program| ["posenc-cli", "warpcheck", "xtask"].contains(&program.package));
     for program in tools_alone {
-        let mut tests = cargo();
-        tests.args(["test", "--package", program.package]);
+        let mut tests = program_alone(program.package);
         match &program.test {
             Some(test) => tests.args(["--test", test]),
             None => tests.arg("--bins"),
@@ -192,6 +192,13 @@ fn some(options: &Options, filter: &str, steps: &mut Steps) -> Result<()> {
         steps.run("examples in the documentation", || run(&mut tests))?;
     }
     Ok(())
+}
+
+/// Tests of a package that needs no kernels.
+fn program_alone(package: &str) -> Command {
+    let mut tests = cargo();
+    tests.args(["test", "--package", package]).env("POSENC_KERNELS", "none");
+    tests
 }
 
 /// Whether a test by that name may be an example in the documentation, such as `src/rotate/rope.rs - Rope::new (line 12)`.
