@@ -1,6 +1,7 @@
 //! The program `posenc`: what a model does with positions, and what another engine did with a tensor.
 
 mod diff;
+mod inspect;
 mod progress;
 mod shell;
 mod tensors;
@@ -54,6 +55,7 @@ macro_rules! commands {
 
 commands! {
     Diff => diff,
+    Inspect => inspect,
     Shell => shell,
 }
 
