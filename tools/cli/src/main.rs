@@ -2,6 +2,8 @@
 
 mod diff;
 mod inspect;
+mod law;
+mod plot;
 mod progress;
 mod shell;
 mod tensors;
@@ -56,6 +58,7 @@ macro_rules! commands {
 commands! {
     Diff => diff,
     Inspect => inspect,
+    Plot => plot,
     Shell => shell,
 }
 
