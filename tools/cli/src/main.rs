@@ -1,10 +1,14 @@
 //! The program `posenc`: what a model does with positions, and what another engine did with a tensor.
 
+mod apply;
+mod check;
 mod diff;
 mod inspect;
 mod law;
+mod op;
 mod plot;
 mod progress;
+mod shares;
 mod shell;
 mod tensors;
 mod ulp;
@@ -56,6 +60,8 @@ macro_rules! commands {
 }
 
 commands! {
+    Apply => apply,
+    Check => check,
     Diff => diff,
     Inspect => inspect,
     Plot => plot,

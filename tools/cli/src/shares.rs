@@ -1,0 +1,59 @@
+//! How much of an operation's documented error a result uses.
+
+use std::fmt;
+
+use posenc::accuracy::Expected;
+
+use crate::tensors::Tensor;
+
+/// Shares of the error allowed, over the elements of a tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shares {
+    pub elements: usize,
+    /// elements outside their bound
+    pub outside: usize,
+    /// the largest share of its bound that an element uses, and its index
+    pub worst: f64,
+    pub index: usize,
+}
+
+impl Shares {
+    /// Compares element by element: NaN equals NaN, and an infinity itself.
+    pub fn new(got: &Tensor, expected: &Expected) -> Self {
+        let mut shares = Self { elements: got.len(), outside: 0, worst: 0.0, index: 0 };
+        for (index, ((got, want), bound)) in got.to_f64().iter().zip(&expected.want).zip(&expected.bound).enumerate() {
+            let same = got == want || (got.is_nan() && want.is_nan());
+            let error = (got - want).abs();
+            let share = if same {
+                0.0
+            } else if error.is_finite() {
+                error / bound
+            } else {
+                f64::INFINITY
+            };
+            shares.outside += usize::from(share > 1.0);
+            if share > shares.worst {
+                (shares.worst, shares.index) = (share, index);
+            }
+        }
+        shares
+    }
+}
+
+impl fmt::Display for Shares {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.outside {
+            0 => write!(
+                f,
+                "{} elements within the bound, the worst uses {:.1} % of it",
+                self.elements,
+                100.0 * self.worst
+            ),
+            n => write!(
+                f,
+                "{n} of {} elements OUTSIDE the bound, the worst, {}, by {:.2} times",
+                self.elements, self.index, self.worst
+            ),
+        }
+    }
+}
