@@ -48,11 +48,11 @@ struct Tally {
 }
 
 pub fn run(options: Options, out: &mut dyn Write) -> Result<Outcome> {
-    let device = Device::parse(&options.device)?;
-    writeln!(out, "on {}", device.name()?)?;
     let names: Vec<Name> =
         Name::value_variants().iter().copied().filter(|name| name.name().contains(&options.filter)).collect();
     anyhow::ensure!(!names.is_empty(), "no operation is named like {:?}", options.filter);
+    let device = Device::parse(&options.device)?;
+    writeln!(out, "on {}", device.name()?)?;
     let scales = if options.quick { &SCALES[..1] } else { &SCALES[..] };
     let types = [Dtype::F32, Dtype::F16, Dtype::Bf16];
     let mut progress = Progress::new((names.len() * types.len()) as u64, "operations");

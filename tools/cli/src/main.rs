@@ -6,6 +6,7 @@ mod diff;
 mod inspect;
 mod law;
 mod op;
+mod plan;
 mod plot;
 mod progress;
 mod shares;
@@ -64,6 +65,7 @@ commands! {
     Check => check,
     Diff => diff,
     Inspect => inspect,
+    Plan => plan,
     Plot => plot,
     Shell => shell,
 }

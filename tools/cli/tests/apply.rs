@@ -1,5 +1,6 @@
 //! `posenc apply`.
 
+#[allow(dead_code, reason = "what other tests of the program use")]
 mod support;
 
 use std::collections::BTreeMap;
@@ -110,9 +111,9 @@ fn layouts_and_positions_are_the_same_rotation() {
     }
     let a = &read(folder.path(), "bthd-y.safetensors")["q"].1;
     let b = &read(folder.path(), "bhtd-y.safetensors")["q"].1;
-    for i in 0..a.len() {
+    for (i, value) in a.iter().enumerate() {
         let (batch, t, h, d) = (i / 24, i / 8 % 3, i / 4 % 2, i % 4);
-        assert_eq!(a[i], b[((batch * 2 + h) * 3 + t) * 4 + d], "{i}");
+        assert_eq!(*value, b[((batch * 2 + h) * 3 + t) * 4 + d], "{i}");
     }
     assert_ne!(a, &x);
     let text =

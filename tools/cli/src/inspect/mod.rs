@@ -18,8 +18,9 @@ use serde::Serialize;
 
 use crate::Outcome;
 use cost::Cost;
-use sizes::Sizes;
+pub use sizes::Sizes;
 use verdicts::Verdict;
+pub use verdicts::first_negative;
 
 /// What every layer of a model does with positions, with a verdict on each number
 ///

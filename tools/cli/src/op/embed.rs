@@ -352,7 +352,7 @@ impl LearnedOp {
         let lookup = HostLookup {
             ids: ids.as_deref(),
             types: types.as_deref(),
-            positions: positions.as_ref().map_or(Positions::counted(), |list| Positions::ids(list)),
+            positions: positions.as_ref().map_or(Positions::counted(), Positions::ids),
             ..HostLookup::default()
         };
         let mut out = vec![T::from_f64(0.0); batch * tokens * self.spec.dim];
@@ -377,7 +377,7 @@ impl LearnedOp {
                 let lookup = DeviceLookup {
                     ids: ids.as_ref().map(|ids| i64::ids(ids)),
                     types: types.as_ref().map(|types| i64::ids(types)),
-                    positions: positions.as_ref().map_or(Positions::counted(), |list| Positions::ids(list)),
+                    positions: positions.as_ref().map_or(Positions::counted(), Positions::ids),
                     ..DeviceLookup::default()
                 };
                 let mut y = stream.clone_htod(&out)?;

@@ -9,6 +9,7 @@ use posenc::rotate::{Angles, Yarn};
 use posenc::{Direction, Heads, ModelRope, Rope, Scaling, Sinusoid};
 
 use super::picture::{Axis, Content, Heat, Picture, Series};
+use crate::inspect::first_negative;
 
 /// Rotations to look at.
 #[derive(Args)]
@@ -227,7 +228,8 @@ pub fn decay(rotations: &Rotations) -> Result<(Picture, Vec<String>)> {
             (first, factor * mean_cosine(rope, first, count))
         });
         let scanned = reach.min(MOST_SCANNED);
-        text.push(match first_negative(rope, scanned) {
+        let rates: Vec<f64> = (0..rope.pairs()).map(|pair| rope.frequency(pair)).collect();
+        text.push(match first_negative(&rates, scanned) {
             Some(distance) => format!("{name}: the mean cosine is below 0 at distance {distance} first"),
             None => format!("{name}: the mean cosine is above 0 up to distance {scanned}"),
         });
@@ -253,29 +255,6 @@ fn mean_cosine(rope: &Rope, first: f64, count: f64) -> f64 {
 
 /// Distances whose mean cosine is computed one by one, at most.
 const MOST_SCANNED: u64 = 1 << 22;
-
-/// The least distance up to `last` whose mean cosine is below 0.
-fn first_negative(rope: &Rope, last: u64) -> Option<u64> {
-    const BLOCK: u64 = 4096;
-    let mut sums = Vec::new();
-    for first in (0..=last).step_by(BLOCK as usize) {
-        sums.clear();
-        sums.resize((last - first + 1).min(BLOCK) as usize, 0.0);
-        for pair in 0..rope.pairs() {
-            // Each block begins with the exact phase, and turns by the pair's frequency from there.
-            let (step_sin, step_cos) = rope.angle(1, pair).sin_cos();
-            let (mut sin, mut cos) = rope.angle(first as i64, pair).sin_cos();
-            for sum in &mut sums {
-                *sum += cos;
-                (sin, cos) = (sin * step_cos + cos * step_sin, cos * step_cos - sin * step_sin);
-            }
-        }
-        if let Some(index) = sums.iter().position(|sum| *sum < 0.0) {
-            return Some(first + index as u64);
-        }
-    }
-    None
-}
 
 /// Whole numbers from 1 to `last` in equal ratios, so many an octave.
 fn steps(last: u64, an_octave: u32) -> Result<Vec<u64>> {
@@ -369,15 +348,6 @@ fn cosines(rope: &Rope, positions: &[i64]) -> Result<Vec<f32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// "Base of RoPE bounds context length" (arXiv 2405.14591) asks where the sum of cosines turns negative.
-    #[test]
-    fn the_first_negative_distance_is_found() {
-        for (rotary, base, distance) in [(64, 1e4, 725), (128, 1e4, 1707), (128, 5e5, 18438), (256, 1e4, 2653)] {
-            assert_eq!(first_negative(&Rope::new(rotary, base), 1 << 16), Some(distance), "{rotary}, {base}");
-        }
-        assert_eq!(first_negative(&Rope::new(128, 1e4), 1706), None);
-    }
 
     #[test]
     fn a_mean_over_distances_is_the_sum_over_them() {
