@@ -13,6 +13,8 @@ mod learned;
 mod learned_grad;
 #[path = "attend/merge.rs"]
 mod merge;
+#[path = "rotate/prologue.rs"]
+mod prologue;
 #[path = "embed/resample.rs"]
 mod resample;
 #[path = "rotate/rope.rs"]
@@ -107,7 +109,7 @@ pub fn cases(room: &str) -> Vec<Case> {
             learned_grad::cases(),
             resample::cases(),
         ],
-        "rotate" => vec![rope::cases(), rope_grad::cases()],
+        "rotate" => vec![rope::cases(), rope_grad::cases(), prologue::cases()],
         "bias" => vec![toeplitz::cases(), distance_grad::cases(), terms_grad::cases()],
         "attend" => vec![softmax::cases(), terms::cases(), merge::cases()],
         _ => panic!("{room} is none of {ROOMS:?}"),

@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 /// Pages that are modules of `posenc::docs`.
-pub const PAGES: [&str; 8] = ["encodings", "embed", "rotate", "bias", "attend", "safety", "architecture", "decisions"];
+pub const PAGES: [&str; 9] =
+    ["encodings", "embed", "rotate", "prologue", "bias", "attend", "safety", "architecture", "decisions"];
 
 /// Writes the front page and each page of `root` into `folder`.
 pub fn write(root: &Path, folder: &Path) -> Result<()> {

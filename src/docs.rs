@@ -10,4 +10,4 @@ macro_rules! pages {
     )*};
 }
 
-pages! { encodings embed rotate bias attend safety architecture decisions }
+pages! { encodings embed rotate prologue bias attend safety architecture decisions }

@@ -57,9 +57,9 @@ pub use pairing::Pairing;
 #[cfg(feature = "cuda")]
 pub use position::{Id, Ids};
 pub use position::{Packed, Place, Places, Positions};
-pub use rotate::{Direction, Rope, Scaling, XPos};
+pub use rotate::{Direction, Prologue, Rope, Scaling, XPos};
 #[cfg(feature = "cuda")]
-pub use rotate::{RopePlan, RopePlans};
+pub use rotate::{ProloguePlan, RopePlan, RopePlans};
 pub use scalar::Scalar;
 pub use shape::{Heads, Logits, Shape, Tokens};
 

@@ -2011,6 +2011,118 @@ double posenc_mla_logit_scale(double factor, double mscale_all_dim);
 /* LongRoPE's factor on cosine and sine: `sqrt(1 + ln(factor) / ln(original_context))`; 1 up to a factor of 1. */
 double posenc_longrope_attention_factor(double factor, double original_context);
 
+#define POSENC_HEAD_NORM_NONE 0 /* Norms of a head: none. */
+#define POSENC_HEAD_NORM_RMS 1 /* by `sqrt(mean(x^2) + eps)` */
+#define POSENC_HEAD_NORM_L2 2 /* by `sqrt(sum(x^2) + eps)` */
+
+#define POSENC_NORM_WEIGHT_NONE 0 /* What a norm multiplies by afterwards: nothing. */
+#define POSENC_NORM_WEIGHT 1 /* the weight */
+#define POSENC_NORM_ONE_PLUS_WEIGHT 2 /* 1 + the weight: Gemma 3, Qwen3-Next */
+
+#define POSENC_NORM_OVER_HEAD 0 /* Channels of one norm: those of a head, with a weight `[dim]`. */
+#define POSENC_NORM_OVER_ALL_HEADS 1 /* those of all heads, with a weight `[heads, dim]`: OLMo 2, MiniMax, Wan */
+
+#define POSENC_ROUNDING_ONCE 0 /* Where values are rounded to the element type: at the end alone. */
+#define POSENC_ROUNDING_STEPS 1 /* after each step: the bits of separate operations */
+/* after each step, and before the norm's weight: Hugging Face's Llama-type norms */
+#define POSENC_ROUNDING_BEFORE_WEIGHT 2
+
+/* Rows of a cache: a slot for each token, `page * rows of a page + row`; below 0: not cached. */
+#define POSENC_CACHE_SLOTS 0
+/* Row `n` of a sequence is row `n % rows of a page` of page `table[sequence, n / rows of a page]`. */
+#define POSENC_CACHE_PAGES 1
+#define POSENC_CACHE_ROWS 2 /* A page for each sequence: a contiguous cache. */
+
+#define POSENC_TO_CACHE 0 /* Where a result goes beside the cache: nowhere. */
+#define POSENC_TO_PLACE 1 /* It takes the place of `x`. */
+#define POSENC_TO_OUT 2 /* It goes to `out`. */
+
+/* What is done with queries, keys or values. */
+typedef struct PosencBranch {
+    uint32_t norm; /* `POSENC_HEAD_NORM_...` */
+    uint32_t weight; /* `POSENC_NORM_...` */
+    uint32_t over; /* `POSENC_NORM_OVER_...` */
+    uint32_t rounding; /* `POSENC_ROUNDING_...` */
+    uint32_t bias; /* 1: a bias `[heads, dim]` is added first */
+    uint32_t rope; /* 1: pairs are rotated */
+    double eps; /* of the norm */
+} PosencBranch;
+
+/* Bias, norm, rotation and factor: what to compute. */
+typedef struct PosencPrologueSpec {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencPrologueSpec)` */
+    PosencRopeSpec rope; /* the rotation, if a branch has one */
+    PosencBranch q; /* what is done with queries */
+    PosencBranch k; /* what is done with keys */
+    PosencBranch v; /* what is done with values */
+    PosencQueryScale query_scale; /* factor on queries by their position, zeros: 1 */
+    uint32_t rope_first; /* 1: the rotation comes before the norm */
+    uint32_t reserved; /* 0 */
+} PosencPrologueSpec;
+
+/* Queries, keys or values of one call. */
+typedef struct PosencProjected {
+    PosencBuffer x; /* read; no `data`: there are none */
+    PosencHeads heads; /* the shape of `x` */
+    PosencBuffer out; /* of `POSENC_TO_OUT`: written */
+    PosencHeads out_heads; /* the shape of `out` */
+    uint32_t to; /* `POSENC_TO_...` */
+    /* of keys and values: 1: they lie in the buffer of `q.x`, whose queries are changed in place; `x` is not read */
+    uint32_t packed;
+    PosencBuffer weight; /* of the norm: `[dim]`, or `[heads, dim]` over all heads; or no `data` */
+    PosencBuffer bias; /* `[heads, dim]`, or no `data` */
+} PosencProjected;
+
+/* A cache of keys and values, each `[pages, rows of a page, heads, dim]` in any order of memory: `batch` of a shape
+   counts pages, `tokens` the rows of each. */
+typedef struct PosencCache {
+    PosencBuffer k; /* of keys, written where tokens have a row; no `data`: there is no cache */
+    PosencHeads k_heads; /* its shape */
+    PosencBuffer v; /* of values; no `data`: they are not cached */
+    PosencHeads v_heads; /* its shape, of as many pages and rows */
+    uint32_t rows; /* `POSENC_CACHE_...` */
+    uint32_t reserved; /* 0 */
+    PosencIds slots; /* slots `[batch, tokens]`, or the table of pages `[sequences, width]` */
+    uint64_t width; /* of `POSENC_CACHE_PAGES`: pages of a sequence */
+    /* but of slots: the row in its sequence that each token takes, given like positions; below 0: not cached */
+    PosencPositions first;
+    /* a 32-bit word that becomes 1 by a row outside the cache, whose token is not cached; or no `data`. The CPU
+       refuses such a row in place of it */
+    PosencBuffer flag;
+} PosencCache;
+
+/* One call. */
+typedef struct PosencPrologueCall {
+    uint32_t version; /* `POSENC_ABI` */
+    uint32_t size; /* `sizeof(PosencPrologueCall)` */
+    PosencProjected q; /* queries */
+    PosencProjected k; /* keys */
+    PosencProjected v; /* values */
+    PosencPositions positions; /* token positions */
+    PosencCache cache; /* where keys and values are kept */
+} PosencPrologueCall;
+
+/* Between a projection and attention, on a device, for one element type. */
+typedef struct PosencPrologue PosencPrologue;
+
+/* Makes a plan: uploads the frequencies and loads the kernels for `element`. */
+PosencStatus posenc_prologue_new(
+    const PosencGpu *gpu,
+    const PosencPrologueSpec *spec,
+    uint32_t element,
+    PosencPrologue **out);
+
+/* Makes the same plan for the stream of `gpu`, a handle of the same context: kernels and tables are shared. That
+   stream waits for what the plan's own has been given so far. */
+PosencStatus posenc_prologue_on(const PosencPrologue *prologue, const PosencGpu *gpu, PosencPrologue **out);
+
+/* Frees it; null is allowed. */
+PosencStatus posenc_prologue_free(PosencPrologue *prologue);
+
+/* Applies bias, norm, rotation and factor to queries, keys and values, and writes the cache, in one kernel. */
+PosencStatus posenc_prologue_apply(const PosencPrologue *prologue, const PosencPrologueCall *call);
+
 #ifdef __cplusplus
 } /* extern "C" */
 

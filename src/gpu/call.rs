@@ -322,6 +322,19 @@ impl<'a> Call<'a> {
         Ok(Updated::in_place(Placed { at: Out::new(at), shape, steps }, x.buffer))
     }
 
+    /// A tensor in the buffer of one that is changed in place, to be read.
+    pub(crate) fn beside_read<T, S: Shape>(
+        &mut self,
+        name: &'static str,
+        x: &Updated<S>,
+        shape: S,
+    ) -> Result<Placed<In, S>> {
+        let (base, len) = x.buffer;
+        let span = shape.check(name, len)?;
+        let (at, steps) = self.hold_tensor(name, [base, size_of::<T>() as u64], &shape, span, false)?;
+        Ok(Placed { at: In::new(at), shape, steps })
+    }
+
     /// The graph into which the stream is being captured, if it is.
     #[inline]
     fn graph(&self) -> Result<Option<sys::CUgraph>> {

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use super::args::{
     ApplyTermsArgs, Args, DistanceGradArgs, FieldLayout, FireGradArgs, GateGradArgs, GateSumsArgs, GridArgs,
-    LearnedArgs, MaskedArgs, MergeArgs, MergeGradArgs, MixedRatesArgs, PositionUnitsArgs, ProductsArgs,
+    LearnedArgs, MaskedArgs, MergeArgs, MergeGradArgs, MixedRatesArgs, PositionUnitsArgs, ProductsArgs, PrologueArgs,
     RelativeTableGradArgs, RelativeValuesArgs, ResampleArgs, RopeArgs, RopeGradArgs, SinkGradArgs, SinusoidArgs,
     SoftmaxArgs, SoftmaxGradArgs, SoftmaxGradTermsArgs, SoftmaxTermsArgs, Swin2Args, Swin2GradArgs, TableGradArgs,
     TermGradArgs, TimestepArgs, ToeplitzArgs, ToeplitzRowArgs,
@@ -87,6 +87,8 @@ entries! {
     ROPE_ONE: RopeArgs = "rotate/rope_sources" ["rope_one"];
     /// 16-byte accesses, and of one element: sums over axes, frequencies of sets of heads.
     ROPE_MIXED: RopeArgs = "rotate/rope_mixed" ["rope_mixed_wide", "rope_mixed_one"];
+    /// Units of 8 channels by 16-byte accesses, and by single elements.
+    PROLOGUE: PrologueArgs = "rotate/prologue" ["prologue_wide", "prologue_one"];
     MIXED_RATES: MixedRatesArgs = "rotate/fixed" ["mixed_rates"];
     POSITION_UNITS: PositionUnitsArgs = "rotate/fixed" ["position_units"];
     /// Of frequencies: partial sums by 16-byte accesses and by single elements, and their sum.

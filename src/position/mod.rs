@@ -264,6 +264,14 @@ impl<A> Positions<A> {
         matches!(self.kind, Kind::Counted | Kind::Starts(_))
     }
 
+    /// Sequences of a batch, those of a packed one.
+    pub(crate) const fn sequence_count(&self, batch: usize) -> usize {
+        match self.kind {
+            Kind::Packed { sequences, .. } => sequences,
+            _ => batch,
+        }
+    }
+
     /// Refuses what does not go together, and gives rows and the length of a row of positions, and the axes' stride.
     fn check(&self, axes: usize, batch: usize, tokens: usize) -> Result<(usize, usize, usize)> {
         let wrong = |text: String| Err(Error::Value(text));
@@ -413,6 +421,19 @@ impl Positions<&[i64]> {
             }
         }
         Ok(made.into())
+    }
+}
+
+impl Positions<&[i64]> {
+    /// The sequence of every token, `[batch, tokens]`, of positions that are resolved.
+    pub(crate) fn sequences(&self, batch: usize, tokens: usize) -> Vec<usize> {
+        let of = |at: usize| match self.kind {
+            Kind::Packed { indptr, sequences } => {
+                indptr[..sequences].partition_point(|&first| first <= (at % tokens) as i64).saturating_sub(1)
+            }
+            _ => at / tokens,
+        };
+        (0..batch * tokens).map(of).collect()
     }
 }
 

@@ -5,6 +5,7 @@ mod axes;
 mod cpu;
 mod mixed;
 mod power;
+mod prologue;
 mod query_scale;
 mod rope;
 mod scaling;
@@ -18,6 +19,11 @@ pub use axes::Axes;
 #[cfg(feature = "cuda")]
 pub use mixed::RopeGradPlan;
 pub use mixed::{Mixed, RopeGrad};
+pub use prologue::{
+    Branch, CacheRows, HeadNorm, HostCache, NormKind, NormOver, NormWeight, Prologue, Qkv, Rounding, Vectors,
+};
+#[cfg(feature = "cuda")]
+pub use prologue::{Cache, Projected, PrologueCall, ProloguePlan};
 pub use query_scale::QueryScale;
 pub use rope::{Angles, Direction, Rope};
 #[cfg(feature = "cuda")]

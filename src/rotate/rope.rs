@@ -17,6 +17,8 @@ mod plans;
 #[cfg(any(feature = "cpu", feature = "cuda"))]
 pub(crate) use law::Law;
 #[cfg(feature = "cuda")]
+pub(super) use plan::Rates;
+#[cfg(feature = "cuda")]
 pub use plan::{Keys, RopePlan, Rotation};
 #[cfg(feature = "cuda")]
 pub use plans::RopePlans;
@@ -608,7 +610,7 @@ impl Rope {
     }
 
     /// Sine and cosine by set of heads, pair and the position on each axis.
-    fn sin_cos(&self) -> impl Fn(usize, usize, &[i64]) -> (f64, f64) {
+    pub(super) fn sin_cos(&self) -> impl Fn(usize, usize, &[i64]) -> (f64, f64) {
         let pairs = self.pairs();
         let turners: Vec<_> = (0..self.sets() * pairs).map(|i| self.turner(i / pairs, i % pairs)).collect();
         move |set, pair, at| turners[set * pairs + pair](at).sin_cos()

@@ -6,6 +6,7 @@ mod compat;
 mod mixed;
 mod model;
 mod positions;
+mod prologue;
 mod rope;
 mod scaling;
 mod spans;

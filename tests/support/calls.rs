@@ -15,7 +15,10 @@ use posenc::embed::{
     Norm, NormGrad, Resample, ResamplePlan, Sinusoid, SinusoidPlan, TableGrad, TimestepPlan, Tokens,
 };
 use posenc::position::FixedPlan;
-use posenc::rotate::{Angles, Mixed, OutOfRange, RopeGrad, RopeGradPlan, Rotation, Table, TableValues, XPos};
+use posenc::rotate::{
+    Angles, Branch, Cache, CacheRows, HeadNorm, Mixed, NormOver, OutOfRange, Projected, Prologue, PrologueCall,
+    ProloguePlan, RopeGrad, RopeGradPlan, Rotation, Table, TableValues, Vectors, XPos,
+};
 use posenc::{
     Alibi, BiasPlan, Direction, Gpu, Heads, Id, Logits, Places, Positions, Rope, RopePlan, Softmax, SoftmaxPlan, T5Bias,
 };
@@ -128,6 +131,48 @@ fn rotate(v: &mut Visitor<'_>) {
     let plan = RopePlan::<bf16>::xpos(v.gpu, &XPos::new(Rope::new(128, 10_000.0))).expect("a plan");
     run!(v, "xPos", q_x, { plan.rotate(q.of_mut(&mut q_x), k.of_mut(&mut k_x), Positions::counted()) });
     mixed(v);
+    prologue(v);
+}
+
+fn prologue(v: &mut Visitor<'_>) {
+    let norm = Some(HeadNorm::rms(1e-6));
+    let normed = Branch { norm, ..Branch::rotated() };
+    let spec = Prologue { q: normed, k: normed, ..Prologue::new(Rope::new(64, 10_000.0)) };
+    let plan = ProloguePlan::<bf16>::new(v.gpu, &spec).expect("a plan");
+    // Partly rotated heads, whose sums are exchanged.
+    let row = 8 * 80;
+    let (q, k) = (Heads::thd(3, 4, 80).row(row), Heads::thd(3, 2, 80).row(row));
+    let (qkv, q_weight, k_weight) = (v.data(3 * row), v.data(80), v.data(160));
+    let mut out = v.zeros::<bf16>(3 * 4 * 80);
+    let (mut k_cache, mut v_cache) = (v.zeros::<bf16>(2 * 2 * 2 * 80), v.zeros::<bf16>(2 * 2 * 2 * 80));
+    let (ids, slots) = (v.upload(&[131_071i64, 5, -1]), v.upload(&[2i32, -1, 1]));
+    run!(v, "prologue into a cache", out, {
+        let pages = Heads::bhtd(2, 2, 2, 80);
+        let call = PrologueCall {
+            q: Vectors::weight(&q_weight),
+            k: Vectors::weight(&k_weight),
+            cache: Some(Cache {
+                k: pages.of_mut(&mut k_cache),
+                v: Some(pages.of_mut(&mut v_cache)),
+                rows: CacheRows::Slots(i32::ids(&slots)),
+                flag: None,
+            }),
+            ..PrologueCall::at(Positions::ids(&ids))
+        };
+        let to = Heads::thd(3, 4, 80).of_mut(&mut out);
+        plan.apply(q.of(&qkv).to(to), k.at(4 * 80).of(&qkv), k.at(6 * 80).of(&qkv), call)
+    });
+    v.read("keys in the cache of the prologue", &k_cache);
+    v.read("values in the cache of the prologue", &v_cache);
+    let all = Some(HeadNorm { over: NormOver::AllHeads, ..HeadNorm::rms(1e-6) });
+    let spec = Prologue { k: Branch { norm: all, ..Branch::rotated() }, ..Prologue::new(Rope::new(6, 10_000.0)) };
+    let plan = ProloguePlan::<bf16>::new(v.gpu, &spec).expect("a plan");
+    let keys = Heads::thd(3, 2, 80);
+    let mut k_out = v.data(3 * 2 * 80);
+    run!(v, "prologue of keys in place", k_out, {
+        let call = PrologueCall { k: Vectors::weight(&k_weight), ..PrologueCall::at(Positions::ids(&ids)) };
+        plan.apply(Projected::None, keys.of_mut(&mut k_out), Projected::None, call)
+    });
 }
 
 fn mixed(v: &mut Visitor<'_>) {

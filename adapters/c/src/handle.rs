@@ -118,7 +118,7 @@ macro_rules! specs {
 
 specs! {
     posenc::Sinusoid, posenc::Grid, posenc::Learned, posenc::Resample, posenc::Fire, posenc::Softmax,
-    posenc::bias::RelativeProducts, posenc::bias::Swin2Bias, posenc::attend::RelativeValues
+    posenc::Prologue, posenc::bias::RelativeProducts, posenc::bias::Swin2Bias, posenc::attend::RelativeValues
 }
 
 /// Makes a handle and puts it into `out`.

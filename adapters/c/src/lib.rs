@@ -18,6 +18,7 @@ mod memory;
 mod merge;
 mod model;
 mod products;
+mod prologue;
 mod relative_values;
 mod resize;
 mod rotate;
@@ -42,6 +43,7 @@ pub use memory::*;
 pub use merge::*;
 pub use model::*;
 pub use products::*;
+pub use prologue::*;
 pub use relative_values::*;
 pub use resize::*;
 pub use rotate::*;
@@ -102,5 +104,9 @@ pub fn items() -> impl Iterator<Item = &'static Item> {
     let first = [ITEMS, status::ITEMS, memory::ITEMS, rotate::ITEMS, embed::ITEMS];
     let bias =
         [terms::ITEMS, resize::ITEMS, bias::ITEMS, term_grad::ITEMS, products::ITEMS, swin2::ITEMS, gate_sums::ITEMS];
-    first.into_iter().chain(bias).chain([attend::ITEMS, relative_values::ITEMS, merge::ITEMS, model::ITEMS]).flatten()
+    first
+        .into_iter()
+        .chain(bias)
+        .chain([attend::ITEMS, relative_values::ITEMS, merge::ITEMS, model::ITEMS, prologue::ITEMS])
+        .flatten()
 }

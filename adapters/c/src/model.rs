@@ -434,7 +434,7 @@ impl PosencQueryScale {
         Ok(Self { kind, reserved: 0, factor, context })
     }
 
-    fn get(&self) -> Result<QueryScale, Failure> {
+    pub(crate) fn get(&self) -> Result<QueryScale, Failure> {
         let Self { factor, context, .. } = *self;
         let scale = match self.kind {
             POSENC_QUERY_SCALE_ONE => QueryScale::One,

@@ -1,4 +1,4 @@
-//! C programs, one for each room, one for biases of terms, one for their gradients and what goes with them, one with threads; compiled
+//! C programs, one for each room, one for the prologue, one for biases of terms, one for their gradients and what goes with them, one with threads; compiled
 //! by the machine's compiler and linked to the library, run on the device.
 
 mod support;
@@ -8,7 +8,7 @@ use std::process::Command;
 
 use support::library;
 
-const ROOMS: [&str; 6] = ["embed", "rope", "bias", "terms", "relative", "threads"];
+const ROOMS: [&str; 7] = ["embed", "rope", "prologue", "bias", "terms", "relative", "threads"];
 
 fn compile(room: &str, kind: &str, link: &[&str]) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use posenc_c::{Kind, items};
 
 /// Enums that the header has in other words than constants of their own.
-const IN_OTHER_WORDS: [(&str, &str, &[&str]); 15] = [
+const IN_OTHER_WORDS: [(&str, &str, &[&str]); 17] = [
     ("Reals", "`element` of PosencFixedCall", &["F32", "F64"]),
     ("Wave", "`cosine_first`", &["Sine", "Cosine"]),
     ("Direction", "`inverse`", &["Forward", "Inverse"]),
@@ -27,6 +27,12 @@ const IN_OTHER_WORDS: [(&str, &str, &[&str]); 15] = [
     ("Part", "integers that the caller computes", &["Intra", "Successive", "Inter"]),
     ("GgufValue", "a file, which posenc_model_from_gguf reads", &["Integer", "Float", "Bool", "Text", "List"]),
     ("Host", "`posenc_cpu_new`", &[]),
+    (
+        "Projected",
+        "`x`, `to` and `packed` of PosencProjected",
+        &["None", "Read", "Update", "Beside", "BesideInPlace", "BesideTo"],
+    ),
+    ("Qkv", "`q`, `k` and `v` of PosencPrologueCall", &["Query", "Key", "Value"]),
 ];
 
 /// Methods that the header has in other words, or needs not.
@@ -40,6 +46,7 @@ const METHODS_IN_OTHER_WORDS: [(&str, &[&str]); 9] = [
         &[
             "RopePlan::rope",
             "RopeGradPlan::rope",
+            "ProloguePlan::prologue",
             "SinusoidPlan::sinusoid",
             "TimestepPlan::sinusoid",
             "GridPlan::grid",

@@ -1,6 +1,6 @@
 //! Arguments of `kernels/rotate`.
 
-use super::{Divisor, In, Out, PositionArgs, args, codes, words};
+use super::{Divisor, IdType, In, Out, PositionArgs, args, codes, words};
 
 codes! {
     /// Policy for positions outside the cos/sin table.
@@ -9,6 +9,48 @@ codes! {
         CLAMP = 0,
         /// NaN
         NAN = 1,
+    }
+
+    /// What divides a head.
+    HeadNormKind {
+        /// nothing
+        NONE = 0,
+        /// the root of the mean of its squares
+        RMS = 1,
+        /// the root of the sum of its squares
+        L2 = 2,
+    }
+
+    /// Where values are rounded to the element type before the last step.
+    StepRounding {
+        /// nowhere
+        ONCE = 0,
+        /// after each step
+        STEPS = 1,
+        /// after each step, and before the norm's weight
+        BEFORE_WEIGHT = 2,
+    }
+
+    /// How the row of a token in a cache is found.
+    CachePlace {
+        /// by its slot
+        SLOTS = 0,
+        /// by its row in its sequence, and the page of that
+        PAGES = 1,
+        /// by its row in its sequence, which is a page
+        ROWS = 2,
+    }
+
+    /// What multiplies queries by their position.
+    QueryScaleKind {
+        /// 1
+        ONE = 0,
+        /// 1 + by ln(1 + floor((position + shift) / floor))
+        STEPS = 1,
+        /// max(1, by ln(position + 1))
+        LOG = 2,
+        /// 1 + by ln(max(1, (position + 1) / floor))
+        ABOVE = 3,
     }
 }
 
@@ -106,6 +148,109 @@ args! {
         k_sharing: u32,
         by_q_sharing: Divisor,
         by_k_sharing: Divisor,
+    }
+
+    /// Queries, keys or values in a prologue. A part of other arguments.
+    BranchArgs {
+        /// read
+        x: In,
+        /// written; `x` itself in place; null: nowhere
+        y: Out,
+        /// written too; null: there is no cache
+        cache: Out,
+        /// of the norm, `[dim]` or `[heads, dim]`; null: none
+        weight: In,
+        /// added, `[heads, dim]`; null: none
+        bias: In,
+        /// elements from one batch, token and head to the next in `x`
+        x_strides: [i64; 3],
+        /// the same of `y`
+        y_strides: [i64; 3],
+        /// elements from one page, row of a page and head to the next in `cache`
+        cache_strides: [i64; 3],
+        /// heads, and channels of each
+        heads: u32,
+        dim: u32,
+        /// threads that share the heads of a token, in groups of lanes
+        walks: u32,
+        /// what divides a head
+        norm: HeadNormKind,
+        /// where values are rounded
+        rounding: StepRounding,
+        /// added to the mean or the sum of squares
+        eps: f32,
+        /// 1 / channels of the mean; 1 for a sum
+        share: f32,
+        /// 1: a weight w multiplies by 1 + w
+        one_plus: u32,
+        /// 1: one norm for all heads of a token
+        all_heads: u32,
+        /// 1: pairs are rotated
+        turned: u32,
+        /// 1: the factor of the position multiplies
+        scaled: u32,
+        /// half of the units of 8 channels, a power of two: distance of the first sum of squares
+        tree: u32,
+        /// units from a thread's first to its second, of those that are not rotated
+        rest_apart: u32,
+        /// 1: a thread's units are `tree` apart
+        natural: u32,
+    }
+
+    /// `rotate/prologue`.
+    PrologueArgs {
+        /// queries, keys and values
+        of: [BranchArgs; 3],
+        /// token positions
+        at: PositionArgs,
+        /// turns per position of each pair in units of 2^-64, or frequencies in f32
+        rates: In,
+        /// axis of each pair; null with one axis
+        axes: In,
+        /// slot of each token, `[batch, tokens]`, or pages of each sequence, `[sequences, table_width]`
+        slots: In,
+        /// rows of a sequence that its tokens take
+        rows: PositionArgs,
+        /// set to 1 by a slot beyond the cache; null: no report
+        flag: Out,
+        /// positions of a step of the query's factor
+        floor: f64,
+        /// what `slots` holds, and its type
+        place: CachePlace,
+        slot_type: IdType,
+        /// pages of the cache, and rows of each; 0 rows: there is no cache
+        pages: u32,
+        page_size: u32,
+        /// pages of a sequence
+        table_width: u32,
+        by_page: Divisor,
+        /// tokens of each sequence, or of the packed batch
+        tokens: u32,
+        /// sequences
+        batch: u32,
+        /// heads that one group of lanes walks
+        per_thread: u32,
+        /// pairs of a head; 0: nothing is rotated
+        pairs: u32,
+        /// pairs of a block of channels that is rotated for itself; `pairs` if there is one
+        block: u32,
+        by_block: Divisor,
+        /// first rotated channel
+        offset: u32,
+        /// 1: pairs lie side by side in the input, in the output
+        interleaved: u32,
+        interleaved_out: u32,
+        /// multiplies cosine and sine
+        factor: f32,
+        /// 1: `rates` holds frequencies
+        compat: u32,
+        /// 1: the rotation comes before the norm
+        rope_first: u32,
+        /// what multiplies queries
+        scale: QueryScaleKind,
+        /// its factor, and what is added to the position
+        scale_by: f32,
+        scale_shift: u32,
     }
 
     /// `rotate/fixed`, of frequencies.

@@ -316,10 +316,25 @@ pub struct RopePlan<T> {
     element: std::marker::PhantomData<T>,
 }
 
+/// What makes the angles of a spec.
 #[derive(Clone, Debug)]
-enum Rates {
+pub(in crate::rotate) enum Rates {
+    /// turns per position in units of 2^-64
     Exact(Uploaded<u64>),
+    /// frequencies
     Compat(Uploaded<f32>),
+}
+
+impl Rates {
+    /// Checks the spec and uploads them.
+    pub(in crate::rotate) fn new(gpu: &Gpu, rope: &Rope) -> Result<Self> {
+        match &*Law::of(rope)? {
+            // A table on the device has at least one number, though a plan without a rotation reads none.
+            Law::Exact { rates, .. } | Law::Mixed(rates) if rates.is_empty() => Ok(Self::Exact(gpu.upload(&[0])?)),
+            Law::Exact { rates, .. } | Law::Mixed(rates) => Ok(Self::Exact(gpu.upload(rates)?)),
+            Law::Compat(frequencies) => Ok(Self::Compat(gpu.upload(frequencies)?)),
+        }
+    }
 }
 
 /// The kernels of one source of angles, by their accesses: 16 bytes, 8 bytes where odd sizes are common enough, one element.
@@ -368,12 +383,12 @@ impl<T: Scalar> RopePlan<T> {
     /// # Errors
     /// If the spec is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, rope: &Rope) -> Result<Self> {
-        let law = Law::of(rope)?;
+        let rates = Rates::new(gpu, rope)?;
         let [one] = load::<T, 1>(gpu, ROPE_ONE)?;
         let single = |[wide]: [Resident; 1]| Kernels { sharing: None, wide, mid: None, one: one.clone() };
         let double = |[wide, mid]: [Resident; 2]| Kernels { sharing: None, wide, mid: Some(mid), one: one.clone() };
-        let (rates, own) = match &*law {
-            Law::Exact { rates, .. } => {
+        let own = match rope.angles {
+            Angles::Exact => {
                 let blocks = rope.axes.blocks() > 1;
                 let mut own =
                     if blocks { single(load::<T, 1>(gpu, ROPE_BLOCKS)?) } else { double(load::<T, 2>(gpu, ROPE)?) };
@@ -382,16 +397,13 @@ impl<T: Scalar> RopePlan<T> {
                     let entries = if halves { ROPE_SHARED_HALF } else { ROPE_SHARED_INTERLEAVED };
                     own.sharing = Some(load::<T, 2>(gpu, entries)?);
                 }
-                // A table on the device has at least one number, though a plan without a rotation reads none.
-                let rates = if rates.is_empty() { &[0][..] } else { rates };
-                (Rates::Exact(gpu.upload(rates)?), own)
+                own
             }
-            Law::Mixed(rates) => {
+            Angles::Mixed(_) => {
                 let [wide, one] = load::<T, 2>(gpu, ROPE_MIXED)?;
-                let own = Kernels { sharing: None, wide, mid: None, one };
-                (Rates::Exact(gpu.upload(rates)?), own)
+                Kernels { sharing: None, wide, mid: None, one }
             }
-            Law::Compat(rates) => (Rates::Compat(gpu.upload(rates)?), single(load::<T, 1>(gpu, ROPE_COMPAT)?)),
+            Angles::HfCompat | Angles::Given(_) => single(load::<T, 1>(gpu, ROPE_COMPAT)?),
         };
         Ok(Self {
             gpu: gpu.clone(),

@@ -7,6 +7,7 @@
 mod attend;
 mod bias;
 mod embed;
+mod prologue;
 mod rotate;
 
 use posenc::embed::Tokens;
