@@ -1,4 +1,5 @@
-//! `posenc.h` is what the adapter's `header!` blocks say. With POSENC_BLESS=1 it is written.
+//! `posenc.h`, and its structs and functions for Python, are what the adapter's `header!` blocks say. With POSENC_BLESS=1 they are
+//! written.
 
 mod support;
 
@@ -124,6 +125,67 @@ fn the_header_is_current() {
 "
     );
     check_current("posenc.h", &format!("{START}{version}{}{END}", items().map(print).collect::<String>()));
+}
+
+/// A type of Rust in ctypes. Pointers are addresses, whatever they point to.
+fn ctypes(ty: &str) -> String {
+    if let Some((element, count)) = ty.trim_matches(['[', ']']).split_once("; ") {
+        return format!("{} * {count}", ctypes(element));
+    }
+    let number = match ty.as_bytes()[0] {
+        b'*' => "void_p".into(),
+        b'u' => format!("uint{}", &ty[1..]),
+        b'i' => format!("int{}", &ty[1..]),
+        b'f' if ty == "f32" => "float".into(),
+        b'f' => "double".into(),
+        _ if ty == "PosencStatus" => "int32".into(),
+        _ if ty == "PosencStream" => "void_p".into(),
+        _ => return ty.trim_start_matches("Posenc").into(),
+    };
+    format!("ctypes.c_{number}")
+}
+
+const PYTHON: &str = "\
+# posenc.h for ctypes. Written by adapters/c/tests/header.rs; do not edit.
+# ruff: noqa
+# fmt: off
+import ctypes
+
+from ._struct import Struct, Versioned
+
+";
+
+fn python(item: &Item) -> String {
+    let mut out = String::new();
+    match &item.kind {
+        Kind::Codes { codes, .. } => {
+            codes
+                .iter()
+                .for_each(|(_, name, value, _)| _ = writeln!(out, "{} = {value}", name.trim_start_matches("POSENC_")));
+        }
+        Kind::Struct { name, fields } => {
+            let (base, hidden) = if fields[0].1 == "version" { ("Versioned", 2) } else { ("Struct", 0) };
+            let _ = writeln!(out, "\n\nclass {}({base}):\n    _fields_ = [", name.trim_start_matches("Posenc"));
+            for (_, field, ty) in fields.iter().skip(hidden) {
+                let _ = writeln!(out, "        ({field:?}, {}),", ctypes(ty));
+            }
+            out += "    ]\n";
+        }
+        Kind::Opaque { .. } => {}
+        Kind::Function { name, arguments, result, .. } => {
+            let arguments: Vec<_> = arguments.iter().map(|(_, ty)| ctypes(ty)).collect();
+            let _ = writeln!(out, "FUNCTIONS[{name:?}] = {}, [{}]", ctypes(result), arguments.join(", "));
+        }
+    }
+    out
+}
+
+#[test]
+fn the_structs_of_python_are_current() {
+    let (functions, others): (Vec<_>, Vec<_>) = items().partition(|item| matches!(item.kind, Kind::Function { .. }));
+    let text = others.into_iter().map(python).collect::<String>();
+    let functions = functions.into_iter().map(python).collect::<String>();
+    check_current("../python/posenc/_c.py", &format!("{PYTHON}{text}\n\nFUNCTIONS = {{}}\n{functions}"));
 }
 
 /// A program that begins a spec and a call in every way, and knows the sizes that Rust has.

@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything around posenc that is not the crate.
 
+mod adapters;
 mod bench;
 mod bundle;
 mod check;
@@ -87,6 +88,8 @@ enum Task {
         #[arg(long, conflicts_with = "emulator")]
         no_emulator: bool,
     },
+    /// Builds the wheel for Python, installs it and tests it: with PyTorch, transformers and cuda.core, which are 5 GB
+    TestAdapters(adapters::Options),
     /// Generated input for configs, GGUF, shapes, PTX and the C library, on the emulator
     Fuzz {
         /// Those of the program: `--help`
@@ -178,8 +181,10 @@ fn main() -> Result<()> {
                 emulator::clients(false, &mut steps)?;
             }
             steps.run("generated input", || test::fuzz(&[]))?;
+            adapters::run_all(&adapters::Options::in_short(), &mut steps)?;
             check::run_all(&mut steps)
         }
+        Task::TestAdapters(options) => adapters::run_all(&options, &mut steps::Steps::new()),
         Task::Fuzz { arguments } => test::fuzz(&arguments),
         Task::Clients => clients::run_all(false, &mut steps::Steps::new()),
         Task::Format => check::format(false),

@@ -1,0 +1,95 @@
+//! The wheel for Python: built out of the C library, installed into an environment of its own, tested there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::steps::Steps;
+use crate::{cargo, cuda, device, pip, run};
+
+const PACKAGE: &str = "adapters/python";
+/// Environments, one for each form of the tests.
+const FOLDER: &str = "target/adapters";
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Without torch, transformers and clients of the driver: numpy alone, in less than a minute
+    #[arg(long)]
+    short: bool,
+    /// Of pytest, such as `-k rope`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+impl Options {
+    pub fn in_short() -> Self {
+        Self { short: true, arguments: Vec::new() }
+    }
+}
+
+/// Builds the library, installs the wheel and runs its tests.
+pub fn run_all(options: &Options, steps: &mut Steps) -> Result<()> {
+    cuda::nvrtc()?;
+    // As for generated input, so that both share what is built.
+    steps.run("the library of the wheel", || {
+        run(cargo().args(["build", "--package", "posenc-c", "--package", "fuzz"]))
+    })?;
+    let python = steps.run("an environment for the wheel", || environment(options.short))?;
+    steps.run("tests of the wheel", || tests(&python, options))
+}
+
+/// An interpreter with what the tests need, and the wheel.
+fn environment(short: bool) -> Result<PathBuf> {
+    let folder = std::path::absolute(Path::new(FOLDER).join(if short { "short" } else { "all" }))?;
+    let python = folder.join("bin/python3");
+    let list = folder.join("requirements.txt");
+    let [hashed, others] = ["requirements.txt", "requirements-all.txt"]
+        .map(|name| fs::read_to_string(Path::new(PACKAGE).join("tests").join(name)));
+    let (hashed, others) = (hashed?, others?);
+    let wanted = if short { hashed.clone() } else { format!("{hashed}{others}") };
+    if !fs::read_to_string(&list).is_ok_and(|there| there == wanted) {
+        let _ = fs::remove_dir_all(&folder);
+        run(Command::new("python3").args(["-m", "venv", "--without-pip"]).arg(&folder))?;
+        let mut ask = Command::new(&python);
+        let output = ask.args(["-c", "import sysconfig; print(sysconfig.get_path('purelib'), end='')"]).output()?;
+        ensure!(output.status.success(), "{} does not say where packages are", python.display());
+        pip::fetch(Path::new(&String::from_utf8(output.stdout)?), &hashed, "what the wheel's tests need")?;
+        if !short {
+            // Their own dependencies are many, and not all for every Python.
+            let file = folder.join("others.txt");
+            fs::write(&file, &others)?;
+            run(of_pip(&python).args(["install", "--quiet", "--requirement"]).arg(file))?;
+        }
+        fs::write(&list, &wanted)?;
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let library = std::path::absolute(target.join("debug/libposenc_c.so"))?;
+    ensure!(library.is_file(), "{} is not there", library.display());
+    let mut install = of_pip(&python);
+    install.args(["install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--force-reinstall"]);
+    run(install.arg(PACKAGE).env("POSENC_LIBRARY", library))?;
+    Ok(python)
+}
+
+/// The machine's pip, for an environment without one.
+fn of_pip(python: &Path) -> Command {
+    let mut command = Command::new("python3");
+    command.args(["-m", "pip", "--disable-pip-version-check", "--python"]).arg(python);
+    command
+}
+
+/// Runs them from their own folder, so that the package is the installed one.
+fn tests(python: &Path, options: &Options) -> Result<()> {
+    let mut command = Command::new(python);
+    command.args(["-B", "-m", "pytest", "-p", "no:cacheprovider", "."]).args(&options.arguments);
+    command.current_dir(Path::new(PACKAGE).join("tests")).env_remove("POSENC_LIBRARY").env_remove("PYTHONPATH");
+    if !options.short {
+        device::Device::find(false)?.prepare(&mut command)?;
+        // What is not installed is then a failure, not a test that is left out.
+        command.env("POSENC_TEST_ALL", "1").env("EMULATOR_STRICT", "all").env("EMULATOR_VERBOSE", "1");
+        run(Command::new(python).args(["-m", "mypy"]).current_dir(PACKAGE)).context("types")?;
+    }
+    run(&mut command)
+}
