@@ -77,6 +77,8 @@ class BuildPy(build_py):
         unless = "unknown" if "POSENC_LIBRARY" in os.environ else "all"
         settings = {"kernels": "POSENC_KERNELS", "architectures": "POSENC_ARCHS"}
         built = {what: os.environ.get(name) or unless for what, name in settings.items()}
+        if built["kernels"] == "none":
+            built["architectures"] = "none"
         (folder / "build.json").write_text(json.dumps(built), encoding="utf-8")
 
     def get_outputs(self, include_bytecode=1):

@@ -13,6 +13,7 @@ from . import errors
 from ._library import build, version
 from ._library import path as library_path
 from ._plan import CAPACITY, Places, clear, overlap, plans
+from ._spec import Spec, spec_of
 from .attend import (
     Inputs,
     RelativeTableGrad,
@@ -70,7 +71,6 @@ from .rotate import (
     fixed,
     longrope_attention_factor,
     mla_logit_scale,
-    rope_of_json,
     yarn_mscale,
 )
 
@@ -124,6 +124,7 @@ __all__ = [
     "Slopes",
     "Softmax",
     "Span",
+    "Spec",
     "State",
     "Swin2",
     "T5",
@@ -148,7 +149,7 @@ __all__ = [
     "overlap",
     "plans",
     "resize_window",
-    "rope_of_json",
+    "spec_of",
     "span_positions",
     "swin2_logit_scale",
     "version",

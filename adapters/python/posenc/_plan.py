@@ -146,8 +146,11 @@ class Call:
             if tensor.readonly:
                 raise Error(f"{name} is read-only, and it is written")
             torch = sys.modules.get("torch")
-            if torch is not None and isinstance(x, torch.Tensor) and x.requires_grad:
-                raise Error(f"{name} requires grad and is written, which autograd would not see: use posenc.torch")
+            if torch is not None and isinstance(x, torch.Tensor) and x.requires_grad and torch.is_grad_enabled():
+                raise Error(
+                    f"{name} requires grad and is written, which autograd would not see: "
+                    f"use torch.no_grad(), or a function of posenc.torch that gives a new tensor"
+                )
         return tensor
 
     def _stream_for(self, x: Any) -> int:

@@ -59,6 +59,8 @@ class Tensor:
         return 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
 
     def contiguous(self) -> bool:
+        if self.empty:
+            return True
         need = 1
         for n, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if n != 1 and stride != need:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from . import _c, _plan, _tensor
 from ._library import Handle
 from ._plan import Call, Places
+from ._spec import Spec
 from .bias import Bias, Term, TermInputs, _OfLogits, table_shape, term_structs
 from .errors import Error
 from .rotate import choice
@@ -57,7 +58,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Softmax:
+class Softmax(Spec):
     """A softmax: `scale` multiplies the logit, `softcap` limits it (0: no limit), and keys may lie at most `left`
     before their query and `right` after it (none: any number). `right=0` is causal."""
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from . import _c, _library, _plan, _tensor
 from ._library import Handle
 from ._plan import Call, Places
+from ._spec import Spec
 from ._tensor import CPU
 from .errors import Error
 from .rotate import choice
@@ -30,17 +31,16 @@ def _key(*parts: Any) -> tuple[Any, ...]:
     return tuple((part.shape, part.tobytes()) if hasattr(part, "tobytes") else part for part in parts)
 
 
-class Bias:
+class Bias(Spec):
     """A bias of attention logits: written, added, or given to a softmax."""
 
     #: part of the constructor's name
     _name: ClassVar[str]
-    #: what each term reads, of sums of terms alone
-    terms: int = 0
     heads: int
 
     def __init__(self, key: tuple[Any, ...]) -> None:
         self._key = (type(self).__name__, *key)
+        self._freeze()
 
     def _spec(self) -> Any:
         raise NotImplementedError
@@ -415,7 +415,7 @@ _COORDINATES = {
 _WINDOW_AXES = {"both": _c.WINDOW_BOTH, "rows": _c.WINDOW_ROWS, "columns": _c.WINDOW_COLUMNS}
 
 
-class Term:
+class Term(Spec):
     """One term of a bias: a number of an array, whose entry is arithmetic in query and key.
 
     Made by the names of models (`swin`, `shaw`, `deberta`, ...) or of indices (`whole`, `distance`, `window`,
@@ -423,8 +423,16 @@ class Term:
     of numbers of its own, such as products of its state with a table, or all share a table.
     """
 
-    def __init__(self, struct: _c.Term, kept: Any = None) -> None:
-        self._struct, self._kept = struct, kept
+    def __init__(self, struct: _c.Term | str, lookup: Any = None) -> None:
+        own = _c.Term.from_buffer_copy(bytes.fromhex(struct)) if isinstance(struct, str) else struct
+        self._kept = None if lookup is None else host("lookup", lookup, "uint16", (own.distances.count,))
+        # an address is no part of a text
+        own.distances.lookup = 0
+        self.struct, self.lookup = bytes(own).hex(), self._kept
+        if self._kept is not None:
+            own.distances.lookup = self._kept.ctypes.data
+        self._struct = own
+        self._freeze()
 
     def scaled(self, factor: float) -> Term:
         """The same with this factor."""
@@ -447,8 +455,7 @@ class Term:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        own = bytes(self._struct)
-        return own, None if self._kept is None else self._kept.tobytes()
+        return self.struct, None if self._kept is None else self._kept.tobytes()
 
     @classmethod
     def _named(cls, name: str, *sizes: int) -> Term:
@@ -564,10 +571,7 @@ class Term:
             count=count,
             entries=count if entries is None else entries,
         )
-        kept = None if lookup is None else host("lookup", lookup, "uint16", (count,))
-        if kept is not None:
-            own.lookup = kept.ctypes.data
-        return cls(_c.Term(kind=_c.TERM_DISTANCE, factor=1.0, distances=own), kept)
+        return cls(_c.Term(kind=_c.TERM_DISTANCE, factor=1.0, distances=own), lookup)
 
     @classmethod
     def window(
@@ -670,12 +674,16 @@ class Terms(Bias):
     _name = "terms"
 
     def __init__(self, *terms: Term, heads: int = 1) -> None:
-        self.of, self.terms, self.heads = terms, len(terms), heads
+        self.terms, self.heads = terms, heads
         self._structs = (_c.Term * len(terms))(*(term._struct for term in terms))
         super().__init__(tuple(term.key for term in terms))
 
+    @classmethod
+    def _made(cls, arguments: dict[str, Any]) -> Spec:
+        return cls(*arguments.pop("terms"), **arguments)
+
     def _spec(self) -> _c.TermsSpec:
-        return _c.TermsSpec(terms=ctypes.addressof(self._structs), count=self.terms)
+        return _c.TermsSpec(terms=ctypes.addressof(self._structs), count=len(self.terms))
 
 
 # ------------------------------------------------------------------------------------------------------------ gradients

@@ -9,13 +9,14 @@ from typing import Any, Literal
 from . import _c, _library, _plan, _tensor
 from ._library import Handle
 from ._plan import Call
+from ._spec import Spec
 from ._tensor import CPU
 from .errors import Error
 from .rotate import PAIRINGS, Pairing, choice
 
 
 @dataclass(frozen=True)
-class Sinusoid:
+class Sinusoid(Spec):
     """Sinusoids of `dim` channels: `sin` and `cos` of `scale (position + offset) max_period^(-pair / (dim / 2 -
     shift))`.
 
@@ -119,7 +120,7 @@ _ALONG = {"frames": _c.ALONG_FRAMES, "rows": _c.ALONG_ROWS, "columns": _c.ALONG_
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Spec):
     """The sinusoids of a grid's axes side by side: `axes` are pairs of a direction (`"frames"`, `"rows"`,
     `"columns"`) and a `Sinusoid`. `by_wave` puts the first wave of every axis before the second."""
 
@@ -248,7 +249,7 @@ def _flag(flag: ErrorFlag | None) -> int | None:
 
 
 @dataclass(frozen=True)
-class Learned:
+class Learned(Spec):
     """Learned tables: `norm(token[id] * scale + position[row] + type[kind])`.
 
     The row is `position + first`; with `kept="id"` (`"mask"`) tokens whose id is not `padding` (whose mask is 1) are
@@ -426,7 +427,7 @@ class LearnedGrad:
 
 
 @dataclass(frozen=True)
-class Resample:
+class Resample(Spec):
     """Resampling of a learned table of an image's tokens: from a grid of `from_size` (rows, columns) to one of
     `to_size`, behind `prefix` tokens that are copied. `factors`: new over old of both axes, in place of the quotient
     of the sizes."""

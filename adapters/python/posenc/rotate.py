@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from . import _c, _library, _plan, _tensor
 from ._library import Handle
 from ._plan import Call
+from ._spec import Spec
 from .errors import Error
 from .model import Model, config_text
 
@@ -30,15 +30,15 @@ def choice(name: str, value: Any, choices: dict[str, int]) -> int:
 
 
 @dataclass(frozen=True)
-class Scaling:
+class Scaling(Spec):
     """How a model's context was stretched: one of the classes below."""
 
     code: ClassVar[int]
 
     def fill(self, spec: _c.RopeSpec, kept: list[Any]) -> None:
         spec.scaling = self.code
-        for name, value in vars(self).items():
-            setattr(spec, name, value)
+        for own in fields(self):
+            setattr(spec, own.name, getattr(self, own.name))
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Proportional(Scaling):
 
 
 @dataclass(frozen=True)
-class Axes:
+class Axes(Spec):
     """Which axis of a position turns each pair. `sizes` are pairs; of `dealt` and `blocks` there is `count` in their
     place.
 
@@ -209,7 +209,7 @@ class Axes:
 # ---------------------------------------------------------------------------------------------------------------- specs
 
 
-class _Rotation:
+class _Rotation(Spec):
     """What RoPE, xPos and a model's rope share: one kernel for queries and keys."""
 
     kind: ClassVar[str] = "rope"
@@ -367,7 +367,7 @@ class Rope(_Rotation):
     #: pairs are written where the other pairing has them
     repaired: bool = False
     #: positions on each axis are whole numbers of units of `2^-bits`
-    fraction_bits: tuple[int, ...] = field(default=())
+    fraction_bits: tuple[int, ...] = ()
 
     @classmethod
     def from_config(cls, config: Any, layer: int = 0, length: int = 0) -> ModelRope:
@@ -433,13 +433,6 @@ class Rope(_Rotation):
         spec = self.struct(kept)
         return Handle("rope", "posenc_rope_new", gpu.address, ctypes.byref(spec), element)
 
-    def to_json(self) -> str:
-        """The spec as text: [`rope_of_json`] reads it."""
-        fields = {name: value for name, value in asdict(self).items()}
-        if self.scaling is not None:
-            fields["scaling"] = {"type": type(self.scaling).__name__, **asdict(self.scaling)}
-        return json.dumps({"rope": fields}, sort_keys=True)
-
 
 @dataclass(frozen=True)
 class XPos(_Rotation):
@@ -465,10 +458,6 @@ class XPos(_Rotation):
         )
         return Handle("rope", "posenc_rope_xpos_new", gpu.address, ctypes.byref(spec), element)
 
-    def to_json(self) -> str:
-        rest = {"gamma": self.gamma, "scale_base": self.scale_base, "center": self.center}
-        return json.dumps({"xpos": {"rope": json.loads(self.rope.to_json())["rope"], **rest}}, sort_keys=True)
-
 
 @dataclass(frozen=True)
 class ModelRope(_Rotation):
@@ -479,6 +468,7 @@ class ModelRope(_Rotation):
     length: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # what is not understood is said now, not at the first call
         layer = self.model.layer(self.layer)
         if not layer.has_rope:
@@ -525,33 +515,6 @@ class ModelRope(_Rotation):
             return Handle("rope", "posenc_rope_of_model", gpu.address, self.model.handle.address, *rest)
 
         return _plan.cached("rope", (self, call.code), call.where, make)
-
-    def to_json(self) -> str:
-        return json.dumps({"model": {"config": self.config, "layer": self.layer, "length": self.length}})
-
-
-def rope_of_json(text: str) -> Rope | XPos | ModelRope:
-    """The spec that `to_json` wrote."""
-    ((kind, fields),) = json.loads(text).items()
-    if kind == "model":
-        return ModelRope(**fields)
-    if kind == "xpos":
-        return XPos(**{**fields, "rope": _rope_of(fields["rope"])})
-    return _rope_of(fields)
-
-
-def _rope_of(fields: dict[str, Any]) -> Rope:
-    def frozen(value: Any) -> Any:
-        return tuple(map(frozen, value)) if isinstance(value, list) else value
-
-    fields = {name: frozen(value) for name, value in fields.items()}
-    if fields["scaling"] is not None:
-        own = {name: frozen(value) for name, value in fields["scaling"].items()}
-        kinds = {kind.__name__: kind for kind in Scaling.__subclasses__()}
-        fields["scaling"] = kinds[own.pop("type")](**own)
-    if fields["axes"] is not None:
-        fields["axes"] = Axes(**{name: frozen(value) for name, value in fields["axes"].items()})
-    return Rope(**fields)
 
 
 class CosSin:

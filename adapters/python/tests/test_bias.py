@@ -307,3 +307,31 @@ def test_states_are_merged():
     close(grads[0].out, np.broadcast_to(weight, a.out.shape))
     posenc.merge_states(a, b)
     close(a.out, whole.out)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        posenc.Alibi(4, total_heads=8, first=2),
+        posenc.KeyOnlyAlibi(posenc.Alibi(2), "mpt", 7),
+        posenc.Slopes([0.5, 0.25], [1.0, 2.0]),
+        posenc.T5(2, table=values(32, 2)),
+        posenc.Row(np.arange(8).reshape(2, 4), -2, saturates=True),
+        posenc.Kerple("power", [0.5], [1.0], -8, 8),
+        posenc.Sandwich(2, -8, 8),
+        posenc.Fire([1.0, -1.0], [0.0, 0.5], [[1.0, 2.0]], [0.25], c=1.0, threshold=4.0),
+        posenc.Terms(Term.shifted(4, 4, (2, 2), (1, 1)), heads=2),
+        posenc.Terms(Term.distance(-1, 3, lookup=[0, 1, 0], entries=2), Term.swin(2, 2).scaled(0.5), heads=2),
+        posenc.Grid((("rows", posenc.Sinusoid(8)), ("columns", posenc.Sinusoid(8, pairing="half")))),
+        posenc.Resample((2, 2), (4, 4), 1),
+        posenc.Softmax(0.5, right=0),
+        posenc.Learned(8, norm="rms"),
+    ],
+    ids=lambda spec: type(spec).__name__,
+)
+def test_specs_are_texts(spec):
+    again = posenc.spec_of(spec.text)
+    assert type(again) is type(spec) and again.text == spec.text
+    assert getattr(again, "_key", None) == getattr(spec, "_key", None)
+    if isinstance(spec, posenc.Bias) and not isinstance(spec, posenc.Terms):
+        assert (again.matrix(2, 3) == spec.matrix(2, 3)).all()

@@ -166,7 +166,7 @@ def test_scalings():
         posenc.Proportional(2),
     ):
         rope = posenc.Rope(8, scaling=scaling)
-        assert posenc.rope_of_json(rope.to_json()) == rope
+        assert posenc.spec_of(rope.text) == rope
         cos, sin = rope.cos_sin([0, 1, 10_000])
         assert (cos[0] == 1).all() and (sin[0] == 0).all()
         close(cos.astype(np.float64) ** 2 + sin.astype(np.float64) ** 2, 1.0)
@@ -178,7 +178,7 @@ def test_scalings():
 
 def test_xpos_keeps_products():
     xpos = posenc.XPos(posenc.Rope(8))
-    assert posenc.rope_of_json(xpos.to_json()) == xpos
+    assert posenc.spec_of(xpos.text) == xpos
     q, k = values(6, 1, 8), values(6, 1, 8, seed=2)
     both = xpos.rotate(q, k)
     alone = xpos.rotate(k, side="key")
@@ -261,7 +261,7 @@ def test_from_config():
     x = values(3, 2, 16)
     assert (rope.rotate(x) == posenc.Rope(16, base=5e5).rotate(x)).all()
     assert (rope.cos_sin([7])[0] == posenc.Rope(16, base=5e5).cos_sin([7])[0]).all()
-    assert posenc.rope_of_json(rope.to_json()) == rope
+    assert posenc.spec_of(rope.text) == rope
     assert posenc.Rope.from_config(json.dumps(CONFIG)).rotary == 16
     gptj = {"model_type": "gptj", "n_embd": 64, "n_head": 4, "rotary_dim": 8, "n_layer": 1, "n_positions": 64}
     rope = posenc.Rope.from_config(gptj)
