@@ -9,6 +9,8 @@ are taken where they lie; those on a device are computed there, on the caller's 
 operations with autograd.
 """
 
+from typing import Any
+
 from . import errors
 from ._library import build, version
 from ._library import path as library_path
@@ -75,6 +77,14 @@ from .rotate import (
 )
 
 __version__ = version()
+
+
+def patch(model: Any, *, length: int = 0) -> Any:
+    """Gives a model of Hugging Face's transformers exact angles: `posenc.transformers.patch`."""
+    from .transformers import patch as of_transformers
+
+    return of_transformers(model, length=length)
+
 
 __all__ = [
     "Added",
@@ -147,6 +157,7 @@ __all__ = [
     "merge_states",
     "mla_logit_scale",
     "overlap",
+    "patch",
     "plans",
     "resize_window",
     "spec_of",

@@ -236,7 +236,7 @@ class Call:
         return _c.Numbers(**shape, strides=[step if n > 1 else 0 for n, step in sizes])
 
     def positions(
-        self, positions: Any, starts: Any, cu_seqlens: Any, batch: int, tokens: int, axes: int | None
+        self, positions: Any, starts: Any, cu_seqlens: Any, batch: int, tokens: int, axes: int
     ) -> _c.Positions:
         """Token positions: an array of them, one start for each sequence, or packed sequences."""
         if positions is not None and starts is not None:
@@ -258,10 +258,9 @@ class Call:
         inner = () if kind == _c.STARTS else (tokens,)
         return self._laid(tensor, kind, inner, batch, axes)
 
-    def _laid(self, tensor: Tensor, kind: int, inner: tuple[int, ...], batch: int, axes: int | None) -> _c.Positions:
-        shape, wanted = tensor.shape, ["axes"] * (axes is None or axes > 1) + ["batch"] + ["tokens"] * len(inner)
+    def _laid(self, tensor: Tensor, kind: int, inner: tuple[int, ...], batch: int, axes: int) -> _c.Positions:
+        shape, wanted = tensor.shape, ["axes"] * (axes > 1) + ["batch"] + ["tokens"] * len(inner)
         fits = f"{tensor.name} has the shape {list(shape)}, it must be [{', '.join(wanted)}]"
-        several = axes is not None and axes > 1
         lead = shape[: len(shape) - len(inner)]
         if tuple(shape[len(lead) :]) != inner or len(lead) > 2:
             raise Error(f"{fits} with {batch} sequences of {inner[0] if inner else 'any number of'} tokens")
@@ -269,13 +268,13 @@ class Call:
         rows, row_stride, own_axes, axis_stride = 1, 0, 1, 0
         if len(lead) == 2:
             (own_axes, rows), (axis_stride, row_stride) = lead, strides
-        elif len(lead) == 1 and (several or axes is None and lead[0] not in (1, batch)):
+        elif len(lead) == 1 and axes > 1:
             own_axes, axis_stride = lead[0], strides[0]
         elif len(lead) == 1:
             rows, row_stride = lead[0], strides[0]
         if rows not in (1, batch):
             raise Error(f"{fits} with {batch} sequences")
-        if axes is not None and own_axes != axes:
+        if own_axes != axes:
             raise Error(f"{tensor.name} has {own_axes} axes, the spec has {axes}")
         need = inner[0] if inner else 1
         if inner and inner[0] > 1 and tensor.strides[-1] != 1:

@@ -218,9 +218,9 @@ class _Rotation(Spec):
         raise NotImplementedError
 
     @property
-    def axes_of_positions(self) -> int | None:
-        """Axes of a position; none if a model's config says it."""
-        return None
+    def axes_of_positions(self) -> int:
+        """Axes of a position."""
+        raise NotImplementedError
 
     def rotate(
         self,
@@ -322,14 +322,23 @@ class _Rotation(Spec):
         import numpy
 
         ids = numpy.atleast_1d(numpy.asarray(positions, dtype=numpy.int64))
-        tokens, first, last = ids.shape[-1], *self._rotated
+        tokens, (first, last, step) = ids.shape[-1], self.channels()
+        # A pair (1, 0) becomes its cosine and its sine.
         x = numpy.zeros((tokens, 1, last), numpy.float32)
-        pairing = self._written()
-        at = slice(first, last, 2) if pairing == "interleaved" else slice(first, (first + last) // 2)
-        beside = slice(first + 1, last, 2) if pairing == "interleaved" else slice((first + last) // 2, last)
-        x[:, 0, at] = 1.0
+        pairs = (
+            x[:, 0, first:].reshape(tokens, -1, 2)
+            if step == 1
+            else x[:, 0, first:].reshape(tokens, 2, -1).swapaxes(1, 2)
+        )
+        pairs[..., 0] = 1.0
         self.rotate_(x, positions=ids.reshape(ids.shape[0], 1, tokens) if ids.ndim == 2 else ids)
-        return x[:, 0, at].copy(), x[:, 0, beside].copy()
+        return pairs[..., 0].copy(), pairs[..., 1].copy()
+
+    def channels(self) -> tuple[int, int, int]:
+        """The first rotated channel, the one behind the last, and the step from a pair's first channel to its
+        second."""
+        first, last = self._rotated
+        return first, last, 1 if self._written() == "interleaved" else (last - first) // 2
 
     @property
     def _rotated(self) -> tuple[int, int]:
@@ -493,21 +502,29 @@ class ModelRope(_Rotation):
         layer = self.model.layer(self.layer)
         return layer.offset, layer.offset + layer.rotary
 
+    @property
+    def axes_of_positions(self) -> int:
+        return self._probed[0]
+
     @cached_property
-    def _pairing(self) -> Pairing:
+    def _probed(self) -> tuple[int, Pairing]:
+        """Axes of a position, and the pairing, which the C library's layers do not name: by a rotation of one head."""
         import numpy
 
         first, last = self._rotated
-        x = numpy.zeros((1, 1, last), numpy.float32)
-        x[0, 0, first] = 1.0
-        try:
-            self.rotate_(x, positions=[1])
-        except Error:  # several axes
-            self.rotate_(x, positions=numpy.ones((3, 1, 1), numpy.int64))
-        return "interleaved" if last - first > 2 and x[0, 0, first + 1] != 0.0 else "half"
+        for axes in range(1, 5):
+            x = numpy.zeros((1, 1, last), numpy.float32)
+            x[0, 0, first] = 1.0
+            try:
+                _Counted(self, axes).rotate_(x, positions=numpy.ones((axes, 1, 1), numpy.int64))
+            except Error as error:
+                refused = error
+                continue
+            return axes, "interleaved" if last - first > 2 and x[0, 0, first + 1] != 0.0 else "half"
+        raise refused
 
     def _written(self) -> Pairing:
-        return self._pairing
+        return self._probed[1]
 
     def _plan(self, call: Call) -> Handle:
         def make(gpu: Handle) -> Handle:
@@ -515,6 +532,20 @@ class ModelRope(_Rotation):
             return Handle("rope", "posenc_rope_of_model", gpu.address, self.model.handle.address, *rest)
 
         return _plan.cached("rope", (self, call.code), call.where, make)
+
+
+class _Counted(_Rotation):
+    """A model's rope whose positions have so many axes."""
+
+    def __init__(self, rope: ModelRope, axes: int) -> None:
+        self._rope, self._axes = rope, axes
+
+    @property
+    def axes_of_positions(self) -> int:
+        return self._axes
+
+    def _plan(self, call: Call) -> Handle:
+        return self._rope._plan(call)
 
 
 class CosSin:

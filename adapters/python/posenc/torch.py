@@ -21,9 +21,11 @@ from . import bias as _bias
 from ._plan import Places
 from ._spec import Spec, spec_of
 from .errors import Error
+from .rotate import CosSin, Rope
 
 __all__ = [
     "bias",
+    "cos_sin",
     "fixed",
     "grid",
     "grid_add",
@@ -31,6 +33,7 @@ __all__ = [
     "resample",
     "rope",
     "rope_",
+    "rope_by_table",
     "sinusoid",
     "sinusoid_add",
     "sinusoid_add_",
@@ -952,3 +955,124 @@ def _(positions, bits):
 def fixed(positions: Tensor, bits: int) -> Tensor:
     """Real positions as int64 units of `2^-bits`, for ropes with `fraction_bits`; without a gradient."""
     return _fixed(positions.detach(), bits)
+
+
+# --------------------------------------------------------------------------------------------------------- cosine, sine
+
+
+@torch.library.custom_op("posenc::cos_sin", mutates_args=())
+def _cos_sin(positions: Tensor, spec: str) -> tuple[Tensor, Tensor]:
+    rope = spec_of(spec)
+    first, last, step = rope.channels()
+    positions = positions.contiguous()
+    batch, tokens = positions.shape[-2:]
+    # A pair (1, 0) becomes its cosine and its sine.
+    x = torch.zeros((batch, tokens, 1, last), dtype=torch.float32, device=positions.device)
+    cos, sin = (slice(first + at, last, 2) for at in (0, 1)) if step == 1 else _halves(first, last)
+    x[..., cos] = 1.0
+    rope.rotate_(x, positions=positions)
+    return x[:, :, 0, cos].clone(), x[:, :, 0, sin].clone()
+
+
+def _halves(first: int, last: int) -> tuple[slice, slice]:
+    middle = (first + last) // 2
+    return slice(first, middle), slice(middle, last)
+
+
+@_cos_sin.register_fake
+def _(positions, spec):
+    first, last, _ = spec_of(spec).channels()
+    shape = *positions.shape[-2:], (last - first) // 2
+    return tuple(positions.new_empty(shape, dtype=torch.float32) for _ in range(2))
+
+
+def cos_sin(positions: Tensor, *, spec: "Spec | str") -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each pair at integer positions, `[batch, tokens]` or `[axes, batch, tokens]`: f32 `[batch,
+    tokens, rotary / 2]`, exact at every position; the attention factor is in both."""
+    return _cos_sin(positions, _text(spec))
+
+
+@torch.library.custom_op("posenc::rope_by_table", mutates_args=())
+def _rope_by_table(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None,
+    starts: Tensor | None,
+    cu_seqlens: Tensor | None,
+    spec: str,
+    inverse: bool,
+    layout: str,
+) -> Tensor:
+    arguments = {**_where(positions, starts), "inverse": inverse, "layout": layout, "table": CosSin(cos, sin)}
+    arguments["cu_seqlens"] = None if cu_seqlens is None else cu_seqlens.contiguous()
+    with torch.no_grad():
+        return spec_of(spec).rotate(_ready(x), **arguments)
+
+
+@_rope_by_table.register_fake
+def _(x, cos, sin, positions, starts, cu_seqlens, spec, inverse, layout):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("posenc::rope_by_table_", mutates_args={"x"})
+def _rope_by_table_in_place(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None,
+    starts: Tensor | None,
+    cu_seqlens: Tensor | None,
+    spec: str,
+    inverse: bool,
+    layout: str,
+) -> None:
+    arguments = {**_where(positions, starts), "inverse": inverse, "layout": layout, "table": CosSin(cos, sin)}
+    arguments["cu_seqlens"] = None if cu_seqlens is None else cu_seqlens.contiguous()
+    with torch.no_grad():
+        spec_of(spec).rotate_(x, **arguments)
+
+
+def _keep_table(ctx, inputs, output):
+    _, *tensors, spec, inverse, layout = inputs
+    ctx.rest = spec, not inverse, layout
+    ctx.save_for_backward(*tensors)
+
+
+def _rope_by_table_backward(ctx, grad):
+    _refuse(ctx, {1: "cosines", 2: "sines"}, "rope_by_table")
+    return _rope_by_table(grad, *ctx.saved_tensors, *ctx.rest), *[None] * 8
+
+
+_rope_by_table.register_autograd(_rope_by_table_backward, setup_context=_keep_table)
+
+
+def rope_by_table(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    pairing: str = "half",
+    positions: Tensor | None = None,
+    starts: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    inverse: bool = False,
+    layout: str = "bthd",
+    in_place: bool = False,
+) -> Tensor:
+    """Rotation by cosines and sines of the caller, `[rows, rotary / 2]` by position, of f32 or of the type of `x`.
+    The first channels are rotated; the tables have no gradient."""
+    rest = positions, starts, cu_seqlens, _table_spec(2 * cos.shape[-1], pairing), inverse, layout
+    if in_place:
+        _alone(x=x)
+        _rope_by_table_in_place(x, cos, sin, *rest)
+        return x
+    return _rope_by_table(x, cos, sin, *rest)
+
+
+def _table_spec(rotary: int, pairing: str) -> str:
+    """The text of `posenc.Rope(rotary, pairing=pairing)`, which a compiler can follow."""
+    return _TABLE_SPEC.replace('"rotary": 2', f'"rotary": {rotary}').replace('"half"', f'"{pairing}"')
+
+
+_TABLE_SPEC = Rope(2).text
