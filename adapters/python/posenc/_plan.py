@@ -103,15 +103,15 @@ def current_stream(x: Any, ordinal: int) -> int:
 
 def stream_of(stream: Any) -> int:
     """The address of a stream: a number, or an object of torch, CuPy, cuda.core or numba."""
+    if hasattr(stream, "__cuda_stream__"):
+        stream = stream.__cuda_stream__()[1]
     for name in ("cuda_stream", "ptr", "handle"):
         if hasattr(stream, name):
             stream = getattr(stream, name)
             break
-    if hasattr(stream, "__cuda_stream__"):
-        stream = stream.__cuda_stream__()[1]
     try:
         return int(getattr(stream, "value", stream) or 0)
-    except TypeError:
+    except (TypeError, ValueError):
         raise Error(f"stream is {type(stream).__name__}, it must be an address or a stream of a library") from None
 
 

@@ -159,7 +159,7 @@ class Grid(Spec):
         columns]`, as in DETR: `out` is `[batch, rows * columns, dim]`."""
         call = Call(stream)
         tensor = call.elements("out", out, True)
-        cells = call.tensor("mask", mask, dtypes=("uint8", "bool"))
+        cells = call.tensor("mask", mask, dtypes=("uint8", "int8", "bool"))
         if len(cells.shape) != 3:
             raise Error(f"mask has the shape {list(cells.shape)}, it must be [batch, rows, columns]")
         own = _c.GridMaskedCall(out=call.buffer(tensor), tokens=call.tokens(tensor), mask=call.whole(cells))
@@ -226,7 +226,7 @@ class Lookup:
         for name, integers in (("ids", own.ids), ("types", own.types)):
             if getattr(self, name) is not None and integers.len != batch * tokens:
                 raise Error(f"{name} holds {integers.len} integers, {batch} sequences of {tokens} tokens need as many")
-        own.mask = call.plain("mask", self.mask, dtypes=("uint8", "bool"))
+        own.mask = call.plain("mask", self.mask, dtypes=("uint8", "int8", "bool"))
         own.positions = call.positions(self.positions, self.starts, self.cu_seqlens, batch, tokens, 1)
         return own
 
