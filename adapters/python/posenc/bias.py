@@ -449,6 +449,11 @@ class Term(Spec):
         return Term(own, self._kept)
 
     @property
+    def factor(self) -> float:
+        """What multiplies the number."""
+        return float(self._struct.factor)
+
+    @property
     def entries(self) -> int:
         """Numbers of a row; 0 for a dense bias, a mask and endpoints."""
         return int(_library.gives("posenc_term_entries", ctypes.c_uint64(), ctypes.byref(self._struct)).value)

@@ -10,7 +10,7 @@ current stream.
 
 # No `annotations` of the future: torch reads the types of an operation as they are.
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ __all__ = [
     "rope",
     "rope_",
     "rope_by_table",
+    "score_mod",
     "sinusoid",
     "sinusoid_add",
     "sinusoid_add_",
@@ -1076,3 +1077,72 @@ def _table_spec(rotary: int, pairing: str) -> str:
 
 
 _TABLE_SPEC = Rope(2).text
+
+
+# -------------------------------------------------------------------------------------------------------- FlexAttention
+
+
+def score_mod(
+    spec: "Spec | str", queries: int, keys: int, *, table: Tensor | None = None, device: Any = "cpu"
+) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """A bias as `score_mod` of `torch.nn.attention.flex_attention`, with the numbers of this crate. The last of
+    `queries` is at the position of the last of `keys`.
+
+    `table` trains a T5 without a table of its own, `[buckets, heads]`, or holds the numbers of a sum of one term,
+    `[entries, heads]`; its gradient is FlexAttention's. FIRE, and terms by queries or keys, depend on more than
+    FlexAttention gives: write them with [`bias`].
+    """
+    own = spec_of(_text(spec))
+    behind = keys - queries
+    if isinstance(own, (_bias.Alibi, _bias.Slopes)) and not own.key_only:
+        slopes = own.plan()
+        left, right = (torch.tensor(slopes.numbers(which), device=device).clone() for which in (0, 1))
+        if left.numel() != own.heads:
+            raise Error("slopes of each sequence are no score_mod")
+
+        def of_slopes(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            distance = k - q - behind
+            future = torch.where(distance > 0, -right[h] * distance, 0.0)
+            return score + torch.where(distance < 0, left[h] * distance, future)
+
+        return of_slopes
+    entries, numbers = _indices(own, queries, keys, table, device)
+    # Behind the table a row of zeros, for pairs to which nothing is added.
+    rows = torch.cat((numbers, numbers.new_zeros(1, numbers.shape[1])))
+
+    def of_table(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return score + rows[entries[q, k], h].to(score.dtype)
+
+    return of_table
+
+
+def _indices(own: Any, queries: int, keys: int, table: Tensor | None, device: Any) -> tuple[Tensor, Tensor]:
+    """The entry of each query and key, and the numbers of the entries, `[entries, heads]`."""
+    import numpy
+
+    if isinstance(own, _bias.T5):
+        distance = numpy.arange(keys) - (numpy.arange(queries)[:, None] + keys - queries)
+        entries = own.bucket(distance.reshape(-1)).reshape(queries, keys)
+        numbers = torch.from_numpy(own.table) if table is None and own.table is not None else table
+    elif isinstance(own, _bias.Terms) and len(own.terms) == 1 and own.terms[0].of("table").key == own.terms[0].key:
+        (term,) = own.terms
+        count = term.entries
+        if not count:
+            raise Error("a term without a table is no score_mod: write it with posenc.torch.bias")
+        alone = _bias.Terms(term.scaled(1.0), heads=1)
+        at = numpy.arange(1, count + 1, dtype=numpy.float32)[:, None]
+        # nothing is added where not even a one is
+        entries = alone.matrix(queries, keys, terms=[_bias.TermInputs(at)])[0].astype(numpy.int64) - 1
+        entries[entries < 0] = count
+        numbers = None if table is None else table * term.factor
+    elif isinstance(own, (_bias.Row, _bias.Kerple, _bias.Sandwich)) and not getattr(own, "key_only", False):
+        matrix = own.matrix(queries, keys)
+        distance = numpy.arange(keys) - (numpy.arange(queries)[:, None] + keys - queries)
+        entries = distance + queries - 1 + max(keys - queries, 0)
+        numbers = torch.zeros(int(entries.max()) + 1, own.heads)
+        numbers[torch.from_numpy(entries)] = torch.from_numpy(matrix).permute(1, 2, 0)
+    else:
+        raise Error(f"{type(own).__name__} is no score_mod: write it with posenc.torch.bias")
+    if numbers is None:
+        raise Error(f"{type(own).__name__} needs a table")
+    return torch.from_numpy(numpy.ascontiguousarray(entries)).to(device), numbers.to(device)
