@@ -3,6 +3,7 @@
 mod apply;
 mod check;
 mod diff;
+mod explain;
 mod inspect;
 mod law;
 mod op;
@@ -64,6 +65,7 @@ commands! {
     Apply => apply,
     Check => check,
     Diff => diff,
+    Explain => explain,
     Inspect => inspect,
     Plan => plan,
     Plot => plot,

@@ -21,8 +21,8 @@ pub fn ulp(dtype: Dtype, x: f64) -> f64 {
     }
     let (digits, lowest) = format(dtype);
     // The exponent from the bits: a logarithm would round up just below a power of two.
-    let exponent = ((x.abs().to_bits() >> 52) as i32 - 1023).max(lowest);
-    2f64.powi(exponent - digits)
+    let exponent = ((x.abs().to_bits() >> 52) as i32 - 1023).max(lowest) - digits;
+    if exponent >= -1022 { f64::from_bits(((exponent + 1023) as u64) << 52) } else { 2f64.powi(exponent) }
 }
 
 /// The coarser of two types: that whose ulps a comparison counts.

@@ -372,7 +372,7 @@ mod tests {
         let tensor = Tensor::new(&[2], &[1.0f32, 2.0]);
         write(&path, &[("x", &tensor), ("y", &tensor)], &[]).expect("written");
         let whole = std::fs::read(&path).expect("there");
-        let error = |what: &str| format!("{:#}", Tensors::open(what).err().expect("an error"));
+        let error = |what: &str| format!("{:#}", Tensors::open(what).expect_err("an error"));
         let text = path.to_str().expect("a path in UTF-8");
         assert!(error("nowhere.npy").starts_with("cannot read nowhere.npy: "), "{}", error("nowhere.npy"));
         assert!(error("x.bin").ends_with("ends in neither .safetensors nor .npy"));

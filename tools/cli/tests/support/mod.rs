@@ -1,4 +1,5 @@
 //! The program as a user runs it.
+#![allow(dead_code, reason = "each program of tests uses its part")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -36,7 +37,6 @@ pub fn posenc(folder: &Path, arguments: &[&str]) -> Run {
 }
 
 /// Writes f32 as `.npy`.
-#[allow(dead_code, reason = "not every program of tests writes tensors")]
 pub fn npy(folder: &Path, name: &str, shape: &[usize], data: &[f32]) -> PathBuf {
     let sizes: String = shape.iter().map(|n| format!("{n}, ")).collect();
     let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({sizes})}}\n");
