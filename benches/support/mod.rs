@@ -79,13 +79,16 @@ pub struct Bench {
 
 impl Bench {
     /// Opens the device. The one positional argument is a part of the wanted cases' names; cargo's `--bench` is ignored.
-    /// `POSENC_SECONDS` is how long cases may begin.
     pub fn open(room: &'static str) -> Result<Self> {
+        Self::new(room, std::env::args().skip(1).find(|argument| !argument.starts_with('-')))
+    }
+
+    /// Opens the device for cases whose name contains `filter`. `POSENC_SECONDS` is how long cases may begin.
+    pub fn new(room: &'static str, filter: Option<String>) -> Result<Self> {
         Gpu::open(0).context("benches need a device, `cargo xtask bench` brings one")?;
         // A stream that can be captured, and that makes cudarc track no events: their waits cannot be captured.
         let stream = CudaContext::new(0)?.per_thread_stream();
         let gpu = Gpu::new(&stream)?;
-        let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
         let end = match std::env::var("POSENC_SECONDS") {
             Ok(text) => {
                 let seconds = text.parse().with_context(|| format!("POSENC_SECONDS is {text}, it must be a number"))?;

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::Outcome;
@@ -20,6 +20,7 @@ use crate::tensors::{Tensors, write};
 ///   posenc apply --schema rope
 ///   posenc apply rope.json --in qk.safetensors --out rotated.safetensors
 ///   posenc apply softmax.json --in logits.npy --out p.safetensors --device cpu --check
+///   posenc apply rope.json --in before.safetensors --against after.safetensors
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Options {
@@ -30,7 +31,7 @@ pub struct Options {
     #[arg(long = "in", value_name = "FILE", required_unless_present = "schema")]
     input: Option<String>,
     /// tensors that are written: a .safetensors or .npy file
-    #[arg(long, value_name = "FILE", required_unless_present = "schema")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["schema", "against"])]
     out: Option<PathBuf>,
     /// auto (a GPU if there is one), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
@@ -38,6 +39,9 @@ pub struct Options {
     /// compare with the reference, within the error that the operation's documentation allows; status 1 if outside
     #[arg(long)]
     check: bool,
+    /// compare another engine's results with the reference, within the same error: tensors of the results' names; status 1 if outside
+    #[arg(long, value_name = "FILE")]
+    against: Option<String>,
     /// print what an operation reads and writes, with examples; without a name, list the operations
     #[arg(long, value_name = "OP", num_args = 0..=1, conflicts_with_all = ["op", "input", "out"])]
     schema: Option<Option<Name>>,
@@ -54,20 +58,36 @@ pub fn run(options: Options, out: &mut dyn Write) -> Result<Outcome> {
         }
         None => {}
     }
-    let (Some(path), Some(input), Some(to)) = (options.op, options.input, options.out) else {
-        unreachable!("clap asks for them")
-    };
+    let (Some(path), Some(input)) = (options.op, options.input) else { unreachable!("clap asks for them") };
     let op = Op::open(&path)?;
     let mut file = Tensors::open(&input)?;
     let inputs = Inputs::read(&mut file)?;
     let device = Device::parse(&options.device)?;
-    let results =
-        op.apply(&inputs, &device, options.check).with_context(|| format!("{} on {input}", path.display()))?;
-    let named: Vec<_> = results.iter().map(|result| (result.name.as_str(), &result.tensor)).collect();
-    // A file of one tensor takes the result that the operation is for.
-    let is_npy = to.extension().is_some_and(|ending| ending == "npy");
-    write(&to, if is_npy { &named[..1] } else { &named }, &[&file])?;
-    writeln!(out, "on {}", device.name()?)?;
+    let compares = options.check || options.against.is_some();
+    let of = || format!("{} on {input}", path.display());
+    let mut results = op.apply(&inputs, &device, compares).with_context(of)?;
+    if let Some(to) = &options.out {
+        let named: Vec<_> = results.iter().map(|result| (result.name.as_str(), &result.tensor)).collect();
+        // A file of one tensor takes the result that the operation is for.
+        let is_npy = to.extension().is_some_and(|ending| ending == "npy");
+        write(to, if is_npy { &named[..1] } else { &named }, &[&file])?;
+    }
+    match &options.against {
+        Some(other) => {
+            let theirs = Inputs::read(&mut Tensors::open(other)?)?;
+            for result in &mut results {
+                let tensor = theirs.main(&result.name).with_context(|| other.clone())?;
+                let (shape, wanted) = (&tensor.shape, &result.tensor.shape);
+                ensure!(shape == wanted, "{other}: {} is {shape:?}, the operation gives {wanted:?}", result.name);
+                // Rounding is part of the bound, so that the types must be the same.
+                let (dtype, wanted) = (tensor.dtype.name(), result.tensor.dtype.name());
+                ensure!(dtype == wanted, "{other}: {} is {dtype}, the operation gives {wanted}", result.name);
+                result.tensor = tensor.clone();
+            }
+            writeln!(out, "{other}, compared with the reference")?;
+        }
+        None => writeln!(out, "on {}", device.name()?)?,
+    }
     let mut outcome = Outcome::Same;
     for result in &results {
         write!(out, "{} {:?} {}", result.name, result.tensor.shape, result.tensor.dtype.name())?;

@@ -1,6 +1,7 @@
 //! The program `posenc`: what a model does with positions, and what another engine did with a tensor.
 
 mod apply;
+mod bench;
 mod check;
 mod diff;
 mod explain;
@@ -63,6 +64,7 @@ macro_rules! commands {
 
 commands! {
     Apply => apply,
+    Bench => bench,
     Check => check,
     Diff => diff,
     Explain => explain,

@@ -57,3 +57,21 @@ impl fmt::Display for Shares {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_outside_are_counted_and_the_worst_is_named() {
+        let got = Tensor::new(&[5], &[1.0f32, 2.5, f32::NAN, f32::INFINITY, f32::NAN]);
+        let expected = Expected { want: vec![1.5, 2.0, f64::NAN, 1.0, 0.0], bound: vec![1.0, 0.25, 0.0, 1.0, 1.0] };
+        let shares = Shares::new(&got, &expected);
+        assert_eq!((shares.outside, shares.worst, shares.index), (3, f64::INFINITY, 3));
+        let text = "3 of 5 elements OUTSIDE the bound, the worst, 3, by inf times";
+        assert_eq!(shares.to_string(), text);
+        let first = Expected { want: vec![1.5], bound: vec![1.0] };
+        let shares = Shares::new(&Tensor::new(&[1], &[1.0f32]), &first);
+        assert_eq!(shares.to_string(), "1 elements within the bound, the worst uses 50.0 % of it");
+    }
+}

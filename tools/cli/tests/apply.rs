@@ -140,6 +140,34 @@ fn a_softmax_takes_bias_and_sinks() {
     assert!((f64::from(out["lse"].1[1]) - (2.0 + far).ln()).abs() < 1e-6);
 }
 
+/// Another engine's rotation: right, with angles in f32 far out, and of another shape.
+#[test]
+fn another_engines_result_is_judged_by_the_bound() {
+    let folder = folder();
+    let mut op = example(folder.path(), "rope");
+    op["start"] = 1_000_000.into();
+    write_op(folder.path(), "rope.json", &op);
+    op["spec"]["angles"] = "HfCompat".into();
+    write_op(folder.path(), "usual.json", &op);
+    let x: Vec<f32> = (0..3 * 64).map(|i| (i as f32).cos()).collect();
+    npy(folder.path(), "x.npy", &[3, 1, 64], &x);
+    for name in ["rope", "usual"] {
+        let (op, out) = (format!("{name}.json"), format!("{name}.npy"));
+        posenc(folder.path(), &["apply", &op, "--in", "x.npy", "--out", &out, "--device", "cpu"]).ends(0);
+    }
+    let against = |file| posenc(folder.path(), &["apply", "rope.json", "--in", "x.npy", "--against", file]);
+    let text = against("rope.npy").ends(0);
+    assert!(
+        text.starts_with("rope.npy, compared with the reference\nx [3, 1, 64] f32: 192 elements within the bound"),
+        "{text}"
+    );
+    let text = against("usual.npy").ends(1);
+    assert!(text.contains(" of 192 elements OUTSIDE the bound, the worst, "), "{text}");
+    npy(folder.path(), "short.npy", &[2, 1, 64], &x[..128]);
+    let text = against("short.npy").fails();
+    assert_eq!(text, "error: short.npy: x is [2, 1, 64], the operation gives [3, 1, 64]\n");
+}
+
 #[test]
 fn sinusoids_are_written_at_positions() {
     let folder = folder();

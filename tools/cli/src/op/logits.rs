@@ -7,9 +7,10 @@ use posenc::attend::{
     merge_states,
 };
 use posenc::bias::{DeviceSwin2Weights, HostSwin2Weights, Numbers, Swin2Bias, Swin2Plan};
-use posenc::{Alibi, Bias, BiasPlan, Heads, Logits, Places, Scalar, Softmax, SoftmaxPlan};
+use posenc::{Alibi, Bias, BiasPlan, Heads, Logits, Places, Softmax, SoftmaxPlan};
 use serde::{Deserialize, Serialize};
 
+use super::content::added;
 use super::{Device, Float, Form, Inputs, Op, Operation, Out, by_type, elements, sizes};
 use crate::law::{Law, Made};
 use crate::tensors::Dtype;
@@ -24,7 +25,7 @@ pub struct BiasOp {
     pub at: Option<[i64; 2]>,
 }
 
-const LOGITS: (&str, &str) = ("logits", "f32, f16 or bf16, [batch, heads, queries, keys]");
+pub const LOGITS: (&str, &str) = ("logits", "f32, f16 or bf16, [batch, heads, queries, keys]");
 
 pub fn bias_form() -> Form {
     let alibi = Law::Alibi(Alibi::new(4));
@@ -41,7 +42,7 @@ pub fn bias_form() -> Form {
 }
 
 /// Positions of queries and keys.
-fn places<A>(at: Option<[i64; 2]>) -> Places<A> {
+pub fn places<A>(at: Option<[i64; 2]>) -> Places<A> {
     at.map_or_else(Places::bottom_right, |[query, key]| Places::counted(query, key))
 }
 
@@ -74,16 +75,11 @@ impl BiasOp {
         let shape = Logits::bhqk(batch, heads, queries, keys);
         let made = self.bias.made(reach(&shape, self.at)?)?;
         let x = elements::<T>("logits", tensor)?;
-        let expected = expected.then(|| -> Result<Expected> {
-            let bias = made.bias().expect(&shape, &places(self.at))?;
-            let want: Vec<f64> = x.iter().zip(&bias.want).map(|(x, bias)| x.to_f64() + bias).collect();
-            // The sum is rounded once in f32, then to the element type.
-            let error = |i: usize| bias.bound[i] + f64::EPSILON + want[i].abs() * f32::ROUNDOFF;
-            let bound = (0..want.len()).map(|i| rounded::<T>(want[i], error(i))).collect();
-            Ok(Expected { want, bound })
-        });
+        let expected = match expected {
+            true => Some(added::<T>(&x, made.bias().expect(&shape, &places(self.at))?)),
+            false => None,
+        };
         let mut y = x;
-        let expected = expected.transpose()?;
         match device {
             Device::Cpu => made.bias().add(&mut y, &shape, &places(self.at))?,
             Device::Gpu(gpu) => {

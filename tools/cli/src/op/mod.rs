@@ -1,6 +1,7 @@
 //! Operations of the crate as JSON: its specs, and what a call says beside them. Each computes on the CPU or on a device, and knows the
 //! wanted values and the error that its documentation allows.
 
+mod content;
 mod embed;
 mod logits;
 mod rotate;
@@ -97,6 +98,10 @@ pub enum Op {
     SoftmaxGrad(logits::SoftmaxGradOp),
     Swin2(logits::Swin2Op),
     Merge(logits::MergeOp),
+    Terms(content::TermsOp),
+    Products(content::ProductsOp),
+    RelativeValues(content::ValuesOp),
+    GateSums(content::GateSumsOp),
 }
 
 /// The operations by name.
@@ -114,6 +119,10 @@ pub enum Name {
     SoftmaxGrad,
     Swin2,
     Merge,
+    Terms,
+    Products,
+    RelativeValues,
+    GateSums,
 }
 
 /// What an operation reads, computes and writes, in words, with examples.
@@ -155,6 +164,10 @@ impl Op {
             Self::SoftmaxGrad(op) => op,
             Self::Swin2(op) => op,
             Self::Merge(op) => op,
+            Self::Terms(op) => op,
+            Self::Products(op) => op,
+            Self::RelativeValues(op) => op,
+            Self::GateSums(op) => op,
         }
     }
 
@@ -204,6 +217,10 @@ impl Name {
             Self::SoftmaxGrad => logits::softmax_grad_form(),
             Self::Swin2 => logits::swin2_form(),
             Self::Merge => logits::merge_form(),
+            Self::Terms => content::terms_form(),
+            Self::Products => content::products_form(),
+            Self::RelativeValues => content::values_form(),
+            Self::GateSums => content::gate_sums_form(),
         }
     }
 
@@ -267,7 +284,7 @@ impl Inputs {
     }
 
     /// The tensor of this name, or the only one.
-    fn main(&self, name: &str) -> Result<&Tensor> {
+    pub fn main(&self, name: &str) -> Result<&Tensor> {
         match (self.get(name), self.0.len()) {
             (Some(tensor), _) => Ok(tensor),
             (None, 1) => Ok(self.0.values().next().expect("one tensor")),
