@@ -145,13 +145,31 @@ fn ctypes(ty: &str) -> String {
     format!("ctypes.c_{number}")
 }
 
+/// Structs of calls whose numbers the package for Python computes: setting one costs a tenth without a look at it.
+const COMPUTED: [&str; 14] = [
+    "Buffer",
+    "Ids",
+    "Positions",
+    "Tokens",
+    "Heads",
+    "Logits",
+    "Numbers",
+    "Place",
+    "Places",
+    "Operand",
+    "Table",
+    "RopeCall",
+    "Inputs",
+    "SoftmaxCall",
+];
+
 const PYTHON: &str = "\
 # posenc.h for ctypes. Written by adapters/c/tests/header.rs; do not edit.
 # ruff: noqa
 # fmt: off
 import ctypes
 
-from ._struct import Struct, Versioned
+from ._struct import PlainStruct, PlainVersioned, Struct, Versioned
 
 ";
 
@@ -165,7 +183,9 @@ fn python(item: &Item) -> String {
         }
         Kind::Struct { name, fields } => {
             let (base, hidden) = if fields[0].1 == "version" { ("Versioned", 2) } else { ("Struct", 0) };
-            let _ = writeln!(out, "\n\nclass {}({base}):\n    _fields_ = [", name.trim_start_matches("Posenc"));
+            let name = name.trim_start_matches("Posenc");
+            let plain = if COMPUTED.contains(&name) { "Plain" } else { "" };
+            let _ = writeln!(out, "\n\nclass {name}({plain}{base}):\n    _fields_ = [");
             for (_, field, ty) in fields.iter().skip(hidden) {
                 let _ = writeln!(out, "        ({field:?}, {}),", ctypes(ty));
             }

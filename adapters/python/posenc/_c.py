@@ -3,7 +3,7 @@
 # fmt: off
 import ctypes
 
-from ._struct import Struct, Versioned
+from ._struct import PlainStruct, PlainVersioned, Struct, Versioned
 
 ABI = 1
 F32 = 0
@@ -32,14 +32,14 @@ PLACE_BOTTOM_RIGHT = 1
 PLACE_IDS = 2
 
 
-class Buffer(Struct):
+class Buffer(PlainStruct):
     _fields_ = [
         ("data", ctypes.c_uint64),
         ("len", ctypes.c_uint64),
     ]
 
 
-class Ids(Struct):
+class Ids(PlainStruct):
     _fields_ = [
         ("data", ctypes.c_uint64),
         ("len", ctypes.c_uint64),
@@ -48,7 +48,7 @@ class Ids(Struct):
     ]
 
 
-class Positions(Struct):
+class Positions(PlainStruct):
     _fields_ = [
         ("kind", ctypes.c_uint32),
         ("shared", ctypes.c_uint32),
@@ -59,7 +59,7 @@ class Positions(Struct):
     ]
 
 
-class Tokens(Struct):
+class Tokens(PlainStruct):
     _fields_ = [
         ("batch", ctypes.c_uint64),
         ("tokens", ctypes.c_uint64),
@@ -69,7 +69,7 @@ class Tokens(Struct):
     ]
 
 
-class Heads(Struct):
+class Heads(PlainStruct):
     _fields_ = [
         ("batch", ctypes.c_uint64),
         ("tokens", ctypes.c_uint64),
@@ -80,7 +80,7 @@ class Heads(Struct):
     ]
 
 
-class Logits(Struct):
+class Logits(PlainStruct):
     _fields_ = [
         ("batch", ctypes.c_uint64),
         ("heads", ctypes.c_uint64),
@@ -91,7 +91,7 @@ class Logits(Struct):
     ]
 
 
-class Numbers(Struct):
+class Numbers(PlainStruct):
     _fields_ = [
         ("batch", ctypes.c_uint64),
         ("heads", ctypes.c_uint64),
@@ -102,7 +102,7 @@ class Numbers(Struct):
     ]
 
 
-class Place(Struct):
+class Place(PlainStruct):
     _fields_ = [
         ("kind", ctypes.c_uint32),
         ("reserved", ctypes.c_uint32),
@@ -112,7 +112,7 @@ class Place(Struct):
     ]
 
 
-class Places(Struct):
+class Places(PlainStruct):
     _fields_ = [
         ("queries", Place),
         ("keys", Place),
@@ -197,7 +197,7 @@ class XPosSpec(Versioned):
     ]
 
 
-class Operand(Struct):
+class Operand(PlainStruct):
     _fields_ = [
         ("x", Buffer),
         ("heads", Heads),
@@ -206,7 +206,7 @@ class Operand(Struct):
     ]
 
 
-class Table(Struct):
+class Table(PlainStruct):
     _fields_ = [
         ("cos", Buffer),
         ("sin", Buffer),
@@ -218,7 +218,7 @@ class Table(Struct):
     ]
 
 
-class RopeCall(Versioned):
+class RopeCall(PlainVersioned):
     _fields_ = [
         ("packed", ctypes.c_uint32),
         ("inverse", ctypes.c_uint32),
@@ -891,7 +891,7 @@ class SoftmaxSpec(Versioned):
     ]
 
 
-class Inputs(Struct):
+class Inputs(PlainStruct):
     _fields_ = [
         ("bias", ctypes.c_void_p),
         ("places", Places),
@@ -905,7 +905,7 @@ class Inputs(Struct):
     ]
 
 
-class SoftmaxCall(Versioned):
+class SoftmaxCall(PlainVersioned):
     _fields_ = [
         ("x", Buffer),
         ("shape", Logits),

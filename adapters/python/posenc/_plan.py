@@ -233,7 +233,7 @@ class Call:
         sizes = [own.get(name, (1, 0)) for name in ("batch", "heads", "rows", "entries")]
         shape = dict(zip(("batch", "heads", "rows", "entries"), (n for n, _ in sizes), strict=True))
         # A size of 1 has no step.
-        return _c.Numbers(**shape, strides=[step if n > 1 else 0 for n, step in sizes])
+        return _c.Numbers(**shape, strides=tuple(step if n > 1 else 0 for n, step in sizes))
 
     def positions(
         self, positions: Any, starts: Any, cu_seqlens: Any, batch: int, tokens: int, axes: int
@@ -259,11 +259,10 @@ class Call:
         return self._laid(tensor, kind, inner, batch, axes)
 
     def _laid(self, tensor: Tensor, kind: int, inner: tuple[int, ...], batch: int, axes: int) -> _c.Positions:
-        shape, wanted = tensor.shape, ["axes"] * (axes > 1) + ["batch"] + ["tokens"] * len(inner)
-        fits = f"{tensor.name} has the shape {list(shape)}, it must be [{', '.join(wanted)}]"
+        shape = tensor.shape
         lead = shape[: len(shape) - len(inner)]
-        if tuple(shape[len(lead) :]) != inner or len(lead) > 2:
-            raise Error(f"{fits} with {batch} sequences of {inner[0] if inner else 'any number of'} tokens")
+        if shape[len(lead) :] != inner or len(lead) > 2:
+            raise self._misfit(tensor, inner, batch, axes)
         strides = tensor.strides[: len(lead)]
         rows, row_stride, own_axes, axis_stride = 1, 0, 1, 0
         if len(lead) == 2:
@@ -273,7 +272,7 @@ class Call:
         elif len(lead) == 1:
             rows, row_stride = lead[0], strides[0]
         if rows not in (1, batch):
-            raise Error(f"{fits} with {batch} sequences")
+            raise self._misfit(tensor, inner, batch, axes)
         if own_axes != axes:
             raise Error(f"{tensor.name} has {own_axes} axes, the spec has {axes}")
         need = inner[0] if inner else 1
@@ -288,6 +287,13 @@ class Call:
             raise Error(f"{tensor.name} has strides {list(tensor.strides)}, its sequences must follow one another")
         ids = _c.Ids(data=tensor.address, len=tensor.span, element=_tensor.INTEGERS[tensor.dtype])
         return _c.Positions(kind=kind, shared=int(shared), ids=ids, axis_stride=axis_stride if own_axes > 1 else 0)
+
+    def _misfit(self, tensor: Tensor, inner: tuple[int, ...], batch: int, axes: int) -> Error:
+        wanted = ", ".join(["axes"] * (axes > 1) + ["batch"] + ["tokens"] * len(inner))
+        tokens = f" of {inner[0]} tokens" if inner else ""
+        return Error(
+            f"{tensor.name} has the shape {list(tensor.shape)}, it must be [{wanted}] with {batch} sequences{tokens}"
+        )
 
     def _integers(self, name: str, x: Any) -> Any:
         """Numbers of Python become an array where the call computes on the CPU."""
@@ -316,11 +322,13 @@ class Call:
 
     def _place(self, name: str, place: Any, lengths: Any, batch: int, n: int) -> _c.Place:
         out = _c.Place(lengths=self.plain(name.replace("positions", "lengths"), lengths, dtypes=("int32",)))
-        if place == "bottom_right" if isinstance(place, str) else False:
+        if isinstance(place, str):
+            if place != "bottom_right":
+                raise Error(f"{name} is {place!r}, it may be 'bottom_right', a number or int32 [{batch}, {n}]")
             out.kind = _c.PLACE_BOTTOM_RIGHT
-        elif isinstance(place, str):
-            raise Error(f"{name} is {place!r}, it may be 'bottom_right', a number or int32 [{batch}, {n}]")
         elif isinstance(place, int):
+            if not -(2**63) <= place < 2**63:
+                raise Error(f"{name} starts at {place}, which 64 bits do not hold")
             out.kind, out.start = _c.PLACE_COUNTED, place
         else:
             out.kind, out.ids = _c.PLACE_IDS, self.plain(name, place, dtypes=("int32",), shape=(batch, n))
@@ -347,7 +355,7 @@ def _sizes(tensor: Tensor, names: tuple[str, ...], order: tuple[str, ...]) -> di
         raise Error(f"{tensor.name} has strides {list(strides)}, its last dimension must be contiguous")
     own = dict(zip(names, zip(shape, strides, strict=True), strict=True))
     sizes = {name: own[name][0] for name in order}
-    return {**sizes, "strides": [own[name][1] for name in order[:-1]]}
+    return {**sizes, "strides": tuple(own[name][1] for name in order[:-1])}
 
 
 class Places:

@@ -29,6 +29,21 @@ class Struct(ctypes.Structure):
             raise ValueError(f"{name} is {value}, which its type does not hold")
 
 
+class PlainStruct(ctypes.Structure):
+    """A struct whose numbers this package has computed."""
+
+
+class PlainVersioned(ctypes.Structure):
+    """One of them that begins with its version and its size."""
+
+    _fields_ = [("version", ctypes.c_uint32), ("size", ctypes.c_uint32)]
+
+    def __init__(self, **fields: Any) -> None:
+        from ._c import ABI
+
+        super().__init__(ABI, ctypes.sizeof(self), **fields)
+
+
 class Versioned(Struct):
     """A struct that begins with its version and its size."""
 

@@ -162,7 +162,7 @@ class Softmax(Spec):
         own = _c.SinkGradCall(lse=call.whole(tensor), sinks=call.plain("sinks", sinks, shape=(heads,)))
         own.dots, own.grad = call.plain("dots", dots, shape=tensor.shape), call.plain("out", out, True, shape=(heads,))
         own.shape = _c.Logits(batch=batch, heads=heads, queries=queries, keys=keys)
-        own.shape.strides = [heads * queries * keys, queries * keys, keys]
+        own.shape.strides = (heads * queries * keys, queries * keys, keys)
         call.run("posenc_softmax_sink_grad", self._plan(call), own)
         return out
 

@@ -702,7 +702,7 @@ class _OfLogits:
 
     def __init__(self, batch: int, heads: int, queries: int, keys: int) -> None:
         self._most = _c.Logits(batch=batch, heads=heads, queries=queries, keys=keys)
-        self._most.strides = [heads * queries * keys, queries * keys, keys]
+        self._most.strides = (heads * queries * keys, queries * keys, keys)
         self._sizes = batch, heads, queries, keys
 
     def _constructor(self) -> tuple[str, Any]:

@@ -416,7 +416,7 @@ class LearnedGrad:
 
     def _plan(self, call: Call) -> Handle:
         most = _c.Tokens(batch=self.batch, tokens=self.tokens, dim=self.learned.dim)
-        most.strides = [self.tokens * self.learned.dim, self.learned.dim]
+        most.strides = (self.tokens * self.learned.dim, self.learned.dim)
 
         def make(gpu: Handle) -> Handle:
             spec = self.learned.struct()
