@@ -476,7 +476,7 @@ class ResampleSpec(Versioned):
         ("antialias", ctypes.c_uint32),
         ("factors", ctypes.c_double * 2),
         ("weighting", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("align_corners", ctypes.c_uint32),
     ]
 
 

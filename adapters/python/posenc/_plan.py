@@ -60,21 +60,19 @@ def device(ordinal: int = CPU, stream: int = 0) -> Handle:
 
 
 def cached(kind: str, key: Hashable, where: tuple[int, int], make: Callable[[Handle], Handle]) -> Handle:
-    """The plan of a key on a device and stream. Plans of other streams share its kernels and tables."""
+    """The plan of a key on a device and stream. Plans of all streams share kernels and tables with that of the default
+    stream: another one may be destroyed before a new plan is made of its own."""
+    ordinal, stream = where
     whole = (kind, key, where, _OVERLAP)
     with _LOCK:
         plan = _PLANS.get(whole)
         if plan is None:
-            ordinal, stream = where
-            first = (kind, key, ordinal, _OVERLAP)
-            sibling = _PLANS.get(first) if ordinal != CPU else None
-            if sibling is None:
-                plan = make(device(ordinal, stream))
+            if stream == 0:
+                plan = make(device(ordinal))
             else:
-                plan = Handle(kind, f"posenc_{kind}_on", sibling.address, device(ordinal, stream).address)
+                base = cached(kind, key, (ordinal, 0), make)
+                plan = Handle(kind, f"posenc_{kind}_on", base.address, device(ordinal, stream).address)
             _PLANS[whole] = plan
-            if ordinal != CPU:
-                _PLANS[first] = plan
         _PLANS.move_to_end(whole)
         while len(_PLANS) > CAPACITY:
             _PLANS.popitem(last=False)

@@ -88,7 +88,7 @@ class Softmax(Spec):
         return self._apply(logits, inputs, out, lse, stream, False)
 
     def apply_(self, logits: Any, inputs: Inputs | None = None, *, lse: Any = None, stream: Any = None) -> Any:
-        """[`apply`] in place."""
+        """`apply` in place."""
         return self._apply(logits, inputs, None, lse, stream, True)
 
     def _apply(self, logits: Any, inputs: Inputs | None, out: Any, lse: Any, stream: Any, in_place: bool) -> Any:
@@ -121,7 +121,7 @@ class Softmax(Spec):
     ) -> Any:
         """The gradient of the logits from the probabilities and their gradient, into `out` or a new array. `logits`
         are needed with a softcap; `bias_grad` takes the gradient of the bias, laid out as that of the logits;
-        `dots`, f32 `[batch, heads, queries]`, what [`sink_grad`] needs."""
+        `dots`, f32 `[batch, heads, queries]`, what `sink_grad` needs."""
         call = Call(stream)
         given, read = call.elements("probabilities", probabilities), call.elements("grad", grad)
         out = _tensor.empty_like(given, probabilities) if out is None else out

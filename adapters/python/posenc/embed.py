@@ -391,7 +391,7 @@ class LearnedGrad:
         accumulate: bool = False,
         stream: Any = None,
     ) -> Any:
-        """Writes the gradient of a table by ids at the rows that some token reads. `order` is what [`order`] wrote;
+        """Writes the gradient of a table by ids at the rows that some token reads. `order` is what `order` wrote;
         the row of the id `skipped` has no gradient."""
         call = Call(stream)
         own = self._table(call, grad, table_grad, scale, accumulate)
@@ -430,7 +430,7 @@ class LearnedGrad:
 class Resample(Spec):
     """Resampling of a learned table of an image's tokens: from a grid of `from_size` (rows, columns) to one of
     `to_size`, behind `prefix` tokens that are copied. `factors`: new over old of both axes, in place of the quotient
-    of the sizes."""
+    of the sizes. `align_corners`: the first and last outputs stand on the first and last inputs."""
 
     from_size: tuple[int, int]
     to_size: tuple[int, int]
@@ -439,6 +439,7 @@ class Resample(Spec):
     antialias: bool = False
     factors: tuple[float, float] = (0.0, 0.0)
     weighting: Literal["exact", "torch_f32"] = "exact"
+    align_corners: bool = False
 
     def write(self, table: Any, out: Any, *, stream: Any = None) -> Any:
         """Resamples `table`, `[prefix + rows * columns, dim]`, into `out`."""
@@ -467,6 +468,7 @@ class Resample(Spec):
     def _plan(self, call: Call) -> Handle:
         spec = _c.ResampleSpec(to=self.to_size, prefix=self.prefix, antialias=int(self.antialias), factors=self.factors)
         setattr(spec, "from", self.from_size)
+        spec.align_corners = int(self.align_corners)
         spec.filter = choice("filter", self.filter, {"bilinear": _c.BILINEAR, "bicubic": _c.BICUBIC})
         weightings = {"exact": _c.WEIGHTING_EXACT, "torch_f32": _c.WEIGHTING_TORCH_F32}
         spec.weighting = choice("weighting", self.weighting, weightings)

@@ -265,7 +265,7 @@ class _Rotation(Spec):
         side: Literal["query", "key"] = "query",
         stream: Any = None,
     ) -> Any:
-        """[`rotate`] in place; gives `q`, or `(q, k)`."""
+        """`rotate` in place; gives `q`, or `(q, k)`."""
         return self._rotate(q, k, None, None, True, positions, starts, cu_seqlens, inverse, layout, table, side, stream)
 
     def _rotate(
@@ -317,7 +317,7 @@ class _Rotation(Spec):
 
     def cos_sin(self, positions: Any) -> tuple[Any, Any]:
         """The law as numpy arrays: cosine and sine of each pair, f32 `[..., rotary / 2]`, within 1e-7 of the truth
-        at every position from -2^31 to 2^31 - 1; the attention factor is in both. `positions` as in [`rotate`],
+        at every position from -2^31 to 2^31 - 1; the attention factor is in both. `positions` as in `rotate`,
         without a batch."""
         import numpy
 
@@ -603,11 +603,11 @@ class LearnedRope:
         call.run("posenc_rope_set_frequencies", self._check(call), own)
 
     def rotate(self, q: Any, k: Any = None, **arguments: Any) -> Any:
-        """As [`Rope.rotate`]."""
+        """As `Rope.rotate`."""
         return _Owned(self).rotate(q, k, stream=self._stream(), **arguments)
 
     def rotate_(self, q: Any, k: Any = None, **arguments: Any) -> Any:
-        """As [`Rope.rotate_`]."""
+        """As `Rope.rotate_`."""
         return _Owned(self).rotate_(q, k, stream=self._stream(), **arguments)
 
     def _stream(self) -> Any:

@@ -214,7 +214,7 @@ def rope_(
     layout: str = "bthd",
     side: str = "query",
 ) -> Any:
-    """[`rope`] in place, without autograd; gives `q`, or `(q, k)`."""
+    """`rope` in place, without autograd; gives `q`, or `(q, k)`."""
     rest = positions, starts, cu_seqlens, _text(spec), inverse, layout
     _alone(q=q, k=k)
     if k is None:
@@ -276,7 +276,7 @@ def sinusoid_add_(
     positions: Tensor | None = None,
     starts: Tensor | None = None,
 ) -> Tensor:
-    """[`sinusoid_add`] in place, without autograd."""
+    """`sinusoid_add` in place, without autograd."""
     _alone(x=x)
     _sinusoid_add_in_place(x, positions, starts, _text(spec), scale)
     return x
@@ -1090,7 +1090,7 @@ def score_mod(
 
     `table` trains a T5 without a table of its own, `[buckets, heads]`, or holds the numbers of a sum of one term,
     `[entries, heads]`; its gradient is FlexAttention's. FIRE, and terms by queries or keys, depend on more than
-    FlexAttention gives: write them with [`bias`].
+    FlexAttention gives: write them with `bias`.
     """
     own = spec_of(_text(spec))
     behind = keys - queries

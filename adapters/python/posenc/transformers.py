@@ -19,7 +19,7 @@ _PROBE = 8
 
 
 class Patch:
-    """The rotary embeddings of a model that `patch` replaced. [`undo`], or leaving a `with`, puts the model's own
+    """The rotary embeddings of a model that `patch` replaced. `undo`, or leaving a `with`, puts the model's own
     back."""
 
     def __init__(

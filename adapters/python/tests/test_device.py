@@ -90,11 +90,8 @@ def test_streams_share_plans(stream):
     rope.rotate_(second, stream=other, inverse=True)
     rope.rotate_(second, stream=other)
     assert np.abs(first.numpy() - want).max() < 1e-6 and np.abs(second.numpy() - want).max() < 2e-6
-    # one for each stream, and the first as that of the device
-    assert {key[2] for key in _plan._PLANS if isinstance(key[2], tuple)} == {
-        (0, int(stream.handle)),
-        (0, int(other.handle)),
-    }
+    # one for each stream, which share what the default stream's has
+    assert {key[2] for key in _plan._PLANS} == {(0, 0), (0, int(stream.handle)), (0, int(other.handle))}
 
 
 def test_a_tensor_that_names_its_stream_is_waited_for(stream):
@@ -204,6 +201,20 @@ def test_bad_input_is_an_error_and_the_device_goes_on(stream):
             make()
     rope.rotate_(own, stream=stream)
     assert np.abs(own.numpy() - rope.rotate(x)).max() < 1e-6
+
+
+def test_a_stream_that_is_gone_leaves_its_plans_to_others():
+    posenc.clear()
+    x = values(4, 2, 8)
+    for _ in range(3):
+        passing = DEVICE.create_stream()
+        own = Array(x, passing)
+        posenc.Rope(8).rotate_(own, stream=passing)
+        assert np.abs(own.numpy() - posenc.Rope(8).rotate(x)).max() < 1e-6
+        own.buffer.close(passing)
+        passing.sync()
+        passing.close()
+    posenc.clear()
 
 
 def test_a_closed_stream_is_an_error():
