@@ -1,6 +1,5 @@
 //! The commands of pages: they run, print what the page says, and draw the committed pictures.
 
-#[allow(dead_code, reason = "what other tests of the program use")]
 mod support;
 
 use std::fs;
