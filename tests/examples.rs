@@ -11,6 +11,8 @@ mod decode;
 mod embeddings;
 #[path = "../examples/08_inkling.rs"]
 mod inkling;
+#[path = "../examples/09_prologue.rs"]
+mod prologue;
 #[path = "../examples/01_rope.rs"]
 mod rope;
 #[path = "../examples/06_swin.rs"]
@@ -56,4 +58,10 @@ fn deberta_checks_itself() {
 #[ignore = "needs a device: cargo xtask test"]
 fn inkling_checks_itself() {
     inkling::main().expect("it ends well");
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn prologue_checks_itself() {
+    prologue::main().expect("it ends well");
 }

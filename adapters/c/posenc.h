@@ -2033,6 +2033,17 @@ double posenc_longrope_attention_factor(double factor, double original_context);
 #define POSENC_CACHE_PAGES 1
 #define POSENC_CACHE_ROWS 2 /* A page for each sequence: a contiguous cache. */
 
+#define POSENC_STORE_SAME 0 /* What a cache holds: the element type. */
+/* eight bits (`e4m3fn`): nearest, ties to even, saturated; a value is the code times a scale */
+#define POSENC_STORE_E4M3 1
+#define POSENC_STORE_E5M2 2 /* eight bits */
+#define POSENC_STORE_INT8 3 /* whole numbers of eight bits, symmetric */
+
+#define POSENC_SCALE_GIVEN 0 /* What codes are multiplied by: one f32, or one for each head. */
+#define POSENC_SCALE_DYNAMIC 1 /* an f32 of each token and head, by its largest magnitude: written */
+/* the same, in the first four of 16 bytes behind the channels of a head; the shape has as many channels more */
+#define POSENC_SCALE_INLINE 2
+
 #define POSENC_TO_CACHE 0 /* Where a result goes beside the cache: nowhere. */
 #define POSENC_TO_PLACE 1 /* It takes the place of `x`. */
 #define POSENC_TO_OUT 2 /* It goes to `out`. */
@@ -2044,8 +2055,10 @@ typedef struct PosencBranch {
     uint32_t over; /* `POSENC_NORM_OVER_...` */
     uint32_t rounding; /* `POSENC_ROUNDING_...` */
     uint32_t bias; /* 1: a bias `[heads, dim]` is added first */
-    uint32_t rope; /* 1: pairs are rotated */
+    /* 0: nothing is rotated, 1: pairs are, 2: they are from `offset` on in place of the rotation's own offset */
+    uint32_t rope;
     double eps; /* of the norm */
+    uint64_t offset; /* see `rope` */
 } PosencBranch;
 
 /* Bias, norm, rotation and factor: what to compute. */
@@ -2074,21 +2087,29 @@ typedef struct PosencProjected {
     PosencBuffer bias; /* `[heads, dim]`, or no `data` */
 } PosencProjected;
 
-/* A cache of keys and values, each `[pages, rows of a page, heads, dim]` in any order of memory: `batch` of a shape
-   counts pages, `tokens` the rows of each. */
+/* What is kept of queries, keys or values: `[pages, rows of a page, heads, dim]` in any order of memory, where
+   `batch` of a shape counts pages and `tokens` the rows of each. */
+typedef struct PosencStored {
+    PosencBuffer x; /* elements or codes, written where tokens have a row; no `data`: nothing is kept */
+    PosencHeads heads; /* its shape */
+    uint32_t store; /* `POSENC_STORE_...` */
+    uint32_t scale; /* of codes: `POSENC_SCALE_...` */
+    PosencBuffer scales; /* of codes, but of inline scales: f32, above 0 and finite, and so the inverse */
+    PosencHeads scale_heads; /* of `POSENC_SCALE_DYNAMIC`: their shape `[pages, rows of a page, heads, 1]` */
+} PosencStored;
+
+/* A cache of keys and values. */
 typedef struct PosencCache {
-    PosencBuffer k; /* of keys, written where tokens have a row; no `data`: there is no cache */
-    PosencHeads k_heads; /* its shape */
-    PosencBuffer v; /* of values; no `data`: they are not cached */
-    PosencHeads v_heads; /* its shape, of as many pages and rows */
+    PosencStored k; /* of keys; no `data`: there is no cache */
+    PosencStored v; /* of values, of as many pages and rows; no `data`: they are not cached */
     uint32_t rows; /* `POSENC_CACHE_...` */
     uint32_t reserved; /* 0 */
     PosencIds slots; /* slots `[batch, tokens]`, or the table of pages `[sequences, width]` */
     uint64_t width; /* of `POSENC_CACHE_PAGES`: pages of a sequence */
     /* but of slots: the row in its sequence that each token takes, given like positions; below 0: not cached */
     PosencPositions first;
-    /* a 32-bit word that becomes 1 by a row outside the cache, whose token is not cached; or no `data`. The CPU
-       refuses such a row in place of it */
+    /* a 32-bit word that becomes 1 by a row outside the cache, whose token is not cached, and by a scale that is not
+       above 0 and finite; or no `data`. The CPU refuses both in place of it */
     PosencBuffer flag;
 } PosencCache;
 
@@ -2101,6 +2122,7 @@ typedef struct PosencPrologueCall {
     PosencProjected v; /* values */
     PosencPositions positions; /* token positions */
     PosencCache cache; /* where keys and values are kept */
+    PosencStored q_codes; /* queries in eight bits `[batch, tokens, heads, dim]`, beside or in place of `q.out` */
 } PosencPrologueCall;
 
 /* Between a projection and attention, on a device, for one element type. */

@@ -128,8 +128,8 @@ impl Operation for Step {
             q: weight(Qkv::Query),
             k: weight(Qkv::Key),
             cache: Some(Cache {
-                k: pages.of_mut(k_cache),
-                v: Some(pages.of_mut(v_cache)),
+                k: pages.of_mut(k_cache).into(),
+                v: Some(pages.of_mut(v_cache).into()),
                 rows: CacheRows::Slots(i32::ids(&self.slots)),
                 flag: None,
             }),

@@ -47,6 +47,73 @@ struct Space {
     int2 row[TOKENS];
 };
 
+// ------------------------------------------------------------------------------------------------------------- codes
+
+// The largest value of a code.
+__device__ float most_of(StoreKind store) {
+    return store == StoreKind::E4M3 ? 448.0f : store == StoreKind::E5M2 ? 57344.0f : 127.0f;
+}
+
+#if __CUDA_ARCH__ >= 890
+// Two small floats, the first in the lower byte; nearest, ties to even, saturated.
+__device__ unsigned small_floats(bool e4m3, float low, float high) {
+    unsigned short codes;
+    if (e4m3) {
+        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+    } else {
+        asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+    }
+    return codes;
+}
+#else
+__device__ unsigned small_float(bool e4m3, float x) {
+    unsigned bits = static_cast<unsigned>(__float_as_int(x)), size = bits & 0x7fffffffu;
+    unsigned shift = e4m3 ? 20 : 21, bias = e4m3 ? 7 : 15;
+    // Below the smallest normal number: the last place of a sum with this power of two is the step of codes.
+    unsigned even = (128 - bias + shift) << 23;
+    unsigned tiny = __float_as_int(fabsf(x) + __int_as_float(static_cast<int>(even))) - even;
+    unsigned normal = (size + (1u << (shift - 1)) - 1 + (size >> shift & 1)) >> shift;
+    normal = min(normal - ((127 - bias) << (23 - shift)), e4m3 ? 0x7eu : 0x7bu);
+    unsigned code = size < (128 - bias) << 23 ? tiny : normal;
+    return size > 0x7f800000u ? 0x7f : (bits >> 24 & 0x80) | code;
+}
+__device__ unsigned small_floats(bool e4m3, float low, float high) {
+    return small_float(e4m3, low) | small_float(e4m3, high) << 8;
+}
+#endif
+
+// Two codes, the first in the lower byte.
+__device__ unsigned code_pair(StoreKind store, float low, float high) {
+    if (store != StoreKind::INT8) return small_floats(store == StoreKind::E4M3, low, high);
+    int a = max(min(__float2int_rn(low), 127), -127), b = max(min(__float2int_rn(high), 127), -127);
+    return (a & 0xff) | (b & 0xff) << 8;
+}
+
+// What multiplies a head before it is coded. `most`: its largest magnitude, of a scale that is written.
+__device__ float code_factor(const PrologueArgs& args, const BranchArgs& of, int2 row, unsigned head, void* tail,
+                             float most) {
+    float* scales = static_cast<float*>(of.scales);
+    bool writes = of.scale == CodeScaleKind::TOKEN || of.scale == CodeScaleKind::INLINE;
+    float scale;
+    if (writes) {
+        scale = most / most_of(of.store);
+        // Below the normal range the inverse has no place: a row of zeros.
+        if (scale < 0x1p-126f) scale = 0.0f;
+        float* at = static_cast<float*>(tail);
+        if (of.scale == CodeScaleKind::TOKEN) {
+            at = scales + row.x * of.scale_strides[0] + row.y * of.scale_strides[1] + head * of.scale_strides[2];
+        }
+        if (threadIdx.x == 0) *at = scale;
+    } else {
+        scale = scales[of.scale == CodeScaleKind::HEAD ? head : 0];
+    }
+    float factor = 1.0f / scale;
+    if (scale > 0.0f && factor > 0.0f && factor < infinity()) return factor;
+    // Zeros have a scale of 0, a given one is refused.
+    if (!writes && args.flag && threadIdx.x == 0) atomicOr(static_cast<unsigned*>(args.flag), 1u);
+    return 0.0f;
+}
+
 // The factor of queries at a position.
 __device__ float query_scale(const PrologueArgs& args, long long position) {
     if (args.scale == QueryScaleKind::ONE) return 1.0f;
@@ -147,6 +214,19 @@ template <class Bits> __device__ Bits* head_at(Bits* base, const long long (&str
     return base + outer * strides[0] + row * strides[1] + head * strides[2];
 }
 
+// Where the cache has the token of a walk: that of queries has a page for each sequence.
+__device__ int2 cache_place(const BranchArgs& of, const Space& space, const Walk& walk, unsigned batch,
+                            unsigned token) {
+    if (!of.cache || !walk.count) return make_int2(-1, 0);
+    return walk.which == 0 ? make_int2(batch, token) : space.row[threadIdx.z];
+}
+
+__device__ unsigned char* cache_at(const BranchArgs& of, int2 row, unsigned head) {
+    unsigned width = of.store == StoreKind::SAME ? sizeof(T::Bits) : 1;
+    return static_cast<unsigned char*>(of.cache) +
+           (row.x * of.cache_strides[0] + row.y * of.cache_strides[1] + head * of.cache_strides[2]) * width;
+}
+
 // The place in `sums` of a head.
 __device__ unsigned sum_place(const PrologueArgs& args, unsigned which, unsigned head) {
     unsigned before = (which > 0 ? args.of[0].heads : 0) + (which > 1 ? args.of[1].heads : 0);
@@ -226,7 +306,7 @@ struct Lane {
         turned = lane < rotated;
         if (turned) {
             unsigned first = lane * UNIT;
-            a = args.offset + first;
+            a = of.offset + first;
             b = a + args.pairs;
             if (!args.interleaved) {
                 // Blocks before this one, of which each has as many second sides.
@@ -236,7 +316,7 @@ struct Lane {
             has_a = has_b = true;
         } else {
             unsigned unit = lane - rotated, rest = of.dim / UNIT - 2 * rotated;
-            unsigned before = rotated ? args.offset / UNIT : rest;
+            unsigned before = rotated ? of.offset / UNIT : rest;
             a = (unit < before ? unit : unit + 2 * rotated) * UNIT;
             has_a = unit < min(rest, of.rest_apart);
             unit += of.rest_apart;
@@ -247,14 +327,14 @@ struct Lane {
 
     // The inverse: the lane of a unit, and 32 if it is its second one.
     static __device__ unsigned owner(const PrologueArgs& args, const BranchArgs& of, unsigned unit) {
-        unsigned rotated = of.turned ? args.pairs / UNIT : 0, place = unit - args.offset / UNIT;
-        if (of.turned && unit >= args.offset / UNIT && place < 2 * rotated) {
+        unsigned rotated = of.turned ? args.pairs / UNIT : 0, place = unit - of.offset / UNIT;
+        if (of.turned && unit >= of.offset / UNIT && place < 2 * rotated) {
             unsigned size = args.interleaved ? rotated : args.block / UNIT;
             unsigned before = args.interleaved ? 0 : divide(place * (UNIT / 2), args.by_block) * size;
             place -= 2 * before;
             return place < size ? before + place : (before + place - size) | 32;
         }
-        if (of.turned && unit >= args.offset / UNIT) unit -= 2 * rotated;
+        if (of.turned && unit >= of.offset / UNIT) unit -= 2 * rotated;
         return unit < of.rest_apart ? rotated + unit : (rotated + unit - of.rest_apart) | 32;
     }
 };
@@ -279,6 +359,18 @@ struct Lanes {
     __device__ float take(float a, float b, unsigned from) const {
         float of_a = __shfl_sync(mask, a, from & 31, blockDim.x), of_b = __shfl_sync(mask, b, from & 31, blockDim.x);
         return from & 64 ? 0.0f : from & 32 ? of_b : of_a;
+    }
+
+    // The largest magnitude; NaN counts for nothing.
+    __device__ float max(const float (&a)[UNIT], const float (&b)[UNIT]) const {
+        float most = 0.0f;
+#pragma unroll
+        for (unsigned i = 0; i < UNIT; ++i) most = fmaxf(most, fmaxf(fabsf(a[i]), fabsf(b[i])));
+#pragma unroll 1
+        for (unsigned apart = blockDim.x / 2; apart; apart /= 2) {
+            most = fmaxf(most, __shfl_xor_sync(mask, most, apart));
+        }
+        return most;
     }
 
     __device__ float sum(const BranchArgs& of, const float (&a)[UNIT], const float (&b)[UNIT]) const {
@@ -337,6 +429,14 @@ __device__ void turn_pair(float& a, float& b, float sin, float cos) {
     b = fmaf(x, sin, b * cos);
 }
 
+// 8 codes.
+__device__ void store_codes(StoreKind store, float factor, const float (&x)[UNIT], unsigned char* at) {
+    unsigned pairs[UNIT / 2];
+#pragma unroll
+    for (unsigned i = 0; i < UNIT / 2; ++i) pairs[i] = code_pair(store, x[2 * i] * factor, x[2 * i + 1] * factor);
+    *reinterpret_cast<uint2*>(at) = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
+}
+
 // Rotates the pairs of a lane.
 __device__ void turn(const PrologueArgs& args, const BranchArgs& of, const Space& space, float (&a)[UNIT],
                      float (&b)[UNIT]) {
@@ -393,8 +493,8 @@ extern "C" __global__ void __launch_bounds__(256, WIDE == 4 ? 2 : 3) KERNEL(prol
         __syncthreads();
 
         T::Bits* y = head_at(static_cast<T::Bits*>(of.y), of.y_strides, batch, token, walk.head);
-        int2 row = of.cache && walk.count ? space.row[threadIdx.z] : make_int2(-1, 0);
-        T::Bits* cache = head_at(static_cast<T::Bits*>(of.cache), of.cache_strides, row.x, row.y, walk.head);
+        int2 row = cache_place(of, space, walk, batch, token);
+        unsigned char* cache = cache_at(of, row, walk.head);
         float inverse = 0.0f;
         // Where a norm spans the heads, their sums come first.
 #pragma unroll 1
@@ -452,16 +552,28 @@ extern "C" __global__ void __launch_bounds__(256, WIDE == 4 ? 2 : 3) KERNEL(prol
                         b[j] *= scale;
                     }
                 }
+                if (row.x >= 0 && of.store != StoreKind::SAME) {
+                    if (of.rounding != StepRounding::ONCE) {
+                        round_all(a);
+                        round_all(b);
+                    }
+                    float most = of.scale < CodeScaleKind::TOKEN ? 0.0f : lanes.max(a, b);
+                    float factor = code_factor(args, of, row, walk.head + i, cache + of.dim, most);
+                    if (lane.has_a) store_codes(of.store, factor, a, cache + lane.a);
+                    if (lane.has_b) store_codes(of.store, factor, b, cache + lane.b);
+                    cache += of.cache_strides[2];
+                }
                 Eight a_out = Eight::of(a), b_out = Eight::of(b);
                 if (of.y) {
                     if (lane.has_a) a_out.store(y + lane.a);
                     if (lane.has_b) b_out.store(y + lane.b);
                     y += of.y_strides[2];
                 }
-                if (row.x >= 0) {
-                    if (lane.has_a) a_out.store(cache + lane.a);
-                    if (lane.has_b) b_out.store(cache + lane.b);
-                    cache += of.cache_strides[2];
+                if (row.x >= 0 && of.store == StoreKind::SAME) {
+                    T::Bits* to = reinterpret_cast<T::Bits*>(cache);
+                    if (lane.has_a) a_out.store(to + lane.a);
+                    if (lane.has_b) b_out.store(to + lane.b);
+                    cache += of.cache_strides[2] * sizeof(T::Bits);
                 }
             }
         }
@@ -494,8 +606,8 @@ struct Head {
 
     // A channel after its rotation.
     __device__ float turned(unsigned channel) const {
-        unsigned place = channel - args.offset;
-        if (channel < args.offset || place >= 2 * args.pairs) return x[channel];
+        unsigned place = channel - of.offset;
+        if (channel < of.offset || place >= 2 * args.pairs) return x[channel];
         unsigned pair = place / 2;
         bool second = place & 1;
         if (!args.interleaved_out) {
@@ -504,9 +616,9 @@ struct Head {
             second = pair >= args.block;
             pair += before - (second ? args.block : 0);
         }
-        unsigned a = args.offset + 2 * pair, b = a + 1;
+        unsigned a = of.offset + 2 * pair, b = a + 1;
         if (!args.interleaved) {
-            a = args.offset + pair + divide(pair, args.by_block) * args.block;
+            a = of.offset + pair + divide(pair, args.by_block) * args.block;
             b = a + args.block;
         }
         unsigned angle = threadIdx.z * args.pairs + pair;
@@ -606,14 +718,27 @@ extern "C" __global__ void __launch_bounds__(128, 4) KERNEL(prologue_one) {
                 }
                 if (!writes) continue;
                 T::Bits* y = head_at(static_cast<T::Bits*>(of.y), of.y_strides, batch, token, at);
-                int2 row = of.cache && walk.count ? space.row[threadIdx.z] : make_int2(-1, 0);
-                T::Bits* cache = head_at(static_cast<T::Bits*>(of.cache), of.cache_strides, row.x, row.y, at);
-                float scale = space.scale[threadIdx.z];
+                int2 row = cache_place(of, space, walk, batch, token);
+                unsigned char* cache = cache_at(of, row, at);
+                bool codes = row.x >= 0 && of.store != StoreKind::SAME;
+                float scale = space.scale[threadIdx.z], most = 0.0f;
 #pragma unroll 1
                 for (unsigned c = threadIdx.x; c < of.dim; c += 32) {
-                    T::Bits bits = static_cast<T::Bits>(T::narrow(of.scaled ? head.x[c] * scale : head.x[c]));
+                    float value = of.scaled ? head.x[c] * scale : head.x[c];
+                    T::Bits bits = static_cast<T::Bits>(T::narrow(value));
                     if (of.y) y[c] = bits;
-                    if (row.x >= 0) cache[c] = bits;
+                    if (row.x >= 0 && !codes) reinterpret_cast<T::Bits*>(cache)[c] = bits;
+                    if (codes) head.x[c] = value = of.rounding != StepRounding::ONCE ? T::widen(bits) : value;
+                    most = fmaxf(most, fabsf(value));
+                }
+                if (!codes) continue;
+#pragma unroll 1
+                for (unsigned apart = 16; apart; apart /= 2)
+                    most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, apart));
+                float factor = code_factor(args, of, row, at, cache + of.dim, most);
+#pragma unroll 1
+                for (unsigned c = threadIdx.x; c < of.dim; c += 32) {
+                    cache[c] = static_cast<unsigned char>(code_pair(of.store, head.x[c] * factor, 0.0f));
                 }
             }
         }

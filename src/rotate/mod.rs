@@ -20,10 +20,11 @@ pub use axes::Axes;
 pub use mixed::RopeGradPlan;
 pub use mixed::{Mixed, RopeGrad};
 pub use prologue::{
-    Branch, CacheRows, HeadNorm, HostCache, NormKind, NormOver, NormWeight, Prologue, Qkv, Rounding, Vectors,
+    Branch, CacheRows, Code8, HeadNorm, HostCache, HostScale, HostStored, NormKind, NormOver, NormWeight, Prologue,
+    Qkv, Rounding, Vectors,
 };
 #[cfg(feature = "cuda")]
-pub use prologue::{Cache, Projected, PrologueCall, ProloguePlan};
+pub use prologue::{Cache, CodeScale, Codes, Projected, PrologueCall, ProloguePlan, Stored};
 pub use query_scale::QueryScale;
 pub use rope::{Angles, Direction, Rope};
 #[cfg(feature = "cuda")]

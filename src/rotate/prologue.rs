@@ -1,10 +1,13 @@
 //! Between a projection and attention: bias, norm and rotation of queries, keys and values, out to tensors and a cache.
 
+mod codes;
 #[cfg(feature = "cuda")]
 mod plan;
 
 #[cfg(feature = "cuda")]
-pub use plan::{Cache, Projected, PrologueCall, ProloguePlan};
+pub use plan::{Cache, CodeScale, Codes, Projected, PrologueCall, ProloguePlan, Stored};
+
+pub use codes::Code8;
 
 use crate::accuracy::{Expected, rounded};
 use crate::position::Positions;
@@ -71,6 +74,9 @@ pub struct Branch {
     pub norm: Option<HeadNorm>,
     /// pairs are rotated
     pub rope: bool,
+    /// First rotated channel, where it is another one than [`Rope::offset`]: in latent attention queries are rotated behind their
+    /// other channels, and keys have no others.
+    pub offset: Option<usize>,
     /// where values are rounded to the element type
     pub rounding: Rounding,
 }
@@ -83,7 +89,7 @@ impl Branch {
 
     /// Left as it is.
     pub const fn plain() -> Self {
-        Self { bias: false, norm: None, rope: false, rounding: Rounding::Once }
+        Self { bias: false, norm: None, rope: false, offset: None, rounding: Rounding::Once }
     }
 }
 
@@ -225,13 +231,43 @@ pub enum CacheRows<A> {
 /// A cache on the CPU.
 #[derive(Debug)]
 pub struct HostCache<'a, T> {
-    /// elements
-    pub x: &'a mut [T],
+    /// elements, or codes
+    pub x: HostStored<'a, T>,
     /// pages, rows of a page, heads and channels, with their strides
     pub shape: Heads,
     /// the row of each token
     pub rows: CacheRows<&'a [i64]>,
 }
+
+/// What a cache on the CPU holds.
+#[derive(Debug)]
+pub enum HostStored<'a, T> {
+    /// the element type
+    Same(&'a mut [T]),
+    /// eight bits
+    Codes {
+        /// codes; with [`HostScale::Inline`] their scales too
+        x: &'a mut [u8],
+        /// which
+        code: Code8,
+        /// what codes are multiplied by
+        scale: HostScale<'a>,
+    },
+}
+
+/// What codes on the CPU are multiplied by.
+#[derive(Debug)]
+pub enum HostScale<'a> {
+    /// one for all, or one for each head
+    Given(&'a [f32]),
+    /// of each token and head, by its largest magnitude: written in the shape `[pages, rows of a page, heads, 1]`
+    Dynamic(&'a mut [f32], Heads),
+    /// the same, in the four bytes behind the channels of a head, of which the cache has 16 more
+    Inline,
+}
+
+/// Bytes behind the channels of a head that its scale is kept in.
+const TAIL: usize = 16;
 
 /// Channels of a head, at most.
 const MOST_DIM: usize = 1024;
@@ -264,6 +300,11 @@ impl Prologue {
             Qkv::Key => &self.k,
             Qkv::Value => &self.v,
         }
+    }
+
+    /// First rotated channel of a branch.
+    fn offset(&self, which: Qkv) -> usize {
+        self.branch(which).offset.or(self.rope.as_ref().map(|rope| rope.offset)).unwrap_or(0)
     }
 
     /// Axes of a token's position.
@@ -314,7 +355,7 @@ impl Prologue {
             return wrong(format!("{name} has heads of {} channels, a prologue takes at most {MOST_DIM}", heads.dim));
         }
         if let Some(rope) = self.rope.as_ref().filter(|_| branch.rope) {
-            rope.check_fits(heads.dim)?;
+            Rope { offset: self.offset(which), ..rope.clone() }.check_fits(heads.dim)?;
         }
         let all = product("heads x channels", &[heads.heads, heads.dim])?;
         let weight = branch.norm.filter(|norm| norm.weight != NormWeight::None).map(|norm| match norm.over {
@@ -415,6 +456,9 @@ impl HeadNorm {
     }
 }
 
+/// What writes one element of a tensor.
+type Put<'a, T> = &'a dyn Fn(usize, T);
+
 /// A rounding to the element type: of a value that is computed, or of the error of one that is not rounded.
 type Step<'a> = &'a dyn Fn(Value) -> Value;
 
@@ -453,7 +497,7 @@ impl Prologue {
             let Some(rope) = self.rope.as_ref().filter(|_| branch.rope) else { return };
             let mut rotated = Vec::new();
             for head in z.chunks_exact_mut(dim) {
-                let head = &mut head[rope.offset..rope.offset + rope.rotary];
+                let head = &mut head[self.offset(which)..][..rope.rotary];
                 rotated.clear();
                 for (pair, &(sin, cos)) in turns.iter().enumerate() {
                     let (a, b) = rope.channels(rope.pairing, pair);
@@ -641,14 +685,14 @@ impl Prologue {
         heads: &Heads,
         vectors: Vectors<&[T]>,
         positions: Positions<&[i64]>,
-        cache: Option<(Heads, CacheRows<&[i64]>)>,
+        cache: Option<&HostCache<'_, T>>,
     ) -> Result<()> {
         self.check()?;
         self.check_branch(which, heads, vectors.lengths())?;
         positions.resolve(self.position_axes(), heads.batch, heads.tokens)?;
-        let Some((cache, rows)) = cache else { return Ok(()) };
-        check_cache(which, heads, &cache)?;
-        rows.resolve(heads.batch, heads.tokens, &cache).map(|_| ())
+        let Some(cache) = cache else { return Ok(()) };
+        cache.x.check(which, heads, &cache.shape)?;
+        cache.rows.resolve(heads.batch, heads.tokens, &cache.shape).map(|_| ())
     }
 
     /// One branch of checked tensors.
@@ -658,20 +702,20 @@ impl Prologue {
         x: (&dyn Fn(usize) -> T, &Heads),
         vectors: Vectors<&[T]>,
         positions: Positions<&[i64]>,
-        out: Option<(&dyn Fn(usize, T), &Heads)>,
+        out: Option<(Put<'_, T>, &Heads)>,
         mut cache: Option<HostCache<'_, T>>,
     ) -> Result<()> {
         let heads = x.1;
         let rows = match &cache {
             None => Vec::new(),
             Some(cache) => {
-                cache.shape.check_written("the cache", cache.x.len())?;
-                check_cache(which, heads, &cache.shape)?;
+                cache.x.check(which, heads, &cache.shape)?;
                 cache.rows.resolve(heads.batch, heads.tokens, &cache.shape)?
             }
         };
         let narrow = |z: f64| T::from_f32(z as f32);
         let step = |z: Value| Value::exact(narrow(z.x).to_f64());
+        let rounds = self.branch(which).rounding != Rounding::Once;
         self.each_token(which, x, vectors, positions, &step, |batch, token, z| {
             for (head, z) in z.chunks_exact(heads.dim).enumerate() {
                 for (channel, z) in z.iter().enumerate() {
@@ -679,10 +723,22 @@ impl Prologue {
                     if let Some((to, shape)) = out {
                         to(shape.index(batch, token, head, channel), value);
                     }
-                    if let Some(cache) = &mut cache
+                    if let Some(HostCache { x: HostStored::Same(x), shape, .. }) = &mut cache
                         && let Some([page, row]) = rows[batch * heads.tokens + token]
                     {
-                        cache.x[cache.shape.index(page, row, head, channel)] = value;
+                        x[shape.index(page, row, head, channel)] = value;
+                    }
+                }
+                if let Some(HostCache { x: HostStored::Codes { x, code, scale }, shape, .. }) = &mut cache
+                    && let Some([page, row]) = rows[batch * heads.tokens + token]
+                {
+                    let value = |z: &Value| if rounds { narrow(z.x).to_f64() as f32 } else { z.x as f32 };
+                    let values: Vec<f32> = z.iter().map(value).collect();
+                    let at = shape.index(page, row, head, 0);
+                    let scale = scale.of(&values, *code, [page, row, head], &mut x[at + heads.dim..]);
+                    let factor = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+                    for (x, value) in x[at..].iter_mut().zip(values) {
+                        *x = code.encode(value * factor);
                     }
                 }
             }
@@ -690,9 +746,95 @@ impl Prologue {
     }
 }
 
-/// Refuses a cache of other heads.
-fn check_cache(which: Qkv, heads: &Heads, cache: &Heads) -> Result<()> {
-    for (what, got, need) in [("heads", cache.heads, heads.heads), ("channels", cache.dim, heads.dim)] {
+impl<T> HostStored<'_, T> {
+    /// Refuses lengths and shapes that do not go with the heads that are stored.
+    fn check(&self, which: Qkv, heads: &Heads, shape: &Heads) -> Result<()> {
+        match self {
+            Self::Same(x) => {
+                shape.check_written("the cache", x.len())?;
+                check_cache(which, heads, shape, 0)
+            }
+            Self::Codes { x, scale, .. } => {
+                shape.check_written("the cache", x.len())?;
+                check_cache(which, heads, shape, if matches!(scale, HostScale::Inline) { TAIL } else { 0 })?;
+                match scale {
+                    HostScale::Given(scales) => {
+                        check_scales(which, heads, scales.len())?;
+                        let usable = |scale: f32| [scale, 1.0 / scale].iter().all(|x| *x > 0.0 && x.is_finite());
+                        match scales.iter().find(|&&scale| !usable(scale)) {
+                            None => Ok(()),
+                            Some(scale) => Err(Error::Value(format!(
+                                "a scale of {} is {scale}, it must be above 0 and finite, and so its inverse",
+                                which.name()
+                            ))),
+                        }
+                    }
+                    HostScale::Dynamic(scales, of) => {
+                        of.check_written("the scales", scales.len())?;
+                        check_scale_shape(which, of, shape)
+                    }
+                    HostScale::Inline => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+impl HostScale<'_> {
+    /// The scale of one head, which is kept where it is made.
+    fn of(&mut self, values: &[f32], code: Code8, [page, row, head]: [usize; 3], tail: &mut [u8]) -> f32 {
+        let dynamic = || {
+            let scale = values.iter().fold(0f32, |most, value| most.max(value.abs())) / code.most();
+            if scale < f32::MIN_POSITIVE { 0.0 } else { scale }
+        };
+        match self {
+            Self::Given(scales) => scales[if scales.len() == 1 { 0 } else { head }],
+            Self::Dynamic(scales, shape) => {
+                let scale = dynamic();
+                scales[shape.index(page, row, head, 0)] = scale;
+                scale
+            }
+            Self::Inline => {
+                let scale = dynamic();
+                tail[..4].copy_from_slice(&scale.to_ne_bytes());
+                scale
+            }
+        }
+    }
+}
+
+/// Refuses a number of given scales that is neither one nor one for each head.
+fn check_scales(which: Qkv, heads: &Heads, got: usize) -> Result<()> {
+    if got == 1 || got == heads.heads {
+        return Ok(());
+    }
+    let name = which.name();
+    Err(Error::Value(format!(
+        "there are {got} scales of {name}, there must be 1 or one for each of {} heads",
+        heads.heads
+    )))
+}
+
+/// Refuses scales of each token and head whose shape is not that of the cache.
+fn check_scale_shape(which: Qkv, scales: &Heads, cache: &Heads) -> Result<()> {
+    let (got, need) =
+        ([scales.batch, scales.tokens, scales.heads, scales.dim], [cache.batch, cache.tokens, cache.heads, 1]);
+    if got == need {
+        return Ok(());
+    }
+    Err(Error::Value(format!("the scales of {} are {got:?}, they must be {need:?}", which.name())))
+}
+
+/// Refuses a cache of other heads; each head has `tail` channels more there.
+fn check_cache(which: Qkv, heads: &Heads, cache: &Heads, tail: usize) -> Result<()> {
+    if tail > 0 && cache.dim != heads.dim + tail {
+        let (name, dim) = (which.name(), heads.dim);
+        return Err(Error::Value(format!(
+            "the cache of {name} has {} bytes a head, {dim} codes and {tail} for their scale are needed",
+            cache.dim
+        )));
+    }
+    for (what, got, need) in [("heads", cache.heads, heads.heads), ("channels", cache.dim - tail, heads.dim)] {
         if got != need {
             let name = which.name();
             return Err(Error::Value(format!(

@@ -6,8 +6,9 @@ use posenc::accuracy::assert_close;
 use posenc::gpu::Update;
 use posenc::position::AsIds;
 use posenc::rotate::{
-    Angles, Axes, Branch, Cache, CacheRows, HeadNorm, HostCache, NormKind, NormOver, NormWeight, Projected, Prologue,
-    PrologueCall, ProloguePlan, Qkv, QueryScale, Rounding, Vectors,
+    Angles, Axes, Branch, Cache, CacheRows, Code8, CodeScale, Codes, HeadNorm, HostCache, HostScale, HostStored,
+    NormKind, NormOver, NormWeight, Projected, Prologue, PrologueCall, ProloguePlan, Qkv, QueryScale, Rounding, Stored,
+    Vectors,
 };
 use posenc::{Gpu, Heads, Id, Pairing, Positions, Rope, RopePlan, Scalar};
 
@@ -201,7 +202,6 @@ impl Case {
                     Place::Rows(starts) => (shapes, up(starts), None, usize::MAX),
                 }
             });
-            let mut v_cache;
             if let Some((shapes, first, table, width)) = &held {
                 let rows = match (table, *width) {
                     (Some(table), width) => {
@@ -210,10 +210,9 @@ impl Case {
                     (None, 0) => CacheRows::Slots(i64::ids(first)),
                     (None, _) => CacheRows::Rows(Positions::starts(first)),
                 };
-                v_cache = alias::<T, T>(&cache_view, 0, cache_len);
                 call.cache = Some(Cache {
-                    k: shapes[0].of_mut(&mut cache_view),
-                    v: Some(shapes[1].of_mut(&mut v_cache)),
+                    k: shapes[0].of_mut(&mut cache_view).into(),
+                    v: Some(Stored::Beside(shapes[1])),
                     rows,
                     flag: Some(&mut flag),
                 });
@@ -352,7 +351,7 @@ fn the_cpu_is_its_reference_and_rounds_where_the_spec_says() {
             let own = Heads::bthd(2, 3, 2, dim);
             let mut cache = vec![poison::<bf16>(); 8 * 2 * dim];
             let rows = CacheRows::Slots(&[7, -1, 0, 2, 3, 1][..]);
-            let kept = HostCache { x: &mut cache, shape: Heads::bhtd(2, 2, 4, dim), rows };
+            let kept = HostCache { x: HostStored::Same(&mut cache), shape: Heads::bhtd(2, 2, 4, dim), rows };
             let to = Some((&mut out[..], &own));
             prologue.apply_to(which, (&x, &heads), to, vectors, &case.positions, Some(kept)).expect("applies");
             assert_close(&out, &expected.want, |at| expected.bound[at].max(1e-30));
@@ -493,8 +492,8 @@ fn packed_buffers_in_place_and_elsewhere() {
     let (mut view, mut key_view, mut k_view, mut v_view) = (buffer.view(), keys.view(), k_cache.view(), v_cache.view());
     let shape = Heads::bthd(1, 4, 2, 16);
     let cache = Cache {
-        k: shape.of_mut(&mut k_view),
-        v: Some(shape.of_mut(&mut v_view)),
+        k: shape.of_mut(&mut k_view).into(),
+        v: Some(shape.of_mut(&mut v_view).into()),
         rows: CacheRows::Slots(i32::ids(&slots)),
         flag: None,
     };
@@ -562,7 +561,7 @@ fn steps_are_separate_operations() {
     {
         for rounding in [Rounding::Steps, Rounding::BeforeWeight] {
             for rope_first in [false, true] {
-                let of = |bias, norm, rope| Branch { bias, norm, rope, rounding };
+                let of = |bias, norm, rope| Branch { bias, norm, rope, rounding, offset: None };
                 let norm = rms(NormWeight::OnePlusWeight);
                 let query_scale = QueryScale::Inkling { scale: 0.1, floor: 100.0 };
                 let whole = Prologue { rope: Some(rope.clone()), ..Prologue::plain() };
@@ -728,6 +727,60 @@ fn every_layout_of_a_cache() {
     }
 }
 
+/// Latent attention: queries rotated behind their other channels, the latent normed, the keys' rotary part behind it in the cache.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_latent_and_its_rotary_keys_in_one_row() {
+    let (gpu, mut data) = (gpu(), Data::new(18));
+    let rope = Rope { pairing: Pairing::Interleaved, offset: 32, ..Rope::new(16, 1e4) };
+    for pairing_out in [None, Some(Pairing::Half)] {
+        let prologue = Prologue {
+            k: Branch { offset: Some(0), ..Branch::rotated() },
+            v: Branch { norm: rms(NormWeight::Weight), ..Branch::plain() },
+            ..Prologue::new(Rope { pairing_out, ..rope.clone() })
+        };
+        let (q, kv) = (Heads::thd(3, 5, 48), Heads::thd(3, 1, 64).row(80));
+        let (x, joined) = (data.values::<bf16>(3 * 5 * 48), data.values::<bf16>(3 * 80));
+        let weight = data.values::<bf16>(64);
+        let positions = [data.position(), data.position(), data.position()];
+        let up = |x: &[bf16]| gpu.stream().clone_htod(x).expect("a copy");
+        let (q_x, kv_x, w) = (up(&x), up(&joined), up(&weight));
+        let mut q_out = up(&x);
+        let k = Heads { dim: 16, ..kv }.at(64);
+        let rows = Heads { strides: [4 * 80, 80, 80], ..Heads::bthd(2, 4, 1, 64) };
+        let mut cache = Guarded::<bf16>::poisoned(&gpu, 8 * 80, 0);
+        let slots = gpu.stream().clone_htod(&[6i32, 1, 3]).expect("a copy");
+        let ids = gpu.stream().clone_htod(&positions).expect("a copy");
+        let mut view = cache.view();
+        let plan = ProloguePlan::<bf16>::new(&gpu, &prologue).expect("a plan");
+        let call = PrologueCall {
+            v: Vectors::weight(&w),
+            cache: Some(Cache {
+                k: Heads { dim: 16, ..rows }.at(64).of_mut(&mut view).into(),
+                v: Some(Stored::Beside(rows)),
+                rows: CacheRows::Slots(i32::ids(&slots)),
+                flag: None,
+            }),
+            ..PrologueCall::at(Positions::ids(&ids))
+        };
+        plan.apply(q.of(&q_x).to(q.of_mut(&mut q_out)), k.of(&kv_x), kv.of(&kv_x), call).expect("applies");
+        let q_out = gpu.stream().clone_dtoh(&q_out).expect("a copy");
+        let expected = prologue.expect(Qkv::Query, (&x, &q), Vectors::none(), &positions).expect("a reference");
+        assert_close(&q_out, &expected.want, |at| expected.bound[at]);
+        let latent = prologue.expect(Qkv::Value, (&joined, &kv), Vectors::weight(&weight[..]), &positions);
+        let keys = prologue.expect(Qkv::Key, (&joined, &k), Vectors::none(), &positions).expect("a reference");
+        let (latent, got) = (latent.expect("a reference"), cache.read(&gpu));
+        let (mut want, mut bound) = (vec![poison::<bf16>().to_f64(); 8 * 80], vec![0.0; 8 * 80]);
+        for (token, slot) in [6, 1, 3].into_iter().enumerate() {
+            for (of, dim, first) in [(&latent, 64, 0), (&keys, 16, 64)] {
+                want[slot * 80 + first..][..dim].copy_from_slice(&of.want[token * dim..][..dim]);
+                bound[slot * 80 + first..][..dim].copy_from_slice(&of.bound[token * dim..][..dim]);
+            }
+        }
+        assert_close(&got, &want, |at| bound[at]);
+    }
+}
+
 /// A row outside the cache raises the flag and is not written; every other row is, and nothing else.
 #[test]
 #[ignore = "needs a device: cargo xtask test"]
@@ -759,7 +812,7 @@ fn rows_outside_the_cache() {
         one.run(&gpu, &inputs).same_bits(&results, &one);
         // The CPU refuses it, and takes what is inside.
         let mut cache = vec![bf16::ZERO; shapes[0].span().expect("small")];
-        let host = HostCache { x: &mut cache, shape: shapes[0], rows: place.host() };
+        let host = HostCache { x: HostStored::Same(&mut cache), shape: shapes[0], rows: place.host() };
         let weight = inputs.weights[1].as_deref().map_or(Vectors::none(), Vectors::weight);
         let done =
             prologue.apply_to(Qkv::Key, (&inputs.x[1], &case.shape(1)), None, weight, &case.positions, Some(host));
@@ -789,7 +842,7 @@ fn packed_sequences_into_pages() {
     let mut view = cache.view();
     let call = PrologueCall {
         cache: Some(Cache {
-            k: pages.of_mut(&mut view),
+            k: pages.of_mut(&mut view).into(),
             v: None,
             rows: CacheRows::Pages { table: i32::ids(&table), width: 2, rows: packed },
             flag: None,
@@ -813,9 +866,231 @@ fn packed_sequences_into_pages() {
     let (indptr, first, table) = ([0i64, 3, 3, 7], [2i64, 9, 3], [5i64, 1, 0, 2, 4, 3]);
     let packed = Positions::packed(&indptr, 3).starting_at(&first);
     let rows = CacheRows::Pages { table: AsIds::<&[i64]>::into_ids(&table), width: 2, rows: packed };
-    let cache = HostCache { x: &mut host, shape: pages, rows };
+    let cache = HostCache { x: HostStored::Same(&mut host), shape: pages, rows };
     prologue.apply_to(Qkv::Key, (&x, &heads), None, Vectors::none(), packed, Some(cache)).expect("applies");
     assert_close(&host, &values, |i| want[i].1);
+}
+
+// ---------------------------------------------------------------------------------------------------------------- codes
+
+/// What codes of a test are multiplied by.
+#[derive(Clone, Debug)]
+enum Scales {
+    Given(Vec<f32>),
+    Dynamic,
+    Inline,
+}
+
+/// Codes of keys in pages, and of queries, with their scales.
+struct Coded {
+    k: Vec<u8>,
+    k_scales: Vec<f32>,
+    q: Vec<u8>,
+    flag: u32,
+}
+
+/// Pages of 3 rows, heads before rows, and the slots of 4 tokens.
+fn coded_cache(case: &Case, tail: usize) -> (Heads, [i64; 4]) {
+    (Heads::bhtd(2, case.heads[1], 3, case.dim + tail), [4, 0, -1, 3])
+}
+
+/// Runs a case of 4 tokens into codes of keys, and of queries by one scale.
+#[track_caller]
+fn run_coded<T: Scalar>(
+    gpu: &Gpu,
+    case: &Case,
+    inputs: &Inputs<T>,
+    code: Code8,
+    scales: &Scales,
+    shift: usize,
+) -> Coded {
+    let plan = ProloguePlan::<T>::new(gpu, &case.prologue).expect("a plan");
+    let stream = gpu.stream();
+    let up = |x: &Vec<T>| stream.clone_htod(x).expect("a copy");
+    let x = [0, 1].map(|i| if inputs.x[i].is_empty() { up(&inputs.x[1]) } else { up(&inputs.x[i]) });
+    let weights = inputs.weights.each_ref().map(|x| x.as_ref().map(up));
+    let ids = stream.clone_htod(&case.positions).expect("a copy");
+    let (shape, slots) = coded_cache(case, if matches!(scales, Scales::Inline) { 16 } else { 0 });
+    let slots = stream.clone_htod(&slots).expect("a copy");
+    let scale_shape = Heads { strides: [7 * case.heads[1], case.heads[1], 1], ..Heads::bthd(2, 3, case.heads[1], 1) };
+    let mut k = stream.clone_htod(&vec![0xa5u8; shape.span().expect("small") + shift]).expect("a copy");
+    let mut q = stream.clone_htod(&vec![0xa5u8; inputs.x[0].len().max(1)]).expect("a copy");
+    let mut k_scales = stream.clone_htod(&vec![-1f32; scale_shape.span().expect("small")]).expect("a copy");
+    let given = match scales {
+        Scales::Given(given) => stream.clone_htod(given).expect("a copy"),
+        _ => stream.clone_htod(&[0.5f32]).expect("a copy"),
+    };
+    let mut flag = stream.clone_htod(&[0u32]).expect("a copy");
+    {
+        let scale = match scales {
+            Scales::Given(_) => CodeScale::Given(&given),
+            Scales::Dynamic => CodeScale::Dynamic(scale_shape.of_mut(&mut k_scales)),
+            Scales::Inline => CodeScale::Inline,
+        };
+        let vectors = |i: usize| Vectors { weight: weights[i].as_ref().map(|x| x as _), bias: None };
+        let call = PrologueCall {
+            q: vectors(0),
+            k: vectors(1),
+            cache: Some(Cache {
+                k: Codes { x: shape.at(shift).of_mut(&mut k), code, scale }.into(),
+                v: None,
+                rows: CacheRows::Slots(i64::ids(&slots)),
+                flag: Some(&mut flag),
+            }),
+            q_codes: (case.heads[0] > 0).then(|| Codes {
+                x: case.shape(0).of_mut(&mut q),
+                code,
+                scale: CodeScale::Given(&given),
+            }),
+            ..PrologueCall::at(Positions::ids(&ids))
+        };
+        let queries = if case.heads[0] > 0 { case.shape(0).of(&x[0]).into() } else { Projected::None };
+        plan.apply(queries, case.shape(1).of(&x[1]), Projected::None, call).expect("the call is made");
+    }
+    let flag = stream.clone_dtoh(&flag).expect("a copy")[0];
+    let k = stream.clone_dtoh(&k).expect("a copy");
+    assert!(k[..shift].iter().all(|&byte| byte == 0xa5));
+    let k_scales = stream.clone_dtoh(&k_scales).expect("a copy");
+    Coded { k: k[shift..].to_vec(), k_scales, q: stream.clone_dtoh(&q).expect("a copy"), flag }
+}
+
+/// Every code, its neighbours and ties, NaN and infinities: the device's are those of the CPU.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn all_codes_are_those_of_the_cpu() {
+    let gpu = gpu();
+    for code in [Code8::E4m3, Code8::E5m2, Code8::Int8] {
+        let mut values =
+            vec![f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 464.0, 465.0, 61_440.0, 1e-45, -1e-39];
+        let mut codes: Vec<f32> = (0..=255).map(|bits| code.decode(bits)).filter(|x| x.is_finite()).collect();
+        codes.sort_by(f32::total_cmp);
+        for pair in codes.windows(2) {
+            let middle = (pair[0] + pair[1]) / 2.0;
+            values.extend([pair[0], pair[0].next_up(), middle.next_down(), middle, middle.next_up(), pair[1]]);
+        }
+        values.resize(values.len().next_multiple_of(4 * 64), 0.0);
+        let (dim, heads) = (64, values.len() / 256);
+        let case = Case::new(&Prologue::plain(), [1, 4], [0, heads, 0], dim, &mut Data::new(1));
+        let inputs =
+            Inputs { x: [vec![], values.clone(), vec![]], weights: [None, None, None], biases: [None, None, None] };
+        for shift in [0, 1] {
+            let got = run_coded(&gpu, &case, &inputs, code, &Scales::Given(vec![1.0]), shift);
+            let (shape, slots) = coded_cache(&case, 0);
+            for (at, &value) in values.iter().enumerate() {
+                let Ok(slot) = usize::try_from(slots[at / dim / heads]) else { continue };
+                let to = shape.index(slot / 3, slot % 3, at / dim % heads, at % dim);
+                assert_eq!(got.k[to], code.encode(value), "{code:?} of {value:e}");
+            }
+        }
+    }
+}
+
+/// Scales of all kinds: codes, scales and untouched bytes are those of the CPU, where nothing else is computed.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn scales_are_those_of_the_cpu() {
+    let (gpu, mut data) = (gpu(), Data::new(15));
+    for (dim, heads) in [(64, 2), (24, 3), (20, 2), (576, 1)] {
+        let case = Case::new(&Prologue::plain(), [1, 4], [heads, heads, 0], dim, &mut data);
+        let mut inputs = case.inputs::<bf16>(&mut data);
+        // A row of zeros, one of tiny numbers, and one huge element.
+        inputs.x[1][..dim].fill(bf16::ZERO);
+        inputs.x[1][heads * dim..][..dim].fill(bf16::from_f32(1e-38));
+        inputs.x[1][3 * heads * dim + 5] = bf16::from_f32(-1e30);
+        let per_head: Vec<f32> = (0..heads).map(|head| 0.01 * (head + 1) as f32).collect();
+        for code in [Code8::E4m3, Code8::E5m2, Code8::Int8] {
+            for scales in [Scales::Given(vec![0.3]), Scales::Given(per_head.clone()), Scales::Dynamic, Scales::Inline] {
+                let tail = if matches!(scales, Scales::Inline) { 16 } else { 0 };
+                let (shape, slots) = coded_cache(&case, tail);
+                let scale_shape = Heads { strides: [7 * heads, heads, 1], ..Heads::bthd(2, 3, heads, 1) };
+                let mut want = vec![0xa5u8; shape.span().expect("small")];
+                let mut want_scales = vec![-1f32; scale_shape.span().expect("small")];
+                let scale = match &scales {
+                    Scales::Given(given) => HostScale::Given(given),
+                    Scales::Dynamic => HostScale::Dynamic(&mut want_scales, scale_shape),
+                    Scales::Inline => HostScale::Inline,
+                };
+                let x = HostStored::Codes { x: &mut want, code, scale };
+                let cache = Some(HostCache { x, shape, rows: CacheRows::Slots(&slots[..]) });
+                let from = (&inputs.x[1][..], &case.shape(1));
+                case.prologue.apply_to(Qkv::Key, from, None, Vectors::none(), &case.positions, cache).expect("applies");
+                let shifts: &[usize] = if tail == 0 { &[0, 1] } else { &[0, 4] };
+                for &shift in shifts {
+                    let got = run_coded(&gpu, &case, &inputs, code, &scales, shift);
+                    assert_eq!(got.k, want, "{code:?} {scales:?} of {dim}");
+                    assert_eq!(bits(&got.k_scales), bits(&want_scales), "{code:?} {scales:?} of {dim}");
+                    assert_eq!(got.flag, 0);
+                    let given = if let Scales::Given(given) = &scales { given.clone() } else { vec![0.5] };
+                    for (at, &byte) in got.q.iter().enumerate() {
+                        let scale = given[if given.len() == 1 { 0 } else { at / dim % heads }];
+                        let value = inputs.x[0][at].to_f64() as f32;
+                        assert_eq!(byte, code.encode(value * (1.0 / scale)), "{code:?} {scales:?} of queries");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Codes of normed and rotated heads are within half a step and the error before them.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn codes_are_within_their_bound() {
+    let (gpu, mut data) = (gpu(), Data::new(16));
+    for (prologue, dim) in [0, 2, 5, 8, 10, 14].map(|spec| specs()[spec].clone()) {
+        for rounding in [Rounding::Once, Rounding::Steps] {
+            let k = Branch { rounding, ..prologue.k };
+            let prologue = Prologue { q: Branch::plain(), k, ..prologue.clone() };
+            let case = Case::new(&prologue, [1, 4], [1, 2, 0], dim, &mut data);
+            let inputs = case.inputs::<bf16>(&mut data);
+            let vectors = inputs.weights[1].as_deref().map_or(Vectors::none(), Vectors::weight);
+            let from = (&inputs.x[1][..], &case.shape(1));
+            let expected = prologue.expect(Qkv::Key, from, vectors, &case.positions).expect("a reference");
+            let (shape, slots) = coded_cache(&case, 0);
+            for code in [Code8::E4m3, Code8::E5m2, Code8::Int8] {
+                let got = run_coded(&gpu, &case, &inputs, code, &Scales::Dynamic, 0);
+                for (at, (want, bound)) in expected.want.iter().zip(&expected.bound).enumerate() {
+                    let Ok(slot) = usize::try_from(slots[at / dim / 2]) else { continue };
+                    let head = at / dim % 2;
+                    let scale = f64::from(got.k_scales[slot / 3 * 14 + slot % 3 * 2 + head]);
+                    let largest = expected.want[at / dim * dim..][..dim].iter().fold(0f64, |most, x| most.max(x.abs()));
+                    assert!((scale * f64::from(code.most()) - largest).abs() <= 0.01 * largest);
+                    let byte = got.k[shape.index(slot / 3, slot % 3, head, at % dim)];
+                    let off = (scale * f64::from(code.decode(byte)) - want).abs();
+                    let error = bound / scale + (want / scale).abs() * 2f64.powi(-22);
+                    assert!(off <= scale * code.error_bound(want / scale, error), "{off} at {at}: {prologue:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn scales_that_are_none_raise_the_flag() {
+    let (gpu, mut data) = (gpu(), Data::new(17));
+    let case = Case::new(&Prologue::plain(), [1, 4], [1, 2, 0], 16, &mut data);
+    let inputs = case.inputs::<bf16>(&mut data);
+    for bad in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-45, 3e38] {
+        for shift in [0, 1] {
+            let got = run_coded(&gpu, &case, &inputs, Code8::E4m3, &Scales::Given(vec![bad]), shift);
+            // The inverse of 3e38 is below the normal range, and yet a number.
+            assert_eq!(got.flag, u32::from(bad != 3e38), "{bad}");
+            assert!(got.k.iter().all(|&byte| byte & 0x7f == 0 || byte == 0xa5));
+        }
+        let mut codes = vec![0u8; 64];
+        let x = HostStored::Codes { x: &mut codes, code: Code8::E4m3, scale: HostScale::Given(&[bad]) };
+        let cache = HostCache { x, shape: Heads::bthd(1, 4, 2, 8), rows: CacheRows::Slots(&[0]) };
+        let done = Prologue::plain().apply_to(
+            Qkv::Key,
+            (&[1f32; 16], &Heads::thd(1, 2, 8)),
+            None,
+            Vectors::none(),
+            Positions::counted(),
+            Some(cache),
+        );
+        assert_eq!(done.is_err(), bad != 3e38, "{bad}");
+    }
 }
 
 // ------------------------------------------------------------------------------------------------------------- refusals
@@ -915,7 +1190,7 @@ fn calls_that_do_not_go_together_are_refused() {
     );
     let slots = gpu.stream().clone_htod(&[0i32, 1]).expect("a copy");
     let mut with = |shape: Heads, rows| {
-        let cache = Cache { k: shape.of_mut(&mut cache), v: None, rows, flag: None };
+        let cache = Cache { k: shape.of_mut(&mut cache).into(), v: None, rows, flag: None };
         plan.apply(
             Projected::None,
             heads.of(&k),
@@ -947,7 +1222,7 @@ fn calls_that_do_not_go_together_are_refused() {
     let three = Heads::thd(3, 1, 16);
     let mut own = gpu.stream().alloc_zeros::<bf16>(256).expect("memory");
     let short = Cache {
-        k: Heads::bthd(2, 2, 1, 16).of_mut(&mut own),
+        k: Heads::bthd(2, 2, 1, 16).of_mut(&mut own).into(),
         v: None,
         rows: CacheRows::Slots(i32::ids(&slots)),
         flag: None,
@@ -957,13 +1232,13 @@ fn calls_that_do_not_go_together_are_refused() {
         "slots holds 2 elements, the shape needs 3",
     );
     let pages = CacheRows::Pages { table: i32::ids(&slots), width: 3, rows: Positions::counted() };
-    let short = Cache { k: Heads::bthd(2, 2, 1, 16).of_mut(&mut own), v: None, rows: pages, flag: None };
+    let short = Cache { k: Heads::bthd(2, 2, 1, 16).of_mut(&mut own).into(), v: None, rows: pages, flag: None };
     refused(
         plan.apply(Projected::None, three.of(&k), Projected::None, call(short)),
         "the table of pages holds 2 elements, the shape needs 3",
     );
     let rows = Cache {
-        k: Heads::bthd(1, 2, 1, 16).of_mut(&mut own),
+        k: Heads::bthd(1, 2, 1, 16).of_mut(&mut own).into(),
         v: None,
         rows: CacheRows::Rows(Positions::counted()),
         flag: None,
@@ -972,8 +1247,32 @@ fn calls_that_do_not_go_together_are_refused() {
         plan.apply(Projected::None, Heads::bthd(2, 2, 1, 16).of(&k), Projected::None, call(rows)),
         "the cache has 1 pages, one is needed for each of 2 sequences",
     );
+    let mut codes = gpu.stream().alloc_zeros::<u8>(256).expect("memory");
+    let coded = Codes { x: Heads::bthd(2, 2, 2, 16).of_mut(&mut codes), code: Code8::E4m3, scale: CodeScale::Inline };
+    let inline = Cache { k: coded.into(), v: None, rows: CacheRows::Slots(i32::ids(&slots)), flag: None };
+    refused(
+        plan.apply(Projected::None, heads.of(&k), Projected::None, call(inline)),
+        "the cache of k has 16 bytes a head, 16 codes and 16 for their scale are needed",
+    );
+    let given = gpu.stream().alloc_zeros::<f32>(3).expect("memory");
+    let scale = CodeScale::Given(&given);
+    let coded = Codes { x: Heads::bthd(2, 2, 2, 16).of_mut(&mut codes), code: Code8::E4m3, scale };
+    let three = Cache { k: coded.into(), v: None, rows: CacheRows::Slots(i32::ids(&slots)), flag: None };
+    refused(
+        plan.apply(Projected::None, heads.of(&k), Projected::None, call(three)),
+        "there are 3 scales of k, there must be 1 or one for each of 2 heads",
+    );
+    let one = gpu.stream().alloc_zeros::<f32>(1).expect("memory");
+    let scale = CodeScale::Given(&one);
+    let coded = Codes { x: Heads::bthd(2, 2, 2, 16).of_mut(&mut codes), code: Code8::E4m3, scale };
+    let v = Some(Stored::Beside(Heads::bthd(2, 2, 2, 16)));
+    let beside = Cache { k: coded.into(), v, rows: CacheRows::Slots(i32::ids(&slots)), flag: None };
+    refused(
+        plan.apply(Projected::None, heads.of(&k), heads.of(&k), call(beside)),
+        "the cache of values lies in the buffer of a cache of keys, which holds no elements",
+    );
     let other = Cache {
-        k: Heads::bthd(2, 2, 2, 16).of_mut(&mut own),
+        k: Heads::bthd(2, 2, 2, 16).of_mut(&mut own).into(),
         v: None,
         rows: CacheRows::Slots(i32::ids(&slots)),
         flag: None,

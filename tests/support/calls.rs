@@ -152,8 +152,8 @@ fn prologue(v: &mut Visitor<'_>) {
             q: Vectors::weight(&q_weight),
             k: Vectors::weight(&k_weight),
             cache: Some(Cache {
-                k: pages.of_mut(&mut k_cache),
-                v: Some(pages.of_mut(&mut v_cache)),
+                k: pages.of_mut(&mut k_cache).into(),
+                v: Some(pages.of_mut(&mut v_cache).into()),
                 rows: CacheRows::Slots(i32::ids(&slots)),
                 flag: None,
             }),

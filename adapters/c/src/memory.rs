@@ -402,7 +402,7 @@ impl<'a> Scope<'a, Host> {
     }
 
     /// Holds queries or keys, whose elements may lie between those of others.
-    pub(crate) fn heads<T: Scalar>(
+    pub(crate) fn heads<T>(
         &self,
         name: &'static str,
         x: &PosencBuffer,
@@ -437,7 +437,7 @@ impl HostHeads {
     ///
     /// # Safety
     /// They are `T`, as they were held, and nothing writes them as long as the slice is there.
-    pub(crate) unsafe fn slice<'a, T: Scalar>(self) -> &'a [T] {
+    pub(crate) unsafe fn slice<'a, T>(self) -> &'a [T] {
         if self.span == 0 {
             return &[];
         }
@@ -449,7 +449,7 @@ impl HostHeads {
     ///
     /// # Safety
     /// They are `T`, as they were held to be written, and nothing else uses them as long as the slice is there.
-    pub(crate) unsafe fn slice_mut<'a, T: Scalar>(self) -> &'a mut [T] {
+    pub(crate) unsafe fn slice_mut<'a, T>(self) -> &'a mut [T] {
         if self.span == 0 {
             return &mut [];
         }

@@ -1,7 +1,8 @@
 //! Between a projection and attention: bias, norm, rotation and a cache.
 
 use posenc::rotate::{
-    Branch, Cache, CacheRows, HeadNorm, NormKind, NormOver, NormWeight, Projected, PrologueCall, Rounding, Vectors,
+    Branch, Cache, CacheRows, Code8, CodeScale, Codes, HeadNorm, NormKind, NormOver, NormWeight, Projected,
+    PrologueCall, Rounding, Stored, Vectors,
 };
 use posenc::{Device, Prologue, ProloguePlan, Scalar};
 
@@ -39,6 +40,18 @@ header! {{}
             page]`.",
         POSENC_CACHE_ROWS = 2 => Rows: "A page for each sequence: a contiguous cache.",
     }
+    kinds Code8 {
+        POSENC_STORE_SAME = 0: "What a cache holds: the element type.",
+        POSENC_STORE_E4M3 = 1 => E4m3: "eight bits (`e4m3fn`): nearest, ties to even, saturated; a value is the code times a scale",
+        POSENC_STORE_E5M2 = 2 => E5m2: "eight bits",
+        POSENC_STORE_INT8 = 3 => Int8: "whole numbers of eight bits, symmetric",
+    }
+    kinds CodeScale {
+        POSENC_SCALE_GIVEN = 0 => Given: "What codes are multiplied by: one f32, or one for each head.",
+        POSENC_SCALE_DYNAMIC = 1 => Dynamic: "an f32 of each token and head, by its largest magnitude: written",
+        POSENC_SCALE_INLINE = 2 => Inline: "the same, in the first four of 16 bytes behind the channels of a head; the shape has as many \
+            channels more",
+    }
     constants u32 {
         POSENC_TO_CACHE = 0: "Where a result goes beside the cache: nowhere.",
         POSENC_TO_PLACE = 1: "It takes the place of `x`.",
@@ -52,8 +65,9 @@ header! {{}
         over: u32 => "`POSENC_NORM_OVER_...`",
         rounding: u32 => "`POSENC_ROUNDING_...`",
         bias: u32 => "1: a bias `[heads, dim]` is added first",
-        rope: u32 => "1: pairs are rotated",
+        rope: u32 => "0: nothing is rotated, 1: pairs are, 2: they are from `offset` on in place of the rotation's own offset",
         eps: f64 => "of the norm",
+        offset: u64 => "see `rope`",
     }
     /// Bias, norm, rotation and factor: what to compute.
     versioned struct PosencPrologueSpec {
@@ -76,21 +90,28 @@ header! {{}
         weight: PosencBuffer => "of the norm: `[dim]`, or `[heads, dim]` over all heads; or no `data`",
         bias: PosencBuffer => "`[heads, dim]`, or no `data`",
     }
-    /// A cache of keys and values, each `[pages, rows of a page, heads, dim]` in any order of memory: `batch` of a shape counts
-    /// pages, `tokens` the rows of each.
+    /// What is kept of queries, keys or values: `[pages, rows of a page, heads, dim]` in any order of memory, where `batch` of a
+    /// shape counts pages and `tokens` the rows of each.
+    struct PosencStored {
+        x: PosencBuffer => "elements or codes, written where tokens have a row; no `data`: nothing is kept",
+        heads: PosencHeads => "its shape",
+        store: u32 => "`POSENC_STORE_...`",
+        scale: u32 => "of codes: `POSENC_SCALE_...`",
+        scales: PosencBuffer => "of codes, but of inline scales: f32, above 0 and finite, and so the inverse",
+        scale_heads: PosencHeads => "of `POSENC_SCALE_DYNAMIC`: their shape `[pages, rows of a page, heads, 1]`",
+    }
+    /// A cache of keys and values.
     struct PosencCache {
-        k: PosencBuffer => "of keys, written where tokens have a row; no `data`: there is no cache",
-        k_heads: PosencHeads => "its shape",
-        v: PosencBuffer => "of values; no `data`: they are not cached",
-        v_heads: PosencHeads => "its shape, of as many pages and rows",
+        k: PosencStored => "of keys; no `data`: there is no cache",
+        v: PosencStored => "of values, of as many pages and rows; no `data`: they are not cached",
         rows: u32 => "`POSENC_CACHE_...`",
         reserved: u32 => "0",
         slots: PosencIds => "slots `[batch, tokens]`, or the table of pages `[sequences, width]`",
         width: u64 => "of `POSENC_CACHE_PAGES`: pages of a sequence",
         first: PosencPositions => "but of slots: the row in its sequence that each token takes, given like positions; below 0: not \
             cached",
-        flag: PosencBuffer => "a 32-bit word that becomes 1 by a row outside the cache, whose token is not cached; or no `data`. \
-            The CPU refuses such a row in place of it",
+        flag: PosencBuffer => "a 32-bit word that becomes 1 by a row outside the cache, whose token is not cached, and by a scale \
+            that is not above 0 and finite; or no `data`. The CPU refuses both in place of it",
     }
     /// One call.
     versioned struct PosencPrologueCall {
@@ -99,6 +120,7 @@ header! {{}
         v: PosencProjected => "values",
         positions: PosencPositions => "token positions",
         cache: PosencCache => "where keys and values are kept",
+        q_codes: PosencStored => "queries in eight bits `[batch, tokens, heads, dim]`, beside or in place of `q.out`",
     }
 
     /// Between a projection and attention, on a device, for one element type.
@@ -130,7 +152,8 @@ impl PosencBranch {
         Ok(Branch {
             bias: switch("bias", self.bias)?,
             norm: norm.map(|kind| HeadNorm { kind, weight, eps: self.eps, over }),
-            rope: switch("rope", self.rope)?,
+            rope: self.rope == 2 || switch("rope", self.rope)?,
+            offset: (self.rope == 2).then_some(self.offset as usize),
             rounding: Rounding::of("rounding", self.rounding)?,
         })
     }
@@ -209,6 +232,36 @@ impl PosencProjected {
     }
 }
 
+impl PosencStored {
+    /// Which codes; `None`: the element type.
+    pub(crate) fn code(&self) -> Result<Option<Code8>, Failure> {
+        Ok(match self.store {
+            POSENC_STORE_SAME => None,
+            POSENC_STORE_E4M3 => Some(Code8::E4m3),
+            POSENC_STORE_E5M2 => Some(Code8::E5m2),
+            POSENC_STORE_INT8 => Some(Code8::Int8),
+            other => return Err(unknown("store", other)),
+        })
+    }
+
+    fn stored<'a, T: Scalar>(
+        &self,
+        scope: &Scope<'a, Device>,
+        [name, scales]: [&'static str; 2],
+    ) -> Result<Stored<'a, T>, Failure> {
+        let Some(code) = self.code()? else {
+            return Ok(Stored::Same(self.heads.of_mut(&self.x, scope, name)?));
+        };
+        let scale = match self.scale {
+            POSENC_SCALE_GIVEN => CodeScale::Given(self.scales.read(scope, scales)?),
+            POSENC_SCALE_DYNAMIC => CodeScale::Dynamic(self.scale_heads.of_mut(&self.scales, scope, scales)?),
+            POSENC_SCALE_INLINE => CodeScale::Inline,
+            other => return Err(unknown("scale", other)),
+        };
+        Ok(Stored::Codes(Codes { x: self.heads.of_mut(&self.x, scope, name)?, code, scale }))
+    }
+}
+
 impl PosencCache {
     pub(crate) fn rows<'a, M: Space>(&self, scope: &Scope<'a, M>) -> Result<CacheRows<M::Ids<'a>>, Failure> {
         Ok(match self.rows {
@@ -227,16 +280,13 @@ impl PosencCache {
 impl PosencPrologueCall {
     fn options<'a, T: Scalar>(&self, scope: &Scope<'a, Device>) -> Result<PrologueCall<'a, T>, Failure> {
         let Self { positions, cache, .. } = self;
-        let cache = if cache.k.data == 0 {
+        let cache = if cache.k.x.data == 0 {
             None
         } else {
-            let v = if cache.v.data == 0 {
-                None
-            } else {
-                Some(cache.v_heads.of_mut(&cache.v, scope, "the cache of values")?)
-            };
+            let names = ["the cache of values", "the scales of values"];
+            let v = if cache.v.x.data == 0 { None } else { Some(cache.v.stored(scope, names)?) };
             Some(Cache {
-                k: cache.k_heads.of_mut(&cache.k, scope, "the cache of keys")?,
+                k: cache.k.stored(scope, ["the cache of keys", "the scales of keys"])?,
                 v,
                 rows: cache.rows(scope)?,
                 flag: cache.flag.write_some(scope, "the flag")?,
@@ -248,6 +298,17 @@ impl PosencPrologueCall {
             k: self.k.vectors(scope, ["k_weight", "k_bias"])?,
             v: self.v.vectors(scope, ["v_weight", "v_bias"])?,
             cache,
+            q_codes: match self.q_codes.x.data {
+                0 => None,
+                _ => match self.q_codes.stored::<T>(scope, ["the codes of queries", "the scales of queries"])? {
+                    Stored::Codes(codes) => Some(codes),
+                    Stored::Same(_) => return Err(no_codes()),
+                },
+            },
         })
     }
+}
+
+pub(crate) fn no_codes() -> Failure {
+    Failure::argument("store of q_codes is the element type, which `q.out` is for".into())
 }

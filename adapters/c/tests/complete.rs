@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use posenc_c::{Kind, items};
 
 /// Enums that the header has in other words than constants of their own.
-const IN_OTHER_WORDS: [(&str, &str, &[&str]); 17] = [
+const IN_OTHER_WORDS: [(&str, &str, &[&str]); 20] = [
     ("Reals", "`element` of PosencFixedCall", &["F32", "F64"]),
     ("Wave", "`cosine_first`", &["Sine", "Cosine"]),
     ("Direction", "`inverse`", &["Forward", "Inverse"]),
@@ -32,6 +32,9 @@ const IN_OTHER_WORDS: [(&str, &str, &[&str]); 17] = [
         "`x`, `to` and `packed` of PosencProjected",
         &["None", "Read", "Update", "Beside", "BesideInPlace", "BesideTo"],
     ),
+    ("Stored", "`store` of PosencStored, and addresses", &["Same", "Beside", "Codes"]),
+    ("HostStored", "`store` of PosencStored", &["Same", "Codes"]),
+    ("HostScale", "`scale` of PosencStored", &["Given", "Dynamic", "Inline"]),
     ("Qkv", "`q`, `k` and `v` of PosencPrologueCall", &["Query", "Key", "Value"]),
 ];
 

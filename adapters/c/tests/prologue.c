@@ -22,6 +22,55 @@ static PosencHeads packed(uint64_t heads, uint64_t first) {
     return (PosencHeads){1, TOKENS, heads, DIM, first * DIM, {TOKENS * ROW, ROW, DIM}};
 }
 
+/* Values in eight bits: with one scale, and with scales of their own, apart and inline. */
+static void codes(PosencPrologue *prologue, const PosencPrologueCall *call, const float *bias, const float *qkv) {
+    static const uint32_t stores[3] = {POSENC_STORE_E4M3, POSENC_STORE_E5M2, POSENC_STORE_INT8};
+    static const float most[3] = {448.0f, 57344.0f, 127.0f}, least[3] = {0x1p-4f, 0x1p-3f, 0.5f};
+    static const float given = 0.25f;
+    enum { WIDE = DIM + 16, BYTES = PAGES * SIZE * K_HEADS * WIDE, SCALES = PAGES * SIZE * K_HEADS };
+    const float *values = qkv + (Q_HEADS + K_HEADS) * DIM;
+    for (int kind = 0; kind < 3; ++kind) {
+        for (uint32_t scale = POSENC_SCALE_GIVEN; scale <= POSENC_SCALE_INLINE; ++scale) {
+            uint8_t bytes[BYTES] = {0};
+            float scales[SCALES] = {0};
+            PosencPrologueCall own = *call;
+            int width = scale == POSENC_SCALE_INLINE ? WIDE : DIM;
+            PosencStored *v = &own.cache.v;
+            v->x = BUFFER(bytes);
+            v->heads = (PosencHeads){PAGES, SIZE, K_HEADS, width, 0, {K_HEADS * SIZE * width, width, SIZE * width}};
+            v->store = stores[kind];
+            v->scale = scale;
+            v->scales = scale == POSENC_SCALE_GIVEN ? (PosencBuffer){upload(&given, sizeof given), 1} : BUFFER(scales);
+            v->scale_heads = (PosencHeads){PAGES, SIZE, K_HEADS, 1, 0, {K_HEADS * SIZE, 1, SIZE}};
+            OK(posenc_prologue_apply(prologue, &own));
+            download(bytes, v->x, sizeof bytes);
+            if (scale == POSENC_SCALE_DYNAMIC) download(scales, v->scales, sizeof scales);
+            /* The first token's first head. */
+            int at = slots[0] / SIZE * K_HEADS * SIZE + slots[0] % SIZE;
+            float largest = 0.0f, by = scale == POSENC_SCALE_DYNAMIC ? scales[at] : given;
+            for (int c = 0; c < DIM; ++c) largest = fmaxf(largest, fabsf(values[c] + bias[c]));
+            if (scale == POSENC_SCALE_INLINE) memcpy(&by, bytes + at * width + DIM, sizeof by);
+            if (scale != POSENC_SCALE_GIVEN) CHECK(near(by, largest / most[kind], 1e-6 * by));
+            for (int c = 0; c < DIM; ++c) {
+                double want = (values[c] + bias[c]) / by, code = bytes[at * width + c], got;
+                int exponent = (bytes[at * width + c] & 0x7f) >> (kind ? 2 : 3), low = bytes[at * width + c] & (kind ? 3 : 7);
+                got = kind == 0 ? ldexp(8 + low, exponent - 10) : ldexp(4 + low, exponent - 17);
+                got = kind == 2 ? (int8_t)code : (bytes[at * width + c] & 0x80 ? -got : got);
+                CHECK(near(got, want, least[kind] * (kind == 2 ? 1.0 : fabs(want)) * 1.001));
+            }
+        }
+    }
+    PosencPrologueCall wrong = *call;
+    wrong.cache.v.store = 4;
+    REFUSED(posenc_prologue_apply(prologue, &wrong), POSENC_ARGUMENT, "store is 4");
+    wrong.cache.v.store = POSENC_STORE_E4M3;
+    wrong.cache.v.scale = 3;
+    REFUSED(posenc_prologue_apply(prologue, &wrong), POSENC_ARGUMENT, "scale is 3");
+    wrong = *call;
+    wrong.q_codes = wrong.cache.k;
+    REFUSED(posenc_prologue_apply(prologue, &wrong), POSENC_ARGUMENT, "store of q_codes is the element type");
+}
+
 int main(void) {
     open_device();
     PosencPrologueSpec spec = POSENC_INIT(PosencPrologueSpec);
@@ -30,7 +79,7 @@ int main(void) {
     rope.base = 10000.0;
     rope.attention_factor = 1.0;
     spec.rope = rope;
-    spec.q = (PosencBranch){POSENC_HEAD_NORM_RMS, POSENC_NORM_ONE_PLUS_WEIGHT, POSENC_NORM_OVER_HEAD, POSENC_ROUNDING_ONCE, 0, 1, 1e-6};
+    spec.q = (PosencBranch){POSENC_HEAD_NORM_RMS, POSENC_NORM_ONE_PLUS_WEIGHT, POSENC_NORM_OVER_HEAD, POSENC_ROUNDING_ONCE, 0, 1, 1e-6, 0};
     spec.k = spec.q;
     spec.v.bias = 1;
     PosencPrologue *prologue = NULL, *none = NULL;
@@ -59,10 +108,10 @@ int main(void) {
     call.q.weight = call.k.weight = weights;
     call.v.bias = biases;
     call.positions.ids = (PosencIds){upload(positions, sizeof positions), TOKENS, POSENC_I32, 0};
-    call.cache.k = call.cache.v = caches;
-    call.cache.k_heads = (PosencHeads){PAGES, SIZE, K_HEADS, DIM, 0, {K_HEADS * SIZE * DIM, DIM, SIZE * DIM}};
-    call.cache.v_heads = call.cache.k_heads;
-    call.cache.v_heads.offset = CACHE;
+    call.cache.k.x = call.cache.v.x = caches;
+    call.cache.k.heads = (PosencHeads){PAGES, SIZE, K_HEADS, DIM, 0, {K_HEADS * SIZE * DIM, DIM, SIZE * DIM}};
+    call.cache.v.heads = call.cache.k.heads;
+    call.cache.v.heads.offset = CACHE;
     call.cache.slots = (PosencIds){upload(slots, sizeof slots), TOKENS, POSENC_I32, 0};
     call.cache.flag = flag;
     OK(posenc_prologue_apply(prologue, &call));
@@ -128,6 +177,7 @@ int main(void) {
         CHECK(raised == 1);
     }
 
+    codes(prologue, &call, bias, qkv);
     PosencPrologueCall wrong = call;
     memset(&wrong.q.weight, 0, sizeof wrong.q.weight);
     REFUSED(posenc_prologue_apply(prologue, &wrong), POSENC_VALUE, "q needs a weight of 16 elements, there is none");
@@ -153,7 +203,7 @@ int main(void) {
     wrong.k.heads.tokens = 2;
     REFUSED(posenc_prologue_apply(prologue, &wrong), POSENC_VALUE, "q has 3 tokens and k 2, they must be equal");
     wrong = call;
-    wrong.cache.v_heads.offset = 0;
+    wrong.cache.v.heads.offset = 0;
     REFUSED(posenc_prologue_apply(prologue, &wrong), POSENC_VALUE, "may overlap in one buffer");
     PosencPrologueSpec odd = spec;
     odd.k.norm = 3;

@@ -55,6 +55,12 @@ address!(In, Out);
 
 #[allow(dead_code, reason = "build.rs compiles this file too, and makes no addresses")]
 impl Out {
+    /// An address that a kernel reads alone.
+    #[inline]
+    pub const fn read_only(at: In) -> Self {
+        Self(at.0)
+    }
+
     /// The same address, to be read.
     #[inline]
     pub const fn as_in(self) -> In {

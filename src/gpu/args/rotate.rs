@@ -31,6 +31,30 @@ codes! {
         BEFORE_WEIGHT = 2,
     }
 
+    /// What a cache holds.
+    StoreKind {
+        /// the element type
+        SAME = 0,
+        /// eight bits
+        E4M3 = 1,
+        /// eight bits
+        E5M2 = 2,
+        /// whole numbers of eight bits
+        INT8 = 3,
+    }
+
+    /// The scale of codes.
+    CodeScaleKind {
+        /// one
+        TENSOR = 0,
+        /// one for each head
+        HEAD = 1,
+        /// of each token and head, written
+        TOKEN = 2,
+        /// the same, behind the channels of a head
+        INLINE = 3,
+    }
+
     /// How the row of a token in a cache is found.
     CachePlace {
         /// by its slot
@@ -156,8 +180,10 @@ args! {
         x: In,
         /// written; `x` itself in place; null: nowhere
         y: Out,
-        /// written too; null: there is no cache
+        /// written too; null: there is no cache. Codes of queries are one with a page for each sequence
         cache: Out,
+        /// f32 scales of codes, read or written
+        scales: Out,
         /// of the norm, `[dim]` or `[heads, dim]`; null: none
         weight: In,
         /// added, `[heads, dim]`; null: none
@@ -168,6 +194,8 @@ args! {
         y_strides: [i64; 3],
         /// elements from one page, row of a page and head to the next in `cache`
         cache_strides: [i64; 3],
+        /// the same of `scales`
+        scale_strides: [i64; 3],
         /// heads, and channels of each
         heads: u32,
         dim: u32,
@@ -177,6 +205,9 @@ args! {
         norm: HeadNormKind,
         /// where values are rounded
         rounding: StepRounding,
+        /// what the cache holds, and its scale
+        store: StoreKind,
+        scale: CodeScaleKind,
         /// added to the mean or the sum of squares
         eps: f32,
         /// 1 / channels of the mean; 1 for a sum
@@ -185,8 +216,9 @@ args! {
         one_plus: u32,
         /// 1: one norm for all heads of a token
         all_heads: u32,
-        /// 1: pairs are rotated
+        /// 1: pairs are rotated, from this channel on
         turned: u32,
+        offset: u32,
         /// 1: the factor of the position multiplies
         scaled: u32,
         /// half of the units of 8 channels, a power of two: distance of the first sum of squares
@@ -235,8 +267,6 @@ args! {
         /// pairs of a block of channels that is rotated for itself; `pairs` if there is one
         block: u32,
         by_block: Divisor,
-        /// first rotated channel
-        offset: u32,
         /// 1: pairs lie side by side in the input, in the output
         interleaved: u32,
         interleaved_out: u32,

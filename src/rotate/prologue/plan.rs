@@ -3,14 +3,16 @@
 use bytemuck::Zeroable;
 
 use super::{
-    CacheRows, HeadNorm, MOST_PAIRS, NormKind, NormOver, NormWeight, Prologue, Qkv, Rounding, Vectors, check_cache,
+    CacheRows, Code8, HeadNorm, MOST_PAIRS, NormKind, NormOver, NormWeight, Prologue, Qkv, Rounding, TAIL, Vectors,
+    check_cache, check_scale_shape, check_scales,
 };
 use crate::gpu::args::{
-    BranchArgs, CachePlace, Divisor, HeadNormKind, In, Out, PrologueArgs, QueryScaleKind, StepRounding,
+    BranchArgs, CachePlace, CodeScaleKind, Divisor, HeadNormKind, In, Out, PrologueArgs, QueryScaleKind, StepRounding,
+    StoreKind,
 };
 use crate::gpu::kernel::PROLOGUE;
 use crate::gpu::{
-    Call, Gpu, Kernel, Launch, Placed, Read, Update, Uploaded, View, ViewMut, Write, on_stream, small, widest,
+    Call, Gpu, Kernel, Launch, Placed, Read, Update, Updated, Uploaded, View, ViewMut, Write, on_stream, small, widest,
 };
 use crate::position::{Ids, Positions};
 use crate::rotate::rope::Rates;
@@ -116,7 +118,7 @@ impl Prologue {
         let fits = |rope: &Rope| {
             rope.pairing == rope.written()
                 && (rope.pairs() / rope.axes.blocks()).is_multiple_of(UNIT)
-                && rope.offset.is_multiple_of(UNIT)
+                && self.offset(branch).is_multiple_of(UNIT)
         };
         heads.dim.is_multiple_of(UNIT) && tree(heads.dim) <= 32 && turned.is_none_or(fits)
     }
@@ -153,7 +155,7 @@ impl Prologue {
         }
         if let Some(rope) = self.rope.as_ref().filter(|_| branch.rope) {
             let (units, rotated) = (heads.dim / UNIT, rope.rotary / UNIT);
-            args.turned = 1;
+            (args.turned, args.offset) = (1, self.offset(which) as u32);
             // Below, where there are no whole units, nothing reads these.
             args.rest_apart = units.saturating_sub(rotated).div_ceil(2) as u32;
             let whole = rotated == units && units == 2 * tree(heads.dim);
@@ -180,7 +182,6 @@ impl Prologue {
             let block = (rope.pairs() / rope.axes.blocks()) as u32;
             args.pairs = rope.pairs() as u32;
             (args.block, args.by_block) = (block, Divisor::new(block));
-            args.offset = rope.offset as u32;
             args.interleaved = u32::from(rope.pairing == Pairing::Interleaved);
             args.interleaved_out = u32::from(rope.written() == Pairing::Interleaved);
             args.factor = rope.attention_factor as f32;
@@ -261,6 +262,77 @@ impl<T> Projected<'_, T> {
     }
 }
 
+/// Eight-bit codes on a device that a call writes.
+///
+/// | field | shape | meaning |
+/// |---|---|---|
+/// | `x` | `[pages, rows of a page, heads, dim]`; `dim + 16` with [`CodeScale::Inline`] | written |
+/// | `code` | | which |
+/// | `scale` | | what codes are multiplied by |
+#[derive(Debug)]
+pub struct Codes<'a> {
+    /// written
+    pub x: ViewMut<'a, u8, Heads>,
+    /// which
+    pub code: Code8,
+    /// what codes are multiplied by
+    pub scale: CodeScale<'a>,
+}
+
+/// What codes on a device are multiplied by.
+pub enum CodeScale<'a> {
+    /// One for all, or one for each head: `[1]` or `[heads]`, above 0 and finite, and so its inverse. Another one raises the flag,
+    /// and its codes are 0.
+    Given(Read<'a, f32>),
+    /// Of each token and head, its largest magnitude over the largest code: written in the shape `[pages, rows of a page, heads, 1]`.
+    Dynamic(ViewMut<'a, f32, Heads>),
+    /// The same, in the first four of 16 bytes behind the channels of a head.
+    Inline,
+}
+
+impl std::fmt::Debug for CodeScale<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Given(scales) => write!(f, "Given({})", scales.len()),
+            Self::Dynamic(scales) => f.debug_tuple("Dynamic").field(scales).finish(),
+            Self::Inline => f.write_str("Inline"),
+        }
+    }
+}
+
+/// What a cache on a device holds.
+#[derive(Debug)]
+pub enum Stored<'a, T> {
+    /// the element type
+    Same(ViewMut<'a, T, Heads>),
+    /// Of values: the element type, in the buffer of the cache of keys, which holds it too.
+    Beside(Heads),
+    /// eight bits
+    Codes(Codes<'a>),
+}
+
+impl<'a, T> From<ViewMut<'a, T, Heads>> for Stored<'a, T> {
+    fn from(x: ViewMut<'a, T, Heads>) -> Self {
+        Self::Same(x)
+    }
+}
+
+impl<'a, T> From<Codes<'a>> for Stored<'a, T> {
+    fn from(codes: Codes<'a>) -> Self {
+        Self::Codes(codes)
+    }
+}
+
+impl<T> Stored<'_, T> {
+    const fn shape(&self) -> &Heads {
+        match self {
+            Self::Same(x) => x.shape(),
+            Self::Beside(heads) => heads,
+            Self::Codes(codes) => codes.x.shape(),
+        }
+    }
+}
+
 /// A cache of keys and values on a device.
 ///
 /// | field | shape | meaning |
@@ -268,19 +340,19 @@ impl<T> Projected<'_, T> {
 /// | `k` | `[pages, rows of a page, heads, dim]` by [`Heads`] | written where tokens have a row; every other element stays as it is |
 /// | `v` | as many pages and rows | the same of values; `None`: values are not cached |
 /// | `rows` | [`CacheRows`] | the row of each token |
-/// | `flag` | 1 | set to 1 by a row outside the cache, whose token is not cached |
+/// | `flag` | 1 | set to 1 by a row outside the cache, whose token is not cached, and by a scale that is not above 0 and finite |
 pub struct Cache<'a, T> {
     /// of keys
-    pub k: ViewMut<'a, T, Heads>,
+    pub k: Stored<'a, T>,
     /// of values
-    pub v: Option<ViewMut<'a, T, Heads>>,
+    pub v: Option<Stored<'a, T>>,
     /// the row of each token
     pub rows: CacheRows<Ids<'a>>,
     /// set to 1 by a row outside the cache
     pub flag: Option<Write<'a, u32>>,
 }
 
-impl<T> std::fmt::Debug for Cache<'_, T> {
+impl<T: std::fmt::Debug> std::fmt::Debug for Cache<'_, T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { k, v, rows, flag } = self;
         let mut cache = f.debug_struct("Cache");
@@ -301,12 +373,15 @@ pub struct PrologueCall<'a, T> {
     pub v: Vectors<Read<'a, T>>,
     /// where keys and values are kept
     pub cache: Option<Cache<'a, T>>,
+    /// Queries in eight bits, `[batch, tokens, heads, dim]`, beside or in place of a tensor of them.
+    pub q_codes: Option<Codes<'a>>,
 }
 
 impl<'a, T> PrologueCall<'a, T> {
     /// Without vectors and cache.
     pub const fn at(positions: Positions<Ids<'a>>) -> Self {
-        Self { positions, q: Vectors::none(), k: Vectors::none(), v: Vectors::none(), cache: None }
+        let none = (Vectors::none(), Vectors::none(), Vectors::none());
+        Self { positions, q: none.0, k: none.1, v: none.2, cache: None, q_codes: None }
     }
 }
 
@@ -411,8 +486,8 @@ impl<T: Scalar> ProloguePlan<T> {
     ///     q: Vectors::weight(&q_weight),
     ///     k: Vectors::weight(&k_weight),
     ///     cache: Some(Cache {
-    ///         k: pages.of_mut(&mut k_cache),
-    ///         v: Some(pages.of_mut(&mut v_cache)),
+    ///         k: pages.of_mut(&mut k_cache).into(),
+    ///         v: Some(pages.of_mut(&mut v_cache).into()),
     ///         rows: CacheRows::Slots(i32::ids(&slots)),
     ///         flag: None,
     ///     }),
@@ -431,12 +506,13 @@ impl<T: Scalar> ProloguePlan<T> {
         let (tensors, options) = ([q.into(), k.into(), v.into()], call.into());
         let shapes = [0, 1, 2].map(|i| tensors[i].shape());
         let vectors = [options.q, options.k, options.v];
-        let size = self.check_shapes(&shapes, &vectors, &options.cache)?;
+        let size = self.check_shapes(&shapes, &vectors, &options)?;
 
         let mut call = self.gpu.call();
         let held = hold_tensors(&mut call, tensors)?;
         let goes = |which: usize| match &options.cache {
-            Some(cache) => which == 1 || which == 2 && cache.v.is_some(),
+            _ if which == 0 => options.q_codes.is_some(),
+            Some(cache) => which == 1 || cache.v.is_some(),
             None => false,
         };
         for (i, held) in held.iter().enumerate() {
@@ -458,23 +534,24 @@ impl<T: Scalar> ProloguePlan<T> {
             steps |= branch.weight.address() | branch.bias.address();
         }
         let mut placed = PrologueArgs::zeroed();
+        let (mut code_steps, mut keys) = (0, None);
+        let mut stores = [options.q_codes.map(Stored::Codes), None, None];
         if let Some(Cache { k, v, rows, flag }) = options.cache {
-            let k = call.view_mut("the cache of keys", k)?;
-            let v = v.map(|v| call.view_mut("the cache of values", v)).transpose()?;
-            for (branch, cache) in branches[1..].iter_mut().zip([Some(&k), v.as_ref()]) {
-                let Some(cache) = cache else { continue };
-                branch.cache = cache.at;
-                branch.cache_strides = cache.shape.strides.map(|stride| stride as i64);
-                steps |= cache.steps;
-            }
-            hold_rows(&mut call, rows, size, &k.shape, &mut placed)?;
+            hold_rows(&mut call, rows, size, k.shape(), &mut placed)?;
             placed.flag = call.write_some("the flag", flag, 1)?;
+            (stores[1], stores[2]) = (Some(k), v);
+        }
+        for ((branch, store), which) in branches.iter_mut().zip(stores).zip(ALL) {
+            let Some(store) = store else { continue };
+            let is_coded = matches!(store, Stored::Codes(_));
+            let own = hold_store(&mut call, which, store, &mut keys, branch)?;
+            *(if is_coded { &mut code_steps } else { &mut steps }) |= own;
         }
         let positions = options.positions.hold(&mut call, self.prologue.position_axes(), size[0], size[1])?;
         if size[0] == 0 || size[1] == 0 {
             return Ok(());
         }
-        wide &= widest(steps) == 16;
+        wide &= widest(steps) == 16 && widest(code_steps) >= 8;
         let whole = ALL.iter().zip(&shapes).any(|(&which, heads)| {
             heads.is_some() && self.prologue.branch(which).norm.is_some_and(|norm| norm.over == NormOver::AllHeads)
         });
@@ -502,6 +579,8 @@ impl<T: Scalar> ProloguePlan<T> {
             }
             (of.weight, of.bias) = (branch.weight, branch.bias);
             (of.cache, of.cache_strides) = (branch.cache, branch.cache_strides);
+            (of.scales, of.scale_strides) = (branch.scales, branch.scale_strides);
+            (of.store, of.scale) = (branch.store, branch.scale);
         }
         args.at = positions;
         (args.slots, args.rows, args.flag) = (placed.slots, placed.rows, placed.flag);
@@ -526,7 +605,7 @@ impl<T: Scalar> ProloguePlan<T> {
         &self,
         shapes: &[Option<Heads>; 3],
         vectors: &[Vectors<Read<'_, T>>; 3],
-        cache: &Option<Cache<'_, T>>,
+        options: &PrologueCall<'_, T>,
     ) -> Result<[usize; 2]> {
         let wrong = |text: String| Err(Error::Value(text));
         let there: Vec<_> = ALL.into_iter().zip(shapes).filter_map(|(which, heads)| Some((which, (*heads)?))).collect();
@@ -554,17 +633,28 @@ impl<T: Scalar> ProloguePlan<T> {
                 ));
             }
         }
-        let Some(cache) = cache else { return Ok([batch, tokens]) };
+        if let Some(codes) = &options.q_codes {
+            let Some(heads) = shapes[0] else { return wrong("there are codes of q and no q".into()) };
+            codes.check(Qkv::Query, &heads)?;
+            let (own, other) = ([batch, tokens], [codes.x.shape.batch, codes.x.shape.tokens]);
+            if own != other {
+                return wrong(format!(
+                    "q has {own:?} sequences and tokens and its codes {other:?}, they must be equal"
+                ));
+            }
+        }
+        let Some(cache) = &options.cache else { return Ok([batch, tokens]) };
         for (which, of) in [(Qkv::Key, Some(&cache.k)), (Qkv::Value, cache.v.as_ref())] {
             let Some(of) = of else { continue };
             let Some(heads) = shapes[which as usize] else {
                 return wrong(format!("there is a cache of {0} and no {0}", which.name()));
             };
-            check_cache(which, &heads, &of.shape)?;
-            for (what, k, v) in [
-                ("pages", cache.k.shape.batch, of.shape.batch),
-                ("rows of a page", cache.k.shape.tokens, of.shape.tokens),
-            ] {
+            match of {
+                Stored::Same(_) | Stored::Beside(_) => check_cache(which, &heads, of.shape(), 0)?,
+                Stored::Codes(codes) => codes.check(which, &heads)?,
+            }
+            let (k, of) = (cache.k.shape(), of.shape());
+            for (what, k, v) in [("pages", k.batch, of.batch), ("rows of a page", k.tokens, of.tokens)] {
                 if k != v {
                     return wrong(format!("the cache of k has {k} {what} and that of v {v}, they must be equal"));
                 }
@@ -572,6 +662,79 @@ impl<T: Scalar> ProloguePlan<T> {
         }
         Ok([batch, tokens])
     }
+}
+
+impl Codes<'_> {
+    /// Refuses codes that do not go with heads.
+    fn check(&self, which: Qkv, heads: &Heads) -> Result<()> {
+        check_cache(which, heads, &self.x.shape, if matches!(self.scale, CodeScale::Inline) { TAIL } else { 0 })?;
+        match &self.scale {
+            CodeScale::Given(scales) => check_scales(which, heads, scales.len()),
+            CodeScale::Dynamic(scales) => check_scale_shape(which, &scales.shape, &self.x.shape),
+            CodeScale::Inline => Ok(()),
+        }
+    }
+}
+
+/// Hands in what a branch is stored in; gives what decides how wide accesses may be.
+fn hold_store<'a, T: Scalar>(
+    call: &mut Call<'a>,
+    which: Qkv,
+    store: Stored<'a, T>,
+    keys: &mut Option<Updated<Heads>>,
+    args: &mut BranchArgs,
+) -> Result<u64> {
+    let [name, scales_name] = [
+        ["the codes of queries", "the scales of queries"],
+        ["the cache of keys", "the scales of keys"],
+        ["the cache of values", "the scales of values"],
+    ][which as usize];
+    let Placed { at, shape, steps } = match store {
+        Stored::Same(x) => {
+            let held = call.update([name, name], x.into())?;
+            *keys = (which == Qkv::Key).then_some(held);
+            held.y
+        }
+        Stored::Beside(heads) => match keys {
+            Some(keys) => call.beside::<T, _>(name, keys, heads)?.y,
+            None => {
+                return Err(Error::Value(format!(
+                    "{name} lies in the buffer of a cache of keys, which holds no elements"
+                )));
+            }
+        },
+        Stored::Codes(Codes { x, code, scale }) => {
+            let held = call.view_mut(name, x)?;
+            args.store = match code {
+                Code8::E4m3 => StoreKind::E4M3,
+                Code8::E5m2 => StoreKind::E5M2,
+                Code8::Int8 => StoreKind::INT8,
+            };
+            match scale {
+                CodeScale::Given(scales) => {
+                    let len = scales.len();
+                    args.scale = if len == 1 { CodeScaleKind::TENSOR } else { CodeScaleKind::HEAD };
+                    args.scales = Out::read_only(call.read(scales_name, scales, len)?);
+                }
+                CodeScale::Dynamic(scales) => {
+                    let scales = call.view_mut(scales_name, scales)?;
+                    (args.scale, args.scales) = (CodeScaleKind::TOKEN, scales.at);
+                    args.scale_strides = scales.shape.strides.map(|stride| stride as i64);
+                }
+                CodeScale::Inline => {
+                    args.scale = CodeScaleKind::INLINE;
+                    if widest(held.steps | held.shape.dim as u64) < size_of::<f32>() {
+                        return Err(Error::Value(format!(
+                            "{name} has its scales inline: its address, strides and channels must be multiples of 4"
+                        )));
+                    }
+                }
+            }
+            held
+        }
+    };
+    (args.cache, args.cache_strides) = (at, shape.strides.map(|stride| stride as i64));
+    Ok(steps)
 }
 
 /// Hands in the tensors of a call, queries first.
