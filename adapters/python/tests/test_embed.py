@@ -127,10 +127,10 @@ def test_resampling():
     close(out[2], 0.75 * table[1].astype(np.float64) + 0.25 * table[2])
     grad = spec.grad(np.ones((17, 8), F32), np.zeros((5, 8), F32))
     close(grad.sum(0), np.full(8, 17.0), 1e-4)
-    corners = posenc.Resample((2, 2), (3, 3), filter="bilinear", align_corners=True)
-    grid = corners.write(table[1:], np.empty((9, 8), F32))
-    close(grid[[0, 2, 6, 8]], table[1:])
-    close(grid[4], table[1:].astype(np.float64).mean(0))
+    corners = posenc.Resample((2, 2), (4, 4), filter="bilinear", align_corners=True)
+    grid = corners.write(table[1:], np.empty((16, 8), F32))
+    close(grid[[0, 3, 12, 15]], table[1:])
+    close(grid[1], (2 * table[1].astype(np.float64) + table[2]) / 3)
     with pytest.raises(posenc.Error, match="filter is 'nearest', it may be 'bilinear', 'bicubic'"):
         posenc.Resample((2, 2), (4, 4), filter="nearest").write(table, out)
 
