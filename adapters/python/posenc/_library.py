@@ -87,10 +87,12 @@ def version() -> str:
 class Handle:
     """A handle of the library, freed with its last reference."""
 
-    __slots__ = ("address", "kind")
+    __slots__ = ("address", "calls", "kind")
 
     def __init__(self, kind: str, constructor: str, *arguments: Any) -> None:
         self.address, self.kind = None, kind
+        #: calls of a plan that were checked, by the sizes of their tensors
+        self.calls: dict[Any, Any] = {}
         self.address = gives(constructor, ctypes.c_void_p(), *arguments).value
 
     def __del__(self) -> None:

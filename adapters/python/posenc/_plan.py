@@ -79,6 +79,16 @@ def cached(kind: str, key: Hashable, where: tuple[int, int], make: Callable[[Han
         return plan
 
 
+def known(kind: str, key: Hashable, where: tuple[int, int]) -> Handle | None:
+    """The plan that `cached` would give, if there is one."""
+    whole = (kind, key, where, _OVERLAP)
+    with _LOCK:
+        plan = _PLANS.get(whole)
+        if plan is not None:
+            _PLANS.move_to_end(whole)
+        return plan
+
+
 def host_list(values: Sequence[float] | None, kind: Any) -> Any:
     """Numbers in host memory for a pointer of a struct; keep it as long as the struct is read."""
     return None if values is None else (kind * len(values))(*values)

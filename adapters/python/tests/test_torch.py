@@ -1,5 +1,6 @@
 """`posenc.torch`: opcheck, gradients against formulas in f64, `torch.compile`, in place, what is refused."""
 
+import itertools
 import os
 
 import pytest
@@ -382,3 +383,33 @@ def test_threads_train_their_own_tables():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_calls_of_the_same_sizes_are_not_mixed_up():
+    """A call whose sizes are known goes a shorter way: other tensors, sizes, layouts and options must not meet
+    there."""
+    rope, generator = posenc.Rope(8), torch.Generator().manual_seed(3)
+    cases = itertools.product(((2, 4), (4, 2)), (torch.float32, torch.bfloat16), ("bthd", "bhtd"), (False, True))
+    for (heads, tokens), dtype, layout, inverse in 3 * list(cases):
+        shape = (2, tokens, heads, 8) if layout == "bthd" else (2, heads, tokens, 8)
+        q, k = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+        ids = torch.randint(0, 1000, (2, tokens), generator=generator)
+        arguments = {"positions": ids, "layout": layout, "inverse": inverse}
+        for x, out in ((q, rope.rotate(q, **arguments)), *zip((q, k), rope.rotate(q, k, **arguments), strict=True)):
+            own = x.double() if layout == "bthd" else x.double().transpose(1, 2)
+            want = rotated(own, -ids if inverse else ids)
+            want = want if layout == "bthd" else want.transpose(1, 2)
+            assert (out.double() - want).abs().max() < (1e-5 if dtype == torch.float32 else 5e-2)
+            assert out.data_ptr() != x.data_ptr()
+    q = values(1, 4, 2, 8)
+    for _ in range(2):
+        with pytest.raises(posenc.Error, match="requires grad"):
+            rope.rotate_(q.clone().requires_grad_(), positions=torch.arange(4))
+        rope.rotate_(q, positions=torch.arange(4))
+        with pytest.raises(posenc.Error, match="k is on meta"):
+            rope.rotate_(q, q.to("meta"), positions=torch.arange(4))
+        with pytest.raises(posenc.Error, match="positions"):
+            rope.rotate_(q, positions=torch.arange(4.0))
+        sliced = torch.arange(8)[::2]
+        with pytest.raises(posenc.Error, match="must be contiguous"):
+            rope.rotate_(q, positions=sliced)
