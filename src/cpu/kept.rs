@@ -5,22 +5,49 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// The laws of the last `KEPT` specs, the latest first: a law in 106 bits takes 2 microseconds a pair.
 pub(crate) struct Kept<Spec, Law, const KEPT: usize = 8>(Mutex<Vec<(Spec, Arc<Law>)>>);
 
-impl<Spec: PartialEq + Clone, Law, const KEPT: usize> Kept<Spec, Law, KEPT> {
+impl<Spec, Law, const KEPT: usize> Kept<Spec, Law, KEPT> {
     pub(crate) const fn new() -> Self {
         Self(Mutex::new(Vec::new()))
     }
 
     /// The law of a spec, made if it is not there.
     #[cfg(any(test, feature = "cpu"))]
-    pub(crate) fn of(&self, spec: &Spec, make: impl FnOnce() -> Law) -> Arc<Law> {
-        let made: Result<_, std::convert::Infallible> = self.try_of(spec, || Ok(make()));
+    pub(crate) fn of(&self, spec: &Spec, make: impl FnOnce() -> Law) -> Arc<Law>
+    where
+        Spec: PartialEq + Clone,
+    {
+        self.of_key(|known| known == spec, || spec.clone(), make)
+    }
+
+    /// The same of the spec that is `same`, for specs that are borrowed until they are kept.
+    #[cfg(any(test, feature = "cpu"))]
+    pub(crate) fn of_key(
+        &self,
+        same: impl Fn(&Spec) -> bool,
+        spec: impl FnOnce() -> Spec,
+        make: impl FnOnce() -> Law,
+    ) -> Arc<Law> {
+        let made: Result<_, std::convert::Infallible> = self.find(same, spec, || Ok(make()));
         made.unwrap_or_else(|never| match never {})
     }
 
-    /// The same, unless it cannot be made: outside the lock, so that threads make different ones side by side.
-    pub(crate) fn try_of<E>(&self, spec: &Spec, make: impl FnOnce() -> Result<Law, E>) -> Result<Arc<Law>, E> {
+    /// The law of a spec, unless it cannot be made.
+    pub(crate) fn try_of<E>(&self, spec: &Spec, make: impl FnOnce() -> Result<Law, E>) -> Result<Arc<Law>, E>
+    where
+        Spec: PartialEq + Clone,
+    {
+        self.find(|known| known == spec, || spec.clone(), make)
+    }
+
+    /// Laws are made outside the lock, so that threads make different ones side by side.
+    fn find<E>(
+        &self,
+        same: impl Fn(&Spec) -> bool,
+        spec: impl FnOnce() -> Spec,
+        make: impl FnOnce() -> Result<Law, E>,
+    ) -> Result<Arc<Law>, E> {
         let known = |laws: &mut Vec<(Spec, Arc<Law>)>| {
-            let at = laws.iter().position(|(known, _)| known == spec)?;
+            let at = laws.iter().position(|(known, _)| same(known))?;
             laws[..=at].rotate_right(1);
             Some(laws[0].1.clone())
         };
@@ -31,7 +58,7 @@ impl<Spec: PartialEq + Clone, Law, const KEPT: usize> Kept<Spec, Law, KEPT> {
         let mut laws = self.lock();
         // Another thread may have made it meanwhile.
         Ok(known(&mut laws).unwrap_or_else(|| {
-            laws.insert(0, (spec.clone(), law.clone()));
+            laws.insert(0, (spec(), law.clone()));
             laws.truncate(KEPT);
             law
         }))

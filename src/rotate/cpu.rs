@@ -4,9 +4,11 @@
 //! Cosines and sines are computed in f64 once for a block of tokens and serve all its heads; half types are rotated by their
 //! nearest f32. No library function and no branch stand in the loops over pairs, so that the compiler makes vectors of them.
 
-use crate::cpu::vector::{sin_cos_of_phase, through, waves, wide};
-use crate::cpu::{Lines, Part, Width};
-use crate::rotate::rope::Law;
+use std::sync::Arc;
+
+use crate::cpu::vector::{sin_cos_of_phase, wide};
+use crate::cpu::{Kept, Lines, Part, Width};
+use crate::rotate::rope::{Law, Rates};
 use crate::rotate::{Direction, Rope};
 use crate::{Heads, Pairing, Result, Scalar};
 
@@ -14,9 +16,48 @@ use crate::{Heads, Pairing, Result, Scalar};
 const GRAIN: usize = 1 << 16;
 /// Pairs of a block of tokens, whose cosines and sines should stay in the first cache beside a few heads: 16 KiB.
 const BLOCK: usize = 1024;
+/// Pairs of all tokens whose cosines and sines are kept: 1 MiB in f64, 1024 tokens of 128 channels.
+const MOST_KEPT: usize = 1 << 16;
+
+/// Sines and cosines of the last calls of a spec, `[tokens, pairs]`: a model rotates queries and keys of every layer at the same
+/// positions.
+pub(super) struct Turns {
+    f64: KeptTurns<f64>,
+    f32: KeptTurns<f32>,
+}
+
+type KeptTurns<N> = Kept<Key, [Lines<N>; 2], 4>;
+
+impl Turns {
+    pub(super) const fn new() -> Self {
+        Self { f64: Kept::new(), f32: Kept::new() }
+    }
+}
+
+struct Key {
+    /// `[axes, batch, tokens]`
+    positions: Vec<i64>,
+    set: usize,
+    direction: Direction,
+}
 
 /// Rotates a tensor whose shape and positions, `[axes, batch, tokens]`, were checked: in place, or what `from` reads.
 pub(super) fn rotate<T: Scalar>(
+    of: (&Rope, &Law),
+    from: Option<(&[T], &Heads)>,
+    x: &mut [T],
+    heads: &Heads,
+    positions: &[i64],
+    direction: Direction,
+) -> Result<()> {
+    if T::NAME == f32::NAME {
+        rotate_by::<T, f64>(of, from, x, heads, positions, direction)
+    } else {
+        rotate_by::<T, f32>(of, from, x, heads, positions, direction)
+    }
+}
+
+fn rotate_by<T: Scalar, N: Number>(
     (rope, law): (&Rope, &Law),
     from: Option<(&[T], &Heads)>,
     x: &mut [T],
@@ -32,11 +73,13 @@ pub(super) fn rotate<T: Scalar>(
         let from = from.as_ref().map(|(from, of)| (*from, of));
         let turner = Turner::new((rope, law), set, positions, [heads.batch * heads.tokens, heads.tokens], direction);
         let turner = Turner { channel: rope.first_channel(heads.dim), ..turner };
+        let kept = turner.kept::<N>();
+        let kept = kept.as_deref();
         let x = &mut x[heads.offset..heads.span()?];
         turner.part(&heads).share_out(x, heads.dim, GRAIN, &|part, x| {
             wide(
                 #[inline(always)]
-                |width| turner.rotate(width, from, x, part),
+                |width| turner.rotate(width, kept, from, x, part),
             )
         });
     }
@@ -59,8 +102,7 @@ struct Turner<'a> {
     /// positions of one axis, and of one sequence
     row: usize,
     tokens: usize,
-    factor: f64,
-    sign: f64,
+    direction: Direction,
 }
 
 impl<'a> Turner<'a> {
@@ -73,10 +115,8 @@ impl<'a> Turner<'a> {
     ) -> Self {
         let pairs = 0..rope.pairs();
         let axes = (rope.axes.count() > 1).then(|| pairs.clone().map(|i| rope.axes.axis(i, rope.pairs())).collect());
-        let sign = if direction == Direction::Forward { 1.0 } else { -1.0 };
         let block = rope.pairs() / rope.axes.blocks();
-        let factor = rope.attention_factor;
-        Self { rope, set, law, channel: rope.offset, axes, block, positions, row, tokens, factor, sign }
+        Self { rope, set, law, channel: rope.offset, axes, block, positions, row, tokens, direction }
     }
 
     /// All of a tensor.
@@ -84,29 +124,58 @@ impl<'a> Turner<'a> {
         Part::whole([heads.batch, heads.tokens, heads.heads], heads.strides)
     }
 
-    #[inline(always)]
-    fn rotate<T: Scalar>(&self, width: Width, from: Option<(&[T], &Heads)>, x: &mut [T], part: Part) {
-        if T::NAME == f32::NAME {
-            self.rotate_by::<T, f64>(width, from, x, part);
-        } else {
-            self.rotate_by::<T, f32>(width, from, x, part);
+    /// Sines and cosines of all tokens, if they are few enough to be kept.
+    fn kept<N: Number>(&self) -> Option<Arc<[Lines<N>; 2]>> {
+        let pairs = self.rope.pairs();
+        if self.row.saturating_mul(pairs) > MOST_KEPT {
+            return None;
         }
+        let same =
+            |key: &Key| key.positions == self.positions && key.set == self.set && key.direction == self.direction;
+        let key = || Key { positions: self.positions.to_vec(), set: self.set, direction: self.direction };
+        Some(N::kept(&self.law.turns).of_key(same, key, || {
+            let [mut sin, mut cos] = [(); 2].map(|()| Lines::new(N::of(0.0), self.row * pairs));
+            wide(
+                #[inline(always)]
+                |_| {
+                    for (row, (sin, cos)) in sin.chunks_exact_mut(pairs).zip(cos.chunks_exact_mut(pairs)).enumerate() {
+                        self.turns(row, sin, cos);
+                    }
+                },
+            );
+            [sin, cos]
+        }))
     }
 
     #[inline(always)]
-    fn rotate_by<T: Scalar, N: Number>(&self, width: Width, from: Option<(&[T], &Heads)>, x: &mut [T], part: Part) {
+    fn rotate<T: Scalar, N: Number>(
+        &self,
+        width: Width,
+        kept: Option<&[Lines<N>; 2]>,
+        from: Option<(&[T], &Heads)>,
+        x: &mut [T],
+        part: Part,
+    ) {
         let ([batch, tokens, heads], [_, token_stride, head_stride]) = (part.sizes, part.strides);
         let pairs = self.rope.pairs();
         let block = (BLOCK / pairs).clamp(1, tokens);
-        let [mut sin, mut cos] = [(); 2].map(|()| Lines::new(N::of(0.0), block * pairs));
+        let [mut sin, mut cos] =
+            [(); 2].map(|()| Lines::new(N::of(0.0), if kept.is_some() { 0 } else { block * pairs }));
         // Of a head whose pairs move: what is rotated, and where it goes.
         let mut row = vec![0f32; if self.rope.pairing == self.rope.written() { 0 } else { 4 * pairs }];
         for b in 0..batch {
             for first in (0..tokens).step_by(block) {
                 let block = first..(first + block).min(tokens);
-                for (t, (sin, cos)) in block.clone().zip(sin.chunks_exact_mut(pairs).zip(cos.chunks_exact_mut(pairs))) {
-                    self.turns(part.first[0] + b, part.first[1] + t, sin, cos);
-                }
+                // The block's first position.
+                let at = (part.first[0] + b) * self.tokens + part.first[1] + first;
+                let (sin, cos) = match kept {
+                    Some([sin, cos]) => (&sin[at * pairs..], &cos[at * pairs..]),
+                    None => {
+                        let turns = sin.chunks_exact_mut(pairs).zip(cos.chunks_exact_mut(pairs));
+                        (at..at + block.len()).zip(turns).for_each(|(at, (sin, cos))| self.turns(at, sin, cos));
+                        (&*sin, &*cos)
+                    }
+                };
                 // In the order of memory.
                 let (outer, inner) =
                     if head_stride < token_stride { (block.clone(), 0..heads) } else { (0..heads, block) };
@@ -128,31 +197,27 @@ impl<'a> Turner<'a> {
         }
     }
 
-    /// Sine and cosine of every pair at one token, with direction and factor.
+    /// Sine and cosine of every pair at one position, with direction and factor.
     #[inline(always)]
-    fn turns<N: Number>(&self, batch: usize, token: usize, sin: &mut [N], cos: &mut [N]) {
-        let at = |axis: usize| self.positions[axis * self.row + batch * self.tokens + token];
-        let scaled = |(s, c): (f64, f64)| (N::of(s * (self.factor * self.sign)), N::of(c * self.factor));
+    fn turns<N: Number>(&self, row: usize, sin: &mut [N], cos: &mut [N]) {
+        let at = |axis: usize| self.positions[axis * self.row + row];
+        let factor = self.rope.attention_factor;
+        let signed = if self.direction == Direction::Forward { factor } else { -factor };
+        let scaled = |(s, c): (f64, f64)| (N::of(s * signed), N::of(c * factor));
         let out = sin.iter_mut().zip(cos.iter_mut());
-        match (self.law, &self.axes) {
-            (Law::Exact { rates, last }, None) if self.row == 1 => {
-                let last = last.of(&at(0), || waves(rates, at(0) as u64));
-                for ((s, c), last) in out.zip(last[0].iter().zip(&*last[1])) {
-                    (*s, *c) = scaled((*last.0, *last.1));
-                }
-            }
-            (Law::Exact { rates, .. }, None) => {
+        match (&self.law.rates, &self.axes) {
+            (Rates::Exact(rates), None) => {
                 let position = at(0) as u64;
                 for ((s, c), rate) in out.zip(rates) {
                     (*s, *c) = scaled(sin_cos_of_phase(rate.wrapping_mul(position)));
                 }
             }
-            (Law::Exact { rates, .. }, Some(axes)) => {
+            (Rates::Exact(rates), Some(axes)) => {
                 for (((s, c), rate), &axis) in out.zip(rates).zip(axes) {
                     (*s, *c) = scaled(sin_cos_of_phase(rate.wrapping_mul(at(axis) as u64)));
                 }
             }
-            (Law::Mixed(rates), _) => {
+            (Rates::Mixed(rates), _) => {
                 let pairs = sin.len();
                 let rates = rates.chunks_exact(pairs).skip(self.set).step_by(self.rope.sets());
                 for (pair, (s, c)) in sin.iter_mut().zip(cos).enumerate() {
@@ -161,7 +226,7 @@ impl<'a> Turner<'a> {
                     (*s, *c) = scaled(sin_cos_of_phase(phases.fold(0, u64::wrapping_add)));
                 }
             }
-            (Law::Compat(frequencies), axes) => {
+            (Rates::Compat(frequencies), axes) => {
                 for (pair, ((s, c), frequency)) in out.zip(frequencies).enumerate() {
                     let position = at(axes.as_ref().map_or(0, |axes| axes[pair]));
                     (*s, *c) = scaled(f64::from(position as f32 * frequency).sin_cos());
@@ -190,24 +255,29 @@ impl<'a> Turner<'a> {
     /// Each block of channels for itself.
     #[inline(always)]
     fn turn_blocks<T: Scalar, N: Number>(&self, width: Width, x: &mut [T], sin: &[N], cos: &[N]) {
+        if self.block == sin.len() {
+            return turn_row(width, self.rope.pairing, x, sin, cos);
+        }
         let turns = sin.chunks_exact(self.block).zip(cos.chunks_exact(self.block));
         for (x, (sin, cos)) in x.chunks_exact_mut(2 * self.block).zip(turns) {
-            match self.rope.pairing {
-                Pairing::Half => turn_halves(width, x, sin, cos),
-                Pairing::Interleaved => turn_neighbours(width, x, sin, cos),
-            }
+            turn_row(width, self.rope.pairing, x, sin, cos);
         }
     }
 }
 
 /// What pairs of f32 are rotated in: f64 for results in f32, f32 for those in half types.
-trait Number: bytemuck::Pod {
+trait Number: bytemuck::Pod + Send + Sync {
+    /// Where its sines and cosines are kept.
+    fn kept(turns: &Turns) -> &KeptTurns<Self>;
     fn of(value: f64) -> Self;
     /// `a cos - b sin` and `a sin + b cos`, rounded to f32.
     fn turn(pair: [f32; 2], sin: Self, cos: Self) -> [f32; 2];
 }
 
 impl Number for f64 {
+    fn kept(turns: &Turns) -> &KeptTurns<Self> {
+        &turns.f64
+    }
     #[inline(always)]
     fn of(value: f64) -> Self {
         value
@@ -220,6 +290,9 @@ impl Number for f64 {
 }
 
 impl Number for f32 {
+    fn kept(turns: &Turns) -> &KeptTurns<Self> {
+        &turns.f32
+    }
     #[inline(always)]
     fn of(value: f64) -> Self {
         value as f32
@@ -230,28 +303,33 @@ impl Number for f32 {
     }
 }
 
-/// Rotates the pairs of a row whose second half has each pair's second channel.
+/// Rotates the pairs of a row.
 #[inline(always)]
-fn turn_halves<T: Scalar, N: Number>(width: Width, x: &mut [T], sin: &[N], cos: &[N]) {
+fn turn_row<T: Scalar, N: Number>(width: Width, pairing: Pairing, x: &mut [T], sin: &[N], cos: &[N]) {
     // 512 bits of what pairs are rotated in.
-    if T::NAME == f32::NAME {
-        turn_packs::<T, N, 8>(width, x, sin, cos);
-    } else {
-        turn_packs::<T, N, 16>(width, x, sin, cos);
+    match (pairing, T::NAME == f32::NAME) {
+        (Pairing::Half, true) => turn_halves::<T, N, 8>(width, x, sin, cos),
+        (Pairing::Half, false) => turn_halves::<T, N, 16>(width, x, sin, cos),
+        (Pairing::Interleaved, true) => turn_neighbours(bytemuck::cast_slice_mut(x), sin, cos),
+        (Pairing::Interleaved, false) => turn_short_neighbours::<T, N, 16>(width, x, sin, cos),
     }
 }
 
-/// `P` pairs at a time, which so stay in registers, and one at a time.
+/// A row whose second half has each pair's second channel: `P` pairs at a time, which so stay in registers.
 #[inline(always)]
-fn turn_packs<T: Scalar, N: Number, const P: usize>(width: Width, x: &mut [T], sin: &[N], cos: &[N]) {
+fn turn_halves<T: Scalar, N: Number, const P: usize>(width: Width, x: &mut [T], sin: &[N], cos: &[N]) {
     let (a, b) = x.split_at_mut(sin.len());
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks_mut::<P>(), b.as_chunks_mut::<P>());
     let ((sin, sin_rest), (cos, cos_rest)) = (sin.as_chunks::<P>(), cos.as_chunks::<P>());
     for ((a, b), (sin, cos)) in a.iter_mut().zip(b).zip(sin.iter().zip(cos)) {
         turn_pack(width, [a, b], sin, cos);
     }
-    for ((a, b), (sin, cos)) in a_rest.iter_mut().zip(b_rest).zip(sin_rest.iter().zip(cos_rest)) {
-        turn_pack(width, [a, b].map(std::array::from_mut), &[*sin], &[*cos]);
+    if !a_rest.is_empty() {
+        let [mut a, mut b] = [&*a_rest, &*b_rest].map(|rest| filled::<_, P>(rest, T::from_f32(0.0)));
+        let [sin, cos] = [sin_rest, cos_rest].map(|rest| filled::<_, P>(rest, N::of(0.0)));
+        turn_pack(width, [&mut a, &mut b], &sin, &cos);
+        a_rest.copy_from_slice(&a[..a_rest.len()]);
+        b_rest.copy_from_slice(&b[..b_rest.len()]);
     }
 }
 
@@ -267,28 +345,57 @@ fn turn_pack<T: Scalar, N: Number, const P: usize>(width: Width, [a, b]: [&mut [
     T::narrow(width, &d, b);
 }
 
-/// Rotates the pairs of a row whose channels are neighbours.
+/// A row of f32 whose pairs are neighbours. Of this loop a compiler makes vectors with shuffles, of one over packs it does not.
 #[inline(always)]
-fn turn_neighbours<T: Scalar, N: Number>(width: Width, x: &mut [T], sin: &[N], cos: &[N]) {
-    through(
-        width,
-        x,
-        true,
-        #[inline(always)]
-        |first, x| {
-            let at = first / 2..(first + x.len()) / 2;
-            for (pair, (sin, cos)) in x.as_chunks_mut::<2>().0.iter_mut().zip(sin[at.clone()].iter().zip(&cos[at])) {
-                *pair = N::turn(*pair, *sin, *cos);
-            }
-        },
-    );
+fn turn_neighbours<N: Number>(x: &mut [f32], sin: &[N], cos: &[N]) {
+    for (pair, (sin, cos)) in x.as_chunks_mut::<2>().0.iter_mut().zip(sin.iter().zip(cos)) {
+        *pair = N::turn(*pair, *sin, *cos);
+    }
+}
+
+/// A row of half types whose pairs are neighbours, in packs.
+#[inline(always)]
+fn turn_short_neighbours<T: Scalar, N: Number, const P: usize>(width: Width, x: &mut [T], sin: &[N], cos: &[N]) {
+    let (x, rest) = x.as_chunks_mut::<2>().0.as_chunks_mut::<P>();
+    let ((sin, sin_rest), (cos, cos_rest)) = (sin.as_chunks::<P>(), cos.as_chunks::<P>());
+    for (x, (sin, cos)) in x.iter_mut().zip(sin.iter().zip(cos)) {
+        turn_pairs(width, x, sin, cos);
+    }
+    if !rest.is_empty() {
+        let mut pack = filled::<_, P>(rest, [T::from_f32(0.0); 2]);
+        let [sin, cos] = [sin_rest, cos_rest].map(|rest| filled::<_, P>(rest, N::of(0.0)));
+        turn_pairs(width, &mut pack, &sin, &cos);
+        rest.copy_from_slice(&pack[..rest.len()]);
+    }
+}
+
+#[inline(always)]
+fn turn_pairs<T: Scalar, N: Number, const P: usize>(width: Width, x: &mut [[T; 2]; P], sin: &[N; P], cos: &[N; P]) {
+    let mut pairs = [[0f32; 2]; P];
+    T::widen(width, x.as_flattened(), pairs.as_flattened_mut());
+    // As halves of whole numbers, which are shifted in vectors.
+    let mut words: [u64; P] = bytemuck::cast(pairs);
+    for (word, (sin, cos)) in words.iter_mut().zip(sin.iter().zip(cos)) {
+        let [a, b] = N::turn([*word as u32, (*word >> 32) as u32].map(f32::from_bits), *sin, *cos).map(f32::to_bits);
+        *word = u64::from(a) | u64::from(b) << 32;
+    }
+    pairs = bytemuck::cast(words);
+    T::narrow(width, pairs.as_flattened(), x.as_flattened_mut());
+}
+
+/// A pack of what is left of a row.
+#[inline(always)]
+fn filled<X: Copy, const P: usize>(rest: &[X], with: X) -> [X; P] {
+    let mut pack = [with; P];
+    pack[..rest.len()].copy_from_slice(rest);
+    pack
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::accuracy::{assert_close, rounded_on_cpu};
-    use crate::rotate::{Angles, Axes};
+    use crate::rotate::{Angles, Axes, Mixed};
     use half::{bf16, f16};
 
     /// Numbers of magnitude 0.5 to 2 by index, no two alike.
@@ -317,7 +424,10 @@ mod tests {
                     let law = Law::of(rope).unwrap();
                     let turner = Turner::new((rope, &law), 0, &positions, [row, heads.tokens], direction);
                     let x = &mut got[heads.offset..heads.span().unwrap()];
-                    let mut rotate = |part, x: &mut [T]| turner.rotate(Width::Least, None, x, part);
+                    let mut rotate = |part, x: &mut [T]| match T::NAME == f32::NAME {
+                        true => turner.rotate::<T, f64>(Width::Least, None, None, x, part),
+                        false => turner.rotate::<T, f32>(Width::Least, None, None, x, part),
+                    };
                     turner.part(heads).cut(x, heads.dim, grain, &mut rotate);
                 }
             }
@@ -425,6 +535,36 @@ mod tests {
         let sizes = "x has the sizes [1, 2, 1, 4] and out [1, 2, 2, 4] (batch, tokens, heads, dim), they must be equal";
         assert_eq!(to(&[0.0; 8], &Heads::thd(2, 2, 4)), sizes);
         assert_eq!(to(&[0.0; 8], &Heads::thd(2, 1, 4).at(9)), "out holds 16 elements, the shape needs 17");
+    }
+
+    /// Calls of one spec after one another, each with its own positions, direction and number of tokens: few, and too many to keep.
+    #[test]
+    fn kept_sines_are_those_of_the_call() {
+        fn check<T: Scalar>(rope: &Rope) {
+            for tokens in [6, MOST_KEPT / rope.pairs() + 1, 6] {
+                let heads = Heads::thd(tokens, 2, rope.rotary);
+                let x = data::<T>(heads.span().unwrap());
+                for (first, direction) in [
+                    (0, Direction::Forward),
+                    (1, Direction::Forward),
+                    (1, Direction::Inverse),
+                    (0, Direction::Forward),
+                    (0, Direction::Inverse),
+                ] {
+                    let positions: Vec<i64> = (first..).step_by(7919).take(tokens * rope.position_axes()).collect();
+                    let expected = rope.expect(&x, &heads, &positions, direction).unwrap();
+                    let mut got = x.clone();
+                    rope.rotate(&mut got, &heads, &positions, direction).unwrap();
+                    assert_close(&got, &expected.want, |i| rounded_on_cpu::<T>(expected.want[i], 1e-6));
+                }
+            }
+        }
+        let mixed = Mixed { axes: 2, heads: 2, frequencies: (0..64).map(|i| 0.9f64.powi(i)).collect() };
+        for angles in [Angles::Exact, Angles::Mixed(mixed)] {
+            let rope = Rope { angles, ..Rope::new(32, 10_000.0) };
+            check::<f32>(&rope);
+            check::<f16>(&rope);
+        }
     }
 
     #[test]

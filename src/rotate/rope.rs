@@ -15,9 +15,9 @@ mod plan;
 mod plans;
 
 #[cfg(any(feature = "cpu", feature = "cuda"))]
-pub(crate) use law::Law;
+pub(crate) use law::{Law, Rates};
 #[cfg(feature = "cuda")]
-pub(super) use plan::Rates;
+pub(super) use plan::DeviceRates;
 #[cfg(feature = "cuda")]
 pub use plan::{Keys, RopePlan, Rotation};
 #[cfg(feature = "cuda")]
@@ -433,7 +433,8 @@ impl Rope {
     /// | `positions` | see [`Positions`] | any integers; a slice holds `[axes, batch, tokens]`. A text's are the same for every axis |
     ///
     /// With the feature `cpu` in vectors, and large tensors shared out among rayon's threads; the result does not depend on their
-    /// number.
+    /// number. A spec's sines and cosines of the last four lists of positions are kept, if they are at most 1 MiB (1024 tokens of
+    /// 128 channels): the layers of a model ask for the same.
     ///
     /// # Accuracy
     /// [Half an ulp of `T`](Scalar#on-the-cpu), and 2e-15 of the pair. `f16` and `bf16` are rotated in f32, by cosines and sines

@@ -15,7 +15,7 @@ use crate::gpu::{
     Call, Gpu, Kernel, Launch, Placed, Read, Update, Updated, Uploaded, View, ViewMut, Write, on_stream, small, widest,
 };
 use crate::position::{Ids, Positions};
-use crate::rotate::rope::Rates;
+use crate::rotate::rope::DeviceRates;
 use crate::rotate::{QueryScale, Rope};
 use crate::shape::product;
 use crate::{Error, Heads, Pairing, Result, Scalar};
@@ -399,7 +399,7 @@ impl<'a, T> From<Positions<Ids<'a>>> for PrologueCall<'a, T> {
 pub struct ProloguePlan<T> {
     gpu: Gpu,
     prologue: Prologue,
-    rates: Option<Rates>,
+    rates: Option<DeviceRates>,
     axes: Option<Uploaded<u8>>,
     /// by 16-byte accesses, and by single elements
     kernels: [Kernel<PrologueArgs>; 2],
@@ -426,7 +426,7 @@ impl<T: Scalar> ProloguePlan<T> {
         Ok(Self {
             gpu: gpu.clone(),
             prologue: prologue.clone(),
-            rates: rope.map(|rope| Rates::new(gpu, rope)).transpose()?,
+            rates: rope.map(|rope| DeviceRates::new(gpu, rope)).transpose()?,
             axes: rope.and_then(|rope| rope.axes.table(rope.pairs())).map(|table| gpu.upload(&table)).transpose()?,
             kernels: gpu.load::<T, _, 2>(PROLOGUE)?,
             element: std::marker::PhantomData,
@@ -591,8 +591,8 @@ impl<T: Scalar> ProloguePlan<T> {
         }
         match &self.rates {
             None => {}
-            Some(Rates::Exact(rates)) => args.rates = call.table("rates", rates)?,
-            Some(Rates::Compat(rates)) => {
+            Some(DeviceRates::Exact(rates)) => args.rates = call.table("rates", rates)?,
+            Some(DeviceRates::Compat(rates)) => {
                 args.rates = call.table("rates", rates)?;
                 args.compat = 1;
             }

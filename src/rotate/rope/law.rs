@@ -6,17 +6,19 @@ use super::{Angles, Rope};
 use crate::Result;
 use crate::cpu::Kept;
 #[cfg(feature = "cpu")]
-use crate::cpu::Lines;
+use crate::rotate::cpu::Turns;
+
+/// What a checked spec gives every call.
+pub(crate) struct Law {
+    pub(crate) rates: Rates,
+    #[cfg(feature = "cpu")]
+    pub(crate) turns: Turns,
+}
 
 /// What positions are multiplied by.
-pub(crate) enum Law {
-    Exact {
-        /// turns per position in units of 2^-64, `[pairs]`
-        rates: Vec<u64>,
-        /// sines and cosines of single positions: a decoder rotates queries and keys of every layer at one
-        #[cfg(feature = "cpu")]
-        last: Kept<i64, [Lines; 2]>,
-    },
+pub(crate) enum Rates {
+    /// turns per position in units of 2^-64, `[pairs]`
+    Exact(Vec<u64>),
     /// turns per position in units of 2^-64, `[axes, sets, pairs]`
     Mixed(Vec<u64>),
     /// radians per position, `[pairs]`
@@ -31,16 +33,17 @@ impl Law {
     pub(crate) fn of(rope: &Rope) -> Result<Arc<Self>> {
         LAWS.try_of(rope, || {
             rope.check()?;
-            Ok(match rope.angles {
-                Angles::Exact => Self::Exact {
-                    rates: rope.all_rates(),
-                    #[cfg(feature = "cpu")]
-                    last: Kept::new(),
-                },
-                Angles::Mixed(_) => Self::Mixed(rope.all_rates()),
+            let rates = match rope.angles {
+                Angles::Exact => Rates::Exact(rope.all_rates()),
+                Angles::Mixed(_) => Rates::Mixed(rope.all_rates()),
                 Angles::HfCompat | Angles::Given(_) => {
-                    Self::Compat((0..rope.pairs()).map(|pair| rope.compat_frequency(pair)).collect())
+                    Rates::Compat((0..rope.pairs()).map(|pair| rope.compat_frequency(pair)).collect())
                 }
+            };
+            Ok(Self {
+                rates,
+                #[cfg(feature = "cpu")]
+                turns: Turns::new(),
             })
         })
     }

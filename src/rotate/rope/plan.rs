@@ -2,7 +2,7 @@
 
 use bytemuck::Zeroable;
 
-use super::{Angles, Direction, Law, Rope};
+use super::{Angles, Direction, Law, Rates, Rope};
 use crate::gpu::args::{Divisor, In, MixedRatesArgs, RopeArgs};
 use crate::gpu::kernel::{
     Entry, MIXED_RATES, ROPE, ROPE_BLOCKS, ROPE_COMPAT, ROPE_MIXED, ROPE_ONE, ROPE_SHARED_HALF,
@@ -307,7 +307,7 @@ impl<'a, T> From<Positions<Ids<'a>>> for Rotation<'a, T> {
 pub struct RopePlan<T> {
     gpu: Gpu,
     rope: Rope,
-    rates: Rates,
+    rates: DeviceRates,
     axes: Option<Uploaded<u8>>,
     xpos: Option<XPosTable>,
     own: Kernels,
@@ -318,21 +318,21 @@ pub struct RopePlan<T> {
 
 /// What makes the angles of a spec.
 #[derive(Clone, Debug)]
-pub(in crate::rotate) enum Rates {
+pub(in crate::rotate) enum DeviceRates {
     /// turns per position in units of 2^-64
     Exact(Uploaded<u64>),
     /// frequencies
     Compat(Uploaded<f32>),
 }
 
-impl Rates {
+impl DeviceRates {
     /// Checks the spec and uploads them.
     pub(in crate::rotate) fn new(gpu: &Gpu, rope: &Rope) -> Result<Self> {
-        match &*Law::of(rope)? {
+        match &Law::of(rope)?.rates {
             // A table on the device has at least one number, though a plan without a rotation reads none.
-            Law::Exact { rates, .. } | Law::Mixed(rates) if rates.is_empty() => Ok(Self::Exact(gpu.upload(&[0])?)),
-            Law::Exact { rates, .. } | Law::Mixed(rates) => Ok(Self::Exact(gpu.upload(rates)?)),
-            Law::Compat(frequencies) => Ok(Self::Compat(gpu.upload(frequencies)?)),
+            Rates::Exact(rates) | Rates::Mixed(rates) if rates.is_empty() => Ok(Self::Exact(gpu.upload(&[0])?)),
+            Rates::Exact(rates) | Rates::Mixed(rates) => Ok(Self::Exact(gpu.upload(rates)?)),
+            Rates::Compat(frequencies) => Ok(Self::Compat(gpu.upload(frequencies)?)),
         }
     }
 }
@@ -383,7 +383,7 @@ impl<T: Scalar> RopePlan<T> {
     /// # Errors
     /// If the spec is refused, or the kernels cannot be loaded.
     pub fn new(gpu: &Gpu, rope: &Rope) -> Result<Self> {
-        let rates = Rates::new(gpu, rope)?;
+        let rates = DeviceRates::new(gpu, rope)?;
         let [one] = load::<T, 1>(gpu, ROPE_ONE)?;
         let single = |[wide]: [Resident; 1]| Kernels { sharing: None, wide, mid: None, one: one.clone() };
         let double = |[wide, mid]: [Resident; 2]| Kernels { sharing: None, wide, mid: Some(mid), one: one.clone() };
@@ -596,8 +596,8 @@ impl<T: Scalar> RopePlan<T> {
         }
         match (rotation.table, &self.rates) {
             (Some(table), _) => table.hold(&mut call, &self.rope, width, args)?,
-            (None, Rates::Exact(rates)) => args.rates = call.table("rates", rates)?,
-            (None, Rates::Compat(rates)) => {
+            (None, DeviceRates::Exact(rates)) => args.rates = call.table("rates", rates)?,
+            (None, DeviceRates::Compat(rates)) => {
                 args.rates = call.table("rates", rates)?;
                 args.compat = 1;
             }
@@ -644,7 +644,7 @@ impl<T: Scalar> RopePlan<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_frequencies<'a>(&'a mut self, frequencies: Read<'a, f32>, flag: Option<Write<'a, u32>>) -> Result<()> {
-        let (Some(mixed), Rates::Exact(rates)) = (&self.mixed, &mut self.rates) else {
+        let (Some(mixed), DeviceRates::Exact(rates)) = (&self.mixed, &mut self.rates) else {
             return Err(Error::Value("the plan's angles are not mixed, it has no learned frequencies".into()));
         };
         let need = rates.len();
