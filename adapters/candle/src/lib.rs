@@ -2,11 +2,17 @@
 #![deny(missing_debug_implementations)]
 
 mod at;
+mod embed;
+#[cfg(feature = "cuda")]
+mod plans;
 mod rope;
 pub mod rotary_emb;
+mod softmax;
 mod tensor;
 
 pub use at::At;
+pub use embed::{Learned, Sinusoid};
 /// The crate whose specs these operations take.
 pub use posenc;
 pub use rope::Rope;
+pub use softmax::{Bias, Softmax};
