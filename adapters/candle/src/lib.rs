@@ -16,3 +16,8 @@ pub use embed::{Learned, Sinusoid};
 pub use posenc;
 pub use rope::Rope;
 pub use softmax::{Bias, Softmax};
+
+/// The samples of the page are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/candle.md")]
+struct Page;
