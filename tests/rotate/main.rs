@@ -6,6 +6,7 @@ mod compat;
 mod mixed;
 mod model;
 mod positions;
+#[allow(clippy::needless_range_loop, reason = "queries, keys and values are walked side by side")]
 mod prologue;
 mod rope;
 mod scaling;
