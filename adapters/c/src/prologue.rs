@@ -302,7 +302,7 @@ impl PosencPrologueCall {
                 0 => None,
                 _ => match self.q_codes.stored::<T>(scope, ["the codes of queries", "the scales of queries"])? {
                     Stored::Codes(codes) => Some(codes),
-                    Stored::Same(_) => return Err(no_codes()),
+                    Stored::Same(_) | Stored::Beside(_) => return Err(no_codes()),
                 },
             },
         })
