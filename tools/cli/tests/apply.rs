@@ -1,6 +1,5 @@
 //! `posenc apply`.
 
-#[allow(dead_code, reason = "what other tests of the program use")]
 mod support;
 
 use std::collections::BTreeMap;

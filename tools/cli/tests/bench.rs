@@ -1,7 +1,6 @@
 //! `posenc bench` of the default features: the committed counts.
 #![cfg(not(feature = "bench"))]
 
-#[allow(dead_code, reason = "what other tests of the program use")]
 mod support;
 
 use std::path::Path;

@@ -1,6 +1,5 @@
 //! `posenc check`: on a device where there is one, else on the CPU.
 
-#[allow(dead_code, reason = "what other tests of the program use")]
 mod support;
 
 use std::path::Path;

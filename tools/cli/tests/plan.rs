@@ -1,6 +1,5 @@
 //! `posenc plan`.
 
-#[allow(dead_code, reason = "what other tests of the program use")]
 mod support;
 
 use std::fs;

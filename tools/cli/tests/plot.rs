@@ -1,6 +1,5 @@
 //! `posenc plot`: pictures are checked by their data.
 
-#[allow(dead_code, reason = "what other tests of the program use")]
 mod support;
 
 use std::collections::BTreeMap;
