@@ -86,11 +86,7 @@ fn layers() -> Result<Vec<Layer>> {
         Layer::packed("Gemma 3", both(gemma, normed(NormWeight::OnePlusWeight)), 4, 2, 256),
         Layer {
             name: "DeepSeek-V3",
-            prologue: Prologue {
-                k: Branch { offset: Some(0), ..Branch::rotated() },
-                v: Branch { rope: false, ..normed(NormWeight::Weight) },
-                ..Prologue::new(deepseek)
-            },
+            prologue: Prologue { v: Branch { rope: false, ..normed(NormWeight::Weight) }, ..Prologue::new(deepseek) },
             sizes: [[4, 192], [1, 64], [1, 512]],
             first: [0, 4 * 192 + 512, 4 * 192],
             caches: [Heads { dim: 64, ..latent }.at(512), latent],

@@ -25,7 +25,7 @@ pub use gguf::{Gguf, GgufValue};
 pub use positions::{LayerPositions, LogitBias, ModelPositions, PositionEmbedding};
 
 use crate::position::DualChunk;
-use crate::rotate::{Axes, QueryScale, Ramp, Rope, Scaling};
+use crate::rotate::{Axes, Prologue, QueryScale, Ramp, Rope, Scaling};
 use crate::{Direction, Error, Heads, Pairing, Positions, Result, Scalar, Shape};
 
 /// What is known of a model type or an architecture.
@@ -125,6 +125,24 @@ impl Layer {
             rope.attention_factor = factor;
         }
         layer
+    }
+
+    /// The layer's rotation and query scale as a [`Prologue`]. Norms and biases of queries, keys and values are the model's: set them
+    /// in the spec.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::rotate::HeadNorm;
+    /// use posenc::{ModelRope, Prologue};
+    /// let config = r#"{"model_type": "qwen3", "head_dim": 128, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6}"#;
+    /// let mut qwen3: Prologue = ModelRope::from_hf(config)?.layer(0)?.prologue();
+    /// (qwen3.q.norm, qwen3.k.norm) = (Some(HeadNorm::rms(1e-6)), Some(HeadNorm::rms(1e-6)));
+    /// assert!(qwen3.q.rope && !qwen3.v.rope);
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub fn prologue(&self) -> Prologue {
+        let plain = self.rope.clone().map_or(Prologue::plain(), Prologue::new);
+        Prologue { query_scale: self.query_scale, ..plain }
     }
 
     /// Rotates `x` as this layer does, in place: [`Rope::rotate`], or nothing at all in a layer without RoPE.

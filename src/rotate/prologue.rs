@@ -74,9 +74,6 @@ pub struct Branch {
     pub norm: Option<HeadNorm>,
     /// pairs are rotated
     pub rope: bool,
-    /// First rotated channel, where it is another one than [`Rope::offset`]: in latent attention queries are rotated behind their
-    /// other channels, and keys have no others.
-    pub offset: Option<usize>,
     /// where values are rounded to the element type
     pub rounding: Rounding,
 }
@@ -89,7 +86,7 @@ impl Branch {
 
     /// Left as it is.
     pub const fn plain() -> Self {
-        Self { bias: false, norm: None, rope: false, offset: None, rounding: Rounding::Once }
+        Self { bias: false, norm: None, rope: false, rounding: Rounding::Once }
     }
 }
 
@@ -302,9 +299,9 @@ impl Prologue {
         }
     }
 
-    /// First rotated channel of a branch.
-    fn offset(&self, which: Qkv) -> usize {
-        self.branch(which).offset.or(self.rope.as_ref().map(|rope| rope.offset)).unwrap_or(0)
+    /// The rotation of a branch, if it has one.
+    fn rope_of(&self, which: Qkv) -> Option<&Rope> {
+        self.rope.as_ref().filter(|rope| self.branch(which).rope && !rope.is_none())
     }
 
     /// Axes of a token's position.
@@ -354,8 +351,8 @@ impl Prologue {
         if heads.dim > MOST_DIM {
             return wrong(format!("{name} has heads of {} channels, a prologue takes at most {MOST_DIM}", heads.dim));
         }
-        if let Some(rope) = self.rope.as_ref().filter(|_| branch.rope) {
-            Rope { offset: self.offset(which), ..rope.clone() }.check_fits(heads.dim)?;
+        if let Some(rope) = self.rope_of(which) {
+            rope.check_fits(heads.dim)?;
         }
         let all = product("heads x channels", &[heads.heads, heads.dim])?;
         let weight = branch.norm.filter(|norm| norm.weight != NormWeight::None).map(|norm| match norm.over {
@@ -494,10 +491,10 @@ impl Prologue {
             }
         };
         let turn = |z: &mut [Value]| {
-            let Some(rope) = self.rope.as_ref().filter(|_| branch.rope) else { return };
+            let Some(rope) = self.rope_of(which) else { return };
             let mut rotated = Vec::new();
             for head in z.chunks_exact_mut(dim) {
-                let head = &mut head[self.offset(which)..][..rope.rotary];
+                let head = &mut head[rope.first_channel(dim)..][..rope.rotary];
                 rotated.clear();
                 for (pair, &(sin, cos)) in turns.iter().enumerate() {
                     let (a, b) = rope.channels(rope.pairing, pair);

@@ -69,6 +69,8 @@ fn specs() -> Vec<(Prologue, usize)> {
         // Factors of the position.
         (Prologue { query_scale: QueryScale::Llama4 { scale: 0.1, floor: 8192.0 }, ..plain(8) }, 8),
         (Prologue { query_scale: QueryScale::LogN { train_length: 512.0 }, ..normed(all, 8) }, 8),
+        // A rope that is none.
+        (Prologue::new(Rope::none()), 16),
         // The widest heads of 16-byte accesses, and those that are wider.
         (normed(rms(NormWeight::Weight), 64), 512),
         (Prologue { rope: Some(Rope { offset: 512, ..Rope::new(64, 1e4) }), ..normed(all, 64) }, 576),
@@ -561,7 +563,7 @@ fn steps_are_separate_operations() {
     {
         for rounding in [Rounding::Steps, Rounding::BeforeWeight] {
             for rope_first in [false, true] {
-                let of = |bias, norm, rope| Branch { bias, norm, rope, rounding, offset: None };
+                let of = |bias, norm, rope| Branch { bias, norm, rope, rounding };
                 let norm = rms(NormWeight::OnePlusWeight);
                 let query_scale = QueryScale::Inkling { scale: 0.1, floor: 100.0 };
                 let whole = Prologue { rope: Some(rope.clone()), ..Prologue::plain() };
@@ -735,7 +737,6 @@ fn a_latent_and_its_rotary_keys_in_one_row() {
     let rope = Rope { pairing: Pairing::Interleaved, offset: 32, ..Rope::new(16, 1e4) };
     for pairing_out in [None, Some(Pairing::Half)] {
         let prologue = Prologue {
-            k: Branch { offset: Some(0), ..Branch::rotated() },
             v: Branch { norm: rms(NormWeight::Weight), ..Branch::plain() },
             ..Prologue::new(Rope { pairing_out, ..rope.clone() })
         };

@@ -65,9 +65,8 @@ header! {{}
         over: u32 => "`POSENC_NORM_OVER_...`",
         rounding: u32 => "`POSENC_ROUNDING_...`",
         bias: u32 => "1: a bias `[heads, dim]` is added first",
-        rope: u32 => "0: nothing is rotated, 1: pairs are, 2: they are from `offset` on in place of the rotation's own offset",
+        rope: u32 => "1: pairs are rotated",
         eps: f64 => "of the norm",
-        offset: u64 => "see `rope`",
     }
     /// Bias, norm, rotation and factor: what to compute.
     versioned struct PosencPrologueSpec {
@@ -152,8 +151,7 @@ impl PosencBranch {
         Ok(Branch {
             bias: switch("bias", self.bias)?,
             norm: norm.map(|kind| HeadNorm { kind, weight, eps: self.eps, over }),
-            rope: self.rope == 2 || switch("rope", self.rope)?,
-            offset: (self.rope == 2).then_some(self.offset as usize),
+            rope: switch("rope", self.rope)?,
             rounding: Rounding::of("rounding", self.rounding)?,
         })
     }

@@ -79,7 +79,7 @@ int main(void) {
     rope.base = 10000.0;
     rope.attention_factor = 1.0;
     spec.rope = rope;
-    spec.q = (PosencBranch){POSENC_HEAD_NORM_RMS, POSENC_NORM_ONE_PLUS_WEIGHT, POSENC_NORM_OVER_HEAD, POSENC_ROUNDING_ONCE, 0, 1, 1e-6, 0};
+    spec.q = (PosencBranch){POSENC_HEAD_NORM_RMS, POSENC_NORM_ONE_PLUS_WEIGHT, POSENC_NORM_OVER_HEAD, POSENC_ROUNDING_ONCE, 0, 1, 1e-6};
     spec.k = spec.q;
     spec.v.bias = 1;
     PosencPrologue *prologue = NULL, *none = NULL;

@@ -114,11 +114,11 @@ fn tree(dim: usize) -> usize {
 impl Prologue {
     /// Whether units of 8 channels hold whole pairs, as threads with 16-byte accesses own them.
     fn has_units(&self, branch: Qkv, heads: &Heads) -> bool {
-        let turned = self.rope.as_ref().filter(|_| self.branch(branch).rope);
+        let turned = self.rope_of(branch);
         let fits = |rope: &Rope| {
             rope.pairing == rope.written()
                 && (rope.pairs() / rope.axes.blocks()).is_multiple_of(UNIT)
-                && self.offset(branch).is_multiple_of(UNIT)
+                && rope.first_channel(heads.dim).is_multiple_of(UNIT)
         };
         heads.dim.is_multiple_of(UNIT) && tree(heads.dim) <= 32 && turned.is_none_or(fits)
     }
@@ -153,9 +153,9 @@ impl Prologue {
                 NormKind::L2 => (HeadNormKind::L2, 1.0),
             };
         }
-        if let Some(rope) = self.rope.as_ref().filter(|_| branch.rope) {
+        if let Some(rope) = self.rope_of(which) {
             let (units, rotated) = (heads.dim / UNIT, rope.rotary / UNIT);
-            (args.turned, args.offset) = (1, self.offset(which) as u32);
+            (args.turned, args.offset) = (1, rope.first_channel(heads.dim) as u32);
             // Below, where there are no whole units, nothing reads these.
             args.rest_apart = units.saturating_sub(rotated).div_ceil(2) as u32;
             let whole = rotated == units && units == 2 * tree(heads.dim);
@@ -178,7 +178,7 @@ impl Prologue {
                 *args = self.branch_args(which, &heads, layout.per_thread)?;
             }
         }
-        if let Some(rope) = &self.rope {
+        if let Some(rope) = self.rope.as_ref().filter(|rope| !rope.is_none()) {
             let block = (rope.pairs() / rope.axes.blocks()) as u32;
             args.pairs = rope.pairs() as u32;
             (args.block, args.by_block) = (block, Divisor::new(block));
