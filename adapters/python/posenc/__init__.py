@@ -51,6 +51,7 @@ from .bias import (
 from .embed import ErrorFlag, Grid, Learned, LearnedGrad, Lookup, Resample, Sinusoid, Tables
 from .errors import Error
 from .model import Added, Layer, Model, QueryScale, Span, span_positions
+from .prologue import Branch, Cache, Projected, Prologue
 from .rotate import (
     Axes,
     CosSin,
@@ -92,7 +93,9 @@ __all__ = [
     "Axes",
     "Bias",
     "BiasPlan",
+    "Branch",
     "CAPACITY",
+    "Cache",
     "CosSin",
     "DistanceGrad",
     "Divisors",
@@ -119,6 +122,8 @@ __all__ = [
     "NtkMixed",
     "NtkStepped",
     "Places",
+    "Projected",
+    "Prologue",
     "Proportional",
     "QueryScale",
     "RelativeProducts",
@@ -160,8 +165,8 @@ __all__ = [
     "patch",
     "plans",
     "resize_window",
-    "spec_of",
     "span_positions",
+    "spec_of",
     "swin2_logit_scale",
     "version",
     "yarn_mscale",

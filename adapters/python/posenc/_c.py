@@ -1103,6 +1103,85 @@ class Span(Struct):
         ("interval", ctypes.c_double),
         ("chunk", ctypes.c_uint64),
     ]
+HEAD_NORM_NONE = 0
+HEAD_NORM_RMS = 1
+HEAD_NORM_L2 = 2
+NORM_WEIGHT_NONE = 0
+NORM_WEIGHT = 1
+NORM_ONE_PLUS_WEIGHT = 2
+NORM_OVER_HEAD = 0
+NORM_OVER_ALL_HEADS = 1
+ROUNDING_ONCE = 0
+ROUNDING_STEPS = 1
+ROUNDING_BEFORE_WEIGHT = 2
+CACHE_SLOTS = 0
+CACHE_PAGES = 1
+CACHE_ROWS = 2
+TO_CACHE = 0
+TO_PLACE = 1
+TO_OUT = 2
+
+
+class Branch(Struct):
+    _fields_ = [
+        ("norm", ctypes.c_uint32),
+        ("weight", ctypes.c_uint32),
+        ("over", ctypes.c_uint32),
+        ("rounding", ctypes.c_uint32),
+        ("bias", ctypes.c_uint32),
+        ("rope", ctypes.c_uint32),
+        ("eps", ctypes.c_double),
+    ]
+
+
+class PrologueSpec(Versioned):
+    _fields_ = [
+        ("rope", RopeSpec),
+        ("q", Branch),
+        ("k", Branch),
+        ("v", Branch),
+        ("query_scale", QueryScale),
+        ("rope_first", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    ]
+
+
+class Projected(Struct):
+    _fields_ = [
+        ("x", Buffer),
+        ("heads", Heads),
+        ("out", Buffer),
+        ("out_heads", Heads),
+        ("to", ctypes.c_uint32),
+        ("packed", ctypes.c_uint32),
+        ("weight", Buffer),
+        ("bias", Buffer),
+    ]
+
+
+class Cache(Struct):
+    _fields_ = [
+        ("k", Buffer),
+        ("k_heads", Heads),
+        ("v", Buffer),
+        ("v_heads", Heads),
+        ("rows", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("slots", Ids),
+        ("width", ctypes.c_uint64),
+        ("first", Positions),
+        ("flag", Buffer),
+    ]
+
+
+class PrologueCall(Versioned):
+    _fields_ = [
+        ("q", Projected),
+        ("k", Projected),
+        ("v", Projected),
+        ("positions", Positions),
+        ("cache", Cache),
+    ]
 
 
 FUNCTIONS = {}
@@ -1270,3 +1349,7 @@ FUNCTIONS["posenc_rope_from_hf"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_vo
 FUNCTIONS["posenc_yarn_mscale"] = ctypes.c_double, [ctypes.c_double, ctypes.c_double]
 FUNCTIONS["posenc_mla_logit_scale"] = ctypes.c_double, [ctypes.c_double, ctypes.c_double]
 FUNCTIONS["posenc_longrope_attention_factor"] = ctypes.c_double, [ctypes.c_double, ctypes.c_double]
+FUNCTIONS["posenc_prologue_new"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p]
+FUNCTIONS["posenc_prologue_on"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+FUNCTIONS["posenc_prologue_free"] = ctypes.c_int32, [ctypes.c_void_p]
+FUNCTIONS["posenc_prologue_apply"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p]

@@ -213,7 +213,7 @@ class Call:
         """Contiguous integers; none: nothing."""
         if x is None:
             return _c.Ids()
-        tensor = self.tensor(name, x, dtypes=dtypes)
+        tensor = self.tensor(name, self._integers(name, x), dtypes=dtypes)
         if not tensor.contiguous():
             raise Error(f"{name} has strides {list(tensor.strides)}, it must be contiguous")
         return _c.Ids(data=tensor.address, len=tensor.span, element=_tensor.INTEGERS[tensor.dtype])

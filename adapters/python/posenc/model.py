@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from . import _c, _library
 from ._library import Handle
+from ._spec import Spec
 from .errors import Error
 
 
@@ -46,16 +47,22 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class QueryScale:
+class QueryScale(Spec):
     """A factor on the query that depends on its position: attention temperature."""
 
     kind: Literal["one", "llama4", "mistral", "log_n", "inkling"]
     factor: float
     context: float
 
+    def struct(self) -> _c.QueryScale:
+        """The struct of posenc.h."""
+        if self.kind not in _SCALES:
+            raise Error(f"kind is {self.kind!r}, it may be {', '.join(map(repr, _SCALES))}")
+        return _c.QueryScale(kind=_SCALES.index(self.kind), factor=self.factor, context=self.context)
+
     def at(self, position: int) -> float:
         """The factor at a position."""
-        own = _c.QueryScale(kind=_SCALES.index(self.kind), factor=self.factor, context=self.context)
+        own = self.struct()
         return float(_library.gives("posenc_query_scale_at", ctypes.c_double(), ctypes.byref(own), position).value)
 
 

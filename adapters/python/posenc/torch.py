@@ -21,6 +21,7 @@ from . import bias as _bias
 from ._plan import Places
 from ._spec import Spec, spec_of
 from .errors import Error
+from .prologue import Cache, Projected
 from .rotate import CosSin, Rope
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "grid",
     "grid_add",
     "learned",
+    "prologue",
     "resample",
     "rope",
     "rope_",
@@ -1146,3 +1148,88 @@ def _indices(own: Any, queries: int, keys: int, table: Tensor | None, device: An
     if numbers is None:
         raise Error(f"{type(own).__name__} needs a table")
     return torch.from_numpy(numpy.ascontiguousarray(entries)).to(device), numbers.to(device)
+
+
+# ------------------------------------------------------------------------------------------------------------- prologue
+
+
+@torch.library.custom_op("posenc::prologue", mutates_args={"cache_k", "cache_v"})
+def _prologue(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    weights: Sequence[Tensor | None],
+    positions: Tensor | None,
+    starts: Tensor | None,
+    cache_k: Tensor | None,
+    cache_v: Tensor | None,
+    slots: Tensor | None,
+    pages: Tensor | None,
+    rows: Tensor | None,
+    cache_starts: Tensor | None,
+    spec: str,
+    keep: bool,
+    layout: str,
+    cache_layout: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    whole = lambda x: None if x is None else x.contiguous()
+    own = list(map(whole, weights))
+    given = []
+    for at, x in enumerate((q, k, v)):
+        out = "new" if at == 0 or keep else "cache"
+        given.append(None if x is None else Projected(_ready(x), out=out, weight=own[2 * at], bias=own[2 * at + 1]))
+    cache = None
+    if cache_k is not None:
+        integers = {"slots": slots, "pages": pages, "rows": rows, "starts": cache_starts}
+        cache = Cache(cache_k, cache_v, layout=cache_layout, **{name: whole(x) for name, x in integers.items()})
+    with torch.no_grad():
+        out = spec_of(spec).apply(*given, **_where(positions, starts), cache=cache, layout=layout)
+    # A list could not be told from what is mutated: what is not there is empty.
+    q_out, k_out, v_out = (q.new_empty(0) if x is None else x for x in out)
+    return q_out, k_out, v_out
+
+
+@_prologue.register_fake
+def _(q, k, v, weights, positions, starts, cache_k, cache_v, slots, pages, rows, cache_starts, spec, keep, *layouts):
+    k_out, v_out = (x.new_empty(x.shape) if keep and x is not None else q.new_empty(0) for x in (k, v))
+    return q.new_empty(q.shape), k_out, v_out
+
+
+def prologue(
+    q: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    *,
+    spec: "Spec | str",
+    q_weight: Tensor | None = None,
+    q_bias: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    v_weight: Tensor | None = None,
+    v_bias: Tensor | None = None,
+    positions: Tensor | None = None,
+    starts: Tensor | None = None,
+    cache: tuple[Tensor, Tensor | None] | None = None,
+    slots: Tensor | None = None,
+    pages: Tensor | None = None,
+    rows: Tensor | None = None,
+    cache_starts: Tensor | None = None,
+    keep: bool = True,
+    layout: str = "bthd",
+    cache_layout: str = "bthd",
+) -> Any:
+    """Bias, norm, rotation and factor of queries, keys and values in one kernel, which writes keys and values into
+    `cache` (of `posenc.Cache`, whose rows `slots`, `pages`, `rows` and `cache_starts` give). Gives `q`, and with
+    `keep` also `k` and `v` where they are. For inference: nothing has a gradient."""
+    tensors = {"q": q, "k": k, "v": v, "q_weight": q_weight, "q_bias": q_bias, "k_weight": k_weight}
+    tensors |= {"k_bias": k_bias, "v_weight": v_weight, "v_bias": v_bias}
+    for name, x in tensors.items():
+        if x is not None and x.requires_grad and torch.is_grad_enabled():
+            raise Error(f"{name} requires grad, and the prologue has no gradient: use torch.no_grad()")
+    weights = [q_weight, q_bias, k_weight, k_bias, v_weight, v_bias]
+    cache_k, cache_v = (None, None) if cache is None else cache
+    integers = slots, pages, rows, cache_starts
+    where = positions, starts, cache_k, cache_v, *integers
+    out = _prologue(q, k, v, weights, *where, _text(spec), keep, layout, cache_layout)
+    there = [out[0], *(own for own, x in zip(out[1:], (k, v), strict=True) if keep and x is not None)]
+    return there[0] if len(there) == 1 else tuple(there)

@@ -177,6 +177,31 @@ def test_biases_on_the_device(stream):
     assert np.abs(place.numpy() - on_cpu).max() < 1e-5
 
 
+def test_the_prologue_on_the_device(stream):
+    branch = posenc.Branch(rope=True, norm="rms", weight="one_plus_weight")
+    spec = posenc.Prologue(posenc.Rope(16), branch, branch, posenc.Branch(bias=True))
+    x = {name: values(1, 3, heads, 16, seed=heads) for name, heads in (("q", 4), ("k", 2), ("v", 2))}
+    weight, bias, slots = values(16, seed=7), values(2, 16, seed=8), np.array([[4, -1, 2]])
+    caches = np.zeros((2, 3, 2, 16), F32), np.zeros((2, 3, 2, 16), F32)
+
+    def apply(place, stream=None):
+        own = {name: place(array) for name, array in x.items()}
+        cache = posenc.Cache(place(caches[0]), place(caches[1]), slots=place(slots))
+        out = place(np.zeros_like(x["q"]))
+        spec.apply(
+            posenc.Projected(own["q"], weight=place(weight), out=out),
+            posenc.Projected(own["k"], weight=place(weight), out="cache"),
+            posenc.Projected(own["v"], bias=place(bias), out="place"),
+            cache=cache,
+            stream=stream,
+        )
+        return out, cache.k, cache.v, own["v"]
+
+    want = apply(np.copy)
+    for got, cpu in zip(apply(lambda array: Array(array, stream), stream), want, strict=True):
+        assert np.abs(got.numpy() - cpu).max() < 2e-6
+
+
 def test_bad_input_is_an_error_and_the_device_goes_on(stream):
     rope, x = posenc.Rope(8), values(4, 2, 8)
     own = Array(x, stream)
