@@ -46,8 +46,8 @@ fn prepare(folder: &Path) {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 8) as f32 / (1 << 23) as f32 - 1.0
     };
-    let mut tensor = || (0..tokens * heads * dim).map(|_| next()).collect::<Vec<f32>>();
-    let (q, k) = (tensor(), tensor());
+    let mut tensor = |count: usize| (0..count).map(|_| next()).collect::<Vec<f32>>();
+    let (q, k) = (tensor(tokens * heads * dim), tensor(tokens * heads * dim));
     let rope = Rope::from_hf_config(CONFIG).expect("a rotation");
     let shape = Heads::thd(tokens, heads, dim);
     let (mut q_after, mut k_after) = (q.clone(), k.clone());
@@ -58,6 +58,16 @@ fn prepare(folder: &Path) {
     Rope::new(dim, 1e4).rotate(&mut k_after, &shape, &restarted[..], Direction::Forward).expect("a rotation");
     safetensors(&folder.join("before.safetensors"), &[("k", &k), ("q", &q)]);
     safetensors(&folder.join("after.safetensors"), &[("k", &k_after), ("q", &q_after)]);
+    // ALiBi's slopes for 12 heads as a port has them that follows the paper's text.
+    let (heads, keys) = (12, 24);
+    let logits: Vec<f32> = tensor(heads * keys * keys).iter().map(|it| 4.0 * it).collect();
+    let biased = logits.iter().enumerate().map(|(at, logit)| {
+        let (head, query, key) = (at / keys / keys, at / keys % keys, at % keys);
+        let bias = 2f32.powf(-8.0 * (head + 1) as f32 / heads as f32) * query.abs_diff(key) as f32;
+        if key > query { f32::NEG_INFINITY } else { logit / 8.0 - bias }
+    });
+    npy(folder, "logits.npy", &[heads, keys, keys], &logits);
+    npy(folder, "biased.npy", &[heads, keys, keys], &biased.collect::<Vec<f32>>());
     npy(folder, "a.npy", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     npy(folder, "b.npy", &[2, 3], &[1.0, 2.0, 3.001, 4.0, 5.0, 6.5]);
 }
@@ -85,7 +95,7 @@ fn commands_of_the_page_print_what_it_says() {
         written += &format!("console\n$ posenc {command}\n{}", run.out);
         commands += 1;
     }
-    assert!(commands >= 4, "{commands} commands");
+    assert!(commands >= 5, "{commands} commands");
     if std::env::var_os("POSENC_BLESS").is_some() {
         std::fs::write(&path, &written).expect("written");
     }

@@ -140,6 +140,37 @@ fn bad_input_is_an_error_with_its_reason() {
     }
 }
 
+#[test]
+fn a_bias_is_named_and_bad_logits_are_errors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (heads, keys) = (4, 32);
+    let logits = numbers(heads * keys * keys);
+    let biased = logits.iter().enumerate().map(|(at, logit)| {
+        let (head, query, key) = (at / keys / keys, at / keys % keys, at % keys);
+        logit / 8.0 - posenc::Alibi::new(heads).slope(head) as f32 * query.abs_diff(key) as f32
+    });
+    npy(folder.path(), "logits.npy", &[heads, keys, keys], &logits);
+    npy(folder.path(), "biased.npy", &[heads, keys, keys], &biased.collect::<Vec<f32>>());
+    npy(folder.path(), "flat.npy", &[heads * keys * keys], &logits);
+    npy(folder.path(), "masked.npy", &[heads, keys, keys], &vec![f32::NEG_INFINITY; heads * keys * keys]);
+    let text = posenc(folder.path(), &["explain", "--bias", "logits.npy", "biased.npy"]).ends(0);
+    for line in [
+        "scale                  1 / sqrt(64)",
+        "slopes                 ALiBi's",
+        "future                 as the past: symmetric",
+    ] {
+        assert!(text.contains(&format!("    {line}\n")), "{line} is not in {text}");
+    }
+    let fails = |other: &str| posenc(folder.path(), &["explain", "--bias", "logits.npy", other]).fails();
+    assert!(fails("flat.npy").contains("the shape without is [4, 32, 32] and with a bias [4096]"));
+    assert!(fails("masked.npy").contains("no logit is left: 4096 are masked and 0 not finite"));
+    // Logits that have nothing to do with each other.
+    let other = numbers(2 * heads * keys * keys).split_off(heads * keys * keys);
+    npy(folder.path(), "other.npy", &[heads, keys, keys], &other);
+    let text = posenc(folder.path(), &["explain", "--bias", "logits.npy", "other.npy"]).ends(1);
+    assert!(text.contains("not explained: tried were"), "{text}");
+}
+
 /// A token whose numbers are not finite is left out and counted.
 #[test]
 fn numbers_that_are_not_finite_are_counted() {

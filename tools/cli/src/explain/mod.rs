@@ -1,5 +1,6 @@
 //! `posenc explain`: which convention made a tensor.
 
+mod bias;
 mod convention;
 mod geometry;
 mod heads;
@@ -34,7 +35,8 @@ use search::{Fit, Found};
 /// BEFORE and AFTER are .safetensors or .npy; tensors of the same name are explained one by one and then compared, so that a file
 /// with q and k says where they disagree. Found are pairing in and out, direction, base, rotary channels, scaling and its numbers,
 /// the factor on cosine and sine, the positions that were really used, the order of heads, the axis of each pair, and how cosines and
-/// sines were made. With --config every difference to the model's own config is named.
+/// sines were made. With --config every difference to the model's own config is named. With --bias the tensors are attention
+/// logits without and with a bias: found are the scale, the law, slopes or buckets, sign, distance and order of scale and bias.
 ///
 /// The exit status is 1 if nothing explains a tensor within --bound, or if what does is not what the config says.
 ///
@@ -42,6 +44,7 @@ use search::{Fit, Found};
 ///   posenc explain before.safetensors after.safetensors
 ///   posenc explain q.npy q_rotated.npy --start 4096 --config Llama-3.1-8B/config.json
 ///   posenc explain x.safetensors:q y.safetensors:q --positions positions.npy --layout bhtd --json
+///   posenc explain --bias logits.npy logits_with_bias.npy
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Options {
@@ -55,9 +58,10 @@ pub struct Options {
     /// integers, [tokens], [batch, tokens] or with an axis before: [axes, ...]
     #[arg(long, conflicts_with = "start")]
     positions: Option<String>,
-    /// position of the first token of each sequence
-    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
-    start: i64,
+    /// position of the first token of each sequence, 0 if not given; of logits that of the first query, whose last is at the last key
+    /// if not given
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    start: Option<i64>,
     /// the model's config, to compare with
     #[arg(long)]
     config: Option<PathBuf>,
@@ -67,6 +71,9 @@ pub struct Options {
     /// how many times the rotation's own error bound a tensor may be off
     #[arg(long, default_value_t = 1.0)]
     bound: f64,
+    /// the tensors are logits, [heads, queries, keys] or [batch, heads, queries, keys]
+    #[arg(long, conflicts_with_all = ["layout", "positions", "config"])]
+    bias: bool,
     /// print JSON
     #[arg(long)]
     json: bool,
@@ -111,6 +118,13 @@ impl From<Residual> for Shown {
 pub fn run(options: Options, out: &mut dyn Write) -> Result<Outcome> {
     let (mut before, mut after) = (Tensors::open(&options.before)?, Tensors::open(&options.after)?);
     let names = names(&before, &after, &options)?;
+    if options.bias {
+        let each = names.into_iter().map(|(left, right)| {
+            let name = if left == right { left.clone() } else { format!("{left} and {right}") };
+            Ok((name, before.read(&left)?, after.read(&right)?))
+        });
+        return bias::run(&each.collect::<Result<Vec<_>>>()?, options.start, options.bound, options.json, out);
+    }
     let expected = expected(&options)?;
     let mut all = Vec::new();
     for (left, right) in names {
@@ -176,7 +190,7 @@ fn expected(options: &Options) -> Result<Option<Rope>> {
 /// Positions of all tokens, a list for each axis.
 fn positions(options: &Options, batch: usize, row: usize) -> Result<Vec<Vec<i64>>> {
     let Some(path) = &options.positions else {
-        let one = (0..batch * row).map(|token| options.start.saturating_add((token % row) as i64));
+        let one = (0..batch * row).map(|token| options.start.unwrap_or(0).saturating_add((token % row) as i64));
         return Ok(vec![one.collect()]);
     };
     let tensor = Tensors::open(path)?.only()?;
