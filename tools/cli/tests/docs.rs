@@ -68,6 +68,8 @@ fn prepare(folder: &Path) {
     });
     npy(folder, "logits.npy", &[heads, keys, keys], &logits);
     npy(folder, "biased.npy", &[heads, keys, keys], &biased.collect::<Vec<f32>>());
+    let op = serde_json::json!({ "op": "rope", "spec": rope });
+    std::fs::write(folder.join("rope.json"), op.to_string()).expect("a file");
     npy(folder, "a.npy", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     npy(folder, "b.npy", &[2, 3], &[1.0, 2.0, 3.001, 4.0, 5.0, 6.5]);
 }
