@@ -64,6 +64,15 @@ fn the_config_is_confirmed_or_its_differences_are_named() {
         posenc(folder.path(), &["explain", "before.npy", after, "--start", "100", "--config", "config.json"])
     };
     assert!(run("right.npy").ends(0).contains("\n  as the config says\n"));
+    // Cosines and sines as transformers makes them are no difference to a config.
+    let rope = Rope { angles: posenc::rotate::Angles::HfCompat, ..Rope::new(DIM, 5e5) };
+    files(folder.path(), "compat.npy", &rope, &counted(100_000));
+    let arguments = ["explain", "before.npy", "compat.npy", "--start", "100000", "--config", "config.json"];
+    let text = posenc(folder.path(), &arguments).ends(0);
+    assert!(
+        text.contains("\n  as the config says\n  angles are products in f32, as transformers makes them\n"),
+        "{text}"
+    );
     let text = run("wrong.npy").ends(1);
     assert!(text.contains("\n  positions are one too high\n"), "{text}");
     assert!(text.contains("\n  base: 10000, the config says 500000\n"), "{text}");
@@ -84,6 +93,20 @@ fn positions_come_from_a_file_and_restarts_are_seen() {
     assert!(text.contains("\n  positions restart at 4096\n"), "{text}");
     let text = posenc(folder.path(), &["explain", "before.npy", "after.npy", "--positions", "before.npy"]).fails();
     assert!(text.contains("before.npy holds f32, positions are i32 or i64"), "{text}");
+}
+
+/// A decoder's step: no neighbour shows a rate, and published bases are tried.
+#[test]
+fn a_single_token_tells_base_and_position() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let x = numbers(DIM);
+    let mut y = x.clone();
+    Rope::new(DIM, 1e6).rotate(&mut y, &Heads::thd(1, 1, DIM), &[997][..], Direction::Forward).expect("a rotation");
+    npy(folder.path(), "before.npy", &[1, DIM], &x);
+    npy(folder.path(), "after.npy", &[1, DIM], &y);
+    let text = posenc(folder.path(), &["explain", "before.npy", "after.npy", "--start", "1000"]).ends(0);
+    assert!(text.contains("\n  positions are shifted by -3\n"), "{text}");
+    assert!(text.contains("\n    base                   1000000\n"), "{text}");
 }
 
 #[test]

@@ -281,15 +281,20 @@ fn explain_sample(
         second: Vec::new(),
         second_residual: None,
     };
-    // What the config says, first: if it fits, it is the answer.
-    if let Some(convention) = expected.and_then(|rope| as_expected(sample, rope)) {
-        let residual = convention.residual(sample, &sample.used);
-        if residual.share <= bound {
-            it.as_config = Some(true);
-            it.says.push("as the config says".into());
-            it.best = convention.properties(sample);
-            it.residual = Some(residual.into());
-            return it;
+    // What the config says, first: if it fits, however cosines and sines are made, it is the answer.
+    if let Some(wanted) = expected.and_then(|rope| as_expected(sample, rope)) {
+        for arithmetic in Arithmetic::all(sample.dtype) {
+            let convention = Convention { arithmetic, ..wanted.clone() };
+            let residual = convention.residual(sample, &sample.used);
+            if residual.share <= bound {
+                let fit = Fit { convention, residual };
+                it.as_config = Some(true);
+                it.says.push("as the config says".into());
+                it.says.extend(mistakes(&fit, sample));
+                it.best = fit.convention.properties(sample);
+                it.residual = Some(residual.into());
+                return it;
+            }
         }
     }
     let fits = match search::search(sample, expected) {
@@ -317,7 +322,6 @@ fn explain_sample(
     it.says = mistakes(best, sample);
     if let Some(wanted) = expected.and_then(|rope| as_expected(sample, rope)) {
         let wanted = wanted.properties(sample);
-        let before = it.says.len();
         for (property, value) in &it.best {
             let said = wanted.iter().find(|(other, _)| other == property);
             let is_in_words = matches!(*property, "positions" | "heads" | "applied" | "table" | "angles" | "products");
@@ -325,7 +329,7 @@ fn explain_sample(
                 it.says.push(format!("{property}: {value}, the config says {said}"));
             }
         }
-        it.as_config = Some(before == 0 && it.says.is_empty());
+        it.as_config = Some(false);
     }
     // The second best is another convention, not the same one with other roundings.
     let other = fits.iter().find(|fit| differs(&fit.convention, &best.convention));
@@ -430,7 +434,11 @@ fn print(it: &Explained, bound: f64, out: &mut dyn Write) -> Result<()> {
         )?;
     }
     if let Some(shown) = &it.second_residual {
-        let differs: Vec<_> = it.second.iter().map(|(property, value)| format!("{property} {value}")).collect();
+        let one = |(property, value): &Property| match value.starts_with(property) {
+            true => value.clone(),
+            false => format!("{property} {value}"),
+        };
+        let differs: Vec<_> = it.second.iter().map(one).collect();
         let differs = if differs.is_empty() { "other roundings".into() } else { differs.join(", ") };
         writeln!(out, "  second best: {differs}; {}", residual(shown))?;
     }

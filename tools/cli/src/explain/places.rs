@@ -114,7 +114,7 @@ pub fn decode(tokens: &[usize], measured: &Measured, rates: &[f64], given: &[i64
 pub fn name(sample: &Sample, decoded: &[(usize, i64)], given: &[i64]) -> Vec<Places> {
     let mut rules = vec![Places::Same];
     let Some(&(token, first)) = decoded.first() else { return rules };
-    rules.push(Places::Shifted(first - given[token]));
+    rules.extend(Some(first - given[token]).filter(|by| *by != 0).map(Places::Shifted));
     // The first token that falls back to 0 says where.
     rules.extend(
         decoded
