@@ -95,6 +95,22 @@ fn positions_come_from_a_file_and_restarts_are_seen() {
     assert!(text.contains("before.npy holds f32, positions are i32 or i64"), "{text}");
 }
 
+#[test]
+fn the_layout_is_the_one_that_explains() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let x = numbers(TOKENS * HEADS * DIM);
+    let mut y = x.clone();
+    let heads = Heads::bhtd(1, HEADS, TOKENS, DIM);
+    Rope::new(DIM, 1e4).rotate(&mut y, &heads, &counted(5)[..], Direction::Forward).expect("a rotation");
+    for shape in [&[HEADS, TOKENS, DIM][..], &[1, HEADS, TOKENS, DIM]] {
+        npy(folder.path(), "before.npy", shape, &x);
+        npy(folder.path(), "after.npy", shape, &y);
+        let text = posenc(folder.path(), &["explain", "before.npy", "after.npy", "--start", "5"]).ends(0);
+        assert!(text.contains("heads, tokens, channels]\n"), "{text}");
+        assert!(text.contains("\n    positions              as given\n"), "{text}");
+    }
+}
+
 /// A decoder's step: no neighbour shows a rate, and published bases are tried.
 #[test]
 fn a_single_token_tells_base_and_position() {

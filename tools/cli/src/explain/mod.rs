@@ -245,8 +245,9 @@ fn explain(name: &str, x: &Tensor, y: &Tensor, expected: Option<&Rope>, options:
             }
         };
         let it = explain_sample(name, &x.shape, layout, &sample, expected, options.bound);
-        let share = |it: &Explained| it.residual.map_or(0.0, |it| it.share_of_bound);
-        if best.as_ref().is_none_or(|best| share(&it) < share(best)) {
+        // A layout that explains; of those that do not, the nearest.
+        let rank = |it: &Explained| (!it.explained, it.residual.map_or(f64::INFINITY, |it| it.share_of_bound));
+        if best.as_ref().is_none_or(|best| rank(&it) < rank(best)) {
             best = Some(it);
         }
         if best.as_ref().is_some_and(|best| best.explained) {
