@@ -107,9 +107,9 @@ impl Rope {
     /// The rope of layer `layer` of a model, from its `config.json`: [`ModelRope::from_hf`]. In a layer without RoPE nothing is
     /// rotated.
     ///
-    /// The rotation alone: scales of logits and queries beside it (YaRN in latent attention, Llama 4) are in [`posenc::model::Layer`]. Scalings
-    /// that depend on the sequence's length (dynamic NTK, LongRoPE) are refused here; [`ModelRope::at_length`] gives their spec to
-    /// [`Rope::new`].
+    /// The rotation alone: scales of logits and queries beside it (YaRN in latent attention, Llama 4) are in
+    /// [`posenc::model::Layer`]. Scalings that depend on the sequence's length (dynamic NTK, LongRoPE) are refused here;
+    /// [`ModelRope::at_length`] gives their spec to [`Rope::new`].
     ///
     /// # Errors
     /// If the config is not understood, has no such layer, or as [`Rope::new`].

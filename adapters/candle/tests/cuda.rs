@@ -1,0 +1,192 @@
+//! Every operation on a CUDA device beside the CPU. Only copies are asked of candle's own kernels.
+
+#![cfg(feature = "cuda")]
+#![allow(missing_docs, reason = "a test")]
+
+use candle_core::{DType, Device, Result, Tensor};
+use posenc::{Alibi, Pairing, T5Bias};
+use posenc_candle::{At, Bias, Learned, Rope, Sinusoid, Softmax, rotary_emb};
+
+mod support;
+use support::{apart, numbers, refusal};
+
+const CPU: Device = Device::Cpu;
+/// Element types, and how far two roundings of a number up to 4 may be apart.
+const TYPES: [(DType, f64); 3] = [(DType::F32, 2e-6), (DType::F16, 4e-3), (DType::BF16, 3.2e-2)];
+
+fn check(on_device: &Tensor, on_cpu: &Tensor, bound: f64) -> Result<()> {
+    assert_eq!(on_device.dtype(), on_cpu.dtype());
+    let difference = apart(&on_device.to_device(&CPU)?, on_cpu)?;
+    assert!(difference <= bound, "{:?}: {difference}", on_cpu.dtype());
+    Ok(())
+}
+
+fn spec() -> posenc::Rope {
+    posenc::Rope { pairing: Pairing::Interleaved, offset: 2, attention_factor: 1.25, ..posenc::Rope::new(12, 10_000.0) }
+}
+
+fn at(are_ids: bool, tensor: Option<&Tensor>) -> At<'_> {
+    match tensor {
+        Some(ids) if are_ids => At::Ids(ids),
+        Some(starts) => At::Starts(starts),
+        None => At::Start(100_000),
+    }
+}
+
+/// All forms of positions, for views of any order, in both layouts.
+#[test]
+fn rope() -> Result<()> {
+    let device = Device::new_cuda(0)?;
+    let (ropes, mut cases) = ((Rope::new(spec(), &CPU)?, Rope::new(spec(), &device)?), 0);
+    let tensors = [
+        None,
+        Some((false, Tensor::new(&[100_000i64, -7], &CPU)?)),
+        Some((false, Tensor::new(&[9u32], &CPU)?)),
+        Some((true, Tensor::new(&[[5i64, 5, 1], [0, 1 << 31, -3]], &CPU)?)),
+        Some((true, Tensor::new(&[[5u32, 5, 1], [0, 7, 100_000]], &CPU)?)),
+        Some((true, Tensor::new(&[3i64, 1, 4], &CPU)?.to_dtype(DType::I32)?)),
+    ];
+    for (dtype, bound) in TYPES {
+        for tensor in &tensors {
+            let there = tensor.as_ref().map(|(_, x)| x.to_device(&device)).transpose()?;
+            let are_ids = tensor.as_ref().is_some_and(|(are_ids, _)| *are_ids);
+            let here = tensor.as_ref().map(|(_, x)| x);
+            let (q, k) = (numbers((2, 4, 3, 16), dtype)?, numbers((2, 3, 2, 20), dtype)?);
+            let (q_there, k_there) = (q.to_device(&device)?, k.to_device(&device)?);
+            let view = |k: &Tensor| k.transpose(1, 2)?.narrow(3, 3, 16);
+            let (k, k_there) = (view(&k)?, view(&k_there)?);
+            let (want, got) = (
+                ropes.0.apply(&q, &k, at(are_ids, here))?,
+                ropes.1.apply(&q_there, &k_there, at(are_ids, there.as_ref()))?,
+            );
+            check(&got.0, &want.0, bound)?;
+            check(&got.1, &want.1, bound)?;
+            check(&ropes.1.apply_one(&q_there, at(are_ids, there.as_ref()))?, &want.0, bound)?;
+            let thd = |x: &Tensor| x.transpose(1, 2);
+            let (want, got) = (
+                ropes.0.apply_thd(&thd(&q)?, &thd(&k)?, at(are_ids, here))?,
+                ropes.1.apply_thd(&thd(&q_there)?, &thd(&k_there)?, at(are_ids, there.as_ref()))?,
+            );
+            check(&got.0, &want.0, bound)?;
+            check(&got.1, &want.1, bound)?;
+            cases += 1;
+        }
+    }
+    assert_eq!(cases, 18);
+    Ok(())
+}
+
+/// Two tensors in either order of their memory, and packed QKV.
+#[test]
+fn rope_in_place() -> Result<()> {
+    let device = Device::new_cuda(0)?;
+    let (on_cpu, on_device) = (Rope::new(spec(), &CPU)?, Rope::new(spec(), &device)?);
+    for (dtype, bound) in TYPES {
+        for swapped in [false, true] {
+            let (a, b) = (numbers((2, 4, 3, 16), dtype)?, numbers((2, 4, 3, 16), dtype)?.affine(0.5, 0.0)?);
+            let (a_there, b_there) = (a.to_device(&device)?, b.to_device(&device)?);
+            if swapped {
+                on_cpu.apply_inplace(&b, &a, At::Start(9))?;
+                on_device.apply_inplace(&b_there, &a_there, At::Start(9))?;
+            } else {
+                on_cpu.apply_inplace(&a, &b, At::Start(9))?;
+                on_device.apply_inplace(&a_there, &b_there, At::Start(9))?;
+            }
+            check(&a_there, &a, bound)?;
+            check(&b_there, &b, bound)?;
+        }
+        let packed = numbers((2, 3, 9, 16), dtype)?;
+        let there = packed.to_device(&device)?;
+        for (rope, x) in [(&on_cpu, &packed), (&on_device, &there)] {
+            rope.apply_inplace_thd(&x.narrow(2, 1, 4)?, &x.narrow(2, 5, 2)?, At::Start(9))?;
+        }
+        check(&there, &packed, bound)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn functions_of_candle() -> Result<()> {
+    let device = Device::new_cuda(0)?;
+    for (function, tokens_first) in
+        [(rotary_emb::rope as fn(&_, &_, &_) -> _, false), (rotary_emb::rope_i, false), (rotary_emb::rope_thd, true)]
+    {
+        for (dtype, bound) in TYPES {
+            let x = if tokens_first { numbers((2, 5, 3, 8), dtype)? } else { numbers((2, 3, 5, 8), dtype)? };
+            for table_type in [dtype, DType::F32] {
+                for batch in [None, Some(2)] {
+                    let angles = numbers((batch.unwrap_or(1), 5, 4), DType::F64)?;
+                    let angles = if batch.is_some() { angles } else { angles.get(0)? };
+                    let (cos, sin) = (angles.cos()?.to_dtype(table_type)?, angles.sin()?.to_dtype(table_type)?);
+                    let [x_there, cos_there, sin_there] = [&x, &cos, &sin].map(|x| x.to_device(&device));
+                    let got: Result<Tensor> = function(&x_there?, &cos_there?, &sin_there?);
+                    let want: Result<Tensor> = function(&x, &cos, &sin);
+                    check(&got?, &want?, bound)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn embeddings() -> Result<()> {
+    let device = Device::new_cuda(0)?;
+    for (dtype, bound) in TYPES {
+        let x = numbers((2, 3, 10), dtype)?;
+        let starts = Tensor::new(&[100_000i64, -2], &CPU)?;
+        let sinusoid = |device: &Device| Sinusoid::new(posenc::Sinusoid::new(10), device);
+        let want = sinusoid(&CPU)?.add(&x, At::Starts(&starts), 1.5)?;
+        let got = sinusoid(&device)?.add(&x.to_device(&device)?, At::Starts(&starts.to_device(&device)?), 1.5)?;
+        check(&got, &want, bound)?;
+
+        let (token, position) = (numbers((9, 10), dtype)?, numbers((7, 10), dtype)?);
+        let ids = Tensor::new(&[[4u32, 0, 4], [8, 4, 1]], &CPU)?;
+        let learned = |device: &Device| Learned::new(posenc::Learned::new(10), device);
+        let want = learned(&CPU)?.gather(&ids, &token, &position, At::Start(3))?;
+        let [ids, token, position] = [&ids, &token, &position].map(|x| x.to_device(&device));
+        check(&learned(&device)?.gather(&ids?, &token?, &position?, At::Start(3))?, &want, bound)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn softmax() -> Result<()> {
+    let device = Device::new_cuda(0)?;
+    let table = numbers((8, 4), DType::F32)?;
+    for bias in [Bias::None, Bias::alibi(&Alibi::new(4))?, Bias::t5(&T5Bias::new(8, 12, false), &table)?] {
+        for (dtype, bound) in TYPES {
+            let softmax = |device: &Device| Softmax::new(posenc::Softmax::causal(0.4), bias.clone(), device);
+            let (scores, given) = (numbers((2, 4, 3, 8), dtype)?, numbers((4, 1, 8), dtype)?);
+            let (scores_there, given_there) = (scores.to_device(&device)?, given.to_device(&device)?);
+            let (on_cpu, on_device) = (softmax(&CPU)?, softmax(&device)?);
+            check(&on_device.apply(&scores_there, None)?, &on_cpu.apply(&scores, None)?, bound)?;
+            let want = on_cpu.apply(&scores, Some(&given))?;
+            check(&on_device.apply(&scores_there, Some(&given_there))?, &want, bound)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn tensors_of_other_devices_are_refused() -> Result<()> {
+    let device = Device::new_cuda(0)?;
+    let (q, k) = (numbers((1, 2, 3, 16), DType::F32)?, numbers((1, 1, 3, 16), DType::F32)?);
+    let rope = Rope::new(spec(), &device)?;
+    assert_eq!(
+        refusal(rope.apply(&q, &k, At::Start(0))),
+        "q lies on Cpu and the rope on Cuda { gpu_id: 0 }, they must be on one device"
+    );
+    let (q_there, k_there) = (q.to_device(&device)?, k.to_device(&device)?);
+    let ids = Tensor::new(&[3u32, 1, 4], &CPU)?;
+    assert_eq!(
+        refusal(rope.apply(&q_there, &k_there, At::Ids(&ids))),
+        "the tensor of positions lies on Cpu and the queries on Cuda { gpu_id: 0 }, they must be on one device"
+    );
+    let other = Device::new_cuda_with_stream(0)?;
+    assert_eq!(
+        refusal(Rope::new(spec(), &other)?.apply(&q_there, &k_there, At::Start(0))),
+        "q belongs to another candle device of Cuda { gpu_id: 0 } than the rope: another stream"
+    );
+    Ok(())
+}
