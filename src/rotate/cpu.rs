@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use crate::cpu::vector::{sin_cos_of_phase, wide};
+use half::f16;
+
+use crate::cpu::vector::{sin_cos_of_phase, through, wide};
 use crate::cpu::{Kept, Lines, Part, Width};
 use crate::rotate::rope::{Law, Rates};
 use crate::rotate::{Direction, Rope};
@@ -307,11 +309,11 @@ impl Number for f32 {
 #[inline(always)]
 fn turn_row<T: Scalar, N: Number>(width: Width, pairing: Pairing, x: &mut [T], sin: &[N], cos: &[N]) {
     // 512 bits of what pairs are rotated in.
-    match (pairing, T::NAME == f32::NAME) {
-        (Pairing::Half, true) => turn_halves::<T, N, 8>(width, x, sin, cos),
-        (Pairing::Half, false) => turn_halves::<T, N, 16>(width, x, sin, cos),
-        (Pairing::Interleaved, true) => turn_neighbours(bytemuck::cast_slice_mut(x), sin, cos),
-        (Pairing::Interleaved, false) => turn_short_neighbours::<T, N, 16>(width, x, sin, cos),
+    match pairing {
+        Pairing::Half if T::NAME == f32::NAME => turn_halves::<T, N, 8>(width, x, sin, cos),
+        Pairing::Half => turn_halves::<T, N, 16>(width, x, sin, cos),
+        Pairing::Interleaved if T::NAME == f16::NAME => turn_packs_of_neighbours::<T, N, 16>(width, x, sin, cos),
+        Pairing::Interleaved => turn_neighbours(width, x, sin, cos),
     }
 }
 
@@ -345,17 +347,26 @@ fn turn_pack<T: Scalar, N: Number, const P: usize>(width: Width, [a, b]: [&mut [
     T::narrow(width, &d, b);
 }
 
-/// A row of f32 whose pairs are neighbours. Of this loop a compiler makes vectors with shuffles, of one over packs it does not.
+/// A row whose pairs are neighbours. Of this loop a compiler makes vectors with shuffles, of one over packs in f16 alone.
 #[inline(always)]
-fn turn_neighbours<N: Number>(x: &mut [f32], sin: &[N], cos: &[N]) {
-    for (pair, (sin, cos)) in x.as_chunks_mut::<2>().0.iter_mut().zip(sin.iter().zip(cos)) {
-        *pair = N::turn(*pair, *sin, *cos);
-    }
+fn turn_neighbours<T: Scalar, N: Number>(width: Width, x: &mut [T], sin: &[N], cos: &[N]) {
+    through(
+        width,
+        x,
+        true,
+        #[inline(always)]
+        |first, x| {
+            let at = first / 2..(first + x.len()) / 2;
+            for (pair, (sin, cos)) in x.as_chunks_mut::<2>().0.iter_mut().zip(sin[at.clone()].iter().zip(&cos[at])) {
+                *pair = N::turn(*pair, *sin, *cos);
+            }
+        },
+    );
 }
 
-/// A row of half types whose pairs are neighbours, in packs.
+/// The same in packs.
 #[inline(always)]
-fn turn_short_neighbours<T: Scalar, N: Number, const P: usize>(width: Width, x: &mut [T], sin: &[N], cos: &[N]) {
+fn turn_packs_of_neighbours<T: Scalar, N: Number, const P: usize>(width: Width, x: &mut [T], sin: &[N], cos: &[N]) {
     let (x, rest) = x.as_chunks_mut::<2>().0.as_chunks_mut::<P>();
     let ((sin, sin_rest), (cos, cos_rest)) = (sin.as_chunks::<P>(), cos.as_chunks::<P>());
     for (x, (sin, cos)) in x.iter_mut().zip(sin.iter().zip(cos)) {
@@ -396,7 +407,7 @@ mod tests {
     use super::*;
     use crate::accuracy::{assert_close, rounded_on_cpu};
     use crate::rotate::{Angles, Axes, Mixed};
-    use half::{bf16, f16};
+    use half::bf16;
 
     /// Numbers of magnitude 0.5 to 2 by index, no two alike.
     fn data<T: Scalar>(n: usize) -> Vec<T> {
