@@ -32,7 +32,7 @@ impl Bench {
         case.contains(&self.filter)
     }
 
-    /// One row: what takes part is timed, in turns of a few rounds each, so that all meet the same machine.
+    /// One row: what takes part is timed, in turns of a few rounds each, so that all meet the same machine, and for the same time.
     pub fn row(
         &self,
         case: &str,
@@ -40,11 +40,15 @@ impl Bench {
         mut theirs: Option<impl FnMut() -> Result<()>>,
     ) -> Result<()> {
         let (mut best, mut their_best) = (f64::INFINITY, f64::INFINITY);
-        let start = Instant::now();
-        while start.elapsed().as_secs_f64() < self.seconds {
+        let (mut spent, mut their_spent) = (0.0, 0.0);
+        while spent < self.seconds / 2.0 {
+            let start = Instant::now();
             best = best.min(turn(&mut ours)?);
-            if let Some(theirs) = &mut theirs {
+            spent += start.elapsed().as_secs_f64();
+            if let Some(theirs) = theirs.as_mut().filter(|_| their_spent < self.seconds / 2.0) {
+                let start = Instant::now();
                 their_best = their_best.min(turn(theirs)?);
+                their_spent += start.elapsed().as_secs_f64();
             }
         }
         let theirs = if theirs.is_some() { format!("{:.2}", their_best * 1e6) } else { "-".into() };
