@@ -62,7 +62,7 @@ fn specs() -> Vec<(Prologue, usize)> {
         (Prologue { rope_first: true, ..normed(rms(NormWeight::Weight), 16) }, 24),
         (Prologue { rope_first: true, ..normed(all, 12) }, 20),
         (normed(Some(HeadNorm { kind: NormKind::L2, weight: NormWeight::None, ..HeadNorm::rms(1e-6) }), 6), 6),
-        (normed(Some(HeadNorm { kind: NormKind::L2, ..all.unwrap_or(HeadNorm::rms(0.0)) }), 8), 14),
+        (normed(Some(HeadNorm { kind: NormKind::L2, over: NormOver::AllHeads, ..HeadNorm::rms(1e-6) }), 8), 14),
         // Roundings in between.
         (Prologue { q: steps(Rounding::Steps), k: steps(Rounding::BeforeWeight), ..plain(32) }, 40),
         (Prologue { q: steps(Rounding::BeforeWeight), k: steps(Rounding::Steps), rope_first: true, ..plain(12) }, 12),
