@@ -2055,10 +2055,8 @@ typedef struct PosencBranch {
     uint32_t over; /* `POSENC_NORM_OVER_...` */
     uint32_t rounding; /* `POSENC_ROUNDING_...` */
     uint32_t bias; /* 1: a bias `[heads, dim]` is added first */
-    /* 0: nothing is rotated, 1: pairs are, 2: they are from `offset` on in place of the rotation's own offset */
-    uint32_t rope;
+    uint32_t rope; /* 1: pairs are rotated */
     double eps; /* of the norm */
-    uint64_t offset; /* see `rope` */
 } PosencBranch;
 
 /* Bias, norm, rotation and factor: what to compute. */
