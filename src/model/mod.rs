@@ -134,7 +134,7 @@ impl Layer {
     /// ```
     /// use posenc::rotate::HeadNorm;
     /// use posenc::{ModelRope, Prologue};
-    /// let config = r#"{"model_type": "qwen3", "head_dim": 128, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6}"#;
+    /// let config = r#"{"model_type": "qwen3", "head_dim": 128, "num_hidden_layers": 36, "rope_theta": 1000000.0}"#;
     /// let mut qwen3: Prologue = ModelRope::from_hf(config)?.layer(0)?.prologue();
     /// (qwen3.q.norm, qwen3.k.norm) = (Some(HeadNorm::rms(1e-6)), Some(HeadNorm::rms(1e-6)));
     /// assert!(qwen3.q.rope && !qwen3.v.rope);
