@@ -1117,6 +1117,13 @@ ROUNDING_BEFORE_WEIGHT = 2
 CACHE_SLOTS = 0
 CACHE_PAGES = 1
 CACHE_ROWS = 2
+STORE_SAME = 0
+STORE_E4M3 = 1
+STORE_E5M2 = 2
+STORE_INT8 = 3
+SCALE_GIVEN = 0
+SCALE_DYNAMIC = 1
+SCALE_INLINE = 2
 TO_CACHE = 0
 TO_PLACE = 1
 TO_OUT = 2
@@ -1159,12 +1166,21 @@ class Projected(Struct):
     ]
 
 
+class Stored(Struct):
+    _fields_ = [
+        ("x", Buffer),
+        ("heads", Heads),
+        ("store", ctypes.c_uint32),
+        ("scale", ctypes.c_uint32),
+        ("scales", Buffer),
+        ("scale_heads", Heads),
+    ]
+
+
 class Cache(Struct):
     _fields_ = [
-        ("k", Buffer),
-        ("k_heads", Heads),
-        ("v", Buffer),
-        ("v_heads", Heads),
+        ("k", Stored),
+        ("v", Stored),
         ("rows", ctypes.c_uint32),
         ("reserved", ctypes.c_uint32),
         ("slots", Ids),
@@ -1181,6 +1197,7 @@ class PrologueCall(Versioned):
         ("v", Projected),
         ("positions", Positions),
         ("cache", Cache),
+        ("q_codes", Stored),
     ]
 
 
