@@ -114,10 +114,10 @@ class Cache:
     def struct(self, call: Call, batch: int, tokens: int) -> _c.Cache:
         """The struct of posenc.h."""
         k = call.elements("cache_k", self.k, True)
-        own = _c.Cache(k=call.buffer(k), k_heads=call.heads(k, self.layout), rows=_c.CACHE_ROWS)
+        own = _c.Cache(k=_c.Stored(x=call.buffer(k), heads=call.heads(k, self.layout)), rows=_c.CACHE_ROWS)
         if self.v is not None:
             v = call.elements("cache_v", self.v, True)
-            own.v, own.v_heads = call.buffer(v), call.heads(v, self.layout)
+            own.v = _c.Stored(x=call.buffer(v), heads=call.heads(v, self.layout))
         if self.slots is not None:
             if self.pages is not None or self.rows is not None or self.starts is not None:
                 raise Error("slots are given with pages, rows or starts, which they take the place of")
