@@ -1138,7 +1138,6 @@ class Branch(Struct):
         ("bias", ctypes.c_uint32),
         ("rope", ctypes.c_uint32),
         ("eps", ctypes.c_double),
-        ("offset", ctypes.c_uint64),
     ]
 
 
