@@ -145,7 +145,9 @@ fn vectors() -> Result<()> {
         Some("avx2") => {}
         Some(other) => bail!("POSENC_VECTORS is {other:?}, it may be avx2 (no loops for AVX-512)"),
         // Its target features are stable since then.
-        None if autocfg::new().probe_rustc_version(1, 89) => println!("cargo::rustc-cfg=avx512"),
+        None if autocfg::AutoCfg::new().is_ok_and(|rustc| rustc.probe_rustc_version(1, 89)) => {
+            println!("cargo::rustc-cfg=avx512");
+        }
         None => {}
     }
     Ok(())
