@@ -1,4 +1,4 @@
-//! The wheel for Python: built out of the C library, installed into an environment of its own, tested there.
+//! The wheel for Python, built out of the C library, installed into an environment of its own and tested there; and the crate for candle.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ const FOLDER: &str = "target/adapters";
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// Without torch, transformers and clients of the driver: numpy alone, in less than a minute
+    /// Without candle, torch, transformers and clients of the driver: numpy alone, in less than a minute
     #[arg(long)]
     short: bool,
     /// Of pytest, such as `-k rope`
@@ -37,7 +37,16 @@ pub fn run_all(options: &Options, steps: &mut Steps) -> Result<()> {
         run(cargo().args(["build", "--package", "posenc-c", "--package", "fuzz"]))
     })?;
     let python = steps.run("an environment for the wheel", || environment(options.short))?;
-    steps.run("tests of the wheel", || tests(&python, options))
+    steps.run("tests of the wheel", || tests(&python, options))?;
+    if options.short {
+        return Ok(());
+    }
+    // A workspace of its own, on the CPU; candle's device needs a toolkit.
+    steps.run("tests of the crate for candle", || {
+        let mut tests = cargo();
+        tests.args(["test", "--quiet", "--manifest-path", "adapters/candle/Cargo.toml"]);
+        run(tests.env("POSENC_KERNELS", "none"))
+    })
 }
 
 /// An interpreter with what the tests need, and the wheel.
