@@ -93,7 +93,7 @@ fn draw_panel<B: DrawingBackend>(area: &DrawingArea<B, Shift>, panel: &Panel) ->
         Content::Heat(heat) => (Ends::of_cells(&heat.columns), Ends::of_cells(&heat.rows).reversed()),
     };
     let mut chart = ChartBuilder::on(&chart_area);
-    chart.margin(10).x_label_area_size(44).y_label_area_size(66);
+    chart.margin(10).x_label_area_size(44).y_label_area_size(78);
     if !panel.title.is_empty() {
         chart.caption(&panel.title, font(13));
     }
