@@ -126,11 +126,11 @@ impl Prologue {
     /// What the spec and a shape say of a branch; tensors are still missing.
     fn branch_args(&self, which: Qkv, heads: &Heads, per_thread: usize) -> Result<BranchArgs> {
         let branch = self.branch(which);
-        let name = |what: &str| format!("{what} of {}", which.name());
+        let own = |what, n| small(what, n).map_err(|_| Error::Overflow(format!("{n} {what} of {}", which.name())));
         let mut args = BranchArgs {
-            heads: small(&name("heads"), heads.heads)?,
-            dim: small(&name("channels"), heads.dim)?,
-            walks: small(&name("heads"), heads.heads.div_ceil(per_thread))?,
+            heads: own("heads", heads.heads)?,
+            dim: own("channels", heads.dim)?,
+            walks: own("heads", heads.heads.div_ceil(per_thread))?,
             rounding: match branch.rounding {
                 Rounding::Once => StepRounding::ONCE,
                 Rounding::Steps => StepRounding::STEPS,
@@ -608,11 +608,11 @@ impl<T: Scalar> ProloguePlan<T> {
         options: &PrologueCall<'_, T>,
     ) -> Result<[usize; 2]> {
         let wrong = |text: String| Err(Error::Value(text));
-        let there: Vec<_> = ALL.into_iter().zip(shapes).filter_map(|(which, heads)| Some((which, (*heads)?))).collect();
-        let Some(&(first, Heads { batch, tokens, .. })) = there.first() else {
+        let there = || ALL.into_iter().zip(shapes).filter_map(|(which, heads)| Some((which, (*heads)?)));
+        let Some((first, Heads { batch, tokens, .. })) = there().next() else {
             return wrong("there are no queries, keys or values".into());
         };
-        for &(which, heads) in &there {
+        for (which, heads) in there() {
             let lengths = &vectors[which as usize];
             let lengths = Vectors {
                 weight: lengths.weight.map(|weight| weight.len()),
@@ -626,7 +626,7 @@ impl<T: Scalar> ProloguePlan<T> {
                 }
             }
             let all = self.prologue.branch(which).norm.is_some_and(|norm| norm.over == NormOver::AllHeads);
-            let heads: usize = there.iter().map(|(_, heads)| heads.heads).fold(0, usize::saturating_add);
+            let heads: usize = there().map(|(_, heads)| heads.heads).fold(0, usize::saturating_add);
             if all && heads > MOST_SUMS {
                 return wrong(format!(
                     "a norm over all heads takes at most {MOST_SUMS} heads a token, there are {heads}"
