@@ -55,6 +55,7 @@ class learned;
 class learned_grad;
 class merge;
 class model;
+class prologue;
 class relative_products;
 class relative_table_grad;
 class relative_values;
@@ -191,6 +192,14 @@ public:
     uint64_t layers() const;
     PosencLayer layer(uint64_t layer) const;
     PosencAdded added(uint64_t layer) const;
+};
+
+class prologue : public handle<PosencPrologue, posenc_prologue_free> {
+public:
+    using handle::handle;
+    static prologue make(const gpu &gpu, const PosencPrologueSpec &spec, uint32_t element);
+    prologue on(const gpu &gpu) const;
+    void apply(const PosencPrologueCall &call) const;
 };
 
 class relative_products : public handle<PosencRelativeProducts, posenc_relative_products_free> {
@@ -1041,6 +1050,22 @@ inline double mla_logit_scale(double factor, double mscale_all_dim) {
 
 inline double longrope_attention_factor(double factor, double original_context) {
     return posenc_longrope_attention_factor(factor, original_context);
+}
+
+inline prologue prologue::make(const gpu &gpu, const PosencPrologueSpec &spec, uint32_t element) {
+    PosencPrologue *raw = nullptr;
+    posenc::check(posenc_prologue_new(gpu.get(), &spec, element, &raw));
+    return prologue(raw);
+}
+
+inline prologue prologue::on(const gpu &gpu) const {
+    PosencPrologue *raw = nullptr;
+    posenc::check(posenc_prologue_on(get(), gpu.get(), &raw));
+    return prologue(raw);
+}
+
+inline void prologue::apply(const PosencPrologueCall &call) const {
+    posenc::check(posenc_prologue_apply(get(), &call));
 }
 
 } // namespace posenc
