@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// Instruction sets that the loops are compiled for. Who has one may use it: there are no others than the processor's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub(crate) enum Width {
+pub enum Width {
     /// what every processor of the target has
     Least = 1,
     /// 256 bits: AVX2, FMA, BMI and F16C, in x86-64 processors since 2013
