@@ -210,7 +210,7 @@ pub fn merge_states<T: Scalar>(
 /// As [`merge_states`].
 pub fn merge_expect<T: Scalar>(a: HostState<'_, T>, b: HostState<'_, T>) -> Result<ExpectedMerge> {
     let (shape, eps) = (a.out.1, f32::ROUNDOFF);
-    let rows = shape.batch * shape.heads * shape.tokens;
+    let rows = shape.batch.saturating_mul(shape.heads).saturating_mul(shape.tokens);
     let [mut want, mut bound] = [zeros("values", a.out.0.len())?, zeros("bounds", a.out.0.len())?];
     let [mut lse, mut lse_bound] = [zeros("values", rows)?, zeros("bounds", rows)?];
     each_row(&a, &b, |row, [batch, token, head], weights| {
@@ -251,7 +251,7 @@ pub fn merge_grad_expect<T: Scalar>(
     let (shape, eps) = (a.out.1, f32::ROUNDOFF);
     shape.check_same("a", &grad_shape, "grad")?;
     grad_shape.check("grad", grad.len())?;
-    let rows = shape.batch * shape.heads * shape.tokens;
+    let rows = shape.batch.saturating_mul(shape.heads).saturating_mul(shape.tokens);
     if let Some(lse_grad) = lse_grad
         && lse_grad.len() < rows
     {
