@@ -14,7 +14,7 @@ pub use plan::{MergeGrad, MergePlan};
 use crate::accuracy::{Expected, rounded};
 use crate::bias::Numbers;
 use crate::memory::zeros;
-use crate::shape::Shape;
+use crate::shape::{Shape, product};
 use crate::{Error, Heads, Result, Scalar};
 
 // ---------------------------------------------------------------------------------------------------------------- spec
@@ -49,7 +49,8 @@ fn check_lse(name: &str, lse: &Numbers, heads: &Heads) -> Result<()> {
     )))
 }
 
-fn check_parts<T: Scalar>(a: &HostState<'_, T>, b: &HostState<'_, T>) -> Result<()> {
+/// Refuses states that do not go together; gives the rows of both, `batch x heads x tokens`.
+fn check_parts<T: Scalar>(a: &HostState<'_, T>, b: &HostState<'_, T>) -> Result<usize> {
     let shape = &a.out.1;
     shape.check_same("a", &b.out.1, "b")?;
     for (names, part) in [(["a", "a_lse"], a), (["b", "b_lse"], b)] {
@@ -57,7 +58,7 @@ fn check_parts<T: Scalar>(a: &HostState<'_, T>, b: &HostState<'_, T>) -> Result<
         check_lse(names[1], &part.lse.1, shape)?;
         part.lse.1.check(names[1], part.lse.0.len())?;
     }
-    Ok(())
+    product("batch x heads x tokens", &[shape.batch, shape.heads, shape.tokens])
 }
 
 // ----------------------------------------------------------------------------------------------------------------- law
@@ -129,13 +130,8 @@ pub struct ExpectedMergeGrad {
     pub lse: [Expected; 2],
 }
 
-/// Goes through the rows: index of the row in `[batch, heads, tokens]`, the three coordinates, the weights.
-fn each_row<T: Scalar>(
-    a: &HostState<'_, T>,
-    b: &HostState<'_, T>,
-    mut row: impl FnMut(usize, [usize; 3], &Weights),
-) -> Result<()> {
-    check_parts(a, b)?;
+/// Goes through the rows of checked states: index of the row in `[batch, heads, tokens]`, the three coordinates, the weights.
+fn each_row<T: Scalar>(a: &HostState<'_, T>, b: &HostState<'_, T>, mut row: impl FnMut(usize, [usize; 3], &Weights)) {
     let shape = a.out.1;
     for batch in 0..if shape.is_empty() { 0 } else { shape.batch } {
         for head in 0..shape.heads {
@@ -146,7 +142,6 @@ fn each_row<T: Scalar>(
             }
         }
     }
-    Ok(())
 }
 
 /// Puts two states together on the CPU: the attention over both sets of keys.
@@ -191,6 +186,7 @@ pub fn merge_states<T: Scalar>(
 ) -> Result<Vec<f32>> {
     a.out.1.check_same("a", out_shape, "out")?;
     out_shape.check_written("out", out.len())?;
+    check_parts(&a, &b)?;
     let mut lse = Vec::new();
     each_row(&a, &b, |_, [batch, token, head], weights| {
         for channel in 0..out_shape.dim {
@@ -199,7 +195,7 @@ pub fn merge_states<T: Scalar>(
             out[out_shape.index(batch, token, head, channel)] = T::from_f64(value);
         }
         lse.push(weights.lse as f32);
-    })?;
+    });
     Ok(lse)
 }
 
@@ -210,7 +206,7 @@ pub fn merge_states<T: Scalar>(
 /// As [`merge_states`].
 pub fn merge_expect<T: Scalar>(a: HostState<'_, T>, b: HostState<'_, T>) -> Result<ExpectedMerge> {
     let (shape, eps) = (a.out.1, f32::ROUNDOFF);
-    let rows = shape.batch.saturating_mul(shape.heads).saturating_mul(shape.tokens);
+    let rows = check_parts(&a, &b)?;
     let [mut want, mut bound] = [zeros("values", a.out.0.len())?, zeros("bounds", a.out.0.len())?];
     let [mut lse, mut lse_bound] = [zeros("values", rows)?, zeros("bounds", rows)?];
     each_row(&a, &b, |row, [batch, token, head], weights| {
@@ -223,7 +219,7 @@ pub fn merge_expect<T: Scalar>(a: HostState<'_, T>, b: HostState<'_, T>) -> Resu
             bound[at] = rounded::<T>(want[at], errors[0] + errors[1] + f32::TINY);
         }
         (lse[row], lse_bound[row]) = (weights.lse, weights.lse_error);
-    })?;
+    });
     Ok(ExpectedMerge { out: Expected { want, bound }, lse: Expected { want: lse, bound: lse_bound } })
 }
 
@@ -251,7 +247,7 @@ pub fn merge_grad_expect<T: Scalar>(
     let (shape, eps) = (a.out.1, f32::ROUNDOFF);
     shape.check_same("a", &grad_shape, "grad")?;
     grad_shape.check("grad", grad.len())?;
-    let rows = shape.batch.saturating_mul(shape.heads).saturating_mul(shape.tokens);
+    let rows = check_parts(&a, &b)?;
     if let Some(lse_grad) = lse_grad
         && lse_grad.len() < rows
     {
@@ -287,6 +283,6 @@ pub fn merge_grad_expect<T: Scalar>(
                 weighed(other, size) * chain * eps + weights.errors[1 - i] * sum.abs() + 2.0 * eps * inner.abs();
             lse[i].bound[row] = weighed(own, error) + weights.errors[i] * inner.abs() + f32::TINY;
         }
-    })?;
+    });
     Ok(ExpectedMergeGrad { out, lse })
 }
