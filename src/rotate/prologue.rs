@@ -435,7 +435,7 @@ impl HeadNorm {
         let squares: f64 = z.iter().map(|z| z.x * z.x).sum();
         let under = squares * share + self.eps;
         // Squares and a tree of ten levels, heads in eight runs, the share and the sum with eps.
-        let depth = 11.0 + if self.over == NormOver::AllHeads { heads as f64 / 8.0 + 4.0 } else { 0.0 } + 4.0;
+        let depth = 15.0 + if self.over == NormOver::AllHeads { heads as f64 / 8.0 + 4.0 } else { 0.0 };
         let spread: f64 = z.iter().map(|z| (2.0 * z.x.abs() + z.error) * z.error + 2.0 * f32::TINY).sum();
         let relative = depth * EPS + if under > 0.0 { spread * share / under } else { 0.0 };
         let x = 1.0 / under.sqrt();
@@ -845,7 +845,7 @@ fn check_cache(which: Qkv, heads: &Heads, cache: &Heads, tail: usize) -> Result<
 impl CacheRows<&[i64]> {
     /// Page and row in it of each token; `None`: it is not cached.
     fn resolve(&self, batch: usize, tokens: usize, cache: &Heads) -> Result<Vec<Option<[usize; 2]>>> {
-        let all = batch * tokens;
+        let all = product("batch x tokens", &[batch, tokens])?;
         let outside = |what: &str, n: i64, most: usize| {
             Err(Error::Value(format!("{what} {n} lies outside the cache, which has {most}")))
         };
@@ -855,11 +855,12 @@ impl CacheRows<&[i64]> {
         };
         match self {
             Self::Slots(slots) => {
+                let places = product("pages x rows", &[pages, size])?;
                 if slots.len() < all {
                     return Err(Error::Length { name: "slots", got: slots.len(), need: all });
                 }
                 let place = |&slot: &i64| match sized(slot) {
-                    Some([page, _]) if page >= pages || size == 0 => outside("slot", slot, pages * size),
+                    Some([page, _]) if page >= pages || size == 0 => outside("slot", slot, places),
                     place => Ok(place),
                 };
                 slots[..all].iter().map(place).collect()
@@ -867,22 +868,27 @@ impl CacheRows<&[i64]> {
             Self::Pages { rows, .. } | Self::Rows(rows) => {
                 let of = rows.resolve(1, batch, tokens)?;
                 let sequences = rows.sequences(batch, tokens);
+                // Rows of a sequence.
+                let mut most = size;
+                if let Self::Pages { table, width, .. } = self {
+                    most = product("pages of a sequence x rows", &[*width, size])?;
+                    let need = product("sequences x pages", &[rows.sequence_count(batch), *width])?;
+                    if table.len() < need {
+                        return Err(Error::Length { name: "the table of pages", got: table.len(), need });
+                    }
+                }
                 let place = |(&row, &sequence): (&i64, &usize)| match (self, sized(row)) {
                     (_, None) => Ok(None),
                     (Self::Pages { table, width, .. }, Some([page, in_page])) => {
                         if page >= *width {
-                            return outside("row", row, width * size);
+                            return outside("row", row, most);
                         }
-                        match table.get(sequence * width + page) {
-                            Some(&page) if (0..pages as i64).contains(&page) => Ok(Some([page as usize, in_page])),
-                            Some(&page) => outside("page", page, pages),
-                            None => {
-                                let need = (sequence + 1) * width;
-                                Err(Error::Length { name: "the table of pages", got: table.len(), need })
-                            }
+                        match table[sequence * width + page] {
+                            page if (0..pages as i64).contains(&page) => Ok(Some([page as usize, in_page])),
+                            page => outside("page", page, pages),
                         }
                     }
-                    (_, Some(_)) if row as usize >= size => outside("row", row, size),
+                    (_, Some(_)) if row as usize >= size => outside("row", row, most),
                     (_, Some(_)) if sequence >= pages => outside("sequence", sequence as i64, pages),
                     (_, Some(_)) => Ok(Some([sequence, row as usize])),
                 };
