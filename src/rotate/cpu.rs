@@ -73,8 +73,7 @@ fn rotate_by<T: Scalar, N: Number>(
         let heads = own(heads);
         let from = from.map(|(from, of)| (from, own(of)));
         let from = from.as_ref().map(|(from, of)| (*from, of));
-        let turner = Turner::new((rope, law), set, positions, [heads.batch * heads.tokens, heads.tokens], direction);
-        let turner = Turner { channel: rope.first_channel(heads.dim), ..turner };
+        let turner = Turner::new((rope, law), set, positions, &heads, direction);
         let kept = turner.kept::<N>();
         let kept = kept.as_deref();
         let x = &mut x[heads.offset..heads.span()?];
@@ -112,13 +111,14 @@ impl<'a> Turner<'a> {
         (rope, law): (&'a Rope, &'a Law),
         set: usize,
         positions: &'a [i64],
-        [row, tokens]: [usize; 2],
+        heads: &Heads,
         direction: Direction,
     ) -> Self {
         let pairs = 0..rope.pairs();
         let axes = (rope.axes.count() > 1).then(|| pairs.clone().map(|i| rope.axes.axis(i, rope.pairs())).collect());
         let block = rope.pairs() / rope.axes.blocks();
-        Self { rope, set, law, channel: rope.offset, axes, block, positions, row, tokens, direction }
+        let (channel, tokens) = (rope.first_channel(heads.dim), heads.tokens);
+        Self { rope, set, law, channel, axes, block, positions, row: heads.batch * tokens, tokens, direction }
     }
 
     /// All of a tensor.
@@ -433,7 +433,7 @@ mod tests {
                 None => rope.rotate(&mut got, heads, &positions, direction).unwrap(),
                 Some(grain) => {
                     let law = Law::of(rope).unwrap();
-                    let turner = Turner::new((rope, &law), 0, &positions, [row, heads.tokens], direction);
+                    let turner = Turner::new((rope, &law), 0, &positions, heads, direction);
                     let x = &mut got[heads.offset..heads.span().unwrap()];
                     let mut rotate = |part, x: &mut [T]| match T::NAME == f32::NAME {
                         true => turner.rotate::<T, f64>(Width::Least, None, None, x, part),

@@ -533,21 +533,19 @@ impl Rope {
         if !self.is_none() {
             return super::cpu::rotate((self, &law), from, x, heads, &resolved, direction);
         }
-        {
-            if let Some((from, of)) = from {
-                let each = (0..heads.batch * heads.tokens * heads.heads)
-                    .map(|i| (i / heads.heads / heads.tokens, i / heads.heads % heads.tokens, i % heads.heads));
-                for (batch, token, head) in each {
-                    let (from_at, at) = (of.index(batch, token, head, 0), heads.index(batch, token, head, 0));
-                    x[at..at + heads.dim].copy_from_slice(&from[from_at..from_at + heads.dim]);
-                }
+        if let Some((from, of)) = from {
+            let each = (0..heads.batch * heads.tokens * heads.heads)
+                .map(|i| (i / heads.heads / heads.tokens, i / heads.heads % heads.tokens, i % heads.heads));
+            for (batch, token, head) in each {
+                let (from_at, at) = (of.index(batch, token, head, 0), heads.index(batch, token, head, 0));
+                x[at..at + heads.dim].copy_from_slice(&from[from_at..from_at + heads.dim]);
             }
-            self.rotate_f64(x, heads, (&resolved[..]).into(), direction, self.sin_cos(), |x, _, outputs, values| {
-                for (index, value) in outputs.into_iter().zip(values) {
-                    x[index] = T::from_f64(value);
-                }
-            })
         }
+        self.rotate_f64(x, heads, (&resolved[..]).into(), direction, self.sin_cos(), |x, _, outputs, values| {
+            for (index, value) in outputs.into_iter().zip(values) {
+                x[index] = T::from_f64(value);
+            }
+        })
     }
 
     /// The wanted values in f64 and the error allowed at each element, for comparison with a rotation of `x`.
