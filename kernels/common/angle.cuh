@@ -8,6 +8,12 @@ __device__ inline float with_sign(float x, unsigned sign) {
     return y;
 }
 
+// The pair (a, b) turned by an angle: the rotation of every kernel, with these roundings.
+__device__ __forceinline__ void turn_pair(float a, float b, float sin, float cos, float& a_out, float& b_out) {
+    a_out = fmaf(a, cos, -(b * sin));
+    b_out = fmaf(a, sin, b * cos);
+}
+
 // Cosine and sine of a phase in units of 2^-64 turn, within 9e-8 at every phase.
 //
 // The top 32 bits are split into a quadrant and an offset of at most an eighth of a turn to each side. There two fixed

@@ -423,12 +423,6 @@ __device__ void read_four(const float* from, float* to) {
     to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
 }
 
-__device__ void turn_pair(float& a, float& b, float sin, float cos) {
-    float x = a;
-    a = fmaf(x, cos, -(b * sin));
-    b = fmaf(x, sin, b * cos);
-}
-
 // 8 codes.
 __device__ void store_codes(StoreKind store, float factor, const float (&x)[UNIT], unsigned char* at) {
     unsigned pairs[UNIT / 2];
@@ -447,21 +441,24 @@ __device__ void turn(const PrologueArgs& args, const BranchArgs& of, const Space
     read_four(space.sin + at, sin);
     if (args.interleaved) {
 #pragma unroll
-        for (unsigned i = 0; i < UNIT / 2; ++i) turn_pair(a[2 * i], a[2 * i + 1], sin[i], cos[i]);
+        for (unsigned i = 0; i < UNIT / 2; ++i)
+            turn_pair(a[2 * i], a[2 * i + 1], sin[i], cos[i], a[2 * i], a[2 * i + 1]);
         at += args.pairs / 2;
     } else {
 #pragma unroll
-        for (unsigned i = 0; i < UNIT / 2; ++i) turn_pair(a[i], b[i], sin[i], cos[i]);
+        for (unsigned i = 0; i < UNIT / 2; ++i) turn_pair(a[i], b[i], sin[i], cos[i], a[i], b[i]);
         at ^= 4;
     }
     read_four(space.cos + at, cos);
     read_four(space.sin + at, sin);
     if (args.interleaved) {
 #pragma unroll
-        for (unsigned i = 0; i < UNIT / 2; ++i) turn_pair(b[2 * i], b[2 * i + 1], sin[i], cos[i]);
+        for (unsigned i = 0; i < UNIT / 2; ++i)
+            turn_pair(b[2 * i], b[2 * i + 1], sin[i], cos[i], b[2 * i], b[2 * i + 1]);
     } else {
 #pragma unroll
-        for (unsigned i = UNIT / 2; i < UNIT; ++i) turn_pair(a[i], b[i], sin[i - UNIT / 2], cos[i - UNIT / 2]);
+        for (unsigned i = UNIT / 2; i < UNIT; ++i)
+            turn_pair(a[i], b[i], sin[i - UNIT / 2], cos[i - UNIT / 2], a[i], b[i]);
     }
     if (of.rounding != StepRounding::ONCE) {
         round_all(a);

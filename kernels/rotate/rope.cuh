@@ -126,10 +126,7 @@ __device__ void turn_head(const RopeArgs& args, Pack<W>& a_pack, Pack<W>& b_pack
     unpack(b_pack, b);
     float a_out[W], b_out[W];
 #pragma unroll
-    for (int i = 0; i < W; ++i) {
-        a_out[i] = fmaf(a[i], cos[i], -(b[i] * sin[i]));
-        b_out[i] = fmaf(a[i], sin[i], b[i] * cos[i]);
-    }
+    for (int i = 0; i < W; ++i) turn_pair(a[i], b[i], sin[i], cos[i], a_out[i], b_out[i]);
     a_pack = pack(a_out);
     b_pack = pack(b_out);
     if (args.interleaved_out) merge(a_pack, b_pack);

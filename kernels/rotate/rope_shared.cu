@@ -37,8 +37,7 @@ template <int N, int STEP>
 __device__ void turn(const float* a, const float* b, const float* cos, const float* sin, float* a_out, float* b_out) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-        a_out[STEP * i] = fmaf(a[STEP * i], cos[i], -(b[STEP * i] * sin[i]));
-        b_out[STEP * i] = fmaf(a[STEP * i], sin[i], b[STEP * i] * cos[i]);
+        turn_pair(a[STEP * i], b[STEP * i], sin[i], cos[i], a_out[STEP * i], b_out[STEP * i]);
     }
 }
 
