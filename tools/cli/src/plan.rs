@@ -12,7 +12,7 @@ use posenc::{Alibi, ModelPositions, ModelRope, Rope, Scaling};
 use serde_json::{Value, json};
 
 use crate::Outcome;
-use crate::inspect::{Sizes, first_negative};
+use crate::inspect::{Sizes, first_negative, original_context};
 
 /// Steps from a model's encoding to another one
 ///
@@ -135,7 +135,7 @@ impl Turning {
         let base = |layer: &Layer| layer.rope.as_ref().map_or(0.0, |rope| rope.base);
         let chosen = turns.iter().copied().max_by(|a, b| base(a).total_cmp(&base(b))).expect("one turns");
         let spec = chosen.rope.clone().expect("it turns");
-        let trained = trained(&spec.scaling).or(rope.context());
+        let trained = original_context(&spec.scaling).map(|it| it as u64).or(rope.context());
         let trained = trained
             .with_context(|| format!("{} states no context: nothing says what it was trained on", rope.name()))?;
         let others = kinds.iter().filter(|kind| !std::ptr::eq(*kind, chosen)).map(|kind| kind.label.clone()).collect();
@@ -144,18 +144,6 @@ impl Turning {
 
     fn plain(&self) -> Rope {
         Rope { scaling: Scaling::None, attention_factor: 1.0, ..self.rope.clone() }
-    }
-}
-
-/// Positions of the training before a scaling.
-fn trained(scaling: &Scaling) -> Option<u64> {
-    match scaling {
-        Scaling::DynamicNtk { context, .. } | Scaling::SteppedNtk { context, .. } => Some(*context as u64),
-        Scaling::Yarn(yarn) => Some(yarn.original_context as u64),
-        Scaling::LongRope { original_context, .. } | Scaling::Llama3 { original_context, .. } => {
-            Some(*original_context as u64)
-        }
-        _ => None,
     }
 }
 

@@ -10,9 +10,8 @@ use serde::Serialize;
 
 use super::convention::number;
 use super::law::nice;
-use super::{Property, Shown};
+use super::{Property, Shown, print_best};
 use crate::Outcome;
-use crate::diff::rounded;
 use crate::tensors::{Dtype, Tensor};
 use crate::ulp::{coarser, ulp};
 
@@ -209,23 +208,8 @@ pub fn run(
 
 fn print(it: &Explained, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "{} {:?}, {} masked, {} not finite", it.name, it.shape, it.masked, it.not_finite)?;
-    for sentence in &it.says {
-        writeln!(out, "  {sentence}")?;
-    }
-    for (property, value) in &it.best {
-        writeln!(out, "    {property:<22} {value}")?;
-    }
-    let shown = |it: &Shown| {
-        format!(
-            "{} ulps at the most, {} in the mean, {} of the bound",
-            rounded(it.worst_ulps),
-            rounded(it.rms_ulps),
-            rounded(it.share_of_bound)
-        )
-    };
-    if let Some(residual) = &it.residual {
-        writeln!(out, "    {:<22} {}", "residual", shown(residual))?;
-    }
+    let shown = |it: &Shown| it.words("ulps");
+    print_best(&it.says, &it.best, it.residual.as_ref().map(shown), out)?;
     if !it.explained {
         writeln!(
             out,

@@ -109,6 +109,32 @@ struct Shown {
     share_of_bound: f64,
 }
 
+impl Shown {
+    /// In words; `unit` is what differences are counted in.
+    fn words(&self, unit: &str) -> String {
+        format!(
+            "{} {unit} at the most, {} in the mean, {} of the bound",
+            rounded(self.worst_ulps),
+            rounded(self.rms_ulps),
+            rounded(self.share_of_bound)
+        )
+    }
+}
+
+/// What explains best, and by how much it is off.
+fn print_best(says: &[String], best: &[Property], residual: Option<String>, out: &mut dyn Write) -> Result<()> {
+    for sentence in says {
+        writeln!(out, "  {sentence}")?;
+    }
+    for (property, value) in best {
+        writeln!(out, "    {property:<22} {value}")?;
+    }
+    if let Some(residual) = residual {
+        writeln!(out, "    {:<22} {residual}", "residual")?;
+    }
+    Ok(())
+}
+
 impl From<Residual> for Shown {
     fn from(it: Residual) -> Self {
         Self { rms_ulps: it.rms, worst_ulps: it.worst, share_of_bound: it.share }
@@ -411,23 +437,8 @@ fn print(it: &Explained, bound: f64, out: &mut dyn Write) -> Result<()> {
             it.not_finite[0], it.not_finite[1]
         )?;
     }
-    for sentence in &it.says {
-        writeln!(out, "  {sentence}")?;
-    }
-    for (property, value) in &it.best {
-        writeln!(out, "    {property:<22} {value}")?;
-    }
-    let residual = |it: &Shown| {
-        format!(
-            "{} ulps of a pair's length at the most, {} in the mean, {} of the bound",
-            rounded(it.worst_ulps),
-            rounded(it.rms_ulps),
-            rounded(it.share_of_bound)
-        )
-    };
-    if let Some(shown) = &it.residual {
-        writeln!(out, "    {:<22} {}", "residual", residual(shown))?;
-    }
+    let residual = |it: &Shown| it.words("ulps of a pair's length");
+    print_best(&it.says, &it.best, it.residual.as_ref().map(residual), out)?;
     if !it.explained {
         writeln!(
             out,

@@ -208,17 +208,25 @@ fn layers_of(rope: &ModelRope, kind: &Layer) -> Vec<usize> {
     (0..count).filter(|&index| rope.layer(index).is_ok_and(|layer| std::ptr::eq(layer, kind))).collect()
 }
 
-/// Positions of the training whose frequencies the scaling stretches; without one those of the config.
-fn trained(rope: &Rope, context: Option<u64>) -> Option<f64> {
-    match &rope.scaling {
+/// Positions of the training before a scaling that knows them.
+pub fn original_context(scaling: &Scaling) -> Option<f64> {
+    match scaling {
         Scaling::Yarn(yarn) => Some(yarn.original_context),
         Scaling::Llama3 { original_context, .. } | Scaling::LongRope { original_context, .. } => {
             Some(*original_context)
         }
         Scaling::DynamicNtk { context, .. } | Scaling::SteppedNtk { context, .. } => Some(*context),
+        _ => None,
+    }
+}
+
+/// Positions of the training whose frequencies the scaling stretches; without one those of the config.
+fn trained(rope: &Rope, context: Option<u64>) -> Option<f64> {
+    let of_config = || match &rope.scaling {
         Scaling::Linear { factor } => context.map(|context| context as f64 / factor),
         _ => context.map(|context| context as f64),
-    }
+    };
+    original_context(&rope.scaling).or_else(of_config)
 }
 
 fn pairs(rope: &Rope, trained: Option<f64>, length: u64) -> Vec<Pair> {

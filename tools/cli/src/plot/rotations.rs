@@ -9,7 +9,7 @@ use posenc::rotate::{Angles, Yarn};
 use posenc::{Direction, Heads, ModelRope, Rope, Scaling, Sinusoid};
 
 use super::picture::{Axis, Content, Heat, Picture, Series};
-use crate::inspect::first_negative;
+use crate::inspect::{first_negative, original_context};
 
 /// Rotations to look at.
 #[derive(Args)]
@@ -75,7 +75,7 @@ impl Rotations {
                 if read.kinds().len() > 1 {
                     name = format!("{name} ({})", layer.label);
                 }
-                let trained = original_context(&rope.scaling).or(read.context());
+                let trained = original_context(&rope.scaling).map(|it| it as u64).or(read.context());
                 (name, rope, trained)
             }
         };
@@ -115,18 +115,6 @@ impl Rotations {
     fn reach(&self, all: &[Named], otherwise: u64) -> u64 {
         let trained = all.iter().filter_map(|named| named.trained).max();
         self.seq_len.or(trained.map(|trained| trained.saturating_mul(4))).unwrap_or(otherwise)
-    }
-}
-
-/// Positions of the training before the scaling.
-fn original_context(scaling: &Scaling) -> Option<u64> {
-    match scaling {
-        Scaling::DynamicNtk { context, .. } | Scaling::SteppedNtk { context, .. } => Some(*context as u64),
-        Scaling::Yarn(yarn) => Some(yarn.original_context as u64),
-        Scaling::LongRope { original_context, .. } | Scaling::Llama3 { original_context, .. } => {
-            Some(*original_context as u64)
-        }
-        _ => None,
     }
 }
 
