@@ -328,29 +328,34 @@ def learned():
     }
 
 
+def resized(name, table, to, mode, **more):
+    """A table at another size, in f64 with its gradient and in f32; `more` is torch's."""
+    how = {"size": to, "mode": mode, **more}
+    x = table.clone().requires_grad_()
+    out = torch.nn.functional.interpolate(x, **how)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    return {
+        "name": name,
+        "from": list(table.shape[-2:]),
+        "to": list(to),
+        "mode": mode,
+        **more,
+        "table": flat(table.permute(0, 2, 3, 1)),
+        "values": flat(out.permute(0, 2, 3, 1)),
+        "f32": flat(torch.nn.functional.interpolate(table.float(), **how).permute(0, 2, 3, 1)),
+        "grad": flat(grad.permute(0, 2, 3, 1)),
+        "table_grad": flat(x.grad.permute(0, 2, 3, 1)),
+    }
+
+
 def aligned(channels):
     """Corners on corners."""
     torch.manual_seed(1)
     for rows, columns, to_rows, to_columns in ((7, 5, 11, 6), (14, 14, 7, 5), (3, 4, 1, 2), (5, 1, 8, 3)):
         table = torch.randn(1, channels, rows, columns, dtype=torch.float64)
         for mode in ("bilinear", "bicubic"):
-            how = {"size": (to_rows, to_columns), "mode": mode, "align_corners": True}
-            x = table.clone().requires_grad_()
-            out = torch.nn.functional.interpolate(x, **how)
-            grad = torch.randn_like(out)
-            out.backward(grad)
-            yield {
-                "name": "aligned",
-                "from": [rows, columns],
-                "to": [to_rows, to_columns],
-                "mode": mode,
-                "align_corners": True,
-                "table": flat(table.permute(0, 2, 3, 1)),
-                "values": flat(out.permute(0, 2, 3, 1)),
-                "f32": flat(torch.nn.functional.interpolate(table.float(), **how).permute(0, 2, 3, 1)),
-                "grad": flat(grad.permute(0, 2, 3, 1)),
-                "table_grad": flat(x.grad.permute(0, 2, 3, 1)),
-            }
+            yield resized("aligned", table, (to_rows, to_columns), mode, align_corners=True)
     for columns, to_columns in ((5, 3), (14, 24), (24, 14), (16, 37), (37, 16)):
         impulses = torch.eye(columns).reshape(columns, 1, 1, columns)
         for mode in ("bilinear", "bicubic"):
@@ -374,25 +379,7 @@ def resampling():
         table = torch.randn(1, channels, rows, columns, dtype=torch.float64)
         for mode in ("bilinear", "bicubic"):
             for antialias in (False, True):
-                x = table.clone().requires_grad_()
-                out = torch.nn.functional.interpolate(x, size=(to_rows, to_columns), mode=mode, antialias=antialias)
-                grad = torch.randn_like(out)
-                out.backward(grad)
-                single = torch.nn.functional.interpolate(
-                    table.float(), size=(to_rows, to_columns), mode=mode, antialias=antialias
-                )
-                yield {
-                    "name": "size",
-                    "from": [rows, columns],
-                    "to": [to_rows, to_columns],
-                    "mode": mode,
-                    "antialias": antialias,
-                    "table": flat(table.permute(0, 2, 3, 1)),
-                    "values": flat(out.permute(0, 2, 3, 1)),
-                    "f32": flat(single.permute(0, 2, 3, 1)),
-                    "grad": flat(grad.permute(0, 2, 3, 1)),
-                    "table_grad": flat(x.grad.permute(0, 2, 3, 1)),
-                }
+                yield resized("size", table, (to_rows, to_columns), mode, antialias=antialias)
     # DINOv2: a factor whose inverse, not the quotient of sizes, steps through the table.
     table = torch.randn(1, channels, 6, 6, dtype=torch.float64)
     for antialias in (False, True):
