@@ -39,7 +39,8 @@ fn put<T: Scalar>(place: &mut T, value: f64, add: bool) {
     *place = T::from_f64(if add { place.to_f64() + value } else { value });
 }
 
-/// Where each row of a tensor begins, in the order of the rows.
+/// Where each row of a tensor begins, in the order of the rows. Rows without elements begin nowhere: no check has seen their
+/// strides.
 trait Rows: Copy {
     fn starts(self) -> impl Iterator<Item = usize>;
     /// Elements of a row.
@@ -60,7 +61,7 @@ trait Rows: Copy {
 
 impl Rows for Tokens {
     fn starts(self) -> impl Iterator<Item = usize> {
-        (0..if self.tokens == 0 { 0 } else { self.batch })
+        (0..if self.tokens == 0 || self.dim == 0 { 0 } else { self.batch })
             .flat_map(move |b| (0..self.tokens).map(move |t| self.index(b, t, 0)))
     }
 
@@ -71,7 +72,7 @@ impl Rows for Tokens {
 
 impl Rows for Logits {
     fn starts(self) -> impl Iterator<Item = usize> {
-        let batch = if self.heads == 0 || self.queries == 0 { 0 } else { self.batch };
+        let batch = if self.heads == 0 || self.queries == 0 || self.keys == 0 { 0 } else { self.batch };
         (0..batch).flat_map(move |b| {
             (0..self.heads).flat_map(move |h| (0..self.queries).map(move |query| self.index(b, h, query, 0)))
         })
