@@ -332,6 +332,38 @@ fn far_keys_share_one_number_of_a_t5_row() {
     assert!((8 * packs + 32 * (within - 6)..=8 * packs + 32 * within).contains(&near), "{near}");
 }
 
+/// A pack beyond the ends of a row of numbers takes one number; a pack of distances that f32 does not tell apart rounds each
+/// of them. Queries in a row bring every distance to every place of a pack.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn a_key_has_the_bits_of_its_own_distance_whatever_its_pack() {
+    let gpu = gpu();
+    let row = Toeplitz { saturates: true, ..Toeplitz::from_law(1, -5..=6, |_, distance| distance as f64).unwrap() };
+    let slopes = Alibi::new(8).shard(0, 1).slopes().unwrap();
+    let shape = Logits::bhqk(1, 1, 20, 40);
+    for (bias, start) in [
+        (Bias::Toeplitz(&row), 10),
+        (Bias::Slopes(&slopes), 10),
+        (Bias::Slopes(&slopes), (1 << 24) + 20),
+        (Bias::Slopes(&slopes), -(1 << 24) - 20),
+        (Bias::Slopes(&slopes), (1 << 27) + 1),
+        (Bias::Slopes(&slopes), -(1 << 27) - 1),
+    ] {
+        let mut out = Guarded::<f32>::poisoned(&gpu, shape.elements().unwrap(), 0);
+        plan::<f32>(&gpu, bias).write(shape.of_mut(&mut out.view()), Places::counted(start, 0)).unwrap();
+        let got = out.read(&gpu);
+        for (query, key) in (0..20).flat_map(|query| (0..40).map(move |key| (query, key))) {
+            let distance = key as i64 - start - query as i64;
+            // Whole numbers; halves, of which f32 rounds the distance alone.
+            let want = match bias {
+                Bias::Toeplitz(_) => distance.clamp(-5, 6) as f32,
+                _ => -0.5 * (distance.abs() as f32),
+            };
+            assert_eq!(got[shape.index(0, 0, query, key)], want, "query {query} from {start}, key {key}");
+        }
+    }
+}
+
 /// Queries of a tile share the numbers of their distances; a call whose keys have positions of their own gives the same bits.
 #[test]
 #[ignore = "needs a device: cargo xtask test"]

@@ -358,6 +358,14 @@ fn attend(v: &mut Visitor<'_>) {
     let sinks = v.upload(&[0.5f32; 4]);
     let inputs = DeviceInputs { sinks: Some(&sinks), ..DeviceInputs::default() };
     run!(v, "softmax", p, softmax.apply_with_lse(shape.of(&x).to(shape.of_mut(&mut p)), &inputs, &mut lse));
+    // 512 keys, of which every one is seen or not.
+    let wide = Logits::bhqk(1, 4, 150, 512);
+    let mut held = v.data(4 * 150 * 512);
+    run!(v, "a softmax in registers", held, softmax.apply(wide.of_mut(&mut held), &inputs));
+    let all = SoftmaxPlan::<bf16>::new(v.gpu, &Softmax::new(0.125), &Alibi::new(4)).expect("a plan");
+    let whole = Logits::bhqk(1, 4, 4, 1024);
+    let mut held = v.data(4 * 4 * 1024);
+    run!(v, "a softmax of whole rows in registers", held, all.apply(whole.of_mut(&mut held), &inputs));
     let mut dx = v.zeros::<bf16>(len);
     run!(v, "the gradient of a softmax", dx, {
         let options = GradOptions { dots: Some(&mut dots), ..GradOptions::default() };
