@@ -10,7 +10,7 @@ mod spans;
 pub use fixed::{FixedPlan, Reals};
 pub use maps::*;
 pub(crate) use places::LIMIT;
-pub use places::{AsLengths, Packed, Place, Places};
+pub use places::{AsIndices, Packed, Place, Places};
 pub use spans::{After, Mix, Patches, Span, SpanPositions};
 
 #[cfg(feature = "cuda")]

@@ -79,39 +79,40 @@ impl<A> Places<A> {
     }
 
     /// Sequences packed into a batch of one, each from position 0, the last query of each at its last key.
-    pub const fn packed(queries: A, keys: A, sequences: usize) -> Self {
-        let packed = Some(Packed { queries, keys, sequences });
-        Self { queries: Place::BottomRight, keys: Place::Counted(0), query_lengths: None, key_lengths: None, packed }
+    pub fn packed(queries: impl AsIndices<Indices = A>, keys: impl AsIndices<Indices = A>, sequences: usize) -> Self {
+        let packed = Packed { queries: queries.into_indices(), keys: keys.into_indices(), sequences };
+        Self { packed: Some(packed), ..Self::bottom_right() }
     }
 }
 
-/// What the lengths of sequences may be made of: a slice of `i32` on the CPU, a buffer of `i32` on the device.
+/// What positions, lengths and first elements of sequences may be made of: a slice of `i32` on the CPU, a buffer of `i32` on the
+/// device.
 #[diagnostic::on_unimplemented(
-    message = "lengths of sequences cannot be made of `{Self}`",
+    message = "positions and lengths of sequences cannot be made of `{Self}`",
     note = "they are a slice of i32 on the CPU, a device buffer of i32 on a GPU"
 )]
-pub trait AsLengths {
+pub trait AsIndices {
     /// `&[i32]` on the CPU, [`Read`](crate::gpu::Read) on the device.
-    type Lengths;
+    type Indices;
 
     #[doc(hidden)]
-    fn into_lengths(self) -> Self::Lengths;
+    fn into_indices(self) -> Self::Indices;
 }
 
-macro_rules! lengths {
-    ($($(#[$attribute:meta])* [$($generics:tt)*] $Type:ty => $Lengths:ty),* $(,)?) => {$(
+macro_rules! indices {
+    ($($(#[$attribute:meta])* [$($generics:tt)*] $Type:ty => $Indices:ty),* $(,)?) => {$(
         $(#[$attribute])*
-        impl<'a, $($generics)*> AsLengths for $Type {
-            type Lengths = $Lengths;
+        impl<'a, $($generics)*> AsIndices for $Type {
+            type Indices = $Indices;
 
-            fn into_lengths(self) -> $Lengths {
+            fn into_indices(self) -> $Indices {
                 self
             }
         }
     )*};
 }
 
-lengths! {
+indices! {
     [] &'a [i32] => &'a [i32],
     [] &'a Vec<i32> => &'a [i32],
     [const N: usize] &'a [i32; N] => &'a [i32],
@@ -122,10 +123,22 @@ lengths! {
 }
 
 impl<A> Places<A> {
+    /// A position for each query, `[batch, queries]`.
+    #[must_use]
+    pub fn query_positions(self, positions: impl AsIndices<Indices = A>) -> Self {
+        Self { queries: Place::Ids(positions.into_indices()), ..self }
+    }
+
+    /// A position for each key, `[batch, keys]`.
+    #[must_use]
+    pub fn key_positions(self, positions: impl AsIndices<Indices = A>) -> Self {
+        Self { keys: Place::Ids(positions.into_indices()), ..self }
+    }
+
     /// The lengths of the sequences in queries, `[batch]`: rows beyond are zero.
     #[must_use]
-    pub fn query_lengths(self, lengths: impl AsLengths<Lengths = A>) -> Self {
-        Self { query_lengths: Some(lengths.into_lengths()), ..self }
+    pub fn query_lengths(self, lengths: impl AsIndices<Indices = A>) -> Self {
+        Self { query_lengths: Some(lengths.into_indices()), ..self }
     }
 
     /// The lengths of the sequences in keys, `[batch]`: keys beyond are masked. A decode batch brings these.
@@ -142,8 +155,8 @@ impl<A> Places<A> {
     /// # Ok::<(), posenc::Error>(())
     /// ```
     #[must_use]
-    pub fn key_lengths(self, lengths: impl AsLengths<Lengths = A>) -> Self {
-        Self { key_lengths: Some(lengths.into_lengths()), ..self }
+    pub fn key_lengths(self, lengths: impl AsIndices<Indices = A>) -> Self {
+        Self { key_lengths: Some(lengths.into_indices()), ..self }
     }
 }
 

@@ -4,7 +4,7 @@ use posenc::bias::{DistanceGrad, KeyOnly, Sides, Slopes};
 use posenc::{Alibi, Bias, BiasPlan, Logits, Places};
 
 use crate::biases::{Context, Numbers, bits, double, golden};
-use crate::support::gpu;
+use crate::support::{Guarded, gpu};
 
 const HEADS: [usize; 6] = [1, 6, 12, 40, 71, 112];
 
@@ -234,6 +234,28 @@ fn what_breaks_the_law_is_refused() {
     // The ends of positions, whose difference has 33 bits.
     let row: Vec<f32> = KeyOnly::Mpt.row(&Alibi::new(1), &[i32::MAX, i32::MIN]).unwrap();
     assert_eq!(row, [(1u64 << 32) as f32 / 256.0, 0.0]);
+}
+
+/// Padding has the position of the first token; the query's own plays no part.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn the_key_only_form_takes_positions_one_by_one() {
+    let gpu = gpu();
+    let alibi = Alibi { sides: Sides::Signed, ..Alibi::new(6) };
+    let positions: Vec<i32> = (0..21).map(|key| (key - 4).max(0)).collect();
+    let want: Vec<f32> = KeyOnly::FlashAttention.row(&alibi, &positions).unwrap();
+    let keys = gpu.stream().clone_htod(&positions).unwrap();
+    let shape = Logits::bhqk(1, 6, 2, 21);
+    let (slopes, row) = (alibi.slopes().unwrap(), KeyOnly::FlashAttention.bias(&alibi, 17).unwrap());
+    for bias in [Bias::Slopes(&slopes), Bias::Toeplitz(&row)] {
+        let mut out = Guarded::<f32>::poisoned(&gpu, shape.elements().unwrap(), 0);
+        let plan = BiasPlan::<f32>::key_only(&gpu, bias).unwrap();
+        plan.write(shape.of_mut(&mut out.view()), Places::counted(7, 0).key_positions(&keys)).unwrap();
+        let got = out.read(&gpu);
+        for (row, got) in got.chunks(21).enumerate() {
+            assert_eq!(got, &want[row / 2 * 21..][..21], "{bias:?}, row {row}");
+        }
+    }
 }
 
 #[test]

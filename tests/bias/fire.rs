@@ -183,7 +183,7 @@ fn positions_beyond_their_limit_read_no_other_memory() {
     let (fire, shape) = (fire(2, 3, 1), Logits::bhqk(1, 2, 3, 5));
     let upload = |positions: &[i32]| gpu.stream().clone_htod(positions).unwrap();
     let (queries, keys) = (upload(&[0, i32::MIN, i32::MAX]), upload(&[i32::MIN, i32::MAX, -1, 0, 7]));
-    let places = Places { queries: Place::Ids(&queries as _), keys: Place::Ids(&keys as _), ..Places::counted(0, 0) };
+    let places = Places::counted(0, 0).query_positions(&queries).key_positions(&keys);
     let mut x = gpu.stream().clone_htod(&[0.0f32; 30]).unwrap();
     BiasPlan::fire(&gpu, &fire, 100).unwrap().write(shape.of_mut(&mut x), places).unwrap();
     assert!(gpu.stream().clone_dtoh(&x).unwrap().iter().all(|x| x.is_finite()));

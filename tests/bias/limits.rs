@@ -7,7 +7,7 @@ use posenc::bias::{
     Bias, Distances, Fire, GateSums, LogCoordinates, Numbers, Sandwich, Swin2Bias, Swin2Plan, TableResize, Term,
 };
 use posenc::bias::{Toeplitz, Window, decomposed_axis};
-use posenc::{BiasPlan, Logits, Place, Places, Result};
+use posenc::{BiasPlan, Logits, Places, Result};
 
 use crate::support::gpu;
 
@@ -193,7 +193,7 @@ fn scratch_memory_that_the_device_lacks_is_an_error() {
     let mut out = gpu.stream().alloc_zeros::<f32>(plan.len()).unwrap();
     let small = Logits::bhqk(1, 128, 2, 2);
     plan.apply(small.of(&grad), Places::counted(0, 0), 1.0, &mut out).unwrap();
-    let places = Places { queries: Place::Ids(&positions as _), ..Places::counted(0, 0) };
+    let places = Places::counted(0, 0).query_positions(&positions);
     let want = "cuMemAllocAsync failed: CUDA_ERROR_OUT_OF_MEMORY: out of memory, for 549753717376 bytes";
     assert_eq!(plan.apply(small.of(&grad), places, 1.0, &mut out).unwrap_err().to_string(), want);
 }

@@ -1,7 +1,7 @@
 //! What a bias or its gradient writes shares no memory with anything else that the call reads or writes.
 
 use posenc::bias::{BiasInputs, DistanceGradPlan, FireGradPlan};
-use posenc::{Alibi, BiasPlan, Logits, Place, Places, T5Bias};
+use posenc::{Alibi, BiasPlan, Logits, Places, T5Bias};
 
 use crate::biases::fire;
 use crate::support::{alias, gpu, raw};
@@ -25,10 +25,10 @@ fn a_bias_refuses_what_shares_memory_with_its_output() {
     let inputs = BiasInputs { gates: Some(&gates), ..Places::bottom_right().into() };
     let error = text(plan.write(SHAPE.of_mut(&mut x), inputs));
     assert_eq!(error, "out is written and shares memory with gates");
-    let places = Places { keys: Place::Ids(&ids as _), ..Places::counted(0, 0) };
+    let places = Places::counted(0, 0).key_positions(&ids);
     let error = text(plan.add(SHAPE.of_mut(&mut x), places));
     assert_eq!(error, "logits is written and shares memory with key positions");
-    let error = text(plan.add(SHAPE.of_mut(&mut x), Places::packed(&ids as _, &ids as _, 2)));
+    let error = text(plan.add(SHAPE.of_mut(&mut x), Places::packed(&ids, &ids, 2)));
     assert_eq!(error, "logits is written and shares memory with the packed queries");
     let (left, _) = plan.slopes_mut().unwrap().unwrap();
     let mut slopes = alias::<f32, f32>(&left, 4, 48);
