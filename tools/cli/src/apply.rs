@@ -3,11 +3,12 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use crate::Outcome;
-use crate::op::{Device, Inputs, Name, Op};
+use crate::judge::{Reference, inputs};
+use crate::op::{Device, Name, Op};
 use crate::shares::Shares;
 use crate::tensors::{Tensors, write};
 
@@ -27,8 +28,8 @@ pub struct Options {
     /// the operation: a JSON file
     #[arg(required_unless_present = "schema")]
     op: Option<PathBuf>,
-    /// tensors that are read: a .safetensors or .npy file
-    #[arg(long = "in", value_name = "FILE", required_unless_present = "schema")]
+    /// tensors that are read: a .safetensors or .npy file; an operation that reads none needs no file
+    #[arg(long = "in", value_name = "FILE")]
     input: Option<String>,
     /// tensors that are written: a .safetensors or .npy file
     #[arg(long, value_name = "FILE", required_unless_present_any = ["schema", "against"])]
@@ -58,47 +59,53 @@ pub fn run(options: Options, out: &mut dyn Write) -> Result<Outcome> {
         }
         None => {}
     }
-    let (Some(path), Some(input)) = (options.op, options.input) else { unreachable!("clap asks for them") };
+    let Some(path) = options.op else { unreachable!("clap asks for it") };
     let op = Op::open(&path)?;
-    let mut file = Tensors::open(&input)?;
-    let inputs = Inputs::read(&mut file)?;
+    let mut file = options.input.as_deref().map(Tensors::open).transpose()?;
+    let inputs = inputs(&mut file)?;
     let device = Device::parse(&options.device)?;
     let compares = options.check || options.against.is_some();
-    let of = || format!("{} on {input}", path.display());
-    let mut results = op.apply(&inputs, &device, compares).with_context(of)?;
+    let of = || format!("{} on {}", path.display(), options.input.as_deref().unwrap_or("no input"));
+    let results = op.apply(&inputs, &device, compares).with_context(of)?;
     if let Some(to) = &options.out {
         let named: Vec<_> = results.iter().map(|result| (result.name.as_str(), &result.tensor)).collect();
-        // A file of one tensor takes the result that the operation is for.
+        // A file of one tensor takes the result that the operation is for: one of more axes than what comes beside it.
         let is_npy = to.extension().is_some_and(|ending| ending == "npy");
-        write(to, if is_npy { &named[..1] } else { &named }, &[&file])?;
+        let axes = |at: usize| named.get(at).map_or(0, |(_, tensor)| tensor.shape.len());
+        write(to, if is_npy && axes(0) > axes(1) { &named[..1] } else { &named }, &file.iter().collect::<Vec<_>>())?;
     }
-    match &options.against {
-        Some(other) => {
-            let theirs = Inputs::read(&mut Tensors::open(other)?)?;
-            for result in &mut results {
-                let tensor = theirs.main(&result.name).with_context(|| other.clone())?;
-                let (shape, wanted) = (&tensor.shape, &result.tensor.shape);
-                ensure!(shape == wanted, "{other}: {} is {shape:?}, the operation gives {wanted:?}", result.name);
-                // Rounding is part of the bound, so that the types must be the same.
-                let (dtype, wanted) = (tensor.dtype.name(), result.tensor.dtype.name());
-                ensure!(dtype == wanted, "{other}: {} is {dtype}, the operation gives {wanted}", result.name);
-                result.tensor = tensor.clone();
-            }
-            writeln!(out, "{other}, compared with the reference")?;
+    let mut lines = Vec::new();
+    if let Some(other) = &options.against {
+        let mut theirs = Tensors::open(other)?;
+        let reference = Reference::of(results);
+        let names: Vec<String> = theirs.names().into_iter().map(String::from).collect();
+        for name in &names {
+            let tensor = theirs.read(name)?;
+            let (name, expected) = reference.expected(other, &[name], &tensor, names.len() == 1)?;
+            lines.push((
+                format!("{name} {:?} {}", tensor.shape, tensor.dtype.name()),
+                Some(Shares::new(&tensor, expected)),
+            ));
         }
-        None => writeln!(out, "on {}", device.name()?)?,
+        writeln!(out, "{other}, compared with the reference")?;
+    } else {
+        for result in &results {
+            let shares = result.expected.as_ref().map(|expected| Shares::new(&result.tensor, expected));
+            lines.push((format!("{} {:?} {}", result.name, result.tensor.shape, result.tensor.dtype.name()), shares));
+        }
+        writeln!(out, "on {}", device.name()?)?;
     }
     let mut outcome = Outcome::Same;
-    for result in &results {
-        write!(out, "{} {:?} {}", result.name, result.tensor.shape, result.tensor.dtype.name())?;
-        if let Some(expected) = &result.expected {
-            let shares = Shares::new(&result.tensor, expected);
-            write!(out, ": {shares}")?;
-            if shares.outside > 0 {
-                outcome = Outcome::Differs;
+    for (name, shares) in lines {
+        match shares {
+            Some(shares) => {
+                writeln!(out, "{name}: {shares}")?;
+                if shares.outside > 0 {
+                    outcome = Outcome::Differs;
+                }
             }
+            None => writeln!(out, "{name}")?,
         }
-        writeln!(out)?;
     }
     Ok(outcome)
 }

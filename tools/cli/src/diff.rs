@@ -5,9 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use clap::Args;
+use posenc::accuracy::Expected;
 use serde::Serialize;
 
 use crate::Outcome;
+use crate::judge::Reference;
+use crate::shares::{Shares, share};
 use crate::tensors::{self, Tensor, Tensors};
 use crate::ulp::{coarser, ulp};
 
@@ -17,10 +20,14 @@ use crate::ulp::{coarser, ulp};
 /// name are compared. An element is outside if |a - b| > atol + rtol |b| + ulps ulp(b); without these options if it differs at
 /// all. NaN equals NaN alone, an infinity itself alone; both are counted. The exit status is 1 if any element is outside.
 ///
+/// With --bound the tolerance is that of the operation which made both: its reference is computed from the inputs of --in, and an
+/// element is outside if A or B is farther from the reference than the operation's documentation allows.
+///
 /// Examples:
 ///   posenc diff ours.safetensors theirs.safetensors
 ///   posenc diff a.npy b.npy --rtol 1e-3 --atol 1e-5
 ///   posenc diff run.safetensors:q_out golden.safetensors:q --ulps 1 --json
+///   posenc diff ours.safetensors theirs.safetensors --bound rope.json --in qk.safetensors
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Options {
@@ -37,6 +44,12 @@ pub struct Options {
     /// units in the last place of b that are allowed, in the coarser type of the two
     #[arg(long, default_value_t = 0.0, value_parser = not_negative)]
     ulps: f64,
+    /// the operation that made both, a JSON file as `posenc apply` reads it: the error that it allows is the tolerance
+    #[arg(long, value_name = "OP", conflicts_with_all = ["atol", "rtol", "ulps"])]
+    bound: Option<PathBuf>,
+    /// what that operation read: a .safetensors or .npy file; an operation that reads none needs no file
+    #[arg(long = "in", value_name = "FILE", requires = "bound")]
+    input: Option<String>,
     /// write a - b as f64 to this file, .safetensors or .npy
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -76,6 +89,8 @@ struct Comparison {
     outside: usize,
     nan: [usize; 2],
     infinite: [usize; 2],
+    /// of each, how much of the operation's bound its elements use, where there is one
+    bound: Option<[Shares; 2]>,
     /// farthest apart; none if there are no two finite numbers that differ
     farthest: Option<Element>,
     /// most ulps apart
@@ -86,11 +101,21 @@ struct Comparison {
 
 pub fn run(options: Options, out: &mut dyn Write) -> Result<Outcome> {
     let (mut a, mut b) = (Tensors::open(&options.a)?, Tensors::open(&options.b)?);
+    let reference = options.bound.as_ref().map(|op| Reference::open(op, options.input.as_deref())).transpose()?;
     let (mut comparisons, mut differences) = (Vec::new(), Vec::new());
-    for (left, right) in pairs(&options, &a, &b)? {
+    let pairs = pairs(&options, &a, &b)?;
+    let alone = pairs.len() == 1;
+    for (left, right) in pairs {
         let name = if left == right { left.clone() } else { format!("{left} and {right}") };
         let (x, y) = (a.read(&left)?, b.read(&right)?);
-        comparisons.push(compare(name, &x, &y, &options)?);
+        let mut comparison = compare(name, &x, &y, &options)?;
+        if let Some(reference) = &reference {
+            let names = [left.as_str(), right.as_str()];
+            let (_, expected) = reference.expected(&options.a, &names, &x, alone)?;
+            reference.expected(&options.b, &names, &y, alone)?;
+            comparison.judge(&x, &y, expected);
+        }
+        comparisons.push(comparison);
         if options.out.is_some() {
             let difference: Vec<f64> = x.to_f64().iter().zip(y.to_f64()).map(|(x, y)| x - y).collect();
             differences.push((left, Tensor::new(&x.shape, &difference)));
@@ -150,6 +175,7 @@ fn compare(name: String, a: &Tensor, b: &Tensor, options: &Options) -> Result<Co
         farthest: None,
         most_ulps: None,
         first_not_finite: None,
+        bound: None,
     };
     let element = |at: usize, a: f64, b: f64| {
         let distance = (a - b).abs();
@@ -182,6 +208,18 @@ fn compare(name: String, a: &Tensor, b: &Tensor, options: &Options) -> Result<Co
     Ok(Comparison { farthest, most_ulps, first_not_finite, ..result })
 }
 
+impl Comparison {
+    /// Takes the operation's bound for the tolerance: outside is an element that either of them has outside.
+    fn judge(&mut self, a: &Tensor, b: &Tensor, expected: &Expected) {
+        self.bound = Some([Shares::new(a, expected), Shares::new(b, expected)]);
+        let both = a.to_f64().into_iter().zip(b.to_f64()).zip(expected.want.iter().zip(&expected.bound));
+        let is_outside = |((a, b), (want, bound)): &((f64, f64), (&f64, &f64))| {
+            share(*a, **want, **bound) > 1.0 || share(*b, **want, **bound) > 1.0
+        };
+        self.outside = both.filter(is_outside).count();
+    }
+}
+
 /// The index on each axis.
 fn index(mut at: usize, shape: &[usize]) -> Vec<usize> {
     let mut index = vec![0; shape.len()];
@@ -194,12 +232,13 @@ fn index(mut at: usize, shape: &[usize]) -> Vec<usize> {
 
 fn print(it: &Comparison, out: &mut dyn Write) -> Result<()> {
     let types = if it.types[0] == it.types[1] { it.types[0].to_string() } else { it.types.join(" and ") };
-    let share = |n: usize| format!("{n} ({:.3} %)", 100.0 * n as f64 / it.elements.max(1) as f64);
+    let share_of = |n: usize| format!("{n} ({:.3} %)", 100.0 * n as f64 / it.elements.max(1) as f64);
     write!(out, "{} {:?} {types}: {} elements, ", it.name, it.shape, it.elements)?;
     match (it.different, it.outside) {
-        (0, _) => writeln!(out, "equal")?,
-        (different, 0) => writeln!(out, "{} differ, none outside", share(different))?,
-        (different, outside) => writeln!(out, "{} differ, {} outside", share(different), share(outside))?,
+        (0, 0) => writeln!(out, "equal")?,
+        (0, outside) => writeln!(out, "equal, {} outside", share_of(outside))?,
+        (different, 0) => writeln!(out, "{} differ, none outside", share_of(different))?,
+        (different, outside) => writeln!(out, "{} differ, {} outside", share_of(different), share_of(outside))?,
     }
     let shown = |element: &Element| {
         format!(
@@ -218,6 +257,10 @@ fn print(it: &Comparison, out: &mut dyn Write) -> Result<()> {
             writeln!(out, "  most ulps      {}", shown(other))?;
         }
         _ => {}
+    }
+    if let Some([a, b]) = &it.bound {
+        writeln!(out, "  the first      {a}")?;
+        writeln!(out, "  the second     {b}")?;
     }
     for (what, [a, b]) in [("NaN", it.nan), ("infinite", it.infinite)] {
         if a + b > 0 {

@@ -6,6 +6,7 @@ mod check;
 mod diff;
 mod explain;
 mod inspect;
+mod judge;
 mod law;
 mod op;
 mod plan;

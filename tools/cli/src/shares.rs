@@ -3,11 +3,12 @@
 use std::fmt;
 
 use posenc::accuracy::Expected;
+use serde::Serialize;
 
 use crate::tensors::Tensor;
 
 /// Shares of the error allowed, over the elements of a tensor.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Shares {
     pub elements: usize,
     /// elements outside their bound
@@ -22,21 +23,25 @@ impl Shares {
     pub fn new(got: &Tensor, expected: &Expected) -> Self {
         let mut shares = Self { elements: got.len(), outside: 0, worst: 0.0, index: 0 };
         for (index, ((got, want), bound)) in got.to_f64().iter().zip(&expected.want).zip(&expected.bound).enumerate() {
-            let same = got == want || (got.is_nan() && want.is_nan());
-            let error = (got - want).abs();
-            let share = if same {
-                0.0
-            } else if error.is_finite() {
-                error / bound
-            } else {
-                f64::INFINITY
-            };
+            let share = share(*got, *want, *bound);
             shares.outside += usize::from(share > 1.0);
             if share > shares.worst {
                 (shares.worst, shares.index) = (share, index);
             }
         }
         shares
+    }
+}
+
+/// The share of its bound that an element uses; above 1 it is outside.
+pub fn share(got: f64, want: f64, bound: f64) -> f64 {
+    let error = (got - want).abs();
+    if got == want || (got.is_nan() && want.is_nan()) {
+        0.0
+    } else if error.is_finite() {
+        error / bound
+    } else {
+        f64::INFINITY
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-use support::{npy, posenc};
+use support::{example, npy, posenc, write_op};
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
@@ -33,17 +33,6 @@ fn read(folder: &Path, name: &str) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
         (name, (view.shape().to_vec(), data))
     });
     all.collect()
-}
-
-/// The first example of an operation's schema, as JSON.
-fn example(folder: &Path, op: &str) -> serde_json::Value {
-    let text = posenc(folder, &["apply", "--schema", op]).ends(0);
-    let json = &text[text.find("\n{").expect("an example")..];
-    serde_json::Deserializer::from_str(json).into_iter().next().expect("an example").expect("JSON")
-}
-
-fn write_op(folder: &Path, name: &str, op: &serde_json::Value) {
-    fs::write(folder.join(name), op.to_string()).expect("a file");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::{npy, posenc};
+use support::{example, npy, posenc, write_op};
 
 #[test]
 fn equal_tensors_end_with_0_and_different_ones_with_1_and_the_worst_element() {
@@ -72,4 +72,57 @@ fn bad_input_is_an_error_with_its_file_and_numbers() {
     std::fs::write(&path, &whole[..whole.len() - 3]).expect("cut");
     let text = fails(&["a.npy", "b.npy"]);
     assert_eq!(text, "error: a.npy: elements need 8 bytes by the header, the file has 5: it is damaged or cut off\n");
+}
+
+/// The tolerance is the operation's own: two engines that are both right may differ, and each is judged by the reference.
+#[test]
+fn the_bound_of_an_operation_is_a_tolerance() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let of = |arguments: &[&str]| posenc(folder.path(), arguments);
+    let mut op = example(folder.path(), "rope");
+    op["start"] = 1_000_000.into();
+    write_op(folder.path(), "rope.json", &op);
+    op["spec"]["angles"] = "HfCompat".into();
+    write_op(folder.path(), "usual.json", &op);
+    let x: Vec<f32> = (0..3 * 64).map(|i| (i as f32).cos()).collect();
+    npy(folder.path(), "x.npy", &[3, 1, 64], &x);
+    for name in ["rope", "usual"] {
+        let (op, out) = (format!("{name}.json"), format!("{name}.npy"));
+        of(&["apply", &op, "--in", "x.npy", "--out", &out, "--device", "cpu"]).ends(0);
+    }
+    let diff = |a: &str, b: &str| of(&["diff", a, b, "--bound", "rope.json", "--in", "x.npy"]);
+    let text = diff("rope.npy", "rope.npy").ends(0);
+    assert!(text.starts_with("rope [3, 1, 64] f32: 192 elements, equal\n"), "{text}");
+    assert_eq!(text.matches("192 elements within the bound").count(), 2, "{text}");
+    // Whichever of them is wrong, the same elements are outside, and `apply --against` counts as many.
+    let [ours, theirs] = [diff("rope.npy", "usual.npy").ends(1), diff("usual.npy", "rope.npy").ends(1)];
+    let outside = |text: &str| text.lines().next().and_then(|line| line.rsplit(", ").next().map(String::from));
+    assert_eq!(outside(&ours), outside(&theirs));
+    let against = of(&["apply", "rope.json", "--in", "x.npy", "--against", "usual.npy"]).ends(1);
+    let count = |text: &str| {
+        text.split(" of 192 elements OUTSIDE").next().and_then(|it| it.rsplit(' ').next().map(String::from))
+    };
+    assert_eq!(count(&against), count(&ours));
+    assert!(
+        outside(&ours).is_some_and(|it| it.starts_with(&format!("{} (", count(&ours).expect("a count")))),
+        "{ours}"
+    );
+    // The same wrong numbers twice are equal and outside.
+    let text = diff("usual.npy", "usual.npy").ends(1);
+    assert!(text.contains("192 elements, equal, "), "{text}");
+
+    let json = of(&["diff", "rope.npy", "usual.npy", "--bound", "rope.json", "--in", "x.npy", "--json"]).ends(1);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json[0]["bound"][0]["outside"], 0);
+    assert_eq!(json[0]["bound"][1]["outside"], json[0]["outside"]);
+    // Bounds depend on what the operation read.
+    let error = of(&["diff", "rope.npy", "usual.npy", "--bound", "rope.json"]).fails();
+    assert_eq!(error, "error: rope.json on no input: the input has no tensor to rotate, only none\n");
+    let error = of(&["diff", "rope.npy", "usual.npy", "--bound", "rope.json", "--in", "x.npy", "--atol", "1"]).fails();
+    assert!(error.contains("cannot be used with"), "{error}");
+    // A grid that is written reads nothing.
+    write_op(folder.path(), "grid.json", &example(folder.path(), "grid"));
+    of(&["apply", "grid.json", "--out", "grid.npy", "--device", "cpu"]).ends(0);
+    let text = of(&["diff", "grid.npy", "grid.npy", "--bound", "grid.json"]).ends(0);
+    assert_eq!(text.matches("elements within the bound").count(), 2, "{text}");
 }

@@ -48,3 +48,15 @@ pub fn npy(folder: &Path, name: &str, shape: &[usize], data: &[f32]) -> PathBuf 
     std::fs::write(&path, bytes).expect("a file");
     path
 }
+
+/// The first example of an operation's schema, as JSON.
+pub fn example(folder: &Path, op: &str) -> serde_json::Value {
+    let text = posenc(folder, &["apply", "--schema", op]).ends(0);
+    let json = &text[text.find("\n{").expect("an example")..];
+    serde_json::Deserializer::from_str(json).into_iter().next().expect("an example").expect("JSON")
+}
+
+/// Writes an operation as JSON.
+pub fn write_op(folder: &Path, name: &str, op: &serde_json::Value) {
+    std::fs::write(folder.join(name), op.to_string()).expect("a file");
+}
