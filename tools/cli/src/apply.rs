@@ -53,7 +53,7 @@ pub fn run(options: Options, out: &mut dyn Write) -> Result<Outcome> {
         Some(Some(name)) => return schema(name, out),
         Some(None) => {
             for name in Name::value_variants() {
-                writeln!(out, "{:16} {}", name.name(), name.form().about)?;
+                writeln!(out, "{:20} {}", name.name(), name.form().about)?;
             }
             return Ok(Outcome::Same);
         }

@@ -58,7 +58,7 @@ pub fn run(options: Options, out: &mut dyn Write) -> Result<Outcome> {
     let mut progress = Progress::new((names.len() * types.len()) as u64, "operations");
     writeln!(
         out,
-        "{:16} {:5} {:>6} {:>10} {:>22}  result",
+        "{:20} {:5} {:>6} {:>10} {:>22}  result",
         "operation", "type", "calls", "elements", "most of the bound used"
     )?;
     let mut wrong = 0;
@@ -75,7 +75,7 @@ pub fn run(options: Options, out: &mut dyn Write) -> Result<Outcome> {
             wrong += usize::from(result != "ok");
             let Tally { calls, elements, worst, .. } = tally;
             let used = format!("{:.1} %", 100.0 * worst);
-            writeln!(out, "{:16} {:5} {calls:6} {elements:10} {used:>22}  {result}", name.name(), dtype.name())?;
+            writeln!(out, "{:20} {:5} {calls:6} {elements:10} {used:>22}  {result}", name.name(), dtype.name())?;
         }
     }
     match wrong {

@@ -73,6 +73,19 @@ impl Law {
         })
     }
 
+    /// A network of FIRE for examples: two hidden units, two heads.
+    pub fn example_fire() -> Self {
+        Self::Fire(Fire {
+            c: 0.1,
+            threshold: 16.0,
+            in_weight: vec![1.0, 1.0],
+            in_bias: vec![0.0, -0.5],
+            out_weight: vec![-2.0, -4.0, -6.0, 4.0],
+            out_bias: vec![0.5, -0.25],
+            ..Fire::new()
+        })
+    }
+
     fn check(&self) -> Result<()> {
         match self {
             Self::Alibi(alibi) => alibi.check()?,

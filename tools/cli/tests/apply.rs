@@ -201,7 +201,7 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
         ("merge.json", "x.npy", "merge.json on x.npy: the input has no tensor \"a\", only x"),
         ("unknown.json", "x.npy", "unknown.json: unknown field `stat`"),
         ("broken.json", "x.npy", "broken.json: EOF while parsing"),
-        ("other.json", "x.npy", "other.json: unknown variant `ropes`, expected one of `rope`, `xpos`"),
+        ("other.json", "x.npy", "other.json: unknown variant `ropes`, expected one of `rope`, `rope-grad`"),
     ] {
         let got = posenc(folder.path(), &["apply", op, "--in", input, "--out", "y.npy", "--device", "cpu"]).fails();
         assert!(got.starts_with(&format!("error: {error}")), "{got}");

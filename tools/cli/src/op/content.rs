@@ -1,15 +1,17 @@
 //! Biases that read tables and content: sums of terms, products of states and a table, the value side, prefix sums of gates.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use posenc::accuracy::{Expected, rounded};
 use posenc::attend::{RelativeValues, RelativeValuesPlan};
 use posenc::bias::{
     BiasInputs, DeviceTermInputs, Distances, GateSums, GateSumsPlan, Index, Indices, Numbers, ProductInputs,
     RelativeProducts, RelativeProductsPlan, ShiftedWindows, Term, TermInputs, Terms, Window,
 };
-use posenc::{Bias, BiasPlan, Heads, Logits, Scalar};
+use posenc::cudarc::driver::CudaSlice;
+use posenc::{Bias, BiasPlan, Gpu, Heads, Logits, Scalar};
 use serde::{Deserialize, Serialize};
 
+use super::gradients::numbers_of;
 use super::logits::{LOGITS, places};
 use super::{Device, Float, Form, Inputs, Op, Operation, Out, by_type, elements, sizes};
 use crate::tensors::Dtype;
@@ -40,33 +42,131 @@ pub fn terms_form() -> Form {
             ),
             ("term0_keys, ...", "f32, of endpoints: the keys' ends, of the same form"),
             ("term0_indices, ...", "i32, of given indices: [batch or 1, rows, columns]"),
+            (
+                "term0_query_at, term0_key_at, ...",
+                "i32, [batch, queries] and [batch, keys]: coordinates in place of positions; optional",
+            ),
         ],
         writes: &[("out", "as the logits")],
         examples: vec![
             Op::Terms(TermsOp { terms: swin, at }),
             Op::Terms(TermsOp { terms: vec![Term::queries(Distances::shaw(8, 4))], at: None }),
+            Op::Terms(TermsOp { terms: vec![Term::whole(), Term::endpoints()], at: None }),
+            Op::Terms(TermsOp {
+                terms: vec![Term::table(Index::Given { rows: 200, columns: 200, entries: 9 })],
+                at: None,
+            }),
         ],
     }
 }
 
-/// A term's numbers on the host.
+/// A term's numbers on the host, and on a device.
 type Array = (Vec<f32>, Numbers);
+type DeviceArray = (CudaSlice<f32>, Numbers);
 
 /// Everything that a term of a call reads.
-struct Read {
+pub struct Read {
     numbers: Option<Array>,
     keys: Option<Array>,
     indices: Option<Vec<i32>>,
+    at: [Option<Vec<i32>>; 2],
+}
+
+/// The same on a device.
+pub struct DeviceRead {
+    numbers: Option<DeviceArray>,
+    keys: Option<DeviceArray>,
+    indices: Option<CudaSlice<i32>>,
+    at: [Option<CudaSlice<i32>>; 2],
 }
 
 fn array(inputs: &Inputs, name: &str) -> Result<Option<Array>> {
     let Some(tensor) = inputs.get(name) else { return Ok(None) };
-    let numbers = match tensor.shape[..] {
-        [entries, heads] => Numbers::table(entries, heads),
-        [batch, heads, rows, entries] => Numbers::rows(batch, heads, rows, entries),
-        _ => bail!("{name} is {:?}, it must be [entries, heads] or [batch, heads, rows, entries]", tensor.shape),
-    };
-    Ok(Some((elements::<f32>(name, tensor)?, numbers)))
+    Ok(Some((elements::<f32>(name, tensor)?, numbers_of(name, &tensor.shape)?)))
+}
+
+impl Read {
+    /// What each of so many terms reads: tensors named after its place.
+    pub fn all(inputs: &Inputs, count: usize) -> Result<Vec<Self>> {
+        let read = |term: usize| {
+            let name = |what: &str| format!("term{term}{what}");
+            Ok(Self {
+                numbers: array(inputs, &name(""))?,
+                keys: array(inputs, &name("_keys"))?,
+                indices: inputs.i32s(&name("_indices"))?,
+                at: [inputs.i32s(&name("_query_at"))?, inputs.i32s(&name("_key_at"))?],
+            })
+        };
+        (0..count).map(read).collect()
+    }
+
+    pub fn host(&self) -> TermInputs<'_> {
+        TermInputs {
+            numbers: self.numbers.as_ref().map(|(values, numbers)| (&values[..], *numbers)),
+            key_numbers: self.keys.as_ref().map(|(values, numbers)| (&values[..], *numbers)),
+            indices: self.indices.as_deref().map(Indices::I32),
+            query_at: self.at[0].as_deref(),
+            key_at: self.at[1].as_deref(),
+        }
+    }
+
+    pub fn upload(&self, gpu: &Gpu) -> Result<DeviceRead> {
+        let stream = gpu.stream();
+        let array = |array: &Option<Array>| -> Result<Option<DeviceArray>> {
+            let Some((values, numbers)) = array else { return Ok(None) };
+            Ok(Some((stream.clone_htod(values)?, *numbers)))
+        };
+        let list = |list: &Option<Vec<i32>>| list.as_ref().map(|list| stream.clone_htod(list)).transpose();
+        Ok(DeviceRead {
+            numbers: array(&self.numbers)?,
+            keys: array(&self.keys)?,
+            indices: list(&self.indices)?,
+            at: [list(&self.at[0])?, list(&self.at[1])?],
+        })
+    }
+}
+
+impl DeviceRead {
+    pub fn inputs(&self) -> DeviceTermInputs<'_> {
+        DeviceTermInputs {
+            numbers: self.numbers.as_ref().map(|(buffer, numbers)| numbers.of(buffer).into()),
+            key_numbers: self.keys.as_ref().map(|(buffer, numbers)| numbers.of(buffer).into()),
+            indices: self.indices.as_ref().map(|indices| Indices::I32(indices as _)),
+            query_at: self.at[0].as_ref().map(|at| at as _),
+            key_at: self.at[1].as_ref().map(|at| at as _),
+        }
+    }
+}
+
+/// Generated numbers of the terms of a call.
+pub fn with_terms(
+    inputs: Inputs,
+    terms: &[Term],
+    [batch, heads, queries, keys]: [usize; 4],
+    values: &mut dyn FnMut(usize) -> Vec<f64>,
+) -> Inputs {
+    terms.iter().enumerate().fold(inputs, |inputs, (index, term)| {
+        let mut add = |inputs: Inputs, name: String, shape: Vec<usize>| {
+            let numbers = values(shape.iter().product());
+            inputs.with_values(&name, Dtype::F32, &shape, &numbers)
+        };
+        let name = format!("term{index}");
+        match &term.index {
+            Index::Window(window) => add(inputs, name, vec![window.entries(), heads]),
+            Index::Distance(distances) => add(inputs, name, vec![batch, heads, queries, distances.entries]),
+            Index::Whole => add(inputs, name, vec![1, heads, queries, keys]),
+            Index::Endpoints => {
+                let inputs = add(inputs, name.clone(), vec![batch, heads, queries, 1]);
+                add(inputs, format!("{name}_keys"), vec![batch, heads, keys, 1])
+            }
+            Index::Given { rows, columns, entries } => {
+                let list: Vec<f64> = (0..rows * columns).map(|at| (at % entries) as f64).collect();
+                let inputs = add(inputs, name.clone(), vec![*entries, heads]);
+                inputs.with_values(&format!("{name}_indices"), Dtype::I32, &[1, *rows, *columns], &list)
+            }
+            _ => inputs,
+        }
+    })
 }
 
 impl Operation for TermsOp {
@@ -83,17 +183,8 @@ impl Operation for TermsOp {
         let tokens = window.unwrap_or(5 * scale.min(40));
         let batch = if window.is_some() { 4 * scale.min(8) } else { 2 };
         let shape = [batch, 3, tokens, tokens];
-        let mut inputs = Inputs::default().with_values("logits", dtype, &shape, &values(shape.iter().product()));
-        for (index, term) in self.terms.iter().enumerate() {
-            let shape = match &term.index {
-                Index::Window(window) => vec![window.entries(), 3],
-                Index::Distance(distances) => vec![batch, 3, tokens, distances.entries],
-                _ => continue,
-            };
-            let numbers = values(shape.iter().product());
-            inputs = inputs.with_values(&format!("term{index}"), Dtype::F32, &shape, &numbers);
-        }
-        inputs
+        let inputs = Inputs::default().with_values("logits", dtype, &shape, &values(shape.iter().product()));
+        with_terms(inputs, &self.terms, shape, values)
     }
 }
 
@@ -102,26 +193,8 @@ impl TermsOp {
         let tensor = inputs.need("logits")?;
         let [batch, heads, queries, keys] = sizes("logits", tensor, "[batch, heads, queries, keys]")?;
         let shape = Logits::bhqk(batch, heads, queries, keys);
-        let read = (0..self.terms.len()).map(|index| {
-            let indices = inputs.get(&format!("term{index}_indices")).map(|tensor| {
-                tensor
-                    .elements::<i32>()
-                    .ok_or_else(|| anyhow::anyhow!("term{index}_indices is {}, it must be i32", tensor.dtype.name()))
-            });
-            let (numbers, keys) =
-                (array(inputs, &format!("term{index}"))?, array(inputs, &format!("term{index}_keys"))?);
-            Ok(Read { numbers, keys, indices: indices.transpose()? })
-        });
-        let read = read.collect::<Result<Vec<_>>>()?;
-        let host: Vec<TermInputs<'_>> = read
-            .iter()
-            .map(|read| TermInputs {
-                numbers: read.numbers.as_ref().map(|(values, numbers)| (&values[..], *numbers)),
-                key_numbers: read.keys.as_ref().map(|(values, numbers)| (&values[..], *numbers)),
-                indices: read.indices.as_deref().map(Indices::I32),
-                ..TermInputs::default()
-            })
-            .collect();
+        let read = Read::all(inputs, self.terms.len())?;
+        let host: Vec<_> = read.iter().map(Read::host).collect();
         let bias = Bias::Terms(Terms { terms: &self.terms, inputs: &host });
         let mut x = elements::<T>("logits", tensor)?;
         let expected = if expected { Some(added::<T>(&x, bias.expect(&shape, &places(self.at))?)) } else { None };
@@ -129,26 +202,8 @@ impl TermsOp {
             Device::Cpu => bias.add(&mut x, &shape, &places(self.at))?,
             Device::Gpu(gpu) => {
                 let stream = gpu.stream();
-                let up = |array: &Option<Array>| {
-                    array
-                        .as_ref()
-                        .map(|(values, numbers)| Ok::<_, anyhow::Error>((stream.clone_htod(values)?, *numbers)))
-                        .transpose()
-                };
-                let buffers = read.iter().map(|read| {
-                    let indices = read.indices.as_ref().map(|indices| stream.clone_htod(indices)).transpose()?;
-                    Ok::<_, anyhow::Error>((up(&read.numbers)?, up(&read.keys)?, indices))
-                });
-                let buffers = buffers.collect::<Result<Vec<_>>>()?;
-                let terms: Vec<DeviceTermInputs<'_>> = buffers
-                    .iter()
-                    .map(|(numbers, keys, indices)| DeviceTermInputs {
-                        numbers: numbers.as_ref().map(|(buffer, numbers)| numbers.of(buffer).into()),
-                        key_numbers: keys.as_ref().map(|(buffer, numbers)| numbers.of(buffer).into()),
-                        indices: indices.as_ref().map(|indices| Indices::I32(indices as _)),
-                        ..DeviceTermInputs::default()
-                    })
-                    .collect();
+                let buffers = read.iter().map(|read| read.upload(gpu)).collect::<Result<Vec<_>>>()?;
+                let terms: Vec<_> = buffers.iter().map(DeviceRead::inputs).collect();
                 let plan = BiasPlan::<T>::new(gpu, &self.terms[..])?;
                 let mut y = stream.clone_htod(&x)?;
                 plan.add(shape.of_mut(&mut y), BiasInputs { terms: &terms, ..places(self.at).into() })?;

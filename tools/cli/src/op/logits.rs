@@ -3,14 +3,18 @@
 use anyhow::{Context, Result, ensure};
 use posenc::accuracy::{Expected, rounded};
 use posenc::attend::{
-    DeviceInputs, GradOptions, HostInputs, HostState, Inputs as SoftmaxInputs, MergePlan, Order, State, merge_expect,
-    merge_states,
+    DeviceBias, DeviceInputs, GradOptions, HostInputs, HostState, Inputs as SoftmaxInputs, MergePlan, Order, State,
+    merge_expect, merge_states,
 };
-use posenc::bias::{DeviceSwin2Weights, HostSwin2Weights, Numbers, Swin2Bias, Swin2Plan};
-use posenc::{Alibi, Bias, BiasPlan, Heads, Logits, Places, Softmax, SoftmaxPlan};
+use posenc::bias::{
+    DeviceSwin2Weights, DeviceTermInputs, Distances, HostSwin2Weights, Numbers, Swin2Bias, Swin2Plan, Term, TermInputs,
+    Terms,
+};
+use posenc::cudarc::driver::CudaSlice;
+use posenc::{Alibi, Bias, BiasPlan, Heads, Logits, Places, Scalar, Softmax, SoftmaxPlan};
 use serde::{Deserialize, Serialize};
 
-use super::content::added;
+use super::content::{DeviceRead, Read, added, with_terms};
 use super::{Device, Float, Form, Inputs, Op, Operation, Out, by_type, elements, sizes};
 use crate::law::{Law, Made};
 use crate::tensors::Dtype;
@@ -47,7 +51,7 @@ pub fn places<A>(at: Option<[i64; 2]>) -> Places<A> {
 }
 
 /// The largest distance of a call.
-fn reach(shape: &Logits, at: Option<[i64; 2]>) -> Result<i64> {
+pub fn reach(shape: &Logits, at: Option<[i64; 2]>) -> Result<i64> {
     let [query, key] = at.unwrap_or([0, 0]);
     let ends = [query, query.saturating_add(shape.queries as i64), key, key.saturating_add(shape.keys as i64)];
     let most = ends.iter().map(|end| end.unsigned_abs()).fold(0, u64::saturating_add);
@@ -108,6 +112,9 @@ pub struct SoftmaxOp {
     pub spec: Softmax,
     #[serde(default)]
     pub bias: Option<Law>,
+    /// a sum of terms in place of a bias by distance
+    #[serde(default)]
+    pub terms: Vec<Term>,
     /// positions of the first query and the first key; absent: the last query sits at the last key
     #[serde(default)]
     pub at: Option<[i64; 2]>,
@@ -115,21 +122,29 @@ pub struct SoftmaxOp {
 
 pub fn softmax_form() -> Form {
     let spec = Softmax::causal(0.125);
+    let shaw = vec![Term::queries(Distances::shaw(8, 4))];
     let capped = Softmax { softcap: Some(50.0), left: Some(16), order: Order::SoftcapThenBias, ..spec };
     Form {
-        about: "the softmax of logits, with a bias by distance, a window, a softcap, an additive mask and sinks",
+        about: "the softmax of logits, with a bias by distance or of terms, a window, a softcap, a mask, sinks, gates and scales",
         reads: &[
             LOGITS,
             ("mask", "of the logits' type, [batch or 1, heads or 1, queries or 1, keys], added last; optional"),
             ("sinks", "f32, [heads]; optional"),
+            ("gates", "f32, [batch, heads, queries]: multiply the bias; optional"),
+            (
+                "scales",
+                "f32, [heads]: multiply the spec's scale, where the bias is of terms or there is none; optional",
+            ),
+            ("term0, ...", "what terms read, as in the operation terms"),
         ],
         writes: &[
             ("p", "[batch, heads, queries, keys]"),
             ("lse", "f32, [batch, heads, queries]: natural logarithms of the sums"),
         ],
         examples: vec![
-            Op::Softmax(SoftmaxOp { spec, bias: Some(Law::Alibi(Alibi::new(4))), at: None }),
-            Op::Softmax(SoftmaxOp { spec: capped, bias: None, at: None }),
+            Op::Softmax(SoftmaxOp { spec, bias: Some(Law::Alibi(Alibi::new(4))), terms: vec![], at: None }),
+            Op::Softmax(SoftmaxOp { spec: capped, bias: None, terms: vec![], at: None }),
+            Op::Softmax(SoftmaxOp { spec: Softmax::new(1.0), bias: None, terms: shaw, at: None }),
         ],
     }
 }
@@ -138,27 +153,62 @@ pub fn softmax_form() -> Form {
 struct Attended<T> {
     shape: Logits,
     made: Option<Made>,
+    terms: Vec<Term>,
+    read: Vec<Read>,
     mask: Option<(Vec<T>, Logits)>,
     sinks: Option<Vec<f32>>,
+    gates: Option<Vec<f32>>,
+    scales: Option<Vec<f32>>,
+    at: Option<[i64; 2]>,
+}
+
+/// The same on a device.
+struct DeviceAttended<T> {
+    terms: Vec<DeviceRead>,
+    mask: Option<(CudaSlice<T>, Logits)>,
+    /// sinks, gates and scales
+    rows: [Option<CudaSlice<f32>>; 3],
     at: Option<[i64; 2]>,
 }
 
 impl<T: Float> Attended<T> {
-    fn new(inputs: &Inputs, shape: Logits, law: Option<&Law>, at: Option<[i64; 2]>) -> Result<Self> {
-        let made = law.map(|law| law.made(reach(&shape, at)?)).transpose()?;
+    fn new(inputs: &Inputs, shape: Logits, op: &SoftmaxOp) -> Result<Self> {
+        ensure!(op.bias.is_none() || op.terms.is_empty(), "a softmax has a bias by distance or one of terms, not both");
+        let made = op.bias.as_ref().map(|law| law.made(reach(&shape, op.at)?)).transpose()?;
         let mask = inputs.get("mask").map(|mask| -> Result<_> {
             let [batch, heads, queries, keys] = sizes("mask", mask, "[batch or 1, heads or 1, queries or 1, keys]")?;
             Ok((elements::<T>("mask", mask)?, Logits::bhqk(batch, heads, queries, keys)))
         });
-        let (mask, sinks) = (mask.transpose()?, inputs.values::<f32>("sinks", &[shape.heads])?);
-        Ok(Self { shape, made, mask, sinks, at })
+        Ok(Self {
+            made,
+            terms: op.terms.clone(),
+            read: Read::all(inputs, op.terms.len())?,
+            mask: mask.transpose()?,
+            sinks: inputs.values("sinks", &[shape.heads])?,
+            gates: inputs.values("gates", &[shape.batch, shape.heads, shape.queries])?,
+            scales: inputs.values("scales", &[shape.heads])?,
+            at: op.at,
+            shape,
+        })
     }
 
-    fn host(&self) -> HostInputs<'_, T> {
+    /// What each term reads, for [`Self::host`].
+    fn host_terms(&self) -> Vec<TermInputs<'_>> {
+        self.read.iter().map(Read::host).collect()
+    }
+
+    fn host<'a>(&'a self, terms: &'a [TermInputs<'a>]) -> HostInputs<'a, T> {
+        let bias = match &self.made {
+            Some(made) => made.bias(),
+            None if self.terms.is_empty() => Bias::None,
+            None => Bias::Terms(Terms { terms: &self.terms, inputs: terms }),
+        };
         SoftmaxInputs {
-            bias: self.made.as_ref().map_or(Bias::None, Made::bias),
+            bias,
             mask: self.mask.as_ref().map(|(mask, shape)| (&mask[..], *shape)),
             sinks: self.sinks.as_deref(),
+            gates: self.gates.as_deref(),
+            scales: self.scales.as_deref(),
             ..SoftmaxInputs::at(places(self.at))
         }
     }
@@ -169,8 +219,35 @@ impl<T: Float> Attended<T> {
                 let plan = device_bias::<T>(gpu, made, reach(&self.shape, self.at)?)?;
                 SoftmaxPlan::new(gpu, spec, plan)?
             }
-            None => SoftmaxPlan::new(gpu, spec, Bias::None)?,
+            None if self.terms.is_empty() => SoftmaxPlan::new(gpu, spec, Bias::None)?,
+            None => SoftmaxPlan::new(gpu, spec, BiasPlan::<T>::new(gpu, &self.terms[..])?)?,
         })
+    }
+
+    fn upload(&self, gpu: &posenc::Gpu) -> Result<DeviceAttended<T>> {
+        let stream = gpu.stream();
+        let mask = self.mask.as_ref().map(|(mask, shape)| Ok::<_, anyhow::Error>((stream.clone_htod(mask)?, *shape)));
+        let row = |row: &Option<Vec<f32>>| row.as_ref().map(|row| stream.clone_htod(row)).transpose();
+        Ok(DeviceAttended {
+            terms: self.read.iter().map(|read| read.upload(gpu)).collect::<Result<_>>()?,
+            mask: mask.transpose()?,
+            rows: [row(&self.sinks)?, row(&self.gates)?, row(&self.scales)?],
+            at: self.at,
+        })
+    }
+}
+
+impl<T: Float> DeviceAttended<T> {
+    fn inputs<'a>(&'a self, terms: &'a [DeviceTermInputs<'a>]) -> DeviceInputs<'a, T> {
+        let [sinks, gates, scales] = self.rows.each_ref().map(|row| row.as_ref().map(|row| row as _));
+        DeviceInputs {
+            bias: DeviceBias::terms(terms),
+            mask: self.mask.as_ref().map(|(mask, shape)| shape.of(mask)),
+            sinks,
+            gates,
+            scales,
+            ..DeviceInputs::at(places(self.at))
+        }
     }
 }
 
@@ -182,8 +259,13 @@ impl Operation for SoftmaxOp {
     fn sample(&self, dtype: Dtype, scale: usize, values: &mut dyn FnMut(usize) -> Vec<f64>) -> Inputs {
         let heads = self.bias.as_ref().map_or(4, Law::heads);
         let logits: Vec<f64> = values(2 * heads * 120 * scale).iter().map(|value| value * 8.0).collect();
-        let inputs = Inputs::default().with_values("logits", dtype, &[2, heads, 3, 40 * scale], &logits);
-        inputs.with_values("sinks", Dtype::F32, &[heads], &values(heads))
+        let shape = [2, heads, 3, 40 * scale];
+        let inputs = Inputs::default().with_values("logits", dtype, &shape, &logits);
+        let inputs = inputs.with_values("sinks", Dtype::F32, &[heads], &values(heads));
+        let name = if self.bias.is_some() { "gates" } else { "scales" };
+        let own = if self.bias.is_some() { vec![2, heads, 3] } else { vec![heads] };
+        let inputs = inputs.with_values(name, Dtype::F32, &own, &values(own.iter().product()));
+        with_terms(inputs, &self.terms, shape, values)
     }
 }
 
@@ -192,28 +274,21 @@ impl SoftmaxOp {
         let tensor = inputs.main("logits")?;
         let [batch, heads, queries, keys] = sizes("logits", tensor, "[batch, heads, queries, keys]")?;
         let shape = Logits::bhqk(batch, heads, queries, keys);
-        let attended = Attended::<T>::new(inputs, shape, self.bias.as_ref(), self.at)?;
+        let attended = Attended::<T>::new(inputs, shape, self)?;
+        let terms = attended.host_terms();
+        let host = attended.host(&terms);
         let mut x = elements::<T>("logits", tensor)?;
-        let expected = expected.then(|| self.spec.expect(&x, &shape, &attended.host())).transpose()?;
+        let expected = expected.then(|| self.spec.expect(&x, &shape, &host)).transpose()?;
         let rows = [batch, heads, queries];
         let lse = match device {
-            Device::Cpu => self.spec.apply(&mut x, &shape, &attended.host())?,
+            Device::Cpu => self.spec.apply(&mut x, &shape, &host)?,
             Device::Gpu(gpu) => {
                 let stream = gpu.stream();
                 let plan = attended.plan(gpu, &self.spec)?;
                 let (mut y, mut lse) = (stream.clone_htod(&x)?, stream.clone_htod(&vec![0f32; rows.iter().product()])?);
-                let mask = attended
-                    .mask
-                    .as_ref()
-                    .map(|(mask, shape)| Ok::<_, anyhow::Error>((stream.clone_htod(mask)?, *shape)));
-                let mask = mask.transpose()?;
-                let sinks = attended.sinks.as_ref().map(|sinks| stream.clone_htod(sinks)).transpose()?;
-                let inputs = DeviceInputs {
-                    mask: mask.as_ref().map(|(mask, shape)| shape.of(mask)),
-                    sinks: sinks.as_ref().map(|sinks| sinks as _),
-                    ..DeviceInputs::at(places(self.at))
-                };
-                plan.apply_with_lse(shape.of_mut(&mut y), &inputs, &mut lse)?;
+                let uploaded = attended.upload(gpu)?;
+                let terms: Vec<_> = uploaded.terms.iter().map(DeviceRead::inputs).collect();
+                plan.apply_with_lse(shape.of_mut(&mut y), &uploaded.inputs(&terms), &mut lse)?;
                 x = stream.clone_dtoh(&y)?;
                 stream.clone_dtoh(&lse)?
             }
@@ -229,29 +304,33 @@ impl SoftmaxOp {
     }
 }
 
-/// The gradient of a softmax's logits.
+/// The gradients of a softmax's logits, bias and sinks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SoftmaxGradOp {
-    pub spec: Softmax,
-    #[serde(default)]
-    pub bias: Option<Law>,
-    /// positions of the first query and the first key; absent: the last query sits at the last key
-    #[serde(default)]
-    pub at: Option<[i64; 2]>,
-}
+#[serde(transparent)]
+pub struct SoftmaxGradOp(pub SoftmaxOp);
 
 pub fn softmax_grad_form() -> Form {
     let spec = Softmax::causal(0.125);
+    let shaw = vec![Term::queries(Distances::shaw(8, 4))];
+    let of = |op| Op::SoftmaxGrad(SoftmaxGradOp(op));
     Form {
-        about: "the gradient of a softmax's logits from that of its probabilities",
+        about: "the gradients of a softmax's logits, bias and sinks from that of its probabilities",
         reads: &[
             ("logits", "f32, f16 or bf16, [batch, heads, queries, keys]: what the softmax read"),
             ("p", "the probabilities that it gave"),
             ("grad", "the gradient of the probabilities"),
+            ("lse", "f32, [batch, heads, queries]: what it gave beside, for the gradient of sinks"),
+            ("mask, sinks, gates, scales, term0, ...", "as in the operation softmax; optional"),
         ],
-        writes: &[("out", "the gradient of the logits")],
-        examples: vec![Op::SoftmaxGrad(SoftmaxGradOp { spec, bias: Some(Law::Alibi(Alibi::new(4))), at: None })],
+        writes: &[
+            ("out", "the gradient of the logits"),
+            ("bias", "that of the bias at every query and key, where there is one: what bias-grad and terms-grad read"),
+            ("sinks", "f32, [heads], where there are sinks and lse"),
+        ],
+        examples: vec![
+            of(SoftmaxOp { spec, bias: Some(Law::Alibi(Alibi::new(4))), terms: vec![], at: None }),
+            of(SoftmaxOp { spec: Softmax { softcap: Some(5.0), ..spec }, bias: None, terms: shaw, at: None }),
+        ],
     }
 }
 
@@ -261,43 +340,81 @@ impl Operation for SoftmaxGradOp {
     }
 
     fn sample(&self, dtype: Dtype, scale: usize, values: &mut dyn FnMut(usize) -> Vec<f64>) -> Inputs {
-        let softmax = SoftmaxOp { spec: self.spec, bias: self.bias.clone(), at: self.at };
-        let mut inputs = softmax.sample(dtype, scale, values);
-        inputs.0.remove("sinks");
-        let p = softmax.apply(&inputs, &Device::Cpu, false).expect("a softmax").swap_remove(0).tensor;
+        let inputs = self.0.sample(dtype, scale, values);
+        let [p, lse] = <[Out; 2]>::try_from(self.0.apply(&inputs, &Device::Cpu, false).expect("a softmax"))
+            .unwrap_or_else(|_| unreachable!("a softmax gives two"))
+            .map(|out| out.tensor);
         let (shape, count) = (p.shape.clone(), p.len());
-        inputs.with("p", p).with_values("grad", dtype, &shape, &values(count))
+        inputs.with("p", p).with("lse", lse).with_values("grad", dtype, &shape, &values(count))
     }
 }
 
 impl SoftmaxGradOp {
     fn typed<T: Float>(&self, inputs: &Inputs, device: &Device, expected: bool) -> Result<Vec<Out>> {
+        let spec = &self.0.spec;
         let tensor = inputs.need("logits")?;
         let [batch, heads, queries, keys] = sizes("logits", tensor, "[batch, heads, queries, keys]")?;
         let shape = Logits::bhqk(batch, heads, queries, keys);
-        let attended = Attended::<T>::new(inputs, shape, self.bias.as_ref(), self.at)?;
+        let attended = Attended::<T>::new(inputs, shape, &self.0)?;
+        let terms = attended.host_terms();
+        let host = attended.host(&terms);
         let logits = elements::<T>("logits", tensor)?;
-        let other = |name: &str| -> Result<Vec<T>> {
-            inputs.need(name)?;
-            Ok(inputs.values(name, &tensor.shape)?.expect("a tensor that is there"))
-        };
-        let (p, grad) = (other("p")?, other("grad")?);
-        let whole = self.spec.expect_grad(&p, &grad, &logits, &shape, &attended.host())?;
-        let wanted = Expected { want: whole.logits, bound: whole.logits_bound };
-        let out = match device {
-            Device::Cpu => wanted.want.iter().map(|&value| T::from_f64(value)).collect(),
-            Device::Gpu(gpu) => {
-                let stream = gpu.stream();
-                let plan = attended.plan(gpu, &self.spec)?;
-                let (p, mut dx, logits) =
-                    (stream.clone_htod(&p)?, stream.clone_htod(&grad)?, stream.clone_htod(&logits)?);
-                let options = GradOptions { logits: Some(shape.of(&logits)), ..GradOptions::default() };
-                plan.grad(shape.of(&p), shape.of_mut(&mut dx), &DeviceInputs::at(places(self.at)), options)?;
-                stream.clone_dtoh(&dx)?
+        let (p, grad) = (inputs.given::<T>("p", &tensor.shape)?, inputs.given::<T>("grad", &tensor.shape)?);
+        let lse = inputs.values::<f32>("lse", &[batch, heads, queries])?;
+        let whole = spec.expect_grad(&p, &grad, &logits, &shape, &host)?;
+        let of_sinks = attended.sinks.as_ref().zip(lse.as_ref());
+        let sinks_wanted =
+            of_sinks.map(|(sinks, lse)| sinks_expected(sinks, lse, &whole.dots, &whole.dots_bound, queries));
+        let round = |all: &[f64]| all.iter().map(|&value| T::from_f64(value)).collect::<Vec<T>>();
+        let (mut out, mut bias) = (round(&whole.logits), round(&whole.bias));
+        let mut of_head =
+            sinks_wanted.as_ref().map(|wanted| wanted.want.iter().map(|&value| value as f32).collect::<Vec<f32>>());
+        if let Device::Gpu(gpu) = device {
+            let stream = gpu.stream();
+            let plan = attended.plan(gpu, spec)?;
+            let uploaded = attended.upload(gpu)?;
+            let terms: Vec<_> = uploaded.terms.iter().map(DeviceRead::inputs).collect();
+            let (p, mut dx, logits) = (stream.clone_htod(&p)?, stream.clone_htod(&grad)?, stream.clone_htod(&logits)?);
+            let (mut dbias, mut dots) =
+                (stream.clone_htod(&grad)?, stream.clone_htod(&vec![0f32; batch * heads * queries])?);
+            let options =
+                GradOptions { logits: Some(shape.of(&logits)), bias: Some(&mut dbias), dots: Some(&mut dots) };
+            plan.grad(shape.of(&p), shape.of_mut(&mut dx), &uploaded.inputs(&terms), options)?;
+            (out, bias) = (stream.clone_dtoh(&dx)?, stream.clone_dtoh(&dbias)?);
+            if let Some((sinks, lse)) = of_sinks {
+                let (sinks, lse) = (stream.clone_htod(sinks)?, stream.clone_htod(lse)?);
+                let mut y = stream.clone_htod(&vec![0f32; heads])?;
+                plan.sink_grad(&sinks, &lse, &dots, shape, &mut y)?;
+                of_head = Some(stream.clone_dtoh(&y)?);
             }
-        };
-        Ok(vec![Out::new("out", &tensor.shape, &out, expected.then_some(wanted))])
+        }
+        let wanted = |want, bound| expected.then_some(Expected { want, bound });
+        let mut outs = vec![Out::new("out", &tensor.shape, &out, wanted(whole.logits, whole.logits_bound))];
+        if attended.made.is_some() || !attended.terms.is_empty() {
+            outs.push(Out::new("bias", &tensor.shape, &bias, wanted(whole.bias, whole.bias_bound)));
+        }
+        if let (Some(got), Some(sinks)) = (of_head, sinks_wanted) {
+            outs.push(Out::new("sinks", &[heads], &got, wanted(sinks.want, sinks.bound)));
+        }
+        Ok(outs)
     }
+}
+
+/// The gradient of sinks, `-sum over rows of exp(sink - lse) * dot`, and the error that `SoftmaxPlan::sink_grad` states, with those of
+/// the dots.
+fn sinks_expected(sinks: &[f32], lse: &[f32], dots: &[f64], dots_bound: &[f64], queries: usize) -> Expected {
+    let mut expected = Expected { want: vec![0.0; sinks.len()], bound: vec![f32::TINY; sinks.len()] };
+    for (row, (&lse, (dot, error))) in lse.iter().zip(dots.iter().zip(dots_bound)).enumerate() {
+        let head = row / queries.max(1) % sinks.len();
+        let apart = f64::from(sinks[head]) - f64::from(lse);
+        // A row without keys and without a sink has no share of either.
+        if lse != f32::NEG_INFINITY {
+            let share = apart.exp();
+            expected.want[head] -= share * dot;
+            expected.bound[head] += share * ((9.0 + apart.abs()) * f32::ROUNDOFF * dot.abs() + error);
+        }
+    }
+    expected
 }
 
 /// The table of Swin v2's network.
@@ -334,23 +451,43 @@ impl Operation for Swin2Op {
     }
 }
 
+/// The weights of a network on the host.
+pub struct Net<T> {
+    pub w1: Vec<T>,
+    pub b1: Vec<T>,
+    pub w2: Vec<T>,
+    pub b2: Option<Vec<T>>,
+}
+
+impl<T: Float> Net<T> {
+    pub fn host(&self) -> HostSwin2Weights<'_, T> {
+        HostSwin2Weights { w1: &self.w1, b1: &self.b1, w2: &self.w2, b2: self.b2.as_deref() }
+    }
+}
+
 impl Swin2Op {
-    fn typed<T: Float>(&self, inputs: &Inputs, device: &Device, expected: bool) -> Result<Vec<Out>> {
+    pub fn weights<T: Float>(&self, inputs: &Inputs) -> Result<Net<T>> {
         self.spec.check()?;
         let Swin2Bias { hidden, heads, .. } = self.spec;
-        let weights = |name: &str, shape: &[usize]| -> Result<Vec<T>> {
-            inputs.need(name)?;
-            Ok(inputs.values(name, shape)?.expect("a tensor that is there"))
-        };
-        let (w1, b1, w2) = (weights("w1", &[hidden, 2])?, weights("b1", &[hidden])?, weights("w2", &[heads, hidden])?);
-        let b2 = inputs.values::<T>("b2", &[heads])?;
-        let table = self.spec.expect(&HostSwin2Weights { w1: &w1, b1: &b1, w2: &w2, b2: b2.as_deref() })?;
+        Ok(Net {
+            w1: inputs.given("w1", &[hidden, 2])?,
+            b1: inputs.given("b1", &[hidden])?,
+            w2: inputs.given("w2", &[heads, hidden])?,
+            b2: inputs.values("b2", &[heads])?,
+        })
+    }
+
+    fn typed<T: Float>(&self, inputs: &Inputs, device: &Device, expected: bool) -> Result<Vec<Out>> {
+        let net = self.weights::<T>(inputs)?;
+        let heads = self.spec.heads;
+        let table = self.spec.expect(&net.host())?;
         let out: Vec<f32> = match device {
             Device::Cpu => table.want.iter().map(|&value| value as f32).collect(),
             Device::Gpu(gpu) => {
                 let stream = gpu.stream();
-                let (w1, b1, w2) = (stream.clone_htod(&w1)?, stream.clone_htod(&b1)?, stream.clone_htod(&w2)?);
-                let b2 = b2.as_ref().map(|b2| stream.clone_htod(b2)).transpose()?;
+                let (w1, b1, w2) =
+                    (stream.clone_htod(&net.w1)?, stream.clone_htod(&net.b1)?, stream.clone_htod(&net.w2)?);
+                let b2 = net.b2.as_ref().map(|b2| stream.clone_htod(b2)).transpose()?;
                 let weights = DeviceSwin2Weights { w1: &w1, b1: &b1, w2: &w2, b2: b2.as_ref().map(|b2| b2 as _) };
                 let mut out = stream.clone_htod(&vec![0f32; self.spec.entries() * heads])?;
                 Swin2Plan::<T>::new(gpu, &self.spec)?.write(weights, &mut out)?;
@@ -394,39 +531,52 @@ impl Operation for MergeOp {
     }
 }
 
-fn merge<T: Float>(inputs: &Inputs, device: &Device, expected: bool) -> Result<Vec<Out>> {
-    let tensor = inputs.need("a")?;
-    let [batch, tokens, heads, dim] = sizes("a", tensor, "[batch, tokens, heads, dim]")?;
-    let (shape, rows) = (Heads::bthd(batch, tokens, heads, dim), Numbers::rows(batch, heads, tokens, 1));
-    let lse_shape = [batch, heads, tokens];
-    let state = |name: &str| -> Result<(Vec<T>, Vec<f32>)> {
-        let lse = format!("{name}_lse");
-        inputs.need(name)?;
-        inputs.need(&lse)?;
-        let out = inputs.values::<T>(name, &tensor.shape)?.expect("a tensor that is there");
-        Ok((out, inputs.values::<f32>(&lse, &lse_shape)?.expect("a tensor that is there")))
-    };
-    let (a, b) = (state("a")?, state("b")?);
-    let on_host = |(out, lse): &'_ (Vec<T>, Vec<f32>)| -> (usize, usize) { (out.len(), lse.len()) };
-    ensure!(on_host(&a) == on_host(&b), "a and b differ in size");
-    fn host<T>(state: &(Vec<T>, Vec<f32>), shape: Heads, rows: Numbers) -> HostState<'_, T> {
-        State { out: (&state.0, shape), lse: (&state.1, rows) }
+/// Attention of the same queries over two sets of keys, on the host.
+pub struct Attention<T> {
+    pub shape: Vec<usize>,
+    pub lse_shape: Vec<usize>,
+    pub heads: Heads,
+    pub rows: Numbers,
+    pub a: (Vec<T>, Vec<f32>),
+    pub b: (Vec<T>, Vec<f32>),
+}
+
+impl<T: Float> Attention<T> {
+    pub fn new(inputs: &Inputs) -> Result<Self> {
+        let shape = inputs.need("a")?.shape.clone();
+        let [batch, tokens, heads, dim] = sizes("a", inputs.need("a")?, "[batch, tokens, heads, dim]")?;
+        let lse_shape = vec![batch, heads, tokens];
+        let state = |name: &str| -> Result<_> {
+            Ok((inputs.given(name, &shape)?, inputs.given(&format!("{name}_lse"), &lse_shape)?))
+        };
+        let (a, b) = (state("a")?, state("b")?);
+        let rows = Numbers::rows(batch, heads, tokens, 1);
+        Ok(Self { heads: Heads::bthd(batch, tokens, heads, dim), rows, a, b, lse_shape, shape })
     }
-    let [first, second] = [&a, &b].map(|state| host(state, shape, rows));
+
+    pub fn host(&self) -> [HostState<'_, T>; 2] {
+        [&self.a, &self.b].map(|(out, lse)| State { out: (&out[..], self.heads), lse: (&lse[..], self.rows) })
+    }
+}
+
+fn merge<T: Float>(inputs: &Inputs, device: &Device, expected: bool) -> Result<Vec<Out>> {
+    let attention = Attention::<T>::new(inputs)?;
+    let Attention { heads, rows, a, b, shape, lse_shape } = &attention;
+    let [first, second] = attention.host();
     let wanted = expected.then(|| merge_expect(first, second)).transpose()?;
-    let (mut out, lse) = (a.0.clone(), a.1.clone());
+    let mut out = a.0.clone();
     let lse = match device {
-        Device::Cpu => merge_states(first, second, &mut out, &shape)?,
+        Device::Cpu => merge_states(first, second, &mut out, heads)?,
         Device::Gpu(gpu) => {
             let stream = gpu.stream();
-            let (mut x, mut x_lse) = (stream.clone_htod(&out)?, stream.clone_htod(&lse)?);
+            let (mut x, mut x_lse) = (stream.clone_htod(&a.0)?, stream.clone_htod(&a.1)?);
             let (y, y_lse) = (stream.clone_htod(&b.0)?, stream.clone_htod(&b.1)?);
-            let running = State { out: shape.of_mut(&mut x).into(), lse: rows.of_mut(&mut x_lse).into() };
-            MergePlan::<T>::new(gpu)?.merge(running, State { out: shape.of(&y), lse: rows.of(&y_lse) })?;
+            let running = State { out: heads.of_mut(&mut x).into(), lse: rows.of_mut(&mut x_lse).into() };
+            MergePlan::<T>::new(gpu)?.merge(running, State { out: heads.of(&y), lse: rows.of(&y_lse) })?;
             out = stream.clone_dtoh(&x)?;
             stream.clone_dtoh(&x_lse)?
         }
     };
     let (out_expected, lse_expected) = wanted.map_or((None, None), |wanted| (Some(wanted.out), Some(wanted.lse)));
-    Ok(vec![Out::new("out", &tensor.shape, &out, out_expected), Out::new("lse", &lse_shape, &lse, lse_expected)])
+    Ok(vec![Out::new("out", shape, &out, out_expected), Out::new("lse", lse_shape, &lse, lse_expected)])
 }

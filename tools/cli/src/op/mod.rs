@@ -3,6 +3,7 @@
 
 mod content;
 mod embed;
+mod gradients;
 mod logits;
 mod rotate;
 
@@ -82,47 +83,67 @@ impl Device {
     }
 }
 
-/// An operation. `--schema` prints an example of each.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "kebab-case")]
-pub enum Op {
-    Rope(rotate::RopeOp),
-    Xpos(rotate::XPosOp),
-    Sinusoid(embed::SinusoidOp),
-    Timestep(embed::TimestepOp),
-    Grid(embed::GridOp),
-    Learned(embed::LearnedOp),
-    Resample(embed::ResampleOp),
-    Bias(logits::BiasOp),
-    Softmax(logits::SoftmaxOp),
-    SoftmaxGrad(logits::SoftmaxGradOp),
-    Swin2(logits::Swin2Op),
-    Merge(logits::MergeOp),
-    Terms(content::TermsOp),
-    Products(content::ProductsOp),
-    RelativeValues(content::ValuesOp),
-    GateSums(content::GateSumsOp),
+/// Declares the operations: the name in Rust, what holds its JSON, and its form.
+macro_rules! operations {
+    ($($name:ident($op:ty) => $form:path,)*) => {
+        /// An operation. `--schema` prints an example of each.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "op", rename_all = "kebab-case")]
+        pub enum Op {
+            $($name($op),)*
+        }
+
+        /// The operations by name.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+        pub enum Name {
+            $($name,)*
+        }
+
+        impl Op {
+            fn operation(&self) -> &dyn Operation {
+                match self {
+                    $(Self::$name(op) => op,)*
+                }
+            }
+        }
+
+        impl Name {
+            pub fn form(self) -> Form {
+                match self {
+                    $(Self::$name => $form(),)*
+                }
+            }
+        }
+    };
 }
 
-/// The operations by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Name {
-    Rope,
-    Xpos,
-    Sinusoid,
-    Timestep,
-    Grid,
-    Learned,
-    Resample,
-    Bias,
-    Softmax,
-    SoftmaxGrad,
-    Swin2,
-    Merge,
-    Terms,
-    Products,
-    RelativeValues,
-    GateSums,
+operations! {
+    Rope(rotate::RopeOp) => rotate::rope_form,
+    RopeGrad(rotate::RopeGradOp) => rotate::rope_grad_form,
+    Xpos(rotate::XPosOp) => rotate::xpos_form,
+    Prologue(rotate::PrologueOp) => rotate::prologue_form,
+    Sinusoid(embed::SinusoidOp) => embed::sinusoid_form,
+    Timestep(embed::TimestepOp) => embed::timestep_form,
+    Grid(embed::GridOp) => embed::grid_form,
+    Learned(embed::LearnedOp) => embed::learned_form,
+    LearnedGrad(embed::LearnedGradOp) => embed::learned_grad_form,
+    Resample(embed::ResampleOp) => embed::resample_form,
+    ResampleGrad(embed::ResampleGradOp) => embed::resample_grad_form,
+    Bias(logits::BiasOp) => logits::bias_form,
+    BiasGrad(gradients::BiasGradOp) => gradients::bias_grad_form,
+    Terms(content::TermsOp) => content::terms_form,
+    TermsGrad(gradients::TermsGradOp) => gradients::terms_grad_form,
+    Products(content::ProductsOp) => content::products_form,
+    Swin2(logits::Swin2Op) => logits::swin2_form,
+    Swin2Grad(gradients::Swin2GradOp) => gradients::swin2_grad_form,
+    GateSums(content::GateSumsOp) => content::gate_sums_form,
+    GateSumsGrad(gradients::GateSumsGradOp) => gradients::gate_sums_grad_form,
+    Softmax(logits::SoftmaxOp) => logits::softmax_form,
+    SoftmaxGrad(logits::SoftmaxGradOp) => logits::softmax_grad_form,
+    Merge(logits::MergeOp) => logits::merge_form,
+    MergeGrad(gradients::MergeGradOp) => gradients::merge_grad_form,
+    RelativeValues(content::ValuesOp) => content::values_form,
+    RelativeValuesGrad(gradients::ValuesGradOp) => gradients::values_grad_form,
 }
 
 /// What an operation reads, computes and writes, in words, with examples.
@@ -148,27 +169,6 @@ impl Op {
     pub fn open(path: &Path) -> Result<Self> {
         let json = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&json).with_context(|| path.display().to_string())
-    }
-
-    fn operation(&self) -> &dyn Operation {
-        match self {
-            Self::Rope(op) => op,
-            Self::Xpos(op) => op,
-            Self::Sinusoid(op) => op,
-            Self::Timestep(op) => op,
-            Self::Grid(op) => op,
-            Self::Learned(op) => op,
-            Self::Resample(op) => op,
-            Self::Bias(op) => op,
-            Self::Softmax(op) => op,
-            Self::SoftmaxGrad(op) => op,
-            Self::Swin2(op) => op,
-            Self::Merge(op) => op,
-            Self::Terms(op) => op,
-            Self::Products(op) => op,
-            Self::RelativeValues(op) => op,
-            Self::GateSums(op) => op,
-        }
     }
 
     /// Computes on a device. With `expected` each result has its wanted values and the error that is allowed at each.
@@ -203,27 +203,6 @@ impl Op {
 }
 
 impl Name {
-    pub fn form(self) -> Form {
-        match self {
-            Self::Rope => rotate::rope_form(),
-            Self::Xpos => rotate::xpos_form(),
-            Self::Sinusoid => embed::sinusoid_form(),
-            Self::Timestep => embed::timestep_form(),
-            Self::Grid => embed::grid_form(),
-            Self::Learned => embed::learned_form(),
-            Self::Resample => embed::resample_form(),
-            Self::Bias => logits::bias_form(),
-            Self::Softmax => logits::softmax_form(),
-            Self::SoftmaxGrad => logits::softmax_grad_form(),
-            Self::Swin2 => logits::swin2_form(),
-            Self::Merge => logits::merge_form(),
-            Self::Terms => content::terms_form(),
-            Self::Products => content::products_form(),
-            Self::RelativeValues => content::values_form(),
-            Self::GateSums => content::gate_sums_form(),
-        }
-    }
-
     pub fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
     }
@@ -273,6 +252,18 @@ impl Inputs {
             Dtype::F32 => of(shape, values, |value| value as f32),
         };
         self.with(name, tensor)
+    }
+
+    /// Numbers of a tensor of this type and shape, which must be there.
+    fn given<T: Float>(&self, name: &str, shape: &[usize]) -> Result<Vec<T>> {
+        self.need(name)?;
+        Ok(self.values(name, shape)?.expect("a tensor that is there"))
+    }
+
+    /// Elements of an i32 tensor, if it is there.
+    fn i32s(&self, name: &str) -> Result<Option<Vec<i32>>> {
+        let Some(tensor) = self.get(name) else { return Ok(None) };
+        tensor.elements().map(Some).with_context(|| format!("{name} is {}, it must be i32", tensor.dtype.name()))
     }
 
     fn get(&self, name: &str) -> Option<&Tensor> {
@@ -328,4 +319,17 @@ fn sizes<const N: usize>(name: &str, tensor: &Tensor, axes: &str) -> Result<[usi
         bail!("{name} is {:?}, it must be {axes}", tensor.shape);
     };
     Ok(sizes)
+}
+
+/// Cuts numbers that a kernel writes one after the other into tensors.
+fn parts(names: &[(&str, Vec<usize>)], got: &[f32], expected: Option<Expected>) -> Vec<Out> {
+    let mut begin = 0;
+    let of = |(name, shape): &(&str, Vec<usize>)| {
+        let own = begin..begin + shape.iter().product::<usize>();
+        begin = own.end;
+        let cut = |all: &[f64]| all[own.clone()].to_vec();
+        let expected = expected.as_ref().map(|all| Expected { want: cut(&all.want), bound: cut(&all.bound) });
+        Out::new(name, shape, &got[own.clone()], expected)
+    };
+    names.iter().map(of).collect()
 }
