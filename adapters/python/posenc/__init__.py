@@ -51,7 +51,7 @@ from .bias import (
 from .embed import ErrorFlag, Grid, Learned, LearnedGrad, Lookup, Resample, Sinusoid, Tables
 from .errors import Error
 from .model import Added, Layer, Model, QueryScale, Span, span_positions
-from .prologue import Branch, Cache, Projected, Prologue
+from .prologue import Branch, Cache, Codes, Projected, Prologue
 from .rotate import (
     Axes,
     CosSin,
@@ -96,6 +96,7 @@ __all__ = [
     "Branch",
     "CAPACITY",
     "Cache",
+    "Codes",
     "CosSin",
     "DistanceGrad",
     "Divisors",

@@ -17,6 +17,7 @@ INTEGERS = {"int32": _c.I32, "int64": _c.I64, "uint32": _c.U32, "uint16": _c.U16
 SIZES = {
     **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint64": 8, "int32": 4, "uint32": 4},
     **{"int16": 2, "uint16": 2, "int8": 1, "uint8": 1, "bool": 1},
+    **{"float8_e4m3fn": 1, "float8_e5m2": 1},
 }
 #: what may be given as a tensor
 KINDS = "a torch, numpy or CuPy array, or any other with __dlpack__, __cuda_array_interface__ or the buffer protocol"
@@ -186,6 +187,7 @@ _is_capsule.restype, _is_capsule.argtypes = ctypes.c_int, [ctypes.py_object, cty
 _DL_CPU, _DL_CUDA, _DL_HOST, _DL_MANAGED = 1, 2, 3, 13
 _DL_TYPES = {
     **{(2, 16): "float16", (2, 32): "float32", (2, 64): "float64", (4, 16): "bfloat16", (6, 8): "bool"},
+    **{(10, 8): "float8_e4m3fn", (12, 8): "float8_e5m2"},
     **{(0, bits): f"int{bits}" for bits in (8, 16, 32, 64)},
     **{(1, bits): f"uint{bits}" for bits in (8, 16, 32, 64)},
 }

@@ -4,7 +4,7 @@ and the cache."""
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from . import _c, _plan, _tensor
@@ -18,6 +18,9 @@ from .rotate import Rope, choice
 _NORMS = {"none": _c.HEAD_NORM_NONE, "rms": _c.HEAD_NORM_RMS, "l2": _c.HEAD_NORM_L2}
 _WEIGHTS = {"none": _c.NORM_WEIGHT_NONE, "weight": _c.NORM_WEIGHT, "one_plus_weight": _c.NORM_ONE_PLUS_WEIGHT}
 _OVER = {"head": _c.NORM_OVER_HEAD, "all_heads": _c.NORM_OVER_ALL_HEADS}
+_STORES = {"e4m3": _c.STORE_E4M3, "e5m2": _c.STORE_E5M2, "int8": _c.STORE_INT8}
+#: element types that name their codes; bytes do not
+_OWN_CODES = {"float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2", "int8": "int8"}
 _ROUNDINGS = {
     "once": _c.ROUNDING_ONCE,
     "steps": _c.ROUNDING_STEPS,
@@ -86,9 +89,56 @@ class Projected:
         return own, result
 
 
+class Codes:
+    """Eight-bit codes, which take the place of a cache's elements or of queries: a value is its scale times its code.
+
+    `x` is `[pages, rows of a page, heads, dim]` of bytes, int8 or a float of eight bits, and `code` `"e4m3"`
+    (`e4m3fn`), `"e5m2"` or `"int8"`, which only bytes have to name. Values are rounded to the nearest code, ties to
+    even; larger ones than the largest become it.
+
+    `scales`, f32 `[1]` or `[heads]`, are read. `scales_out`, f32 `[pages, rows of a page, heads]` in the order of
+    `x`, are written: the largest magnitude of each token and head over the largest code (448, 57344 or 127). Without
+    both these are written as the first four of 16 bytes behind each head's codes, and `x` is `[..., dim + 16]`.
+    """
+
+    def __init__(self, x: Any, code: str | None = None, *, scales: Any = None, scales_out: Any = None) -> None:
+        self.x, self.code, self.scales, self.scales_out = x, code, scales, scales_out
+
+    def struct(self, call: Call, name: str, layout: str) -> _c.Stored:
+        """The struct of posenc.h."""
+        x = call.tensor(name, self.x, True, ("uint8", *_OWN_CODES))
+        own = _OWN_CODES.get(x.dtype)
+        if own is None and self.code is None:
+            raise Error(f"{name} is {x.dtype}, which does not name its code: give 'e4m3', 'e5m2' or 'int8'")
+        if own is not None and self.code not in (None, own):
+            raise Error(f"{name} is {x.dtype}, its code is given as {self.code!r}")
+        stored = _c.Stored(x=call.buffer(x), heads=call.heads(x, layout), scale=_c.SCALE_INLINE)
+        stored.store = choice(f"code of {name}", self.code or own or "", _STORES)
+        scales = f"{name}_scales"
+        if self.scales is not None and self.scales_out is not None:
+            raise Error(f"{scales} are given to be read and to be written, they are one of both")
+        if self.scales is not None:
+            stored.scale, stored.scales = _c.SCALE_GIVEN, call.plain(scales, self.scales)
+        elif self.scales_out is not None:
+            written = call.tensor(scales, self.scales_out, True, ("float32",))
+            # a last dimension of one number for each head
+            rows = replace(written, shape=(*written.shape, 1), strides=(*written.strides, 1))
+            stored.scale, stored.scales = _c.SCALE_DYNAMIC, call.buffer(written)
+            stored.scale_heads = call.heads(rows, layout)
+        return stored
+
+
+def _stored(call: Call, name: str, x: Any, layout: str) -> _c.Stored:
+    """Elements or codes."""
+    if isinstance(x, Codes):
+        return x.struct(call, name, layout)
+    elements = call.elements(name, x, True)
+    return _c.Stored(x=call.buffer(elements), heads=call.heads(elements, layout))
+
+
 class Cache:
     """A cache of keys and values, each `[pages, rows of a page, heads, dim]` (`layout="bhtd"`: `[pages, heads, rows,
-    dim]`).
+    dim]`): an array, or `Codes`.
 
     Rows of tokens: `slots`, `[batch, tokens]`, each `page * rows of a page + row` (below 0: not cached); or `pages`,
     a table `[sequences, width]`, with the row of each token in its sequence in `rows` (`[batch, tokens]`) or the
@@ -113,11 +163,9 @@ class Cache:
 
     def struct(self, call: Call, batch: int, tokens: int) -> _c.Cache:
         """The struct of posenc.h."""
-        k = call.elements("cache_k", self.k, True)
-        own = _c.Cache(k=_c.Stored(x=call.buffer(k), heads=call.heads(k, self.layout)), rows=_c.CACHE_ROWS)
+        own = _c.Cache(k=_stored(call, "cache_k", self.k, self.layout), rows=_c.CACHE_ROWS)
         if self.v is not None:
-            v = call.elements("cache_v", self.v, True)
-            own.v = _c.Stored(x=call.buffer(v), heads=call.heads(v, self.layout))
+            own.v = _stored(call, "cache_v", self.v, self.layout)
         if self.slots is not None:
             if self.pages is not None or self.rows is not None or self.starts is not None:
                 raise Error("slots are given with pages, rows or starts, which they take the place of")
@@ -157,11 +205,13 @@ class Prologue(Spec):
         starts: Any = None,
         cu_seqlens: Any = None,
         cache: Cache | None = None,
+        q_codes: Codes | None = None,
         layout: str = "bthd",
         stream: Any = None,
     ) -> tuple[Any, Any, Any]:
         """Applies it in one kernel, and writes the cache; gives the results of queries, keys and values, or none
-        where they went to the cache alone. Positions are those of `Rope.rotate`."""
+        where they went to the cache alone. Positions are those of `Rope.rotate`. `q_codes`, `[batch, tokens, heads,
+        dim]`, are queries in eight bits, beside the result of `q` or, with `out="cache"`, in its place."""
         call = Call(stream)
         own = _c.PrologueCall()
         results: list[Any] = []
@@ -176,6 +226,8 @@ class Prologue(Spec):
         own.positions = call.positions(positions, starts, cu_seqlens, batch, tokens, axes)
         if cache is not None:
             own.cache = cache.struct(call, batch, tokens)
+        if q_codes is not None:
+            own.q_codes = q_codes.struct(call, "q_codes", layout)
         if batch * tokens:
             call.run("posenc_prologue_apply", self._plan(call), own)
         return results[0], results[1], results[2]

@@ -11,6 +11,7 @@ current stream.
 # No `annotations` of the future: torch reads the types of an operation as they are.
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ from . import bias as _bias
 from ._plan import Places
 from ._spec import Spec, spec_of
 from .errors import Error
-from .prologue import Cache, Projected
-from .rotate import CosSin, Rope
+from .prologue import Cache, Codes, Projected
+from .rotate import CosSin, Rope, XPos
 
 __all__ = [
     "bias",
@@ -31,6 +32,7 @@ __all__ = [
     "grid",
     "grid_add",
     "learned",
+    "merge",
     "prologue",
     "resample",
     "rope",
@@ -168,9 +170,20 @@ def _keep_rope(ctx, inputs, output):
     ctx.save_for_backward(*positions)
 
 
+def _transposed(spec: str) -> str:
+    """The rope that reads pairs where this one writes them."""
+    own = spec_of(spec)
+    if isinstance(own, XPos):
+        return replace(own, rope=spec_of(_transposed(own.rope.text))).text
+    if not isinstance(own, Rope) or not own.repaired:
+        return spec
+    return replace(own, pairing="half" if own.pairing == "interleaved" else "interleaved").text
+
+
 def _rope_backward(ctx, grad):
     # The gradient of a rotation is the rotation back, of a scaled one the same scaled.
-    return _rope(grad, *ctx.saved_tensors, *ctx.rest), *[None] * 7
+    spec, *rest = ctx.rest
+    return _rope(grad, *ctx.saved_tensors, _transposed(spec), *rest), *[None] * 7
 
 
 def _keep_rope_pair(ctx, inputs, output):
@@ -180,7 +193,8 @@ def _keep_rope_pair(ctx, inputs, output):
 
 
 def _rope_pair_backward(ctx, q_grad, k_grad):
-    return *_rope_pair(q_grad, k_grad, *ctx.saved_tensors, *ctx.rest), *[None] * 6
+    spec, *rest = ctx.rest
+    return *_rope_pair(q_grad, k_grad, *ctx.saved_tensors, _transposed(spec), *rest), *[None] * 6
 
 
 _rope.register_autograd(_rope_backward, setup_context=_keep_rope)
@@ -940,6 +954,62 @@ def softmax(
     return (out, lse) if with_lse else out
 
 
+@torch.library.custom_op("posenc::merge", mutates_args=())
+def _merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor, layout: str) -> tuple[Tensor, Tensor]:
+    out, lse = a.new_empty(a.shape), a_lse.new_empty(a_lse.shape)
+    if out.numel():
+        attend.merge_states(_state(a, a_lse), _state(b, b_lse), attend.State(out, lse), layout=layout)
+    return out, lse
+
+
+def _state(out: Tensor, lse: Tensor) -> attend.State:
+    return attend.State(_ready(out.detach()), lse.detach().contiguous())
+
+
+@_merge.register_fake
+def _(a, a_lse, b, b_lse, layout):
+    return a.new_empty(a.shape), a_lse.new_empty(a_lse.shape)
+
+
+@torch.library.custom_op("posenc::merge_grad", mutates_args=())
+def _merge_grad(
+    a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor, grad: Tensor, grad_lse: Tensor | None, layout: str
+) -> list[Tensor]:
+    out = [x.new_empty(x.shape) for x in (a, a_lse, b, b_lse)]
+    if a.numel():
+        states = _state(a, a_lse), _state(b, b_lse)
+        own = attend.State(_ready(grad), None if grad_lse is None else grad_lse.contiguous())
+        attend.merge_grad(*states, own, attend.State(*out[:2]), attend.State(*out[2:]), layout=layout)
+    return out
+
+
+@_merge_grad.register_fake
+def _(a, a_lse, b, b_lse, grad, grad_lse, layout):
+    return [x.new_empty(x.shape) for x in (a, a_lse, b, b_lse)]
+
+
+def _keep_merge(ctx, inputs, output):
+    *tensors, ctx.layout = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _merge_backward(ctx, grad, grad_lse):
+    if grad is None and grad_lse is None:
+        return (None,) * 5
+    a = ctx.saved_tensors[0]
+    return *_merge_grad(*ctx.saved_tensors, torch.zeros_like(a) if grad is None else grad, grad_lse, ctx.layout), None
+
+
+_merge.register_autograd(_merge_backward, setup_context=_keep_merge)
+
+
+def merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor, *, layout: str = "bthd") -> tuple[Tensor, Tensor]:
+    """Attention over two sets of keys from that over each, `[batch, tokens, heads, dim]` with log-sum-exps f32
+    `[batch, heads, tokens]` (-inf: no keys), and its log-sum-exp; with gradients of all four."""
+    return _merge(a, a_lse, b, b_lse, layout)
+
+
 # ------------------------------------------------------------------------------------------------------------ positions
 
 
@@ -1044,7 +1114,8 @@ def _keep_table(ctx, inputs, output):
 
 def _rope_by_table_backward(ctx, grad):
     _refuse(ctx, {1: "cosines", 2: "sines"}, "rope_by_table")
-    return _rope_by_table(grad, *ctx.saved_tensors, *ctx.rest), *[None] * 8
+    spec, *rest = ctx.rest
+    return _rope_by_table(grad, *ctx.saved_tensors, _transposed(spec), *rest), *[None] * 8
 
 
 _rope_by_table.register_autograd(_rope_by_table_backward, setup_context=_keep_table)
@@ -1061,11 +1132,13 @@ def rope_by_table(
     cu_seqlens: Tensor | None = None,
     inverse: bool = False,
     layout: str = "bthd",
+    repaired: bool = False,
     in_place: bool = False,
 ) -> Tensor:
     """Rotation by cosines and sines of the caller, `[rows, rotary / 2]` by position, of f32 or of the type of `x`.
-    The first channels are rotated; the tables have no gradient."""
-    rest = positions, starts, cu_seqlens, _table_spec(2 * cos.shape[-1], pairing), inverse, layout
+    The first channels are rotated; with `repaired` their pairs are written where the other pairing has them. The
+    tables have no gradient."""
+    rest = positions, starts, cu_seqlens, _table_spec(2 * cos.shape[-1], pairing, repaired), inverse, layout
     if in_place:
         _alone(x=x)
         _rope_by_table_in_place(x, cos, sin, *rest)
@@ -1073,9 +1146,10 @@ def rope_by_table(
     return _rope_by_table(x, cos, sin, *rest)
 
 
-def _table_spec(rotary: int, pairing: str) -> str:
-    """The text of `posenc.Rope(rotary, pairing=pairing)`, which a compiler can follow."""
-    return _TABLE_SPEC.replace('"rotary": 2', f'"rotary": {rotary}').replace('"half"', f'"{pairing}"')
+def _table_spec(rotary: int, pairing: str, repaired: bool) -> str:
+    """The text of such a `posenc.Rope`, which a compiler can follow."""
+    spec = _TABLE_SPEC.replace('"rotary": 2', f'"rotary": {rotary}').replace('"half"', f'"{pairing}"')
+    return spec.replace('"repaired": false', '"repaired": true') if repaired else spec
 
 
 _TABLE_SPEC = Rope(2).text
@@ -1153,7 +1227,10 @@ def _indices(own: Any, queries: int, keys: int, table: Tensor | None, device: An
 # ------------------------------------------------------------------------------------------------------------- prologue
 
 
-@torch.library.custom_op("posenc::prologue", mutates_args={"cache_k", "cache_v"})
+_CACHED = "cache_k", "cache_v", "q_codes", "k_scales_out", "v_scales_out", "q_scales_out"
+
+
+@torch.library.custom_op("posenc::prologue", mutates_args=set(_CACHED))
 def _prologue(
     q: Tensor,
     k: Tensor | None,
@@ -1161,8 +1238,15 @@ def _prologue(
     weights: Sequence[Tensor | None],
     positions: Tensor | None,
     starts: Tensor | None,
+    cu_seqlens: Tensor | None,
     cache_k: Tensor | None,
     cache_v: Tensor | None,
+    q_codes: Tensor | None,
+    k_scales_out: Tensor | None,
+    v_scales_out: Tensor | None,
+    q_scales_out: Tensor | None,
+    scales: Sequence[Tensor | None],
+    codes: str,
     slots: Tensor | None,
     pages: Tensor | None,
     rows: Tensor | None,
@@ -1176,23 +1260,31 @@ def _prologue(
     own = list(map(whole, weights))
     given = []
     for at, x in enumerate((q, k, v)):
-        out = "new" if at == 0 or keep else "cache"
-        given.append(None if x is None else Projected(_ready(x), out=out, weight=own[2 * at], bias=own[2 * at + 1]))
+        to = "new" if keep or (at == 0 and q_codes is None) else "cache"
+        given.append(None if x is None else Projected(_ready(x), out=to, weight=own[2 * at], bias=own[2 * at + 1]))
+    stores: list[Any] = []
+    written = (cache_k, k_scales_out), (cache_v, v_scales_out), (q_codes, q_scales_out)
+    for (x, scales_out), read, code in zip(written, map(whole, scales), codes.split(","), strict=True):
+        stores.append(x if code == "same" or x is None else Codes(x, code or None, scales=read, scales_out=scales_out))
     cache = None
     if cache_k is not None:
         integers = {"slots": slots, "pages": pages, "rows": rows, "starts": cache_starts}
-        cache = Cache(cache_k, cache_v, layout=cache_layout, **{name: whole(x) for name, x in integers.items()})
+        cache = Cache(*stores[:2], layout=cache_layout, **{name: whole(x) for name, x in integers.items()})
+    arguments = {**_where(positions, starts), "cu_seqlens": whole(cu_seqlens)}
     with torch.no_grad():
-        out = spec_of(spec).apply(*given, **_where(positions, starts), cache=cache, layout=layout)
+        out = spec_of(spec).apply(*given, **arguments, cache=cache, q_codes=stores[2], layout=layout)
     # A list could not be told from what is mutated: what is not there is empty.
     q_out, k_out, v_out = (q.new_empty(0) if x is None else x for x in out)
     return q_out, k_out, v_out
 
 
 @_prologue.register_fake
-def _(q, k, v, weights, positions, starts, cache_k, cache_v, slots, pages, rows, cache_starts, spec, keep, *layouts):
-    k_out, v_out = (x.new_empty(x.shape) if keep and x is not None else q.new_empty(0) for x in (k, v))
-    return q.new_empty(q.shape), k_out, v_out
+def _(q, k, v, weights, positions, starts, cu_seqlens, cache_k, cache_v, q_codes, *rest):
+    keep = rest[-3]
+    there = keep or q_codes is None, keep and k is not None, keep and v is not None
+    return tuple(
+        x.new_empty(x.shape) if is_there else q.new_empty(0) for x, is_there in zip((q, k, v), there, strict=True)
+    )
 
 
 def prologue(
@@ -1209,27 +1301,51 @@ def prologue(
     v_bias: Tensor | None = None,
     positions: Tensor | None = None,
     starts: Tensor | None = None,
-    cache: tuple[Tensor, Tensor | None] | None = None,
+    cu_seqlens: Tensor | None = None,
+    cache: "tuple[Tensor | Codes, Tensor | Codes | None] | None" = None,
     slots: Tensor | None = None,
     pages: Tensor | None = None,
     rows: Tensor | None = None,
     cache_starts: Tensor | None = None,
+    q_codes: Codes | None = None,
     keep: bool = True,
     layout: str = "bthd",
     cache_layout: str = "bthd",
 ) -> Any:
     """Bias, norm, rotation and factor of queries, keys and values in one kernel, which writes keys and values into
-    `cache` (of `posenc.Cache`, whose rows `slots`, `pages`, `rows` and `cache_starts` give). Gives `q`, and with
-    `keep` also `k` and `v` where they are. For inference: nothing has a gradient."""
+    `cache` (of `posenc.Cache`, whose rows `slots`, `pages`, `rows` and `cache_starts` give), as elements or as
+    `posenc.Codes`. Gives `q`, and with `keep` also `k` and `v` where they are; without `keep` but with `q_codes`
+    none. For inference: nothing has a gradient."""
     tensors = {"q": q, "k": k, "v": v, "q_weight": q_weight, "q_bias": q_bias, "k_weight": k_weight}
     tensors |= {"k_bias": k_bias, "v_weight": v_weight, "v_bias": v_bias}
     for name, x in tensors.items():
         if x is not None and x.requires_grad and torch.is_grad_enabled():
             raise Error(f"{name} requires grad, and the prologue has no gradient: use torch.no_grad()")
     weights = [q_weight, q_bias, k_weight, k_bias, v_weight, v_bias]
-    cache_k, cache_v = (None, None) if cache is None else cache
-    integers = slots, pages, rows, cache_starts
-    where = positions, starts, cache_k, cache_v, *integers
+    written: list[Tensor | None] = []
+    scales: list[Tensor | None] = []
+    scales_out: list[Tensor | None] = []
+    codes: list[str] = []
+    for place in (*((None, None) if cache is None else cache), q_codes):
+        own = place if isinstance(place, Codes) else Codes(place, "same")
+        written.append(own.x)
+        scales.append(own.scales)
+        scales_out.append(own.scales_out)
+        codes.append(own.code or "")
+    where = (
+        positions,
+        starts,
+        cu_seqlens,
+        *written,
+        *scales_out,
+        scales,
+        ",".join(codes),
+        slots,
+        pages,
+        rows,
+        cache_starts,
+    )
     out = _prologue(q, k, v, weights, *where, _text(spec), keep, layout, cache_layout)
-    there = [out[0], *(own for own, x in zip(out[1:], (k, v), strict=True) if keep and x is not None)]
-    return there[0] if len(there) == 1 else tuple(there)
+    there = [out[0]] if keep or q_codes is None else []
+    there += [own for own, x in zip(out[1:], (k, v), strict=True) if keep and x is not None]
+    return None if not there else there[0] if len(there) == 1 else tuple(there)

@@ -161,6 +161,19 @@ def test_xpos_has_the_gradient_of_its_scale():
         check(both, lambda x, m=matrix: torch.einsum("bthi,ito->btho", x, m), [x])
 
 
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+def test_the_gradient_moves_pairs_back(pairing):
+    moved = posenc.Rope(6, pairing=pairing, offset=1, repaired=True)
+    for spec in (moved, posenc.XPos(moved)):
+        q, k = values(1, 3, 2, 8, grad=True), values(1, 3, 1, 8, seed=2, grad=True)
+        eye = torch.eye(8).reshape(8, 1, 1, 8).expand(8, 3, 1, 8).contiguous()
+        for at, (x, side) in enumerate(((q, "query"), (k, "key" if spec != moved else "query"))):
+            matrix = pt.rope(eye, spec=spec, side=side)[:, :, 0].double()  # [in, token, out]
+            reference = lambda x, m=matrix: torch.einsum("bthi,ito->btho", x, m)
+            check(pt.rope(x, spec=spec, side=side), reference, [x])
+            check(pt.rope(q, k, spec=spec)[at], reference, [x])
+
+
 def test_second_gradients_of_rope():
     q = values(1, 3, 1, 8, grad=True)
     out = pt.rope(q, spec=posenc.Rope(8))
@@ -187,6 +200,38 @@ def test_learned_embedding_and_its_gradients():
     x, position = values(2, 3, 8, grad=True), tables[1]
     out = pt.learned(x=x, position=position, spec=posenc.Learned(8))
     check(out, lambda x, position: x + position[:3], [x, position])
+
+
+def test_parts_of_attention_are_merged_with_gradients():
+    def reference(a, a_lse, b, b_lse, layout="bthd"):
+        lse = torch.logaddexp(a_lse, b_lse)
+        move = (lambda x: x.transpose(1, 2)[..., None]) if layout == "bthd" else (lambda x: x[..., None])
+        return a * move((a_lse - lse).exp()) + b * move((b_lse - lse).exp()), lse
+
+    for layout, shape in (("bthd", (2, 5, 3, 8)), ("bhtd", (2, 3, 5, 8))):
+        a, b = values(*shape, grad=True), values(*shape, seed=2, grad=True)
+        lses = [values(2, 3, 5, seed=seed, grad=True) for seed in (3, 4)]
+        inputs = [a, lses[0], b, lses[1]]
+        for at in range(2):
+            out = pt.merge(*inputs, layout=layout)[at]
+            own = [inputs[1], inputs[3]] if at else inputs
+            whole = lambda *x, layout=layout: reference(*x, layout)[0]
+            check(out, torch.logaddexp if at else whole, own)
+        out, lse = pt.merge(*inputs, layout=layout)
+        (together,) = torch.autograd.grad(out.sum() + lse.sum(), [a])
+        (apart,) = torch.autograd.grad(pt.merge(*inputs, layout=layout)[0].sum(), [a])
+        assert (together == apart).all()
+        opcheck(OPS.merge.default, (*inputs, layout))
+    sliced = [values(2, 4, 3, 8)[:, :2], values(2, 3, 2), values(2, 3, 2, 8, seed=2).transpose(1, 2), values(2, 3, 2)]
+    opcheck(OPS.merge.default, (*sliced, "bthd"))
+    opcheck(OPS.merge.default, (values(2, 1, 3, 1, grad=True).expand(2, 2, 3, 8), *sliced[1:], "bthd"))
+    opcheck(
+        OPS.merge.default,
+        (*(x[:, :0] for x in (sliced[0],)), values(2, 3, 0), values(2, 0, 3, 8), values(2, 3, 0), "bthd"),
+    )
+    none = torch.full((2, 3, 2), float("-inf"))
+    out, lse = pt.merge(*sliced[:3], none)
+    assert (out == sliced[0]).all() and (lse == sliced[1]).all()
 
 
 def test_other_embeddings():
