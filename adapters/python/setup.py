@@ -4,7 +4,8 @@ No line is compiled against Python, so one wheel serves every version of it (py3
 oldest glibc that the library loads on.
 
 POSENC_KERNELS, POSENC_ARCHS and POSENC_NVRTC act as in any build of posenc; POSENC_LIBRARY packs a libposenc_c.so
-that is built already; CARGO_BUILD_TARGET builds for another machine, such as aarch64-unknown-linux-gnu.
+that is built already; CARGO_BUILD_TARGET builds for another machine, such as aarch64-unknown-linux-gnu; POSENC_GLIBC,
+such as 2.17, builds by cargo-zigbuild for that glibc and later ones.
 """
 
 import json
@@ -43,6 +44,12 @@ def library():
         raise SystemExit("cargo is not on PATH: posenc is built by Rust 1.88 or later")
     # Only a cdylib, and a release: a static library would be compiled for nothing.
     command = [cargo, "rustc", "--release", "--locked", "--package", "posenc-c", "--crate-type", "cdylib"]
+    if glibc := os.environ.get("POSENC_GLIBC"):
+        zigbuild = shutil.which("cargo-zigbuild")
+        if zigbuild is None or not re.fullmatch(r"2\.\d+", glibc):
+            raise SystemExit(f"POSENC_GLIBC is {glibc}: it must be like 2.17, and cargo-zigbuild on PATH")
+        command[0] = zigbuild
+        command += ["--target", f"{target()}.{glibc}"]
     command.append("--message-format=json-render-diagnostics")
     built = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if built.returncode:
@@ -61,9 +68,9 @@ def oldest_glibc(path):
     return max(map(int, versions), default=None)
 
 
-def machine():
-    target = os.environ.get("CARGO_BUILD_TARGET")
-    return target.split("-")[0] if target else platform.machine()
+def target():
+    """What is built for, by Rust's name."""
+    return os.environ.get("CARGO_BUILD_TARGET") or f"{platform.machine()}-unknown-linux-gnu"
 
 
 class BuildPy(build_py):
@@ -90,7 +97,7 @@ class Wheel(bdist_wheel):
         _, _, plain = super().get_tag()
         built = Path(self.bdist_dir or "") / "posenc" / NAME
         glibc = oldest_glibc(built) if built.is_file() else None
-        return "py3", "none", plain if glibc is None else f"manylinux_2_{glibc}_{machine()}"
+        return "py3", "none", plain if glibc is None else f"manylinux_2_{glibc}_{target().split('-')[0]}"
 
 
 class Binary(Distribution):

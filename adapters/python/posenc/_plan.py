@@ -283,6 +283,8 @@ class Call:
             raise self._misfit(tensor, inner, batch, axes)
         if own_axes != axes:
             raise Error(f"{tensor.name} has {own_axes} axes, the spec has {axes}")
+        if tensor.empty:
+            return _c.Positions(kind=kind, shared=int(rows == 1 and batch > 1))
         need = inner[0] if inner else 1
         if inner and inner[0] > 1 and tensor.strides[-1] != 1:
             raise Error(

@@ -482,7 +482,7 @@ def _learned_grad(
     tables, lookup = _tables(token, position, types, gain, bias), _lookup(ids, kinds, mask, positions)
     plan = embed.LearnedGrad(own, batch, tokens)
     given = dict(zip(_TABLE_NAMES, (token, position, types, gain, bias), strict=True))
-    out = {name: torch.zeros_like(table) for name, table in given.items() if table is not None}
+    out = {name: table.new_zeros(table.shape) for name, table in given.items() if table is not None}
     total = torch.empty_like(whole) if own.norm != "none" else whole
     if whole.numel():
         if own.norm != "none":
@@ -506,7 +506,7 @@ def _learned_grad(
 @_learned_grad.register_fake
 def _(grad, x, ids, kinds, mask, positions, token, position, types, gain, bias, spec):
     tables = [table for table in (token, position, types, gain, bias) if table is not None]
-    return [grad.new_empty(grad.shape), *map(torch.empty_like, tables)]
+    return [grad.new_empty(grad.shape), *(table.new_empty(table.shape) for table in tables)]
 
 
 def _keep_all(ctx, inputs, output):
@@ -1077,7 +1077,12 @@ def _rope_by_table(
     inverse: bool,
     layout: str,
 ) -> Tensor:
-    arguments = {**_where(positions, starts), "inverse": inverse, "layout": layout, "table": CosSin(cos, sin)}
+    arguments = {
+        **_where(positions, starts),
+        "inverse": inverse,
+        "layout": layout,
+        "table": CosSin(cos.contiguous(), sin.contiguous()),
+    }
     arguments["cu_seqlens"] = None if cu_seqlens is None else cu_seqlens.contiguous()
     with torch.no_grad():
         return spec_of(spec).rotate(_ready(x), **arguments)
@@ -1100,7 +1105,12 @@ def _rope_by_table_in_place(
     inverse: bool,
     layout: str,
 ) -> None:
-    arguments = {**_where(positions, starts), "inverse": inverse, "layout": layout, "table": CosSin(cos, sin)}
+    arguments = {
+        **_where(positions, starts),
+        "inverse": inverse,
+        "layout": layout,
+        "table": CosSin(cos.contiguous(), sin.contiguous()),
+    }
     arguments["cu_seqlens"] = None if cu_seqlens is None else cu_seqlens.contiguous()
     with torch.no_grad():
         spec_of(spec).rotate_(x, **arguments)

@@ -134,6 +134,22 @@ def python(code, **variables):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
 
 
+def test_the_wheels_tag_is_the_one_that_auditwheel_finds(tmp_path):
+    if os.environ.get("POSENC_TEST_ALL") is None:
+        pytest.importorskip("auditwheel", reason="auditwheel is not installed")
+    build = f"from setuptools import build_meta; print(build_meta.build_wheel({str(tmp_path)!r}))"
+    variables = {**os.environ, "POSENC_LIBRARY": posenc.library_path()}
+    adapter = Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-c", build], cwd=adapter, env=variables, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    shown = subprocess.run(
+        [sys.executable, "-m", "auditwheel", "show", wheel], check=True, capture_output=True, text=True
+    )
+    tag = wheel.stem.split("-")[-1]
+    assert tag.startswith("manylinux_2_")
+    assert f'consistent with the following platform tag: "{tag}"' in " ".join(shown.stdout.split()), shown.stdout
+
+
 def test_a_library_that_is_not_there_is_named():
     ran = python("import posenc", POSENC_LIBRARY="/nowhere/lib.so")
     assert ran.returncode == 1

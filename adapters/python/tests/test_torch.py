@@ -112,6 +112,93 @@ def test_opcheck_of_biases_and_softmax():
     opcheck(OPS.softmax.default, softmax_arguments(logits, spec=capped))
 
 
+def view(layout, shape, seed, grad):
+    """Numbers of a shape that lie as `layout` says; of less than two sizes they are expanded or every second one."""
+    *lead, rows, columns = shape if len(shape) > 1 else (1, *shape)
+    if layout == "expanded":
+        return values(1, *shape[1:], seed=seed, grad=grad).expand(shape)
+    if layout == "sliced":
+        x = values(*lead, 2 * rows, 2 * columns + 3, seed=seed, grad=grad)[..., ::2, 3 + columns :]
+    elif layout == "transposed":
+        x = values(*lead, columns, rows, seed=seed, grad=grad).mT
+    else:
+        x = values(*lead, rows, columns, seed=seed, grad=grad)
+    return x if len(shape) > 1 else x[0]
+
+
+GRID = posenc.Grid((("rows", posenc.Sinusoid(4)), ("columns", posenc.Sinusoid(4)))).text
+NORMED = posenc.Branch(rope=True, norm="rms", weight="weight")
+PROLOGUE = posenc.Prologue(posenc.Rope(8), NORMED, NORMED, posenc.Branch(bias=True)).text
+#: arguments of each operation, of tensors that `of` makes, for a number of tokens
+EVERY = {
+    "rope": lambda of, n: (of(2, n, 3, 12), of.ids(2, n), None, None, ROPE, False, "bthd", "query"),
+    "rope_pair": lambda of, n: (of(2, n, 3, 12), of(2, n, 1, 12), None, of.ids(2), None, ROPE, True, "bthd"),
+    "rope_by_table": lambda of, n: (
+        *(of(2, n, 3, 12), of.plain(16, 4), of.plain(16, 4), of.ids(2, n), None, None),
+        *(posenc.Rope(8).text, False, "bthd"),
+    ),
+    "cos_sin": lambda of, n: (of.ids(2, n), posenc.Rope(8).text),
+    "sinusoid": lambda of, n: (of.ids(2, n), posenc.Sinusoid(8).text, torch.float32),
+    "sinusoid_add": lambda of, n: (of(2, n, 8), of.ids(2, n), None, posenc.Sinusoid(8).text, 2.0),
+    "timestep": lambda of, n: (of.plain(n), posenc.Sinusoid(8).text, torch.float32),
+    "fixed": lambda of, n: (of.plain(2, n), 8),
+    "grid_add": lambda of, n: (of(2, n, 8), GRID, 2, n // 2, 1, 2.0),
+    "grid": lambda of, n: (of.ids(2, 2, n) > 3, GRID, 2, n, 1, True, 6.28, 0.0, torch.float32, torch.device("cpu")),
+    "learned": lambda of, n: (
+        *(None, of.ids(2, n), of.ids(2, n) % 2, None, None, of(16, 8), of(16, 8), of(2, 8), of(8), of(8)),
+        LEARNED.text,
+    ),
+    "resample": lambda of, n: (of(5, 8), posenc.Resample((2, 2), (3, 3), 1).text),
+    "bias": lambda of, n: (
+        *(of(32, 2), [], of.ids(2, n).int(), None, None, 0),
+        *(posenc.T5(2).text, 2, n, 4, torch.float32, torch.device("cpu")),
+    ),
+    "softmax": lambda of, n: (
+        *(of(2, 2, n, 4), of(32, 2), [], of.plain(2, 1, n, 4), of(2), *[None] * 8, None, 0),
+        *(posenc.Softmax(0.5, softcap=5.0).text, posenc.T5(2).text),
+    ),
+    "softmax of terms": lambda of, n: (
+        *(of(2, 2, 4 * (n > 0), 4), None, [of(9, 2)], *[None] * 10, None, 0),
+        *(posenc.Softmax(0.5).text, WINDOW.text),
+    ),
+    "merge": lambda of, n: (of(2, n, 3, 8), of(2, 3, n), of(2, n, 3, 8), of(2, 3, n), "bthd"),
+    "prologue": lambda of, n: (
+        *(of.plain(2, n, 3, 8), of.plain(2, n, 1, 8), of.plain(2, n, 1, 8)),
+        *([of.plain(8), None, of.plain(8), None, None, of.plain(1, 8)], of.ids(2, n), None, None),
+        *(torch.zeros(2, 16, 1, 8), torch.zeros(2, 16, 1, 8), *[None] * 4, [None] * 3, "same,same,same"),
+        *(of.ids(2, n), None, None, None, PROLOGUE, True, "bthd", "bthd"),
+    ),
+}
+
+
+class Maker:
+    """Tensors of one layout."""
+
+    def __init__(self, layout):
+        self.layout, self.count = layout, 0
+
+    def __call__(self, *shape, grad=True):
+        self.count += 1
+        return view(self.layout, shape, self.count, grad)
+
+    def plain(self, *shape):
+        return self(*shape, grad=False)
+
+    def ids(self, *shape):
+        return self(*shape, grad=False).mul(5).long().abs().remainder(16)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("layout", ["expanded", "sliced", "transposed", "empty"])
+def test_opcheck_of_every_operation(name, layout):
+    opcheck(getattr(OPS, name.split()[0]).default, EVERY[name](Maker(layout), 0 if layout == "empty" else 4))
+
+
+def test_every_operation_is_checked():
+    forward = {name for name in pt.__all__ if name != "score_mod"}
+    assert forward - {name.split()[0] for name in EVERY} == {"rope_", "sinusoid_add_"}
+
+
 # ------------------------------------------------------------------------------------------------------------ gradients
 
 
