@@ -14,8 +14,9 @@ use crate::tensor::{check_device, refused};
 /// | `Start(i)` | none | `i + t` |
 /// | `Starts(&s)` | `[batch]` | `s[b] + t` |
 /// | `Ids(&p)` | `[batch, tokens]`, or `[tokens]` for all sequences | `p[b, t]` |
+/// | `Packed { cu_seqlens: &c, starts }` | I32 `[sequences + 1]`, `[sequences]` | `starts[s] + t - c[s]`, for `c[s] <= t < c[s + 1]` |
 ///
-/// Tensors are of U32, I32 or I64 and lie on the device of queries and keys. A spec with several axes (M-RoPE, grids) has `[axes,
+/// Tensors are of U32, I32 or I64 but for `cu_seqlens`, and lie on the device of queries and keys. A spec with several axes (M-RoPE, grids) has `[axes,
 /// ..]` in front of these shapes, and `Start` is the same on every axis.
 ///
 /// A captured CUDA graph replays `Start` with the number of its capture; tensors are read anew.
@@ -27,6 +28,13 @@ pub enum At<'a> {
     Starts(&'a Tensor),
     /// a position for each token
     Ids(&'a Tensor),
+    /// sequences packed one after another into a batch of one
+    Packed {
+        /// the first token of each sequence, from 0, and behind them the number of tokens
+        cu_seqlens: &'a Tensor,
+        /// the first position of each sequence, 0 for `None`
+        starts: Option<&'a Tensor>,
+    },
 }
 
 /// Checked positions, as an operation keeps them for its gradient.
@@ -43,6 +51,7 @@ enum Kind {
     Start { first: i64, axes: usize },
     Starts(Tensor),
     Ids(Tensor),
+    Packed { cu_seqlens: Tensor, starts: Option<Tensor> },
 }
 
 impl At<'_> {
@@ -58,11 +67,12 @@ impl At<'_> {
             }
             Self::Starts(starts) => (starts, vec![], vec![batch]),
             Self::Ids(ids) => (ids, vec![tokens], vec![batch, tokens]),
+            Self::Packed { cu_seqlens, starts } => {
+                let kind = packed(cu_seqlens, starts, axes, batch, device)?;
+                return Ok(HeldAt { kind, shared: false });
+            }
         };
-        if !matches!(tensor.dtype(), DType::U32 | DType::I32 | DType::I64) {
-            return refused(format!("positions are {:?}, they must be U32, I32 or I64", tensor.dtype()));
-        }
-        check_device("the tensor of positions", tensor, device, "the queries")?;
+        check_integers("positions", tensor, device)?;
         let lead = if axes == 1 { vec![] } else { vec![axes] };
         let with = |rest: &[usize]| [&lead[..], rest].concat();
         let one = with(&[&[1][..], &tail[..]].concat());
@@ -78,13 +88,58 @@ impl At<'_> {
     }
 }
 
+/// Refuses what are no integers on the device of the queries.
+pub(crate) fn check_integers(name: &str, tensor: &Tensor, device: &Device) -> Result<()> {
+    if !matches!(tensor.dtype(), DType::U32 | DType::I32 | DType::I64) {
+        return refused(format!("{name} are {:?}, they must be U32, I32 or I64", tensor.dtype()));
+    }
+    check_device(&format!("the tensor of {name}"), tensor, device, "the queries")
+}
+
+/// Packed sequences. What `cu_seqlens` says is checked on the CPU, where it is read.
+fn packed(cu_seqlens: &Tensor, starts: Option<&Tensor>, axes: usize, batch: usize, device: &Device) -> Result<Kind> {
+    if cu_seqlens.dtype() != DType::I32 {
+        return refused(format!("cu_seqlens is {:?}, it must be I32", cu_seqlens.dtype()));
+    }
+    check_device("cu_seqlens", cu_seqlens, device, "the queries")?;
+    let &[ends] = cu_seqlens.dims() else {
+        return refused(format!("cu_seqlens has the shape {:?}, [sequences + 1] is needed", cu_seqlens.dims()));
+    };
+    if ends < 2 || batch != 1 {
+        return refused(format!(
+            "cu_seqlens holds {ends} numbers and the batch is {batch}: at least 2 and a batch of 1 are needed"
+        ));
+    }
+    let starts = starts
+        .map(|starts| {
+            check_integers("starts", starts, device)?;
+            let need = if axes == 1 { vec![ends - 1] } else { vec![axes, ends - 1] };
+            if starts.dims() != need {
+                return refused(format!("starts have the shape {:?}, {need:?} is needed", starts.dims()));
+            }
+            starts.contiguous()
+        })
+        .transpose()?;
+    Ok(Kind::Packed { cu_seqlens: cu_seqlens.contiguous()?, starts })
+}
+
 impl HeldAt {
     /// Calls with the positions on the CPU.
     pub(crate) fn on_cpu<R>(&self, call: impl FnOnce(Positions<&[i64]>) -> Result<R>) -> Result<R> {
+        let read = |of: &Tensor| of.flatten_all()?.to_dtype(DType::I64)?.to_vec1();
         let numbers = match &self.kind {
             Kind::Counted => return call(Positions::counted()),
+            Kind::Packed { cu_seqlens, starts } => {
+                let ends: Vec<i64> = read(cu_seqlens)?;
+                let first = starts.as_ref().map(read).transpose()?;
+                let positions = Positions::packed(&ends, ends.len() - 1);
+                return call(match &first {
+                    Some(first) => positions.starting_at(first),
+                    None => positions,
+                });
+            }
             Kind::Start { first, axes } => vec![*first; *axes],
-            Kind::Starts(of) | Kind::Ids(of) => of.flatten_all()?.to_dtype(DType::I64)?.to_vec1()?,
+            Kind::Starts(of) | Kind::Ids(of) => read(of)?,
         };
         let positions = match self.kind {
             Kind::Ids(_) => Positions::ids(&numbers),
@@ -100,37 +155,40 @@ impl HeldAt {
         device: &candle_core::CudaDevice,
         call: impl FnOnce(Positions<posenc::Ids<'_>>) -> Result<R>,
     ) -> Result<R> {
-        use candle_core::Storage;
-        use candle_core::cuda_backend::CudaStorageSlice::{I32, I64, U32};
-
         let call =
             |positions: Positions<posenc::Ids<'_>>| call(if self.shared { positions.shared() } else { positions });
-        let of = match &self.kind {
-            Kind::Counted => return call(Positions::counted()),
-            Kind::Start { first, axes } => {
-                return call(Positions::starts(&device.clone_htod(&vec![*first; *axes])?));
-            }
-            Kind::Starts(of) | Kind::Ids(of) => of,
-        };
-        let (storage, layout) = of.storage_and_layout();
-        let Storage::Cuda(storage) = &*storage else {
-            return refused("positions lie on the CPU, the queries on a CUDA device");
-        };
-        let range = range(layout);
-        macro_rules! call {
-            ($slice:expr) => {{
-                let view = $slice.slice(range);
-                call(match self.kind {
-                    Kind::Ids(_) => Positions::ids(&view),
-                    _ => Positions::starts(&view),
-                })
-            }};
+        match &self.kind {
+            Kind::Counted => call(Positions::counted()),
+            Kind::Start { first, axes } => call(Positions::starts(&device.clone_htod(&vec![*first; *axes])?)),
+            Kind::Starts(of) => lent(of, |ids| call(Positions::starts(ids))),
+            Kind::Ids(of) => lent(of, |ids| call(Positions::ids(ids))),
+            Kind::Packed { cu_seqlens, starts } => lent(cu_seqlens, |ends| {
+                let positions = Positions::packed(ends, cu_seqlens.elem_count() - 1);
+                match starts {
+                    Some(starts) => lent(starts, |first| call(positions.starting_at(first))),
+                    None => call(positions),
+                }
+            }),
         }
-        match &storage.slice {
-            U32(slice) => call!(slice),
-            I32(slice) => call!(slice),
-            I64(slice) => call!(slice),
-            _ => refused("positions must be U32, I32 or I64"),
-        }
+    }
+}
+
+/// Calls with the integers of a contiguous tensor on a CUDA device.
+#[cfg(feature = "cuda")]
+pub(crate) fn lent<R>(of: &Tensor, call: impl FnOnce(posenc::Ids<'_>) -> Result<R>) -> Result<R> {
+    use candle_core::Storage;
+    use candle_core::cuda_backend::CudaStorageSlice::{I32, I64, U32};
+    use posenc::Ids;
+
+    let (storage, layout) = of.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        return refused("positions lie on the CPU, the queries on a CUDA device");
+    };
+    let range = range(layout);
+    match &storage.slice {
+        U32(slice) => call(Ids::U32(&slice.slice(range))),
+        I32(slice) => call(Ids::I32(&slice.slice(range))),
+        I64(slice) => call(Ids::I64(&slice.slice(range))),
+        _ => refused("positions must be U32, I32 or I64"),
     }
 }

@@ -5,6 +5,7 @@ mod at;
 mod embed;
 #[cfg(feature = "cuda")]
 mod plans;
+mod prologue;
 mod rope;
 pub mod rotary_emb;
 mod softmax;
@@ -14,6 +15,7 @@ pub use at::At;
 pub use embed::{Learned, Sinusoid};
 /// The crate whose specs these operations take.
 pub use posenc;
+pub use prologue::{Prologue, Slots};
 pub use rope::Rope;
 pub use softmax::{Bias, Softmax};
 

@@ -10,15 +10,15 @@ use std::sync::{Arc, OnceLock};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor,
-};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, InplaceOp1, Layout, Result, Shape, Tensor};
 use posenc::{Direction, Heads, ModelRope, Scalar, Shape as _};
 
 #[cfg(feature = "cuda")]
 use self::cuda::{KeysAt, Second};
 use crate::at::{At, HeldAt};
-use crate::tensor::{Element, InCandle, Order, by_type, check_device, mixed_types, refused, unknown_type};
+use crate::tensor::{
+    Element, InCandle, Order, by_type, check_device, mixed_types, refused, storage_address, unknown_type,
+};
 
 /// RoPE on candle's tensors, exact at every position, with any of posenc's specs.
 ///
@@ -274,12 +274,6 @@ impl Rope {
         let at = at.hold(self.spec().position_axes(), heads.batch, heads.tokens, self.device())?;
         Ok(Turn { shared: self.shared.clone(), order, at, direction: Direction::Forward })
     }
-}
-
-/// Where the storage behind a tensor lies: equal for views of one tensor.
-fn storage_address(x: &Tensor) -> usize {
-    let (storage, _) = x.storage_and_layout();
-    std::ptr::from_ref::<Storage>(&storage).addr()
 }
 
 // ----------------------------------------------------------------------------------------------------------- operations

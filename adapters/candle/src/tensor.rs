@@ -1,6 +1,9 @@
 //! candle's layouts as posenc's shapes, and element types.
 
-use candle_core::{DType, Error, Layout, Result, Tensor, WithDType};
+use std::any::Any;
+
+use candle_core::backend::BackendStorage as _;
+use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, Tensor, WithDType};
 use posenc::{Heads, Scalar};
 
 /// An error with a sentence of this crate.
@@ -162,4 +165,25 @@ pub(crate) fn check_device(name: &str, x: &Tensor, device: &candle_core::Device,
         return refused(format!("{name} belongs to another candle device of {at:?} than {owner}: another stream"));
     }
     refused(format!("{name} lies on {of:?} and {owner} on {at:?}, they must be on one device"))
+}
+
+/// Where the storage behind a tensor lies: equal for views of one tensor.
+pub(crate) fn storage_address(x: &Tensor) -> usize {
+    let (storage, _) = x.storage_and_layout();
+    std::ptr::from_ref::<Storage>(&storage).addr()
+}
+
+/// The elements of a tensor on the CPU that is written.
+pub(crate) fn slice_mut<T: Element>(storage: &mut CpuStorage) -> Result<&mut [T]> {
+    let dtype = storage.dtype();
+    let elements: &mut dyn Any = match storage {
+        CpuStorage::F32(x) => x,
+        CpuStorage::F16(x) => x,
+        CpuStorage::BF16(x) => x,
+        _ => return unknown_type("what is written", dtype),
+    };
+    match elements.downcast_mut::<Vec<T>>() {
+        Some(elements) => Ok(elements),
+        None => refused(format!("what is written is {dtype:?}, {} is needed", T::NAME)),
+    }
 }

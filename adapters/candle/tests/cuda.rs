@@ -1,11 +1,12 @@
-//! Every operation on a CUDA device beside the CPU. Only copies are asked of candle's own kernels.
+//! Every operation on a CUDA device beside the CPU.
 
 #![cfg(feature = "cuda")]
 #![allow(missing_docs, reason = "a test")]
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use posenc::rotate::{Branch, HeadNorm, Vectors};
 use posenc::{Alibi, Pairing, T5Bias};
-use posenc_candle::{At, Bias, Learned, Rope, Sinusoid, Softmax, rotary_emb};
+use posenc_candle::{At, Bias, Learned, Prologue, Rope, Sinusoid, Slots, Softmax, rotary_emb};
 
 mod support;
 use support::{apart, numbers, refusal};
@@ -73,6 +74,31 @@ fn rope() -> Result<()> {
         }
     }
     assert_eq!(cases, 18);
+    Ok(())
+}
+
+#[test]
+fn packed_sequences() -> Result<()> {
+    let device = Device::new_cuda(0)?;
+    let (on_cpu, on_device) = (Rope::new(spec(), &CPU)?, Rope::new(spec(), &device)?);
+    let (q, k) = (numbers((1, 4, 5, 16), DType::F32)?, numbers((1, 2, 5, 16), DType::F32)?);
+    let (q_there, k_there) = (q.to_device(&device)?, k.to_device(&device)?);
+    let ends = Tensor::new(&[0i64, 3, 3, 5], &CPU)?.to_dtype(DType::I32)?;
+    let starts = Tensor::new(&[100_000i64, 5, -4], &CPU)?;
+    let (ends_there, starts_there) = (ends.to_device(&device)?, starts.to_device(&device)?);
+    for with_starts in [false, true] {
+        let starts = with_starts.then_some((&starts, &starts_there));
+        let here = At::Packed { cu_seqlens: &ends, starts: starts.map(|(here, _)| here) };
+        let there = At::Packed { cu_seqlens: &ends_there, starts: starts.map(|(_, there)| there) };
+        let (want, got) = (on_cpu.apply(&q, &k, here)?, on_device.apply(&q_there, &k_there, there)?);
+        check(&got.0, &want.0, 2e-6)?;
+        check(&got.1, &want.1, 2e-6)?;
+    }
+    let here = At::Packed { cu_seqlens: &ends, starts: None };
+    assert_eq!(
+        refusal(on_device.apply(&q_there, &k_there, here)),
+        "cu_seqlens lies on Cpu and the queries on Cuda { gpu_id: 0 }, they must be on one device"
+    );
     Ok(())
 }
 
@@ -164,6 +190,67 @@ fn softmax() -> Result<()> {
             let want = on_cpu.apply(&scores, Some(&given))?;
             check(&on_device.apply(&scores_there, Some(&given_there))?, &want, bound)?;
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn prologue() -> Result<()> {
+    let device = Device::new_cuda(0)?;
+    let normed = Branch { norm: Some(HeadNorm::rms(1e-6)), ..Branch::rotated() };
+    let biased = Branch { bias: true, ..Branch::plain() };
+    let spec = posenc::Prologue { q: normed, k: normed, v: biased, ..posenc::Prologue::new(spec()) };
+    for (dtype, bound) in TYPES {
+        for cached in [false, true] {
+            let mut results = Vec::new();
+            for at in [&CPU, &device] {
+                let prologue = Prologue::new(spec.clone(), at)?;
+                let qkv = numbers((2, 3, 8, 16), dtype)?.to_device(at)?.transpose(1, 2)?;
+                let (q, k, v) = (qkv.narrow(1, 0, 4)?, qkv.narrow(1, 4, 2)?, qkv.narrow(1, 6, 2)?);
+                let (weight, bias) = (numbers(16, dtype)?.to_device(at)?, numbers((2, 16), dtype)?.to_device(at)?);
+                let vectors =
+                    [Vectors::weight(&weight), Vectors::weight(&weight), Vectors { weight: None, bias: Some(&bias) }];
+                let keys = Tensor::zeros((3, 4, 2, 16), dtype, &CPU)?.to_device(at)?.transpose(1, 2)?;
+                let values = Tensor::zeros((3, 2, 4, 16), dtype, &CPU)?.to_device(at)?;
+                let slots = Tensor::new(&[[4i64, -1, 0], [11, 7, 2]], at)?;
+                let cache = Slots { k: &keys, v: &values, slots: &slots };
+                let out = prologue.apply([&q, &k, &v], vectors, At::Start(100_000), cached.then_some(cache))?;
+                results.push([out.0, out.1, out.2, keys, values]);
+            }
+            for (here, there) in results[0].iter().zip(&results[1]) {
+                check(there, here, bound)?;
+            }
+            assert_eq!(apart(&results[0][3], &results[0][3].zeros_like()?)? > 0.0, cached);
+        }
+    }
+    Ok(())
+}
+
+/// candle adds gradients up by kernels of its own.
+#[test]
+fn gradients() -> Result<()> {
+    let device = Device::new_cuda(0)?;
+    let (q, k) = (numbers((2, 4, 3, 16), DType::F32)?, numbers((2, 2, 3, 16), DType::F32)?);
+    let (weights, table) = (numbers((2, 4, 3, 16), DType::F32)?, numbers((9, 16), DType::F32)?);
+    let (scores, given) = (numbers((2, 4, 3, 3), DType::F32)?, numbers((4, 1, 3), DType::F32)?);
+    let ids = Tensor::new(&[[4u32, 0, 4], [8, 4, 1]], &CPU)?;
+    let mut grads = Vec::new();
+    for at in [&CPU, &device] {
+        let [q, k, table, scores, given] =
+            [&q, &k, &table, &scores, &given].map(|x| Var::from_tensor(&x.to_device(at).unwrap()).unwrap());
+        let (weights, ids) = (weights.to_device(at)?, ids.to_device(at)?);
+        let (q_out, k_out) = Rope::new(spec(), at)?.apply(&q, &k, At::Start(100_000))?;
+        let loss = ((q_out * &weights)?.sum_all()? + k_out.sqr()?.sum_all()?)?;
+        let learned = Learned::new(posenc::Learned::new(16), at)?.gather(&ids, &table, &table, At::Start(3))?;
+        let loss = (loss + (learned * weights.narrow(1, 0, 1)?.squeeze(1)?)?.sum_all()?)?;
+        let softmax = Softmax::new(posenc::Softmax::causal(0.4), Bias::alibi(&Alibi::new(4))?, at)?;
+        let p = softmax.apply(&scores, Some(&given))?;
+        let own = (loss + (p * weights.narrow(3, 0, 3)?)?.sum_all()?)?.backward()?;
+        grads.push([q, k, table, scores, given].map(|x| own.get(&x).cloned().expect("it has a gradient")));
+    }
+    for (here, there) in grads[0].iter().zip(&grads[1]) {
+        check(there, here, 1e-5)?;
+        assert!(apart(here, &here.zeros_like()?)? > 0.01);
     }
     Ok(())
 }

@@ -91,6 +91,43 @@ fn positions_of_every_form() -> Result<()> {
     Ok(())
 }
 
+/// Sequences of three, none and two tokens in a batch of one.
+#[test]
+fn packed_sequences() -> Result<()> {
+    let rope = Rope::new(spec(), &Device::Cpu)?;
+    let q = Var::from_tensor(&numbers((1, 4, 5, 16), DType::F32)?)?;
+    let k = numbers((1, 1, 5, 16), DType::F32)?;
+    let ends = Tensor::new(&[0i64, 3, 3, 5], &Device::Cpu)?.to_dtype(DType::I32)?;
+    let starts = Tensor::new(&[100_000i64, 5, -4], &Device::Cpu)?;
+    for (starts, positions) in [(None, [0, 1, 2, 0, 1]), (Some(&starts), [100_000, 100_001, 100_002, -4, -3])] {
+        let at = At::Packed { cu_seqlens: &ends, starts };
+        let (q_out, k_out) = rope.apply(&q, &k, at)?;
+        assert_eq!(values(&q_out)?, want(&spec(), &q, &positions, Direction::Forward)?);
+        assert_eq!(values(&k_out)?, want(&spec(), &k, &positions, Direction::Forward)?);
+        let (thd, _) = rope.apply_thd(&q.get(0)?.transpose(0, 1)?, &k.get(0)?.transpose(0, 1)?, at)?;
+        assert_eq!(values(&thd.transpose(0, 1)?)?, values(&q_out)?);
+        let grads = q_out.sum_all()?.backward()?;
+        assert_eq!(values(grads.get(&q).unwrap())?, want(&spec(), &q.ones_like()?, &positions, Direction::Inverse)?);
+        let own = k.copy()?;
+        rope.apply_inplace(&q.detach().copy()?, &own, at)?;
+        assert_eq!(values(&own)?, values(&k_out)?);
+    }
+    let says = |cu_seqlens: &Tensor, starts: Option<&Tensor>, want: &str| {
+        let error = refusal(rope.apply(&q, &k, At::Packed { cu_seqlens, starts }));
+        assert!(error.contains(want), "{error}");
+    };
+    says(&starts, None, "cu_seqlens is I64, it must be I32");
+    says(&ends.unsqueeze(0)?, None, "cu_seqlens has the shape [1, 4], [sequences + 1] is needed");
+    says(&ends.narrow(0, 0, 1)?, None, "cu_seqlens holds 1 numbers and the batch is 1: at least 2");
+    says(&ends, Some(&starts.narrow(0, 0, 2)?), "starts have the shape [2], [3] is needed");
+    let far = Tensor::new(&[0i64, 3, 6], &Device::Cpu)?.to_dtype(DType::I32)?;
+    says(&far, None, "indptr is [0, 3, 6], it must ascend from 0 to at most 5");
+    let two = numbers((2, 4, 5, 16), DType::F32)?;
+    let error = refusal(rope.apply(&two, &two, At::Packed { cu_seqlens: &ends, starts: None }));
+    assert!(error.contains("the batch is 2"), "{error}");
+    Ok(())
+}
+
 /// Three axes, as in Qwen2-VL: ids of `[axes, batch, tokens]`, or the text's on each.
 #[test]
 fn several_axes() -> Result<()> {

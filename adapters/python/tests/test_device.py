@@ -202,6 +202,32 @@ def test_the_prologue_on_the_device(stream):
         assert np.abs(got.numpy() - cpu).max() < 2e-6
 
 
+@pytest.mark.parametrize("code", ["e4m3", "e5m2", "int8"])
+def test_codes_on_the_device(stream, code):
+    spec = posenc.Prologue(posenc.Rope(16), posenc.Branch(rope=True), posenc.Branch(rope=True))
+    x = [values(1, 3, 2, 16, seed=seed) for seed in range(3)]
+
+    def apply(place, stream=None):
+        keys, codes = place(np.zeros((2, 3, 2, 16), np.uint8)), place(np.zeros((1, 3, 2, 16), np.uint8))
+        vals, given = place(np.zeros((2, 3, 2, 32), np.uint8)), place(np.array([0.02, 0.03], F32))
+        scales = place(np.zeros((2, 3, 2), F32))
+        kept = posenc.Codes(keys, code, scales_out=scales), posenc.Codes(vals, code)
+        cache = posenc.Cache(*kept, slots=place(np.array([[4, -1, 2]])))
+        q, k, v = (posenc.Projected(place(array), out="cache") for array in x)
+        spec.apply(q, k, v, cache=cache, q_codes=posenc.Codes(codes, code, scales=given), stream=stream)
+        return keys, vals, codes, scales
+
+    want = apply(np.copy)
+    for got, cpu in zip(apply(lambda array: Array(array, stream), stream), want, strict=True):
+        own = got.numpy()
+        if cpu.dtype == F32:
+            assert np.abs(own - cpu).max() < 1e-8
+            continue
+        # a value in the middle of two codes may have another nearest one
+        same = own == cpu
+        assert same.mean() > 0.95 and np.abs(own.astype(int) - cpu)[~same].max(initial=0) <= 1
+
+
 def test_bad_input_is_an_error_and_the_device_goes_on(stream):
     rope, x = posenc.Rope(8), values(4, 2, 8)
     own = Array(x, stream)
