@@ -41,12 +41,58 @@ pub fn run_all(options: &Options, steps: &mut Steps) -> Result<()> {
     if options.short {
         return Ok(());
     }
-    // A workspace of its own, on the CPU; candle's device needs a toolkit.
+    steps.run("a wheel for aarch64", || wheel_for_aarch64(&python))?;
+    // A workspace of its own, on the CPU.
     steps.run("tests of the crate for candle", || {
         let mut tests = cargo();
         tests.args(["test", "--quiet", "--manifest-path", "adapters/candle/Cargo.toml"]);
         run(tests.env("POSENC_KERNELS", "none"))
+    })?;
+    steps.run("tests of the crate for candle on a device", || {
+        device::emulator()?;
+        run(Command::new("adapters/candle/tests/on-device").arg("--quiet").env("CUDA_HOME", toolkit()?))
     })
+}
+
+/// Builds a wheel of the CPU for another machine and the oldest glibc, and asks auditwheel what it is.
+fn wheel_for_aarch64(python: &Path) -> Result<()> {
+    const TARGET: &str = "aarch64-unknown-linux-gnu";
+    let installed = Command::new("rustup").args(["target", "list", "--installed"]).output();
+    if !installed.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).lines().any(|line| line == TARGET)) {
+        println!("not run: the wheel for aarch64, because Rust's target is missing: rustup target add {TARGET}");
+        return Ok(());
+    }
+    let folder = std::path::absolute(Path::new(FOLDER).join("aarch64"))?;
+    let wheels = folder.join("wheels");
+    let _ = fs::remove_dir_all(&wheels);
+    let mut path = python.parent().context("a program has a folder")?.as_os_str().to_owned();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    let mut build = of_pip(python);
+    build.args(["wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", PACKAGE, "--wheel-dir"]);
+    build.arg(&wheels).env("PATH", path).env("CARGO_TARGET_DIR", folder.join("target")).env("POSENC_KERNELS", "none");
+    run(build.env("CARGO_BUILD_TARGET", TARGET).env("POSENC_GLIBC", "2.17").env_remove("POSENC_LIBRARY"))?;
+    let wheel = fs::read_dir(&wheels)?.next().context("pip built no wheel")??.path();
+    let shown = Command::new(python).args(["-m", "auditwheel", "show"]).arg(&wheel).output()?;
+    let said = String::from_utf8_lossy(&shown.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+    let tag = "manylinux_2_17_aarch64";
+    ensure!(wheel.to_string_lossy().contains(tag), "{} is not tagged {tag}", wheel.display());
+    ensure!(said.contains(&format!("consistent with the following platform tag: \"{tag}\"")), "auditwheel says {said}");
+    Ok(())
+}
+
+/// nvcc and its headers, of Python packages, in the folders of a toolkit.
+fn toolkit() -> Result<PathBuf> {
+    let wanted = fs::read_to_string("adapters/candle/tests/requirements.txt")?;
+    let folder = std::path::absolute("target/candle-cuda/nvcc")?;
+    let list = folder.join("requirements.txt");
+    if !fs::read_to_string(&list).is_ok_and(|there| there == wanted) {
+        pip::fetch(&folder, &wanted, "nvcc")?;
+        fs::write(&list, &wanted)?;
+    }
+    let toolkit = folder.join("nvidia/cu13");
+    ensure!(toolkit.join("bin/nvcc").is_file(), "{} holds no bin/nvcc", toolkit.display());
+    Ok(toolkit)
 }
 
 /// An interpreter with what the tests need, and the wheel.
