@@ -199,6 +199,7 @@ pub fn each_terms(shape: &Logits, seed: u64) -> Vec<TermCase> {
         ("inkling", Distances::inkling(4)),
         ("band", Distances { outside: Outside::Zero, ..Distances::new(Sign::KeyMinusQuery, -2, 5) }),
         ("deberta", deberta.clone()),
+        ("deberta's band", Distances { outside: Outside::Zero, ..deberta.clone() }),
         // Packs whose entries follow one another, and others that skip or repeat some.
         ("deberta of 32", Distances::deberta(16, 40).unwrap()),
         ("t5", t5()),
