@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use posenc::model::LogitBias;
-use posenc::rotate::{Layer, Yarn};
-use posenc::{Alibi, ModelPositions, ModelRope, Rope, Scaling};
+use posenc::rotate::{Layer, Yarn, longrope_attention_factor};
+use posenc::{Alibi, ModelPositions, ModelRope, Rope, Scaling, T5Bias};
 use serde_json::{Value, json};
 
 use crate::Outcome;
@@ -48,10 +48,14 @@ enum To {
     Yarn,
     /// Llama 3.1's scaling
     Llama3,
+    /// lists of divisors, one for each pair; YaRN's as the search's start
+    Longrope,
     /// RoPE in place of another encoding
     Rope,
     /// ALiBi in place of another encoding
     Alibi,
+    /// T5's buckets in place of another encoding
+    T5,
     /// no encoding at all: RoPE dropped after training
     Nope,
 }
@@ -82,7 +86,7 @@ pub fn run(options: Options, out: &mut dyn Write) -> Result<Outcome> {
     };
     ensure!((2..=1 << 31).contains(&length), "{length} tokens, it must be between 2 and 2^31");
     let (plan, changed) = match options.to {
-        To::Linear | To::Ntk | To::Yarn | To::Llama3 => {
+        To::Linear | To::Ntk | To::Yarn | To::Llama3 | To::Longrope => {
             let from = Turning::of(&model).with_context(of)?;
             let scaled = scaled(options.to, &from, length).with_context(of)?;
             let changed = changed_config(&options, &scaled, length)?;
@@ -90,6 +94,7 @@ pub fn run(options: Options, out: &mut dyn Write) -> Result<Outcome> {
         }
         To::Rope => (rope_plan(&model, &sizes, &options, length).with_context(of)?, None),
         To::Alibi => (alibi_plan(&model, &sizes, length).with_context(of)?, None),
+        To::T5 => (t5_plan(&model, &sizes, length).with_context(of)?, None),
         To::Nope => (nope_plan(&Turning::of(&model).with_context(of)?, length), None),
     };
     if let Some(path) = &options.config {
@@ -205,7 +210,18 @@ fn scaled(to: To, from: &Turning, length: u64) -> Result<Scaled> {
                 "original_max_position_embeddings": trained});
             (Rope { scaling, ..plain }, Some(json))
         }
-        To::Rope | To::Alibi | To::Nope => unreachable!("no scaling"),
+        To::Longrope => {
+            // Five digits, as the lists of published models have fewer still.
+            let yarn = Rope { scaling: Scaling::Yarn(Yarn::new(factor, trained as f64)), ..plain.clone() };
+            let divisor = |pair: usize| (plain.frequency(pair) / yarn.frequency(pair) * 1e5).round() / 1e5;
+            let (short, long) = (vec![1.0; plain.pairs()], (0..plain.pairs()).map(divisor).collect::<Vec<f64>>());
+            let attention_factor = longrope_attention_factor(factor, trained as f64);
+            let json = json!({"rope_type": "longrope", "factor": factor, "short_factor": short, "long_factor": long,
+                "original_max_position_embeddings": trained});
+            let scaling = Scaling::LongRope { short, long, original_context: trained as f64, length: Some(length) };
+            (Rope { scaling, attention_factor, ..plain }, Some(json))
+        }
+        To::Rope | To::Alibi | To::T5 | To::Nope => unreachable!("no scaling"),
     };
     rope.check()?;
     Ok(Scaled { rope, factor, scaling })
@@ -265,6 +281,12 @@ fn scaling_plan(options: &Options, from: &Turning, scaled: &Scaled, length: u64,
         steps: Vec::new(),
     };
     let mut replace = vec![match scaling {
+        Some(_) if options.to == To::Longrope => format!(
+            "\"rope_scaling\": {{\"rope_type\": \"longrope\", \"factor\": {factor}, \"short_factor\": {0} ones, \"long_factor\": {0} of YaRN's \
+             divisors}}, \"original_max_position_embeddings\": {trained}, \"max_position_embeddings\": {length}; --config FILE \
+             writes the lists",
+            plain.pairs()
+        ),
         Some(scaling) => format!("\"rope_scaling\": {scaling}, \"max_position_embeddings\": {length}"),
         None => format!("\"rope_theta\": {}, \"max_position_embeddings\": {length}", rope.base),
     }];
@@ -315,6 +337,10 @@ fn scaling_plan(options: &Options, from: &Turning, scaled: &Scaled, length: u64,
             rope.attention_factor,
             rope.attention_factor.powi(2)
         ),
+        To::Longrope => format!(
+            "cos and sin times {:.6} = sqrt(1 + ln {factor} / ln {trained}), as the published models of the method have it (Phi-3)",
+            rope.attention_factor
+        ),
         _ => "none".into(),
     };
     plan.step("temperature", [temperature]);
@@ -329,8 +355,10 @@ const fn name(to: To) -> &'static str {
         To::Ntk => "a larger base (NTK-aware)",
         To::Yarn => "YaRN",
         To::Llama3 => "Llama 3's scaling",
+        To::Longrope => "LongRoPE",
         To::Rope => "RoPE",
         To::Alibi => "ALiBi",
+        To::T5 => "T5's buckets",
         To::Nope => "no encoding",
     }
 }
@@ -340,21 +368,31 @@ const fn training(to: To) -> &'static [&'static str] {
     match to {
         To::Linear => &[
             "LLaMA 7B from 2048 to 8192: perplexity on PG19 16.10 without training, 6.95 after it (arXiv 2306.15595)",
-            "it calls for up to 1000 steps, and 200 sufficed for its passkey task at 8192",
+            "LLaMA 7B to 65B up to 32768: within 1000 steps (abstract there)",
         ],
         To::Ntk => &[
             "none is needed for a little: at 2 times Llama 2 7B has 3.50 on Proof-pile with the dynamic form, at 4 times 3.87 (arXiv \
              2402.13753, table 1)",
-            "Code Llama trains with base 1e6 on 16384 tokens (arXiv 2308.12950)",
+            "Code Llama, from Llama 2 by a larger base: trained on sequences of 16k tokens, better on inputs of up to 100k (arXiv \
+             2308.12950, abstract)",
         ],
         To::Yarn => &[
             "Llama 2 by 16: 400 steps of 64 sequences of 65536 tokens of PG19; by 32: 200 more steps from there (arXiv 2309.00071)",
             "without training Llama 2 7B has 3.49 on Proof-pile at 2 times, 3.25 at 4 times (arXiv 2402.13753, table 1)",
         ],
         To::Llama3 => &[
-            "Llama 3 from 8192 to 131072: six steps of length, some 800 billion tokens in all (arXiv 2407.21783, 3.4.2)",
+            "Llama 3 from 8192 to 131072: LongRoPE2 reaches that length with 10 billion tokens and calls it 80 times fewer than Meta's \
+             (arXiv 2502.20082, abstract)",
         ],
-        To::Rope | To::Alibi => &["no published recipe turns a trained model; the papers train from the start"],
+        To::Longrope => &[
+            "the lists are searched for this model and length; linear, NTK and YaRN divisors are the search's first candidates (arXiv \
+             2402.13753)",
+            "Llama 2 and Mistral to 2048k: up to 1000 steps at lengths within 256k (arXiv 2402.13753, abstract)",
+            "Llama 3 8B to 128k: 10 billion tokens, with 98.5 % of its quality on short ones kept (LongRoPE2, arXiv 2502.20082, abstract)",
+        ],
+        To::Rope | To::Alibi | To::T5 => {
+            &["no published recipe turns a trained model; the papers train from the start"]
+        }
         To::Nope => &["a short recalibration at the trained length (arXiv 2512.12167)"],
     }
 }
@@ -378,6 +416,15 @@ const fn breaks(to: To) -> &'static [&'static str] {
         To::Llama3 => &[
             "pairs of less than one turn in training are divided at every length, short prompts included",
             "keys that are cached or stored are rotated otherwise: drop them",
+        ],
+        To::Longrope => &[
+            "a sequence that grows past the first training's length changes lists: keys cached before were rotated by the other one",
+            "a config without its lists, or an engine that reads the short list alone, computes another model: compare with posenc explain",
+        ],
+        To::T5 => &[
+            "queries and keys are not rotated any more, which every layer has learned to expect",
+            "distances beyond the last bucket share one number: nothing far is told from anything farther",
+            "T5 has no 1 / sqrt(head) on its logits: a bias learned for one scale is another for the other",
         ],
         To::Rope => &[
             "learned tables and biases of the old encoding have no use; every layer's queries and keys must be trained anew",
@@ -405,12 +452,13 @@ fn rope_plan(model: &ModelPositions, sizes: &Sizes, options: &Options, length: u
     let rope = model.rope();
     ensure!(
         rope.kinds().iter().any(|kind| kind.rope.is_none()),
-        "every layer of {} has RoPE: go to linear, ntk, yarn or llama3 for another length",
+        "every layer of {} has RoPE: go to linear, ntk, yarn, llama3 or longrope for another length",
         rope.name()
     );
     // Where nothing rotates, nothing has said how wide a head is.
-    let head = match (sizes.hidden, sizes.query_heads) {
-        (Some(hidden), Some(heads)) if heads > 0 => usize::try_from(hidden / heads)?,
+    let head = match (sizes.head, sizes.hidden, sizes.query_heads) {
+        (Some(head), ..) => usize::try_from(head)?,
+        (None, Some(hidden), Some(heads)) if heads > 0 => usize::try_from(hidden / heads)?,
         _ => bail!("{} does not state its channels and heads, RoPE needs the channels of a head", rope.name()),
     };
     ensure!(head >= 2 && head.is_multiple_of(2), "a head has {head} channels, RoPE needs an even number");
@@ -476,6 +524,9 @@ fn alibi_plan(model: &ModelPositions, sizes: &Sizes, length: u64) -> Result<Plan
     if model.embedding().is_some() {
         replace.push("add no vector of positions to the token any more".into());
     }
+    if model.layer(0)?.bias.is_some() {
+        replace.push("add no other bias to the logit any more".into());
+    }
     plan.step("replace", replace);
     let slopes: Vec<f64> = (0..alibi.heads).map(|head| alibi.slope(head)).collect();
     let (steepest, flattest) =
@@ -501,6 +552,56 @@ fn alibi_plan(model: &ModelPositions, sizes: &Sizes, length: u64) -> Result<Plan
         "check",
         [
             format!("posenc plot bias alibi={heads} -o bias.svg"),
+            "posenc plot attention FILE -o attention.svg (docs/diagnosing.md)".into(),
+        ],
+    );
+    Ok(plan)
+}
+
+fn t5_plan(model: &ModelPositions, sizes: &Sizes, length: u64) -> Result<Plan> {
+    let rope = model.rope();
+    let has = |index: usize| model.layer(index).is_ok_and(|layer| matches!(layer.bias, Some(LogitBias::T5 { .. })));
+    ensure!(!has(0), "{} has T5's buckets already", rope.name());
+    let heads = sizes
+        .query_heads
+        .with_context(|| format!("{} does not state its heads, a table of T5 has a column for each", rope.name()))?;
+    let mut plan =
+        Plan { headline: format!("{}: from {} to T5's buckets", rope.name(), carriers(model)), steps: Vec::new() };
+    let mut replace = vec![
+        "add table[bucket(distance)] to every logit: T5Bias::new(32, 128, false) in a decoder, true in an encoder; one table for all layers"
+            .to_string(),
+    ];
+    if rope.kinds().iter().any(|kind| kind.rope.is_some()) {
+        replace.push("rotate no queries and keys any more".into());
+    }
+    if model.embedding().is_some() {
+        replace.push("add no vector of positions to the token any more".into());
+    }
+    if model.layer(0)?.bias.is_some() {
+        replace.push("add no other bias to the logit any more".into());
+    }
+    plan.step("replace", replace);
+    let last =
+        |both: bool| -> Result<usize> { Ok(T5Bias::new(32, 128, both).thresholds()?.last().copied().unwrap_or(0)) };
+    let (decoder, encoder) = (last(false)?, last(true)?);
+    let share = 100.0 * (1.0 - decoder as f64 / length as f64).max(0.0);
+    plan.step(
+        "numbers",
+        [
+            format!("a table of 32 buckets and {heads} heads: {} numbers", 32 * heads),
+            format!("distances from {decoder} on share one number in a decoder, from {encoder} on in an encoder"),
+            format!("of the distances at {length} tokens that is {share:.1} %: give more buckets and a larger distance, in the training"),
+        ],
+    );
+    let mut train: Vec<String> = training(To::T5).iter().map(|line| line.to_string()).collect();
+    train.push("trained on 512 tokens, perplexity on WikiText-103 is 19.65 at 512 and 22.91 at 3512 (arXiv 2108.12409, table 2)".into());
+    plan.step("train", train);
+    plan.step("temperature", ["none".to_string()]);
+    plan.step("breaks", breaks(To::T5).iter().map(|line| line.to_string()));
+    plan.step(
+        "check",
+        [
+            "posenc plot bias t5-causal=32,128 -o bias.svg".to_string(),
             "posenc plot attention FILE -o attention.svg (docs/diagnosing.md)".into(),
         ],
     );

@@ -183,3 +183,49 @@ fn bad_configs_are_errors_with_file_and_reason() {
     let text = fails(&["llama.json", "--layer", "40"]);
     assert_eq!(text, "error: llama.json: layer 40 is asked for, the model has 32\n");
 }
+
+/// Layers of one rotation with and without a window are apart, and scores are judged by the distances that they see.
+#[test]
+fn windows_bound_the_distances() {
+    let config = r#"{"model_type": "mistral", "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 4,
+        "max_position_embeddings": 32768, "rope_theta": 10000.0, "sliding_window": 1024}"#;
+    let it = report(config, &[]);
+    assert_eq!(it["kinds"].as_array().expect("a list").len(), 1);
+    assert_eq!(it["kinds"][0]["window"], 1024);
+    // 1024 positions of the first pair, one radian each.
+    let turns = it["kinds"][0]["pairs"][0]["turns"].as_f64().expect("a number");
+    assert!((turns - 1024.0 / std::f64::consts::TAU).abs() < 1e-9, "{turns}");
+    // The mean cosine of base 10000 turns negative at 1707, which no window of 1024 sees.
+    assert_eq!(verdict(&it, "decay")["level"], "ok");
+    // Angles are those of positions, whatever the window.
+    assert!(verdict(&it, "f32-angles")["text"].as_str().expect("text").ends_with("before position 32768"));
+    let whole = report(&config.replace("1024", "null"), &[]);
+    assert_eq!((&whole["kinds"][0]["window"], &verdict(&whole, "decay")["value"]), (&Value::Null, &json!(1707.0)));
+
+    let mixed = r#"{"model_type": "gpt_oss", "hidden_size": 2880, "head_dim": 64, "num_attention_heads": 64, "num_hidden_layers": 4,
+        "max_position_embeddings": 8192, "sliding_window": 128,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]}"#;
+    let it = report(mixed, &[]);
+    let of = |kind: usize| (it["kinds"][kind]["layers"].clone(), it["kinds"][kind]["window"].clone());
+    assert_eq!(of(0), (json!([0, 2]), json!(128)));
+    assert_eq!(of(1), (json!([1, 3]), Value::Null));
+    let one = report(mixed, &["--layer", "3"]);
+    assert_eq!((one["kinds"].as_array().map(Vec::len), &one["kinds"][0]["layers"]), (Some(1), &json!([1, 3])));
+
+    let folder = tempfile::tempdir().expect("a folder");
+    write(folder.path(), "a.json", mixed);
+    write(
+        folder.path(),
+        "b.json",
+        &mixed.replace(
+            "\"full_attention\", \"sliding_attention\", \"full_attention\"",
+            "\"full_attention\", \"full_attention\", \"full_attention\"",
+        ),
+    );
+    let text = posenc(folder.path(), &["inspect", "a.json", "b.json"]).ends(1);
+    assert!(text.contains("layer 2\n  window\n    a 128\n    b none\n"), "{text}");
+    let text = posenc(folder.path(), &["inspect", "a.json"]).ends(0);
+    assert!(text.contains("a window of 128 tokens in layers 0, 2: numbers are for its distances"), "{text}");
+    assert!(text.contains("no window in layers 1, 3"), "{text}");
+}

@@ -73,7 +73,19 @@ fn other_scalings_are_planned() {
     assert!(ntk.contains("\"rope_theta\": 40889.9"), "{ntk}");
     assert!(ntk.contains("at 16384: 18 before, 17 then"), "{ntk}");
     let llama3 = plan("llama3", "32768");
-    assert!(llama3.contains("\"factor\":8.0") && llama3.contains("800 billion"), "{llama3}");
+    assert!(llama3.contains("\"factor\":8.0") && llama3.contains("10 billion tokens"), "{llama3}");
+    let longrope = plan("longrope", "131072");
+    // sqrt(1 + ln 32 / ln 4096), Phi-3's own number.
+    for part in ["64 ones", "checked: the crate reads", "cos and sin times 1.190238", "up to 1000 steps"] {
+        assert!(longrope.contains(part), "{part}\n{longrope}");
+    }
+    let arguments = ["plan", "llama2.json", "--to", "longrope", "--seq-len", "131072", "--config", "longrope.json"];
+    posenc(folder.path(), &arguments).ends(0);
+    let new: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(folder.path().join("longrope.json")).expect("a config"))
+            .expect("JSON");
+    let long = new["rope_scaling"]["long_factor"].as_array().expect("a list");
+    assert_eq!((long.len(), &long[0], &long[63]), (64, &1.0.into(), &32.0.into()));
     // Both keys of version 5, and the sizes that a config has beside.
     let v5 = r#"{"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}"#;
@@ -95,6 +107,24 @@ fn encodings_are_replaced() {
         alibi.contains("Alibi::new(12)") && alibi.contains("slopes from 0.7071067811865476 to 0.003906"),
         "{alibi}"
     );
+    // Heads whose channels are not those of the model over their number: T5 11B.
+    let t5 = r#"{"model_type": "t5", "d_model": 1024, "d_kv": 128, "num_heads": 128, "num_layers": 24,
+        "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}"#;
+    fs::write(folder.path().join("t5.json"), t5).expect("a config");
+    let from_t5 = posenc(folder.path(), &["plan", "t5.json", "--to", "rope", "--seq-len", "2048"]).ends(0);
+    assert!(from_t5.starts_with("t5: from T5's buckets to RoPE") && from_t5.contains("Rope::new(128, "), "{from_t5}");
+    let to_alibi = posenc(folder.path(), &["plan", "t5.json", "--to", "alibi", "--seq-len", "2048"]).ends(0);
+    assert!(to_alibi.contains("Alibi::new(128)") && to_alibi.contains("add no other bias"), "{to_alibi}");
+    let to_t5 = posenc(folder.path(), &["plan", "gpt2.json", "--to", "t5"]).ends(0);
+    for part in [
+        "32 buckets and 12 heads: 384 numbers",
+        "distances from 113 on share one number in a decoder, from 91",
+        "97.2 %",
+    ] {
+        assert!(to_t5.contains(part), "{part}\n{to_t5}");
+    }
+    let error = posenc(folder.path(), &["plan", "t5.json", "--to", "t5", "--seq-len", "2048"]).fails();
+    assert_eq!(error, "error: t5.json: t5 has T5's buckets already\n");
     let rope = posenc(folder.path(), &["plan", "bloom.json", "--to", "rope", "--seq-len", "4096"]).ends(0);
     // 64 channels on base 1e5 turn negative at 3616, on 1.5e5 at 2774 (the bound is not monotonous), on 5e5 at 9937.
     assert!(rope.contains("Rope::new(64, 500000.0)"), "{rope}");
@@ -118,7 +148,7 @@ fn what_the_config_contradicts_is_refused() {
         (&["bloom.json", "--to", "alibi", "--seq-len", "4096"], "bloom.json: bloom has ALiBi already"),
         (
             &["llama2.json", "--to", "rope"],
-            "llama2.json: every layer of llama has RoPE: go to linear, ntk, yarn or llama3 for another length",
+            "llama2.json: every layer of llama has RoPE: go to linear, ntk, yarn, llama3 or longrope for another length",
         ),
         (&["bloom.json", "--to", "nope"], "bloom.json states no context: say --seq-len"),
         (

@@ -102,6 +102,7 @@ fn differences(a: &Kind, b: &Kind) -> Vec<Difference> {
             push(&mut list, "rope", text(one.is_some()), text(other.is_some()));
         }
     }
+    push(&mut list, "window", a.window.map(|it| it.to_string()), b.window.map(|it| it.to_string()));
     push(&mut list, "bias", a.bias.clone(), b.bias.clone());
     // Scales of the logit and of the query are in words alone.
     let rest = |kind: &Kind| {
@@ -144,7 +145,7 @@ fn table(list: &[Difference], out: &mut dyn Write) -> Result<()> {
 }
 
 /// `layers 0-3, 5`
-fn ranges(layers: &[usize]) -> String {
+pub fn ranges(layers: &[usize]) -> String {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for &layer in layers {
         match runs.last_mut() {

@@ -80,6 +80,8 @@ struct Kind {
     layers: Vec<usize>,
     /// in words
     says: String,
+    /// keys that a query sees, where they are fewer than the sequence has
+    window: Option<u64>,
     bias: Option<String>,
     rope: Option<Rope>,
     /// positions of the training that the frequencies come from
@@ -141,10 +143,14 @@ impl Report {
             if chosen.is_some_and(|it| !std::ptr::eq(it, original)) {
                 continue;
             }
-            let layers = layers_of(rope, original);
-            let bias = model.layer(layers.first().copied().unwrap_or(0))?.bias;
             let says = lines.get(index).copied().unwrap_or_default();
-            kinds.push(Kind::new(layer, layers, says, bias, rope.context(), length)?);
+            for (window, layers) in by_window(layers_of(rope, original), layer, &sizes) {
+                if options.layer.is_some_and(|index| !layers.is_empty() && !layers.contains(&index)) {
+                    continue;
+                }
+                let bias = model.layer(layers.first().copied().unwrap_or(0))?.bias;
+                kinds.push(Kind::new(layer, layers, window, says, bias, rope.context(), length)?);
+            }
         }
         let mut notes: Vec<_> =
             lines.iter().filter_map(|line| line.strip_prefix("note: ")).map(str::to_owned).collect();
@@ -174,25 +180,31 @@ impl Kind {
     fn new(
         layer: &Layer,
         layers: Vec<usize>,
+        window: Option<u64>,
         says: &str,
         bias: Option<&LogitBias>,
         context: Option<u64>,
         length: u64,
     ) -> Result<Self> {
+        // Scores depend on distances, which end with the window.
+        let window = window.filter(|&window| window < length);
+        let reach = window.unwrap_or(length);
         let trained = layer.rope.as_ref().and_then(|rope| trained(rope, context));
-        let pairs = layer.rope.as_ref().map_or_else(Vec::new, |rope| pairs(rope, trained, length));
+        let trained = trained.map(|trained| window.map_or(trained, |window| trained.min(window as f64)));
+        let pairs = layer.rope.as_ref().map_or_else(Vec::new, |rope| pairs(rope, trained, reach));
         let mut verdicts = match &layer.rope {
-            Some(rope) => verdicts::of_rope(rope, &pairs, trained, length),
+            Some(rope) => verdicts::of_rope(rope, &pairs, trained, [reach, length]),
             None => Vec::new(),
         };
         verdicts.extend(verdicts::of_layer(layer, length));
         if let Some(bias) = bias {
-            verdicts.extend(verdicts::of_bias(bias, length)?);
+            verdicts.extend(verdicts::of_bias(bias, reach)?);
         }
         Ok(Self {
             label: layer.label.clone(),
             layers,
             says: says.into(),
+            window,
             bias: bias.map(bias_in_words),
             rope: layer.rope.clone(),
             trained,
@@ -206,6 +218,22 @@ impl Kind {
 fn layers_of(rope: &ModelRope, kind: &Layer) -> Vec<usize> {
     let count = rope.layers().unwrap_or(0);
     (0..count).filter(|&index| rope.layer(index).is_ok_and(|layer| std::ptr::eq(layer, kind))).collect()
+}
+
+/// Layers that are alike, apart by their windows; one without layers where the config does not count them.
+fn by_window(layers: Vec<usize>, layer: &Layer, sizes: &Sizes) -> Vec<(Option<u64>, Vec<usize>)> {
+    let window = |index: usize| sizes.windows.of(index, &layer.label, layer.rope.is_some());
+    let mut groups: Vec<(Option<u64>, Vec<usize>)> = Vec::new();
+    for index in layers {
+        match groups.iter_mut().find(|(of, _)| *of == window(index)) {
+            Some((_, group)) => group.push(index),
+            None => groups.push((window(index), vec![index])),
+        }
+    }
+    if groups.is_empty() {
+        groups.push((window(0), Vec::new()));
+    }
+    groups
 }
 
 /// Positions of the training before a scaling that knows them.
@@ -303,6 +331,13 @@ fn print(report: &Report, every: bool, out: &mut dyn Write) -> Result<()> {
     }
     for kind in &report.kinds {
         writeln!(out, "\n{}", kind.says)?;
+        if let Some(window) = kind.window {
+            let which = differences::ranges(&kind.layers);
+            let which = if kind.layers.is_empty() { "all of them" } else { &which };
+            writeln!(out, "  a window of {window} tokens in {which}: numbers are for its distances")?;
+        } else if report.kinds.iter().any(|other| other.window.is_some() && other.says == kind.says) {
+            writeln!(out, "  no window in {}", differences::ranges(&kind.layers))?;
+        }
         if let Some(bias) = &kind.bias {
             writeln!(out, "  added to the logit: {bias}")?;
         }

@@ -56,7 +56,8 @@ const BF16_ROUNDING: f64 = 1.0 / 512.0;
 const ROFORMER: &str = "2 pi / frequency; RoFormer, arXiv 2104.09864";
 const BASE_BOUND: &str = "Base of RoPE Bounds Context Length, arXiv 2405.14591";
 
-pub fn of_rope(rope: &Rope, pairs: &[Pair], trained: Option<f64>, length: u64) -> Vec<Verdict> {
+/// Of a sequence of `end` tokens, whose queries see keys less than `length` away.
+pub fn of_rope(rope: &Rope, pairs: &[Pair], trained: Option<f64>, [length, end]: [u64; 2]) -> Vec<Verdict> {
     let mut list = Vec::new();
     let mut push = |level, rule, value, text, source| list.push(Verdict { level, rule, value, text, source });
     let turning: Vec<&Pair> = pairs.iter().filter(|pair| pair.frequency != 0.0).collect();
@@ -102,8 +103,8 @@ pub fn of_rope(rope: &Rope, pairs: &[Pair], trained: Option<f64>, length: u64) -
         let text = format!("base {} keeps the slowest phase from wrapping up to {limit:.0} positions", rope.base);
         push(Level::warn_if(length as f64 >= limit), "wrap", limit, text, "L < 2 pi base, arXiv 2602.10959");
     }
-    angles(rope, length, &mut push);
-    scaling(rope, pairs, length, &mut push);
+    angles(rope, end, &mut push);
+    scaling(rope, pairs, end, &mut push);
     list
 }
 
