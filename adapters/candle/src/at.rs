@@ -16,8 +16,8 @@ use crate::tensor::{check_device, refused};
 /// | `Ids(&p)` | `[batch, tokens]`, or `[tokens]` for all sequences | `p[b, t]` |
 /// | `Packed { cu_seqlens: &c, starts }` | I32 `[sequences + 1]`, `[sequences]` | `starts[s] + t - c[s]`, for `c[s] <= t < c[s + 1]` |
 ///
-/// Tensors are of U32, I32 or I64 but for `cu_seqlens`, and lie on the device of queries and keys. A spec with several axes (M-RoPE, grids) has `[axes,
-/// ..]` in front of these shapes, and `Start` is the same on every axis.
+/// Tensors are of U32, I32 or I64 but for `cu_seqlens`, and lie on the device of queries and keys. A spec with several axes (M-RoPE,
+/// grids) has `[axes, ..]` in front of these shapes but for that of `cu_seqlens`, and `Start` is the same on every axis.
 ///
 /// A captured CUDA graph replays `Start` with the number of its capture; tensors are read anew.
 #[derive(Clone, Copy, Debug)]

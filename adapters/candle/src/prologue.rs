@@ -199,7 +199,8 @@ impl Prologue {
                 for (name, x) in [("the cache of keys", k), ("the cache of values", v)] {
                     check(name, x)?;
                     Order::Bhtd.heads(name, x.layout())?.check_written(name, usize::MAX).in_candle()?;
-                    if qkv.iter().any(|other| storage_address(other) == storage_address(x)) {
+                    let vectors = own.iter().flat_map(|own: &Vectors<Tensor>| [&own.weight, &own.bias]).flatten();
+                    if qkv.into_iter().chain(vectors).any(|other| storage_address(other) == storage_address(x)) {
                         return refused(format!("{name} shares the memory of what is read"));
                     }
                 }

@@ -3,9 +3,11 @@
 #![cfg(feature = "cuda")]
 #![allow(missing_docs, reason = "a test")]
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::cuda_backend::cudarc::driver::DevicePtr;
+use candle_core::{DType, Device, Result, Storage, Tensor, Var};
+use posenc::half::bf16;
 use posenc::rotate::{Branch, HeadNorm, Vectors};
-use posenc::{Alibi, Pairing, T5Bias};
+use posenc::{Alibi, Pairing, Shape as _, T5Bias};
 use posenc_candle::{At, Bias, Learned, Prologue, Rope, Sinusoid, Slots, Softmax, rotary_emb};
 
 mod support;
@@ -253,6 +255,28 @@ fn gradients() -> Result<()> {
         assert!(apart(here, &here.zeros_like()?)? > 0.01);
     }
     Ok(())
+}
+
+/// The page's lines for tensors of other libraries, such as burn's, which give an address and a stream.
+#[test]
+fn memory_of_another_library_is_rotated_by_its_address() -> Result<()> {
+    let device = Device::new_cuda(0)?;
+    let (q, rope) = (numbers((2, 32, 3, 128), DType::BF16)?, posenc::Rope::new(128, 10_000.0));
+    let there = q.to_device(&device)?;
+    let (stream, address) = {
+        let (storage, _) = there.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else { panic!("it lies on the device") };
+        let stream = storage.device.cuda_stream();
+        let (address, _used) = storage.as_cuda_slice::<bf16>()?.device_ptr(&stream);
+        (stream.clone(), address)
+    };
+    let plans = posenc::RopePlans::new(&posenc::Gpu::new(&stream).unwrap(), &rope).unwrap();
+    let heads = posenc::Heads::bhtd(2, 32, 3, 128);
+    // SAFETY: `there` keeps this memory, whose work is ordered by `stream`.
+    let mut raw = unsafe { posenc::gpu::Raw::<bf16>::new(address, heads.elements().unwrap()) };
+    plans.of().unwrap().rotate(heads.of_mut(&mut raw), None, posenc::Positions::counted()).unwrap();
+    let want = Rope::new(rope, &CPU)?.apply_one(&q, At::Start(0))?;
+    check(&there, &want, 3.2e-2)
 }
 
 #[test]

@@ -138,6 +138,9 @@ fn refusals_write_nothing() -> Result<()> {
     says(all, own, Slots { slots: &real, ..cache }, "slots are F32, they must be U32, I32 or I64");
     says(all, own, Slots { v: &keys, ..cache }, "the caches of keys and values share their memory");
     says(all, own, Slots { k: &v, ..cache }, "the cache of keys shares the memory of what is read");
+    let row = vals.get(0)?.get(0)?.get(0)?;
+    let vectors = [Vectors::weight(&row), own[1], own[2]];
+    says(all, vectors, cache, "the cache of values shares the memory of what is read");
     let narrow = vals.narrow(3, 0, 8)?;
     says(all, own, Slots { v: &narrow, ..cache }, "they must be equal");
     let apart = numbers((3, 2, 16, 4), DType::F32)?.transpose(2, 3)?;

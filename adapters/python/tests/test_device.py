@@ -254,6 +254,21 @@ def test_bad_input_is_an_error_and_the_device_goes_on(stream):
     assert np.abs(own.numpy() - rope.rotate(x)).max() < 1e-6
 
 
+@pytest.mark.skipif(not DEVICE.name.startswith("Emulator"), reason="a GPU's pool keeps memory that is freed")
+def test_a_buffer_that_is_freed_is_an_error(stream):
+    own = Array(values(4, 2, 8), stream)
+
+    class Stale:
+        __cuda_array_interface__ = own.__cuda_array_interface__
+
+    posenc.Rope(8).rotate_(Stale(), stream=stream)
+    stream.sync()
+    own.buffer.close(stream)
+    stream.sync()
+    with pytest.raises(posenc.Error, match="which is no memory of a device"):
+        posenc.Rope(8).rotate_(Stale(), stream=stream)
+
+
 def test_a_stream_that_is_gone_leaves_its_plans_to_others():
     posenc.clear()
     x = values(4, 2, 8)
