@@ -658,6 +658,28 @@ fn gradients_read_what_they_must_with_wide_accesses() {
     assert!(report.counters.share_of_wide_bytes() == 1.0);
 }
 
+/// Four of eight channels are a thread's where a row of f32 ends, and behind it ends the memory.
+#[test]
+#[ignore = "needs a device: cargo xtask test"]
+fn nothing_behind_the_last_row_of_an_allocation_is_read() {
+    let gpu = gpu();
+    let stream = gpu.stream();
+    let dim = 12;
+    let learned = Learned { norm: Some(Norm::Layer { eps: 1e-5 }), ..Learned::new(dim) };
+    let tokens = Tokens::new(1, 3, dim);
+    let up = |n: usize| stream.clone_htod(&Data::new(n as u64).values::<f32>(n)).unwrap();
+    let (table, positions, gain) = (up(4 * dim), up(3 * dim), up(dim));
+    let tables =
+        DeviceTables { token: Some(&table), position: Some(&positions), gain: Some(&gain), ..DeviceTables::default() };
+    let ids = stream.clone_htod(&[3i32, 0, 3]).unwrap();
+    let lookup = DeviceLookup { ids: Some(i32::ids(&ids)), ..DeviceLookup::default() };
+    let (grad, mut sum, mut out) = (up(3 * dim), up(3 * dim), up(3 * dim));
+    LearnedPlan::<f32>::new(&gpu, &learned).unwrap().gather(tokens.of_mut(&mut out), &tables, &lookup, None).unwrap();
+    let plan = LearnedGradPlan::<f32>::new(&gpu, &learned, tokens).unwrap();
+    plan.norm(NormGrad::new(tokens.of_mut(&mut sum)), tokens.of(&grad), None, &tables, &lookup).unwrap();
+    assert!(stream.clone_dtoh(&out).unwrap().iter().chain(&stream.clone_dtoh(&sum).unwrap()).all(|x| x.is_finite()));
+}
+
 /// All gradients of one case on the device, against the reference.
 fn check_gradients<T: Scalar>(gpu: &Gpu, case: &Case<T>, accumulate: bool) {
     let stream = gpu.stream();
