@@ -96,10 +96,9 @@ impl Nvrtc {
         }
         let fetch = if is_clone() { "run `cargo xtask fetch`, or " } else { "" };
         bail!(
-            "posenc finds no NVRTC, which compiles its kernels.\n\
+            "posenc finds no NVRTC, which compiles its kernels: no libnvrtc is in the loader's path nor in{tried}\n\
              Three ways out: {fetch}install it by `pip install {PINNED}` and build again; set POSENC_NVRTC to the file or folder \
-             of libnvrtc; or set POSENC_KERNELS=none to build without kernels, for the CPU alone.\n\
-             No libnvrtc is in the loader's path nor in{tried}"
+             of libnvrtc; or set POSENC_KERNELS=none to build without kernels, for the CPU alone."
         )
     }
 

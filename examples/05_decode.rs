@@ -1,5 +1,6 @@
 //! An engine's decode: a prompt of each sequence into its KV cache on two streams, then steps of all layers as one graph, captured
-//! once and replayed with new positions and lengths.
+//! once and replayed with new positions and lengths. The engine writes its cache by a kernel of its own here; 09_prologue leaves
+//! that, with bias and norm, to the kernel that rotates.
 //!
 //! `cargo run --example 05_decode`
 
@@ -147,7 +148,7 @@ fn capture(
         // SAFETY: the arguments are those of SCATTER; every slot is below SLOTS.
         unsafe { launch.launch(config) }?;
         // The engine's product of queries and cached keys stands here: it writes `scores`.
-        let places = Places { key_lengths: Some(lengths as posenc::gpu::Read<'_, i32>), ..Places::bottom_right() };
+        let places = Places::bottom_right().key_lengths(lengths);
         layer.softmax.apply(SCORES.of_mut(&mut layer.scores), &Inputs::at(places))?;
     }
     stream.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)?.context("an empty graph")

@@ -64,7 +64,10 @@ struct Group {
 };
 
 __device__ __forceinline__ int key_position(const TermArgs& term, const BiasArgs& args, const Row& row, int key) {
-    if (term.key_at) return static_cast<const int*>(term.key_at)[static_cast<long long>(row.batch) * args.keys + key];
+    if (term.key_at) {
+        const int* given = static_cast<const int*>(term.key_at);
+        return TermQuery::coordinate(given[static_cast<long long>(row.batch) * args.keys + key]);
+    }
     return args.key_positions ? row.key_positions(args)[key] : row.key_start + key;
 }
 

@@ -342,7 +342,7 @@ pub enum Indices<U8, U16, I32> {
 /// | `numbers` | [`Numbers`] | the array; [`Index::Endpoints`]: of the queries, `[batch or 1, heads or 1, queries, 1 or 2]`, the second entry a second float |
 /// | `key_numbers` | [`Numbers`] | [`Index::Endpoints`]: of the keys |
 /// | `indices` | `[batch or 1, rows, columns]` | [`Index::Given`]: an index that the array does not hold gives nothing |
-/// | `query_at`, `key_at` | `[batch, queries]`, `[batch, keys]` | coordinates in place of positions: LayoutLM's boxes. Those beyond 2^30 count as 2^30 |
+/// | `query_at`, `key_at` | `[batch, queries]`, `[batch, keys]` | coordinates in place of positions: LayoutLM's boxes. Those outside -2^30 to 2^30 - 1 count as the nearest inside |
 ///
 /// A query or key reads its own row by its place in the tensor of the call; distances, windows and given indices go by position.
 #[derive(Clone, Copy)]
@@ -513,7 +513,7 @@ impl TermInputs<'_> {
     fn at(&self, shape: &Logits, pair: &Pair) -> [i64; 2] {
         let Pair { batch, query, key, at, .. } = *pair;
         let coordinate = |own: Option<&[i32]>, size: usize, index: usize, position: i64| {
-            own.map_or(position, |own| i64::from(own[batch * size + index]).clamp(-LIMIT, LIMIT))
+            own.map_or(position, |own| i64::from(own[batch * size + index]).clamp(-LIMIT, LIMIT - 1))
         };
         [coordinate(self.query_at, shape.queries, query, at[0]), coordinate(self.key_at, shape.keys, key, at[1])]
     }

@@ -286,12 +286,14 @@ pub fn each_terms(shape: &Logits, seed: u64) -> Vec<TermCase> {
         case("endpoints", vec![Term { factor: 0.5, ..Term::endpoints() }], vec![of]);
     }
 
-    // Boxes of words: buckets of differences of coordinates, one table for each axis, and one of positions.
+    // Boxes of words: buckets of differences of coordinates, one table for each axis, and one of positions. Coordinates beyond 2^30
+    // count as 2^30: their difference would have 33 bits.
     let axis = |data: &mut Data, own: bool| {
         let mut of = TermValues::of(data, Numbers::table(deberta.entries, heads));
         if own {
-            of.query_at = Some((0..batch * queries).map(|_| data.below(30) as i32).collect());
-            of.key_at = Some((0..batch * keys).map(|_| data.below(30) as i32).collect());
+            let coordinate = |data: &mut Data| [i32::MIN, i32::MAX, data.below(30) as i32][data.below(20).min(2)];
+            of.query_at = Some((0..batch * queries).map(|_| coordinate(data)).collect());
+            of.key_at = Some((0..batch * keys).map(|_| coordinate(data)).collect());
         }
         of
     };
