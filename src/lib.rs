@@ -52,7 +52,7 @@ pub use gpu::Gpu;
 pub use memory::Device;
 pub use memory::{Host, Memory};
 #[cfg(feature = "models")]
-pub use model::{ModelPositions, ModelRope};
+pub use model::{ModelPositions, ModelPrologue, ModelRope};
 pub use pairing::Pairing;
 #[cfg(feature = "cuda")]
 pub use position::{Id, Ids};

@@ -17,12 +17,14 @@ mod keys;
 mod mistral;
 mod open;
 mod positions;
+mod prologue;
 mod words;
 
 use std::fmt::Write;
 
 pub use gguf::{Gguf, GgufValue};
 pub use positions::{LayerPositions, LogitBias, ModelPositions, PositionEmbedding};
+pub use prologue::{LayerPrologue, ModelPrologue};
 
 use crate::position::DualChunk;
 use crate::rotate::{Axes, Prologue, QueryScale, Ramp, Rope, Scaling};

@@ -51,14 +51,14 @@ impl ModelPositions {
 }
 
 /// What a model's file holds.
-enum Text {
+pub(super) enum Text {
     Hf(String),
     Mistral(String),
     Gguf(Gguf),
 }
 
 impl Text {
-    fn open(path: &Path) -> Result<Self> {
+    pub(super) fn open(path: &Path) -> Result<Self> {
         let unreadable = |error: std::io::Error| Error::Config(format!("cannot read {}: {error}", path.display()));
         if fs::metadata(path).map_err(unreadable)?.is_dir() {
             return Self::open(&file_of(path)?);

@@ -8,7 +8,8 @@ use super::{Reader, nested};
 use crate::Result;
 
 /// Layer types that do not attend.
-const WITHOUT_ATTENTION: &[&str] = &["linear_attention", "conv", "mamba", "mamba2", "recurrent", "moe", "mlp"];
+pub(in super::super) const WITHOUT_ATTENTION: &[&str] =
+    &["linear_attention", "conv", "mamba", "mamba2", "recurrent", "moe", "mlp"];
 
 /// How a kind of layers differs from the others.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,6 +10,8 @@ mod scaling;
 
 use serde_json::{Map, Value};
 
+pub(super) use self::layers::WITHOUT_ATTENTION;
+
 use self::families::{Family, Form, family};
 use self::layers::Kind;
 use self::others::{Other, other};
@@ -128,12 +130,17 @@ impl ModelRope {
     }
 }
 
-pub(super) fn read(text: &str, as_type: Option<&str>) -> Result<Read> {
-    let value: Value = match json::parse(text) {
+/// The language model's own config, the type whose conventions it follows, and its name.
+pub(super) fn language<'a>(
+    text: &str,
+    value: &'a mut Value,
+    as_type: Option<&'a str>,
+) -> Result<(&'a Map<String, Value>, &'a str, &'a str)> {
+    *value = match json::parse(text) {
         Ok(value) => value,
         Err(error) => return not_json("the config", text, &error),
     };
-    let Value::Object(whole) = &value else {
+    let Value::Object(whole) = &*value else {
         return wrong("the config is not a JSON object");
     };
     let mut map = whole;
@@ -148,7 +155,6 @@ pub(super) fn read(text: &str, as_type: Option<&str>) -> Result<Read> {
             None => break map,
         }
     };
-    let config = Keys::new("the config", map);
     let own_type = match outer_type {
         Some(Value::String(name)) => Some(name.as_str()),
         None | Some(Value::Null) => None,
@@ -160,6 +166,13 @@ pub(super) fn read(text: &str, as_type: Option<&str>) -> Result<Read> {
         );
     };
     let name = own_type.unwrap_or(model_type);
+    Ok((map, model_type, name))
+}
+
+pub(super) fn read(text: &str, as_type: Option<&str>) -> Result<Read> {
+    let mut value = Value::Null;
+    let (map, model_type, name) = language(text, &mut value, as_type)?;
+    let config = Keys::new("the config", map);
     let (family, other) = (family(model_type), other(model_type));
     if family.is_none() && other.is_none() {
         return wrong(format!(

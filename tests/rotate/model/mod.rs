@@ -6,6 +6,7 @@ mod hf;
 mod mistral;
 mod open;
 mod positions;
+mod prologue;
 mod table;
 
 use posenc::{Pairing, Rope, Scaling};
