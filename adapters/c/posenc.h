@@ -2072,6 +2072,18 @@ typedef struct PosencPrologueSpec {
     uint32_t reserved; /* 0 */
 } PosencPrologueSpec;
 
+/* What one layer of a model does between projection and attention, beside its rotation. */
+typedef struct PosencLayerPrologue {
+    PosencBranch q; /* what is done with queries */
+    PosencBranch k; /* what is done with keys; in latent attention, with the shared rotary part */
+    PosencBranch v; /* what is done with values; in latent attention, with the latent */
+    PosencQueryScale query_scale; /* factor on queries by their position */
+    uint32_t rope_first; /* 1: the rotation comes before the norm */
+    uint32_t gated; /* 1: queries and a gate are interleaved by head, `[heads, 2, dim]` */
+    uint32_t latent; /* 1: latent attention */
+    uint32_t shares_keys; /* 1: keys and values are those of a layer before */
+} PosencLayerPrologue;
+
 /* Queries, keys or values of one call. */
 typedef struct PosencProjected {
     PosencBuffer x; /* read; no `data`: there are none */
@@ -2130,6 +2142,20 @@ typedef struct PosencPrologue PosencPrologue;
 PosencStatus posenc_prologue_new(
     const PosencGpu *gpu,
     const PosencPrologueSpec *spec,
+    uint32_t element,
+    PosencPrologue **out);
+
+/* Gives what layer `layer` of a model does between projection and attention; refused where the model's norms and
+   biases are not known. */
+PosencStatus posenc_model_prologue(const PosencModel *model, uint64_t layer, PosencLayerPrologue *out);
+
+/* Makes the plan of layer `layer` of a model: norms, biases, rotation and factor; `length` is the tokens of the
+   longest sequence, for scalings that depend on it. */
+PosencStatus posenc_prologue_of_model(
+    const PosencGpu *gpu,
+    const PosencModel *model,
+    uint64_t layer,
+    uint64_t length,
     uint32_t element,
     PosencPrologue **out);
 

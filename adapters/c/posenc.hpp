@@ -192,12 +192,14 @@ public:
     uint64_t layers() const;
     PosencLayer layer(uint64_t layer) const;
     PosencAdded added(uint64_t layer) const;
+    PosencLayerPrologue prologue(uint64_t layer) const;
 };
 
 class prologue : public handle<PosencPrologue, posenc_prologue_free> {
 public:
     using handle::handle;
     static prologue make(const gpu &gpu, const PosencPrologueSpec &spec, uint32_t element);
+    static prologue of_model(const gpu &gpu, const model &model, uint64_t layer, uint64_t length, uint32_t element);
     prologue on(const gpu &gpu) const;
     void apply(const PosencPrologueCall &call) const;
 };
@@ -1055,6 +1057,18 @@ inline double longrope_attention_factor(double factor, double original_context) 
 inline prologue prologue::make(const gpu &gpu, const PosencPrologueSpec &spec, uint32_t element) {
     PosencPrologue *raw = nullptr;
     posenc::check(posenc_prologue_new(gpu.get(), &spec, element, &raw));
+    return prologue(raw);
+}
+
+inline PosencLayerPrologue model::prologue(uint64_t layer) const {
+    PosencLayerPrologue value = {};
+    posenc::check(posenc_model_prologue(get(), layer, &value));
+    return value;
+}
+
+inline prologue prologue::of_model(const gpu &gpu, const model &model, uint64_t layer, uint64_t length, uint32_t element) {
+    PosencPrologue *raw = nullptr;
+    posenc::check(posenc_prologue_of_model(gpu.get(), model.get(), layer, length, element, &raw));
     return prologue(raw);
 }
 

@@ -4,10 +4,10 @@ use std::ffi::{CString, c_char};
 
 use posenc::bias::Distances;
 use posenc::embed::{Learned, Rows, Wave};
-use posenc::model::{LogitBias, ModelPositions, PositionEmbedding};
+use posenc::model::{LogitBias, ModelPositions, ModelPrologue, PositionEmbedding};
 use posenc::position::{After, Mix, Patches, Span, SpanPositions};
 use posenc::rotate::{Gguf, QueryScale, longrope_attention_factor, mla_logit_scale, yarn_mscale};
-use posenc::{Gpu, ModelRope, RopePlan, Sinusoid};
+use posenc::{Error, Gpu, ModelRope, RopePlan, Sinusoid};
 
 use crate::cpu::HostRope;
 use crate::embed::{
@@ -108,31 +108,36 @@ header! {{}
 
     /// What a model does with positions.
     opaque PosencModel {
-        model: ModelRope, positions: Result<ModelPositions, String>, name: CString, description: CString
+        model: ModelRope, positions: Result<ModelPositions, String>, prologue: Result<ModelPrologue, String>, name: CString,
+        description: CString
     }
 
     /// Reads Hugging Face's `config.json`, a text that ends in a zero byte. What is not understood is an error, never a
     /// default.
-    fn posenc_model_from_hf(config: *const c_char, out: *mut *mut PosencModel) -> PosencStatus as ModelRope::from_hf {
+    fn posenc_model_from_hf(config: *const c_char, out: *mut *mut PosencModel) -> PosencStatus as ModelRope::from_hf, ModelPrologue::from_hf {
         give(out, || {
             let config = text("config", config)?;
-            model(ModelRope::from_hf(config)?, ModelPositions::from_hf(config))
+            model(ModelRope::from_hf(config)?, ModelPositions::from_hf(config), ModelPrologue::from_hf(config))
         })
     }
     /// The same for a model whose own type is not known but which rotates as `model_type` does.
     fn posenc_model_from_hf_as(
         config: *const c_char, model_type: *const c_char, out: *mut *mut PosencModel,
-    ) -> PosencStatus as ModelRope::from_hf_as {
+    ) -> PosencStatus as ModelRope::from_hf_as, ModelPrologue::from_hf_as {
         give(out, || {
             let (config, model_type) = (text("config", config)?, text("model_type", model_type)?);
-            model(ModelRope::from_hf_as(config, model_type)?, ModelPositions::from_hf_as(config, model_type))
+            model(
+                ModelRope::from_hf_as(config, model_type)?,
+                ModelPositions::from_hf_as(config, model_type),
+                ModelPrologue::from_hf_as(config, model_type),
+            )
         })
     }
     /// Reads Mistral's `params.json`, a text that ends in a zero byte.
     fn posenc_model_from_mistral(params: *const c_char, out: *mut *mut PosencModel) -> PosencStatus as ModelRope::from_mistral {
         give(out, || {
             let params = text("params", params)?;
-            model(ModelRope::from_mistral(params)?, ModelPositions::from_mistral(params))
+            model(ModelRope::from_mistral(params)?, ModelPositions::from_mistral(params), no_prologue("params.json"))
         })
     }
     /// Reads the head of the `.gguf` file at `path`.
@@ -142,14 +147,14 @@ header! {{}
             let file = std::fs::File::open(path)
                 .map_err(|error| Failure::argument(format!("{path} cannot be opened: {error}")))?;
             let gguf = Gguf::read(std::io::BufReader::new(file))?;
-            model(ModelRope::from_gguf(&gguf)?, ModelPositions::from_gguf(&gguf))
+            model(ModelRope::from_gguf(&gguf)?, ModelPositions::from_gguf(&gguf), no_prologue("GGUF metadata"))
         })
     }
     /// Reads the model at `path`: a folder, its `config.json`, `params.json` or `.gguf`.
-    fn posenc_model_open(path: *const c_char, out: *mut *mut PosencModel) -> PosencStatus as ModelRope::open {
+    fn posenc_model_open(path: *const c_char, out: *mut *mut PosencModel) -> PosencStatus as ModelRope::open, ModelPrologue::open {
         give(out, || {
             let path = text("path", path)?;
-            model(ModelRope::open(path)?, ModelPositions::open(path))
+            model(ModelRope::open(path)?, ModelPositions::open(path), ModelPrologue::open(path))
         })
     }
     free posenc_model_free(model: PosencModel);
@@ -260,12 +265,22 @@ header! {{}
     }
 }
 
-fn model(model: ModelRope, positions: posenc::Result<ModelPositions>) -> Result<*mut PosencModel, Failure> {
+/// Files that say nothing of norms and biases.
+fn no_prologue(file: &str) -> posenc::Result<ModelPrologue> {
+    Err(Error::Config(format!("{file} does not say how queries and keys are normed and biased, a config.json does")))
+}
+
+fn model(
+    model: ModelRope,
+    positions: posenc::Result<ModelPositions>,
+    prologue: posenc::Result<ModelPrologue>,
+) -> Result<*mut PosencModel, Failure> {
     let description = positions.as_ref().map_or_else(|_| model.describe(), ModelPositions::describe);
     let [name, description] =
         [model.name().to_string(), description].map(|text| CString::new(text.replace('\0', " ")).unwrap_or_default());
     let positions = positions.map_err(|error| error.to_string());
-    Ok(Box::into_raw(Box::new(PosencModel { model, positions, name, description })))
+    let prologue = prologue.map_err(|error| error.to_string());
+    Ok(Box::into_raw(Box::new(PosencModel { model, positions, prologue, name, description })))
 }
 
 fn added(positions: &ModelPositions, layer: usize) -> Result<PosencAdded, Failure> {
@@ -422,7 +437,7 @@ fn plan(gpu: Option<&Gpu>, model: &ModelRope, layer: u64, length: u64, element: 
 }
 
 impl PosencQueryScale {
-    fn of(scale: QueryScale) -> Result<Self, Failure> {
+    pub(crate) fn of(scale: QueryScale) -> Result<Self, Failure> {
         let (kind, factor, context) = match scale {
             QueryScale::One => (POSENC_QUERY_SCALE_ONE, 0.0, 0.0),
             QueryScale::Llama4 { scale, floor } => (POSENC_QUERY_SCALE_LLAMA4, scale, floor),

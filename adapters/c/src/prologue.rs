@@ -1,5 +1,6 @@
 //! Between a projection and attention: bias, norm, rotation and a cache.
 
+use posenc::model::LayerPrologue;
 use posenc::rotate::{
     Branch, Cache, CacheRows, Code8, CodeScale, Codes, HeadNorm, NormKind, NormOver, NormWeight, Projected,
     PrologueCall, Rounding, Stored, Vectors,
@@ -9,8 +10,8 @@ use posenc::{Device, Prologue, ProloguePlan, Scalar};
 use crate::header::{Coded, header};
 use crate::memory::{Scope, Space};
 use crate::{
-    Failure, PosencBuffer, PosencGpu, PosencHeads, PosencIds, PosencPositions, PosencQueryScale, PosencRopeSpec,
-    PosencStatus, nested, switch, unknown,
+    Element, Failure, Plan, PosencBuffer, PosencGpu, PosencHeads, PosencIds, PosencModel, PosencPositions,
+    PosencQueryScale, PosencRopeSpec, PosencStatus, borrow, give, make, nested, plan_of, switch, unknown,
 };
 
 header! {{}
@@ -78,6 +79,17 @@ header! {{}
         rope_first: u32 => "1: the rotation comes before the norm",
         reserved: u32 => "0",
     }
+    /// What one layer of a model does between projection and attention, beside its rotation.
+    struct PosencLayerPrologue {
+        q: PosencBranch => "what is done with queries",
+        k: PosencBranch => "what is done with keys; in latent attention, with the shared rotary part",
+        v: PosencBranch => "what is done with values; in latent attention, with the latent",
+        query_scale: PosencQueryScale => "factor on queries by their position",
+        rope_first: u32 => "1: the rotation comes before the norm",
+        gated: u32 => "1: queries and a gate are interleaved by head, `[heads, 2, dim]`",
+        latent: u32 => "1: latent attention",
+        shares_keys: u32 => "1: keys and values are those of a layer before",
+    }
     /// Queries, keys or values of one call.
     struct PosencProjected {
         x: PosencBuffer => "read; no `data`: there are none",
@@ -127,6 +139,44 @@ header! {{}
     /// Makes a plan: uploads the frequencies and loads the kernels for `element`.
     new posenc_prologue_new(spec: PosencPrologueSpec) -> PosencPrologue as ProloguePlan::new
         where prologue = spec.prologue()?, |gpu| ProloguePlan::new(gpu, &prologue);
+    /// Gives what layer `layer` of a model does between projection and attention; refused where the model's norms and biases are
+    /// not known.
+    fn posenc_model_prologue(
+        model: *const PosencModel, layer: u64, out: *mut PosencLayerPrologue,
+    ) -> PosencStatus as ModelPrologue::layer {
+        give(out, || {
+            let layer = borrow("model", model)?.prologue.as_ref().map_err(|error| Failure::argument(error.clone()))?
+                .layer(layer as usize)?;
+            let LayerPrologue { prologue, gated, latent, shares_keys, .. } = layer;
+            Ok(PosencLayerPrologue {
+                q: PosencBranch::from(&prologue.q),
+                k: PosencBranch::from(&prologue.k),
+                v: PosencBranch::from(&prologue.v),
+                query_scale: PosencQueryScale::of(prologue.query_scale)?,
+                rope_first: u32::from(prologue.rope_first),
+                gated: u32::from(*gated),
+                latent: u32::from(*latent),
+                shares_keys: u32::from(*shares_keys),
+            })
+        })
+    }
+    /// Makes the plan of layer `layer` of a model: norms, biases, rotation and factor; `length` is the tokens of the longest
+    /// sequence, for scalings that depend on it.
+    fn posenc_prologue_of_model(
+        gpu: *const PosencGpu, model: *const PosencModel, layer: u64, length: u64, element: u32, out: *mut *mut PosencPrologue,
+    ) -> PosencStatus as ModelPrologue::at_length {
+        make(gpu, out, |gpu| {
+            let model = borrow("model", model)?.prologue.as_ref().map_err(|error| Failure::argument(error.clone()))?;
+            let spec = model.at_length(length).layer(layer as usize)?.prologue.clone();
+            let element = Element::of("element", element)?;
+            Ok(PosencPrologue {
+                plan: match gpu {
+                    Some(gpu) => Plan::Gpu(plan_of!(element, ProloguePlan::new(gpu, &spec)?)),
+                    None => Plan::Cpu { spec, element },
+                },
+            })
+        })
+    }
     on posenc_prologue_on(prologue: PosencPrologue) as ProloguePlan::on;
     free posenc_prologue_free(prologue: PosencPrologue);
     /// Applies bias, norm, rotation and factor to queries, keys and values, and writes the cache, in one kernel.
@@ -137,6 +187,25 @@ header! {{}
         let v = call.v.projected(scope, ["v", "v_out"])?;
         plan.apply(q, k, v, call.options(scope)?)
     };
+}
+
+impl From<&Branch> for PosencBranch {
+    fn from(branch: &Branch) -> Self {
+        let norm = branch.norm;
+        let kind = |norm: HeadNorm| match norm.kind {
+            NormKind::Rms => POSENC_HEAD_NORM_RMS,
+            NormKind::L2 => POSENC_HEAD_NORM_L2,
+        };
+        Self {
+            norm: norm.map_or(POSENC_HEAD_NORM_NONE, kind),
+            weight: norm.map_or(NormWeight::None, |norm| norm.weight).code(),
+            over: norm.map_or(NormOver::Head, |norm| norm.over).code(),
+            rounding: branch.rounding.code(),
+            bias: u32::from(branch.bias),
+            rope: u32::from(branch.rope),
+            eps: norm.map_or(0.0, |norm| norm.eps),
+        }
+    }
 }
 
 impl PosencBranch {

@@ -73,7 +73,10 @@ const METHODS_IN_OTHER_WORDS: [(&str, &[&str]); 9] = [
     ("posenc_decomposed_axis, and integers that the caller computes", &["bias::decomposed_row", "embed::order"]),
     ("posenc_learned_gather and posenc_error_flag_check", &["LearnedPlan::gather_checked"]),
     ("a call brings its bias", &["SoftmaxPlan::bias", "SoftmaxPlan::bias_mut"]),
-    ("an argument, or posenc_model_layer", &["ModelRope::at_length", "ModelRope::kinds", "ModelRope::rope"]),
+    (
+        "an argument, posenc_model_layer or posenc_rope_of_model",
+        &["ModelRope::at_length", "ModelRope::kinds", "ModelRope::rope", "ModelPrologue::rope"],
+    ),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
@@ -148,7 +151,7 @@ fn every_variant_has_a_constant() {
 }
 
 /// Types whose methods C has beside those of plans: models, and named encodings of distances and windows.
-const OTHER_TYPES: [&str; 3] = ["ModelRope", "Distances", "Window"];
+const OTHER_TYPES: [&str; 4] = ["ModelRope", "ModelPrologue", "Distances", "Window"];
 
 /// The type that a block of methods is of, if C has them.
 fn implemented(line: &str) -> Option<&str> {

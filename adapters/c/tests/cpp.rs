@@ -210,16 +210,27 @@ fn the_cpp_header_has_every_function() {
     }
 }
 
-#[test]
-fn a_cpp_program_rotates_and_attends_on_the_cpu() {
-    let (folder, source) = (library(), root().join("tests/cpu.cpp"));
+/// Compiles a program by each standard and runs it.
+fn run_program(source: &str) {
+    let (folder, source) = (library(), root().join(source));
+    let name = source.file_stem().expect("a file").to_string_lossy();
     for standard in ["c++11", "c++14", "c++17", "c++20"] {
-        let program = std::env::temp_dir().join(format!("posenc-cpp-{standard}-{}", std::process::id()));
+        let program = std::env::temp_dir().join(format!("posenc-cpp-{name}-{standard}-{}", std::process::id()));
         run(compiler(standard).arg(&source).arg("-o").arg(&program).arg("-L").arg(&folder).arg("-lposenc_c"));
         let out = run(Command::new(&program).env("LD_LIBRARY_PATH", load_path(&folder)));
         std::fs::remove_file(&program).expect("the program goes");
         assert_eq!(out, "all is well\n", "{standard}");
     }
+}
+
+#[test]
+fn a_cpp_program_rotates_and_attends_on_the_cpu() {
+    run_program("tests/cpu.cpp");
+}
+
+#[test]
+fn a_cpp_example_makes_a_decode_step_on_the_cpu() {
+    run_program("examples/decode.cpp");
 }
 
 fn load_path(folder: &Path) -> std::ffi::OsString {

@@ -71,6 +71,44 @@ static void codes(PosencPrologue *prologue, const PosencPrologueCall *call, cons
     REFUSED(posenc_prologue_apply(prologue, &wrong), POSENC_ARGUMENT, "store of q_codes is the element type");
 }
 
+/* What models do, from their configs. */
+static void models(const PosencPrologueCall *call) {
+    PosencModel *model = NULL;
+    PosencPrologue *prologue = NULL;
+    PosencLayerPrologue layer;
+    OK(posenc_model_from_hf("{\"model_type\": \"qwen3_next\", \"num_hidden_layers\": 4, \"head_dim\": 16, \"rms_norm_eps\": 0.5, "
+                            "\"partial_rotary_factor\": 0.5, \"rope_theta\": 10000}", &model));
+    OK(posenc_model_prologue(model, 3, &layer));
+    CHECK(layer.gated && !layer.latent && !layer.shares_keys && !layer.rope_first);
+    CHECK(layer.q.norm == POSENC_HEAD_NORM_RMS && layer.q.weight == POSENC_NORM_ONE_PLUS_WEIGHT && layer.q.eps == 0.5);
+    CHECK(layer.k.rounding == POSENC_ROUNDING_STEPS && layer.k.over == POSENC_NORM_OVER_HEAD && layer.k.rope && !layer.k.bias);
+    CHECK(layer.v.norm == POSENC_HEAD_NORM_NONE && !layer.v.rope && layer.query_scale.kind == POSENC_QUERY_SCALE_ONE);
+    REFUSED(posenc_model_prologue(model, 0, &layer), POSENC_VALUE, "linear_attention");
+    OK(posenc_model_free(model));
+    OK(posenc_model_from_hf("{\"model_type\": \"persimmon\", \"num_hidden_layers\": 2, \"head_dim\": 16}", &model));
+    REFUSED(posenc_model_prologue(model, 0, &layer), POSENC_ARGUMENT, "norms and biases of model_type \"persimmon\" are not known");
+    REFUSED(posenc_prologue_of_model(gpu, model, 0, 9, POSENC_F32, &prologue), POSENC_ARGUMENT, "are not known");
+    OK(posenc_model_free(model));
+
+    /* Without a norm, queries of the second token are rotated alone. */
+    OK(posenc_model_from_hf("{\"model_type\": \"mistral\", \"num_hidden_layers\": 1, \"head_dim\": 16, \"rope_theta\": 10000}", &model));
+    OK(posenc_prologue_of_model(gpu, model, 0, 9, POSENC_F32, &prologue));
+    PosencPrologueCall own = *call;
+    memset(&own.q.weight, 0, sizeof own.q.weight);
+    memset(&own.k.weight, 0, sizeof own.k.weight);
+    memset(&own.v.bias, 0, sizeof own.v.bias);
+    OK(posenc_prologue_apply(prologue, &own));
+    float q[TOKENS * Q_HEADS * DIM], qkv[TOKENS * ROW];
+    download(q, own.q.out, sizeof q);
+    download(qkv, own.q.x, sizeof qkv);
+    for (int pair = 0; pair < DIM / 2; ++pair) {
+        double angle = positions[1] * pow(10000.0, -2.0 * pair / DIM);
+        CHECK(near(q[Q_HEADS * DIM + pair], qkv[ROW + pair] * cos(angle) - qkv[ROW + pair + DIM / 2] * sin(angle), 1e-5));
+    }
+    OK(posenc_prologue_free(prologue));
+    OK(posenc_model_free(model));
+}
+
 int main(void) {
     open_device();
     PosencPrologueSpec spec = POSENC_INIT(PosencPrologueSpec);
@@ -178,6 +216,7 @@ int main(void) {
     }
 
     codes(prologue, &call, bias, qkv);
+    models(&call);
     PosencPrologueCall wrong = call;
     memset(&wrong.q.weight, 0, sizeof wrong.q.weight);
     REFUSED(posenc_prologue_apply(prologue, &wrong), POSENC_VALUE, "q needs a weight of 16 elements, there is none");

@@ -1153,6 +1153,19 @@ class PrologueSpec(Versioned):
     ]
 
 
+class LayerPrologue(Struct):
+    _fields_ = [
+        ("q", Branch),
+        ("k", Branch),
+        ("v", Branch),
+        ("query_scale", QueryScale),
+        ("rope_first", ctypes.c_uint32),
+        ("gated", ctypes.c_uint32),
+        ("latent", ctypes.c_uint32),
+        ("shares_keys", ctypes.c_uint32),
+    ]
+
+
 class Projected(Struct):
     _fields_ = [
         ("x", Buffer),
@@ -1367,6 +1380,8 @@ FUNCTIONS["posenc_yarn_mscale"] = ctypes.c_double, [ctypes.c_double, ctypes.c_do
 FUNCTIONS["posenc_mla_logit_scale"] = ctypes.c_double, [ctypes.c_double, ctypes.c_double]
 FUNCTIONS["posenc_longrope_attention_factor"] = ctypes.c_double, [ctypes.c_double, ctypes.c_double]
 FUNCTIONS["posenc_prologue_new"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p]
+FUNCTIONS["posenc_model_prologue"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
+FUNCTIONS["posenc_prologue_of_model"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p]
 FUNCTIONS["posenc_prologue_on"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
 FUNCTIONS["posenc_prologue_free"] = ctypes.c_int32, [ctypes.c_void_p]
 FUNCTIONS["posenc_prologue_apply"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p]
