@@ -225,6 +225,7 @@ typedef struct PosencPlaces {
 #define POSENC_AXES_DEALT 6 /* `axis_count` runs of equal size, the one ladder dealt out to them: Pixtral. */
 /* `axis_count` blocks of channels of equal size, each rotated as a rotary part of its own: Gemma 4's vision tower. */
 #define POSENC_AXES_BLOCKS 7
+#define POSENC_AXES_ALTERNATING 8 /* `axis_count` axes in turn, each with a ladder of its own: Kimi's vision tower. */
 
 #define POSENC_XPOS_QUERY 0 /* `xpos`: the first tensor is queries. */
 #define POSENC_XPOS_KEY 1 /* The first tensor is keys. */
@@ -261,7 +262,8 @@ typedef struct PosencRopeSpec {
     const float *frequencies; /* of `POSENC_GIVEN`: one f32 for each pair, in host memory */
     const uint8_t *axis_of_pair; /* of `POSENC_AXES_TABLE`: the axis of each pair, in host memory */
     uint32_t axes; /* `POSENC_AXES_...` */
-    uint32_t axis_count; /* sizes of axes, at most 4; axes of `POSENC_AXES_DEALT` and `POSENC_AXES_BLOCKS` */
+    /* sizes of axes, at most 4; axes of `POSENC_AXES_DEALT`, `POSENC_AXES_BLOCKS` and `POSENC_AXES_ALTERNATING` */
+    uint32_t axis_count;
     uint32_t axis_sizes[4]; /* pairs of each axis */
     uint32_t fraction_bits[4]; /* positions on each axis are whole numbers of units of `2^-bits`; all 0: of ones */
     /* of `POSENC_MIXED`: `[mixed_axes, mixed_heads, rotary / 2]` radians per position, in host memory */
@@ -1870,6 +1872,17 @@ PosencStatus posenc_merge_grad(const PosencMerge *merge, const PosencMergeGradCa
 #define POSENC_AFTER_LARGEST 0
 #define POSENC_AFTER_SPACE 1 /* the larger of height and width further on: transformers 5, but for the Omni models */
 
+#define POSENC_GRID_AXIS_TIME 0 /* Coordinate of a patch of an image or a video: its step of time. */
+#define POSENC_GRID_AXIS_ROW 1 /* its row, counted from the top */
+#define POSENC_GRID_AXIS_COLUMN 2 /* its column, counted from the left */
+
+#define POSENC_GRID_COORDINATE_INDEX 0 /* How an index becomes a position: counted from `first` on. */
+#define POSENC_GRID_COORDINATE_CENTER 1 /* the patch's centre, `(2 index + 1) / extent - 1`, in units of `2^-bits` */
+
+#define POSENC_GRID_EXTENT_OWN 0 /* What a centre is divided by: rows for a row, columns for a column. */
+#define POSENC_GRID_EXTENT_LONGER 1 /* the larger of rows and columns */
+#define POSENC_GRID_EXTENT_SHORTER 2 /* the smaller of rows and columns */
+
 /* A factor on the query that depends on its position: attention temperature. */
 typedef struct PosencQueryScale {
     uint32_t kind; /* `POSENC_QUERY_SCALE_...` */
@@ -1923,6 +1936,20 @@ typedef struct PosencSpan {
     uint64_t chunk; /* positions of a chunk of `POSENC_MIX_CHUNKS` */
 } PosencSpan;
 
+/* How a vision tower counts the patches of its images. Tokens before and after them have position 0 on every axis. */
+typedef struct PosencPatchGrid {
+    uint32_t axis_count; /* axes of the rope, at most 3; 0: none */
+    uint32_t axes[3]; /* `POSENC_GRID_AXIS_...` of each */
+    uint32_t coordinate; /* `POSENC_GRID_COORDINATE_...` */
+    uint32_t extent; /* `POSENC_GRID_EXTENT_...` of centres */
+    int64_t first; /* position of the first index */
+    uint32_t bits; /* fraction bits of centres, those of the rope */
+    uint32_t reserved; /* 0 */
+    uint64_t merge; /* rows and columns of a block of patches that follow one another; 1: patches are in rows */
+    uint64_t before; /* tokens before the patches of each grid */
+    uint64_t after; /* tokens after them */
+} PosencPatchGrid;
+
 /* What a model does with positions. */
 typedef struct PosencModel PosencModel;
 
@@ -1963,6 +1990,24 @@ PosencStatus posenc_model_layer(const PosencModel *model, uint64_t layer, Posenc
 /* Gives what layer `layer` adds beside its rotation, and what the model adds to its tokens. Tables whose size
    depends on the call (Transformer-XL, windows of towers) are named by `posenc_model_describe` alone. */
 PosencStatus posenc_model_added(const PosencModel *model, uint64_t layer, PosencAdded *out);
+
+/* Gives how a vision tower counts the patches of its images; `axis_count` is 0 where tokens have their indices as
+   positions, or positions without such a rule, which `posenc_model_describe` notes. */
+PosencStatus posenc_model_grid(const PosencModel *model, PosencPatchGrid *out);
+
+/* Gives the tokens of `count` grids of times, rows and columns, `grids[3 * i]`, those before and after the patches
+   included. */
+PosencStatus posenc_patch_tokens(const PosencPatchGrid *grid, const uint64_t *grids, uint64_t count, uint64_t *out);
+
+/* Writes the positions of `count` grids, one after the other: `ids[axis * stride + token]`, in host memory, where
+   `stride` is at least the tokens; gives their number. */
+PosencStatus posenc_patch_positions(
+    const PosencPatchGrid *grid,
+    const uint64_t *grids,
+    uint64_t count,
+    uint64_t stride,
+    int64_t *ids,
+    uint64_t *out);
 
 /* Gives the tokens of `count` stretches. */
 PosencStatus posenc_span_tokens(const PosencSpan *spans, uint64_t count, uint64_t *out);

@@ -193,6 +193,7 @@ public:
     PosencLayer layer(uint64_t layer) const;
     PosencAdded added(uint64_t layer) const;
     PosencLayerPrologue prologue(uint64_t layer) const;
+    PosencPatchGrid grid() const;
 };
 
 class prologue : public handle<PosencPrologue, posenc_prologue_free> {
@@ -1009,6 +1010,24 @@ inline PosencLayer model::layer(uint64_t layer) const {
 inline PosencAdded model::added(uint64_t layer) const {
     PosencAdded value = {};
     posenc::check(posenc_model_added(get(), layer, &value));
+    return value;
+}
+
+inline PosencPatchGrid model::grid() const {
+    PosencPatchGrid value = {};
+    posenc::check(posenc_model_grid(get(), &value));
+    return value;
+}
+
+inline uint64_t patch_tokens(const PosencPatchGrid &grid, const uint64_t *grids, uint64_t count) {
+    uint64_t value = {};
+    posenc::check(posenc_patch_tokens(&grid, grids, count, &value));
+    return value;
+}
+
+inline uint64_t patch_positions(const PosencPatchGrid &grid, const uint64_t *grids, uint64_t count, uint64_t stride, int64_t *ids) {
+    uint64_t value = {};
+    posenc::check(posenc_patch_positions(&grid, grids, count, stride, ids, &value));
     return value;
 }
 

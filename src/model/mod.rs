@@ -26,7 +26,7 @@ pub use gguf::{Gguf, GgufValue};
 pub use positions::{LayerPositions, LogitBias, ModelPositions, PositionEmbedding};
 pub use prologue::{LayerPrologue, ModelPrologue};
 
-use crate::position::DualChunk;
+use crate::position::{DualChunk, GridPositions};
 use crate::rotate::{Axes, Prologue, QueryScale, Ramp, Rope, Scaling};
 use crate::{Direction, Error, Heads, Pairing, Positions, Result, Scalar, Shape};
 
@@ -74,6 +74,8 @@ pub struct ModelRope {
     /// the kind of each layer; empty where the config does not count its layers and all are one kind
     layers: Vec<usize>,
     notes: Vec<String>,
+    #[cfg_attr(feature = "serde", serde(default))]
+    grid: Option<GridPositions>,
 }
 
 /// Positions in one layer: a rotation or none, and the scales beside it.
@@ -201,7 +203,7 @@ impl ModelRope {
         for kind in &labelled {
             kind.check()?;
         }
-        Ok(Self { name, context, kinds: labelled, layers, notes })
+        Ok(Self { name, context, kinds: labelled, layers, notes, grid: None })
     }
 
     /// The model's type, as its config names it.
@@ -259,6 +261,26 @@ impl ModelRope {
         }))
     }
 
+    /// How a vision tower counts the patches of its images; `None` where tokens have their indices as positions, and for towers
+    /// whose positions follow no such rule, which [`ModelRope::describe`] notes.
+    ///
+    /// # Example
+    /// ```
+    /// use posenc::{Direction, Heads, ModelRope};
+    /// let config = r#"{"model_type": "dinov3_vit", "hidden_size": 384, "num_attention_heads": 6, "num_register_tokens": 4}"#;
+    /// let dinov3 = ModelRope::from_hf(config)?;
+    /// // A class token, four registers and 14 x 14 patches: positions on two axes, rows and columns.
+    /// let grid = dinov3.grid().ok_or(posenc::Error::Config("no grid".into()))?;
+    /// let ids = grid.ids(&[[1, 14, 14]])?;
+    /// assert_eq!(ids.len(), 2 * 201);
+    /// let mut q = vec![1.0f32; 201 * 6 * 64];
+    /// dinov3.rope()?.rotate(&mut q, &Heads::thd(201, 6, 64), &ids, Direction::Forward)?;
+    /// # Ok::<(), posenc::Error>(())
+    /// ```
+    pub const fn grid(&self) -> Option<&GridPositions> {
+        self.grid.as_ref()
+    }
+
     /// The same model for sequences of `length` tokens, the new ones included: what dynamic NTK and LongRoPE depend on.
     pub fn at_length(&self, length: u64) -> Self {
         Self { kinds: self.kinds.iter().map(|kind| kind.at_length(length)).collect(), ..self.clone() }
@@ -282,6 +304,9 @@ impl ModelRope {
                 let first = self.layers.iter().position(|&layer| layer == index).unwrap_or(0);
                 writeln!(text, "{} ({count} from layer {first}): {}", kind.label, describe_layer(kind))
             };
+        }
+        if let Some(grid) = &self.grid {
+            let _ = writeln!(text, "positions of patches: {}", words::grid(grid));
         }
         for note in &self.notes {
             let _ = writeln!(text, "note: {note}");

@@ -1,5 +1,6 @@
 //! Parts of a layer's summary.
 
+use crate::position::{GridAxis, GridCoordinate, GridExtent, GridPositions};
 use crate::rotate::{Axes, QueryScale};
 
 /// The axes of a position, as the summary of a layer names them.
@@ -18,6 +19,7 @@ pub(super) fn axes(axes: &Axes) -> String {
         }
         Axes::Dealt(count) => format!("{count} axes that share out the frequencies in turn"),
         Axes::Blocks(count) => format!("{count} axes, each with its own block of channels"),
+        Axes::Alternating(count) => format!("{count} axes in turn, each with its own frequencies"),
     }
 }
 
@@ -38,4 +40,34 @@ pub(super) fn query_scale(scale: &QueryScale) -> String {
             format!("queries times ln(position + 1) / ln({train_length}), at least 1")
         }
     }
+}
+
+/// How a tower counts patches.
+pub(super) fn grid(grid: &GridPositions) -> String {
+    let axis = |axis: &GridAxis| match axis {
+        GridAxis::Time => "time",
+        GridAxis::Row => "row",
+        GridAxis::Column => "column",
+    };
+    let mut text = grid.axes.iter().map(axis).collect::<Vec<_>>().join(", ");
+    match grid.coordinate {
+        GridCoordinate::Index { first } => text += &format!(" from {first}"),
+        GridCoordinate::Center { extent, bits } => {
+            let extent = match extent {
+                GridExtent::Own => "each by its own length",
+                GridExtent::Longer => "by the longer side",
+                GridExtent::Shorter => "by the shorter side",
+            };
+            text += &format!(", centres from -1 to 1, {extent}, in units of 2^-{bits}");
+        }
+    }
+    if grid.merge != 1 {
+        text += &format!("; in blocks of {0} x {0} patches", grid.merge);
+    }
+    for (tokens, place) in [(grid.before, "before"), (grid.after, "after")] {
+        if tokens > 0 {
+            text += &format!("; {tokens} tokens {place} the patches are not rotated");
+        }
+    }
+    text
 }

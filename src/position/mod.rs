@@ -2,12 +2,14 @@
 
 #[cfg(feature = "cuda")]
 mod fixed;
+mod grid;
 mod maps;
 mod places;
 mod spans;
 
 #[cfg(feature = "cuda")]
 pub use fixed::{FixedPlan, Reals};
+pub use grid::{GridAxis, GridCoordinate, GridExtent, GridPositions};
 pub use maps::*;
 pub(crate) use places::LIMIT;
 pub use places::{AsIndices, Packed, Place, Places};

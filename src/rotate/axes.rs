@@ -21,6 +21,7 @@ use crate::{Error, Result};
 /// | `Ladders` | `0 0 1 2` | one for each axis, of its own size |
 /// | `Dealt` | `0 0 1 1` for 2 axes | one, dealt to the axes in turn |
 /// | `Blocks` | `0 0 1 1` for 2 axes | one for each axis, and channels of its own |
+/// | `Alternating` | `0 1 0 1` for 2 axes | one for each axis |
 ///
 /// # Example
 /// ```
@@ -82,6 +83,12 @@ pub enum Axes {
     ///
     /// Source: transformers 5.23.0, `modeling_gemma4.py`, `apply_multidimensional_rope`.
     Blocks(usize),
+    /// Axes take turns, each with a ladder of its own: pair `j * axes + a` has frequency `j` of axis `a`.
+    ///
+    /// Kimi K2.5's vision tower and EfficientLoFTR, with 2 axes.
+    ///
+    /// Source: transformers 5.24.0, `modeling_kimi_k25.py`, `modeling_efficientloftr.py`.
+    Alternating(usize),
 }
 
 impl Axes {
@@ -92,7 +99,7 @@ impl Axes {
             Self::Sections(sizes) | Self::Interleaved(sizes) | Self::Ladders(sizes) => sizes.len(),
             Self::HeightWidthFirst(sizes) => sizes.len(),
             Self::Table(table) => table.iter().max().map_or(1, |&axis| usize::from(axis) + 1),
-            Self::Dealt(axes) | Self::Blocks(axes) => *axes,
+            Self::Dealt(axes) | Self::Blocks(axes) | Self::Alternating(axes) => *axes,
         }
     }
 
@@ -106,7 +113,7 @@ impl Axes {
 
     /// True if all axes share one ladder of frequencies, so that equal positions give plain RoPE.
     pub const fn one_ladder(&self) -> bool {
-        !matches!(self, Self::Ladders(_) | Self::Dealt(_) | Self::Blocks(_))
+        !matches!(self, Self::Ladders(_) | Self::Dealt(_) | Self::Blocks(_) | Self::Alternating(_))
     }
 
     /// Refuses sizes that do not fit `pairs`.
@@ -124,8 +131,13 @@ impl Axes {
             }
             Self::Dealt(0) => return wrong("the ladder is dealt to 0 axes, there must be at least 1".into()),
             Self::Blocks(0) => return wrong("there are 0 blocks of channels, there must be at least 1".into()),
-            Self::Dealt(axes) | Self::Blocks(axes) if pairs.is_multiple_of(*axes) && *axes <= 256 => return Ok(()),
-            Self::Dealt(axes) | Self::Blocks(axes) => {
+            Self::Alternating(0) => return wrong("0 axes take turns, there must be at least 1".into()),
+            Self::Dealt(axes) | Self::Blocks(axes) | Self::Alternating(axes)
+                if pairs.is_multiple_of(*axes) && *axes <= 256 =>
+            {
+                return Ok(());
+            }
+            Self::Dealt(axes) | Self::Blocks(axes) | Self::Alternating(axes) => {
                 return wrong(format!("the rotary part has {pairs} pairs, which {axes} axes do not share equally"));
             }
         };
@@ -192,6 +204,7 @@ impl Axes {
             }
             Self::Table(table) => usize::from(table[pair]),
             Self::Dealt(axes) | Self::Blocks(axes) => pair / (pairs / axes),
+            Self::Alternating(axes) => pair % axes,
         }
     }
 
@@ -207,6 +220,7 @@ impl Axes {
                 (pair % each * axes + pair / each, 2 * pairs)
             }
             Self::Blocks(axes) => (pair % (pairs / axes), 2 * pairs / axes),
+            Self::Alternating(axes) => (pair / axes, 2 * pairs / axes),
             _ => (pair, 2 * pairs),
         }
     }

@@ -159,6 +159,7 @@ fn forms() -> Vec<Axes> {
         Axes::Ladders(vec![8, 8]),
         Axes::Dealt(4),
         Axes::Blocks(4),
+        Axes::Alternating(2),
     ]
 }
 
@@ -172,6 +173,7 @@ fn every_axis_has_its_size_in_pairs() {
         vec![8, 8],
         vec![4; 4],
         vec![4; 4],
+        vec![8; 2],
     ]) {
         let mut count = vec![0; axes.count()];
         (0..16).for_each(|pair| count[axes.axis(pair, 16)] += 1);
@@ -287,6 +289,8 @@ fn models() -> Vec<(Axes, usize)> {
         (Axes::Blocks(2), 64),
         (Axes::Blocks(2), 72),
         (Axes::Blocks(3), 48),
+        (Axes::Alternating(2), 72),
+        (Axes::Alternating(3), 48),
         (Axes::Table(vec![3, 1, 0, 2, 1]), 10),
         (Axes::Sections(vec![1, 0, 2]), 6),
     ]
@@ -504,6 +508,8 @@ fn axes_that_do_not_fit_are_refused() {
         (Axes::Dealt(3), "the rotary part has 64 pairs, which 3 axes do not share equally"),
         (Axes::Dealt(0), "the ladder is dealt to 0 axes, there must be at least 1"),
         (Axes::Blocks(5), "the rotary part has 64 pairs, which 5 axes do not share equally"),
+        (Axes::Alternating(5), "the rotary part has 64 pairs, which 5 axes do not share equally"),
+        (Axes::Alternating(0), "0 axes take turns, there must be at least 1"),
         (Axes::Blocks(0), "there are 0 blocks of channels, there must be at least 1"),
     ] {
         assert_eq!(refused(axes, Scaling::None), message);

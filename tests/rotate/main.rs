@@ -3,6 +3,7 @@
 mod accuracy;
 mod axes;
 mod compat;
+mod grid;
 mod mixed;
 mod model;
 mod positions;

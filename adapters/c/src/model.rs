@@ -5,7 +5,7 @@ use std::ffi::{CString, c_char};
 use posenc::bias::Distances;
 use posenc::embed::{Learned, Rows, Wave};
 use posenc::model::{LogitBias, ModelPositions, ModelPrologue, PositionEmbedding};
-use posenc::position::{After, Mix, Patches, Span, SpanPositions};
+use posenc::position::{After, GridAxis, GridCoordinate, GridExtent, GridPositions, Mix, Patches, Span, SpanPositions};
 use posenc::rotate::{Gguf, QueryScale, longrope_attention_factor, mla_logit_scale, yarn_mscale};
 use posenc::{Error, Gpu, ModelRope, RopePlan, Sinusoid};
 
@@ -53,6 +53,20 @@ header! {{}
     codes After {
         POSENC_AFTER_LARGEST = 0 => Largest: "Where a sequence goes on after a grid: behind the largest position of the last stretch.",
         POSENC_AFTER_SPACE = 1 => Space: "the larger of height and width further on: transformers 5, but for the Omni models",
+    }
+    codes GridAxis {
+        POSENC_GRID_AXIS_TIME = 0 => Time: "Coordinate of a patch of an image or a video: its step of time.",
+        POSENC_GRID_AXIS_ROW = 1 => Row: "its row, counted from the top",
+        POSENC_GRID_AXIS_COLUMN = 2 => Column: "its column, counted from the left",
+    }
+    kinds GridCoordinate {
+        POSENC_GRID_COORDINATE_INDEX = 0 => Index: "How an index becomes a position: counted from `first` on.",
+        POSENC_GRID_COORDINATE_CENTER = 1 => Center: "the patch's centre, `(2 index + 1) / extent - 1`, in units of `2^-bits`",
+    }
+    codes GridExtent {
+        POSENC_GRID_EXTENT_OWN = 0 => Own: "What a centre is divided by: rows for a row, columns for a column.",
+        POSENC_GRID_EXTENT_LONGER = 1 => Longer: "the larger of rows and columns",
+        POSENC_GRID_EXTENT_SHORTER = 2 => Shorter: "the smaller of rows and columns",
     }
 
     /// A factor on the query that depends on its position: attention temperature.
@@ -104,6 +118,19 @@ header! {{}
         temporal_merge: u64 => "patches of a token along time: 1",
         interval: f64 => "positions from one token of time to the next: 1",
         chunk: u64 => "positions of a chunk of `POSENC_MIX_CHUNKS`",
+    }
+    /// How a vision tower counts the patches of its images. Tokens before and after them have position 0 on every axis.
+    struct PosencPatchGrid {
+        axis_count: u32 => "axes of the rope, at most 3; 0: none",
+        axes: [u32; 3] => "`POSENC_GRID_AXIS_...` of each",
+        coordinate: u32 => "`POSENC_GRID_COORDINATE_...`",
+        extent: u32 => "`POSENC_GRID_EXTENT_...` of centres",
+        first: i64 => "position of the first index",
+        bits: u32 => "fraction bits of centres, those of the rope",
+        reserved: u32 => "0",
+        merge: u64 => "rows and columns of a block of patches that follow one another; 1: patches are in rows",
+        before: u64 => "tokens before the patches of each grid",
+        after: u64 => "tokens after them",
     }
 
     /// What a model does with positions.
@@ -201,6 +228,31 @@ header! {{}
             Err(error) => Err(Failure::argument(error.clone())),
         })
     }
+    /// Gives how a vision tower counts the patches of its images; `axis_count` is 0 where tokens have their indices as positions,
+    /// or positions without such a rule, which `posenc_model_describe` notes.
+    fn posenc_model_grid(model: *const PosencModel, out: *mut PosencPatchGrid) -> PosencStatus as ModelRope::grid {
+        give(out, || PosencPatchGrid::of(borrow("model", model)?.model.grid()))
+    }
+    /// Gives the tokens of `count` grids of times, rows and columns, `grids[3 * i]`, those before and after the patches included.
+    fn posenc_patch_tokens(grid: *const PosencPatchGrid, grids: *const u64, count: u64, out: *mut u64) -> PosencStatus {
+        give(out, || {
+            let grids = grids_of(grids, count)?;
+            Ok(borrow("grid", grid)?.positions()?.tokens(&grids)? as u64)
+        })
+    }
+    /// Writes the positions of `count` grids, one after the other: `ids[axis * stride + token]`, in host memory, where `stride` is
+    /// at least the tokens; gives their number.
+    fn posenc_patch_positions(
+        grid: *const PosencPatchGrid, grids: *const u64, count: u64, stride: u64, ids: *mut i64, out: *mut u64,
+    ) -> PosencStatus {
+        give(out, || {
+            let positions = borrow("grid", grid)?.positions()?;
+            let grids = grids_of(grids, count)?;
+            let tokens = positions.tokens(&grids)?;
+            write_rows(&positions.ids(&grids)?, tokens, stride, ids)?;
+            Ok(tokens as u64)
+        })
+    }
     /// Gives the tokens of `count` stretches.
     fn posenc_span_tokens(spans: *const PosencSpan, count: u64, out: *mut u64) -> PosencStatus {
         give(out, || {
@@ -218,16 +270,7 @@ header! {{}
         give(out, || {
             let spans = spans_of(slice("spans", spans, count)?)?;
             let made = SpanPositions::new(&[&spans], After::of("after", after)?)?;
-            let (tokens, stride) = (made.ids.len() / 3, stride as usize);
-            if stride < tokens {
-                return Err(Failure::argument(format!("stride is {stride}, the sequence has {tokens} tokens")));
-            }
-            if ids.is_null() && tokens > 0 {
-                return Err(Failure::argument("ids is null".into()));
-            }
-            for (axis, row) in made.ids.chunks(tokens.max(1)).enumerate() {
-                ids.add(axis * stride).copy_from_nonoverlapping(row.as_ptr(), row.len());
-            }
+            write_rows(&made.ids, made.ids.len() / 3, stride, ids)?;
             Ok(made.next[0])
         })
     }
@@ -393,6 +436,81 @@ impl PosencSinusoidSpec {
             reserved: 0,
             padding: spec.padding.unwrap_or(0),
         }
+    }
+}
+
+/// Writes rows of `tokens` positions `stride` apart.
+///
+/// # Safety
+/// `ids` is null or points to `stride` positions for each row.
+unsafe fn write_rows(made: &[i64], tokens: usize, stride: u64, ids: *mut i64) -> Result<(), Failure> {
+    if (stride as usize) < tokens {
+        return Err(Failure::argument(format!("stride is {stride}, the sequence has {tokens} tokens")));
+    }
+    if ids.is_null() && tokens > 0 {
+        return Err(Failure::argument("ids is null".into()));
+    }
+    for (axis, row) in made.chunks(tokens.max(1)).enumerate() {
+        // SAFETY: as the caller promises; a row is no longer than the stride.
+        unsafe { ids.add(axis * stride as usize).copy_from_nonoverlapping(row.as_ptr(), row.len()) };
+    }
+    Ok(())
+}
+
+/// # Safety
+/// `grids` is null or points to three sizes for each of `count` grids.
+unsafe fn grids_of(grids: *const u64, count: u64) -> Result<Vec<[usize; 3]>, Failure> {
+    // SAFETY: as the caller promises.
+    let sizes = unsafe { slice("grids", grids, count.saturating_mul(3)) }?;
+    Ok(sizes.chunks_exact(3).map(|grid| [grid[0] as usize, grid[1] as usize, grid[2] as usize]).collect())
+}
+
+impl PosencPatchGrid {
+    fn of(grid: Option<&GridPositions>) -> Result<Self, Failure> {
+        let mut out = Self {
+            axis_count: 0,
+            axes: [0; 3],
+            coordinate: POSENC_GRID_COORDINATE_INDEX,
+            extent: POSENC_GRID_EXTENT_OWN,
+            first: 0,
+            bits: 0,
+            reserved: 0,
+            merge: 1,
+            before: 0,
+            after: 0,
+        };
+        let Some(GridPositions { axes, coordinate, merge, before, after }) = grid else { return Ok(out) };
+        if axes.len() > out.axes.len() {
+            return Err(Failure::argument(format!("a grid has {} axes, at most 3 are allowed", axes.len())));
+        }
+        out.axis_count = axes.len() as u32;
+        axes.iter().zip(&mut out.axes).for_each(|(axis, out)| *out = axis.code());
+        match *coordinate {
+            GridCoordinate::Index { first } => out.first = first,
+            GridCoordinate::Center { extent, bits } => {
+                (out.coordinate, out.extent, out.bits) = (POSENC_GRID_COORDINATE_CENTER, extent.code(), bits);
+            }
+            other => return Err(Failure::argument(format!("the header has no constant for {other:?}"))),
+        }
+        (out.merge, out.before, out.after) = (*merge as u64, *before as u64, *after as u64);
+        Ok(out)
+    }
+
+    fn positions(&self) -> Result<GridPositions, Failure> {
+        let count = self.axis_count;
+        let Some(axes) = self.axes.get(..count as usize) else {
+            return Err(Failure::argument(format!("axis_count is {count}, at most 3 are allowed")));
+        };
+        let axes = axes.iter().map(|&axis| GridAxis::of("axes", axis)).collect::<Result<_, _>>()?;
+        let coordinate = match self.coordinate {
+            POSENC_GRID_COORDINATE_INDEX => GridCoordinate::Index { first: self.first },
+            POSENC_GRID_COORDINATE_CENTER => {
+                GridCoordinate::Center { extent: GridExtent::of("extent", self.extent)?, bits: self.bits }
+            }
+            other => return Err(unknown("coordinate", other)),
+        };
+        let [merge, before, after] = [self.merge, self.before, self.after].map(|size| size as usize);
+        Ok(GridPositions { axes, coordinate, merge, before, after })
     }
 }
 

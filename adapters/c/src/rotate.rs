@@ -60,6 +60,7 @@ header! {{}
         POSENC_AXES_DEALT = 6 => Dealt: "`axis_count` runs of equal size, the one ladder dealt out to them: Pixtral.",
         POSENC_AXES_BLOCKS = 7 => Blocks: "`axis_count` blocks of channels of equal size, each rotated as a rotary part \
             of its own: Gemma 4's vision tower.",
+        POSENC_AXES_ALTERNATING = 8 => Alternating: "`axis_count` axes in turn, each with a ladder of its own: Kimi's vision tower.",
     }
     codes Side {
         POSENC_XPOS_QUERY = 0 => Query: "`xpos`: the first tensor is queries.",
@@ -96,7 +97,7 @@ header! {{}
         frequencies: *const f32 => "of `POSENC_GIVEN`: one f32 for each pair, in host memory",
         axis_of_pair: *const u8 => "of `POSENC_AXES_TABLE`: the axis of each pair, in host memory",
         axes: u32 => "`POSENC_AXES_...`",
-        axis_count: u32 => "sizes of axes, at most 4; axes of `POSENC_AXES_DEALT` and `POSENC_AXES_BLOCKS`",
+        axis_count: u32 => "sizes of axes, at most 4; axes of `POSENC_AXES_DEALT`, `POSENC_AXES_BLOCKS` and `POSENC_AXES_ALTERNATING`",
         axis_sizes: [u32; 4] => "pairs of each axis",
         fraction_bits: [u32; 4] => "positions on each axis are whole numbers of units of `2^-bits`; all 0: of ones",
         mixed: *const f64 => "of `POSENC_MIXED`: `[mixed_axes, mixed_heads, rotary / 2]` radians per position, in host memory",
@@ -381,6 +382,7 @@ impl PosencRopeSpec {
             POSENC_AXES_TABLE => Axes::Table(unsafe { list("axis_of_pair", self.axis_of_pair, self.rotary / 2) }?),
             POSENC_AXES_DEALT => Axes::Dealt(count),
             POSENC_AXES_BLOCKS => Axes::Blocks(count),
+            POSENC_AXES_ALTERNATING => Axes::Alternating(count),
             other => return Err(unknown("axes", other)),
         })
     }

@@ -453,6 +453,27 @@ static void merged(void) {
     OK(posenc_span_positions(spans, 2, POSENC_AFTER_LARGEST, 6, at, &next));
     /* The image begins at 2 on every axis; its last token is one down and one to the right. */
     CHECK(at[1] == 1 && at[5] == 2 && at[6 + 5] == 3 && at[12 + 5] == 3 && next == 4);
+
+    /* Columns and rows of 2 x 2 patches from 1, and the class token behind them. */
+    PosencPatchGrid grid;
+    OK(posenc_model_from_hf("{\"model_type\": \"llama4_vision_model\"}", &model));
+    OK(posenc_model_grid(model, &grid));
+    CHECK(grid.axis_count == 2 && grid.axes[0] == POSENC_GRID_AXIS_COLUMN && grid.axes[1] == POSENC_GRID_AXIS_ROW);
+    CHECK(grid.coordinate == POSENC_GRID_COORDINATE_INDEX && grid.first == 1 && grid.before == 0 && grid.after == 1);
+    const uint64_t patches[3] = {1, 2, 2};
+    OK(posenc_patch_tokens(&grid, patches, 1, &tokens));
+    CHECK(tokens == 5);
+    REFUSED(posenc_patch_positions(&grid, patches, 1, 4, at, &tokens), POSENC_VALUE, "stride is 4");
+    OK(posenc_patch_positions(&grid, patches, 1, 6, at, &tokens));
+    CHECK(at[0] == 1 && at[1] == 2 && at[3] == 2 && at[4] == 0 && at[6] == 1 && at[6 + 2] == 2 && at[6 + 4] == 0);
+    OK(posenc_model_free(model));
+    OK(posenc_model_from_hf("{\"model_type\": \"sapiens2\"}", &model));
+    OK(posenc_model_grid(model, &grid));
+    CHECK(grid.coordinate == POSENC_GRID_COORDINATE_CENTER && grid.extent == POSENC_GRID_EXTENT_OWN);
+    CHECK(grid.bits == 32 && grid.before == 9);
+    grid.axis_count = 4;
+    REFUSED(posenc_patch_tokens(&grid, patches, 1, &tokens), POSENC_VALUE, "axis_count is 4");
+    OK(posenc_model_free(model));
 }
 
 int main(void) {

@@ -147,6 +147,7 @@ AXES_HEIGHT_WIDTH_FIRST = 4
 AXES_TABLE = 5
 AXES_DEALT = 6
 AXES_BLOCKS = 7
+AXES_ALTERNATING = 8
 XPOS_QUERY = 0
 XPOS_KEY = 1
 OUT_OF_RANGE_CLAMP = 0
@@ -1046,6 +1047,14 @@ MIX_CHUNKS = 0
 MIX_TIME = 1
 AFTER_LARGEST = 0
 AFTER_SPACE = 1
+GRID_AXIS_TIME = 0
+GRID_AXIS_ROW = 1
+GRID_AXIS_COLUMN = 2
+GRID_COORDINATE_INDEX = 0
+GRID_COORDINATE_CENTER = 1
+GRID_EXTENT_OWN = 0
+GRID_EXTENT_LONGER = 1
+GRID_EXTENT_SHORTER = 2
 
 
 class QueryScale(Struct):
@@ -1102,6 +1111,21 @@ class Span(Struct):
         ("temporal_merge", ctypes.c_uint64),
         ("interval", ctypes.c_double),
         ("chunk", ctypes.c_uint64),
+    ]
+
+
+class PatchGrid(Struct):
+    _fields_ = [
+        ("axis_count", ctypes.c_uint32),
+        ("axes", ctypes.c_uint32 * 3),
+        ("coordinate", ctypes.c_uint32),
+        ("extent", ctypes.c_uint32),
+        ("first", ctypes.c_int64),
+        ("bits", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("merge", ctypes.c_uint64),
+        ("before", ctypes.c_uint64),
+        ("after", ctypes.c_uint64),
     ]
 HEAD_NORM_NONE = 0
 HEAD_NORM_RMS = 1
@@ -1371,6 +1395,9 @@ FUNCTIONS["posenc_model_context"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_v
 FUNCTIONS["posenc_model_layers"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p]
 FUNCTIONS["posenc_model_layer"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
 FUNCTIONS["posenc_model_added"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
+FUNCTIONS["posenc_model_grid"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p]
+FUNCTIONS["posenc_patch_tokens"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
+FUNCTIONS["posenc_patch_positions"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p]
 FUNCTIONS["posenc_span_tokens"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
 FUNCTIONS["posenc_span_positions"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p]
 FUNCTIONS["posenc_query_scale_at"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]

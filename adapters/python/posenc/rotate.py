@@ -186,6 +186,7 @@ class Axes(Spec):
         "table": _c.AXES_TABLE,
         "dealt": _c.AXES_DEALT,
         "blocks": _c.AXES_BLOCKS,
+        "alternating": _c.AXES_ALTERNATING,
     }
 
     def axes(self) -> int:

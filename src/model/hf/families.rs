@@ -68,12 +68,8 @@ pub(super) enum Form {
     Axes(ClassAxes),
     /// Several axes, and layers without attention.
     HybridAxes(ClassAxes, Pattern),
-    /// A grid's rows and columns, each a ladder over half of the pairs.
-    Grid,
-    /// A grid's rows and columns, the ladder of all pairs dealt to them.
-    DealtGrid,
-    /// A grid's rows and columns, each with a half of the channels.
-    BlockGrid,
+    /// Rows and columns of a grid, and steps of time.
+    Grid(Pairs),
     /// RoPE where `position_embedding_type` is one of these; absent, what the text says, or else a learned table.
     If { values: &'static [&'static str], otherwise: Option<&'static str> },
     /// Zamba 2: RoPE in `hybrid` layers if `use_mem_rope` is true.
@@ -88,6 +84,27 @@ pub(super) enum Form {
     Mpt,
     /// Baichuan: RoPE with 32 layers, ALiBi with 40. (authors' code)
     Baichuan,
+}
+
+/// How the axes of a grid share the pairs of a head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Pairs {
+    /// each a ladder over half of the pairs
+    Ladders,
+    /// the same by the centres of patches, in units of 2 pi
+    Centers,
+    /// time, rows and columns, each a ladder over a third of the pairs, what does not divide is not rotated
+    Thirds,
+    /// in turn, each with a ladder of its own
+    Alternating,
+    /// in turn over all heads at once (EfficientLoFTR)
+    AlternatingWhole,
+    /// the ladder of all pairs dealt to them
+    Dealt,
+    /// each with a half of the channels
+    Blocks,
+    /// each a ladder over half of the pairs of a memory's attention (SAM 2)
+    Memory,
 }
 
 /// Axes that a class has where the config is silent.
@@ -366,13 +383,23 @@ static FAMILIES: &[(&[&str], Family)] = &[
     (&["qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision", "qwen3_vl_moe_vision", "qwen3_5_vision",
        "qwen3_5_moe_vision", "glm4v_vision", "glm4v_moe_vision", "glm_ocr_vision", "paddleocr_vl_vision", "qwen2_5_omni_vision_encoder",
        "qwen3_omni_moe_vision_encoder", "ernie4_5_vl_moe_vision", "video_llama_3_vision", "exaone4_5_vision", "qwen4_exp_vision",
-       "cohere_compass_vision", "glm5_next_vision", "dots3_note_vision_encoder", "mlcd_vision_model", "muse_glimmer_vision", "muse_spark_vision"], half(10_000.0).form(Form::Grid)),
-    (&["lfm3_vl_vision"], half(1e6).form(Form::Grid)),
-    (&["sam3_vit_model"], interleaved(10_000.0).form(Form::Grid)),
+       "cohere_compass_vision", "glm5_next_vision", "dots3_note_vision_encoder", "mlcd_vision_model", "muse_glimmer_vision", "muse_spark_vision"], half(10_000.0).form(Form::Grid(Pairs::Ladders))),
+    (&["lfm3_vl_vision"], half(1e6).form(Form::Grid(Pairs::Ladders))),
+    (&["sam3_vit_model"], interleaved(10_000.0).form(Form::Grid(Pairs::Ladders))),
     (&["vjepa2"], interleaved(10_000.0).form(Form::Refused(
         "the two channels of a pair turn by different angles there, which is no rotation"))),
-    (&["pixtral"], half(10_000.0).form(Form::DealtGrid)),
-    (&["gemma4_vision"], half(100.0).form(Form::BlockGrid)),
+    (&["step3p5_vision"], half(10_000.0).form(Form::Grid(Pairs::Ladders))),
+    (&["llama4_vision_model", "inkling2_vision"], interleaved(10_000.0).form(Form::Grid(Pairs::Ladders))),
+    (&["dinov3_vit", "eomt_dinov3", "sapiens2"], half(100.0).form(Form::Grid(Pairs::Centers))),
+    (&["kimi_k25_vision"], half(10_000.0).form(Form::Grid(Pairs::Alternating))),
+    (&["minimax_m3_vl_vision"], half(10_000.0).form(Form::Grid(Pairs::Thirds))),
+    (&["efficientloftr"], interleaved(10_000.0).form(Form::Grid(Pairs::AlternatingWhole))),
+    (&["sam2_video", "sam3_tracker_video", "edgetam_video"],
+     interleaved(10_000.0).theta_keys(&["rope_theta", "memory_attention_rope_theta"])
+         .silent(&["memory_attention_rope_feat_sizes", "memory_attention_rope_k_sizes", "memory_attention_rope_dropout"])
+         .form(Form::Grid(Pairs::Memory))),
+    (&["pixtral"], half(10_000.0).form(Form::Grid(Pairs::Dealt))),
+    (&["gemma4_vision"], half(100.0).form(Form::Grid(Pairs::Blocks))),
     // Other encodings.
     (&["falcon", "RefinedWeb", "RefinedWebModel"], Family { alibi: true, ..half(10_000.0) }),
     (&["mpt"], half(10_000.0).form(Form::Mpt)),

@@ -1,12 +1,15 @@
 //! One kind of layers, built: sizes, base, pairs, axes, and what the scaling says.
 
+use std::f64::consts::PI;
+
 use serde_json::{Map, Value};
 
 use super::super::Layer;
 use super::super::keys::{Keys, wrong};
-use super::families::{ClassAxes, Form, GEMMA4, class, head};
-use super::layers::Kind;
+use super::families::{ClassAxes, Form, GEMMA4, Pairs, class, head};
+use super::layers::{GLOBAL, Kind};
 use super::scaling::{KNOWN, Parts};
+use super::towers::CENTER_BITS;
 use super::{Reader, nested, rope_type};
 use crate::Pairing;
 use crate::Result;
@@ -17,6 +20,9 @@ impl Reader<'_> {
     /// Channels of a query's head.
     pub(super) fn head(&self) -> Result<usize> {
         let config = &self.config;
+        if let Some(head) = self.tower_head()? {
+            return Ok(head);
+        }
         // Zamba 2 attends over its input beside the hidden state: kv_channels is half of its head.
         let twice = matches!(self.family.form, Form::MemRope);
         let keys: &[&str] =
@@ -39,7 +45,7 @@ impl Reader<'_> {
         };
         let because = "a head size that head_dim does not give";
         let class = class(self.model_type);
-        let grid = matches!(self.family.form, Form::Grid | Form::DealtGrid | Form::BlockGrid);
+        let grid = matches!(self.family.form, Form::Grid(_));
         // Where both stand in a vision tower, hidden_size is the language model's.
         let sizes = if grid { ["embed_dim", "hidden_size", "width"] } else { ["hidden_size", "n_embd", "d_model"] };
         let of_class = |size: Option<usize>, key| size.filter(|&size| size > 0).map(|size| (key, size));
@@ -127,7 +133,26 @@ impl Reader<'_> {
                 ));
             }
         };
-        let rope = Rope { offset, pairing, scaling, attention_factor, axes, ..Rope::new(rotary, theta) };
+        // A factor of the tower on every frequency, whose config has no other.
+        let divisor = match self.family.form {
+            Form::Grid(Pairs::Centers) => Some(0.5 / PI),
+            Form::Grid(_) if kind.entry == GLOBAL => Some(self.global_stretch()?),
+            _ => None,
+        };
+        let scaling = match (divisor, scaling) {
+            (None, scaling) => scaling,
+            (Some(divisor), Scaling::None) => Scaling::Divisors(vec![divisor; rotary / 2]),
+            _ => {
+                return wrong(format!(
+                    "rope_type is {scaling_kind:?}, model_type {:?} has default alone",
+                    self.model_type
+                ));
+            }
+        };
+        let mut rope = Rope { offset, pairing, scaling, attention_factor, axes, ..Rope::new(rotary, theta) };
+        if matches!(self.family.form, Form::Grid(Pairs::Centers)) {
+            rope.fraction_bits = vec![CENTER_BITS; 2];
+        }
 
         for key in map.unasked() {
             if !KNOWN.contains(&key) {
@@ -277,6 +302,11 @@ impl Reader<'_> {
             ));
         }
         let given = kind.share.or(listed).or(share.map(|(_, share)| share));
+        if matches!(self.family.form, Form::Grid(Pairs::AlternatingWhole)) {
+            self.check_whole(given)?;
+            let head = self.head()?;
+            return Ok((head, head, 0, 1.0));
+        }
         let reads_share = self.family.partial || scaling_kind == "proportional" || self.plain_attention()?;
         let share = given.unwrap_or(self.family.share);
         if !(share > 0.0 && share <= 1.0) {
@@ -332,6 +362,11 @@ impl Reader<'_> {
             unread(rotary, &[head])?;
             return Ok((head, rotary, head - rotary, 1.0));
         }
+        if matches!(self.family.form, Form::Grid(Pairs::Thirds)) {
+            let rotary = head / 3 / 2 * 6;
+            unread(rotary, &[head])?;
+            return Ok((head, even(rotary, format!("three times {} of a head of {head}", head / 3 / 2 * 2))?, 0, 1.0));
+        }
         if matches!(self.family.form, Form::Ratio) && self.two_axes()? {
             return Ok((head, even(head, "head_dim".into())?, 0, 1.0));
         }
@@ -373,10 +408,16 @@ impl Reader<'_> {
     fn axes(&self, map: &Keys<'_>, pairs: usize) -> Result<Axes> {
         let default = match &self.family.form {
             Form::Axes(axes) | Form::HybridAxes(axes, _) => Some(axes.axes()),
-            Form::Grid if pairs.is_multiple_of(2) => return Ok(Axes::Ladders(vec![pairs / 2; 2])),
-            Form::Grid => return wrong(format!("a head's {pairs} pairs are not shared equally by rows and columns")),
-            Form::DealtGrid => return Ok(Axes::Dealt(2)),
-            Form::BlockGrid => return Ok(Axes::Blocks(2)),
+            Form::Grid(Pairs::Thirds) => return Ok(Axes::Ladders(vec![pairs / 3; 3])),
+            Form::Grid(_) if !pairs.is_multiple_of(2) => {
+                return wrong(format!("a head's {pairs} pairs are not shared equally by rows and columns"));
+            }
+            Form::Grid(Pairs::Ladders | Pairs::Centers | Pairs::Memory) => {
+                return Ok(Axes::Ladders(vec![pairs / 2; 2]));
+            }
+            Form::Grid(Pairs::Alternating | Pairs::AlternatingWhole) => return Ok(Axes::Alternating(2)),
+            Form::Grid(Pairs::Dealt) => return Ok(Axes::Dealt(2)),
+            Form::Grid(Pairs::Blocks) => return Ok(Axes::Blocks(2)),
             Form::Ratio if self.two_axes()? => return Ok(Axes::Blocks(2)),
             _ => self.family.axes.map(ClassAxes::axes),
         };

@@ -11,6 +11,9 @@ use crate::Result;
 pub(in super::super) const WITHOUT_ATTENTION: &[&str] =
     &["linear_attention", "conv", "mamba", "mamba2", "recurrent", "moe", "mlp"];
 
+/// Layers of SAM 3 that see the whole image, not a window of it.
+pub(super) const GLOBAL: &str = "global_attention";
+
 /// How a kind of layers differs from the others.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Kind {
@@ -190,6 +193,18 @@ impl Reader<'_> {
                     .into_iter()
                     .map(|rotates| Kind { label: label(rotates).into(), rotates, ..usual.clone() })
                     .collect())
+            }
+            Form::Grid(_) if self.model_type == "sam3_vit_model" => {
+                let count = needs_count()?;
+                let global = config.counts("global_attn_indexes")?.unwrap_or_else(|| vec![7, 15, 23, 31]);
+                if let Some(layer) = global.iter().find(|&&layer| layer >= count) {
+                    return wrong(format!("global_attn_indexes holds {layer}, the model has {count} layers"));
+                }
+                let kind = |layer| {
+                    let label = if global.contains(&layer) { GLOBAL } else { "window_attention" };
+                    Kind { label: label.into(), entry: label.into(), ..usual.clone() }
+                };
+                Ok((0..count).map(kind).collect())
             }
             Form::Compressed => self.compressed(needs_count()?, &usual),
             Form::ThetaList { none } => {

@@ -7,6 +7,7 @@ mod layer;
 mod layers;
 mod others;
 mod scaling;
+mod towers;
 
 use serde_json::{Map, Value};
 
@@ -248,7 +249,10 @@ impl<'a> Reader<'a> {
             Some(count) => Some(count),
             None => {
                 let mut count = None;
-                for key in ["n_layer", "num_layers", "n_layers", "depth", "num_transformer_layers"] {
+                let tower = ["layers", "memory_attention_num_layers", "num_attention_layers"];
+                let tower = matches!(self.family.form, Form::Grid(_)).then_some(tower);
+                let keys = ["n_layer", "num_layers", "n_layers", "depth", "num_transformer_layers"];
+                for key in keys.into_iter().chain(tower.into_iter().flatten()) {
                     count = count.or(config.count(key)?);
                 }
                 count
@@ -316,10 +320,12 @@ impl<'a> Reader<'a> {
         }
         let indices = indices.into_iter().map(|index| places[index]).collect();
 
+        let grid = self.grid(&mut notes)?;
         self.refuse_unasked(&mut notes)?;
         notes.sort();
         notes.dedup();
-        ModelRope::new(self.name.into(), context, distinct, indices, notes).map(Read::rope)
+        let rope = ModelRope::new(self.name.into(), context, distinct, indices, notes)?;
+        Ok(Read::rope(ModelRope { grid, ..rope }))
     }
 
     /// Refuses keys about RoPE that were not understood.

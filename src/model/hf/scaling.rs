@@ -107,7 +107,7 @@ impl Reader<'_> {
         let truthy = |key: &str| Ok::<_, Error>(map.number(key)?.filter(|&number| number != 0.0));
         match kind {
             "default" => {}
-            "axial" if matches!(self.family.form, Form::Grid | Form::DealtGrid | Form::BlockGrid) => {}
+            "axial" if matches!(self.family.form, Form::Grid(_)) => {}
             // Hunyuan's, a fixed base.
             "ntk_alpha" => parts.scaling = Scaling::NtkStatic { alpha: map.needed("alpha", &because)? },
             "linear" => parts.scaling = Scaling::Linear { factor: map.needed("factor", &because)? },

@@ -8,6 +8,7 @@ mod open;
 mod positions;
 mod prologue;
 mod table;
+mod towers;
 
 use posenc::{Pairing, Rope, Scaling};
 

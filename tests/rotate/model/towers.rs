@@ -1,0 +1,107 @@
+//! Vision towers against transformers' own rotations, positions included.
+
+use posenc::{Direction, Heads, ModelRope};
+use serde_json::{Value, json};
+
+use super::near;
+
+pub fn golden() -> Value {
+    serde_json::from_str(include_str!("../../golden/rope_towers.json")).unwrap()
+}
+
+fn size(value: &Value) -> usize {
+    usize::try_from(value.as_u64().unwrap()).unwrap()
+}
+
+fn sizes(value: &Value) -> Vec<usize> {
+    value.as_array().unwrap().iter().map(size).collect()
+}
+
+/// The script's inputs.
+fn inputs(n: usize) -> Vec<f32> {
+    (0..n as u64).map(|i| (((7919 * i + 13) % 1021) as f64 / 1021.0 - 0.5) as f32).collect()
+}
+
+#[test]
+fn towers_rotate_as_transformers_does() {
+    let golden = golden();
+    let cases = golden["cases"].as_array().unwrap();
+    for case in cases {
+        let text = case["config"].to_string();
+        let model = ModelRope::from_hf(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let (count, head) = (size(&case["count"]), size(&case["head"]));
+        let layer = model.layer(size(&case["layer"])).unwrap();
+        assert_eq!(layer.head, head, "{text}");
+        let mut x = inputs(count * head);
+        let heads = Heads::thd(count, 1, head);
+        if let Some(grid) = model.grid() {
+            let grids: Vec<[usize; 3]> =
+                case["grids"].as_array().unwrap().iter().map(|grid| sizes(grid).try_into().unwrap()).collect();
+            assert_eq!(grid.tokens(&grids).unwrap(), count, "{text}");
+            layer.rotate(&mut x, &heads, &grid.ids(&grids).unwrap(), Direction::Forward).unwrap();
+        } else {
+            let ids: Vec<i64> = (0..count as i64).collect();
+            layer.rotate(&mut x, &heads, &ids, Direction::Forward).unwrap();
+        }
+        let want: Vec<f32> = case["y_f32_bits"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|bits| f32::from_bits(u32::try_from(bits.as_u64().unwrap()).unwrap()))
+            .collect();
+        let got = sizes(&case["tokens"]).into_iter().flat_map(|token| &x[token * head..(token + 1) * head]);
+        for (at, (got, want)) in got.zip(&want).enumerate() {
+            assert!((got - want).abs() < 2e-6, "{text}, number {at}: {got} is not {want}");
+        }
+    }
+    assert!(cases.len() >= 60);
+}
+
+/// Meta's Llama 4 tower, DINOv3 ViT-S/16 and SAM 3, in words (T).
+#[test]
+fn towers_say_how_patches_are_counted() {
+    let describe = |config: Value| ModelRope::from_hf(&config.to_string()).unwrap().describe();
+    let text = describe(json!({"model_type": "llama4_vision_model", "hidden_size": 1408, "num_attention_heads": 16}));
+    assert!(text.contains("positions of patches: column, row from 1; 1 tokens after the patches are not rotated\n"));
+    let text = describe(json!({"model_type": "dinov3_vit", "num_register_tokens": 4}));
+    assert!(text.contains(
+        "positions of patches: row, column, centres from -1 to 1, each by its own length, in units of 2^-32; \
+         5 tokens before the patches are not rotated\n"
+    ));
+    let text = describe(json!({"model_type": "qwen2_5_vl_vision", "hidden_size": 1280, "num_heads": 16}));
+    assert!(text.contains("positions of patches: row, column from 0; in blocks of 2 x 2 patches\n"));
+    let text = describe(json!({"model_type": "mlcd_vision_model"}));
+    assert!(text.contains("note: the class token has learned angles") && !text.contains("positions of patches"));
+    // 72 patches a side, windows of 24: a third of the rate.
+    let sam3 = ModelRope::from_hf(r#"{"model_type": "sam3_vit_model", "num_hidden_layers": 32}"#).unwrap();
+    let rate = |layer: usize| sam3.layer(layer).unwrap().rope.as_ref().unwrap().frequency(0);
+    near(rate(6), 1.0);
+    near(rate(7), 1.0 / 3.0);
+}
+
+#[test]
+fn sizes_of_towers_must_fit() {
+    let refused = |config: Value| ModelRope::from_hf(&config.to_string()).unwrap_err().to_string();
+    assert_eq!(
+        refused(
+            json!({"model_type": "sam2_video", "memory_attention_hidden_size": 256, "memory_attention_num_attention_heads": 3})
+        ),
+        "memory_attention_hidden_size 256 does not divide into 3, the product of its downsample rate and heads"
+    );
+    assert_eq!(
+        refused(json!({"model_type": "efficientloftr", "num_attention_heads": 4})),
+        "partial_rotary_factor is 4 of 4 heads, rows and columns must share all heads equally"
+    );
+    assert_eq!(
+        refused(json!({"model_type": "sam3_vit_model", "num_hidden_layers": 8})),
+        "global_attn_indexes holds 15, the model has 8 layers"
+    );
+    assert_eq!(
+        refused(json!({"model_type": "dinov3_vit", "rope_parameters": {"rope_type": "linear", "factor": 2.0}})),
+        "rope_type is \"linear\", model_type \"dinov3_vit\" has default alone"
+    );
+    assert_eq!(
+        refused(json!({"model_type": "inkling2_vision", "spatial_merge_size": 0})),
+        "spatial_merge_size is 0, it must be at least 1"
+    );
+}

@@ -1,0 +1,264 @@
+"""Rotations of vision towers and of other classes beside text, as Hugging Face transformers makes them.
+
+Each case is a config drawn at random, grids of patches, and one head of queries after the rotation: made by the model's
+own rotary class and its own function that applies it, from positions made as its forward pass makes them. Inputs are
+`((7919 i + 13) mod 1021) / 1021 - 0.5`, i counted over tokens and channels.
+
+Writes tests/golden/rope_towers.json.
+"""
+
+import datetime
+import importlib
+import json
+import os
+import random
+import struct
+import sys
+
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import torch
+import transformers
+from transformers.vision_utils import get_vision_position_ids
+
+torch.set_num_threads(1)
+draws = random.Random(20)
+
+
+def load(folder, name):
+    return getattr(importlib.import_module(f"transformers.models.{folder}.modeling_{folder}"), name)
+
+
+def config_of(folder, name, **keys):
+    module = importlib.import_module(f"transformers.models.{folder}.configuration_{folder}")
+    return getattr(module, name)(**json.loads(json.dumps(keys)))
+
+
+def inputs(tokens, width):
+    index = torch.arange(tokens * width, dtype=torch.int64)
+    return (((7919 * index + 13) % 1021).double() / 1021 - 0.5).float().reshape(tokens, width)
+
+
+def axial(theta):
+    return {"rope_parameters": {"rope_type": "axial", "rope_theta": theta}}
+
+
+def default(theta):
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+
+
+def theta():
+    return round(10 ** draws.uniform(1.5, 5.0), 1)
+
+
+def grids(merge, times=1):
+    def one():
+        return [draws.randint(1, times), merge * draws.randint(1, 3), merge * draws.randint(1, 3)]
+
+    return [one(), one()]
+
+
+def drawn(step=4):
+    """Heads, and channels of one: a multiple of `step`."""
+    return draws.choice([2, 4]), step * draws.randint(2, 6)
+
+
+cases = []
+
+
+def case(folder, config, grids, x, y, layer=0):
+    """Of a long sequence, the first, the last and some tokens between."""
+    count = x.shape[0]
+    tokens = sorted({0, 1, count // 2, count - 2, count - 1} & set(range(count)))
+    bits = [struct.unpack("<I", struct.pack("<f", value))[0] for value in y[tokens].flatten().tolist()]
+    cases.append(
+        {
+            "folder": folder,
+            "config": config,
+            "grids": grids,
+            "layer": layer,
+            "tokens": tokens,
+            "count": count,
+            "head": x.shape[1],
+            "y_f32_bits": bits,
+        }
+    )
+
+
+def seen_grids(folder, config_class, rotary_class, model_type, merge, times=1, flip=False, first=0, sizes=None):
+    """Towers of Qwen's kind: `get_vision_position_ids`, and cos and sin applied by `apply_rotary_pos_emb_vision`."""
+    for number in range(4):
+        heads, head = drawn(sizes or 4)
+        keys = {"hidden_size": heads * head, "num_attention_heads": heads} | axial(theta())
+        side = merge(number) if merge else 1
+        if merge:
+            keys["spatial_merge_size"] = side
+        config = config_of(folder, config_class, **keys)
+        found = grids(side, times)
+        rotary = load(folder, rotary_class)(config)
+        three = model_type == "minimax_m3_vl_vision"
+        ids = get_vision_position_ids(torch.tensor(found), side, include_temporal=three)
+        if flip:
+            ids = ids.flip(-1)
+        ids = ids + first
+        if model_type == "inkling2_vision":
+            spans, parts = [grid[0] * grid[1] * grid[2] for grid in found], []
+            for part in ids.split(spans):
+                parts += [part.new_zeros(1, 2), part]
+            ids = torch.cat(parts)
+        cos, sin = rotary(torch.zeros(1), ids)
+        x = inputs(ids.shape[0], head)
+        apply = load(folder, "apply_rotary_pos_emb_vision")
+        y, _ = apply(x[:, None], x[:, None], cos, sin)
+        case(folder, {"model_type": model_type, **keys}, found, x, y[:, 0])
+
+
+def two(number):
+    return [1, 2, 2, 3][number]
+
+
+seen_grids("qwen2_5_vl", "Qwen2_5_VLVisionConfig", "Qwen2_5_VLVisionRotaryEmbedding", "qwen2_5_vl_vision", two, 3)
+seen_grids("step3p7", "Step3p7VisionConfig", "Step3p7VisionRotaryEmbedding", "step3p5_vision", None)
+seen_grids("kimi_k25", "Kimi_K25VisionConfig", "Kimi_K25VisionRotaryEmbedding", "kimi_k25_vision", None, 3)
+seen_grids("inkling2", "Inkling2VisionConfig", "Inkling2VisionRotaryEmbedding", "inkling2_vision", two, 1, first=1)
+seen_grids(
+    "minimax_m3_vl",
+    "MiniMaxM3VLVisionConfig",
+    "MiniMaxM3VLVisionRotaryEmbedding",
+    "minimax_m3_vl_vision",
+    two,
+    3,
+    sizes=10,
+)
+seen_grids(
+    "muse_glimmer", "MuseGlimmerVisionConfig", "MuseGlimmerVisionRotaryEmbedding", "muse_glimmer_vision", None, 3,
+    flip=True, first=1,
+)  # fmt: skip
+seen_grids(
+    "muse_spark", "MuseSparkVisionConfig", "MuseSparkVisionRotaryEmbedding", "muse_spark_vision", None, 3,
+    flip=True, first=1,
+)  # fmt: skip
+
+
+def llama4():
+    for _ in range(4):
+        heads, head = drawn()
+        side = draws.randint(1, 5)
+        keys = {
+            "hidden_size": heads * head,
+            "num_attention_heads": heads,
+            "image_size": 14 * side + 3,
+            "patch_size": 14,
+        }
+        keys |= default(theta())
+        config = config_of("llama4", "Llama4VisionConfig", **keys)
+        table = load("llama4", "Llama4VisionRotaryEmbedding")(config)(torch.zeros(1))
+        x = inputs(side * side + 1, head)
+        y, _ = load("llama4", "vision_apply_rotary_emb")(x[None, :, None], x[None, :, None], table)
+        case("llama4", {"model_type": "llama4_vision_model", **keys}, [[1, side, side]], x, y[0, :, 0])
+
+
+def dinov3(folder, config_class, rotary_class, model_type):
+    for number in range(4):
+        heads, head = drawn()
+        keys = {"hidden_size": heads * head, "num_attention_heads": heads, "patch_size": 16}
+        if number:
+            keys["num_register_tokens"] = draws.randint(0, 5)
+        keys |= default(theta()) if folder == "eomt_dinov3" else {"rope_theta": theta()}
+        config = config_of(folder, config_class, **keys)
+        rows, columns = draws.randint(1, 7), draws.randint(1, 7)
+        rotary = load(folder, rotary_class)(config).eval()
+        cos, sin = rotary(torch.zeros(1, 3, 16 * rows + 5, 16 * columns))
+        x = inputs(1 + config.num_register_tokens + rows * columns, head)
+        y, _ = load(folder, "apply_rotary_pos_emb")(x[None, None], x[None, None], cos, sin)
+        case(folder, {"model_type": model_type, **keys}, [[1, rows, columns]], x, y[0, 0])
+
+
+def sam(folder, prefix, model_type):
+    for _ in range(4):
+        heads, head = drawn()
+        columns, rows = draws.randint(1, 5), draws.randint(1, 5)
+        keys = {
+            "memory_attention_hidden_size": 2 * heads * head,
+            "memory_attention_downsample_rate": 2,
+            "memory_attention_num_attention_heads": heads,
+            "memory_attention_num_layers": 3,
+            "memory_attention_rope_feat_sizes": [columns, rows],
+        } | axial(theta())
+        config = config_of(folder, f"{prefix}Config", **keys)
+        # SAM 3's class takes them from the size of its images.
+        config.memory_attention_rope_feat_sizes = [columns, rows]
+        rotary = load(folder, f"{prefix}VisionRotaryEmbedding")(config)
+        ids = load(folder, f"{prefix}MemoryAttention").precompute_positions(config)
+        cos, sin = rotary(torch.zeros(1), ids)
+        x = inputs(rows * columns, head)
+        if folder == "edgetam_video":
+            y, _ = load(folder, "apply_rotary_pos_emb_2d_self_attn")(x[None, None], x[None, None], cos, sin)
+        else:
+            y, _ = load(folder, "apply_rotary_pos_emb_2d")(x[None, None], x[None, None], cos, sin)
+        case(folder, {"model_type": model_type, **keys}, [[1, rows, columns]], x, y[0, 0])
+
+
+def sam3():
+    for number in range(4):
+        heads, head = drawn()
+        side, window = draws.randint(2, 6), draws.randint(1, 4)
+        keys = {
+            "hidden_size": heads * head,
+            "num_attention_heads": heads,
+            "num_hidden_layers": 3,
+            "image_size": 14 * side,
+            "patch_size": 14,
+            "window_size": window,
+            "global_attn_indexes": [1],
+        } | axial(theta())
+        config = config_of("sam3", "Sam3ViTConfig", **keys)
+        rotary = load("sam3", "Sam3ViTRotaryEmbedding")(config)
+        of_layer = 0 if number % 2 else window
+        ids = load("sam3", "Sam3ViTLayer").precompute_positions(config, of_layer)
+        cos, sin = rotary(torch.zeros(1), ids)
+        side = of_layer or side
+        x = inputs(side * side, head)
+        y, _ = load("sam3", "apply_rotary_pos_emb_2d")(x[None, None], x[None, None], cos, sin)
+        case("sam3", {"model_type": "sam3_vit_model", **keys}, [[1, side, side]], x, y[0, 0], layer=number % 2)
+
+
+def loftr():
+    for _ in range(4):
+        width = 8 * draws.randint(2, 6)
+        heads = draws.choice([2, 4, 8])
+        width = heads * max(1, width // heads)
+        width += -width % 8
+        keys = {"hidden_size": width, "num_attention_heads": heads, "num_attention_layers": 2}
+        share = heads / 2
+        keys["rope_parameters"] = {"rope_type": "default", "rope_theta": theta(), "partial_rotary_factor": share}
+        config = config_of("efficientloftr", "EfficientLoFTRConfig", **keys, out_features=[8, 8, 16, width])
+        rows, columns = draws.randint(1, 5), draws.randint(1, 5)
+        cos, sin = load("efficientloftr", "EfficientLoFTRRotaryEmbedding")(config)(
+            torch.zeros(1, width, 4 * rows, 4 * columns)
+        )
+        x = inputs(rows * columns, width)
+        flat = [table.reshape(1, rows * columns, width) for table in (cos, sin)]
+        y, _ = load("efficientloftr", "apply_rotary_pos_emb")(
+            x[None, :, None], x[None, :, None], *flat, unsqueeze_dim=2
+        )
+        case("efficientloftr", {"model_type": "efficientloftr", **keys}, [[1, rows, columns]], x, y[0, :, 0])
+
+
+llama4()
+dinov3("dinov3_vit", "DINOv3ViTConfig", "DINOv3ViTRopePositionEmbedding", "dinov3_vit")
+dinov3("eomt_dinov3", "EomtDinov3Config", "EomtDinov3RotaryEmbedding", "eomt_dinov3")
+dinov3("sapiens2", "Sapiens2Config", "Sapiens2RopePositionEmbedding", "sapiens2")
+sam("sam2_video", "Sam2Video", "sam2_video")
+sam("sam3_tracker_video", "Sam3TrackerVideo", "sam3_tracker_video")
+sam("edgetam_video", "EdgeTamVideo", "edgetam_video")
+sam3()
+loftr()
+
+meta = {
+    "script": "tools/golden/rope_towers.py",
+    "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    "date": datetime.date.today().isoformat(),
+}
+json.dump({"meta": meta, "cases": cases}, sys.stdout, separators=(",", ":"))
+print()
