@@ -66,7 +66,7 @@ def drawn(step=4):
 cases = []
 
 
-def case(folder, config, grids, x, y, layer=0):
+def case(folder, config, grids, x, y, layer=0, as_type=None, heads=1):
     """Of a long sequence, the first, the last and some tokens between."""
     count = x.shape[0]
     tokens = sorted({0, 1, count // 2, count - 2, count - 1} & set(range(count)))
@@ -77,9 +77,11 @@ def case(folder, config, grids, x, y, layer=0):
             "config": config,
             "grids": grids,
             "layer": layer,
+            "as": as_type,
             "tokens": tokens,
             "count": count,
-            "head": x.shape[1],
+            "heads": heads,
+            "head": x.shape[1] // heads,
             "y_f32_bits": bits,
         }
     )
@@ -245,6 +247,66 @@ def loftr():
         case("efficientloftr", {"model_type": "efficientloftr", **keys}, [[1, rows, columns]], x, y[0, :, 0])
 
 
+def speech(folder, config_class, rotary_class, attention, model_type, heads_key="num_attention_heads"):
+    """Conformers, whose hidden states are rotated."""
+    for _ in range(4):
+        heads, head = drawn()
+        keys = {"hidden_size": heads * head, heads_key: heads, "position_embeddings_type": "rotary"}
+        keys["rotary_embedding_base"] = draws.choice([10000, 500, 77777])
+        config = config_of(folder, config_class, **keys)
+        tokens = draws.randint(2, 40)
+        x = inputs(tokens, heads * head)
+        table = load(folder, rotary_class)(config)(x[None])
+        y = load(folder, attention)(config)._apply_rotary_embedding(x[None], table)[0]
+        case(folder, {"model_type": model_type, **keys}, None, x, y, heads=heads)
+
+
+def clvp():
+    for number in range(4):
+        heads, head = draws.choice([2, 4]), 32 + 8 * draws.randint(0, 4)
+        keys = {"hidden_size": heads * head, "num_attention_heads": heads}
+        keys["projection_dim"] = 2 * heads * draws.choice([8, 32, head])
+        config = config_of("clvp", "ClvpEncoderConfig", **keys)
+        tokens = draws.randint(2, 40)
+        x = inputs(tokens, head)
+        angles = load("clvp", "ClvpRotaryPositionalEmbedding")(config)(x[None])
+        width = angles.shape[-1]
+        ids = torch.arange(tokens)[None]
+        part = x[None, None, :, :width]
+        tables = angles.cos().squeeze(0), angles.sin().squeeze(0)
+        _, y, _ = load("clvp", "apply_rotary_pos_emb")(part, part, part, *tables, ids)
+        whole = {"text_config": {"model_type": "clvp_encoder", **keys}, "model_type": "clvp"}
+        config = {"model_type": "clvp_encoder", **keys} if number else whole
+        case("clvp", config, None, x, torch.cat([y[0, 0], x[:, width:]], dim=-1))
+
+
+def plain(folder, config_class, rotary_class, model_type, interleaved=False, as_type=None):
+    for number in range(4):
+        heads, head = drawn()
+        keys = {"hidden_size": heads * head, "num_attention_heads": heads}
+        if as_type:
+            keys |= {"rope_theta": theta(), "position_embedding_type": "rotary"}
+        else:
+            keys |= default(theta())
+        if model_type == "qwen2_5_omni_dit":
+            keys["head_dim"] = head
+        config = config_of(folder, config_class, **keys)
+        x = inputs(draws.randint(2, 40), head)
+        ids = torch.arange(x.shape[0])[None]
+        cos, sin = load(folder, rotary_class)(config)(x[None], ids)
+        own = x[None, None]
+        if interleaved:
+            own = load(folder, "deinterleave_head_dim")(own)
+        y, _ = load(folder, "apply_rotary_pos_emb")(own, own, cos, sin)
+        if interleaved:
+            # Scores are the same in either order of channels; this is the one that was read.
+            y = torch.stack(y.chunk(2, dim=-1), dim=-1).flatten(-2)
+        named = {"model_type": model_type, **keys} if model_type else keys
+        if model_type == "deepseek_ocr2_encoder" and number == 0:
+            named = {"model_type": "deepseek_ocr2_vision", "encoder_config": named}
+        case(folder, named, None, x, y[0, 0], as_type=as_type)
+
+
 llama4()
 dinov3("dinov3_vit", "DINOv3ViTConfig", "DINOv3ViTRopePositionEmbedding", "dinov3_vit")
 dinov3("eomt_dinov3", "EomtDinov3Config", "EomtDinov3RotaryEmbedding", "eomt_dinov3")
@@ -254,6 +316,37 @@ sam("sam3_tracker_video", "Sam3TrackerVideo", "sam3_tracker_video")
 sam("edgetam_video", "EdgeTamVideo", "edgetam_video")
 sam3()
 loftr()
+speech(
+    "wav2vec2_bert",
+    "Wav2Vec2BertConfig",
+    "Wav2Vec2BertRotaryPositionalEmbedding",
+    "Wav2Vec2BertSelfAttention",
+    "wav2vec2-bert",
+)
+speech(
+    "wav2vec2_conformer",
+    "Wav2Vec2ConformerConfig",
+    "Wav2Vec2ConformerRotaryPositionalEmbedding",
+    "Wav2Vec2ConformerSelfAttention",
+    "wav2vec2-conformer",
+)
+speech(
+    "seamless_m4t",
+    "SeamlessM4TConfig",
+    "SeamlessM4TConformerRotaryPositionalEmbedding",
+    "SeamlessM4TConformerSelfAttention",
+    "seamless_m4t",
+    "speech_encoder_attention_heads",
+)
+clvp()
+plain("qwen2_5_omni", "Qwen2_5OmniDiTConfig", "Qwen2_5OmniDiTRotaryEmbedding", "qwen2_5_omni_dit", interleaved=True)
+plain(
+    "deepseek_ocr2",
+    "DeepseekOcr2VisionEncoderConfig",
+    "DeepseekOcr2VisionRotaryEmbedding",
+    "deepseek_ocr2_encoder",
+)
+plain("evolla", "SaProtConfig", "EvollaSaProtRotaryEmbedding", None, as_type="esm")
 
 meta = {
     "script": "tools/golden/rope_towers.py",

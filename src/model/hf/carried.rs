@@ -36,6 +36,9 @@ impl Reader<'_> {
             Form::If { otherwise: Some(text), .. } => Some(Carrier::Nothing(text)),
             Form::If { .. } => Some(Carrier::Learned(0)),
             Form::MemRope if !config.flag("use_mem_rope")?.unwrap_or(false) => Some(Carrier::Nothing(RECURRENT)),
+            Form::Clvp if config.flag("use_rotary_embedding")? == Some(false) => {
+                Some(Carrier::Nothing("nothing: use_rotary_embedding is false"))
+            }
             Form::Baichuan if count == Some(40) => Some(Carrier::Alibi),
             Form::Mpt => {
                 let empty = Map::new();
@@ -53,6 +56,11 @@ impl Reader<'_> {
     /// What the config's own words name; the outer `None` if it has none, or none that its class reads.
     fn named(&self) -> Result<Option<Option<Carrier>>> {
         let config = &self.config;
+        // None in Python, of classes that choose by this key.
+        let chosen = matches!(self.other, Some(Other::Wav2Vec2Bert | Other::TransformerXl));
+        if chosen && config.map.get("position_embeddings_type") == Some(&Value::Null) {
+            return Ok(Some(Some(Carrier::Nothing("nothing: position_embeddings_type is null"))));
+        }
         let keys =
             ["position_embedding_type", "position_embeddings_type", "position_encoding_type", "pos_embedding_type"];
         for key in keys {

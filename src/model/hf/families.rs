@@ -80,6 +80,8 @@ pub(super) enum Form {
     Lists,
     /// No rotation by one angle a pair; the text says what it is.
     Refused(&'static str),
+    /// CLVP: the first channels of each head, a number that follows from the projection's size; none if a flag says so.
+    Clvp,
     /// MPT: ALiBi or a learned table in `attn_config`.
     Mpt,
     /// Baichuan: RoPE with 32 layers, ALiBi with 40. (authors' code)
@@ -223,6 +225,10 @@ pub(super) fn family(model_type: &str) -> Option<Family> {
 pub(super) fn all() -> impl Iterator<Item = (&'static str, Family)> {
     FAMILIES.iter().flat_map(|&(names, family)| names.iter().map(move |&name| (name, family)))
 }
+
+/// Conformers whose `position_embeddings_type` chooses RoPE; absent, the class has what `others.rs` says.
+const SPEECH: &[&str] =
+    &["wav2vec2-bert", "wav2vec2-conformer", "seamless_m4t", "seamless_m4t_conformer", "seamless_m4t_v2"];
 
 /// Types whose full layers have 512 channels a head where `global_head_dim` is absent, and whose last layer is full whatever the
 /// config says.
@@ -400,6 +406,11 @@ static FAMILIES: &[(&[&str], Family)] = &[
          .form(Form::Grid(Pairs::Memory))),
     (&["pixtral"], half(10_000.0).form(Form::Grid(Pairs::Dealt))),
     (&["gemma4_vision"], half(100.0).form(Form::Grid(Pairs::Blocks))),
+    // Speech.
+    (SPEECH, half(10_000.0).theta_keys(&["rotary_embedding_base"]).form(Form::If { values: &["rotary"], otherwise: None })),
+    (&["clvp_encoder"], half(10_000.0).form(Form::Clvp)),
+    (&["qwen2_5_omni_dit"], interleaved(10_000.0)),
+    (&["deepseek_ocr2_encoder", "deepseek_ocr2_vision"], half(10_000.0)),
     // Other encodings.
     (&["falcon", "RefinedWeb", "RefinedWebModel"], Family { alibi: true, ..half(10_000.0) }),
     (&["mpt"], half(10_000.0).form(Form::Mpt)),

@@ -367,6 +367,18 @@ impl Reader<'_> {
             unread(rotary, &[head])?;
             return Ok((head, even(rotary, format!("three times {} of a head of {head}", head / 3 / 2 * 2))?, 0, 1.0));
         }
+        if matches!(self.family.form, Form::Clvp) {
+            let heads = config.count("num_attention_heads")?.unwrap_or(12);
+            let projection = config.count("projection_dim")?.unwrap_or(768);
+            let rotary = projection.checked_div(2 * heads).unwrap_or(0).max(32);
+            if rotary > head {
+                return wrong(format!(
+                    "projection_dim {projection} gives {rotary} rotated channels, a head has {head}"
+                ));
+            }
+            unread(rotary, &[head])?;
+            return Ok((head, even(rotary, format!("of projection_dim {projection}"))?, 0, 1.0));
+        }
         if matches!(self.family.form, Form::Ratio) && self.two_axes()? {
             return Ok((head, even(head, "head_dim".into())?, 0, 1.0));
         }

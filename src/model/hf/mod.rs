@@ -146,8 +146,11 @@ pub(super) fn language<'a>(
     };
     let mut map = whole;
     let mut outer_type = map.get("model_type");
+    // The encoder behind SAM's, of DeepSeek-OCR 2's tower.
+    let tower =
+        (map.get("model_type").and_then(Value::as_str) == Some("deepseek_ocr2_vision")).then_some("encoder_config");
     let map = loop {
-        match LANGUAGE.iter().find_map(|key| map.get(*key)?.as_object()) {
+        match LANGUAGE.iter().copied().chain(tower).find_map(|key| map.get(key)?.as_object()) {
             Some(inner) => {
                 outer_type = inner.get("model_type").or(outer_type);
                 refuse_outer(map, inner)?;
@@ -193,7 +196,8 @@ pub(super) fn read(text: &str, as_type: Option<&str>) -> Result<Read> {
 }
 
 pub(super) fn known() -> Vec<Known> {
-    let rotating = families::all().map(|(name, family)| {
+    let apart = families::all().filter(|(name, _)| other(name).is_none());
+    let rotating = apart.map(|(name, family)| {
         let pairs = match family.pairing {
             crate::Pairing::Half => "RoPE in halves",
             crate::Pairing::Interleaved => "RoPE interleaved",
@@ -205,12 +209,15 @@ pub(super) fn known() -> Vec<Known> {
         Known { name, positions, source: "" }
     });
     let others = others::all().map(|(name, other)| {
-        let positions = match other {
+        let mut positions: String = match other {
             Other::Deberta | Other::Inkling | Other::SpeechT5 | Other::Vits | Other::Wav2Vec2Bert => {
                 Carrier::Relative(Vec::new()).text().into()
             }
             other => other.carrier().map_or(String::new(), |carrier| carrier.text().into()),
         };
+        if family(name).is_some() {
+            positions += "; RoPE in halves if `position_embeddings_type` is rotary";
+        }
         Known { name, positions, source: "" }
     });
     let mut known: Vec<Known> = rotating.chain(others).collect();
@@ -245,7 +252,9 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn read(self) -> Result<Read> {
         let config = &self.config;
-        let count = match config.count("num_hidden_layers")? {
+        // Its other layers are the text's.
+        let speech = self.model_type.starts_with("seamless_m4t").then(|| config.count("speech_encoder_layers"));
+        let count = match speech.unwrap_or_else(|| config.count("num_hidden_layers"))? {
             Some(count) => Some(count),
             None => {
                 let mut count = None;
@@ -320,7 +329,8 @@ impl<'a> Reader<'a> {
         }
         let indices = indices.into_iter().map(|index| places[index]).collect();
 
-        let grid = self.grid(&mut notes)?;
+        let grid = self.grid()?;
+        notes.extend(self.beside());
         self.refuse_unasked(&mut notes)?;
         notes.sort();
         notes.dedup();

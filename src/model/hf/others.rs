@@ -39,7 +39,7 @@ pub(super) enum Other {
     SpeechT5,
     /// VITS: Shaw's table within `window_size`
     Vits,
-    /// Wav2Vec2-BERT: Shaw's table from `left_max_position_embeddings` to `right_max_position_embeddings`
+    /// Wav2Vec2-BERT and SeamlessM4T v2: Shaw's table from `left_max_position_embeddings` to `right_max_position_embeddings`
     Wav2Vec2Bert,
     /// Swin, SAM and others: a table by the difference of two places of a window or a grid
     Windows,
@@ -105,11 +105,11 @@ static OTHERS: &[(&[&str], Other)] = &[
     (&["pix2struct_text_model"], Other::T5 { encoder: false, decoder: true }),
     (&["deberta", "deberta-v2", "sew-d"], Other::Deberta),
     (&["inkling", "inkling_text", "inkling_mm_model", "inkling2", "inkling2_text", "inkling2_loop", "inkling2_loop_text"], Other::Inkling),
-    (&["xlnet", "transfo-xl", "funnel", "parakeet_encoder", "fastspeech2_conformer", "wav2vec2-conformer", "seamless_m4t_conformer", "nemotron_asr_streaming_encoder"],
+    (&["xlnet", "transfo-xl", "funnel", "parakeet_encoder", "fastspeech2_conformer", "wav2vec2-conformer", "seamless_m4t", "seamless_m4t_conformer", "nemotron_asr_streaming_encoder"],
      Other::TransformerXl),
     (&["speecht5"], Other::SpeechT5),
     (&["vits"], Other::Vits),
-    (&["wav2vec2-bert"], Other::Wav2Vec2Bert),
+    (&["wav2vec2-bert", "seamless_m4t_v2"], Other::Wav2Vec2Bert),
     (&["swin", "donut-swin", "maskformer-swin", "swinv2", "swin2sr", "beit", "data2vec-vision", "levit", "maxvit", "sam_vision_model", "sam_hq_vision_model",
        "vitdet", "seggpt", "clap_audio_model"], Other::Windows),
     (&["jamba", "mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "nemotron_h", "kimi_linear", "zamba"], Other::Nothing(RECURRENT)),

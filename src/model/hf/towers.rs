@@ -1,4 +1,4 @@
-//! How the image encoder of a vision tower counts its patches, and the sizes of its heads.
+//! Encoders of images and sound: how patches are counted, sizes of heads, and what an engine must know beside the specs.
 
 use super::super::keys::wrong;
 use super::Reader;
@@ -72,11 +72,17 @@ static TOWERS: &[(&[&str], Tower)] = &[
     (&["sapiens2"], centers(8)),
 ];
 
-/// What a tower's positions need beside its config.
+const HIDDEN: &str = "the hidden states are rotated, each head's channels, before queries and keys are projected; values come from what is not rotated";
+
+/// What an engine must know beside the specs.
 #[rustfmt::skip]
 static NOTES: &[(&[&str], &str)] = &[
     (&["video_llama_3_vision"], "patches are in blocks of the processor's merge_size: set GridPositions::merge"),
     (&["mlcd_vision_model"], "the class token has learned angles of its own, the patches their rows and columns from 0"),
+    (&["wav2vec2-bert", "wav2vec2-conformer"], HIDDEN),
+    (&["seamless_m4t", "seamless_m4t_conformer", "seamless_m4t_v2"], HIDDEN),
+    (&["clvp_encoder"], "values are rotated as queries and keys are"),
+    (&["qwen2_5_omni_dit"], "the first head alone is rotated"),
     (&["sam3_vit_model"], "in layers with windows each window is a grid of its own"),
     (&["eomt_dinov3"], "the last num_blocks layers have num_queries more tokens before the patches"),
     (&["efficientloftr"], "queries and keys rotate as one head of hidden_size channels, before they are split into heads"),
@@ -87,13 +93,15 @@ static NOTES: &[(&[&str], &str)] = &[
 ];
 
 impl Reader<'_> {
+    /// What an engine must know beside the specs.
+    pub(super) fn beside(&self) -> Option<String> {
+        NOTES.iter().find(|(names, _)| names.contains(&self.model_type)).map(|(_, note)| (*note).into())
+    }
+
     /// How the tower counts patches; `None` for types without a grid, and where a token has positions of its own.
-    pub(super) fn grid(&self, notes: &mut Vec<String>) -> Result<Option<GridPositions>> {
-        let names = |names: &&[&str]| names.contains(&self.model_type);
-        if let Some((_, note)) = NOTES.iter().find(|(list, _)| names(list)) {
-            notes.push((*note).into());
-        }
-        let Some((_, tower)) = TOWERS.iter().find(|(list, _)| names(list)) else { return Ok(None) };
+    pub(super) fn grid(&self) -> Result<Option<GridPositions>> {
+        let tower = TOWERS.iter().find(|(names, _)| names.contains(&self.model_type));
+        let Some((_, tower)) = tower else { return Ok(None) };
         let config = &self.config;
         let merge = match tower.merge {
             Merge::One => 1,
@@ -127,6 +135,16 @@ impl Reader<'_> {
                     ));
                 }
                 Ok(Some(hidden / shares))
+            }
+            _ if self.model_type.starts_with("seamless_m4t") => {
+                let hidden = config.count("hidden_size")?.unwrap_or(1024);
+                let heads = config.count("speech_encoder_attention_heads")?.unwrap_or(16);
+                if heads == 0 || hidden % heads != 0 {
+                    return wrong(format!(
+                        "hidden_size {hidden} does not divide into {heads} heads of the speech encoder"
+                    ));
+                }
+                Ok(Some(hidden / heads))
             }
             Form::Grid(Pairs::AlternatingWhole) => Ok(Some(config.count("hidden_size")?.unwrap_or(256))),
             _ => Ok(None),

@@ -1,9 +1,11 @@
 //! Vision towers against transformers' own rotations, positions included.
 
+use posenc::bias::Distances;
+use posenc::model::{LogitBias, ModelPositions};
 use posenc::{Direction, Heads, ModelRope};
 use serde_json::{Value, json};
 
-use super::near;
+use super::{half, near};
 
 pub fn golden() -> Value {
     serde_json::from_str(include_str!("../../golden/rope_towers.json")).unwrap()
@@ -28,12 +30,17 @@ fn towers_rotate_as_transformers_does() {
     let cases = golden["cases"].as_array().unwrap();
     for case in cases {
         let text = case["config"].to_string();
-        let model = ModelRope::from_hf(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let model = match case["as"].as_str() {
+            Some(model_type) => ModelRope::from_hf_as(&text, model_type),
+            None => ModelRope::from_hf(&text),
+        };
+        let model = model.unwrap_or_else(|error| panic!("{error}: {text}"));
         let (count, head) = (size(&case["count"]), size(&case["head"]));
         let layer = model.layer(size(&case["layer"])).unwrap();
         assert_eq!(layer.head, head, "{text}");
-        let mut x = inputs(count * head);
-        let heads = Heads::thd(count, 1, head);
+        let heads = Heads::thd(count, size(&case["heads"]), head);
+        let row = heads.heads * head;
+        let mut x = inputs(count * row);
         if let Some(grid) = model.grid() {
             let grids: Vec<[usize; 3]> =
                 case["grids"].as_array().unwrap().iter().map(|grid| sizes(grid).try_into().unwrap()).collect();
@@ -49,12 +56,43 @@ fn towers_rotate_as_transformers_does() {
             .iter()
             .map(|bits| f32::from_bits(u32::try_from(bits.as_u64().unwrap()).unwrap()))
             .collect();
-        let got = sizes(&case["tokens"]).into_iter().flat_map(|token| &x[token * head..(token + 1) * head]);
+        let got = sizes(&case["tokens"]).into_iter().flat_map(|token| &x[token * row..(token + 1) * row]);
         for (at, (got, want)) in got.zip(&want).enumerate() {
             assert!((got - want).abs() < 2e-6, "{text}, number {at}: {got} is not {want}");
         }
     }
-    assert!(cases.len() >= 60);
+    assert!(cases.len() >= 90);
+}
+
+/// Encoders of speech whose config names RoPE, another encoding or none (T).
+#[test]
+fn conformers_have_what_their_config_names() {
+    let read = |config: Value| ModelPositions::from_hf(&config.to_string()).unwrap();
+    for model_type in ["wav2vec2-bert", "wav2vec2-conformer", "seamless_m4t", "seamless_m4t_v2"] {
+        let rotary = read(json!({"model_type": model_type, "position_embeddings_type": "rotary"}));
+        assert_eq!(rotary.layer(0).unwrap().layer.rope, Some(half(64, 1e4)), "{model_type}");
+        assert!(rotary.describe().contains("note: the hidden states are rotated") && rotary.beside().is_none());
+        let none = read(json!({"model_type": model_type, "position_embeddings_type": null}));
+        assert_eq!(none.without(), Some("nothing: position_embeddings_type is null"));
+        let relative = read(json!({"model_type": model_type, "position_embeddings_type": "relative"}));
+        assert!(relative.beside().unwrap().contains("Distances::transformer_xl"), "{model_type}");
+    }
+    for model_type in ["wav2vec2-bert", "seamless_m4t_v2"] {
+        let shaw = read(json!({"model_type": model_type, "left_max_position_embeddings": 32}));
+        let Some(LogitBias::Relative { queries: Some(distances), .. }) = shaw.layer(0).unwrap().bias else {
+            panic!("{}", shaw.describe())
+        };
+        assert_eq!(*distances, Distances::shaw(32, 8));
+    }
+    // CLVP's flag; more channels than a head has; a speech encoder's own count of layers.
+    let none = read(json!({"model_type": "clvp_encoder", "use_rotary_embedding": false}));
+    assert_eq!(none.without(), Some("nothing: use_rotary_embedding is false"));
+    let error = ModelRope::from_hf(r#"{"model_type": "clvp_encoder", "projection_dim": 4096}"#).unwrap_err();
+    assert_eq!(error.to_string(), "projection_dim 4096 gives 170 rotated channels, a head has 64");
+    let seamless = read(
+        json!({"model_type": "seamless_m4t", "speech_encoder_layers": 5, "num_hidden_layers": 24, "position_embeddings_type": "rotary"}),
+    );
+    assert_eq!(seamless.rope().layers(), Some(5));
 }
 
 /// Meta's Llama 4 tower, DINOv3 ViT-S/16 and SAM 3, in words (T).
