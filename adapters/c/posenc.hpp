@@ -192,8 +192,8 @@ public:
     uint64_t layers() const;
     PosencLayer layer(uint64_t layer) const;
     PosencAdded added(uint64_t layer) const;
-    PosencLayerPrologue prologue(uint64_t layer) const;
     PosencPatchGrid grid() const;
+    PosencLayerPrologue prologue(uint64_t layer) const;
 };
 
 class prologue : public handle<PosencPrologue, posenc_prologue_free> {
