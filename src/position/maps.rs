@@ -55,6 +55,34 @@ pub fn fixed<F: Copy + Into<f64>>(positions: &[F], bits: u32) -> Result<Vec<i64>
     Ok(units)
 }
 
+/// Positions `[2, windows * frames]` of sound in windows, as MusicFlamingo counts them: frame `j` of window `w` is the `n`-th
+/// of all, and has positions `n w` and `n j`. Seconds and the length of a frame are in the rope's frequencies, so that these are whole.
+///
+/// Source: transformers 5.24.0, `modeling_musicflamingo.py`.
+///
+/// # Errors
+/// If the positions do not fit into 63 bits, or into the host's memory.
+///
+/// # Example
+/// ```
+/// use posenc::position::timed_windows;
+/// assert_eq!(timed_windows(2, 3)?, [0, 0, 0, 3, 4, 5, 0, 1, 4, 0, 4, 10]);
+/// # Ok::<(), posenc::Error>(())
+/// ```
+pub fn timed_windows(windows: usize, frames: usize) -> Result<Vec<i64>> {
+    let tokens = windows.checked_mul(frames).and_then(|tokens| tokens.checked_mul(2));
+    let fits = tokens
+        .and_then(|tokens| tokens.checked_mul(windows.max(frames)))
+        .is_some_and(|most| i64::try_from(most).is_ok());
+    let (Some(all), true) = (tokens, fits) else {
+        return wrong(format!("{windows} windows of {frames} frames have positions beyond 63 bits"));
+    };
+    let mut made = reserved("positions", all)?;
+    made.extend((0..all / 2).map(|n| (n * (n / frames)) as i64));
+    made.extend((0..all / 2).map(|n| (n * (n % frames)) as i64));
+    Ok(made)
+}
+
 // -------------------------------------------------------------------------------------------------------------- shards
 
 /// The positions of one rank's tokens in zig-zag context parallelism.

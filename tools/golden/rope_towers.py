@@ -95,6 +95,8 @@ def seen_grids(folder, config_class, rotary_class, model_type, merge, times=1, f
         side = merge(number) if merge else 1
         if merge:
             keys["spatial_merge_size"] = side
+        if folder == "dots3_note":
+            keys |= {"adapter_in_dim": heads * head, "adapter_merge_size": side}
         config = config_of(folder, config_class, **keys)
         found = grids(side, times)
         rotary = load(folder, rotary_class)(config)
@@ -119,7 +121,27 @@ def two(number):
     return [1, 2, 2, 3][number]
 
 
-seen_grids("qwen2_5_vl", "Qwen2_5_VLVisionConfig", "Qwen2_5_VLVisionRotaryEmbedding", "qwen2_5_vl_vision", two, 3)
+# Towers of Qwen's kind: folder, and what the names of its classes begin with.
+for folder, prefix, model_type, merge in [
+    ("qwen2_5_vl", "Qwen2_5_VLVision", "qwen2_5_vl_vision", two),
+    ("qwen3_vl", "Qwen3VLVision", "qwen3_vl_vision", two),
+    ("qwen3_vl_moe", "Qwen3VLMoeVision", "qwen3_vl_moe_vision", two),
+    ("qwen3_5", "Qwen3_5Vision", "qwen3_5_vision", two),
+    ("qwen3_5_moe", "Qwen3_5MoeVision", "qwen3_5_moe_vision", two),
+    ("glm4v", "Glm4vVision", "glm4v_vision", two),
+    ("glm4v_moe", "Glm4vMoeVision", "glm4v_moe_vision", two),
+    ("glm_ocr", "GlmOcrVision", "glm_ocr_vision", two),
+    ("glm5_next", "Glm5NextVision", "glm5_next_vision", two),
+    ("ernie4_5_vl_moe", "Ernie4_5_VLMoeVision", "ernie4_5_vl_moe_vision", two),
+    ("exaone4_5", "Exaone4_5_Vision", "exaone4_5_vision", two),
+    ("qwen4_exp", "Qwen4ExpVision", "qwen4_exp_vision", two),
+    ("cohere_compass", "CohereCompassVision", "cohere_compass_vision", two),
+    ("dots3_note", "Dots3NoteVision", "dots3_note_vision_encoder", two),
+    ("lfm3_vl", "Lfm3VlVision", "lfm3_vl_vision", two),
+    ("video_llama_3", "VideoLlama3Vision", "video_llama_3_vision", None),
+    ("paddleocr_vl", "PaddleOCRVision", "paddleocr_vl_vision", None),
+]:
+    seen_grids(folder, f"{prefix}Config", f"{prefix}RotaryEmbedding", model_type, merge, 3)
 seen_grids("step3p7", "Step3p7VisionConfig", "Step3p7VisionRotaryEmbedding", "step3p5_vision", None)
 seen_grids("kimi_k25", "Kimi_K25VisionConfig", "Kimi_K25VisionRotaryEmbedding", "kimi_k25_vision", None, 3)
 seen_grids("inkling2", "Inkling2VisionConfig", "Inkling2VisionRotaryEmbedding", "inkling2_vision", two, 1, first=1)
@@ -307,6 +329,55 @@ def plain(folder, config_class, rotary_class, model_type, interleaved=False, as_
         case(folder, named, None, x, y[0, 0], as_type=as_type)
 
 
+def atoms():
+    for number in range(4):
+        heads, head = draws.choice([2, 4]), 32 + 8 * draws.randint(0, 3)
+        keys = {
+            "hidden_size": heads * head,
+            "num_attention_heads": heads,
+            "num_spatial_rope_pairs_per_axis": draws.randint(0, 3),
+            "num_uid_rope_pairs": draws.randint(1, 6),
+            "spatial_rope_base_frequency": round(draws.uniform(2, 50), 2),
+            "uid_rope_base_frequency": round(10 ** draws.uniform(1, 4), 1),
+        }
+        config = config_of("esmfold2", "EsmFold2AtomEncoderConfig", **keys)
+        x = inputs(draws.randint(2, 20), head)
+        at = [[draws.randint(-(1 << 22), 1 << 22) / (1 << 20) for _ in range(3)] for _ in x]
+        uid = [draws.randint(0, 20) for _ in x]
+        rotary = load("esmfold2", "EsmFold2RotaryEmbedding")(config)
+        cos, sin = rotary(torch.tensor([at]), torch.tensor([uid]), torch.float32)
+        y, _ = load("esmfold2", "apply_rotary_pos_emb")(x[None, None], x[None, None], cos, sin)
+        named = {"model_type": "esmfold2", "atom_encoder": keys} if number else keys
+        case("esmfold2", named, None, x, y[0, 0], as_type="esmfold2_atom_encoder")
+        cases[-1]["positions"] = [*map(list, zip(*at, strict=True)), uid]
+
+
+def sound():
+    for _ in range(4):
+        head = 8 * draws.randint(3, 6)
+        keys = {
+            "model_type": "musicflamingo",
+            "audio_config": {"model_type": "audioflamingo3_encoder", "hidden_size": head},
+            "text_config": {"model_type": "qwen2", "hidden_size": 64, "num_attention_heads": 2},
+            "audio_frame_step": draws.choice([0.01, 0.02]),
+        }
+        keys["rope_parameters"] = {"rope_type": "default", "rope_theta": draws.choice([1200, 300, 5000])}
+        share = draws.choice([0.2, 0.25, 0.5])
+        share = int(head * share) // 2 * 2 / head
+        keys["rope_parameters"]["partial_rotary_factor"] = share
+        config = config_of("musicflamingo", "MusicFlamingoConfig", **keys)
+        windows, frames = draws.randint(1, 3), draws.randint(1, 8)
+        model = load("musicflamingo", "MusicFlamingoModel")
+        maker = type("Maker", (), {"config": config})()
+        tokens = torch.full((1, windows * frames + 2), config.audio_token_id)
+        tokens[0, 0], tokens[0, -1] = 1, 2
+        times = model._build_audio_timestamps(maker, tokens, torch.tensor([frames] * windows), frames)
+        cos, sin = load("musicflamingo", "MusicFlamingoRotaryEmbedding")(config)(times, frames)
+        x = inputs(windows * frames, head)
+        y = load("musicflamingo", "apply_rotary_time_emb")(x.reshape(windows, frames, head), cos, sin)
+        case("musicflamingo", keys, [[windows, frames]], x, y.reshape(-1, head), as_type="musicflamingo")
+
+
 llama4()
 dinov3("dinov3_vit", "DINOv3ViTConfig", "DINOv3ViTRopePositionEmbedding", "dinov3_vit")
 dinov3("eomt_dinov3", "EomtDinov3Config", "EomtDinov3RotaryEmbedding", "eomt_dinov3")
@@ -339,6 +410,8 @@ speech(
     "speech_encoder_attention_heads",
 )
 clvp()
+atoms()
+sound()
 plain("qwen2_5_omni", "Qwen2_5OmniDiTConfig", "Qwen2_5OmniDiTRotaryEmbedding", "qwen2_5_omni_dit", interleaved=True)
 plain(
     "deepseek_ocr2",

@@ -143,6 +143,7 @@ static void several_axes(PosencBuffer x, PosencBuffer y, const float *q) {
          {8, 8, 8, 8, 8, 8, 8, 8}},
         {POSENC_AXES_TABLE, 0, {0}, {1, 1, 0, 0, 1, 0, 1, 1}, {0, 1, 2, 3, 4, 5, 6, 7}, {8, 8, 8, 8, 8, 8, 8, 8}},
         {POSENC_AXES_DEALT, 2, {0}, {0, 0, 0, 0, 1, 1, 1, 1}, {0, 2, 4, 6, 1, 3, 5, 7}, {8, 8, 8, 8, 8, 8, 8, 8}},
+        {POSENC_AXES_ALTERNATING, 2, {0}, {0, 1, 0, 1, 0, 1, 0, 1}, {0, 0, 1, 1, 2, 2, 3, 3}, {4, 4, 4, 4, 4, 4, 4, 4}},
     };
     const int64_t positions[3] = {2, 1, 0};
     double got[ROTARY / 2];
@@ -190,8 +191,8 @@ static void several_axes(PosencBuffer x, PosencBuffer y, const float *q) {
     spec.axes = POSENC_AXES_SECTIONS;
     spec.axis_count = 5;
     REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &rope), POSENC_ARGUMENT, "axis_count is 5, at most 4 are allowed");
-    spec.axes = 8;
-    REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &rope), POSENC_ARGUMENT, "axes is 8");
+    spec.axes = 9;
+    REFUSED(posenc_rope_new(gpu, &spec, POSENC_F32, &rope), POSENC_ARGUMENT, "axes is 9");
 }
 
 /* Configs of models: what is understood, and a layer's plan. */
@@ -427,6 +428,10 @@ static void merged(void) {
     download(lse, call.a.lse, sizeof(lse));
     CHECK(fabs(out[0] - 1.0) < 1e-6 && fabs(out[1] - 3.0) < 1e-6 && fabs(lse[0] - 1.3862944) < 1e-6);
     OK(posenc_merge_free(merge));
+}
+
+/* What a model does with positions: layers, stretches of a sequence, patches of a tower. */
+static void positions_of_models(void) {
     PosencModel *model = NULL;
     REFUSED(posenc_model_open("/no/such/model", &model), POSENC_VALUE, "cannot read /no/such/model");
     OK(posenc_model_from_hf("{\"model_type\": \"smollm3\", \"num_hidden_layers\": 4, \"hidden_size\": 48, "
@@ -463,7 +468,7 @@ static void merged(void) {
     const uint64_t patches[3] = {1, 2, 2};
     OK(posenc_patch_tokens(&grid, patches, 1, &tokens));
     CHECK(tokens == 5);
-    REFUSED(posenc_patch_positions(&grid, patches, 1, 4, at, &tokens), POSENC_VALUE, "stride is 4");
+    REFUSED(posenc_patch_positions(&grid, patches, 1, 4, at, &tokens), POSENC_ARGUMENT, "stride is 4");
     OK(posenc_patch_positions(&grid, patches, 1, 6, at, &tokens));
     CHECK(at[0] == 1 && at[1] == 2 && at[3] == 2 && at[4] == 0 && at[6] == 1 && at[6 + 2] == 2 && at[6 + 4] == 0);
     OK(posenc_model_free(model));
@@ -472,14 +477,35 @@ static void merged(void) {
     CHECK(grid.coordinate == POSENC_GRID_COORDINATE_CENTER && grid.extent == POSENC_GRID_EXTENT_OWN);
     CHECK(grid.bits == 32 && grid.before == 9);
     grid.axis_count = 4;
-    REFUSED(posenc_patch_tokens(&grid, patches, 1, &tokens), POSENC_VALUE, "axis_count is 4");
+    REFUSED(posenc_patch_tokens(&grid, patches, 1, &tokens), POSENC_ARGUMENT, "axis_count is 4");
     OK(posenc_model_free(model));
+
+    /* DeepSeek's keys alone: heads of the rotary part's 64 channels are rotated from channel 0, interleaved. */
+    float part[64], turned[64];
+    fill(part, 64, 3);
+    const int64_t one[1] = {1};
+    PosencRope *rope = NULL;
+    OK(posenc_rope_from_hf(gpu, "{\"model_type\": \"deepseek_v3\", \"qk_rope_head_dim\": 64, \"qk_nope_head_dim\": 128}", 0,
+                           2048, POSENC_F32, &rope));
+    PosencRopeCall keys = POSENC_INIT(PosencRopeCall);
+    keys.q.x = BUFFER(part);
+    keys.q.heads = (PosencHeads){1, 1, 1, 64, 0, {64, 64, 64}};
+    keys.positions.ids = (PosencIds){upload(one, sizeof one), 1, POSENC_I64, 0};
+    OK(posenc_rope_rotate(rope, &keys));
+    download(turned, keys.q.x, sizeof turned);
+    for (int i = 0; i < 32; ++i) {
+        double angle = pow(10000.0, -2.0 * i / 64), a = part[2 * i], b = part[2 * i + 1];
+        CHECK(fabs(turned[2 * i] - (a * cos(angle) - b * sin(angle))) < 2e-6);
+        CHECK(fabs(turned[2 * i + 1] - (a * sin(angle) + b * cos(angle))) < 2e-6);
+    }
+    OK(posenc_rope_free(rope));
 }
 
 int main(void) {
     open_device();
     mixed();
     merged();
+    positions_of_models();
     CHECK(posenc_version() == POSENC_VERSION && POSENC_VERSION >= 100);
 
     float q[Q], k[K], got[Q];

@@ -80,6 +80,10 @@ pub(super) enum Form {
     Lists,
     /// No rotation by one angle a pair; the text says what it is.
     Refused(&'static str),
+    /// ESMFold2's atoms: three coordinates and the residue's number, each with pairs and a base of its own.
+    Atoms,
+    /// MusicFlamingo's sound: its seconds times the window, and times the frame.
+    Seconds,
     /// CLVP: the first channels of each head, a number that follows from the projection's size; none if a flag says so.
     Clvp,
     /// MPT: ALiBi or a learned table in `attn_config`.
@@ -408,9 +412,12 @@ static FAMILIES: &[(&[&str], Family)] = &[
     (&["gemma4_vision"], half(100.0).form(Form::Grid(Pairs::Blocks))),
     // Speech.
     (SPEECH, half(10_000.0).theta_keys(&["rotary_embedding_base"]).form(Form::If { values: &["rotary"], otherwise: None })),
+    (&["musicflamingo"], interleaved(1200.0).share(0.2).form(Form::Seconds)),
     (&["clvp_encoder"], half(10_000.0).form(Form::Clvp)),
     (&["qwen2_5_omni_dit"], interleaved(10_000.0)),
     (&["deepseek_ocr2_encoder", "deepseek_ocr2_vision"], half(10_000.0)),
+    // Atoms.
+    (&["esmfold2_atom_encoder"], half(20.0).theta_keys(&["spatial_rope_base_frequency"]).form(Form::Atoms)),
     // Other encodings.
     (&["falcon", "RefinedWeb", "RefinedWebModel"], Family { alibi: true, ..half(10_000.0) }),
     (&["mpt"], half(10_000.0).form(Form::Mpt)),

@@ -8,6 +8,7 @@ use super::super::Layer;
 use super::super::keys::{Keys, wrong};
 use super::families::{ClassAxes, Form, GEMMA4, Pairs, class, head};
 use super::layers::{GLOBAL, Kind};
+use super::measured::ATOM_BITS;
 use super::scaling::{KNOWN, Parts};
 use super::towers::CENTER_BITS;
 use super::{Reader, nested, rope_type};
@@ -20,7 +21,7 @@ impl Reader<'_> {
     /// Channels of a query's head.
     pub(super) fn head(&self) -> Result<usize> {
         let config = &self.config;
-        if let Some(head) = self.tower_head()? {
+        if let Some(head) = self.tower_head()?.or(self.measured_head()?) {
             return Ok(head);
         }
         // Zamba 2 attends over its input beside the hidden state: kv_channels is half of its head.
@@ -133,15 +134,15 @@ impl Reader<'_> {
                 ));
             }
         };
-        // A factor of the tower on every frequency, whose config has no other.
-        let divisor = match self.family.form {
-            Form::Grid(Pairs::Centers) => Some(0.5 / PI),
-            Form::Grid(_) if kind.entry == GLOBAL => Some(self.global_stretch()?),
-            _ => None,
+        // What the class makes of the frequencies itself; it then knows no scaling.
+        let divisors = match self.family.form {
+            Form::Grid(Pairs::Centers) => Some(vec![0.5 / PI; rotary / 2]),
+            Form::Grid(_) if kind.entry == GLOBAL => Some(vec![self.global_stretch()?; rotary / 2]),
+            _ => self.measured_divisors(theta, rotary / 2)?,
         };
-        let scaling = match (divisor, scaling) {
+        let scaling = match (divisors, scaling) {
             (None, scaling) => scaling,
-            (Some(divisor), Scaling::None) => Scaling::Divisors(vec![divisor; rotary / 2]),
+            (Some(divisors), Scaling::None) => Scaling::Divisors(divisors),
             _ => {
                 return wrong(format!(
                     "rope_type is {scaling_kind:?}, model_type {:?} has default alone",
@@ -150,8 +151,10 @@ impl Reader<'_> {
             }
         };
         let mut rope = Rope { offset, pairing, scaling, attention_factor, axes, ..Rope::new(rotary, theta) };
-        if matches!(self.family.form, Form::Grid(Pairs::Centers)) {
-            rope.fraction_bits = vec![CENTER_BITS; 2];
+        match self.family.form {
+            Form::Grid(Pairs::Centers) => rope.fraction_bits = vec![CENTER_BITS; 2],
+            Form::Atoms => rope.fraction_bits = vec![ATOM_BITS, ATOM_BITS, ATOM_BITS, 0],
+            _ => {}
         }
 
         for key in map.unasked() {
@@ -408,6 +411,14 @@ impl Reader<'_> {
                 even(rotary, "rotary_dim".into())?
             }
             None if scaling_kind == "proportional" => even(head, "head_dim".into())?,
+            // Windows and frames have the share each.
+            None if matches!(self.family.form, Form::Seconds) => {
+                let each = (head as f64 * share) as usize;
+                even(
+                    2 * even(each, format!("{share} of {head} channels"))?,
+                    format!("twice {share} of {head} channels"),
+                )?
+            }
             None => {
                 let rotary = (head as f64 * share) as usize;
                 let how = if share == 1.0 { "the head's".into() } else { format!("{share} of a head of {head}") };
@@ -418,6 +429,9 @@ impl Reader<'_> {
     }
 
     fn axes(&self, map: &Keys<'_>, pairs: usize) -> Result<Axes> {
+        if let Some(axes) = self.measured_axes(pairs)? {
+            return Ok(axes);
+        }
         let default = match &self.family.form {
             Form::Axes(axes) | Form::HybridAxes(axes, _) => Some(axes.axes()),
             Form::Grid(Pairs::Thirds) => return Ok(Axes::Ladders(vec![pairs / 3; 3])),

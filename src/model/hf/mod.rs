@@ -5,6 +5,7 @@ mod classes;
 mod families;
 mod layer;
 mod layers;
+mod measured;
 mod others;
 mod scaling;
 mod towers;
@@ -149,8 +150,11 @@ pub(super) fn language<'a>(
     // The encoder behind SAM's, of DeepSeek-OCR 2's tower.
     let tower =
         (map.get("model_type").and_then(Value::as_str) == Some("deepseek_ocr2_vision")).then_some("encoder_config");
+    let part = Reader::part_of(as_type);
+    // Named, MusicFlamingo is the rotation of its sound, not its language model.
+    let parts = LANGUAGE.iter().copied().filter(|_| as_type != Some("musicflamingo"));
     let map = loop {
-        match LANGUAGE.iter().copied().chain(tower).find_map(|key| map.get(key)?.as_object()) {
+        match part.into_iter().chain(parts.clone()).chain(tower).find_map(|key| map.get(key)?.as_object()) {
             Some(inner) => {
                 outer_type = inner.get("model_type").or(outer_type);
                 refuse_outer(map, inner)?;

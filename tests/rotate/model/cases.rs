@@ -213,6 +213,11 @@ fn models_of_other_families_are_read() {
     for (config, rope) in [
         (json!({"model_type": "minimax_m3", "head_dim": 128, "rotary_dim": 64, "rope_theta": 5e6}), half(64, 5e6)),
         (json!({"model_type": "nemotron-nas", "hidden_size": 8192, "num_attention_heads": 64}), half(128, 1e4)),
+        (json!({"model_type": "minimax_m1", "head_dim": 128, "rotary_dim": 64, "rope_theta": 1e7}), half(64, 1e7)),
+        (
+            json!({"model_type": "exaone4_5_text", "head_dim": 128, "num_hidden_layers": 4, "sliding_window": null}),
+            half(128, 1e4),
+        ),
         (json!({"model_type": "phi3_v", "hidden_size": 3072, "num_attention_heads": 32}), half(96, 1e4)),
         (json!({"model_type": "llava", "hidden_size": 4096, "num_attention_heads": 32}), half(128, 1e4)),
         (json!({"model_type": "higgs_audio_v2", "rope_scaling": {"rope_type": "default"}}), half(128, 5e5)),
@@ -222,6 +227,14 @@ fn models_of_other_families_are_read() {
         let text = config.to_string();
         assert_eq!(hf(config).rope().unwrap(), &rope, "{text}");
     }
+    // DeepSeek's own code beside V4's weights: the same layers
+    let layers = json!({"num_hidden_layers": 2, "head_dim": 512, "compress_ratios": [0, 4]});
+    let [own, hf_name] = ["deepseek_ref", "deepseek_v4"].map(|model_type| {
+        let mut config = layers.clone();
+        config["model_type"] = json!(model_type);
+        hf(config).kinds().to_vec()
+    });
+    assert_eq!((own.len(), &own), (2, &hf_name));
     // V-JEPA 2 turns the two channels of a pair by different angles (T).
     assert_eq!(
         refused(json!({"model_type": "vjepa2", "hidden_size": 1024})),

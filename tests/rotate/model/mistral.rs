@@ -37,6 +37,13 @@ fn mistrals_own_files_are_read() {
     near(ModelRope::from_mistral(&plain.to_string()).unwrap().rope().unwrap().attention_factor, 1.277259);
 }
 
+/// Mistral 7B v0.1's params.json has no base; its authors' code has 10000.
+#[test]
+fn a_params_file_without_a_base_has_10000() {
+    let first = json!({"dim": 4096, "n_layers": 32, "head_dim": 128, "n_heads": 32, "sliding_window": 4096});
+    assert_eq!(ModelRope::from_mistral(&first.to_string()).unwrap().rope().unwrap().base, 1e4);
+}
+
 #[test]
 fn mistral_files_that_are_not_understood_are_refused() {
     let refused = |config: Value| ModelRope::from_mistral(&config.to_string()).unwrap_err().to_string();

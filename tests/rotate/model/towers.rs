@@ -2,7 +2,8 @@
 
 use posenc::bias::Distances;
 use posenc::model::{LogitBias, ModelPositions};
-use posenc::{Direction, Heads, ModelRope};
+use posenc::position::{fixed, timed_windows};
+use posenc::{Direction, Heads, ModelRope, Rope};
 use serde_json::{Value, json};
 
 use super::{half, near};
@@ -22,6 +23,15 @@ fn sizes(value: &Value) -> Vec<usize> {
 /// The script's inputs.
 fn inputs(n: usize) -> Vec<f32> {
     (0..n as u64).map(|i| (((7919 * i + 13) % 1021) as f64 / 1021.0 - 0.5) as f32).collect()
+}
+
+/// Real positions of each axis, as the rope's fraction bits have them.
+fn measured(rope: &Rope, rows: &[Value]) -> Vec<i64> {
+    let row = |(row, &bits): (&Value, &u32)| {
+        let row: Vec<f64> = row.as_array().unwrap().iter().map(|at| at.as_f64().unwrap()).collect();
+        fixed(&row, bits).unwrap()
+    };
+    rows.iter().zip(&rope.fraction_bits).flat_map(row).collect()
 }
 
 #[test]
@@ -47,7 +57,14 @@ fn towers_rotate_as_transformers_does() {
             assert_eq!(grid.tokens(&grids).unwrap(), count, "{text}");
             layer.rotate(&mut x, &heads, &grid.ids(&grids).unwrap(), Direction::Forward).unwrap();
         } else {
-            let ids: Vec<i64> = (0..count as i64).collect();
+            let ids = match (case["as"].as_str(), case["positions"].as_array()) {
+                (_, Some(rows)) => measured(layer.rope.as_ref().unwrap(), rows),
+                (Some("musicflamingo"), _) => {
+                    let windows = sizes(&case["grids"][0]);
+                    timed_windows(windows[0], windows[1]).unwrap()
+                }
+                _ => (0..count as i64).collect(),
+            };
             layer.rotate(&mut x, &heads, &ids, Direction::Forward).unwrap();
         }
         let want: Vec<f32> = case["y_f32_bits"]
@@ -61,7 +78,7 @@ fn towers_rotate_as_transformers_does() {
             assert!((got - want).abs() < 2e-6, "{text}, number {at}: {got} is not {want}");
         }
     }
-    assert!(cases.len() >= 90);
+    assert!(cases.len() >= 160);
 }
 
 /// Encoders of speech whose config names RoPE, another encoding or none (T).
@@ -115,6 +132,27 @@ fn towers_say_how_patches_are_counted() {
     let rate = |layer: usize| sam3.layer(layer).unwrap().rope.as_ref().unwrap().frequency(0);
     near(rate(6), 1.0);
     near(rate(7), 1.0 / 3.0);
+}
+
+/// MusicFlamingo's file is its language model's, unless its own type is named.
+#[test]
+fn sound_is_read_by_its_name() {
+    let config = json!({"model_type": "musicflamingo", "audio_config": {"hidden_size": 1280},
+        "text_config": {"model_type": "qwen2", "hidden_size": 3584, "num_attention_heads": 28, "num_hidden_layers": 28}});
+    let text = config.to_string();
+    assert_eq!(ModelRope::from_hf(&text).unwrap().rope().unwrap(), &half(128, 1e4));
+    let sound = ModelRope::from_hf_as(&text, "musicflamingo").unwrap();
+    assert_eq!((sound.rope().unwrap().rotary, sound.kinds()[0].head), (512, 1280));
+    assert!(sound.describe().contains("posenc::position::timed_windows"));
+    let mut wrong = config;
+    wrong["audio_frame_step"] = json!(0.0);
+    let error = ModelRope::from_hf_as(&wrong.to_string(), "musicflamingo").unwrap_err();
+    assert_eq!(error.to_string(), "audio_frame_step is 0, it must be above 0");
+    let error = ModelRope::from_hf_as(r#"{"num_uid_rope_pairs": 11}"#, "esmfold2_atom_encoder").unwrap_err();
+    assert_eq!(error.to_string(), "atoms turn 17 pairs, a head has 16");
+    assert!(timed_windows(0, 5).unwrap().is_empty() && timed_windows(5, 0).unwrap().is_empty());
+    let error = timed_windows(1 << 30, 1 << 30).unwrap_err().to_string();
+    assert_eq!(error, "1073741824 windows of 1073741824 frames have positions beyond 63 bits");
 }
 
 #[test]
