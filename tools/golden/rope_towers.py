@@ -420,6 +420,22 @@ plain(
     "deepseek_ocr2_encoder",
 )
 plain("evolla", "SaProtConfig", "EvollaSaProtRotaryEmbedding", None, as_type="esm")
+seen_grids(
+    "qwen2_5_omni",
+    "Qwen2_5OmniVisionEncoderConfig",
+    "Qwen2_5OmniVisionRotaryEmbedding",
+    "qwen2_5_omni_vision_encoder",
+    two,
+    3,
+)
+seen_grids(
+    "qwen3_omni_moe",
+    "Qwen3OmniMoeVisionEncoderConfig",
+    "Qwen3OmniMoeVisionRotaryEmbedding",
+    "qwen3_omni_moe_vision_encoder",
+    two,
+    3,
+)
 
 meta = {
     "script": "tools/golden/rope_towers.py",
