@@ -131,8 +131,7 @@ impl Layer {
         layer
     }
 
-    /// The layer's rotation and query scale as a [`Prologue`]. Norms and biases of queries, keys and values are the model's: set them
-    /// in the spec.
+    /// The layer's rotation and query scale as a [`Prologue`]; [`ModelPrologue`] knows norms and biases too, of fewer models.
     ///
     /// # Example
     /// ```

@@ -1,11 +1,12 @@
-"""Queries, keys and values as the attention classes of Hugging Face transformers hand them to attention, behind projections
-whose outputs are replaced by known numbers.
+"""Queries, keys and values as the attention classes of Hugging Face transformers hand them to attention, behind
+projections whose outputs are replaced by known numbers.
 
-Each case is a whole model of two to four tiny layers, made from its config, with an attention function that keeps what it
-gets. The output of a projection is `number(seed, token * width + column)`, its bias and the weights of norms are such
+Each case is a whole model of two to four tiny layers, made from its config, with an attention function that keeps what
+it gets. The output of a projection is `number(seed, token * width + column)`, its bias and weights of norms are such
 numbers too; seeds are 1, 2, 3 for queries, keys and values, 3 more for their biases and 6 more for their weights.
 
-`default_eps` is the config class's where a config is silent. Of each norm, the result for the same queries in bf16 (`norm_bf16_bits`) tells where the class rounds.
+`default_eps` is the config class's where a config is silent. Of each norm, the result for the same queries in bf16
+(`norm_bf16_bits`) tells where the class rounds.
 
 Writes tests/golden/prologue.json.
 """
@@ -24,29 +25,61 @@ POSITIONS = [3, 50]
 WEIGHTS = {"q": 7, "query": 7, "qk": 7, "k": 8, "key": 8, "v": 9, "kv_a": 9}
 
 SIZES = {
-    "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 8,
-    "vocab_size": 16, "max_position_embeddings": 64, "rms_norm_eps": 0.01, "layer_norm_eps": 0.01, "norm_eps": 0.01,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 8,
+    "vocab_size": 16,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 0.01,
+    "layer_norm_eps": 0.01,
+    "norm_eps": 0.01,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 EXPERTS = {
-    "num_experts": 2, "num_local_experts": 2, "n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8,
-    "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "shared_expert_intermediate_size": 8, "moe_num_experts": 2,
+    "num_experts": 2,
+    "num_local_experts": 2,
+    "n_routed_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "shared_expert_intermediate_size": 8,
+    "moe_num_experts": 2,
     "first_k_dense_replace": 1,
 }
 LATENT = {
-    "kv_lora_rank": 6, "q_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
-    "num_key_value_heads": 4, "head_dim": 4,
+    "kv_lora_rank": 6,
+    "q_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 4,
 }
 INTERLEAVED = {"rope_parameters": {
     "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75, "mrope_section": [1, 1, 1],
     "mrope_interleaved": True,
 }}  # fmt: skip
 HYBRID = {
-    "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "linear_num_value_heads": 2,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
     "layer_types": ["linear_attention", "full_attention"],
 }
 TWO = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
 BIAS = {"attention_bias": True}
+
+
+def sections(theta, *sizes):
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, "mrope_section": list(sizes)}}
+
+
 CASES = [
     ("llama", {}, [0]), ("llama", BIAS, [0]), ("mistral", {}, [0]), ("mixtral", EXPERTS, [0]), ("ministral", {}, [0]),
     ("ministral3", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
@@ -56,15 +89,17 @@ CASES = [
     ("qwen3", {}, [0]), ("qwen3", BIAS, [0]), ("qwen3_moe", EXPERTS, [0]),
     ("qwen3_next", {**EXPERTS, **HYBRID}, [1]), ("qwen3_5_text", {**HYBRID, **INTERLEAVED}, [1]),
     ("qwen3_5_moe_text", {**EXPERTS, **HYBRID, **INTERLEAVED}, [1]),
-    ("qwen2_vl_text", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}}, [0]),
-    ("qwen2_5_vl_text", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}}, [0]),
-    ("qwen3_vl_text", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1]}}, [0]),
+    ("qwen2_vl_text", sections(1e6, 1, 1, 2), [0]),
+    ("qwen2_5_vl_text", sections(1e6, 1, 1, 2), [0]),
+    ("qwen3_vl_text", sections(5e6, 2, 1, 1), [0]),
     ("gemma", {}, [0]), ("gemma2", {}, [0, 1]), ("gemma3_text", TWO, [0, 1]), ("gemma3_text", {**TWO, **BIAS}, [0]),
-    ("gemma4_text", {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 16,
-                     "num_kv_shared_layers": 2, "global_head_dim": 16, "num_global_key_value_heads": 2,
+    ("gemma4_text", {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
+                     "sliding_window": 16, "num_kv_shared_layers": 2, "global_head_dim": 16,
+                     "num_global_key_value_heads": 2,
                      "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 16, "rope_parameters": {
                          "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-                         "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25}}},
+                         "full_attention": {"rope_type": "proportional", "rope_theta": 1e6,
+                                            "partial_rotary_factor": 0.25}}},
      [0, 1, 3]),
     ("olmo", {}, [0]), ("olmo2", {}, [0]), ("olmo2", BIAS, [0]), ("olmo3", TWO, [0, 1]), ("olmoe", EXPERTS, [0]),
     ("minimax", {**EXPERTS, "layer_types": ["linear_attention", "full_attention"]}, [1]), ("minimax_m2", EXPERTS, [0]),
@@ -88,7 +123,8 @@ CASES = [
     ("stablelm", {}, [0]), ("stablelm", {"use_qkv_bias": True}, [0]),
     ("granite", {}, [0]), ("granite", BIAS, [0]), ("granitemoe", EXPERTS, [0]), ("helium", {}, [0]), ("arcee", {}, [0]),
     ("nemotron", {}, [0]), ("smollm3", {"no_rope_layers": [1, 0]}, [0, 1]), ("exaone4", TWO, [0, 1]),
-    ("seed_oss", {}, [0]), ("seed_oss", {"attention_bias": False}, [0]), ("ernie4_5", {}, [0]), ("ernie4_5", {"use_bias": True}, [0]),
+    ("seed_oss", {}, [0]), ("seed_oss", {"attention_bias": False}, [0]), ("ernie4_5", {}, [0]),
+    ("ernie4_5", {"use_bias": True}, [0]),
     ("ernie4_5_moe", EXPERTS, [0]),
     ("hunyuan_v1_dense", {}, [0]), ("hunyuan_v1_moe", {**EXPERTS, "moe_topk": 1}, [0]), ("apertus", {
         "rope_parameters": {"rope_type": "default", "rope_theta": 12e6}}, [0]),
@@ -150,9 +186,11 @@ def run(kind, more, layers):
             if has_bias:
                 with torch.no_grad():
                     module.bias.copy_(torch.cat([number(seed + 3, columns) for seed, columns in parts]))
+
             def hook(own, inputs, output, parts=parts):
                 made = torch.cat([grid(seed, columns) for seed, columns in parts], -1)
                 return made if own.bias is None else made + own.bias
+
             module.register_forward_hook(hook)
         match = re.fullmatch(r"(q|k|v|query|key|qk|kv_a)_(?:layer)?norm", name)
         if match:
@@ -168,16 +206,23 @@ def run(kind, more, layers):
         hidden = torch.zeros(1, len(POSITIONS), config.hidden_size) + 0.5
         options = {}
         if kind == "gemma4_text":
-            options["per_layer_inputs"] = torch.zeros(1, len(POSITIONS), config.num_hidden_layers, config.hidden_size_per_layer_input)
+            options["per_layer_inputs"] = torch.zeros(
+                1, len(POSITIONS), config.num_hidden_layers, config.hidden_size_per_layer_input
+            )
         model(inputs_embeds=hidden, position_ids=torch.tensor([POSITIONS]), use_cache=kind == "gemma4_text", **options)
     result = []
     for layer in layers:
         q, k, v = (x[0].transpose(0, 1) for x in seen[layer])  # tokens, heads, channels
         if layer in latent:
-            k, v = k[:, :1, config.qk_nope_head_dim:], latent[layer].reshape(len(POSITIONS), 1, -1)
-        case = {"layer": layer, "shapes": [list(x.shape[1:]) for x in (q, k, v)],
-                "bias": [biased.get((layer, seed), None) for seed in (1, 2, 3)],
-                "q": q.reshape(-1).tolist(), "k": k.reshape(-1).tolist(), "v": v.reshape(-1).tolist()}
+            k, v = k[:, :1, config.qk_nope_head_dim :], latent[layer].reshape(len(POSITIONS), 1, -1)
+        case = {
+            "layer": layer,
+            "shapes": [list(x.shape[1:]) for x in (q, k, v)],
+            "bias": [biased.get((layer, seed), None) for seed in (1, 2, 3)],
+            "q": q.reshape(-1).tolist(),
+            "k": k.reshape(-1).tolist(),
+            "v": v.reshape(-1).tolist(),
+        }
         if kind == "llama4_text" and not config.no_rope_layers[layer]:
             # Its factor counts tokens of the sequence, whatever their positions.
             case["positions"] = list(range(len(POSITIONS)))
@@ -192,7 +237,9 @@ def run(kind, more, layers):
             made = made if whole else made.reshape(len(POSITIONS), x.shape[-2], x.shape[-1])
             with torch.no_grad():
                 out = norm.to(torch.bfloat16)(made.to(torch.bfloat16))
-            case.setdefault("norm_bf16_bits", {})[which] = [bits & 0xFFFF for bits in out.reshape(-1).view(torch.int16).tolist()]
+            case.setdefault("norm_bf16_bits", {})[which] = [
+                bits & 0xFFFF for bits in out.reshape(-1).view(torch.int16).tolist()
+            ]
         result.append(case)
     silent = AutoConfig.for_model(kind)
     eps = getattr(silent, "rms_norm_eps", getattr(silent, "norm_eps", None))
@@ -212,6 +259,9 @@ def short(value):
 cases = []
 for kind, more, layers in CASES:
     cases.append(short(run(kind, more, layers)))
-meta = {"script": "tools/golden/prologue.py", "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "date": datetime.date.today().isoformat()}
+meta = {
+    "script": "tools/golden/prologue.py",
+    "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    "date": datetime.date.today().isoformat(),
+}
 print(json.dumps({"meta": meta, "positions": POSITIONS, "cases": cases}, separators=(",", ":")))
