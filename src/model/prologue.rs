@@ -317,6 +317,6 @@ static CLASSES: &[(&[&str], Class)] = &[
     (&["olmo3"], Class::normed(ASKED, 1e-5).all_heads(Rounding::Steps)),
     (&["olmoe"], Class::normed(ASKED, 1e-5).all_heads(Rounding::BeforeWeight).refusing(&["clip_qkv"])),
     (&["minimax_m2"], Class::normed(Bias::Never, 1e-6).all_heads(Rounding::BeforeWeight)),
-    // Latent attention; Kimi K2's own code is DeepSeek-V3's.
-    (&["deepseek_v2", "deepseek_v3", "kimi_k2", "mistral4"], Class::normed(ASKED, 1e-6).form(Form::Latent)),
+    // Latent attention.
+    (&["deepseek_v2", "deepseek_v3", "mistral4"], Class::normed(ASKED, 1e-6).form(Form::Latent)),
 ];
