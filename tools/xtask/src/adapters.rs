@@ -65,13 +65,16 @@ fn wheel_for_aarch64(python: &Path) -> Result<()> {
     let folder = std::path::absolute(Path::new(FOLDER).join("aarch64"))?;
     let wheels = folder.join("wheels");
     let _ = fs::remove_dir_all(&wheels);
+    fs::create_dir_all(&wheels)?;
     let mut path = python.parent().context("a program has a folder")?.as_os_str().to_owned();
     path.push(":");
     path.push(std::env::var_os("PATH").unwrap_or_default());
-    let mut build = of_pip(python);
-    build.args(["wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", PACKAGE, "--wheel-dir"]);
-    build.arg(&wheels).env("PATH", path).env("CARGO_TARGET_DIR", folder.join("target")).env("POSENC_KERNELS", "none");
-    run(build.env("CARGO_BUILD_TARGET", TARGET).env("POSENC_GLIBC", "2.17").env_remove("POSENC_LIBRARY"))?;
+    // The environment has no pip, of which this is the part that builds.
+    let code = format!("from setuptools import build_meta; build_meta.build_wheel({:?})", wheels.display().to_string());
+    let mut build = Command::new(python);
+    build.args(["-c", &code]).current_dir(PACKAGE).env("PATH", path).env("POSENC_KERNELS", "none");
+    build.env("CARGO_TARGET_DIR", folder.join("target")).env("CARGO_BUILD_TARGET", TARGET).env("POSENC_GLIBC", "2.17");
+    run(build.env_remove("POSENC_LIBRARY").stdout(std::process::Stdio::null()))?;
     let wheel = fs::read_dir(&wheels)?.next().context("pip built no wheel")??.path();
     let shown = Command::new(python).args(["-m", "auditwheel", "show"]).arg(&wheel).output()?;
     let said = String::from_utf8_lossy(&shown.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
