@@ -542,6 +542,8 @@ fn kept_tokens_are_counted_over_many_blocks() {
                     (Some(1), Some(i64::from(below_zero))),
                     (Some(2), Some(i64::from(below_zero))),
                     (Some(2), Some(-1)),
+                    // ids that have its low 32 bits
+                    (Some(1), Some((1 << 32) + 7)),
                 ])
         {
             let rule = Rows::Kept { padding, first: 4, padded: 2 };
