@@ -46,8 +46,8 @@ struct TermQuery {
         }
     }
 
-    // Coordinates count as the nearest that positions may have, from -2^30 to below 2^30, so that no difference leaves 32
-    // bits.
+    // Coordinates count as the nearest that positions may have, from -2^30 to below 2^30, so that no difference leaves
+    // 32 bits.
     static __device__ int coordinate(int at) { return max(-(1 << 30), min(at, (1 << 30) - 1)); }
 
     // Row and column of a token; what `state` says of it.
