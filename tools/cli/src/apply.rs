@@ -118,8 +118,8 @@ fn schema(name: Name, out: &mut dyn Write) -> Result<Outcome> {
             writeln!(out, "{:7} {name}: {what}", if index == 0 { title } else { "" })?;
         }
     }
-    for example in form.examples {
-        writeln!(out, "\n{}", serde_json::to_string_pretty(&example)?)?;
+    for (index, example) in form.examples.iter().enumerate() {
+        writeln!(out, "\nexample {}\n{}", index + 1, serde_json::to_string_pretty(example)?)?;
     }
     Ok(Outcome::Same)
 }

@@ -140,6 +140,9 @@ pub fn run(options: Options, out: &mut dyn Write) -> Result<Outcome> {
 /// Names of what is compared: the only tensor of each, or all, which must have the same names.
 fn pairs(options: &Options, a: &Tensors, b: &Tensors) -> Result<Vec<(String, String)>> {
     let (left, right) = (a.names(), b.names());
+    for (names, file) in [(&left, &options.a), (&right, &options.b)] {
+        ensure!(!names.is_empty(), "{file} holds no tensor");
+    }
     if let ([left], [right]) = (&left[..], &right[..]) {
         return Ok(vec![((*left).into(), (*right).into())]);
     }

@@ -16,15 +16,19 @@ pub struct Shares {
     /// the largest share of its bound that an element uses, and its index
     pub worst: f64,
     pub index: usize,
+    /// elements that are not finite, got and wanted
+    pub not_finite: [usize; 2],
 }
 
 impl Shares {
     /// Compares element by element: NaN equals NaN, and an infinity itself.
     pub fn new(got: &Tensor, expected: &Expected) -> Self {
-        let mut shares = Self { elements: got.len(), outside: 0, worst: 0.0, index: 0 };
+        let mut shares = Self { elements: got.len(), outside: 0, worst: 0.0, index: 0, not_finite: [0; 2] };
         for (index, ((got, want), bound)) in got.to_f64().iter().zip(&expected.want).zip(&expected.bound).enumerate() {
             let share = share(*got, *want, *bound);
             shares.outside += usize::from(share > 1.0);
+            shares.not_finite[0] += usize::from(!got.is_finite());
+            shares.not_finite[1] += usize::from(!want.is_finite());
             if share > shares.worst {
                 (shares.worst, shares.index) = (share, index);
             }
@@ -59,6 +63,10 @@ impl fmt::Display for Shares {
                 "{n} of {} elements OUTSIDE the bound, the worst, {}, by {:.2} times",
                 self.elements, self.index, self.worst
             ),
+        }?;
+        match self.not_finite {
+            [0, 0] => Ok(()),
+            [got, want] => write!(f, "; {got} are NaN or infinite where {want} must be"),
         }
     }
 }
@@ -73,7 +81,8 @@ mod tests {
         let expected = Expected { want: vec![1.5, 2.0, f64::NAN, 1.0, 0.0], bound: vec![1.0, 0.25, 0.0, 1.0, 1.0] };
         let shares = Shares::new(&got, &expected);
         assert_eq!((shares.outside, shares.worst, shares.index), (3, f64::INFINITY, 3));
-        let text = "3 of 5 elements OUTSIDE the bound, the worst, 3, by inf times";
+        let text =
+            "3 of 5 elements OUTSIDE the bound, the worst, 3, by inf times; 3 are NaN or infinite where 1 must be";
         assert_eq!(shares.to_string(), text);
         let first = Expected { want: vec![1.5], bound: vec![1.0] };
         let shares = Shares::new(&Tensor::new(&[1], &[1.0f32]), &first);

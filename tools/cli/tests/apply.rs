@@ -8,6 +8,7 @@ use std::path::Path;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
 use support::{example, npy, posenc, write_op};
 
 fn folder() -> tempfile::TempDir {
@@ -35,16 +36,46 @@ fn read(folder: &Path, name: &str) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     all.collect()
 }
 
+/// The examples of an operation.
+fn examples(folder: &Path, op: &str) -> Vec<Value> {
+    let text = posenc(folder, &["apply", "--schema", op]).ends(0);
+    let json = text.split("\n{").skip(1).map(|rest| {
+        let text = format!("{{{rest}");
+        serde_json::Deserializer::from_str(&text).into_iter().next().expect("JSON").expect("JSON")
+    });
+    json.collect()
+}
+
+/// What is printed can be used: examples are read, and a field of another type or too many is refused.
 #[test]
-fn every_operation_has_a_schema() {
+fn every_operation_has_examples() {
     let folder = folder();
     let list = posenc(folder.path(), &["apply", "--schema"]).ends(0);
-    assert!(list.lines().count() >= 12, "{list}");
+    assert!(list.lines().count() >= 26, "{list}");
     for line in list.lines() {
         let name = line.split_whitespace().next().expect("a name");
         let text = posenc(folder.path(), &["apply", "--schema", name]).ends(0);
         assert!(text.contains("\nreads ") && text.contains("\nwrites "), "{text}");
-        assert_eq!(example(folder.path(), name)["op"], name);
+        let examples = examples(folder.path(), name);
+        assert!(!examples.is_empty(), "{name}");
+        for example in examples {
+            assert_eq!(example["op"], name);
+            let read = |op: &Value| {
+                write_op(folder.path(), "op.json", op);
+                posenc(folder.path(), &["apply", "op.json", "--out", "y.npy", "--device", "cpu"])
+            };
+            // Read as an operation: what it lacks is tensors, or nothing.
+            let run = read(&example);
+            assert!(run.status == 0 || run.err.starts_with("error: op.json on no input: "), "{name}: {}", run.err);
+            for (field, value) in example.as_object().expect("an object") {
+                let mut other = example.clone();
+                other[field] = if value.is_string() { 5.5.into() } else { "something".into() };
+                assert_eq!(read(&other).status, 2, "{name}: {field}");
+            }
+            let mut more = example.clone();
+            more["surplus"] = 1.into();
+            assert_eq!(read(&more).status, 2, "{name}");
+        }
     }
 }
 
@@ -181,6 +212,11 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
     let mut unknown = rope.clone();
     unknown["stat"] = 3.into();
     write_op(folder.path(), "unknown.json", &unknown);
+    let mut wrong = rope.clone();
+    wrong["spec"]["base"] = "big".into();
+    let text = format!("{{\n\"op\": \"rope\",\n\"spec\": {{\n\n{}}}", &wrong["spec"].to_string()[1..]);
+    fs::write(folder.path().join("wrong.json"), text).expect("a file");
+    write_op(folder.path(), "unnamed.json", &serde_json::json!({"spec": {}}));
     fs::write(folder.path().join("broken.json"), "{\n\"op\": \"rope\",\n").expect("a file");
     write_op(folder.path(), "other.json", &serde_json::json!({"op": "ropes"}));
     write_op(folder.path(), "merge.json", &example(folder.path(), "merge"));
@@ -199,7 +235,9 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
             "rope.json on four.npy: four: four is [1, 2, 1, 64]: say whether its layout is bthd or bhtd",
         ),
         ("merge.json", "x.npy", "merge.json on x.npy: the input has no tensor \"a\", only x"),
-        ("unknown.json", "x.npy", "unknown.json: unknown field `stat`"),
+        ("unknown.json", "x.npy", "unknown.json: stat in line 1: unknown field `stat`"),
+        ("wrong.json", "x.npy", "wrong.json: spec.base in line 5: invalid type: string \"big\", expected f64"),
+        ("unnamed.json", "x.npy", "unnamed.json: an operation is an object with its name as \"op\""),
         ("broken.json", "x.npy", "broken.json: EOF while parsing"),
         ("other.json", "x.npy", "other.json: unknown variant `ropes`, expected one of `rope`, `rope-grad`"),
     ] {
@@ -213,4 +251,99 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
     let got =
         posenc(folder.path(), &["apply", "rope.json", "--in", "x.npy", "--out", "y.npy", "--device", "tpu"]).fails();
     assert_eq!(got, "error: --device is \"tpu\", it must be auto, cpu, cuda or cuda:N\n");
+}
+
+/// What is no number is counted, not taken for a result within the bound.
+#[test]
+fn numbers_that_are_not_finite_are_counted() {
+    let folder = folder();
+    write_op(folder.path(), "rope.json", &example(folder.path(), "rope"));
+    let mut x = [0.5; 192];
+    (x[7], x[70]) = (f32::NAN, f32::INFINITY);
+    npy(folder.path(), "x.npy", &[3, 1, 64], &x);
+    let apply = ["apply", "rope.json", "--in", "x.npy", "--out", "y.npy", "--device", "cpu", "--check"];
+    let text = posenc(folder.path(), &apply).ends(0);
+    // Both channels of a pair.
+    assert!(text.ends_with("; 4 are NaN or infinite where 4 must be\n"), "{text}");
+}
+
+/// Files of every kind that hold no tensors which the commands can use: one line names the file, and nothing is written.
+#[test]
+fn files_that_cannot_be_used_are_named_and_nothing_is_written() {
+    let folder = folder();
+    write_op(folder.path(), "rope.json", &example(folder.path(), "rope"));
+    npy(folder.path(), "x.npy", &[3, 1, 64], &[0.5; 192]);
+    let header = |text: &str, data: usize| {
+        let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(text.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    };
+    let of_npy = |descr: &str, shape: &str, data: usize| {
+        let text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape})}}\n");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((text.len() as u16).to_le_bytes());
+        bytes.extend(text.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    };
+    let lie = r#"{"x":{"dtype":"F32","shape":[1152921504606846976],"data_offsets":[0,16]}}"#;
+    let overlap = r#"{"x":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"y":{"dtype":"F32","shape":[4],"data_offsets":[8,24]}}"#;
+    for (name, bytes, error) in [
+        ("empty.npy", Vec::new(), "empty.npy: it is too short for the header of .npy"),
+        (
+            "huge.npy",
+            of_npy("<f4", "1099511627776, 1048576", 16),
+            "huge.npy: elements need 4611686018427387904 bytes by the header",
+        ),
+        (
+            "more.npy",
+            of_npy("<f4", "1099511627776, 1099511627776", 16),
+            "more.npy: the shape [1099511627776, 1099511627776] has more elements",
+        ),
+        ("bytes.npy", of_npy("|u1", "4", 4), "bytes.npy: tensor \"bytes\" is of type |u1 in NumPy, read are F64"),
+        (
+            "whole.npy",
+            of_npy("<i8", "3, 1, 64", 1536),
+            "rope.json on whole.npy: the input has no tensor to rotate, only whole",
+        ),
+        ("empty.safetensors", Vec::new(), "empty.safetensors: the file has 0 bytes, safetensors begin with 8"),
+        (
+            "none.safetensors",
+            header("{}", 0),
+            "rope.json on none.safetensors: the input has no tensor to rotate, only none",
+        ),
+        (
+            "lie.safetensors",
+            header(lie, 16),
+            "lie.safetensors: the header is not that of safetensors: overflow computing",
+        ),
+        (
+            "overlap.safetensors",
+            header(overlap, 24),
+            "overlap.safetensors: the header is not that of safetensors: invalid offset",
+        ),
+    ] {
+        fs::write(folder.path().join(name), bytes).expect("a file");
+        let apply = ["apply", "rope.json", "--in", name, "--out", "y.safetensors", "--device", "cpu"];
+        let got = posenc(folder.path(), &apply).fails();
+        assert!(got.starts_with(&format!("error: {error}")) && got.lines().count() == 1, "{name}: {got}");
+        assert!(!folder.path().join("y.safetensors").exists(), "{name}");
+    }
+    let error = posenc(folder.path(), &["diff", "none.safetensors", "none.safetensors"]).fails();
+    assert_eq!(error, "error: none.safetensors holds no tensor\n");
+    let before = fs::read_dir(folder.path()).expect("a folder").count();
+    let apply = |out: &str| {
+        posenc(folder.path(), &["apply", "rope.json", "--in", "x.npy", "--out", out, "--device", "cpu"]).fails()
+    };
+    assert_eq!(apply("y.txt"), "error: y.txt ends in neither .safetensors nor .npy\n");
+    assert!(apply("nowhere/y.npy").starts_with("error: cannot write nowhere/y.npy: "));
+    assert_eq!(apply("./x.npy"), "error: ./x.npy is the input: write to another file\n");
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(folder.path().join("x.npy"), folder.path().join("link.npy")).expect("a link");
+        assert_eq!(apply("link.npy"), "error: link.npy is the input: write to another file\n");
+        fs::remove_file(folder.path().join("link.npy")).expect("the link");
+    }
+    assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), before, "no partial file is left");
 }

@@ -225,3 +225,51 @@ fn numbers_that_are_not_finite_are_counted() {
     assert!(text.contains("0 elements before and 2 after are not finite, their tokens are left out"), "{text}");
     assert!(text.contains("base                   10000"), "{text}");
 }
+
+/// A prompt within the first context is rotated by the short list, whatever the config's longest is; without the config its divisors are
+/// printed.
+#[test]
+fn lists_of_longrope_are_named_from_the_config() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let list = |of: &dyn Fn(usize) -> f64| (0..DIM / 2).map(of).collect::<Vec<f64>>();
+    let config = serde_json::json!({
+        "model_type": "phi3", "hidden_size": HEADS * DIM, "num_attention_heads": HEADS, "num_hidden_layers": 2,
+        "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "rope_theta": 10000.0,
+        "rope_scaling": {"type": "longrope", "short_factor": list(&|pair| 1.0 + pair as f64 / 100.0),
+            "long_factor": list(&|pair| 1.0 + pair as f64)}
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).expect("a file");
+    let model = posenc::ModelRope::from_hf(&config.to_string()).expect("a config");
+    for (length, file) in [(64, "short.npy"), (131_072, "long.npy")] {
+        let rope = model.at_length(length).kinds()[0].rope.clone().expect("a rotation");
+        files(folder.path(), file, &rope, &counted(0));
+    }
+    let text = posenc(folder.path(), &["explain", "before.npy", "long.npy", "--config", "config.json"]).ends(0);
+    assert!(text.contains("as the config says"), "{text}");
+    let text = posenc(folder.path(), &["explain", "before.npy", "short.npy", "--config", "config.json"]).ends(1);
+    let said = "scaling: LongRoPE by the config's short list, the config says LongRoPE by the config's long list";
+    assert!(text.contains(said), "{text}");
+    let text = posenc(folder.path(), &["explain", "before.npy", "short.npy"]).ends(0);
+    assert!(text.contains("no known law; frequencies of base 10000 are divided by"), "{text}");
+}
+
+/// Heads that a kernel left alone, from the program.
+#[test]
+fn heads_that_are_left_out_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let x = numbers(TOKENS * HEADS * DIM);
+    let mut y = x.clone();
+    Rope::new(DIM, 1e4)
+        .rotate(&mut y, &Heads::thd(TOKENS, HEADS, DIM), &counted(5)[..], Direction::Forward)
+        .expect("a rotation");
+    for at in (0..x.len()).filter(|at| !(at / DIM).is_multiple_of(HEADS)) {
+        y[at] = x[at];
+    }
+    npy(folder.path(), "before.npy", &[TOKENS, HEADS, DIM], &x);
+    npy(folder.path(), "after.npy", &[TOKENS, HEADS, DIM], &y);
+    let text = posenc(folder.path(), &["explain", "before.npy", "after.npy", "--start", "5"]).ends(0);
+    assert!(
+        text.contains("  heads 1 to 3 are not rotated\n") && text.contains("base                   10000"),
+        "{text}"
+    );
+}

@@ -105,7 +105,7 @@ impl Convention {
                 *turn = (table(sin * sign), table(cos));
             }
             for head in 0..sample.heads {
-                let (x, y) = (sample.x(token, self.heads[head]), sample.y(token, head));
+                let (x, y) = (sample.x(token, self.heads[head]), sample.written(token, head));
                 vector.copy_from_slice(x);
                 for time in 0..self.law.times {
                     before.copy_from_slice(&vector);
@@ -117,24 +117,34 @@ impl Convention {
                             if self.arithmetic.narrow { products.map(|it| rounded(dtype, it)) } else { products };
                         let is_last = time + 1 == self.law.times;
                         let keep = |value: f64| if is_last { value } else { rounded(dtype, value) };
+                        // In place, the second channel may have read what the first had become.
+                        let r = if sample.overwritten { rounded(dtype, p - q) * sin } else { r };
                         (vector[c], vector[d]) = (keep(p - q), keep(r + s));
                     }
                 }
                 if self.arithmetic.narrow {
                     vector.iter_mut().for_each(|it| *it = rounded(dtype, *it));
                 }
+                let mut scale = 1.0;
                 for pair in 0..pairs {
                     let (c, d) = self.geometry.written(pair);
                     let (a, b) = self.geometry.read(pair);
+                    if let Some(decay) = &sample.decay {
+                        scale = decay.at(sample.positions[0][token], pair);
+                        (vector[c], vector[d]) = (vector[c] * scale, vector[d] * scale);
+                    }
                     // The length as it was written, and a bound in it: what the crate promises of its own rotation.
                     let unit = ulp(dtype, (vector[c] * vector[c] + vector[d] * vector[d]).sqrt());
-                    let inside =
-                        f64::from(self.law.times) * self.factor * (x[a].abs() + x[b].abs()) * (1e-7 + 2f64.powi(-22));
+                    let inside = f64::from(self.law.times)
+                        * self.factor
+                        * scale
+                        * (x[a].abs() + x[b].abs())
+                        * (1e-7 + 2f64.powi(-22));
+                    // The first channel's rounding is in the second once more.
+                    let inside = if sample.overwritten { 2.0 * inside + ulp(dtype, vector[c]) } else { inside };
                     for channel in [c, d] {
                         let far = (y[channel] - vector[channel]).abs();
-                        let bound = inside
-                            + ulp(dtype, vector[channel].abs() + inside) * 0.5 * f64::from(self.law.times)
-                            + 2f64.powi(-148);
+                        let bound = limit(dtype, vector[channel], inside, self.law.times);
                         square += (far / unit).powi(2);
                         worst = worst.max(far / unit);
                         share = share.max(far / bound);
@@ -208,7 +218,10 @@ impl Convention {
         if rotary == 2 {
             list.pop();
         }
-        let scaling = scaling_words(&self.law.scaling, self.law.base, rotary);
+        let scaling = match &self.law.name {
+            Some(name) => name.clone(),
+            None => scaling_words(&self.law.scaling, self.law.base, rotary),
+        };
         list.push(("scaling", scaling));
         list.push(("factor on cos and sin", number(self.factor)));
         if self.law.times > 1 {
@@ -235,6 +248,17 @@ impl Convention {
         }
         list
     }
+}
+
+/// The error allowed of a value: `inside` before it is rounded, so many times.
+pub fn limit(dtype: Dtype, value: f64, inside: f64, times: u32) -> f64 {
+    inside + ulp(dtype, value.abs() + inside) * 0.5 * f64::from(times) + 2f64.powi(-148)
+}
+
+/// Whether the channels beside the rotated ones are as they were.
+pub fn copied_is_same(x: &[f64], y: &[f64], geometry: Geometry) -> bool {
+    let rotated = geometry.offset..geometry.offset + geometry.rotary;
+    (0..x.len()).filter(|channel| !rotated.contains(channel)).all(|channel| x[channel] == y[channel])
 }
 
 /// Significant decimal digits of a number.
@@ -280,12 +304,34 @@ pub fn scaling_words(scaling: &Scaling, base: f64, rotary: usize) -> String {
                 .collect();
             format!("no known law; frequencies of base {} are divided by {}", number(base), shown.join(", "))
         }
+        Scaling::LongRope { original_context, length, .. } => {
+            let is_long = length.is_some_and(|length| length as f64 > *original_context);
+            format!("LongRoPE by the config's {} list", if is_long { "long" } else { "short" })
+        }
         other => format!("{other:?}"),
     }
 }
 
 /// Factors of YaRN that models have.
 pub const FACTORS: [f64; 8] = [2.0, 4.0, 8.0, 16.0, 32.0, 40.0, 64.0, 128.0];
+
+/// Axes in the order in which a form takes them, if that is not their own: `[2, 0, 1]` and the form of the axes put in order.
+fn exchanged(axes: &[u8]) -> Option<(Vec<usize>, Axes)> {
+    let count = usize::from(*axes.iter().max()?) + 1;
+    if !(2..=4).contains(&count) {
+        return None;
+    }
+    let mut order: Vec<usize> = Vec::new();
+    for &axis in axes {
+        if !order.contains(&usize::from(axis)) {
+            order.push(usize::from(axis));
+        }
+    }
+    let place = |axis: u8| order.iter().position(|it| *it == usize::from(axis)).unwrap_or(0) as u8;
+    let sorted: Vec<u8> = axes.iter().map(|&axis| place(axis)).collect();
+    let is_other = order.iter().enumerate().any(|(place, axis)| place != *axis);
+    Some((order.clone(), axes_form(&sorted)?)).filter(|_| is_other && order.len() == count)
+}
 
 /// The form that deals pairs out to axes, if it is one with a name.
 fn axes_form(axes: &[u8]) -> Option<Axes> {
@@ -309,6 +355,15 @@ fn axes_words(axes: &[u8]) -> String {
         Some(Axes::Sections(sizes)) => return format!("sections of {sizes:?} pairs"),
         Some(Axes::Interleaved(sizes)) => return format!("interleaved, {sizes:?} pairs"),
         _ => {}
+    }
+    if let Some((order, form)) = exchanged(axes) {
+        let (name, sizes) = match form {
+            Axes::Interleaved(sizes) => ("interleaved", sizes),
+            Axes::Sections(sizes) => ("sections", sizes),
+            _ => ("pairs", Vec::new()),
+        };
+        let order: Vec<_> = order.iter().map(usize::to_string).collect();
+        return format!("{name} of {sizes:?} pairs by the axes {}: axes are exchanged", order.join(", "));
     }
     let list: Vec<_> = axes.iter().map(u8::to_string).collect();
     format!("the axis of each pair is {}", list.join(" "))

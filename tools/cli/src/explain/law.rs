@@ -3,8 +3,9 @@
 use posenc::rotate::{Ramp, Yarn};
 use posenc::{Direction, Rope, Scaling};
 
-use super::convention::digits;
+use super::convention::{digits, rounded};
 use super::rates::Rate;
+use crate::tensors::Dtype;
 
 /// A law of frequencies, and how it was applied.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +15,8 @@ pub struct Law {
     pub direction: Direction,
     /// how often the tensor was rotated
     pub times: u32,
+    /// what a list of divisors is, where it has a name
+    pub name: Option<String>,
 }
 
 impl Law {
@@ -36,6 +39,7 @@ impl Law {
                     + u32::from(!yarn.truncate)
                     + 2 * u32::from(yarn.ramp != Ramp::Pairs)
             }
+            _ if self.name.is_some() => 8,
             _ => 60,
         };
         scaling + digits(self.base) + u32::from(!BASES.contains(&self.base))
@@ -116,7 +120,17 @@ pub fn laws(rates: &[Rate], rotary: usize, expected: Option<&Rope>, scaled: bool
         for times in 1..=2 {
             let speed = f64::from(times);
             if fits(rates, |pair| rope.frequency(pair) * speed) {
-                found.push(Law { base: rope.base, scaling: rope.scaling.clone(), direction, times });
+                found.push(Law { base: rope.base, scaling: rope.scaling.clone(), direction, times, name: None });
+            }
+        }
+        if let Scaling::LongRope { short, long, .. } = &rope.scaling {
+            for (name, list) in [("short", short), ("long", long)] {
+                let scaling = Scaling::Divisors(list.clone());
+                let of = Rope { scaling: scaling.clone(), ..Rope::new(rotary, rope.base) };
+                if list.len() == rotary / 2 && fits(rates, |pair| of.frequency(pair)) {
+                    let name = Some(format!("LongRoPE by the config's {name} list"));
+                    found.push(Law { base: rope.base, scaling, direction, times: 1, name });
+                }
             }
         }
     }
@@ -124,18 +138,33 @@ pub fn laws(rates: &[Rate], rotary: usize, expected: Option<&Rope>, scaled: bool
         let normal: Vec<Rate> =
             rates.iter().map(|it| Rate { value: it.value.abs() / speed, error: it.error / speed }).collect();
         for base in bases(&normal, rotary, expected.map(|rope| rope.base)) {
-            let mut push = |scaling: Scaling| found.push(Law { base, scaling, direction, times });
+            let mut push = |scaling: Scaling, name| found.push(Law { base, scaling, direction, times, name });
             let plain = Rope::new(rotary, base);
             let theta: Vec<f64> = (0..rotary / 2).map(|pair| plain.frequency(pair)).collect();
             if fits(&normal, |pair| theta[pair]) {
-                push(linear.map_or(Scaling::None, |factor| Scaling::Linear { factor }));
+                push(linear.map_or(Scaling::None, |factor| Scaling::Linear { factor }), None);
                 continue;
             }
             // Scalings leave the fastest pairs alone.
             let fast = (rates.len() / 8).max(2).min(rates.len());
             if linear.is_none() && scaled && fits(&normal[..fast], |pair| theta[pair]) {
                 for scaling in scalings(&normal, &theta, base, rotary) {
-                    push(scaling);
+                    push(scaling, None);
+                }
+            }
+        }
+    }
+    // Frequencies that were cast to a narrow type: of bases that models have, since casts hide the base's last digits.
+    let is_narrow = |it: &Law| matches!(it.scaling, Scaling::Divisors(_)) || it.scaling == Scaling::None;
+    if scaled && !found.iter().any(is_narrow) && (kappa - 1.0).abs() < tolerance {
+        for base in expected.map(|rope| rope.base).into_iter().chain(BASES) {
+            let plain = Rope::new(rotary, base);
+            let theta: Vec<f64> = (0..rotary / 2).map(|pair| plain.frequency(pair)).collect();
+            for (dtype, divisors) in narrowed(&theta) {
+                let fits = fits(rates, |pair| theta[pair] / divisors[pair]);
+                if fits && !found.iter().any(is_narrow) {
+                    let name = Some(format!("none; frequencies are rounded to {}", dtype.name()));
+                    found.push(Law { base, scaling: Scaling::Divisors(divisors), direction, times: 1, name });
                 }
             }
         }
@@ -150,8 +179,13 @@ pub fn laws(rates: &[Rate], rotary: usize, expected: Option<&Rope>, scaled: bool
     let plain = Rope::new(rotary, base);
     let divisors = (0..rotary / 2).map(|pair| plain.frequency(pair) / rates[pair].value.abs());
     let divisors: Vec<f64> = divisors.map(|it| if it.is_finite() { it } else { f64::INFINITY }).collect();
-    found.push(Law { base, scaling: Scaling::Divisors(divisors), direction, times: 1 });
+    found.push(Law { base, scaling: Scaling::Divisors(divisors), direction, times: 1, name: None });
     found
+}
+
+/// What frequencies are divided by where they are rounded to bf16 or f16.
+fn narrowed(theta: &[f64]) -> [(Dtype, Vec<f64>); 2] {
+    [Dtype::Bf16, Dtype::F16].map(|dtype| (dtype, theta.iter().map(|&theta| theta / rounded(dtype, theta)).collect()))
 }
 
 /// Keeps the laws that are nearest to the rates, the simplest of those that are near alike.

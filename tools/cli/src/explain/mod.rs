@@ -5,10 +5,12 @@ mod convention;
 mod geometry;
 mod heads;
 mod law;
+mod mixed;
 #[cfg(test)]
 mod mutations;
 mod places;
 mod rates;
+mod repairs;
 mod sample;
 mod search;
 
@@ -295,6 +297,134 @@ fn explain_sample(
     expected: Option<&Rope>,
     bound: f64,
 ) -> Explained {
+    let of = |sample: &Sample| explain_rotation(name, shape, layout, sample, expected, bound);
+    // What is as it was although the rest is rotated is told apart first.
+    if let Some(repaired) = repairs::left_out(sample) {
+        return with_repair(of(&repaired.sample), repaired);
+    }
+    let it = of(sample);
+    // A factor on everything is a proportional scaling with a factor as well, of interleaved pairs: the sentence with fewer parts is said.
+    let is_proportional =
+        it.best.iter().any(|(property, value)| *property == "scaling" && value.starts_with("proportional"));
+    if it.explained && !(is_proportional && repairs::scaled(sample).is_some()) {
+        return it;
+    }
+    for repair in [repairs::scaled, repairs::decay, repairs::overwritten] {
+        let Some(repaired) = repair(sample) else { continue };
+        let other = of(&repaired.sample);
+        if other.explained {
+            return with_repair(other, repaired);
+        }
+    }
+    if it.explained {
+        return it;
+    }
+    let halves = switched(name, shape, layout, sample, expected, bound);
+    halves.or_else(|| by_head(sample, bound, &it)).unwrap_or(it)
+}
+
+/// An explanation of what is left behind a mistake that was undone.
+fn with_repair(mut it: Explained, repaired: repairs::Repaired) -> Explained {
+    it.says.retain(|says| says != "as the config says");
+    it.says.insert(0, repaired.says.clone());
+    it.best.push((repaired.property, repaired.says));
+    it.as_config = it.as_config.map(|_| false);
+    it
+}
+
+/// Two conventions, one from a token on: a scaling that changed on the way, as LongRoPE's and dynamic NTK's do.
+fn switched(
+    name: &str,
+    shape: &[usize],
+    layout: Layout,
+    sample: &Sample,
+    expected: Option<&Rope>,
+    bound: f64,
+) -> Option<Explained> {
+    let count = sample.used.len();
+    if sample.batch > 1 || count < 32 {
+        return None;
+    }
+    let part = |used: &[usize]| {
+        let part = sample.of_tokens(used.to_vec());
+        let Found::Fits(fits) = search::search(&part, expected) else { return None };
+        fits.into_iter().next().filter(|fit| fit.residual.share <= bound && fit.convention.places == Places::Same)
+    };
+    let (first, last) = (part(&sample.used[..count / 4])?, part(&sample.used[count - count / 4..])?);
+    let holds = |fit: &Fit, token: usize| fit.convention.residual(sample, &[token]).share <= bound;
+    let at = sample.used.iter().position(|&token| !holds(&first, token))?;
+    if !sample.used[at..].iter().all(|&token| holds(&last, token)) {
+        return None;
+    }
+    let position = sample.positions[0][sample.used[at]];
+    let before = sample.of_tokens(sample.used[..at].to_vec());
+    let mut it = explain_rotation(name, shape, layout, &before, expected, bound);
+    let other = last.convention.properties(sample);
+    let changed: Vec<String> = other
+        .iter()
+        .filter(|property| !first.convention.properties(sample).contains(property))
+        .filter(|(property, _)| !matches!(*property, "angles" | "table" | "products"))
+        .map(|(property, value)| format!("{property} {value}"))
+        .collect();
+    let says = format!("another law from position {position} on: {}", changed.join(", "));
+    it.says.retain(|says| says != "as the config says");
+    it.says.insert(0, says.clone());
+    it.best.push(("changes", says));
+    it.as_config = it.as_config.map(|_| false);
+    Some(it)
+}
+
+/// Frequencies of each head's own.
+fn by_head(sample: &Sample, bound: f64, nearest: &Explained) -> Option<Explained> {
+    let found = mixed::mixed(sample, search::rounding(sample) + 1e-7)?;
+    if found.residual.share > bound {
+        return None;
+    }
+    let axes = sample.positions.len();
+    let says = match axes {
+        1 => "each head has frequencies of its own".to_string(),
+        _ => format!("each head has frequencies of its own, whose turns on {axes} axes are added (RoPE-Mixed)"),
+    };
+    let Geometry { offset, rotary, input, .. } = found.geometry;
+    let first: Vec<String> = found
+        .frequencies
+        .iter()
+        .take(4)
+        .map(|pairs| {
+            let rates: Vec<_> = pairs[0].iter().map(|rate| format!("{rate:.6}")).collect();
+            rates.join(" and ")
+        })
+        .collect();
+    let best = vec![
+        ("pairing", if input == posenc::Pairing::Half { "halves".into() } else { "interleaved".to_string() }),
+        ("channels", format!("{offset}..{} of {}", offset + rotary, sample.dim)),
+        ("frequencies", says.clone()),
+        ("of pair 0", format!("{} radians per position in the heads from 0 on", first.join(", "))),
+        ("factor on cos and sin", convention::number(found.factor)),
+    ];
+    Some(Explained {
+        name: nearest.name.clone(),
+        shape: nearest.shape.clone(),
+        layout: nearest.layout,
+        not_finite: nearest.not_finite,
+        explained: true,
+        as_config: nearest.as_config.map(|_| false),
+        says: vec![says],
+        best,
+        residual: Some(found.residual.into()),
+        second: Vec::new(),
+        second_residual: None,
+    })
+}
+
+fn explain_rotation(
+    name: &str,
+    shape: &[usize],
+    layout: Layout,
+    sample: &Sample,
+    expected: Option<&Rope>,
+    bound: f64,
+) -> Explained {
     let mut it = Explained {
         name: name.into(),
         shape: shape.to_vec(),
@@ -378,7 +508,13 @@ fn as_expected(sample: &Sample, rope: &Rope) -> Option<Convention> {
     (offset + rope.rotary <= sample.dim).then(|| Convention {
         heads: (0..sample.heads).collect(),
         geometry: Geometry { offset, rotary: rope.rotary, input: rope.pairing, output: rope.written() },
-        law: Law { base: rope.base, scaling: rope.scaling.clone(), direction: Direction::Forward, times: 1 },
+        law: Law {
+            base: rope.base,
+            scaling: rope.scaling.clone(),
+            direction: Direction::Forward,
+            times: 1,
+            name: None,
+        },
         factor: rope.attention_factor,
         places: Places::Same,
         // Of a text all axes are the same.
@@ -403,6 +539,9 @@ fn mistakes(fit: &Fit, sample: &Sample) -> Vec<String> {
     if sample.positions.len() > 1 && it.axes.iter().all(|axis| *axis == it.axes[0]) {
         says.push(format!("every pair turns by axis {}, the other axes are dropped", it.axes[0]));
     }
+    says.extend(
+        it.law.name.as_ref().filter(|name| name.starts_with("none; ")).map(|name| name["none; ".len()..].into()),
+    );
     says.extend(heads::words(&it.heads));
     if let Some(dtype) = it.arithmetic.table {
         says.push(format!("cosines and sines come from a table in {}", dtype.name()));
@@ -442,7 +581,7 @@ fn print(it: &Explained, bound: f64, out: &mut dyn Write) -> Result<()> {
     if !it.explained {
         writeln!(
             out,
-            "  not explained: nothing fits within {bound} of the bound; the nearest is above. Tried were pairs in halves and interleaved, both directions, every rotary size, a solved base, linear, NTK, YaRN, Llama 3 and proportional scaling, shifted, restarted and rounded positions, orders of heads, tables in f32, bf16 and f16"
+            "  not explained: nothing fits within {bound} of the bound; the nearest is above. Tried were pairs in halves and interleaved, both directions, every rotary size, a solved base, linear, NTK, YaRN, Llama 3, proportional scaling and a divisor for each pair, frequencies in bf16 and f16 and of each head, xPos, shifted, restarted and rounded positions, orders of heads, heads and tokens that are left out, a factor on everything, a law that changes at a token, pairs that overwrite themselves, tables in f32, bf16 and f16"
         )?;
     }
     if let Some(shown) = &it.second_residual {

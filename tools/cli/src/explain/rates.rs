@@ -20,6 +20,12 @@ const COHERENT: f64 = 0.7;
 
 /// Rates of all pairs; none if no tokens are one position apart on every axis.
 pub fn rates(sample: &Sample, measured: &Measured) -> Option<Vec<Rate>> {
+    let steps = steps(sample, &vec![1; sample.positions.len()]);
+    (!steps.is_empty()).then(|| (0..measured.pairs).map(|pair| rate(measured, pair, &steps)).collect())
+}
+
+/// Pairs of tokens that are 1, 2, 4, ... times `direction` apart.
+pub fn steps(sample: &Sample, direction: &[i64]) -> Vec<(i64, Vec<(usize, usize)>)> {
     let is_used: Vec<bool> = (0..sample.tokens).map(|token| sample.used.binary_search(&token).is_ok()).collect();
     let at = |token: usize| sample.positions.iter().map(|axis| axis[token]).collect::<Vec<_>>();
     let mut steps: Vec<(i64, Vec<(usize, usize)>)> = Vec::new();
@@ -30,23 +36,20 @@ pub fn rates(sample: &Sample, measured: &Measured) -> Option<Vec<Rate>> {
             let row: Vec<usize> = row.filter(|&token| is_used[token]).collect();
             let places: HashMap<Vec<i64>, usize> = row.iter().map(|&token| (at(token), token)).collect();
             for &token in &row {
-                let next: Vec<i64> = at(token).iter().map(|it| it.saturating_add(lag)).collect();
+                let by = direction.iter().map(|step| step * lag);
+                let next: Vec<i64> = at(token).iter().zip(by).map(|(it, by)| it.saturating_add(by)).collect();
                 pairs.extend(places.get(&next).map(|&other| (token, other)));
             }
         }
         if pairs.is_empty() {
-            break;
+            return steps;
         }
         steps.push((lag, pairs));
         lag *= 2;
     }
-    if steps.is_empty() {
-        return None;
-    }
-    Some((0..measured.pairs).map(|pair| rate(measured, pair, &steps)).collect())
 }
 
-fn rate(measured: &Measured, pair: usize, steps: &[(i64, Vec<(usize, usize)>)]) -> Rate {
+pub fn rate(measured: &Measured, pair: usize, steps: &[(i64, Vec<(usize, usize)>)]) -> Rate {
     let mut found = Rate { value: 0.0, error: f64::INFINITY };
     for (lag, tokens) in steps {
         let turns = tokens.iter().map(|&(a, b)| measured.unit(b, pair) * measured.unit(a, pair).conj());

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 
+use super::geometry::Geometry;
 use crate::tensors::{Dtype, Tensor};
 use crate::ulp::coarser;
 
@@ -74,6 +75,40 @@ pub struct Sample {
     pub not_finite: [usize; 2],
     /// tokens that are looked at
     pub used: Vec<usize>,
+    /// the values as they were written, where `y` has a mistake undone
+    written: Option<Vec<f64>>,
+    /// what was undone in `y`
+    pub decay: Option<Decay>,
+    /// what was undone in `y`: the second channel of a pair was made from the first after it had been written
+    pub overwritten: bool,
+}
+
+/// xPos: the length of a pair by its position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decay {
+    pub geometry: Geometry,
+    pub gamma: f64,
+    pub scale_base: f64,
+    pub center: f64,
+    pub is_key: bool,
+}
+
+impl Decay {
+    /// The factor of a pair.
+    pub fn at(&self, position: i64, pair: usize) -> f64 {
+        let zeta = (pair as f64 / self.geometry.pairs() as f64 + self.gamma) / (1.0 + self.gamma);
+        let power = (position as f64 - self.center) / self.scale_base;
+        zeta.powf(if self.is_key { -power } else { power })
+    }
+
+    /// The factor of a channel as it is written, 1 of those that are not rotated.
+    pub fn channel(&self, position: i64, channel: usize) -> f64 {
+        let is_of = |&pair: &usize| {
+            let (c, d) = self.geometry.written(pair);
+            c == channel || d == channel
+        };
+        (0..self.geometry.pairs()).find(is_of).map_or(1.0, |pair| self.at(position, pair))
+    }
 }
 
 impl Sample {
@@ -120,7 +155,47 @@ impl Sample {
             not_finite[0],
             not_finite[1]
         );
-        Ok(Self { dtype, batch, tokens, heads, dim, x, y, positions, not_finite, used })
+        let (written, decay) = (None, None);
+        Ok(Self {
+            dtype,
+            batch,
+            tokens,
+            heads,
+            dim,
+            x,
+            y,
+            positions,
+            not_finite,
+            used,
+            written,
+            decay,
+            overwritten: false,
+        })
+    }
+
+    /// These tokens alone.
+    pub fn of_tokens(&self, used: Vec<usize>) -> Self {
+        Self { used, ..self.clone() }
+    }
+
+    /// These heads alone.
+    pub fn of_heads(&self, heads: &[usize]) -> Self {
+        let pick = |data: &[f64]| {
+            let of = |at: usize| &data[at * self.dim..(at + 1) * self.dim];
+            let rows = (0..self.tokens).flat_map(|token| heads.iter().map(move |head| token * self.heads + head));
+            rows.flat_map(of).copied().collect::<Vec<f64>>()
+        };
+        let written = self.written.as_deref().map(pick);
+        Self { heads: heads.len(), x: pick(&self.x), y: pick(&self.y), written, ..self.clone() }
+    }
+
+    /// The values after by what token, head, channel and they are; those that were written are kept.
+    pub fn with_y(&self, y: impl Fn(usize, usize, usize, f64) -> f64) -> Self {
+        let of = |(at, &value): (usize, &f64)| {
+            y(at / self.dim / self.heads, at / self.dim % self.heads, at % self.dim, value)
+        };
+        let undone = self.y.iter().enumerate().map(of).collect();
+        Self { y: undone, written: Some(self.written.clone().unwrap_or_else(|| self.y.clone())), ..self.clone() }
     }
 
     pub fn x(&self, token: usize, head: usize) -> &[f64] {
@@ -131,6 +206,15 @@ impl Sample {
     pub fn y(&self, token: usize, head: usize) -> &[f64] {
         let begin = (token * self.heads + head) * self.dim;
         &self.y[begin..begin + self.dim]
+    }
+
+    /// The values as they were written.
+    pub fn written(&self, token: usize, head: usize) -> &[f64] {
+        let begin = (token * self.heads + head) * self.dim;
+        match &self.written {
+            Some(data) if self.decay.is_some() || self.overwritten => &data[begin..begin + self.dim],
+            _ => self.y(token, head),
+        }
     }
 
     /// At most `count` of the tokens, evenly spread, the first and the last among them.

@@ -151,7 +151,7 @@ fn shortlist(fits: &mut Vec<Fit>, count: usize) {
     }
 }
 
-fn rounding(sample: &Sample) -> f64 {
+pub fn rounding(sample: &Sample) -> f64 {
     ulp(sample.dtype, 1.0) / 2.0
 }
 
@@ -194,7 +194,7 @@ fn of_look(sample: &Sample, heads: &[usize], look: &Look, effort: Effort, expect
         None => Vec::new(),
     };
     // Without neighbours, or where these disagree, laws of published models.
-    if laws.is_empty() || sample.positions.len() > 1 || !laws.iter().any(|law| is_known(&law.scaling)) {
+    if laws.is_empty() || sample.positions.len() > 1 || !laws.iter().any(is_known) {
         laws.extend(published(expected, geometry.rotary));
     }
     let mut found: Vec<Fit> = Vec::new();
@@ -245,8 +245,8 @@ fn fit(sample: &Sample, convention: Convention, tokens: &[usize]) -> Fit {
     Fit { convention, residual }
 }
 
-const fn is_known(scaling: &Scaling) -> bool {
-    !matches!(scaling, Scaling::Divisors(_))
+const fn is_known(law: &Law) -> bool {
+    law.name.is_some() || !matches!(law.scaling, Scaling::Divisors(_))
 }
 
 /// Laws that are tried where rates cannot be measured.
@@ -255,7 +255,7 @@ fn published(expected: Option<&Rope>, rotary: usize) -> Vec<Law> {
     let mut push = |base: f64, scaling: &Scaling| {
         for direction in [Direction::Forward, Direction::Inverse] {
             for times in [1, 2] {
-                laws.push(Law { base, scaling: scaling.clone(), direction, times });
+                laws.push(Law { base, scaling: scaling.clone(), direction, times, name: None });
             }
         }
     };

@@ -16,6 +16,7 @@ use posenc::accuracy::Expected;
 use posenc::half::{bf16, f16};
 use posenc::{Error, Gpu, Scalar};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::tensors::{Dtype, Element, Tensor, Tensors};
 
@@ -87,14 +88,15 @@ impl Device {
 macro_rules! operations {
     ($($name:ident($op:ty) => $form:path,)*) => {
         /// An operation. `--schema` prints an example of each.
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, Serialize)]
         #[serde(tag = "op", rename_all = "kebab-case")]
         pub enum Op {
             $($name($op),)*
         }
 
         /// The operations by name.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
         pub enum Name {
             $($name,)*
         }
@@ -108,6 +110,13 @@ macro_rules! operations {
         }
 
         impl Name {
+            /// The operation of this name from its other fields.
+            fn read(self, fields: Value) -> Result<Op, serde_path_to_error::Error<serde_json::Error>> {
+                Ok(match self {
+                    $(Self::$name => Op::$name(serde_path_to_error::deserialize(fields)?),)*
+                })
+            }
+
             pub fn form(self) -> Form {
                 match self {
                     $(Self::$name => $form(),)*
@@ -168,7 +177,28 @@ impl Op {
     /// Reads a JSON file.
     pub fn open(path: &Path) -> Result<Self> {
         let json = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&json).with_context(|| path.display().to_string())
+        Self::parse(&json).with_context(|| path.display().to_string())
+    }
+
+    /// Reads JSON; an error names the field, and the line that it is on.
+    fn parse(json: &str) -> Result<Self> {
+        let mut fields: Value = serde_json::from_str(json)?;
+        let Some(name) = fields.as_object_mut().and_then(|fields| fields.remove("op")) else {
+            bail!("an operation is an object with its name as \"op\": posenc apply --schema lists them");
+        };
+        let name: Name = serde_json::from_value(name)?;
+        name.read(fields).map_err(|error| {
+            let path = error.path().to_string();
+            let last = path.rsplit('.').find(|part| !part.starts_with('[')).unwrap_or_default();
+            let last = last.split('[').next().unwrap_or_default();
+            let line = json.lines().position(|line| line.contains(&format!("\"{last}\"")));
+            let error = error.into_inner();
+            match (path.as_str(), line) {
+                ("." | "?", _) => anyhow::anyhow!("{error}"),
+                (_, Some(line)) => anyhow::anyhow!("{path} in line {}: {error}", line + 1),
+                _ => anyhow::anyhow!("{path}: {error}"),
+            }
+        })
     }
 
     /// Computes on a device. With `expected` each result has its wanted values and the error that is allowed at each.
