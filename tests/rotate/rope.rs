@@ -567,17 +567,17 @@ fn modifiers_that_do_nothing_are_refused() {
 #[ignore = "needs a device: cargo xtask test"]
 fn queries_in_place_and_keys_copied_in_one_call() {
     let gpu = gpu();
-    // By single elements, and by 16 bytes, where heads share their angles.
-    for offset in [3, 8] {
-        check_one_in_place(&gpu, &Rope { offset, ..Rope::new(16, 10_000.0) });
+    // By single elements and by 16 bytes with channels beside the rotated ones, and whole heads, which share their angles.
+    for (rotary, offset, dim) in [(16, 3, 24), (16, 8, 24), (32, 0, 32)] {
+        check_one_in_place(&gpu, &Rope { offset, ..Rope::new(rotary, 10_000.0) }, dim);
     }
 }
 
-fn check_one_in_place(gpu: &Gpu, rope: &Rope) {
+fn check_one_in_place(gpu: &Gpu, rope: &Rope, dim: usize) {
     let (mut data, tokens) = (Data::new(9), 5);
-    let (q, k) = (Heads::thd(tokens, 3, 24), Heads::thd(tokens, 2, 24));
+    let (q, k) = (Heads::thd(tokens, 3, dim), Heads::thd(tokens, 2, dim));
     // A cache of keys, [heads, tokens, dim].
-    let cache = Heads { strides: [0, 24, 32 * 24], ..k }.at(4 * 24);
+    let cache = Heads { strides: [0, dim, 32 * dim], ..k }.at(4 * dim);
     let plan = RopePlan::<bf16>::new(gpu, rope).expect("a plan");
     let ids: Vec<i64> = (0..tokens as i64).map(|t| 131_071 + t).collect();
     let positions = gpu.stream().clone_htod(&ids).expect("a copy");
@@ -605,8 +605,8 @@ fn check_one_in_place(gpu: &Gpu, rope: &Rope) {
         }
         let got = k_out.read(gpu);
         let mut written = vec![false; got.len()];
-        for index in 0..tokens * 2 * 24 {
-            let (token, head, channel) = (index / 48, index / 24 % 2, index % 24);
+        for index in 0..tokens * 2 * dim {
+            let (token, head, channel) = (index / dim / 2, index / dim % 2, index % dim);
             let (from, to) = (k.index(0, token, head, channel), cache.index(0, token, head, channel));
             written[to] = true;
             assert_close(&[got[to]], &[k_want.want[from]], |_| k_want.bound[from]);
