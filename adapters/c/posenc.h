@@ -2009,6 +2009,10 @@ PosencStatus posenc_patch_positions(
     int64_t *ids,
     uint64_t *out);
 
+/* Writes the positions of sound in windows of frames on two axes, as MusicFlamingo counts them: `ids[axis * stride +
+   frame]`, in host memory, where `stride` is at least `windows * frames`, which it gives. */
+PosencStatus posenc_timed_windows(uint64_t windows, uint64_t frames, uint64_t stride, int64_t *ids, uint64_t *out);
+
 /* Gives the tokens of `count` stretches. */
 PosencStatus posenc_span_tokens(const PosencSpan *spans, uint64_t count, uint64_t *out);
 

@@ -1031,6 +1031,12 @@ inline uint64_t patch_positions(const PosencPatchGrid &grid, const uint64_t *gri
     return value;
 }
 
+inline uint64_t timed_windows(uint64_t windows, uint64_t frames, uint64_t stride, int64_t *ids) {
+    uint64_t value = {};
+    posenc::check(posenc_timed_windows(windows, frames, stride, ids, &value));
+    return value;
+}
+
 inline uint64_t span_tokens(const PosencSpan &spans, uint64_t count) {
     uint64_t value = {};
     posenc::check(posenc_span_tokens(&spans, count, &value));

@@ -5,7 +5,9 @@ use std::ffi::{CString, c_char};
 use posenc::bias::Distances;
 use posenc::embed::{Learned, Rows, Wave};
 use posenc::model::{LogitBias, ModelPositions, ModelPrologue, PositionEmbedding};
-use posenc::position::{After, GridAxis, GridCoordinate, GridExtent, GridPositions, Mix, Patches, Span, SpanPositions};
+use posenc::position::{
+    After, GridAxis, GridCoordinate, GridExtent, GridPositions, Mix, Patches, Span, SpanPositions, timed_windows,
+};
 use posenc::rotate::{Gguf, QueryScale, longrope_attention_factor, mla_logit_scale, yarn_mscale};
 use posenc::{Error, Gpu, ModelRope, RopePlan, Sinusoid};
 
@@ -251,6 +253,15 @@ header! {{}
             let tokens = positions.tokens(&grids)?;
             write_rows(&positions.ids(&grids)?, tokens, stride, ids)?;
             Ok(tokens as u64)
+        })
+    }
+    /// Writes the positions of sound in windows of frames on two axes, as MusicFlamingo counts them: `ids[axis * stride + frame]`, in
+    /// host memory, where `stride` is at least `windows * frames`, which it gives.
+    fn posenc_timed_windows(windows: u64, frames: u64, stride: u64, ids: *mut i64, out: *mut u64) -> PosencStatus {
+        give(out, || {
+            let made = timed_windows(windows as usize, frames as usize)?;
+            write_rows(&made, made.len() / 2, stride, ids)?;
+            Ok(made.len() as u64 / 2)
         })
     }
     /// Gives the tokens of `count` stretches.

@@ -472,6 +472,12 @@ static void positions_of_models(void) {
     OK(posenc_patch_positions(&grid, patches, 1, 6, at, &tokens));
     CHECK(at[0] == 1 && at[1] == 2 && at[3] == 2 && at[4] == 0 && at[6] == 1 && at[6 + 2] == 2 && at[6 + 4] == 0);
     OK(posenc_model_free(model));
+
+    /* Two windows of three frames: 0 0 0 3 4 5 and 0 1 4 0 4 10. */
+    OK(posenc_timed_windows(2, 3, 7, at, &tokens));
+    CHECK(tokens == 6 && at[3] == 3 && at[5] == 5 && at[7 + 2] == 4 && at[7 + 3] == 0 && at[7 + 5] == 10);
+    REFUSED(posenc_timed_windows(2, 3, 5, at, &tokens), POSENC_ARGUMENT, "stride is 5");
+
     OK(posenc_model_from_hf("{\"model_type\": \"sapiens2\"}", &model));
     OK(posenc_model_grid(model, &grid));
     CHECK(grid.coordinate == POSENC_GRID_COORDINATE_CENTER && grid.extent == POSENC_GRID_EXTENT_OWN);

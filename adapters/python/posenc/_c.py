@@ -1398,6 +1398,7 @@ FUNCTIONS["posenc_model_added"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_uin
 FUNCTIONS["posenc_model_grid"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p]
 FUNCTIONS["posenc_patch_tokens"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
 FUNCTIONS["posenc_patch_positions"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p]
+FUNCTIONS["posenc_timed_windows"] = ctypes.c_int32, [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p]
 FUNCTIONS["posenc_span_tokens"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
 FUNCTIONS["posenc_span_positions"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p]
 FUNCTIONS["posenc_query_scale_at"] = ctypes.c_int32, [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
