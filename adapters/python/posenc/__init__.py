@@ -50,8 +50,8 @@ from .bias import (
 )
 from .embed import ErrorFlag, Grid, Learned, LearnedGrad, Lookup, Resample, Sinusoid, Tables
 from .errors import Error
-from .model import Added, Layer, Model, QueryScale, Span, span_positions
-from .prologue import Branch, Cache, Codes, Projected, Prologue
+from .model import Added, Layer, Model, QueryScale, Span, span_positions, timed_windows
+from .prologue import Branch, Cache, Codes, LayerPrologue, Projected, Prologue
 from .rotate import (
     Axes,
     CosSin,
@@ -124,6 +124,7 @@ __all__ = [
     "NtkStepped",
     "Places",
     "Projected",
+    "LayerPrologue",
     "Prologue",
     "Proportional",
     "QueryScale",
@@ -167,6 +168,7 @@ __all__ = [
     "plans",
     "resize_window",
     "span_positions",
+    "timed_windows",
     "spec_of",
     "swin2_logit_scale",
     "version",

@@ -178,6 +178,21 @@ class Model:
             key_entries=own.keys.entries if own.has_keys else 0,
         )
 
+    def patch_positions(self, grids: Sequence[tuple[int, int, int]]) -> Any:
+        """Positions of the patches of images and videos as a vision tower counts them, int64 `[axes, tokens]` as numpy.
+        A grid is its steps of time, rows and columns of patches; class and register tokens are among the tokens."""
+        import numpy
+
+        grid = _library.gives("posenc_model_grid", _c.PatchGrid(), self.handle.address)
+        if grid.axis_count == 0:
+            raise Error(f"{self.name} has no rule for the positions of patches: describe() says what it has")
+        own = (ctypes.c_uint64 * (3 * len(grids)))(*(size for sizes in grids for size in sizes))
+        of = ctypes.byref(grid), own, len(grids)
+        tokens = _library.gives("posenc_patch_tokens", ctypes.c_uint64(), *of).value
+        ids = numpy.zeros((grid.axis_count, tokens), numpy.int64)
+        _library.gives("posenc_patch_positions", ctypes.c_uint64(), *of, tokens, ids.ctypes.data)
+        return ids
+
 
 @dataclass(frozen=True)
 class Span:
@@ -231,3 +246,13 @@ def span_positions(spans: Sequence[Span], after: Literal["largest", "space"] = "
         "posenc_span_positions", ctypes.c_int64(), own, len(spans), rule, tokens, ids.ctypes.data
     )
     return ids, int(following.value)
+
+
+def timed_windows(windows: int, frames: int) -> Any:
+    """Positions of sound in windows of frames on two axes, as MusicFlamingo counts them, int64
+    `[2, windows * frames]` as numpy."""
+    import numpy
+
+    ids = numpy.zeros((2, windows * frames), numpy.int64)
+    _library.gives("posenc_timed_windows", ctypes.c_uint64(), windows, frames, windows * frames, ids.ctypes.data)
+    return ids

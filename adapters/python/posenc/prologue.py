@@ -7,12 +7,12 @@ import ctypes
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from . import _c, _plan, _tensor
+from . import _c, _library, _plan, _tensor
 from ._library import Handle
 from ._plan import Call
 from ._spec import Spec
 from .errors import Error
-from .model import QueryScale
+from .model import Model, QueryScale
 from .rotate import Rope, choice
 
 _NORMS = {"none": _c.HEAD_NORM_NONE, "rms": _c.HEAD_NORM_RMS, "l2": _c.HEAD_NORM_L2}
@@ -57,6 +57,14 @@ class Branch(Spec):
             rope=int(self.rope),
             eps=self.eps,
         )
+
+    @classmethod
+    def _of(cls, own: _c.Branch) -> Branch:
+        named: Any = {
+            name: next(word for word, code in words.items() if code == getattr(own, name))
+            for name, words in (("norm", _NORMS), ("weight", _WEIGHTS), ("over", _OVER), ("rounding", _ROUNDINGS))
+        }
+        return cls(rope=bool(own.rope), bias=bool(own.bias), eps=own.eps, **named)
 
 
 class Projected:
@@ -244,3 +252,36 @@ class Prologue(Spec):
             return Handle("prologue", "posenc_prologue_new", gpu.address, ctypes.byref(spec), call.code)
 
         return _plan.cached("prologue", (self, call.code), call.where, make)
+
+
+@dataclass(frozen=True)
+class LayerPrologue:
+    """What a layer of a model does between projection and attention, beside its rotation: the fields of a `Prologue`.
+
+    `gated`: queries and a gate are interleaved by head; `latent`: keys are the shared rotary part and values the
+    latent; `shares_keys`: keys and values are those of a layer before."""
+
+    q: Branch
+    k: Branch
+    v: Branch
+    query_scale: QueryScale
+    rope_first: bool
+    gated: bool
+    latent: bool
+    shares_keys: bool
+
+    @classmethod
+    def from_config(cls, config: Any, layer: int = 0) -> LayerPrologue:
+        """That of a layer of a `transformers` config: norms and biases are those of the model type's class."""
+        model = Model.from_config(config)
+        own = _library.gives("posenc_model_prologue", _c.LayerPrologue(), model.handle.address, layer)
+        return cls(
+            q=Branch._of(own.q),
+            k=Branch._of(own.k),
+            v=Branch._of(own.v),
+            query_scale=model.layer(layer).query_scale,
+            rope_first=bool(own.rope_first),
+            gated=bool(own.gated),
+            latent=bool(own.latent),
+            shares_keys=bool(own.shares_keys),
+        )

@@ -294,3 +294,21 @@ def test_codes_of_torch():
     rest = *rest, None, None, None, spec.text, True, "bthd", "bthd"
     weights = [weight, None, weight, None, None, None]
     torch.library.opcheck(torch.ops.posenc.prologue.default, (q, k, v, weights, *rest))
+
+
+def test_the_prologue_of_a_layer_is_that_of_its_config():
+    config = {"model_type": "qwen3", "head_dim": 16, "num_hidden_layers": 2, "rms_norm_eps": 1e-5}
+    layer = posenc.LayerPrologue.from_config(config, 1)
+    norm = posenc.Branch(rope=True, norm="rms", weight="weight", eps=1e-5, rounding="before_weight")
+    assert (layer.q, layer.k, layer.rope_first, layer.latent) == (norm, norm, False, False)
+    assert layer.v.norm == "none" and not layer.v.rope
+    with pytest.raises(posenc.Error, match="norms and biases of model_type"):
+        posenc.LayerPrologue.from_config({"model_type": "gpt_neox", "num_hidden_layers": 1})
+
+
+def test_patches_and_windows_have_the_positions_of_their_models():
+    ids = posenc.Model.from_config({"model_type": "llama4_vision_model"}).patch_positions([(1, 2, 2)])
+    assert ids.tolist() == [[1, 2, 1, 2, 0], [1, 1, 2, 2, 0]]
+    assert posenc.timed_windows(2, 3).tolist() == [[0, 0, 0, 3, 4, 5], [0, 1, 4, 0, 4, 10]]
+    with pytest.raises(posenc.Error, match="no rule for the positions of patches"):
+        posenc.Model.from_config({"model_type": "qwen3", "num_hidden_layers": 1}).patch_positions([(1, 2, 2)])
